@@ -1,0 +1,82 @@
+"""The one envelope: an event as it is committed, read and sent, and its JSON encoding."""
+
+from typing import Any, Literal
+
+import msgspec
+
+DEFAULT_WORLD = "default"
+DEFAULT_ROOM = "main"
+MAX_HOPS = 8
+"""The deepest chain of effects: an event with this hop count causes nothing more."""
+MAX_EVENT_BYTES = 1024 * 1024
+MAX_DEPTH = 64
+
+SourceKind = Literal["user", "agent", "system", "external"]
+
+
+class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    kind: SourceKind
+    id: str
+
+
+class Metadata(msgspec.Struct, frozen=True, kw_only=True):
+    """What Crucible knows of an event. `timestamp` is RFC 3339 in UTC with microseconds; `traceparent` is W3C's."""
+
+    id: str
+    timestamp: str
+    version: str = "1.0.0"
+    source: Source
+    actor: str
+    correlation_id: str
+    causation_id: str | None = None
+    hop: int = 0
+    world_id: str = DEFAULT_WORLD
+    room_id: str = DEFAULT_ROOM
+    entity: str | None = None
+    traceparent: str | None = None
+
+
+class Data(msgspec.Struct, frozen=True):
+    """`payload` is a dict once decoded; to encode, it may also be `msgspec.Raw`, whose bytes pass through."""
+
+    event: str
+    payload: Any
+
+
+class Event(msgspec.Struct, frozen=True, omit_defaults=False):
+    """A committed event; `sequence` is its place in the EVENTS stream and is not stored inside it."""
+
+    type: str
+    data: Data
+    metadata: Metadata
+    sequence: int | None = None
+
+    @property
+    def dotted(self) -> str:
+        return f"{self.type}.{self.data.event}"
+
+
+class _Stored(msgspec.Struct, frozen=True):
+    type: str
+    data: Data
+    metadata: Metadata
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Event)
+
+
+def encode(event: Event) -> bytes:
+    """The stored form: JSON without `sequence`, which only the stream knows."""
+    return _encoder.encode(_Stored(event.type, event.data, event.metadata))
+
+
+def decode(raw: bytes, sequence: int | None = None) -> Event:
+    """The event in `raw` (stored form or with a sequence). Raises `msgspec.DecodeError` for anything else."""
+    event = _decoder.decode(raw)
+    return event if sequence is None else msgspec.structs.replace(event, sequence=sequence)
+
+
+def with_sequence(raw: bytes, sequence: int) -> bytes:
+    """The public form of a stored event, its bytes untouched."""
+    return b'%b,"sequence":%d}' % (raw.rstrip()[:-1], sequence)

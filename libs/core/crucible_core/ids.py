@@ -1,0 +1,34 @@
+"""Identifiers: TypeIDs, a prefix and a UUIDv7 (RFC 9562) in Crockford base32 (github.com/jetify-com/typeid, spec 0.3)."""
+
+import hashlib
+import re
+
+ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_RANDOM_BITS = 74
+_ID = re.compile(r"[a-z]{2,8}_[A-Za-z0-9_-]{1,64}")
+
+
+def make_id(prefix: str, at_ms: int, random: bytes) -> str:
+    """A TypeID for a moment (Unix milliseconds) and at least 10 random bytes."""
+    return f"{prefix}_{_base32(_uuid7(at_ms, int.from_bytes(random[:10], 'big')))}"
+
+
+def derive_id(prefix: str, at_ms: int, *parts: str) -> str:
+    """The same id for the same arguments, so that an effect made twice has one name."""
+    digest = hashlib.sha256("\x1f".join(parts).encode()).digest()
+    return make_id(prefix, at_ms, digest)
+
+
+def is_id(prefix: str, text: str) -> bool:
+    """Whether `text` can be an id with this prefix. Ids that users bring need not be UUIDs, only safe to print."""
+    return text.startswith(f"{prefix}_") and _ID.fullmatch(text) is not None
+
+
+def _uuid7(at_ms: int, random: int) -> int:
+    bits = random & ((1 << _RANDOM_BITS) - 1)
+    high = bits >> 62
+    return (at_ms & ((1 << 48) - 1)) << 80 | 0x7 << 76 | high << 64 | 0b10 << 62 | bits & ((1 << 62) - 1)
+
+
+def _base32(value: int) -> str:
+    return "".join(ALPHABET[value >> shift & 31] for shift in range(125, -1, -5))

@@ -1,0 +1,192 @@
+"""Every name on the bus: subjects, streams, durables, buckets and headers, built by functions."""
+
+import hashlib
+import re
+import zlib
+
+import msgspec
+
+HASH_BUCKETS = 64
+VERSIONED = frozenset({"Memory", "Graph"})
+"""Categories whose entities have checked versions: their entity id is a token of the subject."""
+
+# Our own headers.
+ERROR = "Crucible-Error"
+ATTEMPT = "Crucible-Attempt"
+RUN = "Crucible-Run"
+DELIVERY = "Crucible-Delivery"
+EVENT_ID = "Crucible-Event-Id"
+EVENT_SEQUENCE = "Crucible-Event-Sequence"
+CAUSE = "Crucible-Cause"
+DRY_RUN = "Crucible-Dry-Run"
+REPLAY = "Crucible-Replay"
+REPLY_TO = "Crucible-Reply-To"
+DEADLINE = "Crucible-Deadline"
+REASON = "Crucible-Reason"
+ORIGIN = "Crucible-Origin"
+CORRELATION = "Crucible-Correlation"
+TRACEPARENT = "traceparent"
+TRACESTATE = "tracestate"
+
+# JetStream's (docs.nats.io, ADR-8, ADR-43, ADR-50, ADR-51).
+MSG_ID = "Nats-Msg-Id"
+EXPECTED_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
+EXPECTED_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"
+BATCH_ID = "Nats-Batch-Id"
+BATCH_SEQUENCE = "Nats-Batch-Sequence"
+BATCH_COMMIT = "Nats-Batch-Commit"
+SCHEDULE = "Nats-Schedule"
+SCHEDULE_TARGET = "Nats-Schedule-Target"
+TTL = "Nats-TTL"
+STREAM_SEQUENCE = "Nats-Sequence"
+LAST_SEQUENCE = "Nats-Last-Sequence"
+STORED_SUBJECT = "Nats-Subject"
+
+_SAFE = re.compile(r"[A-Za-z0-9_-]{1,120}")
+
+
+def token(text: str) -> str:
+    """`text` as one subject token, injectively: safe characters stay, others become `=XX`, long texts a hash."""
+    if _SAFE.fullmatch(text):
+        return text
+    quoted = "".join(c if c.isascii() and (c.isalnum() or c in "_-") else _quote(c) for c in text)
+    if 0 < len(quoted) <= 120:
+        return quoted
+    return "=h" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:40]
+
+
+def _quote(char: str) -> str:
+    return "".join(f"={byte:02X}" for byte in char.encode("utf-8", "surrogatepass"))
+
+
+class Names(msgspec.Struct, frozen=True):
+    """The names of one installation; `prefix` keeps several apart on one server (each test has its own)."""
+
+    prefix: str = ""
+
+    def _subject(self, *tokens: str) -> str:
+        return ".".join((self.prefix, *tokens) if self.prefix else tokens)
+
+    def _name(self, name: str) -> str:
+        return f"{self.prefix}_{name}" if self.prefix else name
+
+    # Streams
+    @property
+    def events(self) -> str:
+        return self._name("EVENTS")
+
+    @property
+    def hook_runs(self) -> str:
+        return self._name("HOOK_RUNS")
+
+    @property
+    def deliveries(self) -> str:
+        return self._name("DELIVERIES")
+
+    @property
+    def attempts(self) -> str:
+        return self._name("ATTEMPTS")
+
+    # Buckets
+    def bucket(self, name: str) -> str:
+        """`hooks`, `flows`, `webhooks`, `keys`, `artifacts` or `marks` (debounce marks)."""
+        return self._name(name)
+
+    # Durable consumers
+    def durable(self, name: str) -> str:
+        return self._name(token(name))
+
+    # Subjects of committed events
+    def event(self, world: str, room: str, category: str, event: str, entity: str | None) -> str:
+        """`evt.<world>.<room>.<Category>.<Event>.<key>`."""
+        return self._subject(
+            "evt", token(world), token(room), category, token(event), event_key(category, entity)
+        )
+
+    def versions(self, world: str, category: str, entity: str) -> str:
+        """Every event of one versioned entity, for expected-sequence checks and its last event."""
+        return self._subject("evt", token(world), "*", category, "*", event_key(category, entity))
+
+    def events_of(self, category: str = "*", event: str = "*", world: str = "*", room: str = "*") -> str:
+        """A wildcard over committed events."""
+        return self._subject("evt", world, room, category, event, "*")
+
+    @property
+    def all_events(self) -> str:
+        return self._subject("evt", ">")
+
+    @property
+    def all_live(self) -> str:
+        return self._subject("live", ">")
+
+    def live(self, world: str) -> str:
+        """What the EVENTS stream republishes of one world; the subject is `live.` before the event's."""
+        return self._subject("live", "evt", token(world), ">")
+
+    @property
+    def live_mapping(self) -> tuple[str, str]:
+        """(source, destination) of the EVENTS stream's republish."""
+        return self._subject("evt", ">"), self._subject("live", "evt", ">")
+
+    # Work
+    def run(self, hook: str) -> str:
+        return self._subject("run", token(hook))
+
+    @property
+    def all_runs(self) -> str:
+        return self._subject("run", "*")
+
+    def run_schedule(self, hook: str, run: str) -> str:
+        return self._subject("sched", "run", token(hook), token(run))
+
+    @property
+    def run_schedules(self) -> str:
+        return self._subject("sched", "run", ">")
+
+    def delivery(self, webhook: str) -> str:
+        return self._subject("dlv", token(webhook))
+
+    @property
+    def all_deliveries(self) -> str:
+        return self._subject("dlv", "*")
+
+    def delivery_schedule(self, webhook: str, delivery: str) -> str:
+        return self._subject("sched", "dlv", token(webhook), token(delivery))
+
+    @property
+    def delivery_schedules(self) -> str:
+        return self._subject("sched", "dlv", ">")
+
+    # History
+    def attempt(self, webhook: str, delivery: str) -> str:
+        return self._subject("att", "dlv", token(webhook), token(delivery))
+
+    @property
+    def delivery_attempts(self) -> str:
+        return self._subject("att", "dlv", ">")
+
+    def run_attempt(self, hook: str, run: str) -> str:
+        return self._subject("att", "run", token(hook), token(run))
+
+    @property
+    def run_attempts(self) -> str:
+        return self._subject("att", "run", ">")
+
+    def parked(self, durable: str) -> str:
+        """Where a message that cannot be decoded is put aside."""
+        return self._subject("att", "parked", token(durable))
+
+    @property
+    def all_attempts(self) -> str:
+        return self._subject("att", ">")
+
+    # Requests
+    def rpc(self, service: str, operation: str) -> str:
+        return self._subject("rpc", service, operation)
+
+
+def event_key(category: str, entity: str | None) -> str:
+    """The last token of an event's subject: the entity where versions are checked, else one of 64 buckets."""
+    if category in VERSIONED and entity:
+        return token(entity)
+    return f"b{zlib.crc32((entity or '').encode('utf-8', 'surrogatepass')) % HASH_BUCKETS:02d}"
