@@ -99,9 +99,7 @@ class Names(msgspec.Struct, frozen=True):
     # Subjects of committed events
     def event(self, world: str, room: str, category: str, event: str, entity: str | None) -> str:
         """`evt.<world>.<room>.<Category>.<Event>.<key>`."""
-        return self._subject(
-            "evt", token(world), token(room), category, token(event), event_key(category, entity)
-        )
+        return self._subject("evt", token(world), token(room), category, token(event), event_key(category, entity))
 
     def versions(self, world: str, category: str, entity: str) -> str:
         """Every event of one versioned entity, for expected-sequence checks and its last event."""
@@ -139,6 +137,9 @@ class Names(msgspec.Struct, frozen=True):
     def run_schedule(self, hook: str, run: str) -> str:
         return self._subject("sched", "run", token(hook), token(run))
 
+    def run_schedules_of(self, hook: str) -> str:
+        return self._subject("sched", "run", token(hook), "*")
+
     @property
     def run_schedules(self) -> str:
         return self._subject("sched", "run", ">")
@@ -152,6 +153,9 @@ class Names(msgspec.Struct, frozen=True):
 
     def delivery_schedule(self, webhook: str, delivery: str) -> str:
         return self._subject("sched", "dlv", token(webhook), token(delivery))
+
+    def delivery_schedules_of(self, webhook: str) -> str:
+        return self._subject("sched", "dlv", token(webhook), "*")
 
     @property
     def delivery_schedules(self) -> str:
@@ -190,3 +194,34 @@ def event_key(category: str, entity: str | None) -> str:
     if category in VERSIONED and entity:
         return token(entity)
     return f"b{zlib.crc32((entity or '').encode('utf-8', 'surrogatepass')) % HASH_BUCKETS:02d}"
+
+
+# JetStream's own API (docs.nats.io, "JetStream wire API reference") and the key-value mapping (ADR-8).
+
+
+def js_next(stream: str, consumer: str) -> str:
+    return f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+
+
+def js_message(stream: str) -> str:
+    return f"$JS.API.STREAM.MSG.GET.{stream}"
+
+
+def kv_stream(bucket: str) -> str:
+    return f"KV_{bucket}"
+
+
+def kv_subject(bucket: str, key: str) -> str:
+    return f"$KV.{bucket}.{key}"
+
+
+KV_OPERATION = "KV-Operation"
+KV_MARKER = "Nats-Marker-Reason"
+EXPECTED_STREAM_SEQUENCE = "Nats-Expected-Last-Sequence"
+STATUS = "Status"
+DESCRIPTION = "Description"
+"""How nats-py names the parts of an inline status."""
+PENDING_MESSAGES = "Nats-Pending-Messages"
+ACK_PREFIX = "$JS.ACK."
+"""How a stream message's reply subject begins; its tokens carry the message's metadata."""
+ACK, NAK, TERM, IN_PROGRESS = b"+ACK", b"-NAK", b"+TERM", b"+WPI"

@@ -1,0 +1,96 @@
+"""`crucible doctor`: fires a synthetic event through every hook and webhook, in dry run, and says which are live."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+import typer
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from crucible_client import Crucible
+from crucible_core.errors import CrucibleError
+from crucible_core.protocol import Check, CheckStep
+
+from .session import Session, command
+from .summary import clean, duration
+from .tables import state_text, steps_text
+
+app = typer.Typer()
+AT_ONCE = 8
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """What is known of one handler; `kind` is hook or webhook."""
+
+    kind: str
+    id: str
+    check: Check
+
+
+class Diagnosis(msgspec.Struct, frozen=True):
+    """`healthy` is false when something that is enabled is not live."""
+
+    healthy: bool
+    findings: list[Finding]
+
+
+@command(app)
+def doctor(session: Session) -> None:
+    """Prove the wiring: a synthetic event goes through every hook and webhook, in dry run; nothing is changed.
+
+    Exit code 1 when one that is enabled is not live.
+    """
+    with session.connect() as crucible:
+        diagnosis = diagnose(crucible)
+    session.show(diagnosis, diagnosis_view)
+    if not diagnosis.healthy:
+        raise typer.Exit(1)
+
+
+def diagnose(crucible: Crucible) -> Diagnosis:
+    """Every hook and webhook, several at once, in the order of their lists."""
+    hooks = [("hook", hook.name, hook.name, crucible.hooks.test) for hook in crucible.hooks.list()]
+    webhooks = [("webhook", hook.id, hook.name, crucible.webhooks.test) for hook in crucible.webhooks.list()]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        findings = list(pool.map(lambda handler: _examine(*handler), [*hooks, *webhooks]))
+    return Diagnosis(all(finding.check.verdict in ("live", "disabled") for finding in findings), findings)
+
+
+def _examine(kind: str, id: str, name: str, test: Callable[..., Check]) -> Finding:
+    try:
+        check = test(id, dry_run=True)
+    except CrucibleError as error:
+        check = Check(name=name, verdict="inert", reason=error.detail, steps=[CheckStep("test", False, error.detail)])
+    return Finding(kind, id, msgspec.structs.replace(check, name=name))
+
+
+def diagnosis_view(diagnosis: Diagnosis) -> RenderableType:
+    """A table of all, and one line that says what to do."""
+    if not diagnosis.findings:
+        return Text("No hooks and no webhooks: nothing to prove. Add one: crucible hooks add FILE.md", "dim")
+    table = Table(header_style="bold", show_lines=True)
+    for column in ("handler", "verdict", "steps", "took"):
+        table.add_column(column, overflow="fold")
+    for finding in diagnosis.findings:
+        table.add_row(*_row(finding))
+    return Group(table, _conclusion(diagnosis.findings))
+
+
+def _row(finding: Finding) -> Sequence[Any]:
+    check = finding.check
+    name = Text.assemble((clean(check.name), "bold"), (f"\n{finding.kind}", "dim"))
+    verdict = state_text(check.verdict)
+    if check.reason:
+        verdict.append(f"\n{clean(check.reason, 300)}", "default")
+    return name, verdict, steps_text(check), "" if check.duration_ms is None else duration(check.duration_ms)
+
+
+def _conclusion(findings: Sequence[Finding]) -> Text:
+    count = {verdict: sum(f.check.verdict == verdict for f in findings) for verdict in ("live", "disabled", "inert")}
+    text = Text(f"{count['live']} live, {count['disabled']} disabled, {count['inert']} inert")
+    if count["inert"]:
+        return text.append(" — mend the inert ones, or disable them", "yellow")
+    return text.append(" — everything that is enabled fires", "green")

@@ -1,0 +1,101 @@
+"""`crucible hooks`: the hook registry and its runs."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from crucible_core.protocol import HookView
+
+from .given import json_object
+from .hookfile import read_hook_file
+from .session import Session, command
+from .tables import as_json, check_view, hooks_table, runs_table, state_text
+
+app = typer.Typer(no_args_is_help=True, help="List, add and try hooks.")
+
+Name = Annotated[str, typer.Argument(help="The hook's name.")]
+
+
+@command(app)
+def list_(session: Session) -> None:
+    """All hooks, with their states and counters; Pre hooks in the order they run."""
+    with session.connect() as crucible:
+        session.show(crucible.hooks.list(), hooks_table)
+
+
+@command(app)
+def get(session: Session, name: Name) -> None:
+    """One hook, whole."""
+    with session.connect() as crucible:
+        session.show(crucible.hooks.get(name), _hook)
+
+
+@command(app)
+def add(
+    session: Session, file: Annotated[Path, typer.Argument(help="A hook file (.md), or a hook object (.json).")]
+) -> None:
+    """Register a hook, or a new version of it. A script beside the file goes with it."""
+    definition, markdown = read_hook_file(file)
+    with session.connect() as crucible:
+        session.show(crucible.hooks.add(definition, markdown=markdown), _hook)
+
+
+@command(app)
+def enable(session: Session, name: Name) -> None:
+    """Let a disabled hook fire again."""
+    with session.connect() as crucible:
+        session.show(crucible.hooks.enable(name), _state)
+
+
+@command(app)
+def disable(session: Session, name: Name) -> None:
+    """Keep a hook, but do not let it fire."""
+    with session.connect() as crucible:
+        session.show(crucible.hooks.disable(name), _state)
+
+
+@command(app)
+def delete(session: Session, name: Name) -> None:
+    """Remove a hook."""
+    with session.connect() as crucible:
+        crucible.hooks.delete(name)
+    session.show({"deleted": name}, lambda _: Text.assemble("deleted ", (name, "bold")))
+
+
+@command(app)
+def runs(
+    session: Session,
+    name: Name,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")] = 20,
+) -> None:
+    """The latest runs of a hook: when, how long, and how they ended."""
+    with session.connect() as crucible:
+        found = list(islice(crucible.hooks.runs(name, page_size=min(limit, 500)), limit))
+    session.show(found, runs_table)
+
+
+@command(app, "test")
+def try_(
+    session: Session,
+    name: Name,
+    payload: Annotated[str | None, typer.Option(help="The event's payload: JSON, @FILE or - (stdin).")] = None,
+    real: Annotated[bool, typer.Option("--real", help="Let its effects happen; else they are only recorded.")] = False,
+) -> None:
+    """Fire one synthetic event through a hook. Exit code 1 when it is not live."""
+    with session.connect() as crucible:
+        check = crucible.hooks.test(name, dry_run=not real, payload=json_object(payload, "--payload"))
+    session.show(check, check_view)
+    if check.verdict == "inert":
+        raise typer.Exit(1)
+
+
+def _state(hook: HookView) -> Text:
+    return Text.assemble((hook.name, "bold"), "  ", state_text(hook.state))
+
+
+def _hook(hook: HookView) -> RenderableType:
+    return Group(_state(hook), as_json(hook.definition or {}))

@@ -1,0 +1,91 @@
+"""`crucible listen`: a local endpoint to try webhooks with."""
+
+import contextlib
+import socket
+from typing import Annotated
+
+import typer
+import uvicorn
+from rich import box
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.text import Text
+
+from crucible_client.signing import key_of
+from crucible_core.errors import CrucibleError
+
+from .given import text_of
+from .receiver import Delivery, receiver
+from .session import Session, command
+from .summary import clean, summarise
+from .tables import as_json, clock
+from .tree import type_text
+
+app = typer.Typer()
+
+
+@command(app)
+def listen(
+    session: Session,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 9000,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    secret: Annotated[
+        str | None, typer.Option(envvar="CRUCIBLE_WEBHOOK_SECRET", help="The webhook's secret: text, @FILE or -.")
+    ] = None,
+    fail: Annotated[int, typer.Option(min=0, help="Answer 500 to the first so many deliveries.")] = 0,
+) -> None:
+    """Receive webhooks here, until Ctrl-C: verify each delivery's signatures and print it."""
+    known = text_of(secret, "--secret").strip() if secret else None
+    if known:
+        key_of(known)
+    with _bound(host, port) as bound, contextlib.suppress(KeyboardInterrupt):
+        url = f"http://{host}:{bound.getsockname()[1]}/"
+        session.note(f"listening at {url} — Ctrl-C ends it")
+        session.note("signatures are verified" if known else "no --secret: signatures are not verified")
+        serve(receiver(known, lambda delivery: session.line(delivery, delivery_view), fail), bound)
+
+
+def serve(app: object, bound: socket.socket) -> None:
+    """Serves an ASGI app on a bound socket until SIGINT or SIGTERM."""
+    config = uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        timeout_graceful_shutdown=2,
+    )
+    uvicorn.Server(config).run(sockets=[bound])
+
+
+def delivery_view(delivery: Delivery) -> RenderableType:
+    """A delivery as a panel: whether it is genuine, what it says, and what it was answered."""
+    mark, colour = {True: ("✓ verified", "green"), False: ("✗ not verified", "red"), None: ("unverified", "yellow")}[
+        delivery.verified
+    ]
+    head = Text.assemble((mark, f"bold {colour}"), "  ")
+    head.append(type_text(delivery.event) if delivery.event else Text(clean(delivery.event_type or "not an event")))
+    head.append(f"  {clock(delivery.at)}", "dim")
+    parts: list[RenderableType] = [*_lines(delivery)]
+    if delivery.event:
+        parts.append(as_json(delivery.event.data.payload))
+    answer = Text(f"answered {delivery.status}", "green" if delivery.status < 300 else "red")
+    return Panel(
+        Group(*parts), title=head, title_align="left", subtitle=answer, subtitle_align="right", box=box.ROUNDED
+    )
+
+
+def _lines(delivery: Delivery) -> list[Text]:
+    lines = [Text(clean(delivery.problem, 300), "red")] if delivery.problem else []
+    if delivery.event:
+        lines.append(Text(summarise(delivery.event, 160)))
+    ids = [delivery.event_id, delivery.delivery_id, delivery.path if delivery.path != "/" else None]
+    lines.append(Text("  ".join(clean(id, 80) for id in ids if id), "dim"))
+    return lines
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), reuse_port=False)
+    except OSError as error:
+        raise CrucibleError(f"cannot listen on {host}:{port}: {error.strerror}; try --port 0") from error

@@ -1,0 +1,73 @@
+"""The `crucible` command: which commands there are, and where each one lives.
+
+A command's module is imported when the command is asked for, so that `crucible --help` does not wait for all of them.
+"""
+
+import importlib
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+COMMANDS = {
+    "up": "Start Crucible on this machine: NATS and all services.",
+    "demo": "Show the whole chain on a real file, as a tree with times.",
+    "watch": "Turn a folder of Markdown notes into events.",
+    "listen": "Receive webhooks here: verify and print them.",
+    "events": "Read, follow and append events.",
+    "hooks": "List, add and try hooks.",
+    "webhooks": "List, create and try webhooks.",
+    "memory": "Keep and find memories.",
+    "doctor": "Prove the wiring of every hook and webhook.",
+}
+"""Each name is also the module's, whose `app` holds the command, or the group of commands."""
+
+CONTEXT = {"help_option_names": ["-h", "--help"]}
+
+
+class Commands(TyperGroup):
+    """Shows every command, and imports only the one that runs."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [name for name in COMMANDS if find_spec(f"{__package__}.{name}")]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A stand-in with the help line."""
+        return TyperCommand(cmd_name, help=COMMANDS[cmd_name]) if cmd_name in self.list_commands(ctx) else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, load(name) if name else command, rest
+
+
+def load(name: str) -> Any:
+    """The command, or the group of commands, of that name."""
+    command = typer.main.get_command(importlib.import_module(f"{__package__}.{name}").app)
+    command.name = name
+    return command
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"crucible {version('crucible-cli')}")
+        raise typer.Exit
+
+
+def crucible(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Memory and automation for agents and knowledge bases, on one durable event log."""
+
+
+def build() -> typer.Typer:
+    app = typer.Typer(cls=Commands, no_args_is_help=True, context_settings=CONTEXT, pretty_exceptions_show_locals=False)
+    app.callback()(crucible)
+    return app
+
+
+def main() -> None:
+    build()()

@@ -1,0 +1,115 @@
+"""What every command is given: where the gateway is, which key opens it, and how to print; and how a command ends."""
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
+
+import msgspec
+import typer
+from rich.console import Console, RenderableType
+
+from crucible_client import Crucible
+from crucible_core.errors import CrucibleError
+
+from .place import Place, find_place
+from .state import DataDir, default_root
+from .trouble import explain
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Url = Annotated[str | None, typer.Option("--url", help="The gateway (env CRUCIBLE_URL).", rich_help_panel="Gateway")]
+Key = Annotated[
+    str | None, typer.Option("--key", help="The API key (env CRUCIBLE_API_KEY).", rich_help_panel="Gateway")
+]
+Data = Annotated[
+    Path | None, typer.Option("--data", help="The data directory of `crucible up`.", rich_help_panel="Gateway")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+class Session(msgspec.Struct, frozen=True):
+    """`out` is for what was asked, `err` for everything else; with `json`, `out` gets JSON only."""
+
+    place: Place
+    data: DataDir
+    json: bool
+    out: Console
+    err: Console
+
+    def connect(self) -> Crucible:
+        """A client; use it in a `with`."""
+        return Crucible(self.place.url, self.place.api_key, environ={})
+
+    def show(self, value: T, view: Callable[[T], RenderableType]) -> None:
+        """The one answer of a command."""
+        if self.json:
+            typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+        else:
+            self.out.print(view(value))
+
+    def line(self, value: T, view: Callable[[T], RenderableType]) -> None:
+        """One entry of a stream: a line of NDJSON, or what `view` makes of it."""
+        if self.json:
+            typer.echo(msgspec.json.encode(value))
+        else:
+            self.out.print(view(value), soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Something beside the answer."""
+        self.err.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+def open_session(
+    url: str | None, key: str | None, data: Path | None, json: bool, environ: Mapping[str, str] = os.environ
+) -> Session:
+    where = DataDir((data or default_root(environ)).expanduser().absolute())
+    return Session(find_place(url, key, where, environ), where, json, _console(False), _console(True))
+
+
+def command(
+    app: typer.Typer, name: str | None = None
+) -> Callable[[Callable[Concatenate[Session, P], None]], Callable[Concatenate[Session, P], None]]:
+    """Registers a function of a session as a command: it gains --url, --key, --data and --json, and its errors become
+    a line on stderr and exit code 1."""
+
+    def register(function: Callable[Concatenate[Session, P], None]) -> Callable[Concatenate[Session, P], None]:
+        def run(
+            url: Url = None, key: Key = None, data: Data = None, json: Json = False, *args: P.args, **kwargs: P.kwargs
+        ) -> None:
+            console = _console(True)
+            try:
+                function(open_session(url, key, data, json), *args, **kwargs)
+            except CrucibleError as error:
+                console.print(explain(error), soft_wrap=True)
+                raise typer.Exit(1) from error
+
+        app.command(name or function.__name__.removesuffix("_").replace("_", "-"))(_disguised(run, function))
+        return function
+
+    return register
+
+
+def _disguised(run: Callable[..., None], function: Callable[..., None]) -> Callable[..., None]:
+    """`run` with the parameters of `function` (the session aside) before its own four, for typer to read."""
+    theirs = list(inspect.signature(function).parameters.values())[1:]
+    ours = [p for p in inspect.signature(run).parameters.values() if p.name in ("url", "key", "data", "json")]
+    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in (*theirs, *ours)]
+
+    def command(**given: Any) -> None:
+        run(**given)
+
+    functools.update_wrapper(command, function)
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return command
+
+
+def _console(stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal:
+        console.width = 160
+    return console

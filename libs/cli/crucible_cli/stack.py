@@ -1,0 +1,112 @@
+"""What `crucible up` runs: NATS and the services, with their ports, their environment and the order of their end."""
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from crucible_core.errors import ConflictError, InvalidError, UnavailableError
+
+from . import nats_server
+from .state import DataDir
+from .supervisor import Program
+
+SERVICES = ("gateway", "events", "hooks", "webhooks", "memory")
+"""In the order of their ports, from the port base on."""
+DEFAULT_BASE = 8080
+HOST = nats_server.HOST
+_NATS_PORT = 4222
+_READY_S = 2.0
+_OURS = ("NATS_URL", "PORT", "HOST", "DATA_DIR", "ADMIN_KEY", "HOOKS_DIR")
+"""Settings, less their prefix, that `up` decides; a user's own values of these do not reach the services."""
+_SECRET = "CRUCIBLE_API_KEY"  # the CLI's; no service needs it
+
+
+class Stack(msgspec.Struct, frozen=True):
+    """`ports` are by name, `nats` among them; `hooks` is the directory of the users' hook files."""
+
+    url: str
+    ports: dict[str, int]
+    hooks: Path
+    programs: list[Program]
+
+
+def plan(data: DataDir, hooks: Path, base: int, admin_key: str, environ: Mapping[str, str]) -> Stack:
+    """Everything that is to run, with NATS's configuration written. Raises ConflictError for a port that is taken."""
+    sync = nats_server.sync_interval(environ)
+    ports = service_ports(base)
+    nats = nats_server.prepare(data.nats, _nats_port(base), sync)
+    shared = {key: value for key, value in environ.items() if key != _SECRET and key not in decided()}
+    programs = [Program("nats", nats.command, environ, data.log("nats"), nats.ready)]
+    for service, port in ports.items():
+        own = _environ(service, port, data, nats.url)
+        if service == "gateway":
+            own["CRUCIBLE_ADMIN_KEY"] = admin_key
+        if service == "hooks":
+            own["CRUCIBLE_HOOKS_DIR"] = str(hooks)
+        # -P: a file of the current directory must not pass for a module of the service.
+        command = (sys.executable, "-P", "-m", f"crucible_{service}")
+        rank = 2 if service == "gateway" else 1
+        ready = partial(answers, port, "/readyz")
+        programs.append(Program(service, command, shared | own, data.log(service), ready, rank))
+    return Stack(f"http://{HOST}:{ports['gateway']}", ports | {"nats": nats.port}, hooks, programs)
+
+
+def decided() -> list[str]:
+    """The variables that `up` sets itself."""
+    return [f"CRUCIBLE_{name}" for name in _OURS]
+
+
+def service_ports(base: int) -> dict[str, int]:
+    """A port for each service. Raises InvalidError or ConflictError, both of which name the option."""
+    if not 1 <= base <= 65535 - len(SERVICES) + 1:
+        raise InvalidError(f"--port-base must be from 1 to {65535 - len(SERVICES) + 1}, not {base}")
+    ports = {service: base + place for place, service in enumerate(SERVICES)}
+    taken = [f"{port} ({service})" for service, port in ports.items() if not nats_server.is_free(port, HOST)]
+    if taken:
+        what = f"port {taken[0]} is taken" if len(taken) == 1 else f"ports {', '.join(taken)} are taken"
+        raise ConflictError(f"{what}: choose others with --port-base, such as --port-base {_other_base(base)}")
+    return ports
+
+
+async def answers(port: int, path: str) -> bool:
+    """Whether an HTTP GET of `path` on this machine is answered 200. Never raises."""
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(_READY_S):
+            reader, writer = await asyncio.open_connection(HOST, port)
+            try:
+                writer.write(f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode())
+                return (await reader.read(16))[8:13] == b" 200 "
+            finally:
+                writer.close()
+    return False
+
+
+def _environ(service: str, port: int, data: DataDir, nats_url: str) -> dict[str, str]:
+    index = data.index(service)
+    try:
+        index.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnavailableError(f"cannot make {index}: {error.strerror}") from error
+    return {
+        "CRUCIBLE_NATS_URL": nats_url,
+        "CRUCIBLE_HOST": HOST,
+        "CRUCIBLE_PORT": str(port),
+        "CRUCIBLE_DATA_DIR": str(index),
+    }
+
+
+def _nats_port(base: int) -> int:
+    wanted = _NATS_PORT - DEFAULT_BASE + base
+    return nats_server.choose_port(wanted) if 1 <= wanted <= 65535 else nats_server.free_port()
+
+
+def _other_base(base: int) -> int:
+    return next(
+        (other for other in range(base + 1000, 65000, 1000) if all(map(nats_server.is_free, range(other, other + 5)))),
+        20000,
+    )

@@ -1,0 +1,142 @@
+"""The data directory of `crucible up`: where each thing lies in it, its lock, the admin key and up.json."""
+
+import contextlib
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+
+from crucible_core.errors import ConflictError, UnavailableError
+
+KEY_PREFIX = "ck_"
+
+
+class UpState(msgspec.Struct, frozen=True):
+    """What up.json holds while `crucible up` runs. `ports` are by service, `nats` among them."""
+
+    url: str
+    ports: dict[str, int]
+    pid: int
+    data: str
+    started_at: str
+
+
+class DataDir(msgspec.Struct, frozen=True):
+    root: Path
+
+    @property
+    def key_file(self) -> Path:
+        return self.root / "admin.key"
+
+    @property
+    def up_file(self) -> Path:
+        return self.root / "up.json"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.root / "lock"
+
+    @property
+    def processes_file(self) -> Path:
+        return self.root / "processes.json"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def hooks(self) -> Path:
+        """The users' hook files, unless `--hooks` names another directory."""
+        return self.root / "hooks"
+
+    @property
+    def nats(self) -> Path:
+        return self.root / "nats"
+
+    def index(self, service: str) -> Path:
+        """The service's SQLite index, which may be deleted while it is stopped."""
+        return self.root / "index" / service
+
+    def log(self, name: str) -> Path:
+        return self.logs / f"{name}.log"
+
+
+def default_root(environ: Mapping[str, str]) -> Path:
+    """`$XDG_DATA_HOME/crucible`, else `~/.local/share/crucible`."""
+    base = environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "crucible"
+
+
+def open_data_dir(root: Path) -> DataDir:
+    """The data directory at `root`, made if it is missing. Raises UnavailableError where that cannot be."""
+    data = DataDir(root.expanduser().absolute())
+    try:
+        data.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        data.logs.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UnavailableError(f"cannot use the data directory {data.root}: {error.strerror}") from error
+    return data
+
+
+@contextlib.contextmanager
+def locked(data: DataDir) -> Iterator[None]:
+    """Hold the data directory: ConflictError while another `crucible up` does. The lock ends with the process."""
+    try:
+        descriptor = os.open(data.lock_file, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise UnavailableError(f"cannot use the data directory {data.root}: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(descriptor, 20).decode("ascii", "replace").strip()
+            who = f" (process {holder})" if holder else ""
+            raise ConflictError(
+                f"Crucible runs on {data.root} already{who}: stop it, or give this one another directory with --data"
+            ) from error
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, str(os.getpid()).encode())
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def admin_key(data: DataDir) -> str:
+    """The admin key, made on the first start."""
+    known = read_admin_key(data)
+    if known is not None:
+        data.key_file.chmod(0o600)
+        return known
+    key = KEY_PREFIX + secrets.token_urlsafe(32)
+    write_private(data.key_file, key + "\n")
+    return key
+
+
+def read_admin_key(data: DataDir) -> str | None:
+    """The admin key, or None where there is none or this user may not read it."""
+    try:
+        return data.key_file.read_text().strip() or None
+    except OSError:
+        return None
+
+
+def write_up(data: DataDir, state: UpState) -> None:
+    write_private(data.up_file, msgspec.json.format(msgspec.json.encode(state), indent=2).decode() + "\n")
+
+
+def remove_up(data: DataDir) -> None:
+    data.up_file.unlink(missing_ok=True)
+
+
+def write_private(file: Path, text: str) -> None:
+    """Replace `file` as one step, readable by its owner alone."""
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    draft.replace(file)

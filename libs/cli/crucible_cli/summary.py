@@ -1,0 +1,101 @@
+"""An event in a few words, safe to print on a terminal."""
+
+from collections.abc import Callable, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+import msgspec
+
+from crucible_core.envelope import Event
+
+LENGTH = 72
+
+
+def summarise(event: Event, length: int = LENGTH) -> str:
+    """What happened, beyond the type's name."""
+    payload = event.data.payload if isinstance(event.data.payload, dict) else {"payload": event.data.payload}
+    words = _BY_TYPE.get(event.dotted) or _BY_CATEGORY.get(event.type) or _anything
+    return clean(words(payload) or _anything(payload), length)
+
+
+def clean(text: str, length: int = LENGTH) -> str:
+    """One line of at most `length` characters, with nothing in it that a terminal would obey."""
+    cut = text[: length * 4]
+    line = " ".join("".join(char if char.isprintable() else " " for char in cut).split())
+    return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def duration(ms: float) -> str:
+    """A length of time as people read it."""
+    if ms < 10:
+        return f"{ms:.1f} ms"
+    return f"{ms:.0f} ms" if ms < 10_000 else f"{ms / 1000:.1f} s"
+
+
+def headline(content: str) -> str:
+    """A note's first line that says something: its title, without front matter and marks."""
+    lines = content[:4000].splitlines()
+    if lines and lines[0].strip() == "---" and "---" in (line.strip() for line in lines[1:]):
+        lines = lines[1 + [line.strip() for line in lines[1:]].index("---") + 1 :]
+    return next((line.strip(" #\t") for line in lines if line.strip(" #\t")), "")
+
+
+def _file(payload: Mapping[str, Any]) -> str:
+    old = payload.get("old_path")
+    return f"{old} → {payload.get('path')}" if old else str(payload.get("path") or "")
+
+
+def _memory(payload: Mapping[str, Any]) -> str:
+    title = payload.get("title") or headline(str(payload.get("content") or ""))
+    name = title or PurePosixPath(str(payload.get("path") or "")).stem or str(payload.get("id") or "")
+    return " ".join([str(name), *map(str, payload.get("tags") or ())])
+
+
+def _link(payload: Mapping[str, Any]) -> str:
+    strength = payload.get("weight", payload.get("score"))
+    weight = f" ({strength:.2f})" if isinstance(strength, float) else ""
+    near = payload.get("id") or payload.get("source")
+    return f"{_short(near)} → {_short(payload.get('target'))}{weight}"
+
+
+def _tag(payload: Mapping[str, Any]) -> str:
+    return f"{_short(payload.get('id'))} {payload.get('tag')}"
+
+
+def _hook(payload: Mapping[str, Any]) -> str:
+    took = payload.get("duration_ms")
+    parts = [str(payload.get("hook") or ""), str(payload.get("error") or payload.get("reason") or "")]
+    return " ".join([part for part in parts if part] + ([duration(took)] if isinstance(took, int | float) else []))
+
+
+def _webhook(payload: Mapping[str, Any]) -> str:
+    parts = (
+        payload.get("name") or payload.get("id"),
+        payload.get("url"),
+        payload.get("reason") or payload.get("error"),
+    )
+    return " ".join(str(part) for part in parts if part)
+
+
+def _anything(payload: Mapping[str, Any]) -> str:
+    return msgspec.json.encode(payload).decode() if payload else ""
+
+
+def _short(id: Any) -> str:
+    """An id's end, where TypeIDs differ."""
+    text = str(id or "?")
+    return text if len(text) <= 16 else f"{text.split('_')[0]}_…{text[-6:]}"
+
+
+_BY_CATEGORY: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "File": _file,
+    "Memory": _memory,
+    "Hook": _hook,
+    "Webhook": _webhook,
+}
+_BY_TYPE: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "Memory.Linked": _link,
+    "Memory.Unlinked": _link,
+    "Memory.Tagged": _tag,
+    "Memory.Untagged": _tag,
+}

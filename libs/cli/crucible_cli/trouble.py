@@ -1,0 +1,44 @@
+"""An error as a person wants to read it: what went wrong, where, and what to do next."""
+
+from rich.text import Text
+
+from crucible_client import UnreachableError
+from crucible_core.errors import (
+    ConflictError,
+    CrucibleError,
+    DeniedError,
+    ForbiddenError,
+    LimitedError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+
+from .summary import clean
+
+NEXT_STEPS: tuple[tuple[type[CrucibleError], str], ...] = (
+    (UnreachableError, "is `crucible up` running?"),
+    (UnauthenticatedError, "give --key or CRUCIBLE_API_KEY; a local `crucible up` keeps its key in admin.key (--data)"),
+    (ForbiddenError, "use another key"),
+    (ConflictError, "read it again and retry"),
+    (LimitedError, "wait a moment"),
+    (UnavailableError, "a service is away; it comes back by itself, so try again"),
+)
+
+
+def explain(error: CrucibleError) -> Text:
+    """One line, and one more for each refused field."""
+    text = Text.assemble(("error: ", "bold red"), clean(_headline(error), 600))
+    for field in error.errors:
+        text.append(f"\n  {clean(field.path, 200)}: ", "bold")
+        text.append(clean(field.message, 400))
+        if field.suggestion and field.suggestion not in field.message:
+            text.append(f" (did you mean {clean(field.suggestion, 200)}?)")
+    step = next((step for kind, step in NEXT_STEPS if isinstance(error, kind)), None)
+    return text if step is None else text.append(f" — {step}", "yellow")
+
+
+def _headline(error: CrucibleError) -> str:
+    if not isinstance(error, DeniedError):
+        return error.detail
+    reason = str(error.extra.get("reason") or error.detail)
+    return f"denied by the hook {error.extra.get('hook', '?')}: {reason}"

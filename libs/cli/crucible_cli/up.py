@@ -1,0 +1,151 @@
+"""`crucible up`: starts NATS and the services on this machine, shows how they do, and stops them at Ctrl-C."""
+
+import asyncio
+import os
+import signal
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from crucible_core.errors import CrucibleError, UnavailableError
+
+from .processes import end_stale
+from .screen import Screen, open_screen
+from .stack import DEFAULT_BASE, Stack, decided, plan
+from .state import DataDir, UpState, admin_key, default_root, locked, open_data_dir, remove_up, write_up
+from .supervisor import Supervisor
+
+READY_S = 60.0
+"""How long the services may take until all are ready."""
+
+app = typer.Typer()
+
+
+@app.command()
+def up(
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Where everything is kept.", show_default="$XDG_DATA_HOME/crucible"),
+    ] = None,
+    port_base: Annotated[
+        int, typer.Option("--port-base", help="The gateway's port; the services take the four after it.")
+    ] = DEFAULT_BASE,
+    hooks: Annotated[
+        Path | None, typer.Option("--hooks", help="The directory of hook files.", show_default="hooks in --data")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object when all is ready.")] = False,
+) -> None:
+    """Start Crucible on this machine: NATS and all services. Ctrl-C stops everything."""
+    try:
+        where = open_data_dir(data or default_root(os.environ))
+        with locked(where):
+            _up(where, hooks or where.hooks, port_base, json)
+    except CrucibleError as error:
+        typer.secho(f"error: {error.detail}", fg="red", err=True)
+        raise typer.Exit(1) from error
+
+
+def _up(data: DataDir, hooks: Path, port_base: int, json: bool) -> None:
+    stale = end_stale(data.processes_file)
+    stack = plan(data, _directory(hooks), port_base, admin_key(data), os.environ)
+    screen = open_screen(json, {program.name: stack.ports[program.name] for program in stack.programs})
+    try:
+        if stale:
+            screen.say(f"ended what a killed `crucible up` had left: {', '.join(stale)}")
+        for name in decided():
+            if name in os.environ:
+                screen.say(f"{name} is not used: `crucible up` sets it itself", "yellow")
+        asyncio.run(_run(data, stack, screen))
+    finally:
+        screen.close()
+
+
+async def _run(data: DataDir, stack: Stack, screen: Screen) -> None:
+    """Run `stack` until a signal. Raises UnavailableError when it does not get ready."""
+    supervisor = Supervisor(stack.programs, data.processes_file, screen.notice)
+    asked = asyncio.Event()
+
+    def stop() -> None:
+        if asked.is_set():
+            screen.say("killing all", "bold red")
+            supervisor.kill()
+            return
+        screen.close()
+        screen.say("stopping; press Ctrl-C again to kill")
+        asked.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+    supervisor.start()
+    try:
+        if await _ready(supervisor, asked, data):
+            state = _state(data, stack)
+            write_up(data, state)
+            screen.up(msgspec.to_builtins(state) | _places(data, stack), _welcome(data, stack))
+            await asked.wait()
+    finally:
+        screen.close()
+        remove_up(data)
+        await supervisor.stop()
+    screen.say("stopped; the data is in " + str(data.root))
+
+
+async def _ready(supervisor: Supervisor, asked: asyncio.Event, data: DataDir) -> bool:
+    """True once all are ready, False when asked to stop before that."""
+    ready = asyncio.create_task(supervisor.ready())
+    stop = asyncio.create_task(asked.wait())
+    try:
+        await asyncio.wait((ready, stop), timeout=READY_S, return_when=asyncio.FIRST_COMPLETED)
+        if asked.is_set():
+            return False
+        if not ready.done():
+            late = ", ".join(supervisor.unready())
+            raise UnavailableError(f"not ready after {READY_S:g} s: {late}; the logs are in {data.logs}")
+        await ready
+        return True
+    finally:
+        ready.cancel()
+        stop.cancel()
+
+
+def _state(data: DataDir, stack: Stack) -> UpState:
+    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return UpState(stack.url, stack.ports, os.getpid(), str(data.root), now)
+
+
+def _places(data: DataDir, stack: Stack) -> dict[str, str]:
+    return {"key_file": str(data.key_file), "logs": str(data.logs), "hooks": str(stack.hooks)}
+
+
+def _directory(path: Path) -> Path:
+    made = path.expanduser().absolute()
+    try:
+        made.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnavailableError(f"cannot use the hooks directory {made}: {error.strerror}") from error
+    return made
+
+
+def _welcome(data: DataDir, stack: Stack) -> list[str]:
+    event = '{"type": "Custom.Hello", "payload": {"text": "hello"}}'
+    option = "" if data.root == default_root(os.environ).absolute() else f" --data {data.root}"
+    return [
+        "",
+        f"Crucible is up at {stack.url}",
+        f"  API key  {data.key_file}",
+        f"  data     {data.root}",
+        f"  logs     {data.logs}",
+        f"  hooks    {stack.hooks}",
+        "",
+        "Try next:",
+        f"  crucible demo{option}       the whole chain on a real file",
+        f"  crucible doctor{option}     what is wired, and whether it works",
+        f'  curl -H "Authorization: Bearer $(cat {data.key_file})" -H "Content-Type: application/json" \\',
+        f"    -d '{event}' {stack.url}/api/v1/events",
+        f"  {stack.url}/docs            the API, to read and try",
+        "",
+        "Ctrl-C stops everything.",
+    ]

@@ -1,0 +1,217 @@
+"""`crucible watch`: keeps the log in step with a folder of notes."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+import watchfiles
+from rich.text import Text
+
+from crucible_client import BatchItem, Crucible
+from crucible_core.errors import CrucibleError, LimitedError, UnavailableError
+
+from .ledger import Ledger, is_of_this_log, ledger_file, open_ledger, save_ledger
+from .notes import Change, changes, payload, scan
+from .session import Session, command
+from .summary import clean
+from .tree import COLOURS
+from .trouble import explain
+
+app = typer.Typer()
+
+BATCH_EVENTS = 50
+BATCH_BYTES = 512 * 1024
+STEP_MS = 50
+"""A burst of writes is over when nothing happened for so long."""
+TICK_MS = 1000
+RESCAN_S = 30.0
+"""So often everything is looked at, whatever the system told of changes."""
+
+
+class Watched(msgspec.Struct, frozen=True):
+    """What became of one change: accepted (`sequence`), or refused (`error`)."""
+
+    type: str
+    path: str
+    old_path: str | None
+    id: str | None
+    sequence: int | None
+    error: str | None = None
+
+
+class Folder(msgspec.Struct, frozen=True):
+    """What is watched, and where that is remembered."""
+
+    root: Path
+    ledger_file: Path
+    world_id: str | None = None
+    room_id: str | None = None
+
+
+@command(app)
+def watch(
+    session: Session,
+    directory: Annotated[Path, typer.Argument(help="The folder of notes (*.md), with its subfolders.")],
+    once: Annotated[bool, typer.Option("--once", help="Send what changed since the last time, and exit.")] = False,
+    world: Annotated[str | None, typer.Option(help="The world of the events.")] = None,
+    room: Annotated[str | None, typer.Option(help="The room of the events.")] = None,
+) -> None:
+    """Turn a folder of Markdown notes into File events, until Ctrl-C.
+
+    Changes made while it was not running are found at the start.
+    """
+    root = directory.expanduser().resolve()
+    if not root.is_dir():
+        raise typer.BadParameter(f"{directory} is not a folder")
+    file = ledger_file(session.data.root, (session.place.url, str(root), world, room))
+    folder = Folder(root, file, world, room)
+
+    def tell(watched: Watched) -> None:
+        session.line(watched, _line)
+
+    with session.connect() as crucible, contextlib.suppress(KeyboardInterrupt):
+        watcher = Watcher(crucible, folder, tell, session.note)
+        watcher.begin()
+        if not once:
+            session.note(f"watching {root} — Ctrl-C ends it")
+            watcher.follow(threading.Event())
+
+
+class Watcher:
+    """Sends what differs between a folder and its ledger, now and whenever something happens there."""
+
+    def __init__(
+        self, crucible: Crucible, folder: Folder, tell: Callable[[Watched], None], note: Callable[[str], None]
+    ) -> None:
+        self._crucible = crucible
+        self._folder = folder
+        self._tell = tell
+        self._note = note
+        self._ledger = open_ledger(folder.ledger_file, folder.root)
+
+    def begin(self) -> None:
+        """Sends all that changed since the last time. Raises what the gateway refuses, or that it is away."""
+        if not is_of_this_log(self._crucible, self._ledger):
+            self._note("this gateway has another log: all notes are sent to it")
+            self._ledger = Ledger(self._ledger.root, self._ledger.salt)
+        self.catch_up()
+
+    def follow(self, stop: threading.Event) -> None:
+        """Sends changes as they happen, until `stop`. A gateway that goes away is waited for."""
+        due = 0.0
+        told = False
+        for touched in self._bursts(stop):
+            if not touched and time.monotonic() < due:
+                continue
+            try:
+                self.catch_up(touched)
+                due, told = time.monotonic() + RESCAN_S, False
+            except (UnavailableError, LimitedError) as error:
+                due = 0.0
+                if not told:
+                    self._note(f"{error.detail}: waiting; changes are kept")
+                told = True
+
+    def catch_up(self, touched: Sequence[str] = ()) -> None:
+        """Sends every difference and keeps the ledger. Raises UnavailableError, after which it may be called again."""
+        after = self._scan(touched)
+        differences = changes(self._ledger.notes, after)
+        touched_only = {path: note for path, note in after.items() if path in self._ledger.notes}
+        if not differences:
+            # A file that was written with the same content has a new time only.
+            changed = touched_only != self._ledger.notes
+            self._ledger.notes.update(touched_only)
+            return self._save() if changed else None
+        for batch in _batches(self._prepared(differences)):
+            self._send(batch)
+        return None
+
+    def _scan(self, touched: Sequence[str]) -> dict[str, Any]:
+        try:
+            return scan(self._folder.root, self._ledger.notes, frozenset(touched))
+        except OSError as error:
+            raise CrucibleError(f"cannot read {error.filename or self._folder.root}: {error.strerror}") from error
+
+    def _prepared(self, differences: Sequence[Change]) -> Iterator[tuple[Change, dict[str, Any], int]]:
+        for difference in differences:
+            ready = payload(self._folder.root, difference)
+            if ready is not None:
+                change, fields = ready
+                yield change, self._event(change, fields), len(fields.get("content", ""))
+
+    def _event(self, change: Change, fields: dict[str, Any]) -> dict[str, Any]:
+        event = {
+            "type": f"File.{change.event}",
+            "payload": fields,
+            "entity": change.path,
+            "id": self._ledger.id_of(change),
+            "world_id": self._folder.world_id,
+            "room_id": self._folder.room_id,
+        }
+        return {name: value for name, value in event.items() if value is not None}
+
+    def _send(self, batch: Sequence[tuple[Change, dict[str, Any]]]) -> None:
+        answer = self._crucible.events.append_batch([event for _, event in batch])
+        away = None
+        for (change, event), item in zip(batch, answer.results, strict=True):
+            error = item.exception
+            if isinstance(error, UnavailableError | LimitedError):
+                away = error
+                continue
+            self._ledger.settle(change, item)
+            reason = None if error is None else explain(error).plain
+            self._tell(Watched(event["type"], change.path, change.old_path, item.id, item.sequence, reason))
+        self._save()
+        if away is not None:
+            raise away
+
+    def _save(self) -> None:
+        save_ledger(self._folder.ledger_file, self._ledger)
+
+    def _bursts(self, stop: threading.Event) -> Iterator[list[str]]:
+        """The paths of each burst of changes; an empty list for each tick without one, the first at once."""
+        root = self._folder.root
+        notified = watchfiles.watch(
+            root,
+            watch_filter=lambda _, path: not _is_hidden(root, path),
+            step=STEP_MS,
+            rust_timeout=TICK_MS,
+            yield_on_timeout=True,
+            stop_event=stop,
+        )
+        for burst in notified:
+            yield [Path(path).relative_to(root).as_posix() for _, path in burst if Path(path).is_relative_to(root)]
+
+
+def _batches(
+    prepared: Iterator[tuple[Change, dict[str, Any], int]],
+) -> Iterator[list[tuple[Change, dict[str, Any]]]]:
+    batch: list[tuple[Change, dict[str, Any]]] = []
+    held = 0
+    for change, event, size in prepared:
+        if batch and (len(batch) == BATCH_EVENTS or held + size > BATCH_BYTES):
+            yield batch
+            batch, held = [], 0
+        batch.append((change, event))
+        held += size
+    if batch:
+        yield batch
+
+
+def _is_hidden(root: Path, path: str) -> bool:
+    found = Path(path)
+    return found.is_relative_to(root) and any(part.startswith(".") for part in found.relative_to(root).parts)
+
+
+def _line(watched: Watched) -> Text:
+    if watched.error is not None:
+        line = Text.assemble(("refused ", "red"), (watched.type, "bold"), f"  {clean(watched.path, 200)}  ")
+        return line.append(clean(watched.error.removeprefix("error: "), 400), "red")
+    moved = f"{watched.old_path} → {watched.path}" if watched.old_path else watched.path
+    line = Text.assemble((f"{watched.sequence:>6}  ", "dim"), (watched.type, f"bold {COLOURS['File']}"))
+    return line.append(f"  {clean(moved, 400)}").append(f"  {watched.id}", "dim")

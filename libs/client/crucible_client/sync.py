@@ -1,0 +1,202 @@
+"""The synchronous client: sends the calls of `calls` and waits for their answers."""
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Concatenate, ParamSpec, Self, TypeVar
+
+import httpx
+from httpx_sse import EventSource, SSEError
+
+from crucible_core.envelope import Event
+from crucible_core.errors import CrucibleError, UnavailableError
+
+from . import calls
+from .answers import raise_for
+from .errors import unreachable
+from .request import Call, Json, described, request_of
+from .results import Page
+from .retries import CONNECT_RETRIES, Retries, wait_s
+from .settings import settings_from
+from .subscription import IDLE_S, Subscription
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Crucible:
+    """A connection to a gateway, safe to share between threads; close it, or use it in a `with`.
+
+    `url` and `api_key` come from CRUCIBLE_URL and CRUCIBLE_API_KEY when not given. Requests raise the errors of
+    `crucible_core.errors`; those that may safely arrive twice are sent again as `retries` says.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout_s: float = 30.0,
+        retries: Retries | None = None,
+        transport: httpx.BaseTransport | None = None,
+        environ: Mapping[str, str] = os.environ,
+    ) -> None:
+        settings = settings_from(url, api_key, environ)
+        self.url = settings.url
+        self._retries = retries or Retries()
+        self._http = httpx.Client(
+            base_url=settings.url,
+            headers={"authorization": f"Bearer {settings.api_key}"} if settings.api_key else {},
+            timeout=timeout_s,
+            transport=transport or httpx.HTTPTransport(retries=CONNECT_RETRIES),
+        )
+        self.events = Events(self)
+        self.hooks = Hooks(self)
+        self.webhooks = Webhooks(self)
+        self.memory = Memory(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def send(self, call: Call[T]) -> T:
+        """Sends one call, again where that is safe and worth it."""
+        attempt = 1
+        while True:
+            try:
+                return self._send_once(call)
+            except CrucibleError as error:
+                wait = wait_s(self._retries, attempt, error, repeatable=call.repeatable, jitter=random.random())
+                if wait is None:
+                    raise
+            time.sleep(wait)
+            attempt += 1
+
+    @contextmanager
+    def open(self, call: Call[bytes]) -> Iterator[EventSource]:
+        """A stream of server-sent events, for as long as the block lasts."""
+        request = request_of(self._http, call, httpx.Timeout(IDLE_S, connect=10.0))
+        try:
+            response = self._http.send(request, stream=True)
+            try:
+                if response.status_code >= 300:
+                    raise_for(response.status_code, response.headers, response.read())
+                yield EventSource(response)
+            finally:
+                response.close()
+        except httpx.TransportError as error:
+            raise unreachable(error, self.url) from error
+        except SSEError as error:
+            raise CrucibleError(f"no event stream at {self.url}: {error}") from error
+
+    def _send_once(self, call: Call[T]) -> T:
+        try:
+            response = self._http.send(request_of(self._http, call, self._http.timeout))
+        except httpx.TransportError as error:
+            raise unreachable(error, self.url) from error
+        raise_for(response.status_code, response.headers, response.content)
+        return call.read(response.content)
+
+
+class _Namespace:
+    def __init__(self, client: Crucible) -> None:
+        self._client = client
+
+
+def _sends(call: Callable[P, Call[T]]) -> Callable[Concatenate[_Namespace, P], T]:
+    def method(self: _Namespace, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._client.send(call(*args, **kwargs))
+
+    described(method, call)
+    return method
+
+
+def _pages(call: Callable[P, Call[Page[T]]]) -> Callable[Concatenate[_Namespace, P], Iterator[T]]:
+    """All items, page after page, each page asked for when it is reached."""
+
+    def method(self: _Namespace, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        page = self._client.send(call(*args, **kwargs))
+        yield from page.items
+        while page.next_cursor is not None:
+            kwargs["cursor"] = page.next_cursor
+            page = self._client.send(call(*args, **kwargs))
+            yield from page.items
+
+    described(method, call)
+    return method
+
+
+class Events(_Namespace):
+    """The event log: append, read, follow."""
+
+    append = _sends(calls.append)
+    append_batch = _sends(calls.append_batch)
+    get = _sends(calls.get_event)
+    list = _pages(calls.list_events)
+    page = _sends(calls.list_events)
+    trace = _sends(calls.trace)
+    types = _sends(calls.event_types)
+
+    def stream(
+        self, *types: str, filter: Json | None = None, start: str | int = "now", patience_s: float | None = 60.0
+    ) -> Iterator[Event]:
+        """Events as they are committed, for ever, each once and with no hole; it reconnects by itself.
+
+        `start` is `now`, `start`, a sequence (exclusive) or a time (RFC 3339). A gateway that is away for longer than
+        `patience_s` seconds (None: no limit), or at the start, raises UnavailableError.
+        """
+        subscription = Subscription(types, filter, start, patience_s)
+        while True:
+            try:
+                with self._client.open(subscription.call()) as source:
+                    subscription.opened()
+                    for frame in source.iter_sse():
+                        event = subscription.take(frame.event, frame.data)
+                        if event is not None:
+                            yield event
+                wait = subscription.failed(UnavailableError("the gateway closed the stream"), time.monotonic())
+            except CrucibleError as error:
+                wait = subscription.failed(error, time.monotonic())
+            time.sleep(wait)
+
+
+class Hooks(_Namespace):
+    """The hook registry."""
+
+    add = _sends(calls.add_hook)
+    get = _sends(calls.get_hook)
+    list = _sends(calls.list_hooks)
+    delete = _sends(calls.delete_hook)
+    enable = _sends(calls.enable_hook)
+    disable = _sends(calls.disable_hook)
+    runs = _pages(calls.hook_runs)
+    test = _sends(calls.check_hook)
+
+
+class Webhooks(_Namespace):
+    """The webhook registry and its deliveries."""
+
+    create = _sends(calls.create_webhook)
+    get = _sends(calls.get_webhook)
+    list = _sends(calls.list_webhooks)
+    delete = _sends(calls.delete_webhook)
+    attempts = _pages(calls.webhook_attempts)
+    test = _sends(calls.check_webhook)
+
+
+class Memory(_Namespace):
+    """Memories: keep, find, change."""
+
+    create = _sends(calls.create_memory)
+    get = _sends(calls.get_memory)
+    update = _sends(calls.update_memory)
+    delete = _sends(calls.delete_memory)
+    query = _sends(calls.query_memory)

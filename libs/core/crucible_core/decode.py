@@ -1,0 +1,147 @@
+"""From bytes that somebody sent to typed values, or to an error that names the field and the nearest known name."""
+
+import itertools
+import re
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import msgspec
+
+from .envelope import MAX_DEPTH
+from .errors import FieldError, InvalidError, MalformedError
+from .suggest import nearest
+
+T = TypeVar("T")
+
+_SHOWN = 200
+"""How many characters of a sender's own text an error repeats."""
+
+# The closing quote is optional so that the pattern never backtracks: a string that does not end is one match too.
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+"""An opening bracket as the signed byte 1, a closing one as -1."""
+
+_LOCATED = re.compile(r"(?P<text>.*?)(?: - at (?:`key` in )?`(?P<path>\$[^`]*)`)?", re.DOTALL)
+_FIELD = re.compile(r"Object (?P<what>contains unknown|missing required) field `(?P<name>.*)`", re.DOTALL)
+_VALUE = re.compile(r"Invalid (?:enum )?value '?(?P<value>.*?)'?", re.DOTALL)
+_SEGMENT = re.compile(r"\.([^.\[]+)|\[([^\]]*)\]")
+
+
+def decode(raw: bytes, kind: type[T], *, what: str = "body") -> T:
+    """`raw` as a `kind`; of a member that comes twice the last one counts.
+
+    Raises `MalformedError` where it is no JSON in UTF-8 or is nested deeper than `MAX_DEPTH`, and `InvalidError` where
+    its shape is refused; `what` names the thing in both.
+    """
+    check_text(raw, what)
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except msgspec.ValidationError as error:
+        raise refused(error, kind, what) from None
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise malformed(error, what) from None
+
+
+def convert(obj: Any, kind: type[T], *, what: str = "body") -> T:
+    """The same for a value that is decoded already (from YAML, say). Raises `InvalidError`."""
+    try:
+        return msgspec.convert(obj, kind)
+    except msgspec.ValidationError as error:
+        raise refused(error, kind, what) from None
+    except RecursionError:
+        raise InvalidError(f"{what} refers to itself or is nested too deeply") from None
+
+
+def check_text(raw: bytes, what: str) -> None:
+    """Raises `MalformedError` unless all of `raw` is UTF-8, also where a decoder skips over it, and not too deep."""
+    if not raw.isascii():
+        try:
+            raw.decode()
+        except UnicodeDecodeError as error:
+            raise MalformedError(f"{what} is not UTF-8 (byte {error.start})") from None
+    check_depth(raw, what)
+
+
+def check_depth(raw: bytes, what: str) -> None:
+    """Raises `MalformedError` for JSON that is nested deeper than `MAX_DEPTH`."""
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and depth(raw) > MAX_DEPTH:
+        raise MalformedError(f"{what} is nested deeper than {MAX_DEPTH} levels")
+
+
+def depth(raw: bytes) -> int:
+    """How deep JSON arrays and objects are nested; brackets inside strings do not count. Linear in `raw`."""
+    steps = _STRING.sub(b"", raw).translate(_STEPS, _NO_BRACKET)
+    return max(itertools.accumulate(memoryview(steps).cast("b")), default=0)
+
+
+def malformed(error: Exception, what: str) -> MalformedError:
+    """The error for bytes that msgspec could not read as JSON."""
+    reason = str(error) if isinstance(error, msgspec.DecodeError) else "text that is not UTF-8, or nested too deeply"
+    return MalformedError(f"{what} is not JSON: {reason.removeprefix('JSON is malformed: ')[:_SHOWN]}")
+
+
+def refused(error: msgspec.ValidationError, kind: Any, what: str, root: str = "") -> InvalidError:
+    """msgspec's complaint about a `kind` as ours; `root` comes before every path."""
+    located = _LOCATED.fullmatch(str(error))
+    text, path = (located["text"], located["path"] or "$") if located else (str(error), "$")
+    segments = [name or ("*" if index == "..." else index) for name, index in _SEGMENT.findall(path)]
+    field = _field_error(text, segments, kind, root)
+    named = f": {field.path}" if field.path else ""
+    asked = f' (did you mean "{field.suggestion}"?)' if field.suggestion else ""
+    return InvalidError(f"{what} is refused{named}: {field.message}{asked}", errors=[field])
+
+
+def _field_error(text: str, segments: list[str], kind: Any, root: str) -> FieldError:
+    suggestion = None
+    if found := _FIELD.fullmatch(text):
+        unknown = found["what"] == "contains unknown"
+        text = "unknown field" if unknown else "required, but missing"
+        suggestion = nearest(found["name"], _names(_at(kind, segments))) if unknown else None
+        segments = [*segments, found["name"][:_SHOWN]]
+    elif found := _VALUE.fullmatch(text):
+        suggestion = nearest(found["value"], _values(_at(kind, segments)))
+    message = text.replace("`", "")[:_SHOWN]
+    path = ".".join([root, *segments] if root else segments)
+    return FieldError(path, message[:1].lower() + message[1:], suggestion)
+
+
+# ---- what stands at a path of a type ---------------------------------------------------------------------------------
+
+
+def _at(kind: Any, segments: list[str]) -> list[msgspec.inspect.Type]:
+    found = _alternatives(msgspec.inspect.type_info(kind))
+    for segment in segments:
+        found = [deeper for node in found for child in _children(node, segment) for deeper in _alternatives(child)]
+    return found
+
+
+def _alternatives(node: msgspec.inspect.Type) -> list[msgspec.inspect.Type]:
+    if isinstance(node, msgspec.inspect.Metadata):
+        return _alternatives(node.type)
+    if isinstance(node, msgspec.inspect.UnionType):
+        return [deeper for member in node.types for deeper in _alternatives(member)]
+    return [node]
+
+
+def _children(node: msgspec.inspect.Type, segment: str) -> Iterable[msgspec.inspect.Type]:
+    match node:
+        case msgspec.inspect.StructType(tag_field=str(name), tag=tag) if name == segment and tag is not None:
+            return [msgspec.inspect.LiteralType((tag,))]
+        case msgspec.inspect.StructType():
+            return [field.type for field in node.fields if field.encode_name == segment]
+        case msgspec.inspect.CollectionType():
+            return [node.item_type]
+        case msgspec.inspect.DictType():
+            return [node.value_type]
+    return []
+
+
+def _names(nodes: Iterable[msgspec.inspect.Type]) -> list[str]:
+    structs = (node for node in nodes if isinstance(node, msgspec.inspect.StructType))
+    return [field.encode_name for struct in structs for field in struct.fields]
+
+
+def _values(nodes: Iterable[msgspec.inspect.Type]) -> list[str]:
+    literals = (node for node in nodes if isinstance(node, msgspec.inspect.LiteralType))
+    return [str(value) for literal in literals for value in literal.values]

@@ -1,0 +1,147 @@
+"""Key-value buckets (ADR-8): configuration that every replica watches."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import msgspec
+
+from crucible_core import subjects
+from crucible_core.errors import ConflictError, UnavailableError
+from crucible_core.subjects import kv_stream, kv_subject
+
+from .bus import Bus
+from .frames import Outgoing
+from .reading import read
+from .streams import declare_bucket
+
+
+class Entry(msgspec.Struct, frozen=True):
+    key: str
+    value: bytes
+    revision: int
+
+
+class Change(msgspec.Struct, frozen=True):
+    """`value` is None where the key was deleted. The change with an empty key says: this was the state at the start."""
+
+    key: str
+    value: bytes | None
+    revision: int
+
+
+async def open_bucket(bus: Bus, name: str, replicas: int = 1) -> "Bucket":
+    """The bucket of that name, made when it is missing."""
+    return Bucket(bus, await declare_bucket(bus, name, replicas))
+
+
+class Bucket:
+    """Keys are subject tokens joined by dots; make them with `subjects.token` where they come from users."""
+
+    def __init__(self, bus: Bus, name: str) -> None:
+        self._bus = bus
+        self._name = name
+        self._stream = kv_stream(name)
+        self._prefix = len(kv_subject(name, ""))
+
+    async def get(self, key: str) -> Entry | None:
+        found = await self._bus.last(self._stream, kv_subject(self._name, key))
+        if found is None or _deleted(found.headers):
+            return None
+        return Entry(key, found.data, found.sequence)
+
+    async def put(self, key: str, value: bytes) -> int:
+        """Returns the new revision."""
+        return (await self._bus.store(Outgoing(kv_subject(self._name, key), value))).sequence
+
+    async def create(self, key: str, value: bytes, ttl: str | None = None) -> int:
+        """Like put, but ConflictError where the key exists. `ttl` is a duration such as "30s", at least a second."""
+        try:
+            return await self._put_after(key, value, 0, ttl)
+        except ConflictError:
+            found = await self._bus.last(self._stream, kv_subject(self._name, key))
+            if found is None or not _deleted(found.headers):
+                raise
+            return await self._put_after(key, value, found.sequence, ttl)
+
+    async def update(self, key: str, value: bytes, revision: int) -> int:
+        """Like put, but ConflictError unless `revision` is the key's present one."""
+        return await self._put_after(key, value, revision, None)
+
+    async def delete(self, key: str) -> None:
+        headers = {subjects.KV_OPERATION: "DEL"}
+        await self._bus.store(Outgoing(kv_subject(self._name, key), b"", headers))
+
+    async def entries(self) -> dict[str, Entry]:
+        """The whole bucket as it is now."""
+        found: dict[str, Entry] = {}
+        async for change in self.watch():
+            if not change.key:
+                return found
+            if change.value is not None:
+                found[change.key] = Entry(change.key, change.value, change.revision)
+        return found
+
+    async def watch(self) -> AsyncIterator[Change]:
+        """The state, then a change with an empty key, then every further change, for ever. Survives reconnects."""
+        revision = 0
+        async for messages in read(
+            self._bus, self._stream, filters=[kv_subject(self._name, ">")], last_per_subject=True
+        ):
+            if not messages:
+                yield Change("", None, revision)
+            for message in messages:
+                revision = message.sequence
+                value = None if _deleted(message.headers) else message.data
+                yield Change(message.subject[self._prefix :], value, revision)
+
+    async def last_revision(self) -> int:
+        """The revision of the bucket's newest change, from the stream's leader."""
+        return await self._bus.last_sequence(self._stream)
+
+    async def _put_after(self, key: str, value: bytes, revision: int, ttl: str | None) -> int:
+        headers = {subjects.EXPECTED_SEQUENCE: str(revision)}
+        return (await self._bus.store(Outgoing(kv_subject(self._name, key), value, headers, ttl=ttl))).sequence
+
+
+class View:
+    """A process's own copy of a bucket, kept by `follow`, and how far it has come.
+
+    `changed(key, value)` is called for each change, `value` None where the key was deleted; it must not raise.
+    """
+
+    def __init__(self, bucket: Bucket, changed: Callable[[Change], None]) -> None:
+        self._bucket = bucket
+        self._changed = changed
+        self._moved = asyncio.Condition()
+        self.revision = 0
+        self.ready = False
+
+    async def follow(self) -> None:
+        """Runs until cancelled."""
+        async for change in self._bucket.watch():
+            if change.key:
+                self._changed(change)
+            async with self._moved:
+                self.revision = max(self.revision, change.revision)
+                self.ready = self.ready or not change.key
+                self._moved.notify_all()
+
+    async def reach(self, revision: int, timeout: float = 5.0) -> None:
+        """Returns once the copy holds everything up to a revision. Raises UnavailableError when it does not come."""
+        if self.ready and self.revision >= revision:
+            return
+        try:
+            async with asyncio.timeout(timeout), self._moved:
+                await self._moved.wait_for(lambda: self.ready and self.revision >= revision)
+        except TimeoutError as error:
+            raise UnavailableError("the configuration on this replica lags behind", retry_after=1) from error
+
+    async def refresh(self) -> None:
+        """Returns once the copy holds everything that was acknowledged to anybody before this call."""
+        await self.reach(await self._bucket.last_revision())
+
+
+def _deleted(headers: object) -> bool:
+    return isinstance(headers, dict) and (
+        headers.get(subjects.KV_OPERATION) in ("DEL", "PURGE") or subjects.KV_MARKER in headers
+    )

@@ -1,0 +1,23 @@
+"""The clock and chance: the only place that asks for the time of day or for random ids."""
+
+import os
+import time
+from datetime import UTC, datetime
+
+from crucible_core.ids import make_id
+
+
+def now_ms() -> int:
+    """Unix time in milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+def timestamp(at_ms: int | None = None) -> str:
+    """RFC 3339 in UTC with microseconds and `Z`: of now, or of a Unix time in milliseconds."""
+    moment = datetime.now(UTC) if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S.%f}Z"
+
+
+def fresh_id(prefix: str) -> str:
+    """A new TypeID of this moment."""
+    return make_id(prefix, now_ms(), os.urandom(10))

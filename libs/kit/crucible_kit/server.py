@@ -1,0 +1,146 @@
+"""Running an ASGI app as a process: uvicorn, signals, logging and what happens when the app's lifespan fails."""
+
+import asyncio
+import logging
+import math
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.routing import WebSocketRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from crucible_core.errors import CrucibleError
+
+from .logs import describe_error, leaves, setup_logging
+from .settings import KitSettings, load
+
+__all__ = ["main", "run", "setup_logging"]
+
+log = logging.getLogger(__name__)
+
+S = TypeVar("S", bound=KitSettings)
+
+
+def main(service: str, kind: type[S], create_app: Callable[[S], Any]) -> None:
+    """A service's `python -m`: settings from the environment, then `run`. Bad settings are one line and exit code 1."""
+    setup_logging(service)
+    try:
+        settings = load(kind)
+        app = create_app(settings)
+    except CrucibleError as error:
+        log.error("cannot start: %s", error.detail)
+        raise SystemExit(1) from None
+    run(app, settings, service)
+
+
+def run(app: Any, settings: KitSettings, service: str = "") -> None:
+    """Serve `app` until SIGTERM or SIGINT, then let open requests end and drain its lifespan.
+
+    Exits with code 1, after one line, if the lifespan fails: at the start, or later when one of its tasks does, since a
+    service without its consumers must not look alive. `service` defaults to `app.state.service`. Where the app has an
+    `asyncio.Event` in `app.state.stopping`, it is set as the shutdown begins: answers without an end should end then.
+    """
+    setup_logging(service or getattr(app.state, "service", "crucible"), settings.log_level)
+    # uvicorn's own notes on starting and stopping say nothing that our line does not.
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    # uvicorn raises the signals that it caught again once it is done: then they mean a clean exit.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _exit)
+    guard = LifespanGuard(app)
+    server = Server(_config(app, guard, settings), guard, getattr(app.state, "stopping", None))
+    try:
+        server.run()
+    except SystemExit as stop:
+        raise SystemExit(1 if stop.code else 0) from None
+    if guard.failed:
+        raise SystemExit(1)
+
+
+class LifespanGuard:
+    """The app, with its lifespan's failure logged as one line in place of uvicorn's traceback."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self.started = False
+        self.failed = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await self._app(scope, receive, send)
+            return
+
+        async def quiet_send(message: Message) -> None:
+            self.started = self.started or message["type"] == "lifespan.startup.complete"
+            await send({"type": message["type"]} if message["type"].endswith(".failed") else message)
+
+        try:
+            await self._app(scope, receive, quiet_send)
+        except Exception as error:
+            self._report(error)
+            raise
+
+    def _report(self, error: Exception) -> None:
+        self.failed = True
+        what = "stopped by a failure" if self.started else "cannot start"
+        if all(isinstance(leaf, CrucibleError) for leaf in leaves(error)):
+            log.error("%s: %s", what, "; ".join(str(leaf) for leaf in leaves(error)))
+        else:
+            log.error("%s: %s", what, describe_error(error), exc_info=error)
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it would say the same again, at length
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which also stops when the lifespan has failed, and at once while it is still starting."""
+
+    def __init__(self, config: uvicorn.Config, guard: LifespanGuard, stopping: asyncio.Event | None) -> None:
+        super().__init__(config)
+        self._guard = guard
+        self._stopping = stopping
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        if self._stopping:
+            self._stopping.set()
+        await super().shutdown(sockets)
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self._guard.failed
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        if not self.started:
+            _exit(sig, frame)
+
+
+def _config(app: Any, guard: LifespanGuard, settings: KitSettings) -> uvicorn.Config:
+    return uvicorn.Config(
+        guard,
+        host=settings.host,
+        port=settings.port,
+        loop="auto",
+        http="httptools",
+        ws="websockets-sansio" if _has_websockets(app) else "none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=True,
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_s),
+    )
+
+
+def _has_websockets(app: Any) -> bool:
+    """Whether the app may have WebSocket routes: loading the protocol costs each process 2 MB."""
+    return not isinstance(app, Starlette) or any(isinstance(route, WebSocketRoute) for route in app.routes)
+
+
+def _exit(sig: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(0)

@@ -1,0 +1,68 @@
+"""The streams of an installation and how each keeps its messages. Every service declares them when it starts."""
+
+from crucible_core.subjects import kv_stream, kv_subject
+
+from .bus import Bus
+from .settings import KitSettings
+
+DUPLICATE_WINDOW_S = 120.0
+"""How long JetStream itself remembers a message id; the events index remembers older ones."""
+HISTORY_S = 30 * 86_400.0
+DAY_S = 86_400.0
+
+
+async def declare_streams(bus: Bus, settings: KitSettings) -> None:
+    """Creates or updates EVENTS, HOOK_RUNS, DELIVERIES and ATTEMPTS. Idempotent."""
+    names = bus.names
+    replicas = settings.stream_replicas
+    await bus.ensure_stream(
+        names.events,
+        subjects=[names.all_events],
+        num_replicas=replicas,
+        max_age=settings.retention_days * DAY_S,
+        duplicate_window=DUPLICATE_WINDOW_S,
+        allow_direct=True,
+        allow_atomic=True,
+        allow_msg_ttl=True,
+        republish=names.live_mapping,
+    )
+    for stream, work, schedules in (
+        (names.hook_runs, names.all_runs, names.run_schedules),
+        (names.deliveries, names.all_deliveries, names.delivery_schedules),
+    ):
+        await bus.ensure_stream(
+            stream,
+            subjects=[work, schedules],
+            retention="workqueue",
+            num_replicas=replicas,
+            duplicate_window=DUPLICATE_WINDOW_S,
+            allow_direct=True,
+            allow_msg_ttl=True,
+            allow_msg_schedules=True,
+        )
+    await bus.ensure_stream(
+        names.attempts,
+        subjects=[names.all_attempts],
+        num_replicas=replicas,
+        max_age=HISTORY_S,
+        duplicate_window=DUPLICATE_WINDOW_S,
+        allow_direct=True,
+    )
+
+
+async def declare_bucket(bus: Bus, name: str, replicas: int = 1) -> str:
+    """Creates or updates the stream behind a key-value bucket (ADR-8) and returns the bucket's full name."""
+    bucket = bus.names.bucket(name)
+    await bus.ensure_stream(
+        kv_stream(bucket),
+        subjects=[kv_subject(bucket, ">")],
+        num_replicas=replicas,
+        max_msgs_per_subject=1,
+        discard="new",
+        allow_rollup_hdrs=True,
+        allow_direct=True,
+        allow_msg_ttl=True,
+        deny_delete=True,
+        max_msg_size=1024 * 1024,
+    )
+    return bucket

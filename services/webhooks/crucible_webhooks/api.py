@@ -1,0 +1,112 @@
+"""The requests that webhooks answers."""
+
+import logging
+from collections.abc import Mapping
+
+import msgspec
+
+from crucible_core.envelope import Source
+from crucible_core.errors import CrucibleError
+from crucible_core.protocol import (
+    AppendReply,
+    AppendRequest,
+    AttemptList,
+    AttemptsRequest,
+    Check,
+    Counters,
+    CreateWebhook,
+    EnableHook,
+    GetRequest,
+    NewEvent,
+    TestRequest,
+    WebhookList,
+    WebhookRecord,
+    WebhookView,
+)
+from crucible_kit.bus import Bus
+from crucible_kit.clock import fresh_id, timestamp
+from crucible_kit.index import Index
+from crucible_kit.rpc import Context, Endpoint, call
+
+from . import store
+from .check import check
+from .records import make_record, view
+from .registry import Registry
+from .sending import Sender
+from .settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def endpoints(bus: Bus, registry: Registry, index: Index, sender: Sender, settings: Settings) -> Mapping[str, Endpoint]:
+    """By operation; see `crucible_core.protocol` for what each takes and gives."""
+
+    async def create(request: CreateWebhook, context: Context) -> WebhookView:
+        record = make_record(request, fresh_id("whk"), timestamp(), settings.webhooks_timeout_ms)
+        await registry.save(record)
+        await _tell(bus, "Webhook.Registered", record, context)
+        shown = view(record, Counters())
+        shown.secret = record.auth.secret or ""
+        return shown
+
+    async def shown(record: WebhookRecord) -> WebhookView:
+        counted = (await store.counters(index)).get(record.id, Counters())
+        return view(record, counted, registry.inert.get(record.id))
+
+    async def list_all(request: msgspec.Struct, context: Context) -> WebhookList:
+        await registry.view.refresh()
+        counted = await store.counters(index)
+        records = sorted(registry.records.values(), key=lambda record: record.id)
+        views = [view(r, counted.get(r.id, Counters()), registry.inert.get(r.id)) for r in records]
+        return WebhookList(webhooks=views)
+
+    async def get(request: GetRequest, context: Context) -> WebhookView:
+        await registry.view.refresh()
+        return await shown(registry.get(request.id))
+
+    async def delete(request: GetRequest, context: Context) -> WebhookView:
+        await registry.view.refresh()
+        record = await registry.delete(request.id)
+        await _tell(bus, "Webhook.Unregistered", record, context)
+        return view(record, Counters())
+
+    async def enable(request: EnableHook, context: Context) -> WebhookView:
+        await registry.view.refresh()
+        return await shown(await registry.set_enabled(request.name, request.enabled))
+
+    async def attempts(request: AttemptsRequest, context: Context) -> AttemptList:
+        await registry.view.refresh()
+        registry.get(request.id)
+        return await store.attempts(index, request.id, request.limit, request.cursor)
+
+    async def test(request: TestRequest, context: Context) -> Check:
+        await registry.view.refresh()
+        return await check(registry.get(request.id), request, sender, registry.inert.get(request.id))
+
+    return {
+        "create": Endpoint(CreateWebhook, create),
+        "list": Endpoint(msgspec.defstruct("ListRequest", []), list_all),
+        "get": Endpoint(GetRequest, get),
+        "delete": Endpoint(GetRequest, delete),
+        "enable": Endpoint(EnableHook, enable),
+        "attempts": Endpoint(AttemptsRequest, attempts),
+        "test": Endpoint(TestRequest, test),
+    }
+
+
+async def _tell(bus: Bus, event_type: str, record: WebhookRecord, context: Context) -> None:
+    """The log hears of a change of configuration; the change itself is durable already."""
+    payload = {"id": record.id, "name": record.name, "url": record.url}
+    event = NewEvent(
+        type=event_type,
+        payload=msgspec.Raw(msgspec.json.encode(payload)),
+        source=Source("system", "webhooks"),
+        actor="system:webhooks",
+        entity=record.id,
+        traceparent=context.traceparent,
+        idempotency_key=f"{event_type}:{record.id}:{record.updated_at}",
+    )
+    try:
+        await call(bus, "events", "append", AppendRequest(events=[event]), AppendReply, traceparent=context.traceparent)
+    except CrucibleError as error:
+        log.warning("%s of %s was not recorded: %s", event_type, record.id, error)

@@ -1,0 +1,89 @@
+"""The wiring of webhooks: what is opened, what runs, and when it is ready."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from starlette.applications import Starlette
+
+from crucible_core.subjects import Names
+from crucible_kit.asgi import ops_app
+from crucible_kit.buckets import open_bucket
+from crucible_kit.bus import Bus, open_bus
+from crucible_kit.index import Index, open_index
+from crucible_kit.metrics import Metrics
+from crucible_kit.rpc import serve
+from crucible_kit.settings import load
+from crucible_kit.streams import declare_streams
+from crucible_kit.telemetry import Telemetry, open_telemetry
+
+from . import store
+from .api import endpoints
+from .deliver import Workers
+from .dispatch import dispatch
+from .registry import Registry
+from .sending import open_sender
+from .settings import Settings
+
+SERVICE = "webhooks"
+
+
+def create_app(settings: Settings | None = None) -> Starlette:
+    settings = settings or load(Settings)
+    metrics = Metrics(SERVICE)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            telemetry = open_telemetry(SERVICE)
+            stack.push_async_callback(asyncio.to_thread, telemetry.close)
+            bus = await stack.enter_async_context(open_bus(settings.nats_url, Names(settings.bus_prefix), SERVICE))
+            await declare_streams(bus, settings)
+            registry = Registry(await open_bucket(bus, "webhooks", settings.stream_replicas))
+            await stack.enter_async_context(_running(app, settings, bus, registry, telemetry, metrics))
+            yield
+
+    return ops_app(SERVICE, lifespan, metrics)
+
+
+@contextlib.asynccontextmanager
+async def _running(
+    app: Starlette, settings: Settings, bus: Bus, registry: Registry, telemetry: Telemetry, metrics: Metrics
+) -> AsyncIterator[None]:
+    dispatches = settings.webhooks_role in ("all", "dispatch")
+    delivers = settings.webhooks_role in ("all", "deliver")
+    async with contextlib.AsyncExitStack() as stack:
+        sender = await stack.enter_async_context(open_sender(settings.webhooks_private_targets))
+        index: Index | None = None
+        if dispatches:
+            path = Path(settings.data_dir) / "webhooks.sqlite"
+            opening = open_index(path, bus, bus.names.attempts, store.VERSION, store.SCHEMA)
+            index = await stack.enter_async_context(opening)
+        app.state.ready = lambda: waiting_for(bus, registry, index)
+        async with asyncio.TaskGroup() as tasks:
+            running = []
+            if delivers:
+                workers = Workers(bus, registry, sender, telemetry, metrics)
+                registry.changed = workers.note
+                running.append(tasks.create_task(workers.run()))
+            running.append(tasks.create_task(registry.view.follow()))
+            await registry.view.reach(0, timeout=30)
+            if index is not None:
+                running.append(tasks.create_task(index.follow(bus, store.apply, [bus.names.delivery_attempts])))
+                running.append(tasks.create_task(dispatch(bus, registry, metrics)))
+                answers = endpoints(bus, registry, index, sender, settings)
+                await stack.enter_async_context(serve(bus, SERVICE, answers, telemetry))
+            yield
+            for task in running:
+                task.cancel()
+
+
+def waiting_for(bus: Bus, registry: Registry, index: Index | None) -> list[str]:
+    """What is not there yet; empty when ready."""
+    held = {
+        "nats": bus.connected,
+        "webhooks": registry.view.ready,
+        "index": index is None or index.caught_up,
+    }
+    return [name for name, ready in held.items() if not ready]

@@ -1,0 +1,87 @@
+"""Trying a webhook out: a synthetic event, matched and signed as a real one, that is really sent only when asked."""
+
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+from crucible_core.catalogue import CATALOGUE
+from crucible_core.envelope import Data, Event, Metadata, Source, encode
+from crucible_core.errors import CrucibleError
+from crucible_core.protocol import Check, CheckStep, TestRequest, WebhookRecord
+from crucible_kit.clock import fresh_id, timestamp
+
+from .deliver import request_headers
+from .records import compiled, state
+from .sending import Sender
+from .signing import body_of
+from .verdict import judge
+
+_FALLBACK = "Custom.Test"
+
+
+async def check(record: WebhookRecord, request: TestRequest, sender: Sender, inert: str | None) -> Check:
+    """Live when the event matches the webhook's types, can be signed, and the endpoint answers: a connection for a dry
+    run, a 2xx otherwise. A disabled or inert webhook is only reported."""
+    if inert or not record.enabled:
+        verdict = "inert" if inert else "disabled"
+        return Check(name=record.name, verdict=verdict, reason=inert or state(record))
+    began = time.perf_counter()
+    steps = [CheckStep(step="registered", ok=True, detail=record.id)]
+    event = synthetic(record, request.payload)
+    steps.append(_matched(record, event))
+    try:
+        body = body_of(encode(event))
+        headers = request_headers(record, event, fresh_id("dlv"), body, int(time.time()))
+        steps.append(CheckStep(step="signed", ok=True, detail=headers["webhook-signature"][:16] + "…"))
+    except CrucibleError as error:
+        return _verdict(record, [*steps, CheckStep(step="signed", ok=False, detail=error.detail)], began)
+    steps.append(await (_connected(record, sender) if request.dry_run else _sent(record, sender, headers, body)))
+    return _verdict(record, steps, began)
+
+
+def synthetic(record: WebhookRecord, payload: dict[str, Any] | None) -> Event:
+    """An event of the first type that the webhook wants, with an example payload unless one is given."""
+    types = next((a.types for a in compiled(record).alternatives if a.types), None)
+    name = min((t for t in types if not t.endswith(".*")), default=_FALLBACK) if types else _FALLBACK
+    category, _, event = name.partition(".")
+    metadata = Metadata(
+        id=fresh_id("evt"),
+        timestamp=timestamp(),
+        source=Source("system", "webhooks"),
+        actor="system:test",
+        correlation_id=fresh_id("cor"),
+    )
+    return Event(category, Data(event, payload if payload is not None else CATALOGUE.example(name)), metadata)
+
+
+def _matched(record: WebhookRecord, event: Event) -> CheckStep:
+    if compiled(record).matches(event):
+        return CheckStep(step="matches", ok=True, detail=f"a synthetic {event.dotted}")
+    # A filter can ask for what no example has; its types are known to be right all the same.
+    return CheckStep(step="matches", ok=True, detail=f"{event.dotted}: the type; the filter wants other values")
+
+
+async def _connected(record: WebhookRecord, sender: Sender) -> CheckStep:
+    parts = urlsplit(record.url)
+    tls = parts.scheme == "https"
+    port = parts.port or (443 if tls else 80)
+    error = await sender.reach(parts.hostname or "", port, tls, min(record.options.timeout_ms / 1000, 5.0))
+    return CheckStep(step="endpoint accepts connections", ok=error is None, detail=error or f"{parts.hostname}:{port}")
+
+
+async def _sent(record: WebhookRecord, sender: Sender, headers: dict[str, str], body: bytes) -> CheckStep:
+    response = await sender.send(record.url, headers, body, record.options.timeout_ms / 1000)
+    delivered = judge(response, 1, []).outcome == "delivered"
+    return CheckStep(
+        step="delivered", ok=delivered, detail=response.error or f"the endpoint answered {response.status}"
+    )
+
+
+def _verdict(record: WebhookRecord, steps: list[CheckStep], began: float) -> Check:
+    broken = next((step for step in steps if not step.ok), None)
+    took = round((time.perf_counter() - began) * 1000, 3)
+    if broken is None:
+        return Check(name=record.name, verdict="live", duration_ms=took, steps=steps)
+    return Check(
+        name=record.name, verdict="inert", reason=f"{broken.step}: {broken.detail}", duration_ms=took, steps=steps
+    )

@@ -1,0 +1,245 @@
+"""The workers: each webhook's deliveries, attempt by attempt, with what follows from each outcome."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+
+import msgspec
+
+from crucible_core import subjects
+from crucible_core.envelope import Event, Source, decode
+from crucible_core.errors import CrucibleError
+from crucible_core.protocol import AppendReply, AppendRequest, AttemptRecord, NewEvent, WebhookRecord
+from crucible_kit.bus import Bus, Message
+from crucible_kit.clock import now_ms, timestamp
+from crucible_kit.frames import Outgoing
+from crucible_kit.metrics import Metrics
+from crucible_kit.rpc import call
+from crucible_kit.telemetry import Attribute, Telemetry
+from crucible_kit.work import Poison, work
+
+from .registry import Registry
+from .sending import Sender
+from .signing import USER_AGENT, authorization, body_of, sign, signing_key
+from .verdict import Response, Verdict, judge
+
+log = logging.getLogger(__name__)
+
+_SPARE_S = 15.0
+"""How much longer than an attempt may take a message stays a worker's own."""
+
+
+class Workers:
+    """One worker for each webhook that is enabled: a slow endpoint has its own places and holds up nobody else."""
+
+    def __init__(self, bus: Bus, registry: Registry, sender: Sender, telemetry: Telemetry, metrics: Metrics) -> None:
+        self._bus = bus
+        self._registry = registry
+        self._sender = sender
+        self._telemetry = telemetry
+        self._attempts = metrics.counter("webhook_attempts", "Attempts by outcome", ("outcome",))
+        self._seconds = metrics.histogram("webhook_attempt_seconds", "How long an exchange with an endpoint took")
+        self._running: dict[str, tuple[tuple[int, int], asyncio.Task[None]]] = {}
+        self._stopping: set[asyncio.Task[None]] = set()
+        self._changed: asyncio.Queue[str] = asyncio.Queue()
+
+    def note(self, webhook_id: str) -> None:
+        """A webhook has changed."""
+        self._changed.put_nowait(webhook_id)
+
+    async def run(self) -> None:
+        """Keeps the workers in step with the registry until cancelled."""
+        try:
+            while True:
+                await self._adjust(await self._changed.get())
+        finally:
+            for webhook_id in list(self._running):
+                self._stop(webhook_id)
+            await asyncio.gather(*self._stopping, return_exceptions=True)
+
+    async def _adjust(self, webhook_id: str) -> None:
+        record = self._registry.records.get(webhook_id)
+        wanted = (record.options.concurrency, record.options.timeout_ms) if record and record.enabled else None
+        running = self._running.get(webhook_id)
+        if running and (running[0] != wanted or running[1].done()):
+            self._stop(webhook_id)
+            running = None
+        if wanted and not running:
+            self._running[webhook_id] = (wanted, asyncio.create_task(self._work(webhook_id, *wanted)))
+        if record is None:
+            with contextlib.suppress(CrucibleError):
+                await forget(self._bus, webhook_id)
+
+    def _stop(self, webhook_id: str) -> None:
+        # Not awaited: a worker ends when the attempts that it has begun do, and that may take a slow endpoint's time.
+        _, task = self._running.pop(webhook_id)
+        task.cancel()
+        self._stopping.add(task)
+        task.add_done_callback(self._stopping.discard)
+
+    async def _work(self, webhook_id: str, concurrency: int, timeout_ms: int) -> None:
+        await work(
+            self._bus,
+            self._bus.names.deliveries,
+            self._bus.names.durable(webhook_id),
+            self._attempt,
+            filters=[self._bus.names.delivery(webhook_id)],
+            concurrency=concurrency,
+            ack_wait=timeout_ms / 1000 + _SPARE_S,
+        )
+
+    async def _attempt(self, message: Message) -> None:
+        record = self._registry.records.get(webhook_of(message))
+        if record is None:
+            return  # deleted while this waited
+        event = decode(message.data, int(message.headers.get(subjects.EVENT_SEQUENCE, 0)))
+        delivery, attempt = _place(message)
+        began, started_at = time.perf_counter(), timestamp()
+        parent = message.headers.get(subjects.TRACEPARENT)
+        attributes: dict[str, Attribute | None] = {
+            "webhook.id": record.id,
+            "event.id": event.metadata.id,
+            "attempt": attempt,
+        }
+        with self._telemetry.span("webhook.deliver", parent, "client", attributes) as span:
+            response = await self._exchange(record, event, message.data, delivery, span.traceparent)
+            span.set("http.response.status_code", response.status or 0)
+        took = time.perf_counter() - began
+        verdict = judge(response, attempt, record.options.retry_delays_s)
+        self._attempts.labels(verdict.outcome).inc()
+        self._seconds.observe(took)
+        outcome = AttemptRecord(
+            delivery_id=delivery,
+            webhook_id=record.id,
+            event_id=event.metadata.id,
+            event_type=event.dotted,
+            event_sequence=event.sequence or 0,
+            correlation_id=event.metadata.correlation_id,
+            attempt=attempt,
+            outcome=verdict.outcome,
+            started_at=started_at,
+            duration_ms=round(took * 1000, 3),
+            status=response.status,
+            error=verdict.reason,
+            response=response.body or None,
+        )
+        await self._settle(record, event, message, outcome, verdict)
+
+    async def _exchange(
+        self, record: WebhookRecord, event: Event, data: bytes, delivery: str, traceparent: str
+    ) -> Response:
+        body = body_of(data)
+        headers = request_headers(record, event, delivery, body, now_ms() // 1000) | {"traceparent": traceparent}
+        return await self._sender.send(record.url, headers, body, record.options.timeout_ms / 1000)
+
+    async def _settle(
+        self, record: WebhookRecord, event: Event, message: Message, outcome: AttemptRecord, verdict: Verdict
+    ) -> None:
+        """Everything that follows is durable before the message is acknowledged, and safe to do twice."""
+        names = self._bus.names
+        if verdict.outcome == "retrying":
+            at_ms = now_ms() + int(verdict.delay_s * 1000)
+            outcome.next_attempt_at = timestamp(at_ms)
+            headers = _kept(message.headers) | {subjects.ATTEMPT: str(outcome.attempt + 1)}
+            await self._bus.schedule(
+                names.delivery_schedule(record.id, outcome.delivery_id),
+                names.delivery(record.id),
+                at_ms,
+                message.data,
+                headers,
+                f"{outcome.delivery_id}:{outcome.attempt + 1}",
+            )
+        await self._bus.store(
+            Outgoing(
+                names.attempt(record.id, outcome.delivery_id),
+                msgspec.json.encode(outcome),
+                msg_id=f"{outcome.delivery_id}:{outcome.attempt}",
+            )
+        )
+        if verdict.disable and record.enabled:
+            await self._registry.set_enabled(record.id, False, verdict.reason)
+            await self._tell("Webhook.Disabled", record, event, outcome)
+        elif verdict.outcome in ("failed", "exhausted"):
+            await self._tell("Webhook.Exhausted", record, event, outcome)
+
+    async def _tell(self, event_type: str, record: WebhookRecord, cause: Event, outcome: AttemptRecord) -> None:
+        try:
+            reply = await call(
+                self._bus,
+                "events",
+                "append",
+                AppendRequest(events=[effect(event_type, record, cause, outcome)]),
+                AppendReply,
+            )
+        except CrucibleError as error:
+            log.warning("%s of %s was not recorded: %s", event_type, record.id, error)
+            return
+        if reply.results[0].error:
+            log.warning("%s of %s was refused: %s", event_type, record.id, reply.results[0].error.detail)
+
+
+def request_headers(record: WebhookRecord, event: Event, delivery: str, body: bytes, at_s: int) -> dict[str, str]:
+    """The contract's headers, without the trace context."""
+    return {
+        "Content-Type": "application/json",
+        "User-Agent": USER_AGENT,
+        "X-Crucible-Event-Id": event.metadata.id,
+        "X-Crucible-Event-Type": event.dotted,
+        "X-Crucible-Delivery": delivery,
+        **sign(signing_key(record.auth.secret or ""), body, event.metadata.id, at_s),
+        **authorization(record.auth),
+    }
+
+
+def effect(event_type: str, record: WebhookRecord, cause: Event, outcome: AttemptRecord) -> NewEvent:
+    """What the log hears of a webhook, caused by the event whose delivery it was."""
+    payload = {
+        "id": record.id,
+        "name": record.name,
+        "url": record.url,
+        "reason": outcome.error or "",
+        "delivery_id": outcome.delivery_id,
+        "event_id": cause.metadata.id,
+        "event_type": cause.dotted,
+        "attempts": outcome.attempt,
+    }
+    return NewEvent(
+        type=event_type,
+        payload=msgspec.Raw(msgspec.json.encode(payload)),
+        source=Source("system", "webhooks"),
+        actor="system:webhooks",
+        correlation_id=cause.metadata.correlation_id,
+        causation_id=cause.metadata.id,
+        hop=cause.metadata.hop + 1,
+        world_id=cause.metadata.world_id,
+        room_id=cause.metadata.room_id,
+        entity=record.id,
+        traceparent=cause.metadata.traceparent,
+        idempotency_key=f"{event_type}:{outcome.delivery_id}:{outcome.attempt}",
+    )
+
+
+async def forget(bus: Bus, webhook_id: str) -> None:
+    """Removes a deleted webhook's consumer and everything that waited for it."""
+    names = bus.names
+    await bus.delete_consumer(names.deliveries, names.durable(webhook_id))
+    await bus.purge(names.deliveries, names.delivery(webhook_id))
+    await bus.purge(names.deliveries, names.delivery_schedules_of(webhook_id))
+
+
+def webhook_of(message: Message) -> str:
+    return message.subject.rpartition(".")[2]
+
+
+def _place(message: Message) -> tuple[str, int]:
+    delivery, attempt = message.headers.get(subjects.DELIVERY), message.headers.get(subjects.ATTEMPT, "")
+    if not delivery or not attempt.isdigit():
+        raise Poison("a delivery without its headers")
+    return delivery, int(attempt)
+
+
+def _kept(headers: Mapping[str, str]) -> dict[str, str]:
+    wanted = (subjects.DELIVERY, subjects.EVENT_SEQUENCE, subjects.TRACEPARENT, subjects.REPLAY)
+    return {name: headers[name] for name in wanted if name in headers}

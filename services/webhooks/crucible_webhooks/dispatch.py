@@ -1,0 +1,57 @@
+"""From the log to the queue: each committed event becomes one delivery for each webhook that wants it."""
+
+import logging
+from collections.abc import Callable
+
+import msgspec
+
+from crucible_core import subjects
+from crucible_core.envelope import Event, decode
+from crucible_core.ids import derive_id
+from crucible_core.protocol import WebhookRecord
+from crucible_kit.bus import Bus, Message
+from crucible_kit.frames import Outgoing
+from crucible_kit.metrics import Metrics
+from crucible_kit.work import Poison, work_batches
+
+from .registry import Registry
+
+log = logging.getLogger(__name__)
+
+DURABLE = "webhooks-dispatch"
+
+
+async def dispatch(bus: Bus, registry: Registry, metrics: Metrics) -> None:
+    """Runs until cancelled. A batch is acknowledged once every delivery that follows from it is stored."""
+    matched = metrics.counter("webhook_deliveries_enqueued", "Deliveries put into the queue")
+
+    async def handle(messages: list[Message]) -> None:
+        # An event is committed after the webhook that waits for it: the copy must be as new as the batch.
+        await registry.view.refresh()
+        deliveries = [delivery for message in messages for delivery in _deliveries(bus, registry.match, message)]
+        if deliveries:
+            await bus.store_all(deliveries)
+            matched.inc(len(deliveries))
+
+    await work_batches(bus, bus.names.events, bus.names.durable(DURABLE), handle, filters=[bus.names.all_events])
+
+
+def _deliveries(bus: Bus, match: Callable[[Event], list[WebhookRecord]], message: Message) -> list[Outgoing]:
+    try:
+        event = decode(message.data, message.sequence)
+    except msgspec.DecodeError as error:
+        raise Poison(f"not an event: {error}") from error
+    return [enqueued(bus, record.id, event, message) for record in match(event)]
+
+
+def enqueued(bus: Bus, webhook_id: str, event: Event, message: Message) -> Outgoing:
+    """The queue's message for one delivery; the same event and webhook always make the same delivery id."""
+    delivery = derive_id("dlv", message.time_ms, webhook_id, event.metadata.id)
+    headers = {
+        subjects.DELIVERY: delivery,
+        subjects.ATTEMPT: "1",
+        subjects.EVENT_SEQUENCE: str(message.sequence),
+    }
+    if event.metadata.traceparent:
+        headers[subjects.TRACEPARENT] = event.metadata.traceparent
+    return Outgoing(bus.names.delivery(webhook_id), message.data, headers, delivery)

@@ -1,0 +1,86 @@
+"""The webhooks of the installation: the KV bucket's records, this process's compiled copy, and changes to them."""
+
+import logging
+from collections.abc import Callable
+
+import msgspec
+
+from crucible_core.envelope import Event
+from crucible_core.errors import CrucibleError, NotFoundError
+from crucible_core.matcher import CompiledFilters, Matcher
+from crucible_core.protocol import WebhookRecord
+from crucible_kit.buckets import Bucket, Change, View
+from crucible_kit.clock import timestamp
+
+from .records import compiled
+
+log = logging.getLogger(__name__)
+
+
+class Registry:
+    """Follows the bucket. `changed` is called with a webhook's id after each change of it."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+        self._compiled: dict[str, CompiledFilters] = {}
+        self._matcher: Matcher[str] | None = None
+        self.view = View(bucket, self._take)
+        self.records: dict[str, WebhookRecord] = {}
+        self.inert: dict[str, str] = {}
+        """Why a webhook that is enabled can not be matched."""
+        self.changed: Callable[[str], None] = lambda _: None
+
+    def match(self, event: Event) -> list[WebhookRecord]:
+        """The webhooks that this event goes to, disabled ones too: their deliveries wait in the queue.
+
+        A webhook never hears of itself: a failing endpoint that wants `*` must not be sent its own failures.
+        """
+        if self._matcher is None:
+            self._matcher = Matcher(list(self._compiled.items()))
+        own = event.data.payload.get("id") if event.type == "Webhook" else None
+        return [self.records[webhook] for webhook in self._matcher.match(event) if webhook != own]
+
+    def get(self, webhook_id: str) -> WebhookRecord:
+        record = self.records.get(webhook_id)
+        if record is None:
+            raise NotFoundError(f"there is no webhook {webhook_id[:100]!r}")
+        return record
+
+    async def save(self, record: WebhookRecord) -> None:
+        """Returns once this process works with it."""
+        await self.view.reach(await self._bucket.put(record.id, msgspec.json.encode(record)))
+
+    async def set_enabled(self, webhook_id: str, enabled: bool, reason: str | None = None) -> WebhookRecord:
+        record = msgspec.structs.replace(
+            self.get(webhook_id), enabled=enabled, disabled_reason=reason, updated_at=timestamp()
+        )
+        await self.save(record)
+        return record
+
+    async def delete(self, webhook_id: str) -> WebhookRecord:
+        record = self.get(webhook_id)
+        await self._bucket.delete(webhook_id)
+        await self.view.refresh()
+        return record
+
+    def _take(self, change: Change) -> None:
+        self._matcher = None
+        self._compiled.pop(change.key, None)
+        self.inert.pop(change.key, None)
+        if change.value is None:
+            self.records.pop(change.key, None)
+        else:
+            self._load(change.key, change.value)
+        self.changed(change.key)
+
+    def _load(self, key: str, value: bytes) -> None:
+        try:
+            record = msgspec.json.decode(value, type=WebhookRecord)
+        except msgspec.DecodeError as error:
+            log.error("webhook %s cannot be read: %s", key, error)
+            return
+        self.records[key] = record
+        try:
+            self._compiled[key] = compiled(record)
+        except CrucibleError as error:
+            self.inert[key] = error.detail

@@ -1,0 +1,26 @@
+"""The settings of webhooks."""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from crucible_kit.settings import KitSettings
+
+
+class Settings(KitSettings, frozen=True, kw_only=True):
+    webhooks_role: Annotated[
+        Literal["all", "dispatch", "deliver"],
+        Meta(description="dispatch matches events and answers the API, deliver sends; all does both"),
+    ] = "all"
+    webhooks_timeout_ms: Annotated[
+        int,
+        Meta(
+            description="The whole exchange of one attempt, where a webhook sets none",
+            ge=100,
+            le=60_000,
+            extra={"unit": "ms"},
+        ),
+    ] = 15_000
+    webhooks_private_targets: Annotated[
+        bool, Meta(description="Whether webhooks may go to loopback and private addresses")
+    ] = True

@@ -1,0 +1,74 @@
+"""What is remembered of attempts: an SQLite index of ATTEMPTS, by webhook, newest first, and counters."""
+
+import logging
+
+import aiosqlite
+import msgspec
+
+from crucible_core.errors import FieldError, InvalidError
+from crucible_core.protocol import AttemptList, AttemptRecord, Counters
+from crucible_kit.bus import Message
+from crucible_kit.index import Index
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS attempts (
+  sequence INTEGER PRIMARY KEY, webhook_id TEXT NOT NULL, delivery_id TEXT NOT NULL, outcome TEXT NOT NULL,
+  started_at TEXT NOT NULL, record BLOB NOT NULL
+);
+CREATE INDEX IF NOT EXISTS attempts_by_webhook ON attempts (webhook_id, sequence);
+CREATE TABLE IF NOT EXISTS counters (
+  webhook_id TEXT PRIMARY KEY, deliveries INTEGER NOT NULL, attempts INTEGER NOT NULL, ok INTEGER NOT NULL,
+  failed INTEGER NOT NULL, last_fired TEXT
+) WITHOUT ROWID;
+"""
+_FINAL_FAILURES = ("failed", "exhausted")
+
+
+async def apply(writer: aiosqlite.Connection, messages: list[Message]) -> None:
+    """Writes attempts; one that cannot be decoded is passed over and logged."""
+    for message in messages:
+        try:
+            record = msgspec.json.decode(message.data, type=AttemptRecord)
+        except msgspec.DecodeError as error:
+            log.error("attempt %d cannot be read: %s", message.sequence, error)
+            continue
+        row = (message.sequence, record.webhook_id, record.delivery_id, record.outcome, record.started_at)
+        await writer.execute("INSERT OR IGNORE INTO attempts VALUES (?, ?, ?, ?, ?, ?)", (*row, message.data))
+        await writer.execute(
+            "INSERT INTO counters VALUES (?, ?, 1, ?, ?, ?) ON CONFLICT (webhook_id) DO UPDATE SET"
+            " deliveries = deliveries + excluded.deliveries, attempts = attempts + 1, ok = ok + excluded.ok,"
+            " failed = failed + excluded.failed, last_fired = excluded.last_fired",
+            (
+                record.webhook_id,
+                record.attempt == 1,
+                record.outcome == "delivered",
+                record.outcome in _FINAL_FAILURES,
+                record.started_at,
+            ),
+        )
+
+
+async def attempts(index: Index, webhook_id: str, limit: int, cursor: str | None) -> AttemptList:
+    """The newest first; `cursor` is the sequence that the page before ended at."""
+    if not 1 <= limit <= 1000:
+        raise InvalidError("limit must be 1 to 1000", errors=[FieldError("limit", "must be 1 to 1000")])
+    if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
+        raise InvalidError("cursor is not one of ours", errors=[FieldError("cursor", "is not one of ours")])
+    before = int(cursor) if cursor else 2**62
+    query = "SELECT sequence, record FROM attempts WHERE webhook_id = ? AND sequence < ? ORDER BY sequence DESC LIMIT ?"
+    rows = list(await index.reader.execute_fetchall(query, (webhook_id, before, limit + 1)))
+    page = rows[:limit]
+    records = [msgspec.json.decode(row[1], type=AttemptRecord) for row in page]
+    return AttemptList(attempts=records, next_cursor=str(page[-1][0]) if len(rows) > limit else None)
+
+
+async def counters(index: Index) -> dict[str, Counters]:
+    """By webhook id. `matched` counts deliveries begun, `invoked` attempts."""
+    query = "SELECT webhook_id, deliveries, attempts, ok, failed, last_fired FROM counters"
+    rows = await index.reader.execute_fetchall(query)
+    return {
+        row[0]: Counters(matched=row[1], invoked=row[2], ok=row[3], failed=row[4], last_fired=row[5]) for row in rows
+    }

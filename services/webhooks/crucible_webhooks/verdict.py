@@ -1,0 +1,44 @@
+"""What an attempt's outcome means: delivered, try again and when, give up, or stop the webhook. Pure."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+_RETRIED = frozenset({408, 425, 429})
+_GONE = 410
+MAX_RETRY_AFTER_S = 3600.0
+
+
+class Response(msgspec.Struct, frozen=True):
+    """An endpoint's answer, or `error` where there was none. `body` is its beginning; `retry_after_s` its own wish."""
+
+    status: int | None = None
+    body: str = ""
+    error: str | None = None
+    retry_after_s: float | None = None
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """`outcome` is delivered, retrying, failed (for good, by its answer) or exhausted (no attempt is left)."""
+
+    outcome: Literal["delivered", "retrying", "failed", "exhausted"]
+    delay_s: float = 0.0
+    disable: bool = False
+    reason: str | None = None
+
+
+def judge(response: Response, attempt: int, delays_s: Sequence[float]) -> Verdict:
+    """`attempt` counts from 1; `delays_s` are the waits between attempts, so there is one attempt more than waits."""
+    status = response.status
+    if status is not None and 200 <= status < 300:
+        return Verdict("delivered")
+    reason = response.error or f"the endpoint answered {status}"
+    if status == _GONE:
+        return Verdict("failed", disable=True, reason="the endpoint answered 410 Gone")
+    if status is not None and status < 500 and status not in _RETRIED:
+        return Verdict("failed", reason=reason)
+    if attempt > len(delays_s):
+        return Verdict("exhausted", reason=reason)
+    wish = min(response.retry_after_s or 0.0, MAX_RETRY_AFTER_S)
+    return Verdict("retrying", max(delays_s[attempt - 1], wish), reason=reason)

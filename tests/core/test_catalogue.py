@@ -1,0 +1,296 @@
+"""The catalogue: names, wildcards, payloads and filter paths."""
+
+import json
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crucible_core.catalogue import ANY_CUSTOM, CATALOGUE, Catalogue, Kind
+from crucible_core.errors import FieldError, InvalidError, MalformedError
+from crucible_core.payloads import Closed
+from crucible_core.protocol import AttemptRecord, RunRecord
+
+CONTRACT = {
+    "Memory": "Created Updated Deleted Linked Unlinked Tagged Untagged Accessed Consolidated Pruned",
+    "Graph": "NodeAdded NodeRemoved EdgeCreated EdgeRemoved PathDiscovered CommunityDetected MetricsComputed",
+    "File": "Created Modified Deleted Renamed DirectoryCreated DirectoryDeleted Processed",
+    "Agent": "Registered Unregistered JoinedRoom LeftRoom ActionExecuted MessageSent MessageReceived ToolCreated "
+    "ToolUsed",
+    "Flow": "Started StepCompleted Completed Failed Cancelled",
+    "System": "Started Shutdown RoomCreated RoomDeleted WorldCreated WorldDeleted Error ConfigChanged",
+    "Hook": "Registered Triggered Executed Failed Unregistered",
+    "Webhook": "Registered Unregistered Failing Exhausted Disabled Recovered",
+}
+NAMED = ["Command.New", "Tool.BeforeCall", "Qa.ValidationFailed", "Task.Claimed", "Task.Completed", "Kb.Indexed"]
+TYPES = [kind.type for kind in CATALOGUE.types()]
+CLOSED = {"Memory", "Graph", "File", "Flow", "System", "Hook", "Webhook"}
+
+
+def refusal(dotted: str, payload: Any) -> FieldError:
+    with pytest.raises(InvalidError) as caught:
+        CATALOGUE.validate(dotted, json.dumps(payload).encode())
+    return caught.value.errors[0]
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_contract_types_exist() -> None:
+    wanted = {f"{category}.{event}" for category, events in CONTRACT.items() for event in events.split()}
+    assert {name for name in TYPES if name.split(".")[0] in CONTRACT} == wanted
+    assert {*NAMED, "Schema.Changed", ANY_CUSTOM} <= set(TYPES)
+
+
+@pytest.mark.parametrize(
+    ("alias", "dotted"),
+    [
+        ("memory.created", "Memory.Created"),
+        ("memory:created", "Memory.Created"),
+        ("memory_created", "Memory.Created"),
+        ("MEMORY.CREATED", "Memory.Created"),
+        ("entry.created", "Memory.Created"),
+        ("entry_created", "Memory.Created"),
+        ("Entry.Created", "Memory.Created"),
+        ("command:new", "Command.New"),
+        ("before_tool_call", "Tool.BeforeCall"),
+        ("after_tool_call", "Tool.AfterCall"),
+        ("PreToolUse", "Tool.BeforeCall"),
+        ("node.added", "Graph.NodeAdded"),
+        ("edge_created", "Graph.EdgeCreated"),
+        ("graph.node_added", "Graph.NodeAdded"),
+        ("Graph:NodeAdded", "Graph.NodeAdded"),
+        ("agent.joined_room", "Agent.JoinedRoom"),
+        ("qa.validation_failed", "Qa.ValidationFailed"),
+        ("gateway:startup", "Gateway.Started"),
+        ("Custom.order.paid", "Custom.order.paid"),
+        ("custom:Größe", "Custom.Größe"),
+    ],
+)
+def test_alias_resolves(alias: str, dotted: str) -> None:
+    assert CATALOGUE.resolve(alias) == dotted
+    assert CATALOGUE.expand(alias) == {dotted}
+
+
+def test_every_listed_alias_resolves_in_any_case() -> None:
+    for kind in CATALOGUE.types()[:-1]:
+        for alias in (kind.type, *kind.aliases):
+            assert {CATALOGUE.resolve(spelling) for spelling in (alias, alias.upper(), alias.title())} == {kind.type}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [
+        ("Memory.Creatd", "Memory.Created"),
+        ("memroy:created", "Memory.Created"),
+        ("before_tool_cal", "Tool.BeforeCall"),
+        ("Graph.NodeAded", "Graph.NodeAdded"),
+        ("Zork", None),
+        ("", None),
+        ("x" * 100_000, None),
+    ],
+)
+def test_unknown_type_names_the_nearest(wrong: str, nearest: str | None) -> None:
+    with pytest.raises(InvalidError) as caught:
+        CATALOGUE.resolve(wrong, "event_filters.0.event_type")
+    (error,) = caught.value.errors
+    assert (error.path, error.suggestion) == ("event_filters.0.event_type", nearest)
+    assert len(caught.value.detail) < 300
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a\n", "a\x00", "a\ud800", "*", "a*", "x" * 129, "\u2028"])
+def test_bad_custom_name_is_refused(name: str) -> None:
+    with pytest.raises(InvalidError, match="custom event"):
+        CATALOGUE.resolve(f"Custom.{name}")
+
+
+@given(st.text(min_size=1, max_size=128).filter(lambda name: name.isprintable() and not set(name) & {" ", "*"}))
+def test_custom_name_is_kept(name: str) -> None:
+    assert CATALOGUE.resolve(f"Custom.{name}") == f"Custom.{name}"
+
+
+@given(st.text())
+def test_any_text_resolves_or_is_refused(text: str) -> None:
+    for ask in (CATALOGUE.resolve, CATALOGUE.expand):
+        with suppress(InvalidError):
+            ask(text)
+
+
+# ---- wildcards -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pattern", ["Memory.*", "memory:*", "memory_*", "entry.*", "Memory", "ENTRY.*"])
+def test_category_wildcard_is_its_types(pattern: str) -> None:
+    assert CATALOGUE.expand(pattern) == {f"Memory.{event}" for event in CONTRACT["Memory"].split()}
+
+
+def test_star_is_every_type_and_custom_stands_for_itself() -> None:
+    assert CATALOGUE.expand("*") is None
+    assert CATALOGUE.expand("custom.*") == {ANY_CUSTOM}
+
+
+@pytest.mark.parametrize(("wrong", "nearest"), [("Memroy.*", "Memory.*"), ("**", "*"), ("Memory.Cr*", "Memory.*")])
+def test_unknown_wildcard_is_refused(wrong: str, nearest: str) -> None:
+    with pytest.raises(InvalidError) as caught:
+        CATALOGUE.expand(wrong)
+    assert caught.value.errors[0].suggestion == nearest
+
+
+def test_one_type_is_no_wildcard() -> None:
+    for pattern in ("Memory.*", "*", "Custom.*"):
+        with pytest.raises(InvalidError):
+            CATALOGUE.resolve(pattern)
+
+
+# ---- payloads --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dotted", [*TYPES[:-1], "Custom.anything"])
+def test_example_is_valid(dotted: str) -> None:
+    CATALOGUE.validate(dotted, json.dumps(CATALOGUE.example(dotted)).encode())
+
+
+@pytest.mark.parametrize("dotted", TYPES[:-1])
+def test_what_crucible_makes_is_closed_and_the_rest_is_open(dotted: str) -> None:
+    payload = {**CATALOGUE.example(dotted), "surprise": 1}
+    if dotted.split(".")[0] in CLOSED:
+        assert refusal(dotted, payload).path == "payload.surprise"
+    else:
+        CATALOGUE.validate(dotted, json.dumps(payload).encode())
+        CATALOGUE.validate(dotted, b"{}")
+
+
+@pytest.mark.parametrize(
+    ("dotted", "payload", "path", "message", "suggestion"),
+    [
+        ("Memory.Created", {"id": "m"}, "payload.content", "required, but missing", None),
+        ("Memory.Created", {"id": "m", "content": 1}, "payload.content", "expected str, got int", None),
+        ("Memory.Created", {"id": "m", "content": "", "contnt": ""}, "payload.contnt", "unknown field", "content"),
+        ("Memory.Created", {"id": "", "content": ""}, "payload.id", "expected str of length >= 1", None),
+        ("Memory.Tagged", {"id": "m"}, "payload.tag", "required, but missing", None),
+        ("Memory.Linked", {"id": "m"}, "payload.target", "required, but missing", None),
+        (
+            "Memory.Updated",
+            {"id": "m", "links": [{"target": "n", "wieght": 1}]},
+            "payload.links.0.wieght",
+            "unknown field",
+            "weight",
+        ),
+        ("File.Modified", {}, "payload.path", "required, but missing", None),
+        ("Hook.Executed", {"hook": "h"}, "payload.run_id", "required, but missing", None),
+        ("Tool.Failed", {"tool": 1}, "payload.tool", "expected str | null, got int", None),
+        ("Memory.Created", [], "payload", "expected object, got array", None),
+        ("Custom.x", [], "payload", "expected object, got array", None),
+    ],
+)
+def test_wrong_payload_is_refused(dotted: str, payload: Any, path: str, message: str, suggestion: str | None) -> None:
+    assert refusal(dotted, payload) == FieldError(path, message, suggestion)
+
+
+def test_link_needs_a_near_end() -> None:
+    CATALOGUE.validate("Memory.Linked", b'{"source": "a", "target": "b"}')
+    assert "(or source)" in refusal("Memory.Linked", {"target": "b"}).message
+
+
+@pytest.mark.parametrize("dotted", ["Memory.Updated", "Tool.Failed", "Custom.x"])
+@pytest.mark.parametrize(
+    "value", [b'"\xff"', b'"\\ud800"', b"[" * 70 + b"]" * 70, b"[" * 9000, b"nope", b'"\x01"', b'"'], ids=repr
+)
+def test_payload_that_could_not_be_read_again_is_malformed(dotted: str, value: bytes) -> None:
+    with pytest.raises(MalformedError):
+        CATALOGUE.validate(dotted, b'{"id": "m", "metadata": {"deep": %b}}' % value)
+
+
+def test_payload_of_an_alias_or_unknown_type() -> None:
+    CATALOGUE.validate("memory.deleted", b'{"id": "m"}')
+    with pytest.raises(InvalidError):
+        CATALOGUE.validate("Memory.Nope", b"{}")
+
+
+def test_run_and_attempt_records_fit_their_events() -> None:
+    run = set(RunRecord.__struct_fields__)
+    attempt = set(AttemptRecord.__struct_fields__) - {"webhook_id"}
+    assert run <= set(CATALOGUE.fields("Hook.Executed") or ())
+    assert attempt <= set(CATALOGUE.fields("Webhook.Exhausted") or ())
+
+
+def test_types_carry_schema_and_description() -> None:
+    created = next(kind for kind in CATALOGUE.types() if kind.type == "Memory.Created")
+    assert created.description == "A memory was made."
+    assert created.schema["title"] == "Memory.Created"
+    assert set(created.schema["required"]) == {"id", "content"}
+    assert created.schema["additionalProperties"] is False
+    assert set(created.schema["$defs"]) == {"Reference"}
+    assert all(kind.description.endswith(".") and "\n" not in kind.description for kind in CATALOGUE.types())
+
+
+# ---- filter paths ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("types", "path"),
+    [
+        ("Memory.Created", "content"),
+        ("Memory.Created", "metadata.any.thing"),
+        ("Memory.Created", "links.0.target"),
+        ("Memory.Created", "tags.0"),
+        ("Memory.*", "content"),
+        ("Tool.Failed", "whatever.there.is"),
+        ("Custom.*", "whatever"),
+        ("Custom.order", "whatever"),
+        ("Hook.Executed", "output.deep.down"),
+        ("*", "whatever"),
+    ],
+)
+def test_path_that_can_exist_is_accepted(types: str, path: str) -> None:
+    CATALOGUE.check_path(CATALOGUE.expand(types), path)
+
+
+def test_path_that_one_of_the_types_has_is_accepted() -> None:
+    CATALOGUE.check_path(["Memory.Created", "File.Created"], "mime")
+    CATALOGUE.check_path(["Memory.Created", "Tool.Failed"], "anything")
+
+
+@pytest.mark.parametrize(
+    ("types", "path", "nearest"),
+    [
+        ("Memory.Created", "contnt", "content"),
+        ("Memory.*", "contnt", "content"),
+        ("Memory.Created", "links.target", "links.0.target"),
+        ("Memory.Created", "links.0.targt", "links.0.target"),
+        ("Memory.Created", "tags.first", "tags.0"),
+        ("Memory.Created", "content.length", None),
+        ("File.Modified", "pth", "path"),
+        ("Memory.Created", "", None),
+    ],
+)
+def test_path_that_cannot_exist_is_refused(types: str, path: str, nearest: str | None) -> None:
+    with pytest.raises(InvalidError) as caught:
+        CATALOGUE.check_path(CATALOGUE.expand(types), path)
+    assert (caught.value.errors[0].path, caught.value.errors[0].suggestion) == (path, nearest)
+
+
+# ---- growing ---------------------------------------------------------------------------------------------------------
+
+
+class Shipped(Closed, kw_only=True):
+    """An order left the house."""
+
+    order: str
+
+
+def test_catalogue_grows_into_a_new_one() -> None:
+    grown = CATALOGUE.extended([Kind("Order", "Shipped", Shipped, ("order_gone",))])
+    assert grown.resolve("order_gone") == grown.resolve("order.shipped") == "Order.Shipped"
+    assert grown.expand("Order.*") == {"Order.Shipped"}
+    grown.validate("Order.Shipped", msgspec.json.encode(Shipped(order="o_1")))
+    with pytest.raises(InvalidError):
+        CATALOGUE.resolve("Order.Shipped")
+
+
+def test_two_types_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="would name both"):
+        Catalogue([Kind("Order", "Shipped", Shipped), Kind("Parcel", "Sent", Shipped, ("order.shipped",))])
