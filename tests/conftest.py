@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import nats
 import pytest
+
 from crucible_cli import nats_server
 from crucible_core.subjects import Names
 from crucible_kit.bus import Bus, open_bus
@@ -46,7 +47,9 @@ async def bus(nats_url: str, names: Names) -> AsyncIterator[Bus]:
 
 async def _until_ready(server: nats_server.NatsServer) -> None:
     async with asyncio.timeout(_START_S):
-        while not await server.ready():
+        while True:
+            if await server.ready():
+                return
             await asyncio.sleep(0.02)
 
 

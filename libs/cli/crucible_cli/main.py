@@ -24,6 +24,7 @@ COMMANDS = {
 }
 """Each name is also the module's, whose `app` holds the command, or the group of commands."""
 
+COMPLETION = ("install_completion", "show_completion")
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 
@@ -46,6 +47,8 @@ def load(name: str) -> Any:
     """The command, or the group of commands, of that name."""
     command = typer.main.get_command(importlib.import_module(f"{__package__}.{name}").app)
     command.name = name
+    # Typer gives every app its own completion options; the outermost ones serve them all.
+    command.params = [option for option in command.params if option.name not in COMPLETION]
     return command
 
 

@@ -1,11 +1,13 @@
 """A folder of Markdown notes: what is in it, how that differs from before, and each difference as a File event."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -60,6 +62,8 @@ def scan(root: Path, before: Mapping[str, Note], touched: Collection[str] = ()) 
         except OSError:
             if known:
                 found[path] = known
+    if not root.is_dir():  # asked last: it may have gone meanwhile
+        raise NotADirectoryError(errno.ENOTDIR, "the folder is gone", str(root))
     return found
 
 
@@ -116,11 +120,7 @@ def _paths(root: Path) -> Iterator[str]:
 
 
 def _failed(error: OSError) -> None:
-    if (
-        not isinstance(error, FileNotFoundError)
-        or error.filename is None
-        or Path(error.filename).parent.is_dir() is False
-    ):
+    if not isinstance(error, FileNotFoundError):
         raise error
 
 
@@ -133,7 +133,7 @@ def _read(file: Path, known: Note | None) -> tuple[Note, str | None]:
     return note, None if data is None else data.decode("utf-8-sig", "replace")
 
 
-def _digest(source: BinaryIO, size: int) -> tuple[bytes | None, str]:
+def _digest(source: BufferedReader, size: int) -> tuple[bytes | None, str]:
     if size > CONTENT_LIMIT:
         return None, hashlib.file_digest(source, "sha256").hexdigest()
     data = source.read(CONTENT_LIMIT + 1)

@@ -65,9 +65,11 @@ async def _body(request: Request) -> bytes | None:
 
 def _problem(secret: str | None, request: Request, body: bytes) -> str | None:
     try:
-        return None if secret is None else check_signature(secret, request.headers, body)
+        if secret is not None:
+            check_signature(secret, request.headers, body)
     except SignatureError as error:
         return error.detail
+    return None
 
 
 def _delivery(request: Request, body: bytes, verified: bool | None, problem: str | None, status: int) -> Delivery:

@@ -12,11 +12,11 @@ import typer
 import watchfiles
 from rich.text import Text
 
-from crucible_client import BatchItem, Crucible
+from crucible_client import Crucible
 from crucible_core.errors import CrucibleError, LimitedError, UnavailableError
 
 from .ledger import Ledger, is_of_this_log, ledger_file, open_ledger, save_ledger
-from .notes import Change, changes, payload, scan
+from .notes import Change, Note, changes, payload, scan
 from .session import Session, command
 from .summary import clean
 from .tree import COLOURS
@@ -121,17 +121,14 @@ class Watcher:
         """Sends every difference and keeps the ledger. Raises UnavailableError, after which it may be called again."""
         after = self._scan(touched)
         differences = changes(self._ledger.notes, after)
-        touched_only = {path: note for path, note in after.items() if path in self._ledger.notes}
-        if not differences:
-            # A file that was written with the same content has a new time only.
-            changed = touched_only != self._ledger.notes
-            self._ledger.notes.update(touched_only)
-            return self._save() if changed else None
         for batch in _batches(self._prepared(differences)):
             self._send(batch)
-        return None
+        if not differences and after != self._ledger.notes:
+            # Files were written with the same content: only their times are new.
+            self._ledger.notes = after
+            self._save()
 
-    def _scan(self, touched: Sequence[str]) -> dict[str, Any]:
+    def _scan(self, touched: Sequence[str]) -> dict[str, Note]:
         try:
             return scan(self._folder.root, self._ledger.notes, frozenset(touched))
         except OSError as error:

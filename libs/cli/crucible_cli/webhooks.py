@@ -19,7 +19,7 @@ Id = Annotated[str, typer.Argument(help="The webhook's id (whk_…).")]
 def create(
     session: Session,
     name: Annotated[str, typer.Argument(help="A name for people.")],
-    url: Annotated[str, typer.Argument(help="Where deliveries go.")],
+    endpoint: Annotated[str, typer.Argument(metavar="URL", help="Where deliveries go.")],
     on: Annotated[
         list[str] | None, typer.Option("--on", help="A type, alias or wildcard; repeat for more. Default: *")
     ] = None,
@@ -39,7 +39,7 @@ def create(
     options = None if timeout_ms is None else {"timeout_ms": timeout_ms}
     auth = _auth(secret, bearer, basic)
     with session.connect() as crucible:
-        session.show(crucible.webhooks.create(name, url, filters, auth=auth, options=options), webhook_panel)
+        session.show(crucible.webhooks.create(name, endpoint, filters, auth=auth, options=options), webhook_panel)
 
 
 @command(app)

@@ -4,7 +4,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
@@ -152,7 +152,7 @@ class AsyncEvents(_Namespace):
 
     async def stream(
         self, *types: str, filter: Json | None = None, start: str | int = "now", patience_s: float | None = 60.0
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """Events as they are committed, for ever, each once and with no hole; it reconnects by itself.
 
         `start` is `now`, `start`, a sequence (exclusive) or a time (RFC 3339). A gateway that is away for longer than

@@ -3,7 +3,7 @@
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar
@@ -147,7 +147,7 @@ class Events(_Namespace):
 
     def stream(
         self, *types: str, filter: Json | None = None, start: str | int = "now", patience_s: float | None = 60.0
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """Events as they are committed, for ever, each once and with no hole; it reconnects by itself.
 
         `start` is `now`, `start`, a sequence (exclusive) or a time (RFC 3339). A gateway that is away for longer than

@@ -439,7 +439,10 @@ class WrittenMemory(_Message, omit_defaults=False):
 
 
 class MemoryView(_Message, omit_defaults=False):
-    """`sequence` is the memory's last event, which its ETag carries."""
+    """`sequence` is the memory's last event, which its ETag carries. `title` and `path` are those of a note's file.
+
+    A link's target is a memory's id where its title, path or alias leads to one.
+    """
 
     id: str
     content: str
@@ -452,6 +455,8 @@ class MemoryView(_Message, omit_defaults=False):
     created_at: str
     updated_at: str
     sequence: int
+    title: str | None = None
+    path: str | None = None
 
 
 class MemoryQuery(_Message):

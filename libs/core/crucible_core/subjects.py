@@ -101,9 +101,11 @@ class Names(msgspec.Struct, frozen=True):
         """`evt.<world>.<room>.<Category>.<Event>.<key>`."""
         return self._subject("evt", token(world), token(room), category, token(event), event_key(category, entity))
 
-    def versions(self, world: str, category: str, entity: str) -> str:
-        """Every event of one versioned entity, for expected-sequence checks and its last event."""
-        return self._subject("evt", token(world), "*", category, "*", event_key(category, entity))
+    def versions(self, world: str | None, category: str, entity: str) -> str:
+        """Every event of one versioned entity, for expected-sequence checks and its last event. Without a world: of
+        every entity with that id."""
+        where = "*" if world is None else token(world)
+        return self._subject("evt", where, "*", category, "*", event_key(category, entity))
 
     def events_of(self, category: str = "*", event: str = "*", world: str = "*", room: str = "*") -> str:
         """A wildcard over committed events."""

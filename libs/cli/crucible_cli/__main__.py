@@ -1,0 +1,5 @@
+"""`python -m crucible_cli` is `crucible`."""
+
+from .main import main
+
+main()

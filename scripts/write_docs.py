@@ -1,0 +1,89 @@
+"""Writes docs/settings.md and docs/events.md from the settings Structs and the catalogue."""
+
+import importlib
+import sys
+from pathlib import Path
+
+from crucible_core.catalogue import CATALOGUE
+from crucible_kit.settings import KitSettings, Setting, describe
+
+DOCS = Path(__file__).parents[1] / "docs"
+SERVICES = ("gateway", "events", "hooks", "webhooks", "memory")
+OF_UP = (
+    Setting(
+        "CRUCIBLE_NATS_SYNC",
+        "`always` or a duration",
+        "always",
+        "",
+        "How often the embedded NATS server syncs to disk; `always` survives a power cut",
+    ),
+)
+OF_CLIENTS = (
+    Setting("CRUCIBLE_URL", "text", "http://127.0.0.1:8080", "", "Where the gateway is, for the CLI and the SDK"),
+    Setting("CRUCIBLE_API_KEY", "text", "", "", "The API key of the CLI and the SDK; a local `up` is found without"),
+)
+
+
+def settings_page() -> str:
+    parts = [
+        "# Settings",
+        "",
+        "Every setting is an environment variable. `crucible up` decides the addresses, ports and directories of the"
+        " services that it starts, and hands everything else on to them. This page is written by `scripts/docs`.",
+        "",
+        "Tracing follows the standard `OTEL_*` variables of OpenTelemetry.",
+        *_table("Every service", describe(KitSettings)),
+    ]
+    common = {setting.name for setting in describe(KitSettings)}
+    for service in SERVICES:
+        kind = importlib.import_module(f"crucible_{service}.settings").Settings
+        own = [setting for setting in describe(kind) if setting.name not in common]
+        parts += _table(service, own) if own else []
+    parts += _table("`crucible up`", OF_UP) + _table("The CLI and the SDK", OF_CLIENTS)
+    return "\n".join(parts) + "\n"
+
+
+def events_page() -> str:
+    parts = [
+        "# Event types",
+        "",
+        "The catalogue, with what each type accepts besides its name. `GET /api/v1/event-types` has the JSON Schema of"
+        " every payload. This page is written by `scripts/docs`.",
+        "",
+        "| type | when | other names |",
+        "|---|---|---|",
+    ]
+    for kind in CATALOGUE.types():
+        aliases = ", ".join(f"`{alias}`" for alias in kind.aliases)
+        parts.append(f"| `{kind.type}` | {_cell(kind.description)} | {aliases} |")
+    return "\n".join(parts) + "\n"
+
+
+def _table(title: str, settings: list[Setting] | tuple[Setting, ...]) -> list[str]:
+    lines = ["", f"## {title}", "", "| variable | type | default | unit | what it is |", "|---|---|---|---|---|"]
+    for setting in settings:
+        default = f"`{setting.default}`" if setting.default else ""
+        row = (f"`{setting.name}`", _cell(setting.type), default, setting.unit, _cell(setting.description))
+        lines.append(f"| {' | '.join(row)} |")
+    return lines
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def main() -> int:
+    stale = []
+    for name, text in (("settings.md", settings_page()), ("events.md", events_page())):
+        file = DOCS / name
+        if not file.exists() or file.read_text() != text:
+            stale.append(name)
+            if "--check" not in sys.argv:
+                file.write_text(text)
+    if stale:
+        print("stale:" if "--check" in sys.argv else "written:", ", ".join(f"docs/{name}" for name in stale))
+    return int(bool(stale) and "--check" in sys.argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

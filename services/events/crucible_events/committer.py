@@ -1,0 +1,174 @@
+"""Group commit: appends that wait at the same time share one atomic batch, and each caller gets his own outcome."""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import msgspec
+
+from crucible_core.errors import ConflictError, CrucibleError, LimitedError, UnavailableError
+from crucible_core.subjects import EXPECTED_SEQUENCE
+from crucible_kit.bus import MAX_BATCH, Bus, DuplicateError, Stored
+from crucible_kit.frames import Outgoing
+from crucible_kit.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+MAX_BATCH_BYTES = 4 * 1024 * 1024
+FEW = 12
+"""Up to so many messages are stored one by one, pipelined: the server takes some milliseconds to open a batch, which is
+more than as many single stores take, synced or not."""
+
+_OVERHEAD = 256
+"""Bytes of headers and subject, about."""
+_SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+
+
+class Pending(msgspec.Struct, eq=False):
+    """Messages of one caller, stored together or not at all. `entity` names what is versioned."""
+
+    messages: Sequence[Outgoing]
+    outcome: "asyncio.Future[list[Stored]]"
+    size: int
+    entity: str | None = None
+
+    @property
+    def expects(self) -> bool:
+        return EXPECTED_SEQUENCE in self.messages[0].headers
+
+
+class Committer:
+    """One batch is under way at a time: what comes meanwhile is the next one. So nothing waits when it is quiet, order
+    is kept, and under load batches grow by themselves. (More at a time were measured to gain nothing.)"""
+
+    def __init__(self, bus: Bus, metrics: Metrics, most_events: int, most_bytes: int) -> None:
+        self._bus = bus
+        self._most_events = most_events
+        self._most_bytes = most_bytes
+        self._waiting: deque[Pending] = deque()
+        self._events = 0
+        self._bytes = 0
+        self._wake = asyncio.Event()
+        self._sizes = metrics.histogram("events_commit_events", "Events of a commit", buckets=_SIZES)
+        self._seconds = metrics.histogram("events_commit_seconds", "From taking events to JetStream's acknowledgement")
+
+    def submit(self, messages: Sequence[Outgoing], entity: str | None = None) -> "asyncio.Future[list[Stored]]":
+        """Asks for messages to be stored, several of them atomically (at most 1,000).
+
+        LimitedError is raised at once when too much is waiting. The future raises ConflictError, DuplicateError (several
+        messages, of which one is known already) or UnavailableError. Cancelling it may come too late.
+        """
+        size = sum(len(message.data) + _OVERHEAD for message in messages)
+        full = self._events + len(messages) > self._most_events or self._bytes + size > self._most_bytes
+        if full and self._waiting:
+            raise LimitedError("too many events are waiting for their commit", retry_after=1)
+        outcome: asyncio.Future[list[Stored]] = asyncio.get_running_loop().create_future()
+        self._waiting.append(Pending(messages, outcome, size, entity))
+        self._events += len(messages)
+        self._bytes += size
+        self._wake.set()
+        return outcome
+
+    async def run(self) -> None:
+        """Commits until cancelled; what still waits then is refused."""
+        taken: list[Pending] = []
+        try:
+            while True:
+                await self._wake.wait()
+                taken = self._take()
+                if taken:
+                    await self._commit(taken)
+                elif not self._waiting:
+                    self._wake.clear()
+        finally:
+            for pending in (*taken, *self._waiting):
+                _fail(pending, UnavailableError("events is shutting down", retry_after=1))
+
+    # ---- what goes together
+
+    def _take(self) -> list[Pending]:
+        """The next batch: all that waits, in order, as far as it fits together."""
+        taken: list[Pending] = []
+        ids: set[str | None] = set()
+        entities: set[str | None] = set()
+        size = 0
+        while self._waiting:
+            pending = self._waiting[0]
+            if not pending.outcome.done() and taken:
+                whole = len(pending.messages) > 1
+                # JetStream checks each expectation of a batch against the stream as it was before the batch, and
+                # refuses a batch that has an id twice.
+                clashes = pending.messages[0].msg_id in ids or (pending.expects and pending.entity in entities)
+                if whole or clashes or len(taken) == MAX_BATCH or size + pending.size > MAX_BATCH_BYTES:
+                    break
+            self._waiting.popleft()
+            self._events -= len(pending.messages)
+            self._bytes -= pending.size
+            if pending.outcome.done():  # its caller has gone
+                continue
+            taken.append(pending)
+            if len(pending.messages) > 1:
+                break
+            ids.add(pending.messages[0].msg_id)
+            entities.add(pending.entity)
+            size += pending.size
+        return taken
+
+    # ---- storing
+
+    async def _commit(self, taken: list[Pending]) -> None:
+        count = sum(len(pending.messages) for pending in taken)
+        started = time.perf_counter()
+        try:
+            if count > len(taken):
+                await self._whole(taken[0])
+            elif count > FEW:
+                await self._batch(taken)
+            else:
+                await self._singly(taken)
+        except Exception as error:
+            if not isinstance(error, CrucibleError):
+                log.exception("a commit of %d events failed", count)
+            for pending in taken:
+                _fail(pending, error)
+        self._sizes.observe(count)
+        self._seconds.observe(time.perf_counter() - started)
+
+    async def _whole(self, pending: Pending) -> None:
+        sequences = await self._bus.commit(list(pending.messages))
+        _resolve(pending, [Stored(sequence) for sequence in sequences])
+
+    async def _batch(self, taken: list[Pending]) -> None:
+        try:
+            sequences = await self._bus.commit([pending.messages[0] for pending in taken])
+        except (DuplicateError, ConflictError):
+            # One of them spoils it for all, and nothing was stored: each on its own shows whose it is.
+            await self._singly(taken)
+            return
+        for pending, sequence in zip(taken, sequences, strict=True):
+            _resolve(pending, [Stored(sequence)])
+
+    async def _singly(self, taken: list[Pending]) -> None:
+        """All at once, but written in order to one connection: JetStream stores them in this order."""
+        if len(taken) == 1:
+            await self._one(taken[0])
+        else:
+            await asyncio.gather(*map(self._one, taken))
+
+    async def _one(self, pending: Pending) -> None:
+        try:
+            _resolve(pending, [await self._bus.store(pending.messages[0])])
+        except CrucibleError as error:
+            _fail(pending, error)
+
+
+def _resolve(pending: Pending, stored: list[Stored]) -> None:
+    if not pending.outcome.done():
+        pending.outcome.set_result(stored)
+
+
+def _fail(pending: Pending, error: Exception) -> None:
+    if not pending.outcome.done():
+        pending.outcome.set_exception(error)

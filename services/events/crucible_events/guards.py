@@ -1,0 +1,142 @@
+"""Pre hooks: which events they watch, known in process from the `hooks` bucket, and asking `hooks` for its verdict."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from crucible_core import hooks
+from crucible_core.catalogue import ANY_CUSTOM
+from crucible_core.envelope import Data, Event
+from crucible_core.errors import CrucibleError, DeniedError, InvalidError, UnavailableError
+from crucible_core.matcher import CompiledFilters, Matcher, compile_filters
+from crucible_core.protocol import HookRecord, InterceptReply, InterceptRequest, TypeFilter
+from crucible_kit.buckets import Bucket, Change, View
+from crucible_kit.bus import Bus
+from crucible_kit.metrics import Metrics
+from crucible_kit.rpc import call
+
+log = logging.getLogger(__name__)
+
+RUN_RECORDS = frozenset({"Hook.Triggered", "Hook.Executed", "Hook.Failed"})
+"""What `hooks` itself appends; only a filter that names the category sees them, not a bare `*`."""
+
+_PATIENCE_S = 5.0
+_record = msgspec.json.Decoder(HookRecord)
+
+
+class Guard(msgspec.Struct, frozen=True):
+    """One enabled Pre hook. `broken` says why its stored form cannot be read: then it denies what it might watch, like
+    any gate that fails."""
+
+    name: str
+    filters: CompiledFilters
+    definition: Mapping[str, Any]
+    fails_open: bool = False
+    broken: str | None = None
+
+
+def read_guard(key: str, value: bytes) -> Guard | None:
+    """The guard that an entry of the `hooks` bucket describes; None where it is disabled, inert or a Post hook."""
+    try:
+        record = _record.decode(value)
+        if not record.enabled or record.definition is None or hooks.timing(record.definition) != "Pre":
+            return None
+        filters = compile_filters(hooks.trigger_filters(record.definition))
+        fails_open = hooks.failure_policy(record.definition) == "allow"
+        return Guard(record.name, filters, record.definition, fails_open)
+    except (msgspec.DecodeError, InvalidError, KeyError, TypeError, AttributeError) as error:
+        log.error("hook %s cannot be read, so it denies every event: %s", key, error)
+        return Guard(key, compile_filters([TypeFilter(event_type="*")]), {}, broken=str(error))
+
+
+class Guards:
+    """This process's copy of the Pre hooks. It is never asked before it has seen all of them."""
+
+    def __init__(self, bus: Bus, bucket: Bucket, metrics: Metrics) -> None:
+        self._bus = bus
+        self._guards: dict[str, Guard] = {}
+        self._matcher: Matcher[Guard] | None = None
+        self._types: frozenset[str] | None = frozenset()
+        self._known = metrics.gauge("events_pre_hooks", "Enabled Pre hooks that this process knows")
+        self._asked = metrics.counter("events_intercepts", "Events that Pre hooks judged", ("verdict",))
+        self.view = View(bucket, self._changed)
+
+    def _changed(self, change: Change) -> None:
+        guard = None if change.value is None else read_guard(change.key, change.value)
+        if guard is None:
+            self._guards.pop(change.key, None)
+        else:
+            self._guards[change.key] = guard
+        self._known.set(len(self._guards))
+        self._matcher = None
+
+    async def ready(self) -> None:
+        """Raises UnavailableError while it is not known which Pre hooks there are."""
+        await self.view.reach(0, _PATIENCE_S)
+
+    async def judge(self, event: Event, raw: bytes, traceparent: str | None) -> bytes | None:
+        """The payload that hooks put in place of the event's own, if they did.
+
+        DeniedError is a hook's veto; UnavailableError says that the hooks cannot be asked, and one of them must be.
+        """
+        matched = self._match(event)
+        if not matched:
+            return None
+        for guard in matched:
+            if guard.broken:
+                self._asked.labels("denied").inc()
+                reason = f"its filters cannot be read: {guard.broken}"
+                raise DeniedError(f"hook {guard.name} denied the event: {reason}", hook=guard.name, reason=reason)
+        try:
+            payload = await self._ask(matched, raw, traceparent)
+        except DeniedError:
+            self._asked.labels("denied").inc()
+            raise
+        except CrucibleError as error:
+            self._asked.labels("failed").inc()
+            if all(guard.fails_open for guard in matched):
+                log.warning("pre hooks %s cannot be asked, and let the event pass: %s", _names(matched), error)
+                return None
+            message = f"the event needs the verdict of {_names(matched)}, which cannot be had: {error.detail}"
+            raise UnavailableError(message, retry_after=2) from error
+        self._asked.labels("allowed" if payload is None else "changed").inc()
+        return payload
+
+    async def _ask(self, matched: list[Guard], raw: bytes, traceparent: str | None) -> bytes | None:
+        names = [guard.name for guard in matched]
+        request = InterceptRequest(event=msgspec.Raw(raw), hooks=names, revision=self.view.revision)
+        patience = hooks.intercept_budget_s(guard.definition for guard in matched)
+        try:
+            reply = await call(
+                self._bus, "hooks", "intercept", request, InterceptReply, timeout=patience, traceparent=traceparent
+            )
+        except msgspec.DecodeError as error:
+            raise UnavailableError(f"hooks answered with something else: {error}") from error
+        return None if reply.payload is None else bytes(reply.payload)
+
+    def _match(self, event: Event) -> list[Guard]:
+        matcher = self._matcher or self._rebuilt()
+        dotted = event.dotted
+        if self._types is not None and dotted not in self._types and not self._watches_custom(event):
+            return []
+        payload = msgspec.json.decode(event.data.payload)
+        matched = matcher.match(msgspec.structs.replace(event, data=Data(event.data.event, payload)))
+        if dotted in RUN_RECORDS:
+            return [guard for guard in matched if guard.filters.names_category("Hook")]
+        return matched
+
+    def _watches_custom(self, event: Event) -> bool:
+        return event.type == "Custom" and self._types is not None and ANY_CUSTOM in self._types
+
+    def _rebuilt(self) -> Matcher[Guard]:
+        guards = list(self._guards.values())
+        self._matcher = Matcher((guard, guard.filters) for guard in guards)
+        named = [guard.filters.types for guard in guards]
+        self._types = None if None in named else frozenset[str]().union(*(types for types in named if types))
+        return self._matcher
+
+
+def _names(guards: list[Guard]) -> str:
+    return ", ".join(guard.name for guard in guards)

@@ -1,0 +1,21 @@
+"""The settings of events."""
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from crucible_kit.settings import KitSettings
+
+
+class Settings(KitSettings, frozen=True, kw_only=True):
+    events_queue: Annotated[
+        int,
+        Meta(
+            description="How many events may wait for their commit; past that appends are refused",
+            ge=1,
+            extra={"unit": "events"},
+        ),
+    ] = 20_000
+    events_queue_mib: Annotated[
+        int, Meta(description="How much may wait for its commit", ge=2, extra={"unit": "MiB"})
+    ] = 64

@@ -1,0 +1,225 @@
+"""From what somebody wants committed to an event: names and payload checked, metadata filled in. Pure."""
+
+import hashlib
+import re
+from typing import Any
+
+import msgspec
+
+from crucible_core.catalogue import CATALOGUE
+from crucible_core.envelope import MAX_EVENT_BYTES, MAX_HOPS, Data, Event, Metadata, Source, SourceKind, encode
+from crucible_core.errors import FieldError, InvalidError, TooLargeError
+from crucible_core.ids import is_id
+from crucible_core.protocol import NewEvent
+from crucible_core.subjects import VERSIONED
+from crucible_core.times import format_time, parse_time
+from crucible_kit.telemetry import parse_traceparent
+
+MAX_NAME = 200
+MAX_ENTITY = 4096
+"""As long as a file's path may be."""
+
+SYSTEM = Source("system", "crucible")
+
+# The payload fields that name what an event is about, the first that is a text counts.
+ENTITY_FIELDS = {
+    "Memory": ("id", "source"),
+    "Graph": ("id",),
+    "File": ("path",),
+    "Agent": ("agent_id", "id"),
+    "Flow": ("run_id", "flow"),
+    "Hook": ("hook",),
+    "Webhook": ("id",),
+    "Session": ("session_id", "id"),
+    "Task": ("id",),
+    "Kb": ("kb", "id"),
+    "Custom": ("id",),
+}
+_SOURCE_KINDS: tuple[SourceKind, ...] = ("user", "agent", "system", "external")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_VERSION = re.compile(r"\d{1,9}\.\d{1,9}\.\d{1,9}(?:[-+][0-9A-Za-z.+-]{1,64})?", re.ASCII)
+
+
+class Defaults(msgspec.Struct, frozen=True):
+    """What an event gets that did not bring it."""
+
+    id: str
+    timestamp: str
+    correlation_id: str
+    traceparent: str | None = None
+
+
+class Stamped(msgspec.Struct, frozen=True):
+    """An event, its stored form, and the message id that stands for it (see `message_id`). `brought` tells whether the
+    id is the client's, so that the log may know it already. The event's payload is `msgspec.Raw`."""
+
+    event: Event
+    raw: bytes
+    message_id: str
+    brought: bool
+    expected_sequence: int | None = None
+    forever: bool = False
+
+
+class HopsError(InvalidError):
+    """The chain of effects is too deep."""
+
+
+def stamp(new: NewEvent, defaults: Defaults, position: int = 0, most: int = MAX_EVENT_BYTES) -> Stamped:
+    """The event to commit; `position` is its place in the request, `most` the stored bytes that it may have.
+
+    Raises InvalidError with every mistake in the envelope, or the payload's; MalformedError and TooLargeError.
+    """
+    if len(new.payload) > most:
+        raise _too_large(most)
+    dotted = CATALOGUE.resolve(new.type)
+    mistakes = _mistakes(new)
+    if mistakes:
+        raise _invalid(mistakes)
+    if new.hop > MAX_HOPS:
+        message = f"{new.hop} effects deep; chains end at {MAX_HOPS}"
+        raise HopsError(f"hop: {message}", errors=[FieldError("hop", message)])
+    payload = bytes(new.payload)
+    CATALOGUE.validate(dotted, payload)
+    event = _event(new, defaults, dotted, one_line(payload))
+    _check_expectation(new, event)
+    raw = encode(event)
+    if len(raw) > most:
+        raise _too_large(most)
+    return Stamped(
+        event=event,
+        raw=raw,
+        message_id=message_id(new, event, position),
+        brought=new.id is not None or new.idempotency_key is not None,
+        expected_sequence=new.expected_sequence,
+        forever=new.retention == "forever",
+    )
+
+
+def message_id(new: NewEvent, event: Event, position: int) -> str:
+    """What JetStream and the index know the event by: its id, or a hash of the idempotency key and who used it where.
+
+    A key belongs to a request; its second and later events are told apart by their position.
+    """
+    if new.idempotency_key is None:
+        return event.metadata.id
+    scope = [event.metadata.actor, event.metadata.world_id, new.idempotency_key]
+    if position:
+        scope.append(str(position))
+    return f"key:{hashlib.sha256(chr(31).join(scope).encode()).hexdigest()}"
+
+
+def one_line(payload: bytes) -> bytes:
+    """The payload without line breaks, so that a stored event is one line wherever lines matter (NDJSON, SSE)."""
+    if b"\n" in payload or b"\r" in payload:
+        return msgspec.json.format(payload, indent=-1)
+    return payload
+
+
+def who(source: Source | None, actor: str | None) -> tuple[Source, str]:
+    """Source and actor, each from the other where only one is known; Crucible itself where none is."""
+    if source is None and actor is None:
+        source = SYSTEM
+    if source is None:
+        assert actor is not None
+        kind, _, rest = actor.partition(":")
+        known = next((name for name in _SOURCE_KINDS if name == kind), None)
+        source = Source(known, rest) if known and rest else Source("external", actor)
+    return source, actor if actor is not None else f"{source.kind}:{source.id}"
+
+
+def _event(new: NewEvent, defaults: Defaults, dotted: str, payload: bytes) -> Event:
+    category, _, event = dotted.partition(".")
+    source, actor = who(new.source, new.actor)
+    timestamp = defaults.timestamp if new.timestamp is None else format_time(parse_time(new.timestamp, "timestamp"))
+    metadata = Metadata(
+        id=new.id or defaults.id,
+        timestamp=timestamp,
+        version=new.version or "1.0.0",
+        source=source,
+        actor=actor,
+        correlation_id=new.correlation_id or defaults.correlation_id,
+        causation_id=new.causation_id,
+        hop=new.hop,
+        world_id=new.world_id,
+        room_id=new.room_id,
+        entity=new.entity or default_entity(category, payload),
+        traceparent=new.traceparent if parse_traceparent(new.traceparent) else defaults.traceparent,
+    )
+    return Event(category, Data(event, msgspec.Raw(payload)), metadata)
+
+
+def default_entity(category: str, payload: bytes) -> str | None:
+    """What an event is about, by the payload's own word."""
+    fields = ENTITY_FIELDS.get(category)
+    if not fields:
+        return None
+    named = msgspec.json.decode(payload, type=_Naming)
+    return next((value for value in (getattr(named, field) for field in fields) if _is_name(value, MAX_ENTITY)), None)
+
+
+class _Naming(msgspec.Struct):
+    """The fields of a payload that `ENTITY_FIELDS` names; all others are skipped over."""
+
+    id: Any = None
+    source: Any = None
+    path: Any = None
+    agent_id: Any = None
+    run_id: Any = None
+    flow: Any = None
+    hook: Any = None
+    session_id: Any = None
+    kb: Any = None
+
+
+# ---- checks ----------------------------------------------------------------------------------------------------------
+
+
+def _mistakes(new: NewEvent) -> list[FieldError]:
+    found = []
+    if new.id is not None and not is_id("evt", new.id):
+        found.append(FieldError("id", "an event's id is evt_ and up to 64 letters, digits, _ or -"))
+    for path, value, most in (
+        ("actor", new.actor, MAX_NAME),
+        ("source.id", new.source.id if new.source else None, MAX_NAME),
+        ("correlation_id", new.correlation_id, MAX_NAME),
+        ("causation_id", new.causation_id, MAX_NAME),
+        ("world_id", new.world_id, MAX_NAME),
+        ("room_id", new.room_id, MAX_NAME),
+        ("entity", new.entity, MAX_ENTITY),
+        ("idempotency_key", new.idempotency_key, MAX_NAME),
+    ):
+        if value is not None and not _is_name(value, most):
+            found.append(FieldError(path, f"must be 1 to {most} characters, none of them a control character"))
+    if new.version is not None and not _VERSION.fullmatch(new.version):
+        found.append(FieldError("version", "must be a version such as 1.0.0"))
+    if new.hop < 0:
+        found.append(FieldError("hop", "must not be negative"))
+    if new.expected_sequence is not None and not 0 <= new.expected_sequence < 2**63:
+        found.append(FieldError("expected_sequence", "must be a sequence, or 0 for an entity without events"))
+    return found
+
+
+def _is_name(value: Any, most: int) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= most and not _CONTROL.search(value)
+
+
+def _check_expectation(new: NewEvent, event: Event) -> None:
+    if new.expected_sequence is None:
+        return
+    if event.type not in VERSIONED:
+        kinds = " and ".join(sorted(VERSIONED))
+        message = f"only entities of {kinds} have versions, not those of {event.type}"
+    elif event.metadata.entity is None:
+        message = "needs an entity whose version is expected"
+    else:
+        return
+    raise _invalid([FieldError("expected_sequence", message)])
+
+
+def _invalid(errors: list[FieldError]) -> InvalidError:
+    return InvalidError("; ".join(f"{error.path}: {error.message}" for error in errors), errors=errors)
+
+
+def _too_large(most: int) -> TooLargeError:
+    return TooLargeError(f"the event has more than {most} bytes", max_bytes=most)

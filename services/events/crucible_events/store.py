@@ -1,0 +1,200 @@
+"""What is remembered of the log: an SQLite index of EVENTS with every event's bytes, and what is read from it."""
+
+import logging
+import sqlite3
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import aiosqlite
+import msgspec
+
+from crucible_core import envelope, subjects
+from crucible_core.envelope import Event
+from crucible_core.errors import InvalidError, UnavailableError
+from crucible_core.times import parse_time
+from crucible_kit.bus import Message
+from crucible_kit.index import Index
+from crucible_kit.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+SPAN_BITS = 10
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS events (
+  sequence INTEGER PRIMARY KEY,
+  id TEXT NOT NULL, type TEXT NOT NULL, category TEXT NOT NULL, time INTEGER NOT NULL, actor TEXT NOT NULL,
+  correlation_id TEXT NOT NULL, causation_id TEXT, entity TEXT, world_id TEXT NOT NULL, room_id TEXT NOT NULL,
+  source_kind TEXT NOT NULL, message_id TEXT, stored_ms INTEGER NOT NULL, forever INTEGER NOT NULL, raw BLOB NOT NULL
+);
+CREATE INDEX IF NOT EXISTS by_id ON events (id);
+CREATE INDEX IF NOT EXISTS by_type ON events (type);
+CREATE INDEX IF NOT EXISTS by_category ON events (category);
+CREATE INDEX IF NOT EXISTS by_actor ON events (actor);
+CREATE INDEX IF NOT EXISTS by_correlation_id ON events (correlation_id);
+CREATE INDEX IF NOT EXISTS by_entity ON events (entity) WHERE entity IS NOT NULL;
+CREATE INDEX IF NOT EXISTS by_place ON events (world_id, room_id);
+CREATE INDEX IF NOT EXISTS by_message_id ON events (message_id) WHERE message_id IS NOT NULL;
+CREATE TABLE IF NOT EXISTS spans (span INTEGER PRIMARY KEY, low INTEGER NOT NULL, high INTEGER NOT NULL);
+"""
+"""`time` is microseconds; `message_id` is set where it is not the event's id. `spans` has the least and the greatest
+time of each 1,024 sequences: a query by time finds its place in the log with it, without an index on time."""
+
+_INSERT = f"INSERT OR IGNORE INTO events VALUES ({', '.join('?' * 16)})"
+_WIDEN = (
+    "INSERT INTO spans VALUES (?, ?, ?) ON CONFLICT (span)"
+    " DO UPDATE SET low = min(low, excluded.low), high = max(high, excluded.high)"
+)
+_AT_ONCE = 500
+_EXPIRE_AT_ONCE = 5_000
+
+
+class Known(NamedTuple):
+    """An event of the log, by what an append answers."""
+
+    sequence: int
+    id: str
+    type: str
+    correlation_id: str
+
+
+class Sized(NamedTuple):
+    """A row of a scan; `size` is None where the row is scanned but not wanted."""
+
+    sequence: int
+    size: int | None
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+class Projection:
+    """Writes the stream into the index. What cannot be decoded is passed over and counted."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._skipped = metrics.counter("events_skipped", "Messages of EVENTS that are no events")
+        self._lag = metrics.gauge("events_index_lag", "Messages of EVENTS that the index does not hold yet")
+
+    async def apply(self, writer: aiosqlite.Connection, messages: list[Message]) -> None:
+        rows = []
+        for message in messages:
+            try:
+                rows.append(_row(message))
+            except (msgspec.DecodeError, InvalidError) as error:
+                self._skipped.inc()
+                log.error("message %d of EVENTS is no event: %s", message.sequence, error)
+        await writer.executemany(_INSERT, rows)
+        await writer.executemany(_WIDEN, _spans(rows))
+        self._lag.set(messages[-1].pending)
+
+
+def _row(message: Message) -> tuple[Any, ...]:
+    event = envelope.decode(message.data)
+    about = event.metadata
+    message_id = message.headers.get(subjects.MSG_ID) if message.headers else None
+    return (
+        message.sequence,
+        about.id,
+        event.dotted,
+        event.type,
+        parse_time(about.timestamp, "timestamp"),
+        about.actor,
+        about.correlation_id,
+        about.causation_id,
+        about.entity,
+        about.world_id,
+        about.room_id,
+        about.source.kind,
+        None if message_id == about.id else message_id,
+        message.time_ms,
+        message.headers.get(subjects.TTL) == "never" if message.headers else False,
+        message.data,
+    )
+
+
+def _spans(rows: Iterable[Sequence[Any]]) -> list[tuple[int, int, int]]:
+    """(span, least time, greatest time) of some rows."""
+    times: dict[int, list[int]] = {}
+    for row in rows:
+        times.setdefault(row[0] >> SPAN_BITS, []).append(row[4])
+    return [(span, min(found), max(found)) for span, found in times.items()]
+
+
+async def expire(index: Index, before_ms: int) -> int:
+    """Forgets what the stream has forgotten: events stored before a moment, except those that are kept for ever."""
+    kept = "SELECT sequence FROM events WHERE stored_ms >= ? ORDER BY sequence LIMIT 1"
+    found = await select(index, kept, (before_ms,))
+    end = found[0][0] if found else index.sequence + 1
+    gone = 0
+    while True:
+        # A little at a time: the writer is shared with what arrives.
+        some = "SELECT sequence FROM events WHERE sequence < ? AND NOT forever ORDER BY sequence LIMIT ?"
+        result = await index.writer.execute(f"DELETE FROM events WHERE sequence IN ({some})", (end, _EXPIRE_AT_ONCE))
+        await index.writer.commit()
+        gone += result.rowcount
+        if result.rowcount < _EXPIRE_AT_ONCE:
+            return gone
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+async def select(index: Index, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+    """All rows of a statement. Raises UnavailableError when the file cannot be read."""
+    try:
+        return list(await index.reader.execute_fetchall(statement, values))
+    except sqlite3.DatabaseError as error:
+        log.error("the index cannot be read: %s", error)
+        raise UnavailableError("the index cannot be read at the moment", retry_after=1) from error
+
+
+async def known(index: Index, message_ids: Sequence[str]) -> dict[str, Known]:
+    """By message id (see `stamping.message_id`), the events that the log has already."""
+    found: dict[str, Known] = {}
+    for start in range(0, len(message_ids), _AT_ONCE):
+        part = message_ids[start : start + _AT_ONCE]
+        marks = ", ".join("?" * len(part))
+        for column in ("id", "message_id"):
+            statement = f"SELECT {column}, sequence, id, type, correlation_id FROM events WHERE {column} IN ({marks})"
+            found |= {row[0]: Known(*row[1:]) for row in await select(index, statement, part)}
+    return found
+
+
+async def by_id(index: Index, event_id: str) -> tuple[int, bytes] | None:
+    """The sequence and the bytes of an event."""
+    rows = await select(index, "SELECT sequence, raw FROM events WHERE id = ? ORDER BY sequence LIMIT 1", (event_id,))
+    return rows[0] if rows else None
+
+
+async def of_correlation(index: Index, correlation_id: str, most: int) -> list[Sized]:
+    """The first events of one correlation id."""
+    statement = "SELECT sequence, length(raw) FROM events WHERE correlation_id = ? ORDER BY sequence LIMIT ?"
+    return [Sized(*row) for row in await select(index, statement, (correlation_id, most))]
+
+
+async def bounds(index: Index, start: int | None, end: int | None) -> tuple[int, int]:
+    """Between which sequences, both included, all events lie whose time is in [start, end)."""
+    statement = "SELECT min(span), max(span) FROM spans WHERE high >= ? AND low < ?"
+    values = (-(2**62) if start is None else start, 2**62 if end is None else end)
+    first, last = (await select(index, statement, values))[0]
+    if first is None:
+        return 1, 0
+    return first << SPAN_BITS, ((last + 1) << SPAN_BITS) - 1
+
+
+async def raws(index: Index, sequences: Sequence[int]) -> list[tuple[int, bytes]]:
+    """The bytes of some events, in order of sequence."""
+    found: list[tuple[int, bytes]] = []
+    for start in range(0, len(sequences), _AT_ONCE):
+        part = sequences[start : start + _AT_ONCE]
+        statement = f"SELECT sequence, raw FROM events WHERE sequence IN ({', '.join('?' * len(part))})"
+        found += await select(index, statement, part)
+    return sorted(found)
+
+
+def public(sequence: int, raw: bytes) -> msgspec.Raw:
+    return msgspec.Raw(envelope.with_sequence(raw, sequence))
+
+
+def decoded(sequence: int, raw: bytes) -> Event:
+    return envelope.decode(raw, sequence)

@@ -1,0 +1,46 @@
+"""The tree of causes: which event led to which, from the events of one correlation id."""
+
+from datetime import datetime
+
+from crucible_core.envelope import Event
+from crucible_core.protocol import TraceNode
+
+from . import store
+
+MAX_NODES = 1000
+MAX_LEVELS = 64
+"""Deeper effects are shown as effects of their ancestor at this level, so that the JSON stays readable for anybody."""
+
+
+def grow(events: list[tuple[int, bytes]]) -> list[TraceNode]:
+    """The roots of the tree, from (sequence, stored bytes) in order.
+
+    An event whose cause is unknown, or not older than itself, is a root: what users write cannot make a circle.
+    """
+    roots: list[TraceNode] = []
+    placed: dict[str, tuple[TraceNode, int, TraceNode | None]] = {}
+    first = 0.0
+    for sequence, raw in events:
+        event = store.decoded(sequence, raw)
+        at = _milliseconds(event)
+        first = first if placed else at
+        node = TraceNode(event=store.public(sequence, raw), elapsed_ms=round(at - first, 3), effects=[])
+        parent, level = _place(placed, event)
+        (roots if parent is None else parent.effects).append(node)
+        placed.setdefault(event.metadata.id, (node, level, parent))
+    return roots
+
+
+def _place(
+    placed: dict[str, tuple[TraceNode, int, TraceNode | None]], event: Event
+) -> tuple[TraceNode | None, int]:
+    """The node to which an event is attached, and the level that it gets."""
+    cause = event.metadata.causation_id
+    if cause is None or cause not in placed:
+        return None, 1
+    node, level, above = placed[cause]
+    return (node, level + 1) if level < MAX_LEVELS else (above, level)
+
+
+def _milliseconds(event: Event) -> float:
+    return datetime.fromisoformat(event.metadata.timestamp).timestamp() * 1000

@@ -1,0 +1,106 @@
+"""API keys: which exist, by a watch of the `keys` bucket, and whose a request's is."""
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from litestar.connection import ASGIConnection
+from litestar.handlers import BaseRouteHandler
+
+from crucible_core.envelope import Source
+from crucible_core.errors import ConflictError, UnauthenticatedError, UnavailableError
+from crucible_core.protocol import KeyRecord
+from crucible_kit.buckets import Bucket, Change
+from crucible_kit.clock import fresh_id, timestamp
+
+log = logging.getLogger(__name__)
+
+ADMIN = "admin"
+_LONGEST = 512
+
+
+class Principal(msgspec.Struct, frozen=True):
+    """Who asks: the name of the key."""
+
+    name: str
+
+    @property
+    def source(self) -> Source:
+        return Source("user", self.name)
+
+    @property
+    def actor(self) -> str:
+        return f"user:{self.name}"
+
+
+def key_hash(key: str) -> str:
+    """Under what the bucket holds a key: the SHA-256 (hex) of its text."""
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class Keys:
+    """The keys that exist. A look-up by hash takes the same time however much of a wrong key is right."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+        self._records: dict[str, KeyRecord] = {}
+        self.caught_up = False
+
+    async def ensure_admin(self, key: str) -> None:
+        """Makes `key` known as admin's, unless it is known already."""
+        record = KeyRecord(id=fresh_id("key"), name=ADMIN, created_at=timestamp())
+        try:
+            await self._bucket.create(key_hash(key), msgspec.json.encode(record))
+        except ConflictError:
+            return
+        log.info("made the API key %s", ADMIN)
+
+    async def follow(self) -> None:
+        """Keeps up with the bucket until cancelled."""
+        async for change in self._bucket.watch():
+            if change.key:
+                self._take(change)
+            else:
+                self.caught_up = True
+
+    def _take(self, change: Change) -> None:
+        self._records.pop(change.key, None)
+        if change.value is None:
+            return
+        try:
+            self._records[change.key] = msgspec.json.decode(change.value, type=KeyRecord)
+        except msgspec.DecodeError as error:
+            log.error("the key %s… cannot be read: %s", change.key[:8], error)
+
+    def authenticate(self, headers: Mapping[str, str]) -> Principal:
+        """Raises UnauthenticatedError, or UnavailableError while the keys are not known yet."""
+        key = _presented(headers)
+        if not self.caught_up:
+            raise UnavailableError("the API keys are not read yet", retry_after=1)
+        record = self._records.get(key_hash(key))
+        if record is None or record.disabled:
+            raise UnauthenticatedError("this API key is not known, or disabled")
+        return Principal(record.name)
+
+
+def _presented(headers: Mapping[str, str]) -> str:
+    scheme, _, credentials = headers.get("authorization", "").partition(" ")
+    key = credentials.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "").strip()
+    if not key:
+        raise UnauthenticatedError('send an API key: "Authorization: Bearer <key>" or "X-API-Key: <key>"')
+    if len(key) > _LONGEST:
+        raise UnauthenticatedError("this API key is not known, or disabled")
+    return key
+
+
+def authenticated(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+    """A guard: leaves the `Principal` in `connection.scope["user"]`."""
+    keys: Keys = connection.app.state.gateway.keys
+    connection.scope["user"] = keys.authenticate(connection.headers)
+
+
+def principal_of(connection: ASGIConnection[Any, Any, Any, Any]) -> Principal:
+    found: Principal = connection.scope["user"]
+    return found

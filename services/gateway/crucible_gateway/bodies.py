@@ -1,0 +1,107 @@
+"""Reading what a client sent: its size, its media type, and JSON as a Struct with no field that we do not know."""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, TypeVar
+
+import msgspec
+from litestar import Request
+
+from crucible_core.decode import decode
+from crucible_core.envelope import MAX_EVENT_BYTES
+from crucible_core.errors import FieldError, InvalidError, MalformedError, TooLargeError, UnsupportedError
+from crucible_core.suggest import nearest
+
+T = TypeVar("T")
+Http = Request[Any, Any, Any]
+
+MAX_REQUEST_BYTES = 64 * 1024 * 1024
+JSON = "application/json"
+_UTF8 = frozenset({"", "utf-8", "utf8", "us-ascii"})
+
+
+def media_type(request: Http) -> str:
+    """The body's media type, `application/json` where none is named. Raises UnsupportedError for other charsets."""
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise UnsupportedError(f"the content encoding {encoding[:50]} is not read here; send the body as it is")
+    kind, *parameters = request.headers.get("content-type", JSON).lower().split(";")
+    for name, _, value in (parameter.strip().partition("=") for parameter in parameters):
+        if name == "charset" and value.strip('" ') not in _UTF8:
+            raise UnsupportedError(f"the charset {value[:50]} is not read here; send UTF-8")
+    return kind.strip() or JSON
+
+
+def expect(request: Http, *kinds: str) -> str:
+    """The body's media type, one of `kinds`. Raises UnsupportedError."""
+    kind = media_type(request)
+    if kind not in kinds:
+        raise UnsupportedError(f"{kind[:100]} is not read here; send {' or '.join(kinds)}")
+    return kind
+
+
+async def pieces(request: Http, limit: Callable[[bytes], int] = lambda _: MAX_REQUEST_BYTES) -> AsyncIterator[bytes]:
+    """The body as it arrives. `limit` is asked once, with the first piece that is more than white space, how many bytes
+    there may be. Raises TooLargeError, at once where the client announces too much."""
+    most, total = MAX_REQUEST_BYTES, 0
+    announced = request.headers.get("content-length", "")
+    asked = False
+    async for piece in request.stream():
+        if not asked and (begun := piece.lstrip()):
+            asked, most = True, limit(begun)
+        total += len(piece)
+        if total > most or (asked and announced.isdecimal() and int(announced) > most):
+            raise TooLargeError(f"the body has more than {most} bytes", max_bytes=most)
+        yield piece
+
+
+async def whole(request: Http, limit: Callable[[bytes], int] = lambda _: MAX_EVENT_BYTES) -> bytes:
+    """The whole body. Raises TooLargeError, and MalformedError where there is none."""
+    raw = b"".join([piece async for piece in pieces(request, limit)])
+    if not raw.strip():
+        raise MalformedError("the body is empty")
+    return raw
+
+
+async def read(request: Http, kind: type[T]) -> T:
+    """A JSON body as `kind`, with no other fields."""
+    expect(request, JSON)
+    return strictly(await whole(request), kind)
+
+
+async def read_if_any(request: Http, kind: type[T]) -> T:
+    """The same, where an empty body is as good as `{}`."""
+    if request.headers.get("content-length", "") in ("", "0") and "transfer-encoding" not in request.headers:
+        return strictly(b"{}", kind)
+    return await read(request, kind)
+
+
+def strictly(raw: bytes, kind: type[T], *, what: str = "body") -> T:
+    """`raw` as `kind`. Raises MalformedError, and InvalidError that names every field which `kind` does not have: the
+    services' Structs themselves skip unknown fields, so that services of two versions understand each other."""
+    value = decode(raw, kind, what=what)
+    errors = list(_unknown(msgspec.json.decode(raw), msgspec.inspect.type_info(kind), ""))
+    if errors:
+        first = errors[0]
+        asked = f' (did you mean "{first.suggestion}"?)' if first.suggestion else ""
+        raise InvalidError(f"{what} is refused: {first.path}: {first.message}{asked}", errors=errors)
+    return value
+
+
+def _unknown(value: Any, node: msgspec.inspect.Type, path: str) -> Iterator[FieldError]:
+    match node:
+        case msgspec.inspect.Metadata():
+            yield from _unknown(value, node.type, path)
+        case msgspec.inspect.UnionType():
+            for member in node.types:
+                if isinstance(member, msgspec.inspect.StructType | msgspec.inspect.CollectionType):
+                    yield from _unknown(value, member, path)
+        case msgspec.inspect.CollectionType() if isinstance(value, list):
+            for position, item in enumerate(value):
+                yield from _unknown(item, node.item_type, f"{path}{position}.")
+        case msgspec.inspect.StructType() if isinstance(value, dict):
+            fields = {field.encode_name: field.type for field in node.fields}
+            for name, inner in value.items():
+                if name in fields:
+                    yield from _unknown(inner, fields[name], f"{path}{name}.")
+                elif name != node.tag_field:
+                    yield FieldError(f"{path}{name[:200]}", "unknown field", nearest(name, fields))

@@ -1,0 +1,60 @@
+"""What a handler works with: the running gateway, and a question to a service on behalf of a request."""
+
+from typing import Any, TypeVar
+
+import msgspec
+from litestar.connection import ASGIConnection
+
+from crucible_kit.bus import Bus
+from crucible_kit.metrics import Metrics
+from crucible_kit.rpc import call
+from crucible_kit.telemetry import Telemetry
+
+from .auth import Keys
+from .hub import Hub
+from .observing import traceparent_of
+from .settings import Settings
+
+Connection = ASGIConnection[Any, Any, Any, Any]
+Reply = TypeVar("Reply")
+
+
+class Gateway(msgspec.Struct, frozen=True):
+    """Everything that is open while the app runs; it is `app.state.gateway`."""
+
+    settings: Settings
+    bus: Bus
+    telemetry: Telemetry
+    metrics: Metrics
+    keys: Keys
+    hub: Hub
+
+    def waiting_for(self) -> list[str]:
+        """What is not there yet; empty when ready."""
+        held = {"nats": self.bus.connected, "keys": self.keys.caught_up}
+        return [name for name, there in held.items() if not there]
+
+
+class Nothing(msgspec.Struct):
+    """A request that asks for all there is."""
+
+
+def gateway_of(connection: Connection) -> Gateway:
+    found: Gateway = connection.app.state.gateway
+    return found
+
+
+async def ask(
+    connection: Connection, service: str, operation: str, request: msgspec.Struct, reply: type[Reply]
+) -> Reply:
+    """A service's answer within the request's trace. Raises what the service raised, or UnavailableError."""
+    gateway = gateway_of(connection)
+    return await call(
+        gateway.bus,
+        service,
+        operation,
+        request,
+        reply,
+        timeout=gateway.settings.request_timeout_s,
+        traceparent=traceparent_of(connection.scope),
+    )

@@ -1,0 +1,106 @@
+"""Query parameters: each route's as a Struct, read strictly, so that a misspelt one is never silently ignored."""
+
+from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import parse_qsl
+
+import msgspec
+from msgspec import Meta
+
+from crucible_core.decode import decode, refused
+from crucible_core.errors import FieldError, InvalidError
+from crucible_core.times import parse_time
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+Sequence = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Name = Annotated[str, Meta(min_length=1, max_length=4096)]
+_MOST_PARAMETERS = 200
+
+
+class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A parameter that is a list may be repeated; no other may."""
+
+
+class NoParams(Params):
+    pass
+
+
+class AppendParams(Params):
+    atomic: Annotated[bool, Meta(description="Commit all events or none; at most 1,000")] = False
+
+
+class EventParams(Params):
+    type: Annotated[list[str], Meta(description="Types, aliases or wildcards (`Memory.*`); repeatable")] = []
+    actor: Name | None = None
+    correlation_id: Name | None = None
+    entity: Name | None = None
+    world_id: Name | None = None
+    room_id: Name | None = None
+    from_time: Annotated[str, Meta(description="RFC 3339, inclusive")] | None = None
+    to_time: Annotated[str, Meta(description="RFC 3339, exclusive")] | None = None
+    after: Annotated[Sequence, Meta(description="Only events after this sequence")] | None = None
+    order: Literal["asc", "desc"] = "asc"
+    filter: Annotated[str, Meta(description="A filter as JSON: `{\"tags\": {\"contains\": \"#x\"}}`")] | None = None
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
+    cursor: Annotated[str, Meta(description="`next_cursor` of the page before")] | None = None
+    min_sequence: Annotated[Sequence, Meta(description="Waits (bounded) until the index has this sequence")] | None = None
+
+
+class TraceParams(Params):
+    min_sequence: Annotated[Sequence, Meta(description="Waits (bounded) until the index has this sequence")] | None = None
+
+
+class PageParams(Params):
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 50
+    cursor: Annotated[str, Meta(description="`next_cursor` of the page before")] | None = None
+
+
+class StreamParams(Params, rename={"start": "from"}):
+    type: Annotated[list[str], Meta(description="Types, aliases or wildcards; repeatable; all if none")] = []
+    filter: Annotated[str, Meta(description="A filter as JSON, for every type asked for")] | None = None
+    start: Annotated[str, Meta(description="`now`, `start`, a sequence (exclusive) or an RFC 3339 time")] = "now"
+    world_id: Name | None = None
+    room_id: Name | None = None
+
+
+def read_params(query: bytes, kind: type[T]) -> T:
+    """Raises InvalidError, whose paths are the parameters' names, with the nearest known name for an unknown one."""
+    found: dict[str, Any] = {}
+    lists = {f.encode_name for f in msgspec.structs.fields(kind) if _is_list(f.type)}
+    try:
+        pairs = parse_qsl(query.decode("utf-8"), keep_blank_values=True, errors="strict", max_num_fields=_MOST_PARAMETERS)
+    except ValueError:
+        raise InvalidError(f"the query is not UTF-8, or has more than {_MOST_PARAMETERS} parameters") from None
+    for name, value in pairs:
+        if name in lists:
+            found.setdefault(name, []).append(value)
+        elif name in found:
+            raise _wrong(name, "may be given only once")
+        else:
+            found[name] = value
+    try:
+        return msgspec.convert(found, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise refused(error, kind, "the query") from None
+
+
+def filter_param(text: str | None) -> dict[str, Any] | None:
+    """The filter in a parameter. Raises MalformedError or InvalidError."""
+    return None if text is None else decode(text.encode(), dict[str, Any], what="filter")
+
+
+def check_times(params: EventParams) -> None:
+    for name in ("from_time", "to_time"):
+        text = getattr(params, name)
+        if text is not None:
+            # An unescaped + arrives as a space, and then it can only have been the offset's sign.
+            parse_time(text, name)
+
+
+def _wrong(name: str, message: str) -> InvalidError:
+    return InvalidError(f"{name}: {message}", errors=[FieldError(name, message)])
+
+
+def _is_list(kind: Any) -> bool:
+    node = msgspec.inspect.type_info(kind)
+    return isinstance(node.type if isinstance(node, msgspec.inspect.Metadata) else node, msgspec.inspect.ListType)

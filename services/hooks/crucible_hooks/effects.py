@@ -1,0 +1,183 @@
+"""The functions that scripts are given, each effect with its cause and a key that makes it idempotent."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from crucible_core.envelope import Event, Source
+from crucible_core.errors import NotFoundError, UnavailableError, from_problem
+from crucible_core.ids import derive_id
+from crucible_core.protocol import (
+    AppendReply,
+    AppendRequest,
+    Cause,
+    GetRequest,
+    Link,
+    MemoryList,
+    MemoryQuery,
+    MemoryView,
+    NewEvent,
+    WriteMemory,
+    WrittenMemory,
+)
+from crucible_kit.bus import Bus
+from crucible_kit.rpc import call
+
+from .expressions import plain
+from .moment import moment_ms
+
+MAX_LOG_LINES = 200
+MAX_LOG_LINE = 1000
+MAX_EFFECTS = 1000
+_SHOWN = 200
+
+
+class Effects:
+    """The effects and the log of one attempt. In a dry run effects are only noted, and memories that are not there are
+    made up, since a synthetic event speaks of some that never were."""
+
+    def __init__(self, bus: Bus, event: Event, hook: str, run_id: str, traceparent: str, dry_run: bool) -> None:
+        self._bus = bus
+        self._event = event
+        self._hook = hook
+        self._run_id = run_id
+        self._traceparent = traceparent
+        self._dry_run = dry_run
+        self._seen: Counter[str] = Counter()
+        self.made: list[str] = []
+        self.lines: list[str] = []
+
+    def reading(self) -> Mapping[str, Callable[..., Awaitable[Any]]]:
+        """What Pre hooks and conditions may call."""
+        return {"log": self.log, "memory_get": self.memory_get, "memory_query": self.memory_query}
+
+    def all(self) -> Mapping[str, Callable[..., Awaitable[Any]]]:
+        effects = {"emit": self.emit, "memory_link": self.memory_link, "memory_tag": self.memory_tag}
+        return {**self.reading(), **effects}
+
+    async def log(self, *values: Any) -> None:
+        self.print(" ".join(value if isinstance(value, str) else str(value) for value in values))
+
+    def print(self, text: str) -> None:
+        for line in text.splitlines():
+            if line.strip() and len(self.lines) < MAX_LOG_LINES:
+                self.lines.append(line[:MAX_LOG_LINE])
+
+    async def emit(self, type: str, payload: dict[str, Any] | None = None, entity: str | None = None) -> dict[str, Any]:
+        """Appends an event; returns its `id` and `sequence`."""
+        self._note(f"{type} {entity or ''}".strip())
+        if self._dry_run:
+            return {"id": None, "sequence": None}
+        key = self._key("emit", type, payload, entity)
+        cause = self._cause(key)
+        event = NewEvent(
+            type=type,
+            payload=msgspec.Raw(msgspec.json.encode(plain(payload or {}))),
+            id=derive_id("evt", moment_ms(self._event), key),
+            entity=entity,
+            source=cause.source,
+            actor=cause.actor,
+            correlation_id=cause.correlation_id,
+            causation_id=cause.causation_id,
+            hop=cause.hop,
+            world_id=cause.world_id,
+            room_id=cause.room_id,
+            traceparent=cause.traceparent,
+        )
+        reply = await call(
+            self._bus, "events", "append", AppendRequest(events=[event]), AppendReply, traceparent=self._traceparent
+        )
+        appended = reply.results[0]
+        if appended.error is not None:
+            raise from_problem(appended.error)
+        return {"id": appended.id, "sequence": appended.sequence}
+
+    async def memory_get(self, id: str) -> dict[str, Any]:
+        """A memory. Raises LookupError in the script where there is none."""
+        try:
+            found = await self._ask("get", GetRequest(id=id), MemoryView)
+        except (NotFoundError, UnavailableError):
+            if not self._dry_run:
+                raise
+            return {"content": "", "tags": [], "entities": [], "links": [], "metadata": {}, **self._made_up(id)}
+        return dict(plain(found))
+
+    async def memory_query(
+        self,
+        text: str | None = None,
+        tags: list[str] | None = None,
+        limit: int = 10,
+        filter: dict[str, Any] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Memories, the best match first; the triggering event is among what is searched."""
+        query = MemoryQuery(
+            text=text,
+            tags=tags or [],
+            limit=limit,
+            filter=filter,
+            min_sequence=self._event.sequence,
+            world_id=self._event.metadata.world_id,
+        )
+        try:
+            return list(plain((await self._ask("query", query, MemoryList)).memories))
+        except UnavailableError:
+            if not self._dry_run:
+                raise
+            return []
+
+    async def memory_link(
+        self, id: str, target: str, type: str = "related", weight: float | None = None
+    ) -> dict[str, Any]:
+        """Links two memories; `changed` is false where the link was there already."""
+        self._note(f"Memory.Linked {id} {target}")
+        link = Link(target=target, type=type, weight=weight)
+        return await self._write("link", WriteMemory(id=id, link=link, cause=self._cause(self._key("link", id, target, type))))
+
+    async def memory_tag(self, id: str, tag: str) -> dict[str, Any]:
+        """Puts a tag on a memory; `changed` is false where it was there already."""
+        self._note(f"Memory.Tagged {id} {tag}")
+        return await self._write("tag", WriteMemory(id=id, tag=tag, cause=self._cause(self._key("tag", id, tag))))
+
+    async def _write(self, operation: str, request: WriteMemory) -> dict[str, Any]:
+        if self._dry_run:
+            return {"id": request.id, "sequence": None, "changed": True}
+        return dict(plain(await self._ask(operation, request, WrittenMemory)))
+
+    async def _ask(self, operation: str, request: msgspec.Struct, reply: type[Any]) -> Any:
+        return await call(self._bus, "memory", operation, request, reply, traceparent=self._traceparent)
+
+    def _cause(self, key: str) -> Cause:
+        metadata = self._event.metadata
+        return Cause(
+            source=Source("system", f"hook:{self._hook}"),
+            actor=f"hook:{self._hook}",
+            correlation_id=metadata.correlation_id,
+            causation_id=metadata.id,
+            hop=metadata.hop + 1,
+            world_id=metadata.world_id,
+            room_id=metadata.room_id,
+            traceparent=self._traceparent,
+            key=key,
+        )
+
+    def _key(self, *what: Any) -> str:
+        """The same for the same effect of the same run, in every attempt at it; a repetition inside one attempt counts.
+
+        Made of what is done, not of how many effects came before: a second attempt may do other things first.
+        """
+        digest = hashlib.sha256(msgspec.json.encode(plain(what))).hexdigest()[:24]
+        self._seen[digest] += 1
+        return f"{self._run_id}:{digest}:{self._seen[digest]}"
+
+    def _note(self, effect: str) -> None:
+        if len(self.made) >= MAX_EFFECTS:
+            raise RuntimeError(f"a run may have {MAX_EFFECTS} effects")
+        self.made.append(effect[:_SHOWN])
+
+    def _made_up(self, id: str) -> dict[str, Any]:
+        payload = self._event.data.payload
+        known = ("content", "tags", "entities", "links", "metadata")
+        return {"id": id, **{name: payload[name] for name in known if payload.get(name) is not None}}

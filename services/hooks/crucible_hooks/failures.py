@@ -1,0 +1,9 @@
+"""What can go wrong in a run, as exceptions whose text is the reason that the run's record keeps."""
+
+
+class RunError(Exception):
+    """This attempt has failed."""
+
+
+class AbsentError(RunError):
+    """An expression names a field that this event does not have."""

@@ -1,0 +1,106 @@
+"""What is kept of a run: its record in ATTEMPTS, and the Hook event that the log hears of it."""
+
+from typing import Any
+
+import msgspec
+
+from crucible_core.envelope import Event, Source
+from crucible_core.ids import derive_id
+from crucible_core.protocol import HookRecord, NewEvent, RunRecord
+from crucible_core.subjects import Names
+from crucible_kit.frames import Outgoing
+
+from .hook import Hook
+from .moment import moment_ms
+
+MAX_OUTPUT = 64 * 1024
+_MAX_ERROR = 4000
+FINAL = frozenset({"ok", "denied", "failed", "stopped"})
+"""Outcomes that the log hears of. A run that is retried is told once it is over; one that was skipped never began."""
+
+
+def run_id(hook: str, event: Event, *extra: str) -> str:
+    """One run's id: the same hook and event make the same one."""
+    return derive_id("run", moment_ms(event), hook, event.metadata.id, *extra)
+
+
+def run_record(hook: Hook, event: Event, run: str, attempt: int, outcome: str, started_at: str) -> RunRecord:
+    return RunRecord(
+        run_id=run,
+        hook=hook.name,
+        timing=hook.definition.trigger.timing,
+        event_id=event.metadata.id,
+        event_type=event.dotted,
+        correlation_id=event.metadata.correlation_id,
+        attempt=attempt,
+        outcome=outcome,
+        started_at=started_at,
+        duration_ms=0.0,
+    )
+
+
+def bounded_output(output: Any) -> Any:
+    """The output, or what is worth keeping of one that is too large."""
+    encoded = msgspec.json.encode(output)
+    if len(encoded) <= MAX_OUTPUT:
+        return output
+    return {"truncated": encoded[:1000].decode(errors="ignore"), "bytes": len(encoded)}
+
+
+def bounded_error(error: str | None) -> str | None:
+    return error[:_MAX_ERROR] if error else None
+
+
+def stored(names: Names, record: RunRecord) -> Outgoing:
+    subject = names.run_attempt(record.hook, record.run_id)
+    return Outgoing(subject, msgspec.json.encode(record), msg_id=f"{record.run_id}:{record.attempt}:{record.outcome}")
+
+
+def run_event(record: RunRecord, event: Event, action: str, traceparent: str) -> NewEvent | None:
+    """Hook.Executed or Hook.Failed, caused by the event that triggered the run; None while it is not over.
+
+    The end of a chain is not told where the event itself is about a hook: telling would never end.
+    """
+    if record.outcome not in FINAL or (record.outcome == "stopped" and event.type == "Hook"):
+        return None
+    metadata = event.metadata
+    kept = ("hook", "run_id", "timing", "event_id", "event_type", "correlation_id", "attempt", "outcome", "started_at")
+    payload = {name: getattr(record, name) for name in (*kept, "duration_ms", "error", "effects", "log", "output")}
+    payload |= {"action": action, "event_sequence": event.sequence, "hop": metadata.hop}
+    return NewEvent(
+        type="Hook.Executed" if record.outcome in ("ok", "denied") else "Hook.Failed",
+        payload=msgspec.Raw(msgspec.json.encode({name: value for name, value in payload.items() if value is not None})),
+        id=derive_id("evt", moment_ms(event), "run", record.run_id, str(record.attempt), record.outcome),
+        source=Source("system", "hooks"),
+        actor=f"hook:{record.hook}",
+        correlation_id=metadata.correlation_id,
+        causation_id=metadata.id,
+        hop=metadata.hop + 1,
+        world_id=metadata.world_id,
+        room_id=metadata.room_id,
+        entity=record.hook,
+        traceparent=traceparent,
+    )
+
+
+def registry_event(event: str, record: HookRecord, revision: int, at_ms: int) -> NewEvent:
+    """Hook.Registered or Hook.Unregistered; the same change of the bucket makes the same id on every replica."""
+    definition = record.definition or {}
+    trigger = definition.get("trigger") or {}
+    payload = {
+        "hook": record.name,
+        "origin": record.origin,
+        "enabled": record.enabled,
+        "error": bounded_error(record.error),
+        "timing": trigger.get("timing"),
+        "priority": trigger.get("priority"),
+        "version": definition.get("version"),
+    }
+    return NewEvent(
+        type=f"Hook.{event}",
+        payload=msgspec.Raw(msgspec.json.encode({name: value for name, value in payload.items() if value is not None})),
+        id=derive_id("evt", at_ms, event, record.name, str(revision)),
+        source=Source("system", "hooks"),
+        actor="system:hooks",
+        entity=record.name,
+    )

@@ -1,0 +1,166 @@
+"""The Shell action: a command of the hook's author, run with values that never become part of its text."""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from crucible_core.errors import FieldError, InvalidError
+from crucible_core.hooks import ShellAction
+
+from .expressions import Expression, evaluate
+from .failures import RunError
+from .templates import Context, compile_text, parse, text_of
+
+MAX_OUTPUT = 64 * 1024
+_MAX_ARGUMENT = 120 * 1024
+"""Linux refuses an argument or variable of more than 128 KiB."""
+_SHOWN = 500
+_LINGER_S = 0.2
+_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SHELL_IN_SHELL = re.compile(r"\beval\b|\b(?:ba|da|k|z|c|tc|fi)?sh\s+(?:-\S+\s+)*-\w*c\b")
+
+
+class Shell(msgspec.Struct, frozen=True):
+    """`command` has a positional parameter in each template's place; `arguments` are their values, in order."""
+
+    command: str
+    arguments: tuple[Expression, ...]
+    env: Mapping[str, Callable[[Context], str]]
+
+
+def compile_shell(action: ShellAction, at: str) -> Shell:
+    """Raises InvalidError for bad templates, and for one in a text that would be parsed as a command once more."""
+    parts = parse(action.command, f"{at}.command")
+    if len(parts) > 1 and _SHELL_IN_SHELL.search(action.command):
+        where = f"{at}.command"
+        message = "a template may not go through a second shell: give the value in env, and use the variable"
+        raise InvalidError(f"{where}: {message}", errors=[FieldError(where, message)])
+    for name in action.env:
+        if not _VARIABLE.fullmatch(name):
+            raise InvalidError(
+                f"{at}.env: not the name of a variable",
+                errors=[FieldError(f"{at}.env.{name[:80]}", "not the name of a variable")],
+            )
+    env = {name: compile_text(text_of(value), f"{at}.env.{name}") for name, value in action.env.items()}
+    return Shell(_command(parts), tuple(part for part in parts if isinstance(part, Expression)), env)
+
+
+def _command(parts: tuple[str | Expression, ...]) -> str:
+    """The shell's words, with `$1`, `$2` … where templates stood, quoted so that each value stays one word whatever
+    quotes stand around it."""
+    written: list[str] = []
+    quote = ""
+    number = 0
+    for part in parts:
+        if isinstance(part, str):
+            written.append(part)
+            quote = _quote_after(part, quote)
+            continue
+        number += 1
+        written.append({"": '"${%d}"', '"': "${%d}", "'": "'\"${%d}\"'"}[quote] % number)
+    return "".join(written)
+
+
+def _quote_after(text: str, quote: str) -> str:
+    """Which quotes are open after `text`, where `quote` was open before it (POSIX 2.2)."""
+    place = 0
+    while place < len(text):
+        char = text[place]
+        if char == "\\" and quote != "'":
+            place += 1
+        elif char == quote:
+            quote = ""
+        elif char in "\"'" and not quote:
+            quote = char
+        place += 1
+    return quote
+
+
+async def run_shell(shell: Shell, context: Context, event: bytes, traceparent: str, directory: str | None) -> Any:
+    """The command's standard output, decoded where it is a JSON object. Raises RunError unless it exits with 0.
+
+    Cancelling kills the command and everything that it has started.
+    """
+    arguments = [_checked(text_of(evaluate(argument, context))) for argument in shell.arguments]
+    env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    env |= {"TRACEPARENT": traceparent, **{name: _checked(render(context)) for name, render in shell.env.items()}}
+    try:
+        process = await asyncio.create_subprocess_exec(
+            "/bin/sh",
+            "-c",
+            shell.command,
+            "hook",
+            *arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=env,
+            cwd=directory,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise RunError(f"the command cannot be started: {error.strerror or error}") from None
+    output, complaint = await _converse(process, event)
+    if process.returncode:
+        said = complaint.decode(errors="replace").strip()[-_SHOWN:]
+        raise RunError(f"the command ended with {_ending(process.returncode)}{': ' if said else ''}{said}")
+    return _decoded(output)
+
+
+async def _converse(process: asyncio.subprocess.Process, stdin: bytes) -> tuple[bytes, bytes]:
+    assert process.stdin and process.stdout and process.stderr
+    output, complaint = bytearray(), bytearray()
+    readers = asyncio.gather(_read(process.stdout, output), _read(process.stderr, complaint))
+    try:
+        feeder = asyncio.create_task(_feed(process.stdin, stdin))
+        await process.wait()
+        # Whatever the command left running still holds its pipes open.
+        await asyncio.wait([readers], timeout=_LINGER_S)
+        feeder.cancel()
+    finally:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await asyncio.shield(process.wait())
+        await readers
+    return bytes(output), bytes(complaint)
+
+
+async def _feed(pipe: asyncio.StreamWriter, data: bytes) -> None:
+    # A command need not read what it is given.
+    with contextlib.suppress(OSError):
+        pipe.write(data)
+        await pipe.drain()
+        pipe.close()
+
+
+async def _read(pipe: asyncio.StreamReader, kept: bytearray) -> None:
+    """Keeps the beginning and drops the rest, so that a command that writes without end never waits for us."""
+    while chunk := await pipe.read(65_536):
+        kept += chunk[: MAX_OUTPUT - len(kept)]
+
+
+def _checked(value: str) -> str:
+    if "\0" in value:
+        raise RunError("a value has a NUL character, which no command can be given")
+    if len(value.encode(errors="surrogatepass")) > _MAX_ARGUMENT:
+        raise RunError("a value is too long for a command's arguments; the event itself is on standard input")
+    return value
+
+
+def _ending(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def _decoded(output: bytes) -> Any:
+    text = output.decode(errors="replace").strip()
+    if text.startswith("{"):
+        with contextlib.suppress(msgspec.DecodeError, RecursionError):
+            return msgspec.json.decode(text)
+    return text or None

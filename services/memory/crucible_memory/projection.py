@@ -1,0 +1,157 @@
+"""From Memory events to memories: what each event makes of a state. Pure."""
+
+from typing import Any
+
+import msgspec
+
+from crucible_core.envelope import Metadata
+from crucible_core.protocol import Link
+
+from .state import Memory, clean_tag, same_link, unique
+
+
+class Payload(msgspec.Struct, frozen=True):
+    """What this service reads of a Memory event's payload; None where the event does not say."""
+
+    id: str | None = None
+    source: str | None = None
+    content: str | None = None
+    title: str | None = None
+    path: str | None = None
+    tags: list[str] | None = None
+    entities: list[str] | None = None
+    links: list[Link] | None = None
+    metadata: dict[str, Any] | None = None
+    tag: str | None = None
+    target: str | None = None
+    type: str | None = None
+    weight: float | None = None
+
+
+class _Data(msgspec.Struct, frozen=True):
+    event: str
+    payload: Payload
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """A Memory event as it was read from the log."""
+
+    data: _Data
+    metadata: Metadata
+    sequence: int = 0
+
+    @property
+    def world_id(self) -> str:
+        return self.metadata.world_id
+
+    @property
+    def memory_id(self) -> str:
+        payload = self.data.payload
+        return payload.id or payload.source or self.metadata.entity or ""
+
+
+_decoder = msgspec.json.Decoder(Recorded)
+
+
+def read_recorded(raw: bytes, sequence: int) -> Recorded:
+    """Raises `msgspec.DecodeError`, also for an event that is filed under another entity than the memory it names:
+    JetStream has not checked its version."""
+    found = msgspec.structs.replace(_decoder.decode(raw), sequence=sequence)
+    if found.metadata.entity not in (None, found.memory_id) or not found.memory_id:
+        raise msgspec.ValidationError("the event's entity is not the memory that its payload names")
+    return found
+
+
+def fold(memory: Memory | None, event: Recorded) -> Memory | None:
+    """The memory after an event; None where there is none."""
+    kind = event.data.event
+    if kind in ("Deleted", "Pruned"):
+        return None
+    if kind == "Created" or memory is None:
+        return _created(event)
+    changed = _changed(memory, kind, event.data.payload)
+    when = memory.updated_at if changed is memory else event.metadata.timestamp
+    return msgspec.structs.replace(changed, updated_at=when, sequence=event.sequence)
+
+
+def _created(event: Recorded) -> Memory | None:
+    """Also from a change that carries a whole state, of a memory whose earlier events have expired."""
+    payload, metadata = event.data.payload, event.metadata
+    if payload.content is None:
+        return None
+    return Memory(
+        id=event.memory_id,
+        world_id=metadata.world_id,
+        room_id=metadata.room_id,
+        content=payload.content,
+        title=payload.title,
+        path=payload.path,
+        tags=_tags(payload.tags or []),
+        entities=payload.entities or [],
+        links=payload.links or [],
+        metadata=payload.metadata or {},
+        created_at=metadata.timestamp,
+        updated_at=metadata.timestamp,
+        key=event.sequence,
+        sequence=event.sequence,
+    )
+
+
+def _changed(memory: Memory, kind: str, payload: Payload) -> Memory:
+    match kind:
+        case "Updated" | "Consolidated":
+            return _updated(memory, payload)
+        case "Tagged" | "Untagged":
+            tag = clean_tag(payload.tag or "")
+            return memory if tag is None else _tagged(memory, tag, kind == "Tagged")
+        case "Linked" | "Unlinked" if payload.target:
+            link = Link(target=payload.target, type=payload.type or "related", weight=payload.weight)
+            return _linked(memory, link, kind == "Linked")
+    return memory
+
+
+def _updated(memory: Memory, payload: Payload) -> Memory:
+    tags = memory.tags if payload.tags is None else _tags(payload.tags)
+    links = memory.links if payload.links is None else payload.links
+    return msgspec.structs.replace(
+        memory,
+        content=memory.content if payload.content is None else payload.content,
+        title=memory.title if payload.title is None else payload.title,
+        path=memory.path if payload.path is None else payload.path,
+        tags=tags,
+        entities=memory.entities if payload.entities is None else payload.entities,
+        links=links,
+        metadata=memory.metadata if payload.metadata is None else payload.metadata,
+        added_tags=[tag for tag in memory.added_tags if tag in tags],
+        added_links=[link for link in memory.added_links if link in links],
+    )
+
+
+def _tagged(memory: Memory, tag: str, present: bool) -> Memory:
+    if present == (tag in memory.tags):
+        return memory
+    tags, added = ([name for name in names if name != tag] for names in (memory.tags, memory.added_tags))
+    if present:
+        tags, added = [*tags, tag], [*added, tag]
+    return msgspec.structs.replace(memory, tags=tags, added_tags=added)
+
+
+def _linked(memory: Memory, link: Link, present: bool) -> Memory:
+    """A link that is there already takes the new weight, in its place."""
+    if not present:
+        links, added = (
+            [other for other in group if not same_link(other, link)] for group in (memory.links, memory.added_links)
+        )
+    else:
+        links, added = (_put(group, link) for group in (memory.links, memory.added_links))
+    return msgspec.structs.replace(memory, links=links, added_links=added)
+
+
+def _put(links: list[Link], link: Link) -> list[Link]:
+    if any(same_link(other, link) for other in links):
+        return [link if same_link(other, link) else other for other in links]
+    return [*links, link]
+
+
+def _tags(tags: list[str]) -> list[str]:
+    return unique(tag for tag in map(clean_tag, tags) if tag)

@@ -1,0 +1,217 @@
+"""Each command against the played gateway: what people see, what machines see, and how it ends."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crucible_cli.main import COMMANDS, load
+from tests.client.playing import Played, trouble
+
+Run = Callable[..., Any]
+
+
+def answer(run: Run, *arguments: str, **options: Any) -> Any:
+    """The JSON document that a command prints."""
+    result = run(*arguments, "--json", **options)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_help_is_quick_and_names_every_command() -> None:
+    began = time.monotonic()
+    shown = subprocess.run([sys.executable, "-m", "crucible_cli", "--help"], capture_output=True, text=True, check=True)
+    took = time.monotonic() - began
+    assert all(name in shown.stdout for name in ("events", "hooks", "webhooks", "memory", "watch", "listen", "doctor"))
+    assert took < 2.0  # 0.3 s where nothing else runs
+
+
+def test_help_imports_no_command() -> None:
+    script = (
+        "import sys, crucible_cli.main as m; m.build(); print('httpx' in sys.modules, 'crucible_client' in sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert shown.stdout.split() == ["False", "False"]
+
+
+def test_version(run: Run) -> None:
+    assert run("--version").stdout.startswith("crucible 0.")
+
+
+@pytest.mark.parametrize("name", ["events", "hooks", "webhooks", "memory", "watch", "listen", "doctor"])
+def test_every_command_has_json(name: str) -> None:
+    command = load(name)
+    assert COMMANDS[name]
+    for leaf in getattr(command, "commands", {name: command}).values():
+        assert "--json" in [text for option in leaf.params for text in option.opts], leaf.name
+        assert leaf.help
+
+
+def test_unknown_command_is_a_usage_error(run: Run) -> None:
+    assert run("evnts").exit_code == 2
+
+
+def test_emit_get_list_and_trace(run: Run, played: Played) -> None:
+    appended = answer(run, "events", "emit", "Memory.Created", '{"content": "# Clocks"}', "--correlation", "cor_1")
+    assert appended["sequence"] == 1
+    run("events", "emit", "Memory.Linked", "-", "--correlation", "cor_1", input='{"id": "mem_a", "target": "mem_b"}')
+    assert played.payloads[1] == {"id": "mem_a", "target": "mem_b"}
+    assert [event["sequence"] for event in answer(run, "events", "list", "--limit", "1")] == [2]
+    assert answer(run, "events", "get", appended["id"])["data"]["payload"] == {"content": "# Clocks"}
+    assert answer(run, "events", "trace", appended["id"])["count"] == 2
+    tree = run("events", "trace", "cor_1").stdout
+    assert "Memory.Created  Clocks  +0.0 ms" in tree
+    assert "└── Memory.Linked  mem_a → mem_b  +12 ms" in tree
+
+
+def test_emit_takes_a_file(run: Run, played: Played, tmp_path: Path) -> None:
+    (tmp_path / "payload.json").write_text('{"n": 1}')
+    assert run("events", "emit", "Custom.X", f"@{tmp_path}/payload.json").exit_code == 0
+    assert played.payloads == [{"n": 1}]
+
+
+@pytest.mark.parametrize("payload", ["{", "[1]", "@/nowhere"])
+def test_a_payload_that_is_no_object_is_a_usage_error(run: Run, payload: str) -> None:
+    result = run("events", "emit", "Custom.X", payload)
+    assert result.exit_code == 2
+    assert "PAYLOAD" in result.stderr
+
+
+def test_tail_prints_ndjson(run: Run, played: Played) -> None:
+    for number in range(3):
+        played.append({"type": "Custom.Counted", "payload": {"number": number}})
+    result = run("events", "tail", "--from", "start", "--limit", "3", "--json")
+    assert [json.loads(line)["sequence"] for line in result.stdout.splitlines()] == [1, 2, 3]
+    assert 'Custom.Counted  {"number":0}' in run("events", "tail", "--from", "start", "-n", "1").stdout
+
+
+def test_terminal_codes_in_events_are_not_obeyed(run: Run, played: Played) -> None:
+    played.append({"type": "Custom.Evil", "payload": {"text": "\x1b[2J\u202e[bold]"}})
+    shown = run("events", "list").stdout + run("events", "get", "evt_1").stdout
+    assert "\x1b" not in shown
+    assert "\u202e" not in shown
+    assert "[bold]" in shown
+
+
+def test_refused_event_shows_fields_and_exits_1(run: Run) -> None:
+    result = run("events", "emit", "Memori.Created")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert "type: unknown type" in result.stderr
+    assert "did you mean Memory.Created?" in result.stderr
+
+
+def test_denied_event_shows_hook_and_reason(run: Run) -> None:
+    result = run("events", "emit", "Memory.Denied")
+    assert "denied by the hook guard: no title" in result.stderr
+
+
+def test_nothing_listening_tells_the_next_step(run: Run) -> None:
+    result = run("hooks", "list", "--url", "http://127.0.0.1:9")
+    assert result.exit_code == 1
+    assert "is `crucible up` running?" in result.stderr
+
+
+def test_wrong_key_tells_where_the_key_is(run: Run) -> None:
+    result = run("hooks", "list", "--key", "wrong")
+    assert result.exit_code == 1
+    assert "admin.key" in result.stderr
+
+
+def test_hooks(run: Run, played: Played, tmp_path: Path) -> None:
+    file = tmp_path / "hook.json"
+    file.write_text('{"name": "tidy"}')
+    assert answer(run, "hooks", "add", str(file))["name"] == "tidy"
+    assert "tidy" in run("hooks", "list").stdout
+    assert answer(run, "hooks", "disable", "tidy")["state"] == "disabled"
+    assert "active" in run("hooks", "enable", "tidy").stdout
+    assert len(answer(run, "hooks", "runs", "tidy", "-n", "2")) == 2
+    assert "run_0" in run("hooks", "runs", "tidy").stdout
+    assert "dry_run=True" in run("hooks", "test", "tidy").stdout
+    assert "dry_run=False" in run("hooks", "test", "tidy", "--real").stdout
+    played.verdicts["tidy"] = "inert"
+    assert run("hooks", "test", "tidy").exit_code == 1
+    assert answer(run, "hooks", "delete", "tidy") == {"deleted": "tidy"}
+    assert "crucible hooks add" in run("hooks", "list").stdout
+
+
+def test_hook_file_goes_as_it_is(run: Run, played: Played, tmp_path: Path) -> None:
+    file = tmp_path / "hook.md"
+    file.write_text("---\nname: x\naction: {type: Script, script: 'log(1)'}\n---\nText\n")
+    run("hooks", "add", str(file))
+    assert played.hooks["from-file"]["definition"]["text"] == file.read_text()
+
+
+def test_script_beside_a_hook_file_goes_with_it(run: Run, played: Played, tmp_path: Path) -> None:
+    (tmp_path / "hook.md").write_text("---\nname: linker\naction: {type: Script, script: link.py}\n---\n")
+    (tmp_path / "link.py").write_text("log('hi')\n")
+    run("hooks", "add", str(tmp_path / "hook.md"))
+    assert played.hooks["linker"]["definition"]["action"] == {"type": "Script", "script": "log('hi')\n"}
+
+
+def test_webhooks(run: Run, played: Played) -> None:
+    made = answer(run, "webhooks", "create", "ci", "https://example.com", "--on", "Memory.*", "--bearer", "t")
+    assert json.loads(played.requests[-1][3])["auth"] == {"type": "bearer", "token": "t"}
+    assert made["secret"] == "whsec_c2VjcmV0"
+    assert "whsec_c2VjcmV0" in run("webhooks", "create", "cd", "https://example.com").stdout
+    assert "Memory.*" in run("webhooks", "list").stdout
+    assert len(answer(run, "webhooks", "attempts", made["id"])) == 3
+    assert "dlv_0" in run("webhooks", "attempts", made["id"]).stdout
+    assert answer(run, "webhooks", "test", made["id"])["verdict"] == "live"
+    assert answer(run, "webhooks", "delete", made["id"]) == {"deleted": made["id"]}
+
+
+def test_memory(run: Run, played: Played) -> None:
+    written = answer(run, "memory", "add", "Clocks tick", "--tag", "#time", "--link", "Lamport")
+    assert "Clocks tick" in run("memory", "get", written["id"]).stdout
+    assert "Clocks tick" in run("memory", "query", "tick").stdout
+    assert [memory["score"] for memory in answer(run, "memory", "query", "tick")] == [0.5]
+    assert "Nothing found" in run("memory", "query", "zzz").stdout
+
+
+def test_doctor_finds_what_is_not_live(run: Run, played: Played) -> None:
+    assert "nothing to prove" in run("doctor").stdout
+    played.hooks = {name: {"name": name} for name in ("good", "off", "bad")}
+    played.hooks = {name: _view(name) for name in played.hooks}
+    run("webhooks", "create", "ci", "https://example.com")
+    played.verdicts = {"off": "disabled"}
+    healthy = run("doctor")
+    assert healthy.exit_code == 0
+    assert "3 live, 1 disabled, 0 inert" in healthy.stdout
+    played.verdicts["bad"] = "inert"
+    sick = run("doctor", "--json")
+    assert sick.exit_code == 1
+    found = {finding["check"]["name"]: finding["check"]["verdict"] for finding in json.loads(sick.stdout)["findings"]}
+    assert found == {"good": "live", "off": "disabled", "bad": "inert", "ci": "live"}
+    assert "it would not fire" in run("doctor").stdout
+
+
+def test_doctor_reports_a_test_that_fails(run: Run, played: Played) -> None:
+    played.hooks = {"lost": _view("lost")}
+    played.troubles = []
+    played.verdicts = {}
+    listed = played.requests.copy()
+    assert listed == []
+    played.after_commit = []
+    run("hooks", "list")
+    played.hooks = {"lost": _view("lost")}
+    played.verdicts["lost"] = "nonsense"
+    assert run("doctor").exit_code == 1
+
+
+def test_limits_are_retried_and_then_said(run: Run, played: Played) -> None:
+    played.troubles = [trouble(429, "limited", "3600")]
+    result = run("hooks", "list")
+    assert result.exit_code == 1
+    assert "wait a moment" in result.stderr
+
+
+def _view(name: str) -> dict[str, Any]:
+    counters = {"matched": 0, "invoked": 0, "ok": 0, "failed": 0, "skipped": 0}
+    view = {"name": name, "state": "active", "timing": "Pre", "priority": 1, "origin": "api", "definition": None}
+    return view | {"counters": counters, "updated_at": "", "order": 1}

@@ -1,0 +1,193 @@
+"""`crucible up` as a process, with a real nats-server and stand-ins for the services: they have their own tests."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crucible_cli.nats_server import free_port
+from crucible_cli.processes import birth
+from crucible_cli.stack import SERVICES, service_ports
+from crucible_core.errors import ConflictError, InvalidError
+from tests.cli.children import wait
+
+SERVICE = """
+import json, os, signal, socket, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+server = socket.create_server((os.environ["CRUCIBLE_HOST"], int(os.environ["CRUCIBLE_PORT"])))
+body = json.dumps({"pid": os.getpid(), **{k: v for k, v in os.environ.items() if k[:8] in ("CRUCIBLE", "OTEL_X")}})
+while True:
+    client, _ = server.accept()
+    client.recv(4096)
+    client.sendall(f"HTTP/1.1 200 OK\\r\\ncontent-length: {len(body)}\\r\\n\\r\\n{body}".encode())
+    client.close()
+"""
+
+
+@pytest.fixture
+def fakes(tmp_path: Path) -> Path:
+    for service in SERVICES:
+        package = tmp_path / "fakes" / f"crucible_{service}"
+        package.mkdir(parents=True)
+        (package / "__init__.py").touch()
+        (package / "__main__.py").write_text(SERVICE)
+    return tmp_path / "fakes"
+
+
+@pytest.fixture
+def base() -> int:
+    """A port base with room for all."""
+    while True:
+        with contextlib.suppress(ConflictError, InvalidError):
+            return service_ports(free_port())["gateway"]
+
+
+def start(fakes: Path, data: Path, base: int, *options: str, **environ: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", "from crucible_cli.main import main; main()", "up", "--data", str(data)]
+    return subprocess.Popen(
+        [*command, "--port-base", str(base), *options],
+        env=os.environ | {"PYTHONPATH": str(fakes)} | environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@contextlib.contextmanager
+def running(fakes: Path, data: Path, base: int, **environ: str) -> Iterator[tuple[subprocess.Popen[str], Any]]:
+    """An `up` that is ready, and what it said of itself."""
+    with start(fakes, data, base, "--json", **environ) as process:
+        try:
+            assert process.stdout is not None
+            yield process, json.loads(process.stdout.readline())
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+            process.communicate(timeout=30)
+
+
+def ask(port: int) -> Any:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=10) as answer:
+        return json.load(answer)
+
+
+def test_up_runs_everything_and_ctrl_c_stops_it(fakes: Path, base: int, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with running(fakes, data, base) as (process, facts):
+        assert facts["url"] == f"http://127.0.0.1:{base}"
+        assert [facts["ports"][service] for service in SERVICES] == list(range(base, base + 5))
+        written = json.loads((data / "up.json").read_bytes())
+        assert written == {name: facts[name] for name in ("url", "ports", "pid", "data", "started_at")}
+        assert written["pid"] == process.pid
+        assert stat.S_IMODE((data / "admin.key").stat().st_mode) == 0o600
+        assert (data / "hooks").is_dir()
+        pids = [ask(base + place)["pid"] for place in range(5)]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    assert all(birth(pid) is None for pid in pids)
+    assert not (data / "up.json").exists()
+    assert not (data / "processes.json").exists()
+
+
+def test_services_get_their_settings_and_no_others_secrets(fakes: Path, base: int, tmp_path: Path) -> None:
+    theirs = {"CRUCIBLE_LOG_LEVEL": "debug", "CRUCIBLE_API_KEY": "mine", "CRUCIBLE_PORT": "1", "OTEL_X": "y"}
+    with running(fakes, tmp_path / "data", base, **theirs) as (process, facts):
+        got = {service: ask(facts["ports"][service]) for service in SERVICES}
+        process.send_signal(signal.SIGTERM)
+        assert "CRUCIBLE_PORT is not used" in process.communicate(timeout=30)[1]
+    key = (tmp_path / "data" / "admin.key").read_text().strip()
+    assert key.startswith("ck_")
+    assert got["gateway"]["CRUCIBLE_ADMIN_KEY"] == key
+    assert got["hooks"]["CRUCIBLE_HOOKS_DIR"] == str(tmp_path / "data" / "hooks")
+    for service, environ in got.items():
+        assert environ["CRUCIBLE_PORT"] == str(facts["ports"][service])
+        assert environ["CRUCIBLE_NATS_URL"].endswith(f"@127.0.0.1:{facts['ports']['nats']}")
+        assert environ["CRUCIBLE_LOG_LEVEL"] == "debug"
+        assert environ["OTEL_X"] == "y"
+        assert "CRUCIBLE_API_KEY" not in environ
+        assert ("CRUCIBLE_ADMIN_KEY" in environ) == (service == "gateway")
+    assert len({environ["CRUCIBLE_DATA_DIR"] for environ in got.values()}) == 5
+
+
+def test_second_up_on_the_same_data_is_refused(fakes: Path, base: int, tmp_path: Path) -> None:
+    with running(fakes, tmp_path / "data", base) as (process, _):
+        with start(fakes, tmp_path / "data", base + 1000) as second:
+            out, err = second.communicate(timeout=30)
+        assert second.returncode == 1
+        assert f"already (process {process.pid})" in err
+        assert "--data" in err
+        assert out == ""
+
+
+def test_taken_port_is_named_with_the_option(fakes: Path, base: int, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", base + 2)), start(fakes, tmp_path / "data", base) as process:
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert f"port {base + 2} (hooks) is taken" in err
+    assert "--port-base" in err
+
+
+def test_port_base_beyond_the_last_port_is_refused() -> None:
+    with pytest.raises(InvalidError, match="--port-base"):
+        service_ports(65535)
+
+
+def test_start_after_a_killed_up_works_and_keeps_the_key(fakes: Path, base: int, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with running(fakes, data, base) as (process, _):
+        key = (data / "admin.key").read_text()
+        process.kill()
+    with running(fakes, data, base) as (process, facts):
+        assert facts["pid"] == process.pid
+        assert (data / "admin.key").read_text() == key
+
+
+def test_killed_nats_and_service_come_back_on_their_ports(fakes: Path, base: int, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with running(fakes, data, base) as (process, facts):
+        os.kill(int((data / "nats" / "nats.pid").read_text()), signal.SIGKILL)
+        os.kill(ask(base + 1)["pid"], signal.SIGKILL)
+        seen: list[str] = []
+        assert process.stderr is not None
+        while not {"nats is ready again\n", "events is ready again\n"} <= set(seen):
+            seen.append(process.stderr.readline())
+        assert "nats died (killed by SIGKILL), restarting\n" in seen
+        assert "events died (killed by SIGKILL), restarting\n" in seen
+        assert ask(facts["ports"]["events"])["pid"]
+        with socket.create_connection(("127.0.0.1", facts["ports"]["nats"])) as connection:
+            assert connection.recv(5) == b"INFO "
+
+
+def test_without_a_terminal_the_output_is_plain_lines(fakes: Path, base: int, tmp_path: Path) -> None:
+    with start(fakes, tmp_path / "data", base) as process:
+        wait((tmp_path / "data" / "up.json").exists)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert err == ""
+    assert "\x1b" not in out
+    lines = out.splitlines()
+    assert f"Crucible is up at http://127.0.0.1:{base}" in lines
+    stops = [line for line in lines if line.endswith(" stopped")]
+    assert [stops[0], stops[-1]] == ["gateway stopped", "nats stopped"]
+
+
+def test_service_that_cannot_start_ends_the_start(fakes: Path, base: int, tmp_path: Path) -> None:
+    main = fakes / "crucible_memory" / "__main__.py"
+    main.write_text("raise SystemExit('2026 error memory cannot start: no')")
+    with start(fakes, tmp_path / "data", base) as process:
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "memory: 2026 error memory cannot start: no" in out
+    assert "error: memory cannot start: see " in err
+    assert not (tmp_path / "data" / "up.json").exists()

@@ -1,0 +1,225 @@
+"""`crucible watch`: the log follows the folder, whatever happens in between."""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crucible_cli.notes import Note, changes, is_note, scan
+from crucible_cli.watch import Folder, Watched, Watcher
+from crucible_client import Crucible
+from crucible_core.catalogue import CATALOGUE
+from crucible_core.errors import CrucibleError
+from tests.client.playing import BROKEN, KEY, Played, trouble
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    folder = tmp_path / "notes"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "one.md").write_text("# One")
+    (folder / "deep" / "two.md").write_text("# Two")
+    return folder
+
+
+def sent(played: Played) -> list[tuple[str, str]]:
+    return [(event["data"]["event"], event["metadata"]["entity"]) for event in played.log]
+
+
+def once(run: Run, notes: Path) -> list[dict[str, Any]]:
+    result = run("watch", str(notes), "--once", "--json")
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+@contextmanager
+def following(played: Played, folder: Folder) -> Iterator[list[Watched]]:
+    told: list[Watched] = []
+    stop = threading.Event()
+    with Crucible(played.url, KEY, environ={}) as crucible:
+        watcher = Watcher(crucible, folder, told.append, lambda text: None)
+        watcher.begin()
+        thread = threading.Thread(target=watcher.follow, args=(stop,))
+        thread.start()
+        try:
+            yield told
+        finally:
+            stop.set()
+            thread.join(10)
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+
+
+def test_the_first_scan_sends_every_note(run: Run, played: Played, notes: Path) -> None:
+    once(run, notes)
+    assert sent(played) == [("Created", "deep/two.md"), ("Created", "one.md")]
+    payload = played.payloads[1]
+    assert (payload["path"], payload["root"], payload["content"]) == ("one.md", str(notes), "# One")
+    assert (payload["size"], payload["mime"], len(payload["hash"])) == (5, "text/markdown", 64)
+    for event in played.log:
+        CATALOGUE.validate(f"File.{event['data']['event']}", json.dumps(event["data"]["payload"]).encode())
+
+
+def test_nothing_is_sent_twice(run: Run, played: Played, notes: Path) -> None:
+    once(run, notes)
+    os.utime(notes / "one.md")
+    assert once(run, notes) == []
+
+
+def test_what_changed_while_it_was_away_is_found(run: Run, played: Played, notes: Path) -> None:
+    once(run, notes)
+    (notes / "one.md").write_text("# One, again")
+    (notes / "deep" / "two.md").rename(notes / "moved.md")
+    (notes / "new.md").write_text("# New")
+    found = once(run, notes)
+    assert [(line["type"], line["path"]) for line in found] == [
+        ("File.Renamed", "moved.md"),
+        ("File.Created", "new.md"),
+        ("File.Modified", "one.md"),
+    ]
+    assert played.payloads[2]["old_path"] == "deep/two.md"
+    (notes / "moved.md").unlink()
+    assert [line["type"] for line in once(run, notes)] == ["File.Deleted"]
+    for event in played.log:
+        CATALOGUE.validate(f"File.{event['data']['event']}", json.dumps(event["data"]["payload"]).encode())
+
+
+def test_a_note_that_comes_back_is_created_again(run: Run, played: Played, notes: Path, tmp_path: Path) -> None:
+    once(run, notes)
+    for _ in range(2):
+        (notes / "one.md").rename(tmp_path / "away.md")
+        once(run, notes)
+        (tmp_path / "away.md").rename(notes / "one.md")
+        once(run, notes)
+    assert [event for event, path in sent(played) if path == "one.md"] == [
+        "Created",
+        "Deleted",
+        "Created",
+        "Deleted",
+        "Created",
+    ]
+
+
+def test_a_lost_answer_appends_nothing_twice(run: Run, played: Played, notes: Path) -> None:
+    played.after_commit = [BROKEN] * 4
+    assert run("watch", str(notes), "--once").exit_code == 1
+    assert len(played.log) == 2
+    assert [line["sequence"] for line in once(run, notes)] == [1, 2]
+    assert len(played.log) == 2
+
+
+def test_another_log_gets_everything(run: Run, played: Played, notes: Path) -> None:
+    once(run, notes)
+    played.log.clear()
+    played.known.clear()
+    assert len(once(run, notes)) == 2
+
+
+def test_a_refused_note_is_told_and_not_sent_again(run: Run, played: Played, notes: Path) -> None:
+    refusal = {"type": "https://x/denied", "detail": "no", "hook": "guard", "reason": "no title"}
+    played.append = lambda sent, key=None: {"error": refusal}  # type: ignore[method-assign, assignment, misc]
+    result = run("watch", str(notes), "--once")
+    assert "denied by the hook guard: no title" in result.stdout
+    del played.append  # type: ignore[method-assign]
+    assert once(run, notes) == []
+    (notes / "one.md").write_text("# One, mended")
+    assert [line["type"] for line in once(run, notes)] == ["File.Created"]
+
+
+def test_a_long_note_is_sent_without_its_content(run: Run, played: Played, notes: Path) -> None:
+    (notes / "one.md").write_text("x" * (901 * 1024))
+    (notes / "deep" / "two.md").write_bytes(b"\x00" * (300 * 1024))
+    once(run, notes)
+    assert all("content" not in payload and "900 KiB" in payload["reason"] for payload in played.payloads)
+
+
+def test_a_note_that_is_not_utf8_is_sent_all_the_same(run: Run, played: Played, notes: Path) -> None:
+    (notes / "one.md").write_bytes(b"caf\xe9")
+    once(run, notes)
+    assert played.payloads[1]["content"] == "caf\ufffd"
+
+
+def test_changes_are_followed(played: Played, notes: Path, tmp_path: Path) -> None:
+    with following(played, Folder(notes, tmp_path / "ledger.json")):
+        (notes / "one.md").write_text("# One, again")
+        until(lambda: ("Modified", "one.md") in sent(played))
+        (notes / "deep").rename(notes / "deeper")
+        until(lambda: ("Renamed", "deeper/two.md") in sent(played))
+        (notes / "one.md").unlink()
+        until(lambda: ("Deleted", "one.md") in sent(played))
+
+
+def test_a_burst_is_one_event(played: Played, notes: Path, tmp_path: Path) -> None:
+    with following(played, Folder(notes, tmp_path / "ledger.json")):
+        for number in range(20):
+            draft = notes / ".one.md.swp"
+            draft.write_text(f"# {number}")
+            draft.replace(notes / "one.md")
+        until(lambda: bool(played.log) and played.payloads[-1].get("content") == "# 19")
+    assert len(played.log) <= 4
+
+
+def test_a_gateway_that_is_away_is_waited_for(played: Played, notes: Path, tmp_path: Path) -> None:
+    with following(played, Folder(notes, tmp_path / "ledger.json")) as told:
+        played.troubles = [trouble(503, "unavailable", "0")] * 6
+        (notes / "one.md").write_text("# One, again")
+        until(lambda: ("Modified", "one.md") in sent(played))
+        until(lambda: told[-1].path == "one.md")
+
+
+def test_a_folder_that_goes_away_deletes_nothing(played: Played, notes: Path, tmp_path: Path) -> None:
+    with Crucible(played.url, KEY, environ={}) as crucible:
+        watcher = Watcher(crucible, Folder(notes, tmp_path / "ledger.json"), lambda _: None, lambda _: None)
+        watcher.begin()
+        notes.rename(tmp_path / "unmounted")
+        with pytest.raises(CrucibleError, match="the folder is gone"):
+            watcher.catch_up()
+    assert ("Deleted", "one.md") not in sent(played)
+
+
+@pytest.mark.parametrize(
+    ("path", "holds"),
+    [
+        ("a.md", True),
+        ("a b/ü.md", True),
+        (".obsidian/a.md", False),
+        ("a/.a.md", False),
+        (".#a.md", False),
+        ("#a.md#", False),
+        ("~$a.md", False),
+        ("a.md~", False),
+        ("a.txt", False),
+    ],
+)
+def test_what_a_note_is(path: str, holds: bool) -> None:
+    assert is_note(path) is holds
+
+
+def test_a_touched_file_is_read_whatever_its_time(tmp_path: Path) -> None:
+    note = tmp_path / "a.md"
+    note.write_text("one")
+    before = scan(tmp_path, {})
+    time_ns = note.stat().st_mtime_ns
+    note.write_text("two")
+    os.utime(note, ns=(time_ns, time_ns))
+    assert changes(before, scan(tmp_path, before)) == []
+    assert [change.path for change in changes(before, scan(tmp_path, before, {"a.md"}))] == ["a.md"]
+
+
+def test_empty_notes_are_not_taken_for_renamed() -> None:
+    empty = Note("e3b0", 0, 1, 5)
+    found = changes({"a.md": empty}, {"b.md": Note("e3b0", 0, 2)})
+    assert [(change.event, change.path) for change in found] == [("Deleted", "a.md"), ("Created", "b.md")]

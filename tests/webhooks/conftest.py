@@ -1,0 +1,134 @@
+"""The webhooks service in this process, a log that it reads, and an endpoint that it delivers to."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from crucible_core.envelope import Data, Event, Metadata, Source, encode
+from crucible_core.protocol import Appended, AppendReply, AppendRequest, AttemptList, AttemptsRequest, WebhookView
+from crucible_core.subjects import Names
+from crucible_kit.bus import Bus
+from crucible_kit.clock import fresh_id, timestamp
+from crucible_kit.frames import Outgoing
+from crucible_kit.rpc import Context, Endpoint, call, serve
+from crucible_kit.telemetry import Telemetry
+from crucible_webhooks.app import create_app
+from crucible_webhooks.settings import Settings
+
+Answer = Callable[[Request, bytes], Awaitable[Response]]
+
+
+class Receiver:
+    """An endpoint: remembers what it was sent, and answers what the test says (200)."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.requests: list[tuple[dict[str, str], bytes]] = []
+        self.answer: Answer = self._accept
+
+    @staticmethod
+    async def _accept(request: Request, body: bytes) -> Response:
+        return Response(status_code=200)
+
+    async def take(self, request: Request) -> Response:
+        body = await request.body()
+        self.requests.append((dict(request.headers), body))
+        return await self.answer(request, body)
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    found = Receiver(f"http://127.0.0.1:{listener.getsockname()[1]}/hook")
+    app = Starlette(routes=[Route("/{path:path}", found.take, methods=["POST"])])
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+    serving = asyncio.create_task(server.serve([listener]))
+    yield found
+    server.should_exit = True
+    await serving
+
+
+@pytest.fixture
+async def told(bus: Bus) -> AsyncIterator[list[str]]:
+    """Stands for the events service: the types that it was asked to append."""
+    asked: list[str] = []
+
+    async def append(request: AppendRequest, context: Context) -> AppendReply:
+        asked.extend(event.type for event in request.events)
+        return AppendReply(results=[Appended(id="evt_1", sequence=1) for _ in request.events])
+
+    async with serve(bus, "events", {"append": Endpoint(AppendRequest, append)}, Telemetry()):
+        yield asked
+
+
+class Service:
+    """The running service and the ways to it."""
+
+    def __init__(self, bus: Bus, settings: Settings) -> None:
+        self.bus = bus
+        self.settings = settings
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        app = create_app(self.settings)
+        async with app.router.lifespan_context(app):
+            await until(lambda: not app.state.ready())
+            yield
+
+    async def ask(self, operation: str, request: Any, reply: Any) -> Any:
+        return await call(self.bus, "webhooks", operation, request, reply)
+
+    async def create(self, url: str, **fields: Any) -> WebhookView:
+        wanted = {"name": "ci", "url": url, "event_filters": [{"event_type": "*"}], **fields}
+        reply = await self.bus.request(self.bus.names.rpc("webhooks", "create"), msgspec.json.encode(wanted))
+        return msgspec.json.decode(reply.data, type=WebhookView)
+
+    async def append(self, event_type: str = "Custom.Ping", **payload: Any) -> Event:
+        category, _, name = event_type.partition(".")
+        metadata = Metadata(
+            id=fresh_id("evt"),
+            timestamp=timestamp(),
+            source=Source("user", "alice"),
+            actor="user:alice",
+            correlation_id=fresh_id("cor"),
+            traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        )
+        event = Event(category, Data(name, payload), metadata)
+        subject = self.bus.names.event("default", "main", category, name, None)
+        await self.bus.store(Outgoing(subject, encode(event)))
+        return event
+
+    async def attempts(self, webhook: WebhookView) -> list[Any]:
+        found: AttemptList = await self.ask("attempts", AttemptsRequest(id=webhook.id), AttemptList)
+        return found.attempts
+
+
+@pytest.fixture
+async def service(bus: Bus, nats_url: str, names: Names, told: list[str], tmp_path: Path) -> AsyncIterator[Service]:
+    settings = Settings(nats_url=nats_url, bus_prefix=names.prefix, data_dir=str(tmp_path / "data"))
+    found = Service(bus, settings)
+    async with found.running():
+        yield found
+
+
+async def until(condition: Callable[[], Any], seconds: float = 15.0) -> None:
+    """Returns once `condition()` (or the awaitable that it gives) holds."""
+    async with asyncio.timeout(seconds):
+        while True:
+            held = condition()
+            if asyncio.iscoroutine(held):
+                held = await held
+            if held:
+                return
+            await asyncio.sleep(0.01)

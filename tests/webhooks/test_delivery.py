@@ -1,0 +1,227 @@
+"""Deliveries by the real service over a real nats-server to a real endpoint."""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import time
+from typing import Any
+
+import msgspec
+import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+
+from crucible_core.errors import InvalidError, NotFoundError
+from crucible_core.protocol import Check, EnableHook, GetRequest, WebhookList, WebhookView
+from crucible_core.protocol import TestRequest as Trial
+from crucible_kit.frames import Outgoing
+
+from .conftest import Receiver, Service, until
+
+FAST = {"timeout_ms": 1000, "retry_delays_s": [0.05, 0.05], "concurrency": 4}
+
+
+async def test_delivery_is_the_request_of_the_contract(service: Service, receiver: Receiver) -> None:
+    webhook = await service.create(receiver.url, event_filters=[{"event_type": "Custom.Ping"}])
+    event = await service.append("Custom.Ping", word="hello")
+    await service.append("Custom.Other")
+    await until(lambda: receiver.requests)
+    headers, body = receiver.requests[0]
+    assert msgspec.json.decode(body)["event"]["data"] == {"event": "Ping", "payload": {"word": "hello"}}
+    assert headers["x-crucible-event-id"] == headers["webhook-id"] == event.metadata.id
+    assert headers["x-crucible-event-type"] == "Custom.Ping"
+    assert headers["x-crucible-delivery"].startswith("dlv_")
+    assert headers["content-type"] == "application/json"
+    assert headers["traceparent"].startswith("00-0af7651916cd43dd8448eb211c80319c-")
+    assert isinstance(webhook.secret, str)
+    key = base64.b64decode(webhook.secret.removeprefix("whsec_"))
+    assert headers["x-crucible-signature"] == f"sha256={hmac.new(key, body, hashlib.sha256).hexdigest()}"
+    text = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+    signature = base64.b64encode(hmac.new(key, text, hashlib.sha256).digest()).decode()
+    assert headers["webhook-signature"] == f"v1,{signature}"
+    await until(lambda: _count(service, webhook, 1))
+    assert (await service.attempts(webhook))[0].outcome == "delivered"
+    assert len(receiver.requests) == 1
+
+
+async def test_failing_endpoint_is_retried_then_exhausted(
+    service: Service, receiver: Receiver, told: list[str]
+) -> None:
+    receiver.answer = _answering(503)
+    webhook = await service.create(receiver.url, options=FAST)
+    await service.append()
+    await until(lambda: _count(service, webhook, 3))
+    attempts = await service.attempts(webhook)
+    assert [attempt.outcome for attempt in attempts] == ["exhausted", "retrying", "retrying"]
+    assert [attempt.attempt for attempt in attempts] == [3, 2, 1]
+    assert len({headers["x-crucible-delivery"] for headers, _ in receiver.requests}) == 1
+    await until(lambda: "Webhook.Exhausted" in told)
+
+
+async def test_retry_survives_a_restart(service: Service, receiver: Receiver, nats_url: str) -> None:
+    receiver.answer = _answering(500)
+    webhook = await service.create(receiver.url, options=FAST | {"retry_delays_s": [1.0]})
+    await service.append()
+    await until(lambda: len(receiver.requests) == 1)
+    other = Service(service.bus, msgspec.structs.replace(service.settings, data_dir=service.settings.data_dir + "2"))
+    receiver.answer = _answering(200)
+    async with other.running():  # a second replica, as after a restart, takes what is due
+        await until(lambda: len(receiver.requests) == 2)
+        await until(lambda: _count(service, webhook, 2))
+
+
+async def test_gone_disables_and_pending_waits_until_enabled(
+    service: Service, receiver: Receiver, told: list[str]
+) -> None:
+    receiver.answer = _answering(410)
+    webhook = await service.create(receiver.url, options=FAST)
+    await service.append()
+    await until(lambda: "Webhook.Disabled" in told)
+    assert (await service.ask("get", GetRequest(id=webhook.id), WebhookView)).state.startswith("disabled")
+    receiver.answer = _answering(200)
+    await service.append("Custom.Later")
+    await service.ask("enable", EnableHook(name=webhook.id, enabled=True), WebhookView)
+    await until(lambda: any(h["x-crucible-event-type"] == "Custom.Later" for h, _ in receiver.requests))
+
+
+async def test_slow_endpoint_does_not_delay_another(service: Service, receiver: Receiver) -> None:
+    async def answer(request: Request, body: bytes) -> Response:
+        if request.url.path == "/slow":
+            await asyncio.sleep(5)
+        return Response()
+
+    receiver.answer = answer
+    slow_url = receiver.url.replace("/hook", "/slow")
+    await service.create(slow_url, options={"timeout_ms": 4000, "concurrency": 1, "retry_delays_s": []})
+    await service.create(receiver.url, name="fast")
+    began = time.monotonic()
+    for _ in range(10):
+        await service.append()
+    await until(lambda: sum("fast" not in h for h, _ in receiver.requests) >= 11, 3)
+    assert time.monotonic() - began < 3
+
+
+async def test_redirects_are_not_followed(service: Service, receiver: Receiver) -> None:
+    async def redirect(request: Request, body: bytes) -> Response:
+        return Response(status_code=302, headers={"Location": "/elsewhere"})
+
+    receiver.answer = redirect
+    webhook = await service.create(receiver.url, options=FAST)
+    await service.append()
+    await until(lambda: _count(service, webhook, 1))
+    attempt = (await service.attempts(webhook))[0]
+    assert (attempt.outcome, attempt.status) == ("failed", 302)
+    assert len(receiver.requests) == 1
+
+
+async def test_endpoint_that_never_answers_is_given_up_in_time(service: Service, receiver: Receiver) -> None:
+    async def hang(request: Request, body: bytes) -> Response:
+        await asyncio.sleep(3)
+        return Response()
+
+    receiver.answer = hang
+    webhook = await service.create(receiver.url, options={"timeout_ms": 200, "concurrency": 1, "retry_delays_s": []})
+    await service.append()
+    await until(lambda: _count(service, webhook, 1))
+    attempt = (await service.attempts(webhook))[0]
+    assert "no answer within 0.2 s" in attempt.error
+    assert attempt.duration_ms < 1000
+
+
+async def test_event_after_the_answer_of_create_is_always_delivered(service: Service, receiver: Receiver) -> None:
+    for number in range(10):
+        await service.create(receiver.url, event_filters=[{"event_type": f"Custom.N{number}"}])
+        await service.append(f"Custom.N{number}")
+    await until(lambda: len(receiver.requests) == 10)
+
+
+async def test_undecodable_event_is_parked_and_blocks_nothing(service: Service, receiver: Receiver) -> None:
+    await service.create(receiver.url)
+    names = service.bus.names
+    await service.bus.store(Outgoing(names.event("default", "main", "Custom", "Bad", None), b"\xffnot json"))
+    await service.append()
+    await until(lambda: receiver.requests)
+    parked = names.parked(names.durable("webhooks-dispatch"))
+    await until(lambda: service.bus.last(names.attempts, parked))
+
+
+async def test_deleted_webhook_gets_nothing_more(service: Service, receiver: Receiver) -> None:
+    webhook = await service.create(receiver.url)
+    await service.ask("delete", GetRequest(id=webhook.id), WebhookView)
+    kept = await service.create(receiver.url, name="kept")
+    await service.append()
+    await until(lambda: _count(service, kept, 1))
+    assert len(receiver.requests) == 1
+    with pytest.raises(NotFoundError):
+        await service.attempts(webhook)
+
+
+async def test_webhook_is_not_sent_its_own_failures(service: Service, receiver: Receiver) -> None:
+    webhook = await service.create(receiver.url)
+    await service.append("Webhook.Exhausted", id=webhook.id)
+    await service.append("Custom.Next")
+    await until(lambda: _count(service, webhook, 1))
+    assert receiver.requests[0][0]["x-crucible-event-type"] == "Custom.Next"
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"url": "ftp://x"}, "url"),
+        ({"url": "http://"}, "url"),
+        ({"url": "http://user:pw@host/"}, "url"),
+        ({"name": " "}, "name"),
+        ({"event_filters": []}, "event_filters"),
+        ({"event_filters": [{"event_type": "Memory.Craeted"}]}, "event_filters.0.event_type"),
+        (
+            {"event_filters": [{"event_type": "Memory.Created", "filter": {"contnt": "x"}}]},
+            "event_filters.0.filter.contnt",
+        ),
+        ({"auth": {"type": "bearer"}}, "auth.token"),
+        ({"auth": {"type": "hmac", "secret": "whsec_%%"}}, "auth.secret"),
+        ({"options": {"timeout_ms": 1}}, "options.timeout_ms"),
+        ({"options": {"retry_delays_s": [-1]}}, "options.retry_delays_s"),
+    ],
+)
+async def test_mistakes_are_named(service: Service, receiver: Receiver, fields: dict[str, Any], path: str) -> None:
+    url = fields.pop("url", receiver.url)
+    with pytest.raises(InvalidError) as refused:
+        await service.create(url, **fields)
+    assert path in {error.path for error in refused.value.errors}
+
+
+async def test_bearer_credentials_are_sent_and_never_shown(service: Service, receiver: Receiver) -> None:
+    webhook = await service.create(receiver.url, auth={"type": "bearer", "token": "t0ken"})
+    await service.append()
+    await until(lambda: receiver.requests)
+    assert receiver.requests[0][0]["authorization"] == "Bearer t0ken"
+    assert "x-crucible-signature" in receiver.requests[0][0]
+    listed = await service.ask("list", GetRequest(id=""), WebhookList)
+    text = msgspec.json.encode(listed)
+    assert b"t0ken" not in text
+    assert str(webhook.secret).encode() not in text
+
+
+async def test_check_says_live_or_why_not(service: Service, receiver: Receiver) -> None:
+    webhook = await service.create(receiver.url)
+    assert (await service.ask("test", Trial(id=webhook.id), Check)).verdict == "live"
+    assert not receiver.requests  # a dry run only connects
+    sent = await service.ask("test", Trial(id=webhook.id, dry_run=False), Check)
+    assert sent.verdict == "live"
+    assert len(receiver.requests) == 1
+    dead = await service.create("http://127.0.0.1:9/")
+    checked = await service.ask("test", Trial(id=dead.id), Check)
+    assert checked.verdict == "inert"
+    assert "endpoint" in (checked.reason or "")
+
+
+def _answering(status: int) -> Any:
+    async def answer(request: Request, body: bytes) -> Response:
+        return Response(status_code=status)
+
+    return answer
+
+
+async def _count(service: Service, webhook: WebhookView, count: int) -> bool:
+    return len(await service.attempts(webhook)) == count
