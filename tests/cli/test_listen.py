@@ -1,5 +1,6 @@
 """`crucible listen`: verifies, prints, and fails when asked to."""
 
+import io
 import json
 import signal
 import subprocess
@@ -28,9 +29,10 @@ def headers(secret: str = SECRET, body: bytes = BODY) -> dict[str, str]:
 
 
 def shown(delivery: Delivery) -> str:
-    console = Console(width=100, record=True, quiet=False, file=subprocess.DEVNULL and open("/dev/null", "w"))  # noqa: SIM115
-    console.print(delivery_view(delivery))
-    return console.export_text()
+    console = Console(width=100, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(delivery_view(delivery))
+    return capture.get()
 
 
 def test_deliveries_are_verified_and_told() -> None:
@@ -50,6 +52,10 @@ def test_deliveries_are_verified_and_told() -> None:
     assert told[1].event.dotted == "File.Created"
     assert "webhook-signature" in (told[2].problem or "")
     assert told[3].body == "hello"
+    assert "✓ verified  File.Created" in shown(told[1])
+    assert "answered 500" in shown(told[0])
+    assert "✗ not verified" in shown(told[2])
+    assert "does not match" in shown(told[2])
 
 
 def test_without_a_secret_nothing_is_verified() -> None:

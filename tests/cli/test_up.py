@@ -191,3 +191,17 @@ def test_service_that_cannot_start_ends_the_start(fakes: Path, base: int, tmp_pa
     assert "memory: 2026 error memory cannot start: no" in out
     assert "error: memory cannot start: see " in err
     assert not (tmp_path / "data" / "up.json").exists()
+
+
+def test_second_ctrl_c_kills_what_does_not_stop(fakes: Path, base: int, tmp_path: Path) -> None:
+    main = fakes / "crucible_gateway" / "__main__.py"
+    main.write_text(SERVICE.replace("lambda *_: sys.exit(0)", "signal.SIG_IGN"))
+    with running(fakes, tmp_path / "data", base) as (process, _):
+        pids = [ask(base + place)["pid"] for place in range(5)]
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        while process.stderr.readline() != "gateway stopping\n":
+            pass
+        process.send_signal(signal.SIGINT)
+        assert process.wait(8) == 0
+    assert all(birth(pid) is None for pid in pids)

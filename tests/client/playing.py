@@ -212,6 +212,8 @@ def create_app(played: Played) -> Any:
         asked = await request.json()
         name = request.path_params["name"]
         verdict = played.verdicts.get(name, "live")
+        if verdict == "refused":
+            raise problem(404, "not_found", f"nobody knows {name}")
         reason = None if verdict == "live" else "it would not fire"
         steps = [{"step": "matched", "ok": True, "detail": f"dry_run={asked['dry_run']}"}]
         return JSONResponse({"name": name, "verdict": verdict, "reason": reason, "duration_ms": 3.5, "steps": steps})

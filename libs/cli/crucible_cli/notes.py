@@ -52,7 +52,7 @@ def scan(root: Path, before: Mapping[str, Note], touched: Collection[str] = ()) 
     for path in _paths(root):
         known = before.get(path)
         try:
-            status = (root / path).stat()
+            status = os.stat(f"{root}/{path}")
             if known and path not in touched and (known.size, known.mtime_ns) == (status.st_size, status.st_mtime_ns):
                 found[path] = known
             else:
@@ -113,8 +113,9 @@ def _paths(root: Path) -> Iterator[str]:
     """Links to folders are not followed: they may lead back here."""
     for folder, folders, files in os.walk(root, onerror=_failed):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = Path(folder).relative_to(root).as_posix()
         for name in files:
-            path = Path(folder, name).relative_to(root).as_posix()
+            path = name if inside == "." else f"{inside}/{name}"
             if is_note(path) and path.isprintable():
                 yield path
 

@@ -48,7 +48,8 @@ def _file(payload: Mapping[str, Any]) -> str:
 def _memory(payload: Mapping[str, Any]) -> str:
     title = payload.get("title") or headline(str(payload.get("content") or ""))
     name = title or PurePosixPath(str(payload.get("path") or "")).stem or str(payload.get("id") or "")
-    return " ".join([str(name), *map(str, payload.get("tags") or ())])
+    tags = payload.get("tags")
+    return " ".join([str(name), *map(str, tags if isinstance(tags, list) else ())])
 
 
 def _link(payload: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ app = typer.Typer()
 
 BATCH_EVENTS = 50
 BATCH_BYTES = 512 * 1024
-STEP_MS = 50
+STEP_MS = 25
 """A burst of writes is over when nothing happened for so long."""
 TICK_MS = 1000
 RESCAN_S = 30.0
@@ -99,6 +99,7 @@ class Watcher:
         if not is_of_this_log(self._crucible, self._ledger):
             self._note("this gateway has another log: all notes are sent to it")
             self._ledger = Ledger(self._ledger.root, self._ledger.salt)
+        self._save()  # Ids come from its salt: it must be there again if the first answer is lost.
         self.catch_up()
 
     def follow(self, stop: threading.Event) -> None:

@@ -149,6 +149,11 @@ class Bus:
     def connected(self) -> bool:
         return self._client.is_connected
 
+    @property
+    def max_payload(self) -> int:
+        """The bytes that the server takes in one message, headers included."""
+        return self._client.max_payload
+
     async def wait_connected(self) -> None:
         """Returns at once while connected; retry loops wait here rather than fail in a circle."""
         await self._up.wait()

@@ -28,7 +28,11 @@ _PAUSE_S = 1.0
 class Index:
     """One writing and one reading connection to the file, and the last sequence that it holds."""
 
-    def __init__(self, writer: aiosqlite.Connection, reader: aiosqlite.Connection, stream: str, sequence: int) -> None:
+    def __init__(
+        self, writer: aiosqlite.Connection, reader: aiosqlite.Connection, stream: str, sequence: int, end: int
+    ) -> None:
+        """`end` is the stream's last sequence at the opening, whose message may be gone or be filtered out."""
+        self._end = end
         self.writer = writer
         self.reader = reader
         self.stream = stream
@@ -42,7 +46,9 @@ class Index:
             if messages:
                 await self._take(messages, apply)
             async with self._moved:
-                self.caught_up = self.caught_up or not messages
+                if not messages:
+                    self.caught_up = True
+                    self.sequence = max(self.sequence, self._end)
                 self._moved.notify_all()
 
     async def reach(self, sequence: int, timeout: float = 5.0) -> None:
@@ -79,7 +85,8 @@ async def open_index(path: Path, bus: Bus, stream: str, version: int, schema: st
     stream (whose identity is the moment of its creation). `schema` is a script of CREATE statements."""
     path.parent.mkdir(parents=True, exist_ok=True)
     identity = f"{version} {await bus.stream_identity(stream)}"
-    if not await asyncio.to_thread(_usable, path, identity, await bus.last_sequence(stream)):
+    end = await bus.last_sequence(stream)
+    if not await asyncio.to_thread(_usable, path, identity, end):
         for leftover in path.parent.glob(f"{path.name}*"):
             leftover.unlink()
     async with contextlib.AsyncExitStack() as stack:
@@ -92,7 +99,7 @@ async def open_index(path: Path, bus: Bus, stream: str, version: int, schema: st
         await reader.execute("PRAGMA query_only=ON")
         async with writer.execute("SELECT value FROM meta WHERE name = 'sequence'") as rows:
             row = await rows.fetchone()
-        yield Index(writer, reader, stream, int(row[0]) if row else 0)
+        yield Index(writer, reader, stream, int(row[0]) if row else 0, end)
 
 
 def _usable(path: Path, identity: str, last_sequence: int) -> bool:

@@ -57,8 +57,8 @@ class Committer:
     def submit(self, messages: Sequence[Outgoing], entity: str | None = None) -> "asyncio.Future[list[Stored]]":
         """Asks for messages to be stored, several of them atomically (at most 1,000).
 
-        LimitedError is raised at once when too much is waiting. The future raises ConflictError, DuplicateError (several
-        messages, of which one is known already) or UnavailableError. Cancelling it may come too late.
+        Raises LimitedError at once when too much is waiting. The future raises ConflictError, DuplicateError (several
+        messages, one of them known already) or UnavailableError. Cancelling it may come too late.
         """
         size = sum(len(message.data) + _OVERHEAD for message in messages)
         full = self._events + len(messages) > self._most_events or self._bytes + size > self._most_bytes

@@ -76,14 +76,23 @@ class Guards:
         """Raises UnavailableError while it is not known which Pre hooks there are."""
         await self.view.reach(0, _PATIENCE_S)
 
-    async def judge(self, event: Event, raw: bytes, traceparent: str | None) -> bytes | None:
-        """The payload that hooks put in place of the event's own, if they did.
+    def match(self, event: Event) -> list[Guard]:
+        """The guards that watch a stamped event, whose payload is `msgspec.Raw`; most events have none."""
+        matcher = self._matcher or self._rebuilt()
+        dotted = event.dotted
+        if self._types is not None and dotted not in self._types and not self._watches_custom(event):
+            return []
+        payload = msgspec.json.decode(event.data.payload)
+        matched = matcher.match(msgspec.structs.replace(event, data=Data(event.data.event, payload)))
+        if dotted in RUN_RECORDS:
+            return [guard for guard in matched if guard.filters.names_category("Hook")]
+        return matched
+
+    async def judge(self, matched: list[Guard], raw: bytes, traceparent: str | None) -> bytes | None:
+        """What the guards that match an event say of it: the payload to put in place of its own, or None.
 
         DeniedError is a hook's veto; UnavailableError says that the hooks cannot be asked, and one of them must be.
         """
-        matched = self._match(event)
-        if not matched:
-            return None
         for guard in matched:
             if guard.broken:
                 self._asked.labels("denied").inc()
@@ -115,17 +124,6 @@ class Guards:
         except msgspec.DecodeError as error:
             raise UnavailableError(f"hooks answered with something else: {error}") from error
         return None if reply.payload is None else bytes(reply.payload)
-
-    def _match(self, event: Event) -> list[Guard]:
-        matcher = self._matcher or self._rebuilt()
-        dotted = event.dotted
-        if self._types is not None and dotted not in self._types and not self._watches_custom(event):
-            return []
-        payload = msgspec.json.decode(event.data.payload)
-        matched = matcher.match(msgspec.structs.replace(event, data=Data(event.data.event, payload)))
-        if dotted in RUN_RECORDS:
-            return [guard for guard in matched if guard.filters.names_category("Hook")]
-        return matched
 
     def _watches_custom(self, event: Event) -> bool:
         return event.type == "Custom" and self._types is not None and ANY_CUSTOM in self._types

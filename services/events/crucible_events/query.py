@@ -4,12 +4,11 @@ import base64
 import hashlib
 from collections.abc import AsyncIterator, Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
 from crucible_core.catalogue import ANY_CUSTOM, CATALOGUE
-from crucible_core.envelope import Event
 from crucible_core.errors import CrucibleError, FieldError, InvalidError
 from crucible_core.filters import Predicate, compile_filter
 from crucible_core.protocol import QueryReply, QueryRequest
@@ -30,9 +29,16 @@ it is answered with what was found, and a cursor."""
 _CHUNK_BYTES = 4 * 1024 * 1024
 _CURSOR_BYTES = 300
 
+EQUAL = ("correlation_id", "entity", "actor", "world_id", "room_id")
+"""The parameters that are a column's value."""
+
 # Which of the given parameters finds the rows by its index, the first of these; the others are tested on each row.
 _DRIVERS = ("correlation_id", "entity", "type", "actor", "world_id")
 _INDEXES = {"correlation_id": "by_correlation_id", "entity": "by_entity", "actor": "by_actor", "world_id": "by_place"}
+
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 class Query(msgspec.Struct, frozen=True):
@@ -54,7 +60,7 @@ class Query(msgspec.Struct, frozen=True):
 class Branch(NamedTuple):
     """Rows that one index finds, in order of sequence."""
 
-    index: str | None
+    by: str | None
     condition: str
     values: tuple[Any, ...]
 
@@ -82,19 +88,19 @@ def checked(request: QueryRequest) -> Query:
     """Raises InvalidError with every mistake of the request."""
     errors: list[FieldError] = []
 
-    def attempt(read: Callable[[], Any]) -> Any:
+    def read(value: A | None, reader: Callable[[A], B]) -> B | None:
         try:
-            return read()
+            return None if value is None else reader(value)
         except CrucibleError as error:
             errors.extend(error.errors)
             return None
 
-    types = attempt(lambda: _types(request.type))
-    start = attempt(lambda: request.from_time and parse_time(request.from_time, "from_time"))
-    end = attempt(lambda: request.to_time and parse_time(request.to_time, "to_time"))
-    predicate = attempt(lambda: request.filter and _predicate(request.filter, types))
     fingerprint = _fingerprint(request)
-    position = attempt(lambda: request.cursor and _position(request.cursor, fingerprint))
+    types = read(request.type or None, _types)
+    start = read(request.from_time, partial(parse_time, path="from_time"))
+    end = read(request.to_time, partial(parse_time, path="to_time"))
+    predicate = read(request.filter or None, partial(_predicate, types))
+    position = read(request.cursor, partial(_position, fingerprint))
     for path, value, least, most in (
         ("limit", request.limit, 1, MAX_LIMIT),
         ("after", request.after, 0, MAX_SEQUENCE),
@@ -104,7 +110,7 @@ def checked(request: QueryRequest) -> Query:
             errors.append(FieldError(path, f"must be {least} to {most}"))
     if errors:
         raise InvalidError("; ".join(f"{error.path}: {error.message}" for error in errors), errors=errors)
-    equal = {name: value for name in _EQUAL if (value := getattr(request, name)) is not None}
+    equal = {name: value for name in EQUAL if (value := getattr(request, name)) is not None}
     return Query(
         types=types,
         equal=equal,
@@ -119,19 +125,16 @@ def checked(request: QueryRequest) -> Query:
     )
 
 
-_EQUAL = ("correlation_id", "entity", "actor", "world_id", "room_id")
-
-
 def _types(patterns: list[str]) -> frozenset[str] | None:
     if len(patterns) > MAX_TYPES:
         raise InvalidError("too many types", errors=[FieldError("type", f"may be given {MAX_TYPES} times")])
     expanded = [CATALOGUE.expand(pattern) for pattern in patterns]
-    if not expanded or None in expanded:
+    if None in expanded:
         return None
     return frozenset[str]().union(*(types for types in expanded if types is not None))
 
 
-def _predicate(spec: dict[str, Any], types: frozenset[str] | None) -> Predicate:
+def _predicate(types: frozenset[str] | None, spec: dict[str, Any]) -> Predicate:
     return compile_filter(spec, check=partial(CATALOGUE.check_path, types))
 
 
@@ -141,7 +144,7 @@ def _fingerprint(request: QueryRequest) -> str:
     return hashlib.sha256(msgspec.json.encode(same, order="sorted")).hexdigest()[:16]
 
 
-def _position(cursor: str, fingerprint: str) -> int:
+def _position(fingerprint: str, cursor: str) -> int:
     message = "is not a cursor of this query"
     try:
         padded = cursor.encode("ascii")[:_CURSOR_BYTES] + b"=" * (-len(cursor) % 4)
@@ -172,7 +175,9 @@ def plan(query: Query, low: int, high: int) -> Scan:
         branches = (Branch(_INDEXES[driver], f"{driver} = ?", (query.equal[driver],)),)
     else:
         branches = (Branch(None, "1", ()),)
-    tests = [(f"{name} = ?", (value,)) for name, value in query.equal.items() if name != driver]
+    tests: list[tuple[str, tuple[Any, ...]]] = [
+        (f"{name} = ?", (value,)) for name, value in query.equal.items() if name != driver
+    ]
     if query.types is not None and driver != "type":
         tests.append(_type_test(query.types))
     if query.start is not None:
@@ -213,7 +218,7 @@ def page_statement(scan: Scan, low: int, high: int, most: int) -> tuple[str, lis
     parts = []
     values: list[Any] = []
     for branch in scan.branches:
-        source = f"events INDEXED BY {branch.index}" if branch.index else "events"
+        source = f"events INDEXED BY {branch.by}" if branch.by else "events"
         parts.append(
             f"SELECT sequence, CASE WHEN {scan.wanted} THEN length(raw) END FROM {source}"
             f" WHERE {branch.condition} AND sequence BETWEEN ? AND ?"
@@ -311,4 +316,3 @@ def chunks(rows: list[Sized], most: int) -> list[list[Sized]]:
             size += row.size
         found[-1].append(row)
     return found
-

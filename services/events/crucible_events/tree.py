@@ -6,8 +6,10 @@ from crucible_core.envelope import Event
 from crucible_core.protocol import TraceNode
 
 from . import store
+from .store import Sized
 
 MAX_NODES = 1000
+_NODE_BYTES = 100
 MAX_LEVELS = 64
 """Deeper effects are shown as effects of their ancestor at this level, so that the JSON stays readable for anybody."""
 
@@ -31,9 +33,7 @@ def grow(events: list[tuple[int, bytes]]) -> list[TraceNode]:
     return roots
 
 
-def _place(
-    placed: dict[str, tuple[TraceNode, int, TraceNode | None]], event: Event
-) -> tuple[TraceNode | None, int]:
+def _place(placed: dict[str, tuple[TraceNode, int, TraceNode | None]], event: Event) -> tuple[TraceNode | None, int]:
     """The node to which an event is attached, and the level that it gets."""
     cause = event.metadata.causation_id
     if cause is None or cause not in placed:
@@ -44,3 +44,14 @@ def _place(
 
 def _milliseconds(event: Event) -> float:
     return datetime.fromisoformat(event.metadata.timestamp).timestamp() * 1000
+
+
+def fitting(sized: list[Sized], most_bytes: int) -> list[int]:
+    """The sequences of the first events, at most `MAX_NODES`, whose bytes there is room for; always the first one."""
+    shown: list[int] = []
+    for row in sized[:MAX_NODES]:
+        most_bytes -= (row.size or 0) + _NODE_BYTES
+        if shown and most_bytes < 0:
+            break
+        shown.append(row.sequence)
+    return shown

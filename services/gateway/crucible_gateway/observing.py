@@ -1,7 +1,6 @@
 """What is known of each request afterwards: its span, its count and its duration."""
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 from litestar.middleware import ASGIMiddleware
@@ -17,8 +16,7 @@ _UNKNOWN = "unmatched"
 class Observing(ASGIMiddleware):
     """A server span and a duration for every routed request; a stream's span lasts as long as the stream."""
 
-    def __init__(self, telemetry: Callable[[], Telemetry], metrics: Metrics) -> None:
-        self._telemetry = telemetry
+    def __init__(self, metrics: Metrics) -> None:
         self._durations = metrics.histogram("http_request_seconds", "How long requests took", ("method", "route"))
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
@@ -27,7 +25,8 @@ class Observing(ASGIMiddleware):
         attributes = {"http.request.method": method, "http.route": route, "url.path": scope["path"]}
         started = time.perf_counter()
         parent = _header(scope, b"traceparent")
-        with self._telemetry().span(f"{method} {route}", parent, "server", attributes) as span:
+        telemetry: Telemetry = scope["litestar_app"].state.gateway.telemetry
+        with telemetry.span(f"{method} {route}", parent, "server", attributes) as span:
             scope["state"][_KEY] = span.traceparent
 
             async def watched(message: Message) -> None:

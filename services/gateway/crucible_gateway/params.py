@@ -1,5 +1,6 @@
 """Query parameters: each route's as a Struct, read strictly, so that a misspelt one is never silently ignored."""
 
+import re
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import parse_qsl
 
@@ -15,6 +16,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 Sequence = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Name = Annotated[str, Meta(min_length=1, max_length=4096)]
 _MOST_PARAMETERS = 200
+_LOST_PLUS = re.compile(r"(?<=[0-9]) (?=[0-9]{2}:[0-9]{2}$)")
 
 
 class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -89,12 +91,17 @@ def filter_param(text: str | None) -> dict[str, Any] | None:
     return None if text is None else decode(text.encode(), dict[str, Any], what="filter")
 
 
-def check_times(params: EventParams) -> None:
-    for name in ("from_time", "to_time"):
-        text = getattr(params, name)
-        if text is not None:
-            # An unescaped + arrives as a space, and then it can only have been the offset's sign.
-            parse_time(text, name)
+def time_param(text: str | None, name: str) -> str | None:
+    """An RFC 3339 time. Raises InvalidError."""
+    if text is not None:
+        text = restore_plus(text)
+        parse_time(text, name)
+    return text
+
+
+def restore_plus(text: str) -> str:
+    """An unescaped `+` arrives as a space, which before a time's offset can have been nothing else."""
+    return _LOST_PLUS.sub("+", text)
 
 
 def _wrong(name: str, message: str) -> InvalidError:

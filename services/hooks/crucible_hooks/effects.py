@@ -55,8 +55,7 @@ class Effects:
         return {"log": self.log, "memory_get": self.memory_get, "memory_query": self.memory_query}
 
     def all(self) -> Mapping[str, Callable[..., Awaitable[Any]]]:
-        effects = {"emit": self.emit, "memory_link": self.memory_link, "memory_tag": self.memory_tag}
-        return {**self.reading(), **effects}
+        return {**self.reading(), "emit": self.emit, "memory_link": self.memory_link, "memory_tag": self.memory_tag}
 
     async def log(self, *values: Any) -> None:
         self.print(" ".join(value if isinstance(value, str) else str(value) for value in values))
@@ -134,7 +133,9 @@ class Effects:
         """Links two memories; `changed` is false where the link was there already."""
         self._note(f"Memory.Linked {id} {target}")
         link = Link(target=target, type=type, weight=weight)
-        return await self._write("link", WriteMemory(id=id, link=link, cause=self._cause(self._key("link", id, target, type))))
+        return await self._write(
+            "link", WriteMemory(id=id, link=link, cause=self._cause(self._key("link", id, target, type)))
+        )
 
     async def memory_tag(self, id: str, tag: str) -> dict[str, Any]:
         """Puts a tag on a memory; `changed` is false where it was there already."""

@@ -63,8 +63,8 @@ class Sandbox:
         functions: Mapping[str, Function],
         printed: Printed,
     ) -> Any:
-        """The script's last expression, as JSON's types. Raises RunError; UnavailableError where the script failed after
-        something that its functions need was away.
+        """The script's last expression, as JSON's types. Raises RunError, or UnavailableError where the script failed
+        after something that its functions need was away.
 
         `timeout_s` bounds the script's own computing; what it waits for is the caller's to bound. The worker of a
         cancelled script is replaced.

@@ -1,5 +1,6 @@
 """The settings of hooks."""
 
+import os
 from typing import Annotated
 
 from msgspec import Meta
@@ -21,3 +22,8 @@ class Settings(KitSettings, frozen=True, kw_only=True):
             description="Sandbox processes, at most, for the scripts of Post hooks and again for Pre hooks", ge=1, le=64
         ),
     ] = 8
+
+    @property
+    def root(self) -> str | None:
+        """The hooks directory as an absolute path, which is how the records name their files."""
+        return os.path.abspath(self.hooks_dir) if self.hooks_dir else None

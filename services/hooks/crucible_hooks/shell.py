@@ -115,7 +115,9 @@ async def run_shell(shell: Shell, context: Context, event: bytes, traceparent: s
 
 
 async def _converse(process: asyncio.subprocess.Process, stdin: bytes) -> tuple[bytes, bytes]:
-    assert process.stdin and process.stdout and process.stderr
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
     output, complaint = bytearray(), bytearray()
     readers = asyncio.gather(_read(process.stdout, output), _read(process.stderr, complaint))
     try:

@@ -1,0 +1,86 @@
+"""The requests that events answers."""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from crucible_core.catalogue import CATALOGUE
+from crucible_core.envelope import with_sequence
+from crucible_core.errors import FieldError, InvalidError, NotFoundError
+from crucible_core.protocol import (
+    AppendRequest,
+    GetRequest,
+    QueryReply,
+    QueryRequest,
+    TraceReply,
+    TraceRequest,
+    TypesReply,
+)
+from crucible_kit.bus import Bus
+from crucible_kit.index import Index
+from crucible_kit.rpc import Context, Endpoint
+
+from . import query, store, tree
+from .appending import Appender
+
+MAX_REPLY_BYTES = 4 * 1024 * 1024
+
+
+class TypesRequest(msgspec.Struct):
+    """Nothing is asked."""
+
+
+def endpoints(bus: Bus, index: Index, appender: Appender) -> Mapping[str, Endpoint]:
+    """By operation; see `crucible_core.protocol` for what each takes and gives."""
+    room = min(MAX_REPLY_BYTES, bus.max_payload * 3 // 4)
+
+    async def find(request: QueryRequest, context: Context) -> QueryReply:
+        checked = query.checked(request)
+        await _caught_up(bus, index, request.min_sequence)
+        return await query.run(index, checked, room)
+
+    async def get(request: GetRequest, context: Context) -> bytes:
+        await _caught_up(bus, index, None)
+        found = await store.by_id(index, request.id)
+        if found is None:
+            # It may be so new that the index does not have it yet.
+            await index.reach(await bus.last_sequence(index.stream))
+            found = await store.by_id(index, request.id)
+        if found is None:
+            raise NotFoundError(f"there is no event {request.id[:100]}")
+        return with_sequence(found[1], found[0])
+
+    async def trace(request: TraceRequest, context: Context) -> TraceReply:
+        await _caught_up(bus, index, _sequence(request.min_sequence))
+        sized = await store.of_correlation(index, request.correlation_id, tree.MAX_NODES + 1)
+        if not sized:
+            raise NotFoundError(f"no event has the correlation id {request.correlation_id[:100]}")
+        shown = tree.fitting(sized, room)
+        roots = tree.grow(await store.raws(index, shown))
+        truncated = len(shown) < len(sized)
+        return TraceReply(correlation_id=request.correlation_id, count=len(shown), truncated=truncated, roots=roots)
+
+    async def types(request: TypesRequest, context: Context) -> TypesReply:
+        return TypesReply(types=CATALOGUE.types())
+
+    return {
+        "append": Endpoint(AppendRequest, appender.append),
+        "query": Endpoint(QueryRequest, find),
+        "get": Endpoint(GetRequest, get),
+        "trace": Endpoint(TraceRequest, trace),
+        "types": Endpoint(TypesRequest, types),
+    }
+
+
+async def _caught_up(bus: Bus, index: Index, sequence: int | None) -> None:
+    """An index that is still being built would answer with less than there is."""
+    if not index.caught_up:
+        await index.reach(await bus.last_sequence(index.stream))
+    await index.reach(sequence or 0)
+
+
+def _sequence(value: int | None) -> int | None:
+    if value is not None and not 0 <= value <= query.MAX_SEQUENCE:
+        message = f"must be 0 to {query.MAX_SEQUENCE}"
+        raise InvalidError(f"min_sequence: {message}", errors=[FieldError("min_sequence", message)])
+    return value

@@ -1,0 +1,87 @@
+"""The wiring of events: what is opened, what runs, and when it is ready."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from starlette.applications import Starlette
+
+from crucible_core.errors import UnavailableError
+from crucible_core.subjects import Names
+from crucible_kit.asgi import ops_app
+from crucible_kit.buckets import open_bucket
+from crucible_kit.bus import Bus, open_bus
+from crucible_kit.clock import now_ms
+from crucible_kit.index import Index, open_index
+from crucible_kit.metrics import Metrics
+from crucible_kit.rpc import serve
+from crucible_kit.settings import load
+from crucible_kit.streams import DAY_S, declare_streams
+from crucible_kit.telemetry import Telemetry, open_telemetry
+
+from . import store
+from .api import endpoints
+from .appending import Appender
+from .committer import Committer
+from .guards import Guards
+from .settings import Settings
+
+SERVICE = "events"
+_EXPIRE_EVERY_S = 60.0
+_MIB = 1024 * 1024
+
+
+def create_app(settings: Settings | None = None) -> Starlette:
+    settings = settings or load(Settings)
+    metrics = Metrics(SERVICE)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            telemetry = open_telemetry(SERVICE)
+            stack.push_async_callback(asyncio.to_thread, telemetry.close)
+            bus = await stack.enter_async_context(open_bus(settings.nats_url, Names(settings.bus_prefix), SERVICE))
+            await declare_streams(bus, settings)
+            guards = Guards(bus, await open_bucket(bus, "hooks", settings.stream_replicas), metrics)
+            path = Path(settings.data_dir) / "events.sqlite"
+            opening = open_index(path, bus, bus.names.events, store.VERSION, store.SCHEMA)
+            index = await stack.enter_async_context(opening)
+            app.state.ready = lambda: waiting_for(bus, guards, index)
+            await stack.enter_async_context(_running(settings, bus, guards, index, telemetry, metrics))
+            yield
+
+    return ops_app(SERVICE, lifespan, metrics)
+
+
+@contextlib.asynccontextmanager
+async def _running(
+    settings: Settings, bus: Bus, guards: Guards, index: Index, telemetry: Telemetry, metrics: Metrics
+) -> AsyncIterator[None]:
+    committer = Committer(bus, metrics, settings.events_queue, settings.events_queue_mib * _MIB)
+    appender = Appender(bus, index, guards, committer, metrics)
+    projection = store.Projection(metrics)
+    async with asyncio.TaskGroup() as tasks:
+        running = [
+            tasks.create_task(guards.view.follow()),
+            tasks.create_task(index.follow(bus, projection.apply)),
+            tasks.create_task(_expire(index, settings.retention_days)),
+            tasks.create_task(committer.run()),
+        ]
+        async with serve(bus, SERVICE, endpoints(bus, index, appender), telemetry):
+            yield
+        for task in running:
+            task.cancel()
+
+
+async def _expire(index: Index, retention_days: float) -> None:
+    while True:
+        with contextlib.suppress(UnavailableError):
+            await store.expire(index, now_ms() - int(retention_days * DAY_S * 1000))
+        await asyncio.sleep(_EXPIRE_EVERY_S)
+
+
+def waiting_for(bus: Bus, guards: Guards, index: Index) -> list[str]:
+    """What is not there yet; empty when ready."""
+    held = {"nats": bus.connected, "hooks": guards.view.ready, "index": index.caught_up}
+    return [name for name, ready in held.items() if not ready]

@@ -1,0 +1,232 @@
+"""Appends: each event stamped, looked up, judged by its guards and committed, and the outcome told for each."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from crucible_core.envelope import MAX_EVENT_BYTES, decode
+from crucible_core.errors import ConflictError, CrucibleError, FieldError, InvalidError
+from crucible_core.protocol import Appended, AppendReply, AppendRequest, NewEvent
+from crucible_kit.bus import MAX_BATCH, Bus, DuplicateError, Stored
+from crucible_kit.clock import fresh_id, timestamp
+from crucible_kit.index import Index
+from crucible_kit.metrics import Metrics
+from crucible_kit.rpc import Context
+
+from . import store
+from .candidates import Candidate, State, as_one, check_apart, under_way
+from .committer import Committer
+from .guards import Guard, Guards
+from .stamping import Defaults, HopsError, stamp
+from .store import Known
+
+log = logging.getLogger(__name__)
+
+JUDGED_AT_ONCE = 32
+_HEADERS_ROOM = 8 * 1024
+"""What subject and headers may take of NATS's max_payload."""
+
+
+class Appender:
+    """Takes an event through all its steps. Many requests are under way at once; the committer orders them."""
+
+    def __init__(self, bus: Bus, index: Index, guards: Guards, committer: Committer, metrics: Metrics) -> None:
+        self._bus = bus
+        self._index = index
+        self._guards = guards
+        self._committer = committer
+        self._judging = asyncio.Semaphore(JUDGED_AT_ONCE)
+        self._most = min(MAX_EVENT_BYTES, bus.max_payload - _HEADERS_ROOM)
+        self._appended = metrics.counter("events_appended", "Events that were committed", ("category",))
+        self._duplicates = metrics.counter("events_duplicates", "Appends of what the log had already")
+        self._refused = metrics.counter("events_refused", "Events that were refused", ("reason",))
+
+    async def append(self, request: AppendRequest, context: Context) -> AppendReply:
+        """One outcome for each event; an atomic request is refused as a whole, by an error."""
+        await self._guards.ready()
+        if request.atomic:
+            return AppendReply(results=await self._append_whole(request.events, context.traceparent))
+        return AppendReply(results=await self._append_each(request.events, context.traceparent))
+
+    # ---- each on its own
+
+    async def _append_each(self, events: Sequence[NewEvent], traceparent: str) -> list[Appended]:
+        states = self._stamped(events, traceparent)
+        for candidate, first in await self._known(under_way(states)):
+            states[candidate.position] = self._duplicate(first)
+        await self._judge(states)
+        await self._commit_each(states)
+        return [self._outcome(state) for state in states]
+
+    async def _commit_each(self, states: list[State]) -> None:
+        waiting: list[tuple[Candidate, asyncio.Future[list[Stored]]]] = []
+        try:
+            for candidate in under_way(states):
+                try:
+                    message = candidate.outgoing(self._bus.names)
+                    waiting.append((candidate, self._committer.submit([message], candidate.entity)))
+                except CrucibleError as error:
+                    states[candidate.position] = error
+            for candidate, future in waiting:
+                try:
+                    states[candidate.position] = await self._stored(candidate, future)
+                except CrucibleError as error:
+                    states[candidate.position] = error
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+    async def _stored(self, candidate: Candidate, future: "asyncio.Future[list[Stored]]") -> Appended:
+        try:
+            stored = (await future)[0]
+        except ConflictError as error:
+            # JetStream compares sequences before ids: the repetition of an append conflicts with its own first time.
+            for _, first in await self._settled([candidate]):
+                return self._duplicate(first)
+            raise await self._conflict(candidate) from error
+        if stored.duplicate:
+            return self._duplicate(await self._first(candidate, stored.sequence))
+        return self._committed(candidate, stored.sequence)
+
+    # ---- all or nothing
+
+    async def _append_whole(self, events: Sequence[NewEvent], traceparent: str) -> list[Appended]:
+        if len(events) > MAX_BATCH:
+            message = f"an atomic append takes at most {MAX_BATCH} events"
+            raise self._counted(InvalidError(message, errors=[FieldError("events", message)]))
+        try:
+            states = self._stamped(events, traceparent)
+            candidates = _all(states)
+            check_apart(candidates)
+            known = await self._known(candidates)
+            if 0 < len(known) < len(candidates):  # the index may be in the middle of them
+                known = await self._settled(candidates)
+            if repeated := self._repeated(candidates, known):
+                return repeated
+            await self._judge(states)
+            return await self._commit_whole(_all(states)) if states else []
+        except CrucibleError as error:
+            raise self._counted(error) from None
+
+    async def _commit_whole(self, judged: list[Candidate]) -> list[Appended]:
+        messages = [candidate.outgoing(self._bus.names) for candidate in judged]
+        try:
+            stored = await self._committer.submit(messages, judged[0].entity)
+        except (ConflictError, DuplicateError):
+            if repeated := self._repeated(judged, await self._settled(judged)):
+                return repeated
+            raise await self._conflict_among(judged) from None
+        if stored[0].duplicate:
+            return [self._duplicate(await self._first(judged[0], stored[0].sequence))]
+        return [self._committed(one, place.sequence) for one, place in zip(judged, stored, strict=True)]
+
+    def _repeated(self, candidates: list[Candidate], known: list[tuple[Candidate, Known]]) -> list[Appended]:
+        """The first answers, where a whole request comes again. Raises ConflictError where only a part of it does."""
+        if known and len(known) < len(candidates):
+            places = ", ".join(f"events.{candidate.position}" for candidate, _ in known[:5])
+            raise ConflictError(f"{places}: known already, and other events of the request are not")
+        return [self._duplicate(first) for _, first in known]
+
+    # ---- the steps
+
+    def _stamped(self, events: Sequence[NewEvent], traceparent: str) -> list[State]:
+        return [self._candidate(position, new, traceparent) for position, new in enumerate(events)]
+
+    def _candidate(self, position: int, new: NewEvent, traceparent: str) -> Candidate | CrucibleError:
+        defaults = Defaults(fresh_id("evt"), timestamp(), fresh_id("cor"), traceparent)
+        try:
+            return Candidate(position, new, defaults, stamp(new, defaults, position, self._most), self._most)
+        except CrucibleError as error:
+            return error
+
+    async def _known(self, candidates: list[Candidate]) -> list[tuple[Candidate, Known]]:
+        """Those that the index knows already, by the ids and keys that clients brought."""
+        wanted = [message_id for candidate in candidates for message_id in candidate.brought]
+        if not wanted:
+            return []
+        if not self._index.caught_up:
+            await self._index.reach(await self._bus.last_sequence(self._index.stream))
+        found = await store.known(self._index, wanted)
+        firsts = [(one, next((found[id] for id in one.brought if id in found), None)) for one in candidates]
+        return [(candidate, first) for candidate, first in firsts if first is not None]
+
+    async def _settled(self, candidates: list[Candidate]) -> list[tuple[Candidate, Known]]:
+        """The same once the index holds all that is committed by now."""
+        if not any(candidate.brought for candidate in candidates):
+            return []
+        await self._index.reach(await self._bus.last_sequence(self._index.stream))
+        return await self._known(candidates)
+
+    async def _judge(self, states: list[State]) -> None:
+        """Asks the guards of each event; what they refuse or change is put in its place."""
+        matched = [(one, guards) for one in under_way(states) if (guards := self._guards.match(one.stamped.event))]
+        for state, (candidate, _) in zip(
+            await asyncio.gather(*(self._judged(one, guards) for one, guards in matched)), matched, strict=True
+        ):
+            states[candidate.position] = state
+
+    async def _judged(self, candidate: Candidate, guards: list[Guard]) -> State:
+        stamped = candidate.stamped
+        try:
+            async with self._judging:
+                payload = await self._guards.judge(guards, stamped.raw, stamped.event.metadata.traceparent)
+        except CrucibleError as error:
+            return error
+        try:
+            return candidate if payload is None else candidate.changed(payload)
+        except CrucibleError as error:
+            detail = f"as a hook changed it, the event is refused: {error.detail}"
+            return InvalidError(detail, errors=error.errors)
+
+    async def _first(self, candidate: Candidate, sequence: int) -> Known:
+        """What an append's first time was answered, by the stream itself."""
+        message = await self._bus.get(self._index.stream, sequence)
+        event = candidate.stamped.event if message is None else decode(message.data)
+        return Known(sequence, event.metadata.id, event.dotted, event.metadata.correlation_id)
+
+    # ---- outcomes
+
+    async def _conflict(self, candidate: Candidate) -> ConflictError:
+        last = await self._bus.last(self._index.stream, candidate.versions(self._bus.names))
+        current = last.sequence if last else 0
+        about = f"the last event of {candidate.stamped.event.metadata.entity} has sequence {current}"
+        return ConflictError(f"{about}, not {candidate.stamped.expected_sequence}", current_sequence=current)
+
+    async def _conflict_among(self, candidates: list[Candidate]) -> ConflictError:
+        for candidate in candidates:
+            expected = candidate.stamped.expected_sequence
+            if expected is None:
+                continue
+            conflict = await self._conflict(candidate)
+            if conflict.extra["current_sequence"] != expected:
+                return ConflictError(f"events.{candidate.position}: {conflict.detail}", **conflict.extra)
+        return ConflictError("another append was first; nothing of the request was committed")
+
+    def _committed(self, candidate: Candidate, sequence: int) -> Appended:
+        event, about = candidate.stamped.event, candidate.stamped.event.metadata
+        self._appended.labels(event.type).inc()
+        return Appended(id=about.id, sequence=sequence, type=event.dotted, correlation_id=about.correlation_id)
+
+    def _duplicate(self, first: Known) -> Appended:
+        self._duplicates.inc()
+        return Appended(
+            id=first.id, sequence=first.sequence, type=first.type, correlation_id=first.correlation_id, duplicate=True
+        )
+
+    def _outcome(self, state: State) -> Appended:
+        assert not isinstance(state, Candidate)
+        return state if isinstance(state, Appended) else Appended(error=self._counted(state).problem())
+
+    def _counted(self, error: CrucibleError) -> CrucibleError:
+        if isinstance(error, HopsError):
+            log.warning("an append was refused: %s", error.detail)
+        self._refused.labels("hops" if isinstance(error, HopsError) else error.code).inc()
+        return error
+
+
+def _all(states: list[State]) -> list[Candidate]:
+    """The events of an atomic request. Raises where one of them is refused."""
+    refused = {place: state for place, state in enumerate(states) if isinstance(state, CrucibleError)}
+    if refused:
+        raise as_one(refused)
+    return under_way(states)

@@ -1,0 +1,98 @@
+"""An event on its way into the log: stamped, with the message that commits it; and what holds among those of one
+atomic request. Pure."""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from crucible_core.errors import CrucibleError, FieldError, InvalidError
+from crucible_core.protocol import Appended, NewEvent
+from crucible_core.subjects import EXPECTED_SEQUENCE, EXPECTED_SUBJECT, VERSIONED, Names
+from crucible_kit.frames import Outgoing
+
+from .stamping import Defaults, Stamped, stamp
+
+_MOST_ERRORS = 100
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """An event of a request, with what is needed to stamp it again when a hook has changed its payload."""
+
+    position: int
+    new: NewEvent
+    defaults: Defaults
+    stamped: Stamped
+    most: int
+
+    @property
+    def brought(self) -> list[str]:
+        """The ids by which the log may know the event already; none where it got them here."""
+        stamped = self.stamped
+        return sorted({stamped.message_id, stamped.event.metadata.id}) if stamped.brought else []
+
+    @property
+    def entity(self) -> str | None:
+        """What names the versions of the event's entity; None where versions are not checked."""
+        event, about = self.stamped.event, self.stamped.event.metadata
+        if event.type not in VERSIONED or about.entity is None:
+            return None
+        return f"{about.world_id}\n{event.type}\n{about.entity}"
+
+    def versions(self, names: Names) -> str:
+        """The subject of all events of its entity."""
+        about = self.stamped.event.metadata
+        return names.versions(about.world_id, self.stamped.event.type, about.entity or "")
+
+    def outgoing(self, names: Names) -> Outgoing:
+        """The message that commits it."""
+        stamped, event, about = self.stamped, self.stamped.event, self.stamped.event.metadata
+        headers = {}
+        if stamped.expected_sequence is not None:
+            headers[EXPECTED_SEQUENCE] = str(stamped.expected_sequence)
+            headers[EXPECTED_SUBJECT] = self.versions(names)
+        subject = names.event(about.world_id, about.room_id, event.type, event.data.event, about.entity)
+        return Outgoing(subject, stamped.raw, headers, stamped.message_id, "never" if stamped.forever else None)
+
+    def changed(self, payload: bytes) -> "Candidate":
+        """The same event with another payload. Raises as `stamp` does."""
+        new = msgspec.structs.replace(self.new, payload=msgspec.Raw(payload))
+        return msgspec.structs.replace(self, stamped=stamp(new, self.defaults, self.position, self.most))
+
+
+State = Candidate | Appended | CrucibleError
+"""How far an event has come: it is on its way, or has its outcome."""
+
+
+def under_way(states: Sequence[State]) -> list[Candidate]:
+    return [state for state in states if isinstance(state, Candidate)]
+
+
+def check_apart(candidates: Sequence[Candidate]) -> None:
+    """Raises InvalidError where events of an atomic request stand in each other's way."""
+    ids: set[str] = set()
+    entities: set[str | None] = {None}
+    errors = []
+    for candidate in candidates:
+        at = f"events.{candidate.position}"
+        if candidate.stamped.message_id in ids:
+            errors.append(FieldError(f"{at}.id", "another event of the request has the same id"))
+        if candidate.stamped.expected_sequence is not None and candidate.entity in entities:
+            message = "belongs to the first event that the request has of an entity: it is about what is committed"
+            errors.append(FieldError(f"{at}.expected_sequence", message))
+        ids.add(candidate.stamped.message_id)
+        entities.add(candidate.entity)
+    if errors:
+        raise InvalidError(f"{errors[0].path}: {errors[0].message}", errors=errors)
+
+
+def as_one(refused: Mapping[int, CrucibleError]) -> CrucibleError:
+    """The refusal of an atomic request, from those of its events by position: of the first one's kind."""
+    place, first = min(refused.items())
+    alike = {place: error for place, error in refused.items() if error.code == first.code}
+    errors = [
+        msgspec.structs.replace(field, path=f"events.{place}.{field.path}".rstrip("."))
+        for place, error in alike.items()
+        for field in error.errors
+    ]
+    detail = f"events.{place}: {first.detail}"
+    return type(first)(detail, errors=errors[:_MOST_ERRORS], **first.extra)

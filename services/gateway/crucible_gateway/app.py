@@ -1,0 +1,117 @@
+"""The wiring of the gateway: what is opened, what runs, and which handlers answer."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+from litestar import Litestar, Router
+from litestar.datastructures import State
+from litestar.handlers import BaseRouteHandler
+
+from crucible_core.subjects import Names
+from crucible_kit.buckets import open_bucket
+from crucible_kit.bus import open_bus
+from crucible_kit.metrics import Metrics
+from crucible_kit.settings import load
+from crucible_kit.streams import declare_streams
+from crucible_kit.telemetry import open_telemetry
+
+from .auth import Keys, authenticated
+from .context import Gateway
+from .correlation import show_correlation
+from .hub import Hub
+from .observing import Counting, Observing
+from .problems import exception_handlers
+from .routes import events, hooks, memory, ops, reference, stream, webhooks
+from .settings import Settings
+
+SERVICE = "gateway"
+
+
+def create_app(settings: Settings | None = None) -> Litestar:
+    """`app.state.gateway` is what is open while it runs. Streams end once `app.state.stopping` is set."""
+    settings = settings or load(Settings)
+    metrics = Metrics(SERVICE)
+    return Litestar(
+        route_handlers=[*_open_handlers(), _api()],
+        lifespan=[_lifespan(settings, metrics)],
+        middleware=[Observing(metrics)],
+        before_send=[show_correlation, Counting(metrics)],
+        exception_handlers=exception_handlers(),
+        state=State({"service": SERVICE, "stopping": asyncio.Event()}),
+        # Bodies are limited and read in `bodies`, described in `openapi`, and errors logged in `problems`.
+        request_max_body_size=None,
+        openapi_config=None,
+        logging_config=None,
+        debug=False,
+    )
+
+
+def _open_handlers() -> list[BaseRouteHandler]:
+    """What needs no key, or (the socket) checks it itself, since a handshake is refused in its own way."""
+    return [
+        ops.index,
+        ops.healthz,
+        ops.readyz,
+        ops.metrics,
+        reference.openapi_json,
+        reference.docs_page,
+        stream.stream_socket,
+    ]
+
+
+def _api() -> Router:
+    handlers: list[BaseRouteHandler] = [
+        events.append_events,
+        events.query_events,
+        events.get_event,
+        events.trace_events,
+        events.list_event_types,
+        stream.stream_events,
+        hooks.list_hooks,
+        hooks.register_hook,
+        hooks.get_hook,
+        hooks.delete_hook,
+        hooks.enable_hook,
+        hooks.disable_hook,
+        hooks.list_runs,
+        hooks.check_hook,
+        webhooks.create_webhook,
+        webhooks.list_webhooks,
+        webhooks.get_webhook,
+        webhooks.delete_webhook,
+        webhooks.enable_webhook,
+        webhooks.disable_webhook,
+        webhooks.list_attempts,
+        webhooks.check_webhook,
+        memory.create_memory,
+        memory.get_memory,
+        memory.update_memory,
+        memory.delete_memory,
+        memory.query_memory,
+    ]
+    return Router(path="/", route_handlers=handlers, guards=[authenticated])
+
+
+def _lifespan(
+    settings: Settings, metrics: Metrics
+) -> Callable[[Litestar], contextlib.AbstractAsyncContextManager[None]]:
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Litestar) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            telemetry = open_telemetry(SERVICE)
+            stack.push_async_callback(asyncio.to_thread, telemetry.close)
+            bus = await stack.enter_async_context(open_bus(settings.nats_url, Names(settings.bus_prefix), SERVICE))
+            await declare_streams(bus, settings)
+            keys = Keys(await open_bucket(bus, "keys", settings.stream_replicas))
+            if settings.admin_key:
+                await keys.ensure_admin(settings.admin_key)
+            hub = Hub(bus, metrics)
+            app.state.gateway = Gateway(settings, bus, telemetry, metrics, keys, hub)
+            async with asyncio.TaskGroup() as tasks:
+                running = [tasks.create_task(keys.follow()), tasks.create_task(hub.run())]
+                yield
+                for task in running:
+                    task.cancel()
+
+    return lifespan

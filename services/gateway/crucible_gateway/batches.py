@@ -1,0 +1,147 @@
+"""Appending many events: in chunks that one request to `events` can carry, each event with an outcome of its own."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+
+import msgspec
+
+from crucible_core.errors import CrucibleError, FieldError, InvalidError, TooLargeError, UnavailableError, from_problem
+from crucible_core.protocol import Appended, AppendReply, AppendRequest, NewEvent
+
+from .intake import Origin, Taken
+from .problems import document
+
+Append = Callable[[AppendRequest], Awaitable[AppendReply]]
+
+CHUNK_EVENTS = 500
+CHUNK_BYTES = 4 * 1024 * 1024
+MAX_ATOMIC = 1000
+_ENVELOPE_BYTES = 512
+"""What an event's own fields may add to its payload on the way, about."""
+
+
+class Result(msgspec.Struct, omit_defaults=True):
+    """One event of a batch: where it is in the log, or the problem that refused it."""
+
+    id: str | None = None
+    sequence: int | None = None
+    type: str | None = None
+    correlation_id: str | None = None
+    duplicate: bool = False
+    error: msgspec.Raw | None = None
+
+
+class Committed(msgspec.Struct):
+    """`committed` counts the results that have a sequence, duplicates among them."""
+
+    committed: int
+    results: list[Result]
+
+
+class Batch:
+    """The events that wait for their chunk, and the outcomes so far, encoded: there may be a million."""
+
+    def __init__(self, append: Append, origin: Origin) -> None:
+        self._append = append
+        self._origin = origin
+        self._waiting: list[NewEvent | CrucibleError] = []
+        self._bytes = 0
+        self._position = 0
+        self._results: list[bytes] = []
+        self._committed = 0
+        self._away: UnavailableError | None = None
+
+    async def add(self, size: int, event: NewEvent | CrucibleError) -> None:
+        size += _ENVELOPE_BYTES
+        if self._waiting and (len(self._waiting) >= CHUNK_EVENTS or self._bytes + size > CHUNK_BYTES):
+            await self._flush()
+        if isinstance(event, NewEvent):
+            self._origin.apply(event, self._position)
+        self._waiting.append(event)
+        self._bytes += size if isinstance(event, NewEvent) else 0
+        self._position += 1
+
+    async def end(self) -> bytes:
+        """The answer's body. Raises UnavailableError where nothing was committed because something is away."""
+        await self._flush()
+        if self._away is not None and not self._committed:
+            raise self._away
+        return b'{"committed":%d,"results":[%b]}' % (self._committed, b",".join(self._results))
+
+    async def _flush(self) -> None:
+        waiting, self._waiting, self._bytes = self._waiting, [], 0
+        outcomes = iter(await self._outcomes([event for event in waiting if isinstance(event, NewEvent)]))
+        for event in waiting:
+            result = event if isinstance(event, CrucibleError) else next(outcomes)
+            self._committed += isinstance(result, Result)
+            self._results.append(_encode(result))
+
+    async def _outcomes(self, events: list[NewEvent]) -> list[Result | CrucibleError]:
+        if self._away is not None:
+            # What was away a moment ago is not asked again for each chunk of a long body.
+            return [self._away for _ in events]
+        if not events:
+            return []
+        try:
+            reply = await self._append(AppendRequest(events=events))
+        except CrucibleError as error:
+            if isinstance(error, UnavailableError):
+                self._away = error
+            return [error for _ in events]
+        return [outcome(appended) for appended in reply.results]
+
+
+async def append_each(append: Append, origin: Origin, events: AsyncIterator[Taken] | Iterable[Taken]) -> bytes:
+    """Each event for itself; the answer's body. The events come one by one, and are held a chunk at a time."""
+    batch = Batch(append, origin)
+    async for size, event in _async(events):
+        await batch.add(size, event)
+    return await batch.end()
+
+
+async def append_all(append: Append, origin: Origin, events: AsyncIterator[Taken] | Iterable[Taken]) -> bytes:
+    """All or none; the answer's body. Raises the errors of every event that is refused, with its position."""
+    kept: list[NewEvent] = []
+    errors: list[FieldError] = []
+    total = position = 0
+    async for size, event in _async(events):
+        total += size + _ENVELOPE_BYTES
+        if position >= MAX_ATOMIC or total > CHUNK_BYTES:
+            raise TooLargeError(f"an atomic batch may have {MAX_ATOMIC} events and about {CHUNK_BYTES} bytes")
+        if isinstance(event, CrucibleError):
+            if not isinstance(event, InvalidError):
+                raise type(event)(f"event {position}: {event.detail}", **event.extra)
+            errors += [_at(position, error) for error in event.errors]
+        else:
+            kept.append(origin.apply(event, position))
+        position += 1
+    if errors:
+        raise InvalidError(f"nothing was committed; {errors[0].path}: {errors[0].message}", errors=errors)
+    reply = await append(AppendRequest(events=kept, atomic=True)) if kept else AppendReply(results=[])
+    results = [outcome(appended) for appended in reply.results]
+    for result in results:
+        if isinstance(result, CrucibleError):
+            raise result
+    return msgspec.json.encode({"committed": len(results), "results": results})
+
+
+def outcome(appended: Appended) -> Result | CrucibleError:
+    if appended.error is not None:
+        return from_problem(appended.error)
+    return Result(appended.id, appended.sequence, appended.type, appended.correlation_id, appended.duplicate)
+
+
+def _encode(result: Result | CrucibleError) -> bytes:
+    return msgspec.json.encode(Result(error=document(result)) if isinstance(result, CrucibleError) else result)
+
+
+def _at(position: int, error: FieldError) -> FieldError:
+    return msgspec.structs.replace(error, path=f"{position}.{error.path}" if error.path else str(position))
+
+
+async def _async(events: AsyncIterator[Taken] | Iterable[Taken]) -> AsyncIterator[Taken]:
+    if isinstance(events, AsyncIterator):
+        async for event in events:
+            yield event
+    else:
+        for event in events:
+            yield event

@@ -1,0 +1,201 @@
+"""From what clients send to `NewEvent`s: the long and the short form of the contract, alone, in arrays and in lines."""
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, UnsetType
+
+from crucible_core.decode import decode, malformed
+from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD, MAX_EVENT_BYTES, Source
+from crucible_core.errors import CrucibleError, FieldError, InvalidError, MalformedError, TooLargeError
+from crucible_core.protocol import NewEvent
+from crucible_kit.telemetry import parse_traceparent
+
+from .auth import Principal
+
+MAX_KEY = 180
+"""Characters of an Idempotency-Key."""
+_NONE = Raw(b"")
+_EMPTY = Raw(b"{}")
+_SHORT_ONLY = ("payload", "entity", "world_id", "room_id", "id", "correlation_id", "causation_id")
+_Sequence = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+
+
+class Data(msgspec.Struct, forbid_unknown_fields=True):
+    event: str
+    payload: Raw = _EMPTY
+
+
+class SentMetadata(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A committed event's metadata, of which a client may send any part."""
+
+    id: str | None = None
+    timestamp: str | None = None
+    version: str | None = None
+    source: Source | None = None
+    actor: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    hop: Annotated[int, Meta(ge=0, le=2**31)] = 0
+    world_id: str | None = None
+    room_id: str | None = None
+    entity: str | None = None
+    traceparent: str | None = None
+
+
+class SentEvent(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """An event in the short form (`payload` beside `type`) or the long one (`data` and `metadata`), never both.
+
+    A committed event, sent again, is a long form; its `sequence` is skipped.
+    """
+
+    type: str
+    payload: Raw = _NONE
+    entity: str | None | UnsetType = UNSET
+    world_id: str | None | UnsetType = UNSET
+    room_id: str | None | UnsetType = UNSET
+    id: str | None | UnsetType = UNSET
+    correlation_id: str | None | UnsetType = UNSET
+    causation_id: str | None | UnsetType = UNSET
+    data: Data | UnsetType = UNSET
+    metadata: SentMetadata | None | UnsetType = UNSET
+    sequence: _Sequence | None | UnsetType = UNSET
+    expected_sequence: _Sequence | None = None
+    retention: Literal["default", "forever"] = "default"
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """What the request says of all its events: who sends them, and what they get that do not say themselves."""
+
+    principal: Principal
+    traceparent: str
+    correlation_id: str | None = None
+    idempotency_key: str | None = None
+
+    def apply(self, event: NewEvent, position: int | None = None) -> NewEvent:
+        """`event`, completed; `position` tells the events of a batch apart under one idempotency key."""
+        if event.source is None and event.actor is None:
+            event.source, event.actor = self.principal.source, self.principal.actor
+        event.correlation_id = event.correlation_id or self.correlation_id
+        event.traceparent = event.traceparent or self.traceparent
+        if self.idempotency_key is not None:
+            event.idempotency_key = (
+                self.idempotency_key if position is None else f"{self.idempotency_key}/{position}"
+            )
+        return event
+
+
+def read_event(raw: bytes, what: str = "event") -> NewEvent:
+    """One event. Raises TooLargeError, MalformedError, InvalidError."""
+    if len(raw) > MAX_EVENT_BYTES:
+        raise TooLargeError(f"{what} has more than {MAX_EVENT_BYTES} bytes", max_bytes=MAX_EVENT_BYTES)
+    sent = decode(raw, SentEvent, what=what)
+    return _from_short(sent) if sent.data is UNSET else _from_long(sent, sent.data)
+
+
+def _from_short(sent: SentEvent) -> NewEvent:
+    if sent.metadata or sent.sequence is not UNSET:
+        named = "metadata" if sent.metadata else "sequence"
+        raise _refused(
+            named, 'belongs to the long form, which has {"data": {"event": …, "payload": …}} and no "payload" beside it'
+        )
+    return NewEvent(
+        type=sent.type,
+        payload=sent.payload if len(sent.payload) else _EMPTY,
+        id=sent.id or None,
+        correlation_id=sent.correlation_id or None,
+        causation_id=sent.causation_id or None,
+        world_id=sent.world_id or DEFAULT_WORLD,
+        room_id=sent.room_id or DEFAULT_ROOM,
+        entity=sent.entity or None,
+        expected_sequence=sent.expected_sequence,
+        retention=sent.retention,
+    )
+
+
+def _from_long(sent: SentEvent, data: Data) -> NewEvent:
+    mixed = [name for name in _SHORT_ONLY if name != "payload" and getattr(sent, name) is not UNSET]
+    if len(sent.payload):
+        raise _refused("payload", 'stands inside "data" where the event has "data": use one form or the other')
+    if mixed:
+        raise _refused(mixed[0], f'stands inside "metadata" where the event has "data": metadata.{mixed[0]}')
+    known = sent.metadata or SentMetadata()
+    if known.traceparent is not None and parse_traceparent(known.traceparent) is None:
+        raise _refused("metadata.traceparent", "is no W3C traceparent")
+    return NewEvent(
+        type=f"{sent.type}.{data.event}",
+        payload=data.payload,
+        id=known.id,
+        timestamp=known.timestamp,
+        version=known.version,
+        source=known.source,
+        actor=known.actor,
+        correlation_id=known.correlation_id,
+        causation_id=known.causation_id,
+        hop=known.hop,
+        world_id=known.world_id or DEFAULT_WORLD,
+        room_id=known.room_id or DEFAULT_ROOM,
+        entity=known.entity,
+        traceparent=known.traceparent,
+        expected_sequence=sent.expected_sequence,
+        retention=sent.retention,
+    )
+
+
+# ---- many ------------------------------------------------------------------------------------------------------------
+
+Taken = tuple[int, NewEvent | CrucibleError]
+"""An event's size in bytes and the event, or why it is none."""
+
+
+def taken(raw: bytes) -> Taken:
+    try:
+        return len(raw), read_event(raw)
+    except CrucibleError as error:
+        return len(raw), error
+
+
+def is_array(raw: bytes) -> bool:
+    return raw.lstrip()[:1] == b"["
+
+
+def elements(raw: bytes) -> Iterator[bytes]:
+    """The elements of a JSON array, undecoded. Raises MalformedError."""
+    try:
+        found = msgspec.json.decode(raw, type=list[Raw])
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise malformed(error, "body") from None
+    return map(bytes, found)
+
+
+async def lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The lines of a body as they arrive, blank ones left out. A line that is too long for an event is cut just past
+    the limit, so that it is refused and never held whole. Raises MalformedError where there is no line at all."""
+    begun, any_line = bytearray(), False
+    async for piece in pieces:
+        *ends, rest = piece.split(b"\n")
+        for end in ends:
+            begun += end[: MAX_EVENT_BYTES + 1]
+            if line := bytes(begun).strip():
+                any_line = True
+                yield line
+            begun.clear()
+        begun += rest[: max(0, MAX_EVENT_BYTES + 1 - len(begun))]
+    if line := bytes(begun).strip():
+        yield line
+    elif not any_line:
+        raise MalformedError("the body is empty")
+
+
+def idempotency_key(sent: str | None) -> str | None:
+    """The Idempotency-Key header, checked. Raises InvalidError."""
+    if sent is None:
+        return None
+    if not 0 < len(sent) <= MAX_KEY or not sent.isprintable():
+        raise _refused("Idempotency-Key", f"must be 1 to {MAX_KEY} printable characters")
+    return sent
+
+
+def _refused(path: str, message: str) -> InvalidError:
+    return InvalidError(f"{path}: {message}", errors=[FieldError(path, message)])

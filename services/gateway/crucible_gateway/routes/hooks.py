@@ -1,0 +1,165 @@
+"""Requests about hooks: the registry, runs and tests."""
+
+from typing import Any
+
+import msgspec
+from litestar import Response, delete, get, post
+
+from crucible_core.errors import MalformedError
+from crucible_core.hooks import HookDefinition
+from crucible_core.protocol import (
+    Check,
+    EnableHook,
+    GetRequest,
+    HookList,
+    HookView,
+    RegisterHook,
+    RunList,
+    RunsRequest,
+    TestRequest,
+)
+
+from .. import examples
+from ..bodies import JSON, Http, expect, read_if_any, strictly, whole
+from ..context import Nothing, ask
+from ..openapi import Body, Operation, described
+from ..params import NoParams, PageParams, read_params
+from .replies import passed
+
+TAG = "Hooks"
+MARKDOWN = "text/markdown"
+
+
+class TestBody(msgspec.Struct):
+    """`dry_run`: nothing outside is changed. `payload` is the synthetic event's, else an example of its type."""
+
+    dry_run: bool = True
+    payload: dict[str, Any] | None = None
+
+
+@get(
+    "/api/v1/hooks",
+    opt=described(
+        Operation(
+            summary="All hooks, with their states and counters", tag=TAG, reply=HookList, example=examples.HOOK_LIST
+        )
+    ),
+)
+async def list_hooks(request: Http) -> Response[bytes]:
+    read_params(request.url.query.encode(), NoParams)
+    return passed(await ask(request, "hooks", "list", Nothing(), bytes))
+
+
+@post(
+    "/api/v1/hooks",
+    opt=described(
+        Operation(
+            summary="Register a hook, or a new version of one",
+            description="The hook object, or the text of a hook file (Markdown with YAML front matter).",
+            tag=TAG,
+            status=201,
+            bodies={
+                JSON: Body(HookDefinition, examples.HOOK),
+                MARKDOWN: Body({"type": "string"}, examples.HOOK_FILE),
+            },
+            reply=HookView,
+            example=examples.HOOK_VIEW,
+            refusals=("malformed", "too_large", "unsupported", "invalid"),
+        )
+    ),
+)
+async def register_hook(request: Http) -> Response[bytes]:
+    read_params(request.url.query.encode(), NoParams)
+    kind = expect(request, JSON, MARKDOWN)
+    raw = await whole(request)
+    asked = RegisterHook(definition=strictly(raw, dict[str, Any])) if kind == JSON else RegisterHook(markdown=_text(raw))
+    return passed(await ask(request, "hooks", "register", asked, bytes), 201)
+
+
+def _text(raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise MalformedError(f"the hook file is not UTF-8 (byte {error.start})") from None
+
+
+@get(
+    "/api/v1/hooks/{name:str}",
+    opt=described(
+        Operation(summary="One hook", tag=TAG, reply=HookView, example=examples.HOOK_VIEW, refusals=("not_found",))
+    ),
+)
+async def get_hook(request: Http) -> Response[bytes]:
+    read_params(request.url.query.encode(), NoParams)
+    return passed(await ask(request, "hooks", "get", GetRequest(request.path_params["name"]), bytes))
+
+
+@delete(
+    "/api/v1/hooks/{name:str}",
+    opt=described(Operation(summary="Remove a hook", tag=TAG, status=204, refusals=("not_found",))),
+)
+async def delete_hook(request: Http) -> None:
+    read_params(request.url.query.encode(), NoParams)
+    await ask(request, "hooks", "delete", GetRequest(request.path_params["name"]), bytes)
+
+
+@post(
+    "/api/v1/hooks/{name:str}/enable",
+    opt=described(Operation(summary="Let a hook fire again", tag=TAG, reply=HookView, refusals=("not_found",))),
+)
+async def enable_hook(request: Http) -> Response[bytes]:
+    return await _enable(request, True)
+
+
+@post(
+    "/api/v1/hooks/{name:str}/disable",
+    opt=described(Operation(summary="Keep a hook from firing", tag=TAG, reply=HookView, refusals=("not_found",))),
+)
+async def disable_hook(request: Http) -> Response[bytes]:
+    return await _enable(request, False)
+
+
+async def _enable(request: Http, enabled: bool) -> Response[bytes]:
+    read_params(request.url.query.encode(), NoParams)
+    asked = EnableHook(name=request.path_params["name"], enabled=enabled)
+    return passed(await ask(request, "hooks", "enable", asked, bytes))
+
+
+@get(
+    "/api/v1/hooks/{name:str}/runs",
+    opt=described(
+        Operation(
+            summary="The attempts at a hook's runs, the latest first",
+            tag=TAG,
+            params=PageParams,
+            reply=RunList,
+            example=examples.RUN_LIST,
+            refusals=("not_found", "invalid"),
+        )
+    ),
+)
+async def list_runs(request: Http) -> Response[bytes]:
+    params = read_params(request.url.query.encode(), PageParams)
+    asked = RunsRequest(name=request.path_params["name"], limit=params.limit, cursor=params.cursor)
+    return passed(await ask(request, "hooks", "runs", asked, bytes))
+
+
+@post(
+    "/api/v1/hooks/{name:str}/test",
+    opt=described(
+        Operation(
+            summary="Fire one synthetic event through a hook",
+            tag=TAG,
+            bodies={JSON: Body(TestBody, {"dry_run": True})},
+            body_required=False,
+            reply=Check,
+            example=examples.CHECK,
+            refusals=("malformed", "not_found", "invalid"),
+        )
+    ),
+)
+async def check_hook(request: Http) -> Response[bytes]:
+    read_params(request.url.query.encode(), NoParams)
+    body = await read_if_any(request, TestBody)
+    asked = TestRequest(id=request.path_params["name"], dry_run=body.dry_run, payload=body.payload)
+    return passed(await ask(request, "hooks", "test", asked, bytes))

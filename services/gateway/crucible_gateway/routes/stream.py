@@ -1,0 +1,133 @@
+"""The event stream: a WebSocket, and server-sent events on the same path."""
+
+import contextlib
+from typing import Any
+
+from litestar import Response, WebSocket, get, websocket
+from litestar.datastructures import Headers
+from litestar.exceptions import HTTPException, WebSocketDisconnect
+from litestar.response import Stream
+from litestar.types import Message
+
+from crucible_core.errors import CrucibleError, FieldError, InvalidError, UnauthenticatedError
+from crucible_core.matcher import compile_filters
+from crucible_core.protocol import TypeFilter
+from crucible_kit.asgi import problem
+
+from .. import examples, sse
+from ..bodies import Http
+from ..context import gateway_of
+from ..correlation import correlation_of
+from ..following import follow
+from ..openapi import Operation, described
+from ..params import StreamParams, filter_param, read_params, restore_plus
+from ..sockets import Session
+from ..subscriptions import Start, Wanted, read_start
+
+TAG = "Events"
+PATH = "/api/v1/events/stream"
+_NOT_ACCEPTABLE = 406
+_CLOSE_OFFSET = 4000
+"""A WebSocket is closed with this and the HTTP status that would have refused it."""
+
+
+@get(
+    PATH,
+    opt=described(
+        Operation(
+            summary="Live events, server-sent",
+            description=(
+                "With `Accept: text/event-stream`. Frames: `event` (its `id` is the sequence), `caught_up`, `gap`, `error`. "
+                "`Last-Event-ID` resumes. The same path is a WebSocket: send "
+                '`{"action": "subscribe", "filters": [{"event_type": "Memory.*", "filter": {}}], "from": "now"}`, '
+                '`{"action": "unsubscribe", "subscription": "sub_…"}` or `{"action": "ping"}`.'
+            ),
+            tag=TAG,
+            params=StreamParams,
+            headers={"Last-Event-ID": "The last sequence seen; goes before `from`"},
+            reply={"type": "string"},
+            reply_type=sse.MEDIA_TYPE,
+            example=examples.SSE_FRAMES,
+            refusals=("malformed", "invalid"),
+        )
+    ),
+)
+async def stream_events(request: Http) -> Response[Any]:
+    if sse.MEDIA_TYPE not in request.headers.get("accept", ""):
+        detail = f'send "Accept: {sse.MEDIA_TYPE}" for server-sent events, or open a WebSocket'
+        raise HTTPException(status_code=_NOT_ACCEPTABLE, detail=detail)
+    gateway = gateway_of(request)
+    params = read_params(request.url.query.encode(), StreamParams)
+    spec = filter_param(params.filter)
+    filters = [TypeFilter(event_type=name, filter=spec or {}) for name in params.type or ["*"]]
+    wanted = Wanted(compile_filters(filters, at="filters"), params.world_id, params.room_id)
+    start = _start(request.headers, params.start, await gateway.hub.head())
+    items = follow(gateway.hub, wanted, start, gateway.settings.stream_queue)
+    frames = sse.frames(items, gateway.settings.stream_heartbeat_s, request.app.state.stopping)
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return Stream(frames, media_type=sse.MEDIA_TYPE, headers=headers)
+
+
+def _start(headers: Headers, asked: str, head: int) -> Start:
+    seen = headers.get("last-event-id", "").strip()
+    if seen:
+        if not seen.isdecimal():
+            message = "must be the id of an event of this stream"
+            raise InvalidError(f"Last-Event-ID: {message}", errors=[FieldError("Last-Event-ID", message)])
+        return read_start(seen, head)
+    return read_start(restore_plus(asked), head)
+
+
+@websocket(PATH)
+async def stream_socket(socket: WebSocket[Any, Any, Any]) -> None:
+    gateway = gateway_of(socket)
+    try:
+        gateway.keys.authenticate(socket.headers)
+    except CrucibleError as error:
+        await _deny(socket, error)
+        return
+    await socket.accept()
+    sockets = gateway.metrics.gauge("open_sockets", "Open WebSockets")
+    sockets.inc()
+    session = Session(gateway.hub, gateway.settings.stream_queue, _sender(socket))
+    try:
+        while (raw := await _heard(socket)) is not None:
+            await session.hear(raw)
+    finally:
+        sockets.dec()
+        await session.close()
+
+
+def _sender(socket: WebSocket[Any, Any, Any]) -> Any:
+    async def send(raw: bytes) -> None:
+        try:
+            await socket.send({"type": "websocket.send", "bytes": None, "text": raw.decode()})
+        except WebSocketDisconnect as error:
+            raise ConnectionError("the client has left") from error
+
+    return send
+
+
+async def _heard(socket: WebSocket[Any, Any, Any]) -> bytes | None:
+    """The next message; None when the client has left."""
+    message: Any = await socket.receive()
+    if message["type"] != "websocket.receive":
+        return None
+    text = message.get("text")
+    return message.get("bytes") or b"" if text is None else text.encode("utf-8", "surrogatepass")
+
+
+async def _deny(socket: WebSocket[Any, Any, Any], error: CrucibleError) -> None:
+    """An HTTP answer where the server can give one to a handshake; else a close code, 4401 for a wrong key."""
+    status, headers, body = problem(error, correlation_of(socket.scope))
+    await socket.receive()
+    if "websocket.http.response" in (socket.scope.get("extensions") or {}):
+        raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+        messages: list[Any] = [
+            {"type": "websocket.http.response.start", "status": status, "headers": raw},
+            {"type": "websocket.http.response.body", "body": body, "more_body": False},
+        ]
+        for message in messages:
+            await socket.send(message)
+    else:
+        await socket.send({"type": "websocket.close", "code": _CLOSE_OFFSET + status, "reason": error.detail[:100]})

@@ -1,0 +1,154 @@
+"""What a live client wants, and the events that wait for it: pure state, no I/O."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import NamedTuple
+
+import msgspec
+
+from crucible_core.catalogue import ANY_CUSTOM
+from crucible_core.envelope import Event, decode, with_sequence
+from crucible_core.errors import FieldError, InvalidError
+from crucible_core.matcher import CompiledFilters
+from crucible_core.subjects import Names, token
+from crucible_core.times import parse_time
+
+MAX_WAITING_BYTES = 8 * 1024 * 1024
+
+
+class Record:
+    """A committed event as it travels to clients: decoded at most once and put in its public form at most once."""
+
+    __slots__ = ("_event", "_public", "raw", "sequence")
+
+    def __init__(self, sequence: int, raw: bytes) -> None:
+        self.sequence = sequence
+        self.raw = raw
+        self._event: Event | None = None
+        self._public: bytes | None = None
+
+    @property
+    def event(self) -> Event:
+        """Raises `msgspec.DecodeError`."""
+        if self._event is None:
+            self._event = decode(self.raw, self.sequence)
+        return self._event
+
+    @property
+    def public(self) -> bytes:
+        if self._public is None:
+            self._public = with_sequence(self.raw, self.sequence)
+        return self._public
+
+
+class CaughtUp(NamedTuple):
+    """Everything up to here was sent; what follows is live."""
+
+    sequence: int
+
+
+class Gap(NamedTuple):
+    """The client was too slow: so many events left its queue, and are read from the log again."""
+
+    dropped: int
+
+
+Item = Record | CaughtUp | Gap
+
+
+class Start(msgspec.Struct, frozen=True):
+    """Where a subscription begins: after a sequence, or at a time (Unix ms). `past` says that there may be a past to
+    read, whose end is worth telling."""
+
+    after: int = 0
+    since_ms: int | None = None
+    past: bool = True
+
+
+def read_start(text: str | int, now: int) -> Start:
+    """`now` (the log's last sequence), `start`, a sequence, or an RFC 3339 time. Raises InvalidError."""
+    if text == "now":
+        return Start(now, past=False)
+    if text == "start":
+        return Start()
+    if isinstance(text, str) and not text.isdecimal():
+        if not text[:1].isdecimal():
+            message = f'"{text[:64]}" is neither now, start, a sequence nor a time'
+            raise InvalidError(f"from: {message}", errors=[FieldError("from", message)])
+        return Start(since_ms=parse_time(text, "from") // 1000)
+    sequence = int(text) if len(str(text)) < 20 else -1
+    if not 0 <= sequence < 2**63:
+        raise InvalidError("from: is no sequence", errors=[FieldError("from", "is no sequence")])
+    return Start(sequence)
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """The filters of one subscription, and the world and room that it is confined to."""
+
+    filters: CompiledFilters
+    world_id: str | None = None
+    room_id: str | None = None
+
+    def confines(self, event: Event) -> bool:
+        """Whether the event is in the world and room; its filters are not asked."""
+        metadata = event.metadata
+        return (self.world_id is None or metadata.world_id == self.world_id) and (
+            self.room_id is None or metadata.room_id == self.room_id
+        )
+
+    def matches(self, event: Event) -> bool:
+        return self.confines(event) and self.filters.matches(event)
+
+    def subjects(self, names: Names) -> list[str]:
+        """The subjects of everything that can match: what to read of the past."""
+        world = "*" if self.world_id is None else token(self.world_id)
+        room = "*" if self.room_id is None else token(self.room_id)
+        types = self.filters.types
+        if types is None:
+            return [names.events_of(world=world, room=room)]
+        categories = {ANY_CUSTOM.partition(".")[0] if t == ANY_CUSTOM else t.partition(".")[0] for t in types}
+        return [names.events_of(category, world=world, room=room) for category in sorted(categories)]
+
+
+class Reader:
+    """A live subscription's bounded queue. One that overflows is emptied: its owner reads the log instead."""
+
+    def __init__(self, wanted: Wanted, limit: int) -> None:
+        self.wanted = wanted
+        self.after = 0
+        self.dropped = 0
+        self.limit = limit
+        self._records: deque[Record] = deque()
+        self._bytes = 0
+        self._arrived = asyncio.Event()
+
+    def restart(self, after: int) -> None:
+        """Ready for what comes after a sequence."""
+        self.after, self.dropped = after, 0
+
+    def offer(self, record: Record) -> bool:
+        """False: it is full, everything in it was dropped."""
+        if record.sequence <= self.after:
+            return True
+        if len(self._records) >= self.limit or self._bytes + len(record.raw) > MAX_WAITING_BYTES:
+            self.dropped = len(self._records) + 1
+            self._records.clear()
+            self._bytes = 0
+        else:
+            self._records.append(record)
+            self._bytes += len(record.raw)
+        self._arrived.set()
+        return not self.dropped
+
+    async def records(self) -> AsyncIterator[Record]:
+        """What was offered, in order, until it overflows."""
+        while True:
+            while self._records:
+                record = self._records.popleft()
+                self._bytes -= len(record.raw)
+                yield record
+            if self.dropped:
+                return
+            self._arrived.clear()
+            await self._arrived.wait()

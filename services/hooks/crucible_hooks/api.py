@@ -1,0 +1,144 @@
+"""The requests that hooks answers."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from crucible_core.errors import ConflictError, InvalidError
+from crucible_core.protocol import (
+    Check,
+    Counters,
+    EnableHook,
+    GetRequest,
+    HookList,
+    HookRecord,
+    HookView,
+    InterceptRequest,
+    RegisterHook,
+    RunList,
+    RunsRequest,
+    TestRequest,
+)
+from crucible_kit.clock import timestamp
+from crucible_kit.index import Index
+from crucible_kit.rpc import Context, Endpoint
+
+from . import store
+from .check import Checker
+from .definition import front_matter, no_files, typed
+from .hook import check_permitted, compile_hook
+from .intercept import Interceptor
+from .registry import API, Registry
+from .settings import Settings
+
+
+class ListRequest(msgspec.Struct):
+    pass
+
+
+def endpoints(
+    registry: Registry, index: Index, interceptor: Interceptor, checker: Checker, settings: Settings
+) -> Mapping[str, Endpoint]:
+    """By operation; see `crucible_core.protocol` for what each takes and gives."""
+
+    async def list_all(request: ListRequest, context: Context) -> HookList:
+        await registry.view.refresh()
+        counted = await store.counters(index)
+        views = [view(registry, record, counted) for record in registry.records.values()]
+        return HookList(hooks=sorted(views, key=_listed))
+
+    async def shown(record: HookRecord) -> HookView:
+        return view(registry, record, await store.counters(index))
+
+    async def get(request: GetRequest, context: Context) -> HookView:
+        await registry.view.refresh()
+        return await shown(registry.get(request.id))
+
+    async def register(request: RegisterHook, context: Context) -> HookView:
+        definition = typed(_given(request), no_files)
+        compile_hook(definition)
+        check_permitted(definition, settings.hooks_allow_api_shell)
+        await registry.view.refresh()
+        before = registry.records.get(definition.name)
+        if before is not None and before.origin != API:
+            raise ConflictError(f"hook {definition.name} comes from {before.origin}: change it there")
+        record = HookRecord(
+            name=definition.name,
+            definition=msgspec.to_builtins(definition),
+            enabled=definition.enabled,
+            origin=API,
+            updated_at=timestamp(),
+        )
+        await registry.save(record)
+        return await shown(record)
+
+    async def delete(request: GetRequest, context: Context) -> HookView:
+        await registry.view.refresh()
+        record = registry.get(request.id)
+        if record.origin != API and _is_watched(record.origin, settings.root):
+            raise ConflictError(f"hook {record.name} comes from {record.origin}: delete the file, or disable the hook")
+        shown_last = await shown(record)
+        await registry.delete(request.id)
+        return shown_last
+
+    async def enable(request: EnableHook, context: Context) -> HookView:
+        await registry.view.refresh()
+        return await shown(await registry.set_enabled(request.name, request.enabled))
+
+    async def runs(request: RunsRequest, context: Context) -> RunList:
+        await registry.view.refresh()
+        registry.get(request.name)
+        return await store.runs(index, request.name, request.limit, request.cursor)
+
+    async def test(request: TestRequest, context: Context) -> Check:
+        return await checker.check(request)
+
+    return {
+        "intercept": Endpoint(InterceptRequest, interceptor.intercept),
+        "list": Endpoint(ListRequest, list_all),
+        "get": Endpoint(GetRequest, get),
+        "register": Endpoint(RegisterHook, register),
+        "delete": Endpoint(GetRequest, delete),
+        "enable": Endpoint(EnableHook, enable),
+        "runs": Endpoint(RunsRequest, runs),
+        "test": Endpoint(TestRequest, test),
+    }
+
+
+def view(registry: Registry, record: HookRecord, counted: Mapping[str, Counters]) -> HookView:
+    """A hook as users see it; `order` counts from 1."""
+    trigger = (record.definition or {}).get("trigger", {})
+    order = [hook.name for hook in registry.pre]
+    return HookView(
+        name=record.name,
+        state=registry.state(record.name),
+        timing=trigger.get("timing"),
+        priority=trigger.get("priority"),
+        origin=record.origin,
+        definition=record.definition,
+        counters=counted.get(record.name, Counters()),
+        updated_at=record.updated_at,
+        order=order.index(record.name) + 1 if record.name in order else None,
+    )
+
+
+def _listed(shown: HookView) -> tuple[Any, ...]:
+    """Pre hooks first, in their order, then all others by name."""
+    return (shown.order is None, shown.order or 0, shown.name)
+
+
+def _given(request: RegisterHook) -> dict[str, Any]:
+    if request.definition is not None:
+        return request.definition
+    if request.markdown is None:
+        raise InvalidError("definition or markdown is needed")
+    given = front_matter(request.markdown)
+    if given is None:
+        raise InvalidError("there is no front matter: a hook file begins with YAML between two lines of ---")
+    return given
+
+
+def _is_watched(origin: str, root: str | None) -> bool:
+    return root is not None and Path(origin).is_relative_to(root)

@@ -1,0 +1,111 @@
+"""The wiring of hooks: what is opened, what runs, and when it is ready."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+
+from crucible_core.subjects import Names
+from crucible_kit.asgi import ops_app
+from crucible_kit.buckets import open_bucket
+from crucible_kit.bus import Bus, open_bus
+from crucible_kit.index import Index, open_index
+from crucible_kit.metrics import Metrics
+from crucible_kit.rpc import serve
+from crucible_kit.settings import load
+from crucible_kit.streams import declare_streams
+from crucible_kit.telemetry import open_telemetry
+
+from . import store
+from .api import endpoints
+from .check import Checker
+from .debounce import Debounce
+from .directory import Directory
+from .dispatch import Dispatcher
+from .http import open_client
+from .intercept import Interceptor
+from .recorder import Recorder
+from .registry import Changed, Registry
+from .runner import Runner
+from .sandbox import open_sandbox
+from .settings import Settings
+from .workers import Workers
+
+SERVICE = "hooks"
+_START_S = 30.0
+
+
+def create_app(settings: Settings | None = None) -> Starlette:
+    settings = settings or load(Settings)
+    metrics = Metrics(SERVICE)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            telemetry = open_telemetry(SERVICE)
+            stack.push_async_callback(asyncio.to_thread, telemetry.close)
+            bus = await stack.enter_async_context(open_bus(settings.nats_url, Names(settings.bus_prefix), SERVICE))
+            await declare_streams(bus, settings)
+            registry = Registry(await open_bucket(bus, "hooks", settings.stream_replicas))
+            debounce = Debounce(await open_bucket(bus, "marks", settings.stream_replicas))
+            path = Path(settings.data_dir) / "hooks.sqlite"
+            opening = open_index(path, bus, bus.names.attempts, store.VERSION, store.SCHEMA)
+            index = await stack.enter_async_context(opening)
+            sandbox = open_sandbox(settings.hooks_script_workers, settings.hooks_script_memory_mb)
+            client = await stack.enter_async_context(open_client())
+            runner = Runner(bus, await stack.enter_async_context(sandbox), client, telemetry, metrics)
+            recorder = Recorder(bus)
+            workers = Workers(bus, registry, runner, debounce)
+            directory = Directory(Path(root), registry) if (root := settings.root) else None
+            app.state.ready = lambda: waiting_for(bus, registry, index, directory)
+
+            # Ends in the opposite order: requests first, then dispatch and workers, and the recorder when all is told.
+            await stack.enter_async_context(running([recorder.run]))
+            registry.changed += [workers.registry_changed]
+            following = [registry.view.follow, lambda: index.follow(bus, store.apply, [bus.names.run_attempts])]
+            await stack.enter_async_context(running([*following, workers.run]))
+            await registry.view.reach(0, timeout=_START_S)
+            registry.changed += told_of_changes(recorder, directory)
+            watching = [directory.follow] if directory else []
+            dispatcher = Dispatcher(bus, registry, debounce, metrics)
+            await stack.enter_async_context(running([dispatcher.run, *watching]))
+            answers = endpoints(
+                registry,
+                index,
+                Interceptor(bus, registry, runner, recorder),
+                Checker(bus, registry, runner),
+                settings,
+            )
+            await stack.enter_async_context(serve(bus, SERVICE, answers, telemetry))
+            yield
+
+    return ops_app(SERVICE, lifespan, metrics)
+
+
+@contextlib.asynccontextmanager
+async def running(functions: Sequence[Callable[[], Coroutine[Any, Any, None]]]) -> AsyncIterator[None]:
+    """Runs tasks while the context is open; the failure of one ends it."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(function()) for function in functions]
+        yield
+        for task in tasks:
+            task.cancel()
+
+
+def told_of_changes(recorder: Recorder, directory: Directory | None) -> list[Changed]:
+    """Who hears of changes, once the state at the start is known: that was told when it came to be."""
+    return [recorder.registry_changed, *([directory.registry_changed] if directory else [])]
+
+
+def waiting_for(bus: Bus, registry: Registry, index: Index, directory: Directory | None) -> list[str]:
+    """What is not there yet; empty when ready."""
+    held = {
+        "nats": bus.connected,
+        "hooks": registry.view.ready,
+        "index": index.caught_up,
+        "hook files": directory is None or directory.synced,
+    }
+    return [name for name, ready in held.items() if not ready]

@@ -1,0 +1,111 @@
+"""From the log to the queue: each committed event becomes one run of each Post hook that it triggers."""
+
+import logging
+
+from crucible_core import subjects
+from crucible_core.envelope import MAX_HOPS, Event, decode
+from crucible_core.protocol import NewEvent
+from crucible_kit.bus import Bus, Message
+from crucible_kit.clock import timestamp
+from crucible_kit.frames import Outgoing
+from crucible_kit.metrics import Metrics
+from crucible_kit.work import work_batches
+
+from .debounce import Debounce
+from .hook import Hook
+from .intercept import action_of
+from .recorder import append
+from .records import run_event, run_id, run_record, stored
+from .registry import Registry
+
+log = logging.getLogger(__name__)
+
+DURABLE = "hooks-dispatch"
+
+
+class Dispatcher:
+    def __init__(self, bus: Bus, registry: Registry, debounce: Debounce, metrics: Metrics) -> None:
+        self._bus = bus
+        self._registry = registry
+        self._debounce = debounce
+        self._triggered = metrics.counter("hook_runs_triggered", "Runs put into the queue")
+        self._debounced = metrics.counter("hook_runs_debounced", "Triggers within the time that debounce_ms sets")
+        self._stopped = metrics.counter("hook_chains_stopped", "Triggers at the end of a chain that is too deep")
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        names = self._bus.names
+        await work_batches(self._bus, names.events, names.durable(DURABLE), self.handle, filters=[names.all_events])
+
+    async def handle(self, messages: list[Message]) -> None:
+        """Returns once every run that follows from the batch is stored. May be repeated: ids and debounce marks tell
+        what was done. Raises `msgspec.DecodeError` for a message that is no event."""
+        events = [(message, decode(message.data, message.sequence)) for message in messages]
+        # An event is committed after the hook that waits for it: the copy must be as new as the batch.
+        await self._registry.view.refresh()
+        batch = _Batch()
+        for message, event in events:
+            for hook in self._registry.match(event):
+                await self._trigger(batch, hook, event, message)
+        if batch.messages:
+            await self._bus.store_all(batch.messages)
+        if batch.events:
+            await append(self._bus, batch.events)
+        if batch.skipped:
+            await self._bus.store_all([self._skipped(*one) for one in batch.skipped.values()])
+
+    async def _trigger(self, batch: "_Batch", hook: Hook, event: Event, message: Message) -> None:
+        if event.metadata.hop >= MAX_HOPS:
+            self._stop(batch, hook, event)
+        elif await self._debounce.passes(hook, event.metadata.id, message.time_ms):
+            run = run_message(self._bus, hook.name, event, message)
+            self._triggered.inc()
+            if hook.definition.options.debounce_ms:
+                # Before the mark can move on to a later event of the batch: a repetition would hold this one back.
+                await self._bus.store(run)
+            else:
+                batch.messages.append(run)
+        else:
+            first = batch.skipped.get(hook.name, (hook, event, 0))
+            batch.skipped[hook.name] = (hook, first[1], first[2] + 1)
+            self._debounced.inc()
+
+    def _stop(self, batch: "_Batch", hook: Hook, event: Event) -> None:
+        record = run_record(hook, event, run_id(hook.name, event), 0, "stopped", timestamp())
+        record.error = (
+            f"not run: the event is effect number {event.metadata.hop} of a chain, and the limit is {MAX_HOPS}"
+        )
+        batch.messages.append(stored(self._bus.names, record))
+        told = run_event(record, event, action_of(hook), event.metadata.traceparent or "")
+        if told is not None:
+            batch.events.append(told)
+        self._stopped.inc()
+        log.warning("hook %s: %s", hook.name, record.error, extra={"event": event.metadata.id})
+
+    def _skipped(self, hook: Hook, first: Event, count: int) -> Outgoing:
+        """One record for all triggers of a batch that debounce holds back; its output tells how many."""
+        record = run_record(hook, first, run_id(hook.name, first, "debounced"), 0, "skipped", timestamp())
+        record.error = f"debounced: the last trigger was less than {hook.definition.options.debounce_ms} ms before"
+        record.output = {"events": count}
+        return stored(self._bus.names, record)
+
+
+class _Batch:
+    """What follows from some messages: to store, to append, and by hook what was held back."""
+
+    def __init__(self) -> None:
+        self.messages: list[Outgoing] = []
+        self.events: list[NewEvent] = []
+        self.skipped: dict[str, tuple[Hook, Event, int]] = {}
+
+
+def run_message(bus: Bus, hook: str, event: Event, message: Message) -> Outgoing:
+    """The queue's message for the first attempt at a run."""
+    headers = {
+        subjects.RUN: run_id(hook, event),
+        subjects.ATTEMPT: "1",
+        subjects.EVENT_SEQUENCE: str(message.sequence),
+    }
+    if event.metadata.traceparent:
+        headers[subjects.TRACEPARENT] = event.metadata.traceparent
+    return Outgoing(bus.names.run(hook), message.data, headers, f"{hook}:{event.metadata.id}")

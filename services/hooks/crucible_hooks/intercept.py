@@ -1,0 +1,165 @@
+"""Pre hooks: what they make of an event before it is committed.
+
+They are asked in one order (priority, then name), each seeing the payload as the one before left it. A hook that
+changes the payload is a modifier; one that only allows is a gate. Gates judge the result: when a later hook has changed
+the payload, every gate that the final event matches is asked again, and one that would now change it is an error. Which
+of the two a hook is shows in what it answers, so hooks need not be declared as one or the other.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from crucible_core.catalogue import CATALOGUE
+from crucible_core.envelope import Data, Event, decode
+from crucible_core.errors import CrucibleError, DeniedError, MalformedError, UnavailableError
+from crucible_core.protocol import InterceptReply, InterceptRequest
+from crucible_kit.bus import Bus
+from crucible_kit.rpc import Context
+
+from .failures import RunError
+from .hook import Hook
+from .http import Http
+from .recorder import Recorder
+from .records import bounded_error, bounded_output, run_event, run_id, run_record, stored
+from .registry import Registry
+from .runner import Result, Runner
+from .shell import Shell
+
+_WAIT_S = 1.0
+_DECISIONS = 'a Pre hook answers nothing, {"deny": "reason"} or {"payload": {…}}'
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """Allowed where both are None."""
+
+    deny: str | None = None
+    payload: dict[str, Any] | None = None
+
+
+def decision(hook: Hook, output: Any) -> Decision:
+    """What a hook's answer means. Raises RunError for an answer that means nothing: a guard's slip must not allow."""
+    if isinstance(hook.action, Shell) and not (isinstance(output, dict) and output.keys() & {"deny", "payload"}):
+        return Decision()  # the exit code has spoken; a command may print what it likes
+    if output is None or (output == {} and isinstance(hook.action, Http)):
+        return Decision()
+    if not isinstance(output, dict) or len(output) != 1:
+        raise RunError(f"{_DECISIONS}, not {_kind(output)}")
+    if "payload" in output:
+        return _changed(output["payload"])
+    if "deny" not in output:
+        raise RunError(f"{_DECISIONS}, not {_kind(output)}")
+    reason = output["deny"]
+    if reason is None or reason is False:
+        return Decision()
+    return Decision(deny=reason[:2000] if isinstance(reason, str) and reason.strip() else "denied without a reason")
+
+
+def _changed(payload: Any) -> Decision:
+    if payload is None:
+        return Decision()
+    if not isinstance(payload, dict):
+        raise RunError("the payload that a hook answers must be an object")
+    return Decision(payload=payload)
+
+
+def _kind(output: Any) -> str:
+    return f"an object with {', '.join(map(str, output))[:200]}" if isinstance(output, dict) else type(output).__name__
+
+
+class Interceptor:
+    def __init__(self, bus: Bus, registry: Registry, runner: Runner, recorder: Recorder) -> None:
+        self._bus = bus
+        self._registry = registry
+        self._runner = runner
+        self._recorder = recorder
+
+    async def intercept(self, request: InterceptRequest, context: Context) -> InterceptReply:
+        """Raises DeniedError, whose `extra` has `hook` and `reason`; UnavailableError where this replica is behind."""
+        await self._registry.view.reach(request.revision, _WAIT_S)
+        try:
+            event = decode(bytes(request.event))
+        except msgspec.DecodeError as error:
+            raise MalformedError(f"hooks.intercept: {error}") from None
+        final = await self._chain(event, frozenset(request.hooks))
+        if final is event:
+            return InterceptReply()
+        return InterceptReply(payload=msgspec.Raw(msgspec.json.encode(final.data.payload)))
+
+    async def _chain(self, event: Event, named: frozenset[str]) -> Event:
+        order = self._registry.pre
+        first, modifiers, last_change = event, set[str](), -1
+        for place, hook in enumerate(order):
+            if not (hook.name in named if event is first else hook.filters.matches(event)):
+                continue
+            payload = await self._ask(hook, event)
+            if payload is not None:
+                event, last_change = _with_payload(event, payload), place
+                modifiers.add(hook.name)
+        for hook in order[: max(last_change, 0)]:
+            if hook.name not in modifiers and hook.filters.matches(event):
+                await self._ask(hook, event, judging=True)
+        return event
+
+    async def _ask(self, hook: Hook, event: Event, *, judging: bool = False) -> dict[str, Any] | None:
+        """The changed payload, or None. Raises DeniedError."""
+        run = run_id(hook.name, event, "judge" if judging else "pre")
+        result, answer = await self._answer(hook, event, run, judging)
+        await self._record(hook, event, run, result)
+        if result.outcome == "failed" and hook.definition.options.failure_policy == "deny":
+            raise _denied(hook, f"the hook failed: {result.error}")
+        if answer.deny is not None:
+            raise _denied(hook, answer.deny)
+        return answer.payload
+
+    async def _answer(self, hook: Hook, event: Event, run: str, judging: bool) -> tuple[Result, Decision]:
+        result = await self._attempt(hook, event, run)
+        if result.outcome != "ok":
+            return result, Decision()
+        try:
+            answer = decision(hook, result.output)
+            if answer.payload is not None:
+                answer = _checked(answer.payload, event, judging)
+        except (RunError, CrucibleError) as error:
+            result.outcome, result.error = "failed", str(error)
+            return result, Decision()
+        if answer.deny is not None:
+            result.outcome = "denied"
+        return result, answer
+
+    async def _attempt(self, hook: Hook, event: Event, run: str) -> Result:
+        try:
+            return await self._runner.attempt(hook, event, run, 1)
+        except UnavailableError as error:
+            return self._runner.failed(event, f"something that it needs is away: {error.detail}")
+
+    async def _record(self, hook: Hook, event: Event, run: str, result: Result) -> None:
+        record = run_record(hook, event, run, 1, result.outcome, result.started_at)
+        record.duration_ms, record.error = result.duration_ms, bounded_error(result.error)
+        record.output, record.log = bounded_output(result.output), result.log
+        # A guard of the hooks' own records would otherwise make a record for each record, without end.
+        told = None if event.type == "Hook" else run_event(record, event, action_of(hook), result.traceparent)
+        await self._recorder.tell(stored(self._bus.names, record), told)
+
+
+def action_of(hook: Hook) -> str:
+    return str(hook.definition.action.__struct_config__.tag)
+
+
+def _checked(payload: Mapping[str, Any], event: Event, judging: bool) -> Decision:
+    """A change that is one, and valid. Raises InvalidError, or RunError for one that comes too late."""
+    if payload == event.data.payload:
+        return Decision()
+    if judging:
+        raise RunError("it would change the event again after a later hook has changed it")
+    CATALOGUE.validate(event.dotted, msgspec.json.encode(payload))
+    return Decision(payload=dict(payload))
+
+
+def _with_payload(event: Event, payload: dict[str, Any]) -> Event:
+    return msgspec.structs.replace(event, data=Data(event.data.event, payload))
+
+
+def _denied(hook: Hook, reason: str) -> DeniedError:
+    return DeniedError(f"hook {hook.name} denied the event: {reason}", hook=hook.name, reason=reason)

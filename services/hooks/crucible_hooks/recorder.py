@@ -1,0 +1,108 @@
+"""What is told off the critical path: records and events wait in a bounded queue and are stored in the background."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from datetime import datetime
+
+from crucible_core.errors import CrucibleError, UnavailableError
+from crucible_core.protocol import AppendReply, AppendRequest, HookRecord, NewEvent
+from crucible_kit.bus import Bus
+from crucible_kit.frames import Outgoing
+from crucible_kit.rpc import call
+
+from .records import registry_event
+
+log = logging.getLogger(__name__)
+
+MAX_WAITING = 10_000
+_BATCH = 200
+_PAUSE_S = 0.5
+_DRAIN_S = 5.0
+
+
+class Recorder:
+    """Stores what it is told, in order, and keeps trying while something is away. At the end it drains."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._waiting: asyncio.Queue[Outgoing | NewEvent] = asyncio.Queue(MAX_WAITING)
+        self._unsettled = asyncio.Condition()
+
+    async def tell(self, *items: Outgoing | NewEvent | None) -> None:
+        """Waits only while the queue is full: then telling is as slow as storing."""
+        for item in items:
+            if item is not None:
+                await self._waiting.put(item)
+
+    def registry_changed(self, name: str, before: HookRecord | None, after: HookRecord | None, revision: int) -> None:
+        """Tells of a hook that was added, replaced or removed."""
+        record = after or before
+        if record is None:
+            return
+        event = registry_event("Registered" if after else "Unregistered", record, revision, _ms(record.updated_at))
+        try:
+            self._waiting.put_nowait(event)
+        except asyncio.QueueFull:
+            log.warning("the change of hook %s is not told: too much waits", name)
+
+    async def run(self) -> None:
+        """Runs until cancelled; then what waits is stored, if that takes only a moment."""
+        held: list[Outgoing | NewEvent] = []
+        try:
+            while True:
+                held.append(await self._waiting.get())
+                self._take_more(held)
+                await self._store(held)
+                held.clear()
+        finally:
+            self._take_more(held, MAX_WAITING)
+            if held:
+                await self._drain(held)
+
+    def _take_more(self, held: list[Outgoing | NewEvent], most: int = _BATCH) -> None:
+        while len(held) < most and not self._waiting.empty():
+            held.append(self._waiting.get_nowait())
+
+    async def _store(self, held: Sequence[Outgoing | NewEvent]) -> None:
+        while True:
+            try:
+                if records := [item for item in held if isinstance(item, Outgoing)]:
+                    await self._bus.store_all(records)
+                if events := [item for item in held if isinstance(item, NewEvent)]:
+                    await append(self._bus, events)
+            except UnavailableError as error:
+                log.info("records wait: %s", error)
+                await asyncio.sleep(_PAUSE_S)
+            except CrucibleError as error:
+                log.warning("%d records are refused: %s", len(held), error)
+                return
+            else:
+                return
+
+    async def _drain(self, held: Sequence[Outgoing | NewEvent]) -> None:
+        try:
+            async with asyncio.timeout(_DRAIN_S):
+                await self._store(held)
+        except TimeoutError:
+            log.warning("%d records were not stored before the end", len(held))
+
+
+async def append(bus: Bus, events: list[NewEvent]) -> None:
+    """Appends events that have ids of their own, so that it may be repeated. Raises UnavailableError."""
+    reply = await call(
+        bus, "events", "append", AppendRequest(events=events), AppendReply, traceparent=events[0].traceparent
+    )
+    for event, result in zip(events, reply.results, strict=False):
+        if result.error is None:
+            continue
+        if result.error.code == UnavailableError.code:
+            raise UnavailableError(result.error.detail)
+        log.warning("%s of %s is not in the log: %s", event.type, event.entity, result.error.detail)
+
+
+def _ms(timestamp: str) -> int:
+    try:
+        return int(datetime.fromisoformat(timestamp).timestamp() * 1000)
+    except ValueError:
+        return 0

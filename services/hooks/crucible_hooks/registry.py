@@ -1,0 +1,139 @@
+"""The hooks of the installation: the KV bucket's records and this process's compiled copy of them."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from crucible_core.envelope import Event
+from crucible_core.errors import CrucibleError, NotFoundError
+from crucible_core.matcher import Matcher
+from crucible_core.protocol import HookRecord
+from crucible_core.subjects import token
+from crucible_kit.buckets import Bucket, Change, View
+from crucible_kit.clock import timestamp
+
+from .hook import Hook, load_hook
+
+log = logging.getLogger(__name__)
+
+API = "api"
+_RUN_RECORDS = frozenset({"Executed", "Failed", "Triggered"})
+Changed = Callable[[str, HookRecord | None, HookRecord | None, int], None]
+"""Called with a hook's name, its record before and after (None: it is gone), and the bucket's revision."""
+
+
+class Registry:
+    """Follows the bucket. Disabled hooks are compiled too, so that enabling one cannot fail."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+        self._revisions: dict[str, int] = {}
+        self._names: dict[str, str] = {}
+        self._matcher: Matcher[Hook] | None = None
+        self._pre: list[Hook] | None = None
+        self.view = View(bucket, self._take)
+        self.records: dict[str, HookRecord] = {}
+        self.hooks: dict[str, Hook] = {}
+        self.broken: dict[str, str] = {}
+        """Why a record's definition cannot be run."""
+        self.changed: list[Changed] = []
+
+    # ---- what runs
+
+    @property
+    def pre(self) -> list[Hook]:
+        """The enabled Pre hooks in the order in which they are asked: priority, then name."""
+        if self._pre is None:
+            found = [hook for hook in self.hooks.values() if hook.pre and self.records[hook.name].enabled]
+            self._pre = sorted(found, key=lambda hook: (hook.definition.trigger.priority, hook.name))
+        return self._pre
+
+    def match(self, event: Event) -> list[Hook]:
+        """The enabled Post hooks that this event triggers. A record of a run triggers only hooks that name its
+        category: one that listens to everything would hear of itself for ever."""
+        if self._matcher is None:
+            found = [hook for hook in self.hooks.values() if not hook.pre and self.records[hook.name].enabled]
+            self._matcher = Matcher([(hook, hook.filters) for hook in found])
+        hooks = self._matcher.match(event)
+        if event.type == "Hook" and event.data.event in _RUN_RECORDS:
+            return [hook for hook in hooks if hook.filters.names_category("Hook")]
+        return hooks
+
+    def state(self, name: str) -> str:
+        record = self.get(name)
+        reason = record.error or self.broken.get(name)
+        if not record.enabled:
+            return "disabled"
+        if reason is None:
+            return "active"
+        return f"inert: {reason}" + ("; the last good version still runs" if name in self.hooks else "")
+
+    def get(self, name: str) -> HookRecord:
+        record = self.records.get(name)
+        if record is None:
+            raise NotFoundError(f"there is no hook {name[:100]!r}")
+        return record
+
+    # ---- changes
+
+    async def save(self, record: HookRecord) -> None:
+        """Returns once this process works with it. Raises ConflictError where somebody else was first."""
+        key, value = token(record.name), msgspec.json.encode(record)
+        revision = self._revisions.get(key)
+        put = self._bucket.create(key, value) if revision is None else self._bucket.update(key, value, revision)
+        await self.view.reach(await put)
+
+    async def set_enabled(self, name: str, enabled: bool) -> HookRecord:
+        record = self.get(name)
+        if record.enabled != enabled:
+            record = msgspec.structs.replace(record, enabled=enabled, updated_at=timestamp())
+            await self.save(record)
+        return record
+
+    async def delete(self, name: str) -> HookRecord:
+        record = self.get(name)
+        await self._bucket.delete(token(name))
+        await self.view.refresh()
+        return record
+
+    # ---- the copy
+
+    def _take(self, change: Change) -> None:
+        self._matcher = self._pre = None
+        record = _record(change)
+        name = record.name if record else self._names.get(change.key, change.key)
+        before = self.records.pop(name, None)
+        self.hooks.pop(name, None)
+        self.broken.pop(name, None)
+        if record is None:
+            self._names.pop(change.key, None)
+            self._revisions.pop(change.key, None)
+        else:
+            self._names[change.key] = name
+            self._revisions[change.key] = change.revision
+            self._load(record)
+        for listener in self.changed:
+            listener(name, before, record, change.revision)
+
+    def _load(self, record: HookRecord) -> None:
+        self.records[record.name] = record
+        if record.definition is None:
+            return
+        directory = None if record.origin == API else Path(record.origin).parent
+        try:
+            self.hooks[record.name] = load_hook(record.definition, str(directory) if directory else None)
+        except CrucibleError as error:
+            self.broken[record.name] = error.detail
+            log.warning("hook %s cannot run: %s", record.name, error.detail)
+
+
+def _record(change: Change) -> HookRecord | None:
+    if change.value is None:
+        return None
+    try:
+        return msgspec.json.decode(change.value, type=HookRecord)
+    except msgspec.DecodeError as error:
+        log.error("the record of hook %s cannot be read: %s", change.key, error)
+        return None

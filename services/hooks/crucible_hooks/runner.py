@@ -1,0 +1,180 @@
+"""One attempt at one run: the condition, then the action, under the hook's time-out, and what came of it."""
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+import httpx
+import msgspec
+
+from crucible_core.envelope import Event
+from crucible_core.errors import CrucibleError, UnavailableError
+from crucible_kit.bus import Bus
+from crucible_kit.clock import timestamp
+from crucible_kit.metrics import Metrics
+from crucible_kit.telemetry import Attribute, Telemetry
+
+from .context import event_bytes, event_view
+from .effects import Effects
+from .expressions import Expression, evaluate
+from .failures import AbsentError, RunError
+from .hook import Hook, Script
+from .http import Http, build_request, send
+from .sandbox import Sandbox
+from .shell import Shell, run_shell
+from .templates import Context
+
+log = logging.getLogger(__name__)
+
+INTERNAL = "the run failed inside the hooks service, whose log says why"
+
+
+class Result(msgspec.Struct, kw_only=True):
+    """`outcome` is ok, failed or skipped (the condition is false). `condition` says what the condition came to."""
+
+    outcome: str
+    started_at: str
+    duration_ms: float
+    traceparent: str
+    output: Any = None
+    error: str | None = None
+    condition: str = "none"
+    effects: list[str] = []
+    log: list[str] = []
+
+
+class Runner:
+    """What every run needs; Pre and Post hooks run alike."""
+
+    def __init__(
+        self, bus: Bus, sandbox: Sandbox, client: httpx.AsyncClient, telemetry: Telemetry, metrics: Metrics
+    ) -> None:
+        self._bus = bus
+        self._sandbox = sandbox
+        self._client = client
+        self._telemetry = telemetry
+        self._runs = metrics.counter("hook_runs", "Attempts at runs by outcome", ("timing", "outcome"))
+        self._seconds = metrics.histogram("hook_run_seconds", "How long an attempt took", ("timing",))
+
+    async def attempt(self, hook: Hook, event: Event, run: str, attempt: int, *, dry_run: bool = False) -> Result:
+        """Never fails for what the hook does. Raises UnavailableError where a service that it needs is away."""
+        began, started_at = time.perf_counter(), timestamp()
+        timing = hook.definition.trigger.timing
+        attributes: dict[str, Attribute | None] = {
+            "hook.name": hook.name,
+            "hook.run": run,
+            "hook.attempt": attempt,
+            "event.id": event.metadata.id,
+        }
+        with self._telemetry.span("hook.run", event.metadata.traceparent, "consumer", attributes) as span:
+            effects = Effects(self._bus, event, hook.name, run, span.traceparent, dry_run)
+            work = _Attempt(self, hook, event, run, effects, span.traceparent, dry_run)
+            result = Result(outcome="ok", started_at=started_at, duration_ms=0.0, traceparent=span.traceparent)
+            try:
+                async with asyncio.timeout(hook.timeout_ms / 1000):
+                    await work.perform(result)
+            except TimeoutError:
+                _fail(result, f"took longer than {hook.timeout_ms} ms")
+            except RunError as error:
+                _fail(result, str(error))
+            except UnavailableError:
+                raise
+            except CrucibleError as error:
+                _fail(result, error.detail)
+            except Exception:
+                log.exception("a run of %s failed", hook.name)
+                _fail(result, INTERNAL)
+            span.set("hook.outcome", result.outcome)
+        result.effects, result.log = effects.made, effects.lines
+        result.duration_ms = round((time.perf_counter() - began) * 1000, 3)
+        if not dry_run:
+            self._runs.labels(timing, result.outcome).inc()
+            self._seconds.labels(timing).observe(result.duration_ms / 1000)
+        return result
+
+    def failed(self, event: Event, error: str) -> Result:
+        """The result of an attempt that could not be made."""
+        return Result(
+            outcome="failed",
+            started_at=timestamp(),
+            duration_ms=0.0,
+            traceparent=event.metadata.traceparent or "",
+            error=error,
+        )
+
+    async def script(self, hook: Hook, script: Script, effects: Effects, context: Context, *, reading: bool) -> Any:
+        return await self._sandbox.run(
+            script.source,
+            pool="pre" if hook.pre else "post",
+            name=hook.name,
+            timeout_s=hook.timeout_ms / 1000,
+            values=dict(context),
+            functions=effects.reading() if reading else effects.all(),
+            printed=effects.print,
+        )
+
+    async def request(self, http: Http, context: Context, event: bytes, work: "_Attempt") -> Any:
+        request = build_request(http, context, event, work.run, work.traceparent)
+        if work.dry_run:
+            return f"would send {request.method} to {request.url.host}"
+        return await send(self._client, request)
+
+
+class _Attempt(msgspec.Struct, frozen=True):
+    runner: Runner
+    hook: Hook
+    event: Event
+    run: str
+    effects: Effects
+    traceparent: str
+    dry_run: bool
+
+    async def perform(self, result: Result) -> None:
+        view = event_view(self.event)
+        holds = await self._condition({"event": view, "inputs": {}}, result)
+        if not holds and not self.dry_run:
+            result.outcome = "skipped"
+            return
+        context = {"event": view, "inputs": self.hook.inputs({"event": view, "inputs": {}})}
+        result.output = await self._action(context)
+
+    async def _condition(self, context: Context, result: Result) -> bool:
+        condition = self.hook.condition
+        if condition is None:
+            return True
+        try:
+            if isinstance(condition, Expression):
+                value = evaluate(condition, context)
+            else:
+                value = await self.runner.script(self.hook, condition, self.effects, context, reading=True)
+        except AbsentError as error:
+            # As in a filter, what is not there fulfils nothing. A guard must not be passed that way.
+            if self.hook.pre:
+                raise RunError(f"condition: {error}") from None
+            result.condition = f"false: {error}"
+            return False
+        except RunError as error:
+            raise RunError(f"condition: {error}") from None
+        if not isinstance(value, bool):
+            raise RunError(f"condition: neither true nor false, but {type(value).__name__}")
+        result.condition = str(value).lower()
+        return value
+
+    async def _action(self, context: Context) -> Any:
+        action = self.hook.action
+        if isinstance(action, Script):
+            return await self.runner.script(self.hook, action, self.effects, context, reading=self.hook.pre)
+        event = event_bytes(self.event)
+        if isinstance(action, Http):
+            return await self.runner.request(action, context, event, self)
+        return await self._shell(action, context, event)
+
+    async def _shell(self, shell: Shell, context: Context, event: bytes) -> Any:
+        if self.dry_run:
+            return "would run the command"
+        return await run_shell(shell, context, event, self.traceparent, self.hook.directory)
+
+
+def _fail(result: Result, error: str) -> None:
+    result.outcome, result.error = "failed", error

@@ -1,0 +1,85 @@
+"""What is remembered of runs: an SQLite index of ATTEMPTS, by hook, newest first, and counters."""
+
+import logging
+
+import aiosqlite
+import msgspec
+
+from crucible_core.errors import FieldError, InvalidError
+from crucible_core.protocol import Counters, RunList, RunRecord
+from crucible_kit.bus import Message
+from crucible_kit.index import Index
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS runs (
+  sequence INTEGER PRIMARY KEY, hook TEXT NOT NULL, run_id TEXT NOT NULL, record BLOB NOT NULL
+);
+CREATE INDEX IF NOT EXISTS runs_by_hook ON runs (hook, sequence);
+CREATE INDEX IF NOT EXISTS runs_by_id ON runs (run_id);
+CREATE TABLE IF NOT EXISTS counters (
+  hook TEXT PRIMARY KEY, matched INTEGER NOT NULL, invoked INTEGER NOT NULL, ok INTEGER NOT NULL,
+  failed INTEGER NOT NULL, skipped INTEGER NOT NULL, last_fired TEXT
+) WITHOUT ROWID;
+"""
+_COUNT = """
+INSERT INTO counters VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (hook) DO UPDATE SET
+  matched = matched + excluded.matched, invoked = invoked + excluded.invoked, ok = ok + excluded.ok,
+  failed = failed + excluded.failed, skipped = skipped + excluded.skipped,
+  last_fired = coalesce(excluded.last_fired, last_fired)
+"""
+_MAX_LIMIT = 1000
+
+
+async def apply(writer: aiosqlite.Connection, messages: list[Message]) -> None:
+    """Writes run records; one that cannot be decoded is passed over and logged."""
+    for message in messages:
+        try:
+            record = msgspec.json.decode(message.data, type=RunRecord)
+        except msgspec.DecodeError as error:
+            log.error("run record %d cannot be read: %s", message.sequence, error)
+            continue
+        row = (message.sequence, record.hook, record.run_id, message.data)
+        await writer.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?)", row)
+        await writer.execute(_COUNT, (record.hook, *counted(record)))
+
+
+def counted(record: RunRecord) -> tuple[int, int, int, int, int, str | None]:
+    """What one record adds to matched, invoked, ok, failed and skipped, and when the hook fired.
+
+    `matched` counts triggers, `invoked` attempts. A denial is a gate's success. A trigger that debounce or a condition
+    held back, or the depth limit stopped, is matched and not invoked.
+    """
+    if record.outcome == "skipped":
+        held = record.output.get("events", 1) if isinstance(record.output, dict) else 1
+        return held, 0, 0, 0, held, None
+    if record.outcome == "stopped":
+        return 1, 0, 0, 1, 0, None
+    first = int(record.attempt <= 1)
+    ok, failed = int(record.outcome in ("ok", "denied")), int(record.outcome == "failed")
+    return first, 1, ok, failed, 0, record.started_at
+
+
+async def runs(index: Index, hook: str, limit: int, cursor: str | None) -> RunList:
+    """The newest first; `cursor` is the sequence that the page before ended at."""
+    if not 1 <= limit <= _MAX_LIMIT:
+        raise InvalidError(f"limit must be 1 to {_MAX_LIMIT}", errors=[FieldError("limit", f"1 to {_MAX_LIMIT}")])
+    if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
+        raise InvalidError("cursor is not one of ours", errors=[FieldError("cursor", "is not one of ours")])
+    before = int(cursor) if cursor else 2**62
+    query = "SELECT sequence, record FROM runs WHERE hook = ? AND sequence < ? ORDER BY sequence DESC LIMIT ?"
+    rows = list(await index.reader.execute_fetchall(query, (hook, before, limit + 1)))
+    page = rows[:limit]
+    records = [msgspec.json.decode(row[1], type=RunRecord) for row in page]
+    return RunList(runs=records, next_cursor=str(page[-1][0]) if len(rows) > limit else None)
+
+
+async def counters(index: Index) -> dict[str, Counters]:
+    """By hook."""
+    query = "SELECT hook, matched, invoked, ok, failed, skipped, last_fired FROM counters"
+    return {
+        row[0]: Counters(matched=row[1], invoked=row[2], ok=row[3], failed=row[4], skipped=row[5], last_fired=row[6])
+        for row in await index.reader.execute_fetchall(query)
+    }

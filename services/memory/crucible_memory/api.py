@@ -1,0 +1,168 @@
+"""What memory answers on the bus: requests in, answers out."""
+
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
+
+import msgspec
+
+from crucible_core.errors import UnavailableError
+from crucible_core.protocol import (
+    Cause,
+    GetRequest,
+    MemoryList,
+    MemoryQuery,
+    MemoryView,
+    WriteMemory,
+    WrittenMemory,
+)
+from crucible_kit.bus import Bus
+from crucible_kit.index import Index
+from crucible_kit.metrics import Metrics
+from crucible_kit.rpc import Context, Endpoint
+from crucible_kit.telemetry import parse_traceparent
+
+from . import changes
+from .changes import Change, existing
+from .naming import new_id
+from .search import prepare, search
+from .state import Memory, refused
+from .store import find_anywhere, ids_of, views
+from .truth import last_of, settle
+from .writer import Outcome, Writer
+
+_SEEN_S = 1.0
+_GET_S = 2.0
+
+Given = TypeVar("Given")
+
+_Write = Callable[[WriteMemory], Awaitable[WrittenMemory]]
+
+
+class Api:
+    def __init__(self, bus: Bus, index: Index, writer: Writer, metrics: Metrics) -> None:
+        self._bus = bus
+        self._index = index
+        self._writer = writer
+        self._writes = metrics.counter("memory_writes", "Changes asked for", ("operation", "outcome"))
+        self._query_seconds = metrics.histogram("memory_query_seconds", "How long queries take")
+
+    def endpoints(self) -> Mapping[str, Endpoint]:
+        writes = {
+            "create": self._create,
+            "update": self._update,
+            "delete": self._delete,
+            "link": self._link,
+            "tag": self._tag,
+        }
+        reads = {"get": Endpoint(GetRequest, self._get), "query": Endpoint(MemoryQuery, self._query)}
+        return reads | {name: Endpoint(WriteMemory, self._writing(name, write)) for name, write in writes.items()}
+
+    # ---- reading
+
+    async def _get(self, request: GetRequest, context: Context) -> MemoryView:
+        await self._index.reach(await last_of(self._bus, request.id, None), _GET_S)
+        memory = await find_anywhere(self._index.reader, request.id)
+        return (await views(self._index.reader, [existing(memory, request.id)]))[0]
+
+    async def _query(self, request: MemoryQuery, context: Context) -> MemoryList:
+        wanted = prepare(request)
+        with self._query_seconds.time():
+            if request.min_sequence is not None:
+                await settle(self._bus, self._index, request.min_sequence)
+            return await search(self._index.reader, wanted) if wanted else MemoryList(memories=[])
+
+    # ---- writing
+
+    def _writing(self, operation: str, write: _Write) -> Callable[[WriteMemory, Context], Awaitable[WrittenMemory]]:
+        async def handler(request: WriteMemory, context: Context) -> WrittenMemory:
+            cause = msgspec.structs.replace(request.cause, traceparent=_traceparent(request.cause, context))
+            outcome = "error"
+            try:
+                written = await write(msgspec.structs.replace(request, cause=cause))
+                outcome = "changed" if written.changed else "unchanged"
+            finally:
+                self._writes.labels(operation, outcome).inc()
+            # Whoever asked reads what it wrote; where this replica is slow, the answer does not wait for it.
+            with contextlib.suppress(UnavailableError):
+                await self._index.reach(written.sequence, _SEEN_S)
+            return written
+
+        return handler
+
+    async def _create(self, request: WriteMemory) -> WrittenMemory:
+        wanted = _given(request.create, "create")
+        id = new_id(request.id, request.cause)
+
+        async def decide(memory: Memory | None) -> Change | None:
+            if memory and request.id is None:
+                return None  # the key has made it before
+            return changes.create(memory, id, wanted)
+
+        outcome = await self._writer.change(id, request.cause, decide, request.expected_sequence, "create")
+        if outcome.appended is None and outcome.before:
+            return WrittenMemory(id=id, sequence=outcome.before.key, duplicate=True)
+        return _written(id, outcome)
+
+    async def _update(self, request: WriteMemory) -> WrittenMemory:
+        wanted = _given(request.update, "update")
+
+        async def decide(memory: Memory) -> Change | None:
+            return changes.update(memory, wanted)
+
+        return await self._change(request, "update", decide)
+
+    async def _delete(self, request: WriteMemory) -> WrittenMemory:
+        async def decide(memory: Memory) -> Change | None:
+            return changes.delete(memory)
+
+        return await self._change(request, "delete", decide)
+
+    async def _tag(self, request: WriteMemory) -> WrittenMemory:
+        wanted = _given(request.tag, "tag")
+
+        async def decide(memory: Memory) -> Change | None:
+            return changes.tag(memory, wanted)
+
+        return await self._change(request, "tag", decide)
+
+    async def _link(self, request: WriteMemory) -> WrittenMemory:
+        wanted = _given(request.link, "link")
+
+        async def decide(memory: Memory) -> Change | None:
+            names = [wanted.target.strip(), *(link.target for link in memory.links)]
+            ids = await ids_of(self._index.reader, memory.world_id, names)
+            return changes.link(memory, wanted, ids)
+
+        return await self._change(request, "link", decide)
+
+    async def _change(
+        self, request: WriteMemory, operation: str, decide: Callable[[Memory], Awaitable[Change | None]]
+    ) -> WrittenMemory:
+        id = _given(request.id, "id")
+
+        async def decide_existing(memory: Memory | None) -> Change | None:
+            return await decide(existing(memory, id))
+
+        return _written(
+            id, await self._writer.change(id, request.cause, decide_existing, request.expected_sequence, operation)
+        )
+
+
+def _written(id: str, outcome: Outcome) -> WrittenMemory:
+    if outcome.appended is not None:
+        sequence = outcome.appended.sequence or 0
+        return WrittenMemory(id=id, sequence=sequence, duplicate=outcome.appended.duplicate)
+    return WrittenMemory(id=id, sequence=outcome.before.sequence if outcome.before else 0, changed=False)
+
+
+def _given(value: Given | None, name: str) -> Given:
+    if value is None:
+        raise refused(name, "required, but missing")
+    return value
+
+
+def _traceparent(cause: Cause, context: Context) -> str:
+    """The span that answers the request, or the caller's word where the request came without its trace."""
+    told, here = parse_traceparent(cause.traceparent), parse_traceparent(context.traceparent)
+    return str(told) if told and here and told.trace_id != here.trace_id else context.traceparent

@@ -1,0 +1,75 @@
+"""The wiring of memory: what is opened, what runs, and when it is ready."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+
+from starlette.applications import Starlette
+
+from crucible_core.subjects import Names
+from crucible_kit.asgi import ops_app
+from crucible_kit.bus import Bus, open_bus
+from crucible_kit.index import Index, open_index
+from crucible_kit.metrics import Metrics
+from crucible_kit.rpc import serve
+from crucible_kit.settings import load
+from crucible_kit.streams import declare_streams
+from crucible_kit.telemetry import Telemetry, open_telemetry
+
+from . import store
+from .api import Api
+from .files import Files
+from .settings import Settings
+from .truth import last_change
+from .writer import Writer
+
+SERVICE = "memory"
+_REBUILD_S = 86_400.0
+
+
+def create_app(settings: Settings | None = None) -> Starlette:
+    settings = settings or load(Settings)
+    metrics = Metrics(SERVICE)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            telemetry = open_telemetry(SERVICE)
+            stack.push_async_callback(asyncio.to_thread, telemetry.close)
+            bus = await stack.enter_async_context(open_bus(settings.nats_url, Names(settings.bus_prefix), SERVICE))
+            await declare_streams(bus, settings)
+            path = Path(settings.data_dir) / "memory.sqlite"
+            opening = open_index(path, bus, bus.names.events, store.VERSION, store.SCHEMA)
+            index = await stack.enter_async_context(opening)
+            app.state.ready = lambda: waiting_for(bus, index)
+            skipped = metrics.counter("memory_skipped_events", "Memory events that could not be read")
+            metrics.gauge("index_sequence", "The last sequence that the index holds").set_function(
+                lambda: index.sequence
+            )
+            async with asyncio.TaskGroup() as tasks:
+                apply = partial(store.apply, skipped.inc)
+                following = tasks.create_task(index.follow(bus, apply, [bus.names.events_of("Memory")]))
+                serving = tasks.create_task(_serve(bus, index, telemetry, metrics))
+                yield
+                # What has begun still reads the index: it goes on until that is done.
+                serving.cancel()
+                await asyncio.wait([serving])
+                following.cancel()
+
+    return ops_app(SERVICE, lifespan, metrics)
+
+
+async def _serve(bus: Bus, index: Index, telemetry: Telemetry, metrics: Metrics) -> None:
+    """Answers and works, once the index holds what was there at the start: until then other replicas do."""
+    await index.reach(await last_change(bus), _REBUILD_S)
+    writer = Writer(bus, index)
+    async with serve(bus, SERVICE, Api(bus, index, writer, metrics).endpoints(), telemetry):
+        await Files(bus, writer, telemetry, metrics).run()
+
+
+def waiting_for(bus: Bus, index: Index) -> list[str]:
+    """What is not there yet; empty when ready."""
+    held = {"nats": bus.connected, "index": index.caught_up}
+    return [name for name, ready in held.items() if not ready]

@@ -1,0 +1,142 @@
+"""What a request makes of a memory: the event that says so, or none where nothing changes. Pure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from crucible_core.errors import ConflictError, NotFoundError
+from crucible_core.protocol import CreateMemory, Link, UpdateMemory
+
+from .notes import Note
+from .state import (
+    MAX_LINKS,
+    MAX_TAGS,
+    Memory,
+    checked_content,
+    checked_link,
+    checked_links,
+    checked_tag,
+    checked_tags,
+    checked_words,
+    refused,
+    same_link,
+    unique,
+)
+
+
+class Change(msgspec.Struct, frozen=True):
+    """A Memory event to be: `event` is its name within the category."""
+
+    event: str
+    payload: dict[str, Any]
+
+
+_FIELDS = ("content", "title", "path", "tags", "entities", "links", "metadata")
+
+
+def existing(memory: Memory | None, id: str) -> Memory:
+    if memory is None:
+        raise NotFoundError(f"there is no memory {id[:200]}")
+    return memory
+
+
+def create(memory: Memory | None, id: str, wanted: CreateMemory) -> Change:
+    """Raises ConflictError where there is such a memory, and InvalidError."""
+    if memory is not None:
+        raise ConflictError(f"there is a memory {id} already", sequence=memory.sequence)
+    state = {
+        "content": checked_content(wanted.content),
+        "tags": checked_tags(wanted.tags),
+        "entities": checked_words(wanted.entities, "entities"),
+        "links": checked_links(wanted.links),
+        "metadata": wanted.metadata,
+    }
+    return Change("Created", _payload(id, state))
+
+
+def update(memory: Memory, wanted: UpdateMemory) -> Change | None:
+    given: dict[str, Any] = {
+        "content": None if wanted.content is None else checked_content(wanted.content),
+        "tags": None if wanted.tags is None else checked_tags(wanted.tags),
+        "entities": None if wanted.entities is None else checked_words(wanted.entities, "entities"),
+        "links": None if wanted.links is None else checked_links(wanted.links),
+        "metadata": wanted.metadata,
+    }
+    return _updated(memory, {name: value for name, value in given.items() if value is not None})
+
+
+def delete(memory: Memory) -> Change:
+    return Change("Deleted", {"id": memory.id})
+
+
+def tag(memory: Memory, wanted: str) -> Change | None:
+    tag = checked_tag(wanted)
+    if tag in memory.tags:
+        return None
+    if len(memory.tags) >= MAX_TAGS:
+        raise refused("tag", f"a memory may have {MAX_TAGS} tags")
+    return Change("Tagged", {"id": memory.id, "tag": tag})
+
+
+def link(memory: Memory, wanted: Link, ids: Mapping[str, str]) -> Change | None:
+    """`ids` has the memory that each name leads to, of the wanted target and of those that are linked already."""
+    link = checked_link(wanted)
+    target = ids.get(link.target, link.target)
+    if target == memory.id:
+        raise refused("link.target", "a memory cannot be linked to itself")
+    for known in memory.links:
+        if (ids.get(known.target, known.target), known.type) == (target, link.type):
+            if link.weight is None or link.weight == known.weight:
+                return None
+            # The link keeps the name that it has, so that the new weight is that of the same one.
+            return Change("Linked", {"id": memory.id, **_link(Link(known.target, known.type, link.weight))})
+    if len(memory.links) >= MAX_LINKS:
+        raise refused("link", f"a memory may have {MAX_LINKS} links")
+    return Change("Linked", {"id": memory.id, **_link(Link(target, link.type, link.weight))})
+
+
+def note(memory: Memory | None, id: str, path: str, note: Note, earlier: Memory | None = None) -> Change | None:
+    """The memory as a note wants it. What was put on by events of their own stays; a renamed note's is taken from the
+    memory of the `earlier` path."""
+    before = memory or earlier
+    added_tags, added_links = (before.added_tags, before.added_links) if before else ([], [])
+    state = {
+        "content": note.content,
+        "title": note.title,
+        "path": path,
+        "tags": unique([*note.tags, *added_tags])[:MAX_TAGS],
+        "entities": before.entities if before else [],
+        "links": _merged(note.links, added_links)[:MAX_LINKS],
+        "metadata": note.metadata,
+    }
+    return Change("Created", _payload(id, state)) if memory is None else _updated(memory, state)
+
+
+def moved(memory: Memory | None, id: str, path: str, earlier: Memory) -> Change | None:
+    """A memory taken to a note's new path, where the event that tells of it has no content."""
+    state = {name: getattr(earlier, name) for name in _FIELDS} | {"path": path}
+    return Change("Created", _payload(id, state)) if memory is None else _updated(memory, state)
+
+
+def _updated(memory: Memory, given: Mapping[str, Any]) -> Change | None:
+    """The whole new state, so that a reader of this event alone knows the memory; `changed` names what is new."""
+    changed = [name for name, value in given.items() if value != getattr(memory, name)]
+    if not changed:
+        return None
+    state = {name: getattr(memory, name) for name in _FIELDS} | dict(given)
+    return Change("Updated", _payload(memory.id, state) | {"changed": changed})
+
+
+def _payload(id: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    links = [_link(link) for link in state["links"]]
+    return {"id": id} | {name: value for name, value in state.items() if value is not None} | {"links": links}
+
+
+def _link(link: Link) -> dict[str, Any]:
+    weight = {} if link.weight is None else {"weight": link.weight}
+    return {"target": link.target, "type": link.type, **weight}
+
+
+def _merged(links: list[Link], added: list[Link]) -> list[Link]:
+    return [*links, *(link for link in added if not any(same_link(link, other) for other in links))]

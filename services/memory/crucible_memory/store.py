@@ -1,0 +1,197 @@
+"""What is remembered: an SQLite index of the Memory events, with each memory's state, tags, links, names and words."""
+
+import logging
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import aiosqlite
+import msgspec
+
+from crucible_core.envelope import DEFAULT_WORLD
+from crucible_core.ids import is_id
+from crucible_core.protocol import Link, MemoryView
+from crucible_kit.bus import Message
+
+from .projection import Recorded, fold, read_recorded
+from .state import Memory
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS memories (
+  key INTEGER PRIMARY KEY, id TEXT NOT NULL, world TEXT NOT NULL, room TEXT NOT NULL, title TEXT NOT NULL,
+  content TEXT NOT NULL, words TEXT NOT NULL, state BLOB NOT NULL, UNIQUE (id, world)
+);
+CREATE TABLE IF NOT EXISTS tags (tag TEXT, memory INTEGER, PRIMARY KEY (tag, memory)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS tags_by_memory ON tags (memory);
+CREATE TABLE IF NOT EXISTS links (
+  source INTEGER, place INTEGER, target TEXT NOT NULL, type TEXT NOT NULL, weight REAL, PRIMARY KEY (source, place)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS links_by_target ON links (target);
+CREATE TABLE IF NOT EXISTS names (
+  world TEXT, name TEXT, kind INTEGER, memory INTEGER, PRIMARY KEY (world, name, kind, memory)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS names_by_memory ON names (memory);
+CREATE VIRTUAL TABLE IF NOT EXISTS texts USING fts5(
+  title, content, words, content='memories', content_rowid='key', tokenize='porter unicode61 remove_diacritics 2'
+);
+CREATE TRIGGER IF NOT EXISTS memory_inserted AFTER INSERT ON memories BEGIN
+  INSERT INTO texts (rowid, title, content, words) VALUES (new.key, new.title, new.content, new.words);
+END;
+CREATE TRIGGER IF NOT EXISTS memory_deleted AFTER DELETE ON memories BEGIN
+  INSERT INTO texts (texts, rowid, title, content, words)
+  VALUES ('delete', old.key, old.title, old.content, old.words);
+END;
+"""
+"""`words` holds tags and entities for the full text; `state` is the Memory without its content."""
+
+_PATH, _FILE, _TITLE, _ALIAS = range(4)
+"""The kinds of names, the strongest first."""
+_MAX_FOLDERS = 16
+_AT_ONCE = 1000
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Memory)
+_Key = tuple[str, str]
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+async def apply(skipped: Callable[[], None], writer: aiosqlite.Connection, messages: list[Message]) -> None:
+    """Folds a batch of events into the index; what cannot be read is passed over, logged and told to `skipped`."""
+    events = [event for event in (_read(message, skipped) for message in messages) if event]
+    before = await _states(writer, {(event.memory_id, event.world_id) for event in events})
+    after: dict[_Key, Memory | None] = {}
+    for event in events:
+        key = (event.memory_id, event.world_id)
+        after[key] = fold(after[key] if key in after else before.get(key), event)
+    gone = [(memory.key,) for memory in before.values()]
+    await writer.executemany("DELETE FROM memories WHERE key = ?", gone)
+    await writer.executemany("DELETE FROM tags WHERE memory = ?", gone)
+    await writer.executemany("DELETE FROM links WHERE source = ?", gone)
+    await writer.executemany("DELETE FROM names WHERE memory = ?", gone)
+    kept = [memory for memory in after.values() if memory]
+    await writer.executemany("INSERT INTO memories VALUES (?, ?, ?, ?, ?, ?, ?, ?)", map(_row, kept))
+    await writer.executemany("INSERT INTO tags VALUES (?, ?)", [(tag, m.key) for m in kept for tag in m.tags])
+    await writer.executemany(
+        "INSERT INTO links VALUES (?, ?, ?, ?, ?)",
+        [(m.key, place, link.target, link.type, link.weight) for m in kept for place, link in enumerate(m.links)],
+    )
+    await writer.executemany(
+        "INSERT OR IGNORE INTO names VALUES (?, ?, ?, ?)",
+        [(m.world_id, name, kind, m.key) for m in kept for name, kind in names_of(m)],
+    )
+
+
+def _read(message: Message, skipped: Callable[[], None]) -> Recorded | None:
+    try:
+        return read_recorded(message.data, message.sequence)
+    except (msgspec.DecodeError, UnicodeError) as error:
+        log.error("event %d cannot be read: %s", message.sequence, error)
+        skipped()
+        return None
+
+
+def _row(memory: Memory) -> tuple[Any, ...]:
+    words = " ".join([*memory.tags, *memory.entities])
+    state = _encoder.encode(msgspec.structs.replace(memory, content=""))
+    where = (memory.key, memory.id, memory.world_id, memory.room_id)
+    return (*where, memory.title or "", memory.content, words, state)
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+async def find(reader: aiosqlite.Connection, id: str, world: str) -> Memory | None:
+    return (await _states(reader, {(id, world)})).get((id, world))
+
+
+async def find_anywhere(reader: aiosqlite.Connection, id: str) -> Memory | None:
+    """The memory with an id; of several worlds' the default world's, else the oldest."""
+    query = "SELECT state, content FROM memories WHERE id = ? ORDER BY world != ?, key LIMIT 1"
+    return next((_memory(*row) for row in await reader.execute_fetchall(query, (id, DEFAULT_WORLD))), None)
+
+
+async def memories(reader: aiosqlite.Connection, keys: Sequence[int]) -> list[Memory]:
+    """In the order of the keys; those that have gone meanwhile are left out."""
+    query = f"SELECT state, content FROM memories WHERE key IN ({_marks(keys)})"
+    found = {memory.key: memory for memory in [_memory(*row) for row in await reader.execute_fetchall(query, keys)]}
+    return [found[key] for key in keys if key in found]
+
+
+async def ids_of(reader: aiosqlite.Connection, world: str, targets: Iterable[str]) -> dict[str, str]:
+    """The memories that links' targets lead to by path, file, title or alias, in this order; the oldest of several."""
+    wanted = {target: name_key(target) for target in targets if not is_id("mem", target)}
+    found: dict[str, str] = {}
+    names = list(set(wanted.values()))
+    for start in range(0, len(names), _AT_ONCE):
+        part = names[start : start + _AT_ONCE]
+        query = (
+            "SELECT n.name, m.id FROM names n JOIN memories m ON m.key = n.memory"
+            f" WHERE n.world = ? AND n.name IN ({_marks(part)}) ORDER BY n.kind, m.key"
+        )
+        for name, id in await reader.execute_fetchall(query, (world, *part)):
+            found.setdefault(name, id)
+    return {target: found[name] for target, name in wanted.items() if name in found}
+
+
+async def views(reader: aiosqlite.Connection, found: Sequence[Memory]) -> list[MemoryView]:
+    """Memories of one world as users see them, with links that lead to memories by id."""
+    targets = {link.target for memory in found for link in memory.links}
+    ids = await ids_of(reader, found[0].world_id, targets) if targets else {}
+    return [_view(memory, ids) for memory in found]
+
+
+def _view(memory: Memory, ids: dict[str, str]) -> MemoryView:
+    links = [Link(target=ids.get(link.target, link.target), type=link.type, weight=link.weight) for link in memory.links]
+    fields = {name: getattr(memory, name) for name in MemoryView.__struct_fields__}
+    return MemoryView(**fields | {"links": links})
+
+
+async def _states(connection: aiosqlite.Connection, keys: Collection[_Key]) -> dict[_Key, Memory]:
+    if not keys:
+        return {}
+    query = f"SELECT state, content FROM memories WHERE (id, world) IN (VALUES {', '.join(['(?, ?)'] * len(keys))})"
+    rows = await connection.execute_fetchall(query, [part for key in keys for part in key])
+    return {(memory.id, memory.world_id): memory for memory in [_memory(*row) for row in rows]}
+
+
+def _memory(state: bytes, content: str) -> Memory:
+    return msgspec.structs.replace(_decoder.decode(state), content=content)
+
+
+def _marks(items: Sequence[Any]) -> str:
+    return ", ".join("?" * len(items))
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+def names_of(memory: Memory) -> list[tuple[str, int]]:
+    """What links may call a memory, and the kind of each name."""
+    names = []
+    if memory.path:
+        path = PurePosixPath(memory.path)
+        for kind, parts in _tails(path.parts):
+            tail = PurePosixPath(*parts)
+            names += [(str(tail), kind), (str(tail.with_suffix("")), kind)]
+    if memory.title:
+        names.append((memory.title, _TITLE))
+    aliases = memory.metadata.get("aliases")
+    names += [(alias, _ALIAS) for alias in aliases if isinstance(alias, str)] if isinstance(aliases, list) else []
+    return [(name_key(name), kind) for name, kind in names]
+
+
+def _tails(parts: tuple[str, ...]) -> list[tuple[int, tuple[str, ...]]]:
+    """The whole path, then its ends: `c/b/a.md` is also `b/a.md` and `a.md`."""
+    shorter = [(_FILE, parts[-length:]) for length in range(min(len(parts) - 1, _MAX_FOLDERS), 0, -1)]
+    return [(_PATH, parts), *shorter]
+
+
+def name_key(name: str) -> str:
+    """One spelling for names that differ in case, spaces or the form of their accents."""
+    return " ".join(unicodedata.normalize("NFC", name).casefold().split()).removeprefix("./").strip("/")

@@ -1,0 +1,147 @@
+"""Changing memories: read, decide, append with the version that was read, and again where somebody was first."""
+
+import asyncio
+import contextlib
+import hashlib
+import random
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import msgspec
+
+from crucible_core.envelope import MAX_EVENT_BYTES
+from crucible_core.errors import ConflictError, TooLargeError, from_problem
+from crucible_core.protocol import Appended, AppendReply, AppendRequest, Cause, NewEvent
+from crucible_kit.bus import Bus
+from crucible_kit.index import Index
+from crucible_kit.rpc import call
+
+from .changes import Change
+from .state import Memory
+from .store import find
+from .truth import last_of
+
+_APPEND_S = 30.0
+"""An append waits for the Pre hooks that it meets."""
+_TRIES = 12
+_TURN_S = 2.0
+_PAUSE_S = 0.005
+_ENVELOPE_BYTES = 2048
+_MAX_KEY = 200
+_Decide = Callable[[Memory | None], Awaitable[Change | None]]
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """`before` is the memory that was decided on, `appended` the event's outcome; None where nothing changes."""
+
+    before: Memory | None
+    appended: Appended | None
+
+
+class Writer:
+    """Appends Memory events. Concurrent changes of one memory lose nothing: each is decided on the state that the one
+    before it left."""
+
+    def __init__(self, bus: Bus, index: Index) -> None:
+        self._bus = bus
+        self._index = index
+        self._turns: weakref.WeakValueDictionary[tuple[str, str], asyncio.Lock] = weakref.WeakValueDictionary()
+
+    async def change(
+        self, id: str, cause: Cause, decide: _Decide, expected: int | None = None, operation: str = ""
+    ) -> Outcome:
+        """`expected` is the memory's sequence that the caller has seen (0: no such memory).
+
+        Raises ConflictError where it is another, and what `decide` and the append raise: DeniedError, InvalidError, ….
+        `operation` tells this use of the cause's key from others.
+        """
+        async with self._turn((id, cause.world_id)):
+            for left in range(_TRIES, 0, -1):
+                sequence, memory = await self.present(id, cause.world_id)
+                change = await decide(memory)
+                sequence = _checked(memory, sequence, expected, cause)
+                if change is None:
+                    return Outcome(memory, None)
+                try:
+                    return Outcome(memory, await self._append(id, change, memory, cause, sequence, operation))
+                except ConflictError:
+                    if expected is not None or left == 1:
+                        raise
+                await asyncio.sleep(random.uniform(0, _PAUSE_S * 2 ** min(_TRIES - left, 5)))
+        raise AssertionError
+
+    async def present(self, id: str, world: str) -> tuple[int, Memory | None]:
+        """The sequence of the memory's last event (0 without any), and the memory, at least as new as that."""
+        sequence = await last_of(self._bus, id, world)
+        await self._index.reach(sequence)
+        return sequence, await find(self._index.reader, id, world)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, key: tuple[str, str]) -> AsyncIterator[None]:
+        """Lets writers of one memory go one after another in this process. Only a courtesy that saves conflicts, so it
+        does not wait for ever: a Pre hook may change the memory whose event it is looking at."""
+        lock = self._turns.setdefault(key, asyncio.Lock())
+        held = False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_TURN_S):
+                held = await lock.acquire()
+        try:
+            yield
+        finally:
+            if held:
+                lock.release()
+
+    async def _append(
+        self, id: str, change: Change, memory: Memory | None, cause: Cause, expected: int, operation: str
+    ) -> Appended:
+        event = new_event(id, change, memory, cause, expected, operation)
+        request = AppendRequest(events=[event])
+        reply = await call(
+            self._bus, "events", "append", request, AppendReply, timeout=_APPEND_S, traceparent=cause.traceparent
+        )
+        [result] = reply.results
+        if result.error is not None:
+            raise from_problem(result.error)
+        return result
+
+
+def new_event(
+    id: str, change: Change, memory: Memory | None, cause: Cause, expected: int, operation: str
+) -> NewEvent:
+    """A change as the event that asks to be committed. A memory stays in the room where it was made, and for ever."""
+    payload = msgspec.json.encode(change.payload)
+    if len(payload) > MAX_EVENT_BYTES - _ENVELOPE_BYTES:
+        raise TooLargeError(f"a memory may have {MAX_EVENT_BYTES - _ENVELOPE_BYTES} bytes with all its parts")
+    return NewEvent(
+        type=f"Memory.{change.event}",
+        payload=msgspec.Raw(payload),
+        source=cause.source,
+        actor=cause.actor,
+        correlation_id=cause.correlation_id,
+        causation_id=cause.causation_id,
+        hop=cause.hop,
+        world_id=cause.world_id,
+        room_id=memory.room_id if memory else cause.room_id,
+        entity=id,
+        traceparent=cause.traceparent,
+        expected_sequence=expected,
+        retention="forever",
+        idempotency_key=_event_key(id, operation, cause.key) if cause.key else None,
+    )
+
+
+def _event_key(id: str, operation: str, key: str) -> str:
+    """The key within one operation on one memory, so that the same one may serve for several."""
+    text = f"memory.{operation}:{id}:{key}"
+    return text if len(text) <= _MAX_KEY else f"memory:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _checked(memory: Memory | None, sequence: int, expected: int | None, cause: Cause) -> int:
+    """The sequence to expect of the entity. Where another is expected than there is, a request with a key may still be
+    the repetition of one that went well, which `events` knows."""
+    present = memory.sequence if memory else 0
+    if expected is None or expected == present:
+        return sequence
+    if cause.key is not None:
+        return expected
+    raise ConflictError(f"the memory is at sequence {present}, not {expected}", sequence=present)

@@ -1,0 +1,246 @@
+import asyncio
+import contextlib
+from pathlib import Path
+
+import pytest
+from starlette.applications import Starlette
+
+from crucible_core.errors import ConflictError, InvalidError
+from crucible_core.protocol import NewEvent
+from crucible_core.subjects import MSG_ID, TTL
+from crucible_events.settings import Settings
+from crucible_kit.bus import Bus
+
+from .conftest import Asker, Running, new
+
+
+def memory(event: str = "Updated", id: str = "mem_1", **fields: object) -> NewEvent:
+    payload = {"id": id, "content": "x"} if event == "Created" else {"id": id}
+    return new(f"Memory.{event}", payload, **fields)
+
+
+async def test_an_append_is_in_the_log_before_it_is_answered(service: Starlette, ask: Asker) -> None:
+    done = await ask.one(new("memory.created", {"id": "mem_1", "content": "hello"}, actor="user:alice"))
+    assert (done.type, done.duplicate, done.error) == ("Memory.Created", False, None)
+    stored = await ask.bus.get(ask.bus.names.events, done.sequence or 0)
+    assert stored is not None
+    assert stored.subject == ask.bus.names.event("default", "main", "Memory", "Created", "mem_1")
+    assert stored.headers[MSG_ID] == done.id
+    event = await ask.get(done.id or "")
+    assert event.sequence == done.sequence
+    assert event.data.payload == {"id": "mem_1", "content": "hello"}
+    assert event.metadata.correlation_id == done.correlation_id
+    assert event.metadata.traceparent
+
+
+async def test_a_refused_event_leaves_the_others_of_its_batch(service: Starlette, ask: Asker) -> None:
+    results = await ask.append(new(), new("Memory.Creatd"), new(hop=9), new())
+    assert [result.error is None for result in results] == [True, False, False, True]
+    assert results[1].error is not None
+    assert results[1].error.errors[0].suggestion == "Memory.Created"
+    assert results[2].error is not None
+    assert results[2].error.errors[0].path == "hop"
+    assert (results[3].sequence or 0) - (results[0].sequence or 0) == 1
+
+
+async def test_nothing_to_append_is_no_event(service: Starlette, ask: Asker) -> None:
+    assert await ask.append() == []
+    assert await ask.append(atomic=True) == []
+
+
+async def test_the_same_id_again_gets_the_first_answer(service: Starlette, ask: Asker) -> None:
+    first = await ask.one(new(id="evt_mine", payload={"n": 1}))
+    again = await ask.one(new(id="evt_mine", payload={"n": 2}))
+    assert again.duplicate
+    assert (again.id, again.sequence, again.correlation_id) == ("evt_mine", first.sequence, first.correlation_id)
+    assert (await ask.get("evt_mine")).data.payload == {"n": 1}
+
+
+async def test_an_idempotency_key_is_one_event_for_each_actor(service: Starlette, ask: Asker) -> None:
+    first = await ask.one(new(idempotency_key="k", actor="user:a"))
+    again = await ask.one(new(idempotency_key="k", actor="user:a"))
+    other = await ask.one(new(idempotency_key="k", actor="user:b"))
+    assert (again.id, again.sequence, again.duplicate) == (first.id, first.sequence, True)
+    assert not other.duplicate
+
+
+async def test_duplicates_are_known_after_jetstream_has_forgotten(
+    running: Running, ask: Asker, settings: Settings, bus: Bus
+) -> None:
+    async with running():
+        first = await ask.append(new(id="evt_old"), new(idempotency_key="k"))
+        # The duplicate window, far shorter: what JetStream remembers has gone at the next append.
+        await bus._js.update_stream(  # type: ignore[call-overload]
+            (await bus._js.stream_info(bus.names.events)).config.evolve(duplicate_window=0.1)
+        )
+        await asyncio.sleep(0.3)
+        again = await ask.append(new(id="evt_old"), new(idempotency_key="k"))
+        assert [result.duplicate for result in again] == [True, True]
+        assert [result.sequence for result in again] == [result.sequence for result in first]
+    for file in Path(settings.data_dir).iterdir():
+        file.unlink()
+    async with running():
+        again = await ask.append(new(id="evt_old"), new(idempotency_key="k"))
+        assert [result.sequence for result in again] == [result.sequence for result in first]
+
+
+async def test_of_two_at_once_with_one_id_one_is_the_duplicate(service: Starlette, ask: Asker) -> None:
+    results = await asyncio.gather(*(ask.one(new(id=f"evt_{n // 4}")) for n in range(100)))
+    for n in range(0, 100, 4):
+        assert len({result.sequence for result in results[n : n + 4]}) == 1
+        assert sorted(result.duplicate for result in results[n : n + 4]) == [False, True, True, True]
+    assert await ask.last() == 25
+
+
+async def test_one_id_twice_in_a_batch(service: Starlette, ask: Asker) -> None:
+    first, second, third = await ask.append(new(id="evt_a"), new(id="evt_a"), new(id="evt_b"))
+    assert (first.duplicate, second.duplicate, third.duplicate) == (False, True, False)
+    assert first.sequence == second.sequence
+
+
+async def test_a_stale_expectation_conflicts_and_tells_the_version(service: Starlette, ask: Asker) -> None:
+    first = await ask.one(memory("Created", expected_sequence=0))
+    second = await ask.one(memory(expected_sequence=first.sequence))
+    assert second.error is None
+    stale = await ask.one(memory(expected_sequence=first.sequence))
+    assert stale.error is not None
+    assert stale.error.code == "conflict"
+    assert stale.error.extra == {"current_sequence": second.sequence}
+    other_room = await ask.one(memory(expected_sequence=second.sequence, room_id="other"))
+    assert other_room.error is None
+
+
+async def test_an_expectation_repeated_with_its_id_is_a_duplicate(service: Starlette, ask: Asker) -> None:
+    first = await ask.one(memory("Created"))
+    for _ in range(3):
+        again = await ask.one(
+            NewEvent(type="Memory.Updated", payload=memory().payload, id="evt_u", expected_sequence=first.sequence)
+        )
+        assert again.error is None
+        assert again.sequence == 2
+
+
+async def test_no_update_is_lost_among_concurrent_writers(service: Starlette, ask: Asker) -> None:
+    """Each writer reads the version and appends on it; every success is on a version that nobody else built on."""
+    await ask.one(memory("Created"))
+    bus, wins = ask.bus, []
+
+    async def write() -> None:
+        for _ in range(10):
+            last = await bus.last(bus.names.events, bus.names.versions("default", "Memory", "mem_1"))
+            assert last is not None
+            event = "Updated" if len(wins) % 2 else "Accessed"
+            result = await ask.one(memory(event, expected_sequence=last.sequence))
+            if result.error is None:
+                wins.append((last.sequence, result.sequence))
+
+    await asyncio.gather(*(write() for _ in range(12)))
+    assert len({base for base, _ in wins}) == len(wins)
+    chain = sorted(wins)
+    assert [base for base, _ in chain[1:]] == [made for _, made in chain[:-1]]
+
+
+async def test_expectations_are_for_versioned_entities(service: Starlette, ask: Asker) -> None:
+    result = await ask.one(new(expected_sequence=0, entity="n"))
+    assert result.error is not None
+    assert result.error.errors[0].path == "expected_sequence"
+
+
+async def test_atomic_commits_all_in_order(service: Starlette, ask: Asker) -> None:
+    results = await ask.append(*(new(payload={"n": n}) for n in range(1000)), atomic=True)
+    first = results[0].sequence or 0
+    assert [result.sequence for result in results] == list(range(first, first + 1000))
+
+
+async def test_atomic_refuses_all_with_the_path_of_each_mistake(service: Starlette, ask: Asker) -> None:
+    bad = new("Memory.Created", {"id": "m", "content": 5})
+    with pytest.raises(InvalidError) as error:
+        await ask.append(new(), bad, new(), bad, atomic=True)
+    assert [field.path for field in error.value.errors] == ["events.1.payload.content", "events.3.payload.content"]
+    with pytest.raises(InvalidError):
+        await ask.append(*(new() for _ in range(1001)), atomic=True)
+    assert await ask.last() == 0
+
+
+async def test_an_atomic_append_again_is_a_duplicate_as_a_whole(service: Starlette, ask: Asker) -> None:
+    events = [new(id="evt_a"), new(idempotency_key="k"), new(id="evt_c")]
+    first = await ask.append(*events, atomic=True)
+    again = await ask.append(*events, atomic=True)
+    assert [result.sequence for result in again] == [result.sequence for result in first]
+    assert all(result.duplicate for result in again)
+    with pytest.raises(ConflictError, match=r"events\.0"):
+        await ask.append(new(id="evt_a"), new(), atomic=True)
+    with pytest.raises(InvalidError):
+        await ask.append(new(id="evt_x"), new(id="evt_x"), atomic=True)
+    assert await ask.last() == 3
+
+
+async def test_atomic_appends_of_one_request_at_once_are_one(service: Starlette, ask: Asker) -> None:
+    events = [new(id=f"evt_{n}") for n in range(5)]
+    results = await asyncio.gather(*(ask.append(*events, atomic=True) for _ in range(8)))
+    assert {tuple(one.sequence for one in result) for result in results} == {(1, 2, 3, 4, 5)}
+    assert sorted(all(one.duplicate for one in result) for result in results) == [False] + [True] * 7
+
+
+async def test_an_atomic_append_with_expectations(service: Starlette, ask: Asker) -> None:
+    a, b = await ask.append(memory("Created", "mem_a"), memory("Created", "mem_b"))
+    batch = [memory(id="mem_a", expected_sequence=a.sequence), memory(id="mem_b", expected_sequence=b.sequence)]
+    assert [one.sequence for one in await ask.append(*batch, memory(id="mem_b"), atomic=True)] == [3, 4, 5]
+    with pytest.raises(ConflictError) as error:
+        await ask.append(memory(id="mem_a", expected_sequence=3), batch[1], atomic=True)
+    assert error.value.detail.startswith("events.1")
+    assert error.value.extra == {"current_sequence": 5}
+    with pytest.raises(InvalidError) as twice:
+        await ask.append(memory(id="mem_a", expected_sequence=3), memory(id="mem_a", expected_sequence=3), atomic=True)
+    assert twice.value.errors[0].path == "events.1.expected_sequence"
+    assert await ask.last() == 5
+
+
+async def test_kept_for_ever_is_a_ttl(service: Starlette, ask: Asker) -> None:
+    results = await ask.append(new(retention="forever"), new())
+    stored = [await ask.bus.get(ask.bus.names.events, result.sequence or 0) for result in results]
+    assert [message is not None and message.headers.get(TTL) for message in stored] == ["never", None]
+
+
+async def test_five_hundred_at_once_get_a_sequence_each(service: Starlette, ask: Asker) -> None:
+    results = await asyncio.gather(*(ask.one(new(payload={"n": n})) for n in range(500)))
+    assert {result.sequence for result in results} == set(range(1, 501))
+    for result in results[::50]:
+        assert (await ask.get(result.id or "")).sequence == result.sequence
+
+
+async def test_the_order_of_a_request_is_kept(service: Starlette, ask: Asker) -> None:
+    async def writer(name: str) -> None:
+        for start in range(0, 60, 20):
+            batch = [new(payload={"n": n}, entity=name, id=f"evt_{name}{n // 2}") for n in range(start, start + 20)]
+            await ask.append(*batch)
+
+    await asyncio.gather(*(writer(f"w{n}") for n in range(6)))
+    for n in range(6):
+        events = await ask.found(entity=f"w{n}", min_sequence=await ask.last(), limit=1000)
+        assert [event.data.payload["n"] for event in events] == list(range(0, 60, 2))
+
+
+async def test_a_caller_that_gives_up_does_not_harm_others(service: Starlette, ask: Asker) -> None:
+    async def hasty() -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.001):
+                await ask.one(new())
+
+    results, *_ = await asyncio.gather(
+        asyncio.gather(*(ask.one(new()) for _ in range(50))), *(hasty() for _ in range(50))
+    )
+    assert len({result.sequence for result in results}) == 50
+
+
+async def test_live_subscribers_see_what_is_committed(service: Starlette, ask: Asker) -> None:
+    async with ask.bus.inbox():
+        seen: asyncio.Queue[str] = asyncio.Queue()
+
+        async def note(message: object) -> None:
+            seen.put_nowait(message.headers["Nats-Sequence"])  # type: ignore[attr-defined]
+
+        unsubscribe = await ask.bus.subscribe(ask.bus.names.live("default"), note)
+        done = await ask.one(new())
+        assert await asyncio.wait_for(seen.get(), 5) == str(done.sequence)
+        await unsubscribe()

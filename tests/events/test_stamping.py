@@ -1,0 +1,156 @@
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crucible_core.envelope import MAX_EVENT_BYTES, Source, decode
+from crucible_core.errors import InvalidError, MalformedError, TooLargeError
+from crucible_core.protocol import NewEvent
+from crucible_events.stamping import Defaults, Stamped, stamp
+
+DEFAULTS = Defaults("evt_1", "2026-11-21T10:00:00.000000Z", "cor_1", "00-" + "1" * 32 + "-" + "2" * 16 + "-01")
+
+
+def stamped(type: str = "Custom.note", payload: object = None, **fields: object) -> Stamped:
+    return stamp(NewEvent(type=type, payload=msgspec.Raw(msgspec.json.encode(payload or {})), **fields), DEFAULTS)
+
+
+def refused(**fields: object) -> list[str]:
+    with pytest.raises(InvalidError) as error:
+        stamped(**fields)
+    return [field.path for field in error.value.errors]
+
+
+def test_everything_that_is_missing_is_filled_in() -> None:
+    about = stamped().event.metadata
+    assert (about.id, about.timestamp, about.correlation_id) == ("evt_1", DEFAULTS.timestamp, "cor_1")
+    assert about.actor == "system:crucible"
+    assert about.source == Source("system", "crucible")
+    assert (about.world_id, about.room_id, about.hop, about.version) == ("default", "main", 0, "1.0.0")
+    assert about.traceparent == DEFAULTS.traceparent
+
+
+def test_the_stored_form_reads_back_as_the_event() -> None:
+    found = stamped("memory:created", {"id": "mem_1", "content": "x"}, actor="user:alice")
+    event = decode(found.raw)
+    assert event.dotted == "Memory.Created"
+    assert event.data.payload == {"id": "mem_1", "content": "x"}
+    assert event.metadata == found.event.metadata
+
+
+@pytest.mark.parametrize(
+    ("source", "actor", "expected"),
+    [
+        (None, "user:alice", (Source("user", "alice"), "user:alice")),
+        (None, "cron", (Source("external", "cron"), "cron")),
+        (Source("agent", "a1"), None, (Source("agent", "a1"), "agent:a1")),
+        (Source("agent", "a1"), "user:bob", (Source("agent", "a1"), "user:bob")),
+    ],
+)
+def test_source_and_actor_follow_from_each_other(source: object, actor: object, expected: object) -> None:
+    about = stamped(source=source, actor=actor).event.metadata
+    assert (about.source, about.actor) == expected
+
+
+@pytest.mark.parametrize(
+    ("type", "payload", "entity"),
+    [
+        ("Memory.Created", {"id": "mem_1", "content": "x"}, "mem_1"),
+        ("Memory.Linked", {"source": "mem_2", "target": "mem_3"}, "mem_2"),
+        ("File.Modified", {"path": "a/b c.md"}, "a/b c.md"),
+        ("Hook.Executed", {"hook": "h", "run_id": "run_1"}, "h"),
+        ("Custom.note", {"id": 7}, None),
+        ("Custom.note", {"id": "n1"}, "n1"),
+        ("System.Started", {"id": "x"}, None),
+    ],
+)
+def test_the_entity_is_what_the_payload_is_about(type: str, payload: object, entity: str | None) -> None:
+    assert stamped(type, payload).event.metadata.entity == entity
+    assert stamped(type, payload, entity="mine").event.metadata.entity == "mine"
+
+
+def test_every_mistake_of_the_envelope_is_named() -> None:
+    assert refused(id="nope", actor="", world_id="a\nb", version="one", hop=-1) == [
+        "id",
+        "actor",
+        "world_id",
+        "version",
+        "hop",
+    ]
+    assert refused(timestamp="2026-11-21") == ["timestamp"]
+    assert refused(type="Memory.Create", payload={"id": "m"}) == ["type"]
+    assert refused(type="Memory.Created", payload={"id": "m", "content": "x", "tag": 3}) == ["payload.tag"]
+
+
+def test_timestamps_are_normalised() -> None:
+    about = stamped(timestamp="2026-11-21T12:00:00.5+02:00").event.metadata
+    assert about.timestamp == "2026-11-21T10:00:00.500000Z"
+
+
+def test_expectations_need_a_versioned_entity() -> None:
+    assert refused(type="File.Modified", payload={"path": "a"}, expected_sequence=1) == ["expected_sequence"]
+    assert refused(type="Graph.EdgeCreated", payload={"source": "a", "target": "b"}, expected_sequence=1) == [
+        "expected_sequence"
+    ]
+    assert stamped("Memory.Deleted", {"id": "m"}, expected_sequence=0).expected_sequence == 0
+
+
+def test_chains_end() -> None:
+    assert stamped(hop=8).event.metadata.hop == 8
+    assert refused(hop=9) == ["hop"]
+
+
+def test_size_is_limited() -> None:
+    stamped(payload={"x": "y" * (MAX_EVENT_BYTES - 1000)})
+    with pytest.raises(TooLargeError):
+        stamped(payload={"x": "y" * MAX_EVENT_BYTES})
+    with pytest.raises(TooLargeError):
+        stamped(payload={"x": "y" * (MAX_EVENT_BYTES - 20)})
+
+
+def test_a_payload_is_an_object_on_one_line() -> None:
+    found = stamp(NewEvent(type="Custom.x", payload=msgspec.Raw(b'{\n "a": 1.50,\r\n "b": "\\n" }')), DEFAULTS)
+    assert b'{"a":1.50,"b":"\\n"}' in found.raw
+    with pytest.raises(InvalidError):
+        stamp(NewEvent(type="Custom.x", payload=msgspec.Raw(b"[1]")), DEFAULTS)
+    with pytest.raises(MalformedError):
+        stamp(NewEvent(type="Custom.x", payload=msgspec.Raw(b'{"a": "\xff"}')), DEFAULTS)
+
+
+def test_a_broken_traceparent_is_as_good_as_none() -> None:
+    assert stamped(traceparent="junk").event.metadata.traceparent == DEFAULTS.traceparent
+
+
+def test_idempotency_keys_are_scoped_to_who_used_them_where() -> None:
+    ids = {
+        stamped(idempotency_key="k", actor=actor, world_id=world).message_id for actor in "ab" for world in ("w", "v")
+    }
+    assert len(ids) == 4
+    one = NewEvent(type="Custom.x", idempotency_key="k")
+    assert stamp(one, DEFAULTS, 0).message_id != stamp(one, DEFAULTS, 1).message_id
+    assert stamp(one, DEFAULTS, 0).message_id == stamp(one, DEFAULTS, 0).message_id
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "id": st.text(),
+            "actor": st.text(),
+            "world_id": st.text(),
+            "entity": st.text(),
+            "version": st.text(),
+            "timestamp": st.text(),
+            "hop": st.integers(-5, 20),
+            "expected_sequence": st.integers(),
+        },
+    ),
+    st.sampled_from(["Custom.x", "Memory.Deleted"]),
+)
+def test_whatever_is_sent_is_stamped_or_refused(fields: dict[str, object], type: str) -> None:
+    try:
+        found = stamped(type, {"id": "m"}, **fields)
+    except InvalidError as error:
+        assert error.errors
+    else:
+        assert decode(found.raw).metadata == found.event.metadata
