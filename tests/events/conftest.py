@@ -46,10 +46,26 @@ async def service(running: Running) -> AsyncIterator[Starlette]:
         yield app
 
 
-async def until(holds: Callable[[], bool], seconds: float = 15.0) -> None:
+async def eventually(holds: Callable[[], Awaitable[bool]], seconds: float = 20.0) -> None:
     async with asyncio.timeout(seconds):
-        while not holds():
+        while not await holds():  # noqa: ASYNC110 - it is about another process, or not told by an event
             await asyncio.sleep(0.01)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async def held() -> bool:
+        return holds()
+
+    await eventually(held)
+
+
+def delete_index(settings: Settings) -> None:
+    for file in index_files(settings):
+        file.unlink()
+
+
+def index_files(settings: Settings) -> list[Path]:
+    return sorted(Path(settings.data_dir).glob("events.sqlite*"))
 
 
 class Asker:
@@ -85,6 +101,3 @@ def ask(bus: Bus) -> Asker:
 
 def new(type: str = "Custom.note", payload: Any = None, **fields: Any) -> NewEvent:
     return NewEvent(type=type, payload=msgspec.Raw(msgspec.json.encode(payload or {})), **fields)
-
-
-Handler = Callable[[Any, Any], Awaitable[Any]]

@@ -151,6 +151,8 @@ def test_whatever_is_sent_is_stamped_or_refused(fields: dict[str, object], type:
     try:
         found = stamped(type, {"id": "m"}, **fields)
     except InvalidError as error:
-        assert error.errors
+        paths = [field.path for field in error.errors]
     else:
+        paths = ["none"]
         assert decode(found.raw).metadata == found.event.metadata
+    assert paths

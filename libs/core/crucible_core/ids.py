@@ -1,9 +1,10 @@
-"""Identifiers: TypeIDs, a prefix and a UUIDv7 (RFC 9562) in Crockford base32 (github.com/jetify-com/typeid, spec 0.3)."""
+"""Identifiers: TypeIDs, a prefix and a UUIDv7 (RFC 9562) in Crockford base32 (github.com/jetify-com/typeid, 0.3)."""
 
 import hashlib
 import re
 
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_PAIRS = tuple(first + second for first in ALPHABET for second in ALPHABET)
 _RANDOM_BITS = 74
 _ID = re.compile(r"[a-z]{2,8}_[A-Za-z0-9_-]{1,64}")
 
@@ -31,4 +32,4 @@ def _uuid7(at_ms: int, random: int) -> int:
 
 
 def _base32(value: int) -> str:
-    return "".join(ALPHABET[value >> shift & 31] for shift in range(125, -1, -5))
+    return "".join([_PAIRS[value >> shift & 1023] for shift in range(120, -1, -10)])

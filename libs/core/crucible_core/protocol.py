@@ -150,7 +150,7 @@ class InterceptRequest(_Message):
 class InterceptReply(_Message):
     """Allowed; `payload` is the changed payload, if a hook changed it. A denial is a `DeniedError`."""
 
-    payload: msgspec.Raw | None = None
+    payload: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 # ---- hooks.* (registry) ----------------------------------------------------------------------------------------------

@@ -209,6 +209,11 @@ def js_message(stream: str) -> str:
     return f"$JS.API.STREAM.MSG.GET.{stream}"
 
 
+def js_api(operation: str, *tokens: str) -> str:
+    """An operation such as `STREAM.CREATE` and what it is about."""
+    return ".".join(("$JS.API", operation, *tokens))
+
+
 def kv_stream(bucket: str) -> str:
     return f"KV_{bucket}"
 
@@ -224,6 +229,7 @@ STATUS = "Status"
 DESCRIPTION = "Description"
 """How nats-py names the parts of an inline status."""
 PENDING_MESSAGES = "Nats-Pending-Messages"
+LAST_CONSUMER = "Nats-Last-Consumer"
 ACK_PREFIX = "$JS.ACK."
 """How a stream message's reply subject begins; its tokens carry the message's metadata."""
 ACK, NAK, TERM, IN_PROGRESS = b"+ACK", b"-NAK", b"+TERM", b"+WPI"

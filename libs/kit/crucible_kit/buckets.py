@@ -1,7 +1,8 @@
 """Key-value buckets (ADR-8): configuration that every replica watches."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import contextlib
+from collections.abc import AsyncGenerator, Callable
 
 import msgspec
 
@@ -74,25 +75,31 @@ class Bucket:
     async def entries(self) -> dict[str, Entry]:
         """The whole bucket as it is now."""
         found: dict[str, Entry] = {}
-        async for change in self.watch():
-            if not change.key:
-                return found
-            if change.value is not None:
-                found[change.key] = Entry(change.key, change.value, change.revision)
+        async with contextlib.aclosing(self.watch()) as changes:
+            async for change in changes:
+                if not change.key:
+                    break
+                if change.value is not None:
+                    found[change.key] = Entry(change.key, change.value, change.revision)
         return found
 
-    async def watch(self) -> AsyncIterator[Change]:
-        """The state, then a change with an empty key, then every further change, for ever. Survives reconnects."""
-        revision = 0
-        async for messages in read(
-            self._bus, self._stream, filters=[kv_subject(self._name, ">")], last_per_subject=True
-        ):
-            if not messages:
-                yield Change("", None, revision)
-            for message in messages:
-                revision = message.sequence
-                value = None if _deleted(message.headers) else message.data
-                yield Change(message.subject[self._prefix :], value, revision)
+    async def watch(self) -> AsyncGenerator[Change, None]:
+        """The state, then a change with an empty key, then every further change, for ever. Survives reconnects.
+
+        A key that ends by its `ttl` makes no change. Raises NotFoundError when the bucket is replaced.
+        """
+        # The newest revision may be that of a key whose `ttl` has ended: then it never comes.
+        revision = await self.last_revision()
+        filters = [kv_subject(self._name, ">")]
+        reading = read(self._bus, self._stream, filters=filters, last_per_subject=True)
+        async with contextlib.aclosing(reading) as batches:
+            async for messages in batches:
+                if not messages:
+                    yield Change("", None, revision)
+                for message in messages:
+                    revision = max(revision, message.sequence)
+                    value = None if _deleted(message.headers) else message.data
+                    yield Change(message.subject[self._prefix :], value, message.sequence)
 
     async def last_revision(self) -> int:
         """The revision of the bucket's newest change, from the stream's leader."""
@@ -106,7 +113,7 @@ class Bucket:
 class View:
     """A process's own copy of a bucket, kept by `follow`, and how far it has come.
 
-    `changed(key, value)` is called for each change, `value` None where the key was deleted; it must not raise.
+    `changed` is called for each change; it must not raise.
     """
 
     def __init__(self, bucket: Bucket, changed: Callable[[Change], None]) -> None:

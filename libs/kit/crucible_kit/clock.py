@@ -15,7 +15,7 @@ def now_ms() -> int:
 def timestamp(at_ms: int | None = None) -> str:
     """RFC 3339 in UTC with microseconds and `Z`: of now, or of a Unix time in milliseconds."""
     moment = datetime.now(UTC) if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S.%f}Z"
+    return moment.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def fresh_id(prefix: str) -> str:

@@ -1,10 +1,18 @@
 """NATS protocol frames as bytes: what a batch publish writes, without a call of the client library per message."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from crucible_core.errors import InvalidError, TooLargeError
 from crucible_core.subjects import BATCH_COMMIT, BATCH_ID, BATCH_SEQUENCE, MSG_ID, TTL
+
+_SUBJECT = re.compile(r"[^\s\x00-\x1f\x7f]{1,1000}")
+"""No white space, which would end it, and well below the 4096 bytes that the server takes in a control line."""
+_LINE_BREAKS = re.compile(r"[\r\n\0]")
+_FRAME = len(b"NATS/1.0\r\n\r\n")
+_LINE = len(b": \r\n")
 
 
 class Outgoing(msgspec.Struct, frozen=True):
@@ -25,17 +33,22 @@ class Outgoing(msgspec.Struct, frozen=True):
         return lines
 
 
-def batch_frames(messages: list[Outgoing], batch_id: str, reply: str) -> bytes:
-    """`HPUB` frames of one atomic batch (ADR-50); the first and the last ask for an answer at `reply`."""
+def batch_frames(messages: Sequence[Outgoing], batch_id: str, reply: str, most: int) -> bytes:
+    """`HPUB` frames of one atomic batch (ADR-50); the first and the last ask for an answer at `reply`.
+
+    Raises TooLargeError for a message of more than `most` bytes: the server would end the connection for it.
+    """
     frames = bytearray()
     last = len(messages)
     reply_bytes = reply.encode()
     for place, message in enumerate(messages, 1):
         header = _header(message, batch_id, place, commit=place == last)
-        frames += b"HPUB %b " % message.subject.encode()
+        size = len(header) + len(message.data)
+        check_size(size, most)
+        frames += b"HPUB %b " % checked_subject(message.subject).encode()
         if place in (1, last):
             frames += b"%b " % reply_bytes
-        frames += b"%d %d\r\n" % (len(header), len(header) + len(message.data))
+        frames += b"%d %d\r\n" % (len(header), size)
         frames += header
         frames += message.data
         frames += b"\r\n"
@@ -51,6 +64,29 @@ def _header(message: Outgoing, batch_id: str, place: int, *, commit: bool) -> by
     return "".join(lines).encode()
 
 
+def size_of(data: bytes, headers: Mapping[str, str] | None) -> int:
+    """How many bytes the server counts for a message with clean headers."""
+    if not headers:
+        return len(data)
+    lines = sum(len(name) + (len(v) if v.isascii() else len(v.encode())) + _LINE for name, v in headers.items())
+    return len(data) + _FRAME + lines
+
+
+def check_size(size: int, most: int) -> None:
+    """Raises TooLargeError: a server that is sent more ends the connection, for good."""
+    if size > most:
+        raise TooLargeError(f"a message of {size} bytes, at most {most}")
+
+
+def checked_subject(subject: str) -> str:
+    """The subject, if it is one word. Raises InvalidError."""
+    if not _SUBJECT.fullmatch(subject):
+        raise InvalidError(f"not a subject: {subject[:100]!r}")
+    return subject
+
+
 def clean(value: str) -> str:
     """A header value on one line: what comes from users must never begin a header of its own."""
-    return value.replace("\r", " ").replace("\n", " ")
+    if not value.isascii():
+        value = value.encode("utf-8", "replace").decode()  # half of a surrogate pair cannot be sent
+    return _LINE_BREAKS.sub(" ", value)

@@ -7,14 +7,15 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 import aiosqlite
 
 from crucible_core.errors import UnavailableError
 
-from .bus import Bus, Message
+from .bus import Bus
+from .message import Message
 from .reading import read
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,8 @@ Apply = Callable[[aiosqlite.Connection, list[Message]], Awaitable[None]]
 
 _META = "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
 _PAUSE_S = 1.0
+_SOON_S = 0.05
+_FILES = ("", "-wal", "-shm", "-journal")
 
 
 class Index:
@@ -33,6 +36,8 @@ class Index:
     ) -> None:
         """`end` is the stream's last sequence at the opening, whose message may be gone or be filtered out."""
         self._end = end
+        self._bus: Bus | None = None
+        self._filters: Sequence[str] = ()
         self.writer = writer
         self.reader = reader
         self.stream = stream
@@ -41,33 +46,65 @@ class Index:
         self._moved = asyncio.Condition()
 
     async def follow(self, bus: Bus, apply: Apply, filters: Sequence[str] = ()) -> None:
-        """Fills the index until cancelled. `apply` writes a batch; the position is committed with it."""
-        async for messages in read(bus, self.stream, after=self.sequence, filters=filters, batch=1000):
-            if messages:
-                await self._take(messages, apply)
-            async with self._moved:
-                if not messages:
-                    self.caught_up = True
-                    self.sequence = max(self.sequence, self._end)
-                self._moved.notify_all()
+        """Fills the index until cancelled. `apply` writes a batch; the position is committed with it.
+
+        Raises NotFoundError when the stream is no longer the one that was read: opened again, the index is made anew.
+        """
+        self._bus, self._filters = bus, filters
+        reading = read(bus, self.stream, after=self.sequence, filters=filters, batch=1000)
+        async with contextlib.aclosing(reading) as batches:
+            async for messages in batches:
+                if messages:
+                    await self._take(messages, apply)
+                async with self._moved:
+                    if not messages:
+                        self.caught_up = True
+                        self.sequence = max(self.sequence, self._end)
+                    self._moved.notify_all()
 
     async def reach(self, sequence: int, timeout: float = 5.0) -> None:
-        """Returns once the index holds a sequence. Raises UnavailableError when that takes too long."""
+        """Returns once the index holds everything up to a sequence. Raises UnavailableError when it takes too long."""
         if self.sequence >= sequence:
             return
         try:
-            async with asyncio.timeout(timeout), self._moved:
-                await self._moved.wait_for(lambda: self.sequence >= sequence)
+            async with asyncio.timeout(timeout):
+                while self.sequence < sequence and not await self._soon(sequence):
+                    awaited = await self._next_wanted(sequence)
+                    if awaited is None:
+                        return
+                    await self._moved_to(awaited)
         except TimeoutError as error:
             message = f"the index is at sequence {self.sequence}, not yet at {sequence}"
             raise UnavailableError(message, retry_after=1) from error
 
+    async def _soon(self, sequence: int) -> bool:
+        try:
+            async with asyncio.timeout(_SOON_S):
+                await self._moved_to(sequence)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _moved_to(self, sequence: int) -> None:
+        async with self._moved:
+            await self._moved.wait_for(lambda: self.sequence >= sequence)
+
+    async def _next_wanted(self, sequence: int) -> int | None:
+        """What the index has to reach next on the way to a sequence: what the filters leave out never comes."""
+        bus, held = self._bus, self.sequence
+        if bus is None or not self._filters or await bus.last_sequence(self.stream) < sequence:
+            return sequence
+        found = [await bus.next(self.stream, held + 1, subject) for subject in self._filters]
+        return min((message.sequence for message in found if message and message.sequence <= sequence), default=None)
+
     async def _take(self, messages: list[Message], apply: Apply) -> None:
+        last = messages[-1]
         while True:
             try:
                 await apply(self.writer, messages)
                 await self.writer.execute(
-                    "INSERT OR REPLACE INTO meta VALUES ('sequence', ?)", (str(messages[-1].sequence),)
+                    "INSERT OR REPLACE INTO meta VALUES ('sequence', ?), ('time_ms', ?)",
+                    (str(last.sequence), str(last.time_ms)),
                 )
                 await self.writer.commit()
             except sqlite3.OperationalError as error:  # a full disk, a locked file: wait, nothing is lost
@@ -75,7 +112,7 @@ class Index:
                 await self.writer.rollback()
                 await asyncio.sleep(_PAUSE_S)
             else:
-                self.sequence = messages[-1].sequence
+                self.sequence = last.sequence
                 return
 
 
@@ -84,11 +121,11 @@ async def open_index(path: Path, bus: Bus, stream: str, version: int, schema: st
     """The index in a file. It is made anew when it is missing, damaged, of another schema `version`, or not of this
     stream (whose identity is the moment of its creation). `schema` is a script of CREATE statements."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    identity = f"{version} {await bus.stream_identity(stream)}"
-    end = await bus.last_sequence(stream)
-    if not await asyncio.to_thread(_usable, path, identity, end):
-        for leftover in path.parent.glob(f"{path.name}*"):
-            leftover.unlink()
+    state = await bus.stream_state(stream)
+    identity = f"{version} {state.created}"
+    meta = await asyncio.to_thread(_meta_of, path)
+    if meta is None or not await _same(bus, stream, meta, identity, state.last_sequence):
+        await asyncio.to_thread(_clear, path)
     async with contextlib.AsyncExitStack() as stack:
         writer = await stack.enter_async_context(aiosqlite.connect(path))
         # The stream is the truth: after a crash the index may be a little behind, never wrong.
@@ -99,20 +136,35 @@ async def open_index(path: Path, bus: Bus, stream: str, version: int, schema: st
         await reader.execute("PRAGMA query_only=ON")
         async with writer.execute("SELECT value FROM meta WHERE name = 'sequence'") as rows:
             row = await rows.fetchone()
-        yield Index(writer, reader, stream, int(row[0]) if row else 0, end)
+        yield Index(writer, reader, stream, int(row[0]) if row else 0, state.last_sequence)
 
 
-def _usable(path: Path, identity: str, last_sequence: int) -> bool:
+async def _same(bus: Bus, stream: str, meta: Mapping[str, str], identity: str, last_sequence: int) -> bool:
+    """Whether an index was filled from this stream, as it is now."""
+    sequence = meta.get("sequence", "")
+    if meta.get("identity") != identity or not sequence.isdigit() or int(sequence) > last_sequence:
+        return False
+    # A server that crashed without syncing may have lost messages, and used their sequences again.
+    kept = await bus.get(stream, int(sequence)) if "time_ms" in meta else None
+    return kept is None or str(kept.time_ms) == meta["time_ms"]
+
+
+def _clear(path: Path) -> None:
+    if path.exists():
+        log.warning("%s is damaged, or not of this stream and version: building it anew", path.name)
+    for suffix in _FILES:
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def _meta_of(path: Path) -> dict[str, str] | None:
+    """What a file says of itself; None where there is none or it is damaged."""
     if not path.exists():
-        return True
+        return None
     try:
         with contextlib.closing(sqlite3.connect(path)) as connection:
             healthy = connection.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
             meta = dict(connection.execute("SELECT name, value FROM meta"))
     except sqlite3.Error as error:
-        log.warning("%s is damaged (%s): building it anew", path.name, error)
-        return False
-    usable = healthy and meta.get("identity") == identity and int(meta.get("sequence", 0)) <= last_sequence
-    if not usable:
-        log.warning("%s is not of this stream and version: building it anew", path.name)
-    return usable
+        log.warning("%s cannot be read: %s", path.name, error)
+        return None
+    return meta if healthy else None

@@ -1,30 +1,16 @@
 """Reading a stream in order from a position, for indexes, replays and late subscribers: no hole, no repeat, no end."""
 
-import asyncio
 import contextlib
-import logging
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import msgspec
-
-from crucible_core import subjects
 from crucible_core.errors import CrucibleError, NotFoundError, UnavailableError
 
-from .bus import Bus, Message
-
-log = logging.getLogger(__name__)
-
-HEARTBEAT_S = 2.0
-EXPIRES_S = 60.0
-_LOST_AFTER_S = 3 * HEARTBEAT_S
-_PAUSE_S = 0.25
-
-
-class Lost(Exception):
-    """The consumer has gone or skipped something: begin again after the last message that was handed on."""
+from .bus import Bus
+from .message import Message
+from .pulling import Lost, Resumption, open_pull
 
 
 async def read(
@@ -36,44 +22,98 @@ async def read(
     batch: int = 500,
     since_ms: int | None = None,
     last_per_subject: bool = False,
-) -> AsyncIterator[list[Message]]:
+) -> AsyncGenerator[list[Message], None]:
     """Batches of messages in the stream's order, from just after a sequence, for ever.
 
     An empty list comes once, when everything that was there at the beginning has been handed on, and never again.
     `since_ms` (Unix ms) begins at a time instead; `last_per_subject` begins with each subject's last message. Lost
-    connections and consumers are replaced, at the position reached. A message is handed on at most once.
+    connections and consumers are replaced, at the position reached. A message is handed on at most once; what the
+    stream has dropped by its limits is skipped. Whoever breaks off a loop over it closes it (`contextlib.aclosing`).
+
+    Raises NotFoundError when there is no such stream, or when it is no longer the one that was read: it was made anew,
+    or lost its end. Nothing that is derived from it holds then.
     """
+    place = _Place(after, since_ms, last_per_subject)
+    resumption = Resumption(bus, f"reading {stream}")
     caught_up = False
-    fresh = True
     while True:
         try:
-            start = _start(after, since_ms if fresh else None, last_per_subject and fresh)
-            async with _consumer(bus, stream, start, filters) as (name, waiting):
+            start = await place.start(bus, stream)
+            async with (
+                _consumer(bus, stream, start, filters) as (name, waiting),
+                contextlib.aclosing(_batches(bus, stream, name, batch)) as batches,
+            ):
                 if not waiting and not caught_up:
                     caught_up = True
+                    place.reached_floor()
                     yield []
-                async for messages in _pull(bus, stream, name, batch):
-                    after, fresh = messages[-1].sequence, False
-                    yield messages
-                    if not caught_up and messages[-1].pending == 0:
+                async for messages in batches:
+                    if messages:
+                        place.reached(messages[-1])
+                        yield messages
+                    if not caught_up and (not messages or _last_of(waiting, messages[-1])):
                         caught_up = True
+                        place.reached_floor()
                         yield []
         except NotFoundError:
             raise
         except (Lost, CrucibleError) as error:
-            log.warning("reading %s again after sequence %d: %s", stream, after, error)
-            await asyncio.sleep(_PAUSE_S)
-            await bus.wait_connected()
+            await resumption.after(error)
 
 
-def _start(after: int, since_ms: int | None, last_per_subject: bool) -> dict[str, Any]:
-    if last_per_subject:
-        return {"deliver_policy": "last_per_subject"}
-    if since_ms is not None:
-        return {"deliver_policy": "by_start_time", "opt_start_time": datetime.fromtimestamp(since_ms / 1000, UTC)}
-    if after:
-        return {"deliver_policy": "by_start_sequence", "opt_start_seq": after + 1}
-    return {"deliver_policy": "all"}
+def _last_of(waiting: int, message: Message) -> bool:
+    """Whether this was the last of those that waited; in a busy stream there is always another one pending."""
+    return message.pending == 0 or message.consumer_sequence >= waiting
+
+
+class _Place:
+    """How far a reader has come, and what tells it that the stream is still the same."""
+
+    def __init__(self, after: int, since_ms: int | None, last_per_subject: bool) -> None:
+        self._after = after
+        self._since_ms = since_ms
+        self._last_per_subject = last_per_subject
+        self._created: str | None = None
+        self._floor = 0
+        self._last: Message | None = None
+
+    async def start(self, bus: Bus, stream: str) -> dict[str, Any]:
+        """The consumer options that begin here."""
+        state = await bus.stream_state(stream)
+        if self._created is not None:
+            await self._check(bus, stream, state.created, state.last_sequence)
+        self._created = state.created
+        self._floor = state.last_sequence
+        if self._last_per_subject:
+            return {"deliver_policy": "last_per_subject", "filter_subjects": [">"]}  # it must have one
+        if self._since_ms is not None:
+            moment = datetime.fromtimestamp(self._since_ms / 1000, UTC)
+            return {"deliver_policy": "by_start_time", "opt_start_time": moment}
+        if self._after:
+            return {"deliver_policy": "by_start_sequence", "opt_start_seq": self._after + 1}
+        return {"deliver_policy": "all"}
+
+    def reached(self, message: Message) -> None:
+        self._last = message
+        self._go_on_after(message.sequence)
+
+    def reached_floor(self) -> None:
+        """All that was there has been handed on: if it was nothing, this is where to go on after."""
+        if self._last_per_subject:
+            self._go_on_after(self._floor)
+
+    def _go_on_after(self, sequence: int) -> None:
+        self._after, self._since_ms, self._last_per_subject = sequence, None, False
+
+    async def _check(self, bus: Bus, stream: str, created: str, end: int) -> None:
+        last = self._last
+        same = created == self._created
+        if same and last is not None:
+            # A server that crashed without syncing may have lost messages, and used their sequences again.
+            kept = await bus.get(stream, last.sequence) if last.sequence <= end else None
+            same = last.sequence <= end and (kept is None or kept.time_ms == last.time_ms)
+        if not same:
+            raise NotFoundError(f"the stream {stream} that was read until sequence {self._after} is gone")
 
 
 @contextlib.asynccontextmanager
@@ -89,8 +129,7 @@ async def _consumer(
         mem_storage=True,
         num_replicas=1,
         max_deliver=1,
-        filter_subjects=list(filters) or None,
-        **start,
+        **start | ({"filter_subjects": list(filters)} if filters else {}),
     )
     try:
         yield name, waiting
@@ -99,64 +138,27 @@ async def _consumer(
             await bus.delete_consumer(stream, name)
 
 
-async def _pull(bus: Bus, stream: str, consumer: str, batch: int) -> AsyncIterator[list[Message]]:
-    expected = 1
-    async with bus.inbox() as (reply, arrived):
-        outstanding = 0
+async def _batches(bus: Bus, stream: str, consumer: str, batch: int) -> AsyncGenerator[list[Message], None]:
+    """What has arrived, again and again; an empty list when the server says that nothing waits."""
+    arrived: list[Message] = []
+    seen = 0
+    async with open_pull(bus, stream, consumer, arrived.append) as pull:
         while True:
             # Asked before it runs dry, so that the server never waits for the reader's round trip.
-            if outstanding <= batch // 2:
-                await bus.ask(subjects.js_next(stream, consumer), pull_request(batch), reply)
-                outstanding += batch
-            messages: list[Message] = []
-            for message in await arrivals(arrived, batch):
-                if message.status is None:
-                    if message.consumer_sequence != expected:
-                        raise Lost(f"message {expected} of the consumer is missing")
-                    expected += 1
-                    messages.append(message)
-                else:
-                    outstanding -= ended(message, outstanding)
-            outstanding -= len(messages)
-            if messages:
+            if pull.outstanding + len(arrived) <= batch // 2:
+                await pull.ask(batch)
+            if not arrived:
+                await pull.news()
+            messages = arrived[:batch]
+            del arrived[:batch]
+            for message in messages:
+                if message.consumer_sequence != seen + 1:
+                    raise Lost(f"message {seen + 1} of the consumer is missing")
+                seen += 1
+            if messages or pull.idle_at == seen:
                 yield messages
-
-
-def pull_request(batch: int) -> bytes:
-    """The body of a pull request (docs.nats.io, "JetStream wire API reference")."""
-    return msgspec.json.encode(
-        {"batch": batch, "expires": int(EXPIRES_S * 1e9), "idle_heartbeat": int(HEARTBEAT_S * 1e9)}
-    )
-
-
-async def next_arrival(arrived: asyncio.Queue[Message], *, patient: bool = False) -> Message:
-    """The next message. Raises Lost when not even a heartbeat comes, unless `patient`."""
-    try:
-        async with asyncio.timeout(None if patient else _LOST_AFTER_S):
-            return await arrived.get()
-    except TimeoutError as error:
-        raise Lost("no heartbeat") from error
-
-
-async def arrivals(arrived: asyncio.Queue[Message], most: int) -> list[Message]:
-    """What has arrived, at least one message. Raises Lost when not even a heartbeat came."""
-    messages = [await next_arrival(arrived)]
-    while len(messages) < most and not arrived.empty():
-        messages.append(arrived.get_nowait())
-    return messages
-
-
-def ended(message: Message, outstanding: int) -> int:
-    """How many requested messages a status says will not come. Raises when the consumer itself has gone."""
-    match message.status:
-        case "100":
-            return 0
-        case "404" | "408":
-            return int(message.headers.get(subjects.PENDING_MESSAGES, outstanding))
-        case "409" if "Deleted" not in message.headers.get(subjects.DESCRIPTION, ""):
-            return int(message.headers.get(subjects.PENDING_MESSAGES, outstanding))
-        case _:
-            raise Lost(f"status {message.status} {message.headers.get(subjects.DESCRIPTION, '')}")
+            elif pull.idle_at is not None and pull.idle_at > seen:
+                raise Lost(f"message {seen + 1} of the consumer did not arrive")
 
 
 async def backlog(bus: Bus, stream: str, consumer: str) -> int:

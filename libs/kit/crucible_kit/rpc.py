@@ -3,33 +3,43 @@
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
 
 from crucible_core import subjects
-from crucible_core.errors import CrucibleError, MalformedError, Problem, UnavailableError
+from crucible_core.errors import CrucibleError, MalformedError, Problem, TooLargeError, UnavailableError
 
-from .bus import Bus, Message
+from .bus import Bus
+from .message import Message
 from .telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
 MAX_AT_ONCE = 512
 """Requests that one process works on at once; past that it refuses, rather than queue without bound."""
+_DRAIN_S = 10.0
+_CANCEL_S = 2.0
 
 Reply = TypeVar("Reply")
+_Refusal = tuple[bytes, dict[str, str]]
 
 
 class Context(msgspec.Struct, frozen=True):
-    """What comes with a request: the W3C trace context of the span that handles it."""
+    """What comes with a request: the W3C trace context of the span that handles it, and the event loop's time after
+    which nobody waits for the answer."""
 
     traceparent: str
+    deadline: float = math.inf
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """`handler(request, context)` gets the decoded request; it returns a Struct, or bytes that are the reply."""
+    """`handler(request, context)` gets the decoded request; it returns a Struct, or bytes that are the reply.
+
+    It is cancelled when its caller has stopped waiting.
+    """
 
     request: type[Any]
     handler: Callable[[Any, Context], Awaitable[Any]]
@@ -46,33 +56,30 @@ async def call(
     traceparent: str | None = None,
 ) -> Reply:
     """Asks any replica of a service. Raises the error that it answered, or UnavailableError. `reply` may be `bytes`."""
-    headers = {subjects.TRACEPARENT: traceparent} if traceparent else None
+    # A duration, not a moment: the clocks of two machines differ.
+    headers = {subjects.DEADLINE: str(math.ceil(timeout * 1000))}
+    if traceparent:
+        headers[subjects.TRACEPARENT] = traceparent
     data = msgspec.json.encode(request)
     answer = await bus.request(bus.names.rpc(service, operation), data, timeout=timeout, headers=headers)
     if reply is bytes:
         return answer.data  # type: ignore[return-value]
-    return msgspec.json.decode(answer.data, type=reply)
+    try:
+        return msgspec.json.decode(answer.data, type=reply)
+    except msgspec.DecodeError as error:
+        raise UnavailableError(f"{service}.{operation} answered what cannot be read: {error}") from error
 
 
 @contextlib.asynccontextmanager
 async def serve(bus: Bus, service: str, endpoints: Mapping[str, Endpoint], telemetry: Telemetry) -> AsyncIterator[None]:
     """Answers requests while the context is open, sharing them with the service's other replicas; drains at its end."""
     tasks: set[asyncio.Task[None]] = set()
-    unsubscribes = [
-        await bus.subscribe(
-            bus.names.rpc(service, operation),
-            _receiver(bus, f"{service}.{operation}", endpoint, telemetry, tasks),
-            queue=service,
-        )
-        for operation, endpoint in endpoints.items()
-    ]
-    try:
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(_finish, tasks)
+        for operation, endpoint in endpoints.items():
+            received = _receiver(bus, f"{service}.{operation}", endpoint, telemetry, tasks)
+            stack.push_async_callback(await bus.subscribe(bus.names.rpc(service, operation), received, queue=service))
         yield
-    finally:
-        for unsubscribe in unsubscribes:
-            await unsubscribe()
-        if tasks:
-            await asyncio.wait(tasks, timeout=10)
 
 
 def _receiver(
@@ -80,34 +87,67 @@ def _receiver(
 ) -> Callable[[Message], Awaitable[None]]:
     decoder = msgspec.json.Decoder(endpoint.request)
 
-    async def answer(message: Message) -> None:
-        parent = message.headers.get(subjects.TRACEPARENT) if message.headers else None
+    async def handle(message: Message, deadline: float) -> bytes:
+        parent = message.headers.get(subjects.TRACEPARENT)
+        with telemetry.span(name, parent, kind="server") as span:
+            request = decoder.decode(message.data)
+            result = await endpoint.handler(request, Context(span.traceparent, deadline))
+        return result if isinstance(result, bytes) else msgspec.json.encode(result)
+
+    async def answer(message: Message, deadline: float) -> None:
+        headers: dict[str, str] | None = None
+        waiting = asyncio.timeout_at(None if deadline == math.inf else deadline)
         try:
-            with telemetry.span(f"{name}", parent, kind="server") as span:
-                request = decoder.decode(message.data)
-                result = await endpoint.handler(request, Context(span.traceparent))
-            reply, headers = (result if isinstance(result, bytes) else msgspec.json.encode(result)), None
+            async with waiting:
+                reply = await handle(message, deadline)
         except CrucibleError as error:
             reply, headers = _refusal(error.problem())
         except msgspec.DecodeError as error:
             reply, headers = _refusal(MalformedError(f"{name}: {error}").problem())
         except Exception:
+            if waiting.expired():
+                return  # nobody waits
             log.exception("%s failed", name)
             reply, headers = _refusal(Problem("internal", f"{name} failed; its log says why"))
-        with contextlib.suppress(CrucibleError):
-            await bus.publish(message.reply, reply, headers)
+        await _reply(bus, message, reply, headers)
 
     async def received(message: Message) -> None:
         if len(tasks) >= MAX_AT_ONCE:
             busy = UnavailableError(f"{name}: too many requests at once", retry_after=1)
-            await bus.publish(message.reply, *_refusal(busy.problem()))
+            await _reply(bus, message, *_refusal(busy.problem()))
             return
-        task = asyncio.create_task(answer(message))
+        task = asyncio.create_task(answer(message, _deadline(message)))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
     return received
 
 
-def _refusal(problem: Problem) -> tuple[bytes, dict[str, str]]:
+async def _reply(bus: Bus, message: Message, data: bytes, headers: dict[str, str] | None) -> None:
+    """Says nothing where nobody listens: a request without a reply subject, or a connection that broke."""
+    if not message.reply:
+        return
+    with contextlib.suppress(CrucibleError):
+        try:
+            await bus.publish(message.reply, data, headers)
+        except TooLargeError as error:
+            await bus.publish(message.reply, *_refusal(error.problem()))
+
+
+def _deadline(message: Message) -> float:
+    left_ms = message.headers.get(subjects.DEADLINE, "")
+    return asyncio.get_running_loop().time() + int(left_ms) / 1000 if left_ms.isdigit() else math.inf
+
+
+def _refusal(problem: Problem) -> _Refusal:
     return msgspec.json.encode(problem), {subjects.ERROR: problem.code}
+
+
+async def _finish(tasks: set[asyncio.Task[None]]) -> None:
+    """Open requests may end; those that do not are cancelled."""
+    if tasks:
+        await asyncio.wait(tasks, timeout=_DRAIN_S)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=_CANCEL_S)

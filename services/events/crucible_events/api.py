@@ -20,7 +20,7 @@ from crucible_kit.bus import Bus
 from crucible_kit.index import Index
 from crucible_kit.rpc import Context, Endpoint
 
-from . import query, store, tree
+from . import answer, query, store, tree
 from .appending import Appender
 
 MAX_REPLY_BYTES = 4 * 1024 * 1024
@@ -37,7 +37,7 @@ def endpoints(bus: Bus, index: Index, appender: Appender) -> Mapping[str, Endpoi
     async def find(request: QueryRequest, context: Context) -> QueryReply:
         checked = query.checked(request)
         await _caught_up(bus, index, request.min_sequence)
-        return await query.run(index, checked, room)
+        return await answer.run(index, checked, room)
 
     async def get(request: GetRequest, context: Context) -> bytes:
         await _caught_up(bus, index, None)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from .appending import Appender
 from .committer import Committer
 from .guards import Guards
 from .settings import Settings
+
+log = logging.getLogger(__name__)
 
 SERVICE = "events"
 _EXPIRE_EVERY_S = 60.0
@@ -76,8 +79,10 @@ async def _running(
 
 async def _expire(index: Index, retention_days: float) -> None:
     while True:
-        with contextlib.suppress(UnavailableError):
+        try:
             await store.expire(index, now_ms() - int(retention_days * DAY_S * 1000))
+        except UnavailableError as error:
+            log.warning("expired events stay in the index for now: %s", error)
         await asyncio.sleep(_EXPIRE_EVERY_S)
 
 

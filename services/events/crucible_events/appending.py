@@ -133,7 +133,7 @@ class Appender:
         return [self._candidate(position, new, traceparent) for position, new in enumerate(events)]
 
     def _candidate(self, position: int, new: NewEvent, traceparent: str) -> Candidate | CrucibleError:
-        defaults = Defaults(fresh_id("evt"), timestamp(), fresh_id("cor"), traceparent)
+        defaults = Defaults(new.id or fresh_id("evt"), timestamp(), new.correlation_id or fresh_id("cor"), traceparent)
         try:
             return Candidate(position, new, defaults, stamp(new, defaults, position, self._most), self._most)
         except CrucibleError as error:

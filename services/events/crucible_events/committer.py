@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from crucible_core.errors import ConflictError, CrucibleError, LimitedError, UnavailableError
+from crucible_core.errors import CrucibleError, LimitedError, UnavailableError
 from crucible_core.subjects import EXPECTED_SEQUENCE
-from crucible_kit.bus import MAX_BATCH, Bus, DuplicateError, Stored
+from crucible_kit.bus import MAX_BATCH, Bus, Stored
 from crucible_kit.frames import Outgoing
 from crucible_kit.metrics import Metrics
 
@@ -143,8 +143,10 @@ class Committer:
     async def _batch(self, taken: list[Pending]) -> None:
         try:
             sequences = await self._bus.commit([pending.messages[0] for pending in taken])
-        except (DuplicateError, ConflictError):
-            # One of them spoils it for all, and nothing was stored: each on its own shows whose it is.
+        except UnavailableError:
+            raise
+        except CrucibleError:
+            # One of them spoils it for all (a known id, a version) and nothing was stored: one by one shows which.
             await self._singly(taken)
             return
         for pending, sequence in zip(taken, sequences, strict=True):

@@ -117,13 +117,10 @@ class Guards:
         names = [guard.name for guard in matched]
         request = InterceptRequest(event=msgspec.Raw(raw), hooks=names, revision=self.view.revision)
         patience = hooks.intercept_budget_s(guard.definition for guard in matched)
-        try:
-            reply = await call(
-                self._bus, "hooks", "intercept", request, InterceptReply, timeout=patience, traceparent=traceparent
-            )
-        except msgspec.DecodeError as error:
-            raise UnavailableError(f"hooks answered with something else: {error}") from error
-        return None if reply.payload is None else bytes(reply.payload)
+        reply = await call(
+            self._bus, "hooks", "intercept", request, InterceptReply, timeout=patience, traceparent=traceparent
+        )
+        return None if reply.payload is msgspec.UNSET else bytes(reply.payload)
 
     def _watches_custom(self, event: Event) -> bool:
         return event.type == "Custom" and self._types is not None and ANY_CUSTOM in self._types

@@ -12,8 +12,8 @@ from crucible_core import envelope, subjects
 from crucible_core.envelope import Event
 from crucible_core.errors import InvalidError, UnavailableError
 from crucible_core.times import parse_time
-from crucible_kit.bus import Message
 from crucible_kit.index import Index
+from crucible_kit.message import Message
 from crucible_kit.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -33,12 +33,14 @@ CREATE INDEX IF NOT EXISTS by_category ON events (category);
 CREATE INDEX IF NOT EXISTS by_actor ON events (actor);
 CREATE INDEX IF NOT EXISTS by_correlation_id ON events (correlation_id);
 CREATE INDEX IF NOT EXISTS by_entity ON events (entity) WHERE entity IS NOT NULL;
-CREATE INDEX IF NOT EXISTS by_place ON events (world_id, room_id);
+CREATE INDEX IF NOT EXISTS by_world_id ON events (world_id);
+CREATE INDEX IF NOT EXISTS by_room_id ON events (room_id);
 CREATE INDEX IF NOT EXISTS by_message_id ON events (message_id) WHERE message_id IS NOT NULL;
 CREATE TABLE IF NOT EXISTS spans (span INTEGER PRIMARY KEY, low INTEGER NOT NULL, high INTEGER NOT NULL);
 """
 """`time` is microseconds; `message_id` is set where it is not the event's id. `spans` has the least and the greatest
-time of each 1,024 sequences: a query by time finds its place in the log with it, without an index on time."""
+time of each 1,024 sequences: a query by time finds its place in the log with it, without an index on time. Every index
+has one column, after which SQLite puts the sequence: it is read in the log's order without sorting."""
 
 _INSERT = f"INSERT OR IGNORE INTO events VALUES ({', '.join('?' * 16)})"
 _WIDEN = (
@@ -125,14 +127,18 @@ async def expire(index: Index, before_ms: int) -> int:
     kept = "SELECT sequence FROM events WHERE stored_ms >= ? ORDER BY sequence LIMIT 1"
     found = await select(index, kept, (before_ms,))
     end = found[0][0] if found else index.sequence + 1
+    # A little at a time: the writer is shared with what arrives.
+    some = "SELECT sequence FROM events WHERE sequence < ? AND NOT forever ORDER BY sequence LIMIT ?"
     gone = 0
     while True:
-        # A little at a time: the writer is shared with what arrives.
-        some = "SELECT sequence FROM events WHERE sequence < ? AND NOT forever ORDER BY sequence LIMIT ?"
-        result = await index.writer.execute(f"DELETE FROM events WHERE sequence IN ({some})", (end, _EXPIRE_AT_ONCE))
-        await index.writer.commit()
-        gone += result.rowcount
-        if result.rowcount < _EXPIRE_AT_ONCE:
+        try:
+            part = await index.writer.execute(f"DELETE FROM events WHERE sequence IN ({some})", (end, _EXPIRE_AT_ONCE))
+            await index.writer.commit()
+        except sqlite3.OperationalError as error:
+            # No rollback: what arrives at this moment is in the same transaction, and looks after itself.
+            raise UnavailableError(f"the index cannot be written: {error}", retry_after=1) from error
+        gone += part.rowcount
+        if part.rowcount < _EXPIRE_AT_ONCE:
             return gone
 
 

@@ -116,7 +116,10 @@ async def append_all(append: Append, origin: Origin, events: AsyncIterator[Taken
         position += 1
     if errors:
         raise InvalidError(f"nothing was committed; {errors[0].path}: {errors[0].message}", errors=errors)
-    reply = await append(AppendRequest(events=kept, atomic=True)) if kept else AppendReply(results=[])
+    try:
+        reply = await append(AppendRequest(events=kept, atomic=True)) if kept else AppendReply(results=[])
+    except CrucibleError as error:
+        raise _as_sent(error) from None
     results = [outcome(appended) for appended in reply.results]
     for result in results:
         if isinstance(result, CrucibleError):
@@ -136,6 +139,13 @@ def _encode(result: Result | CrucibleError) -> bytes:
 
 def _at(position: int, error: FieldError) -> FieldError:
     return msgspec.structs.replace(error, path=f"{position}.{error.path}" if error.path else str(position))
+
+
+def _as_sent(error: CrucibleError) -> CrucibleError:
+    """The same error with paths from the root of what the client sent, an array, not of the request made of it."""
+    root = "events."
+    errors = [msgspec.structs.replace(each, path=each.path.removeprefix(root)) for each in error.errors]
+    return type(error)(error.detail.removeprefix(root), errors=errors, **error.extra)
 
 
 async def _async(events: AsyncIterator[Taken] | Iterable[Taken]) -> AsyncIterator[Taken]:

@@ -19,7 +19,6 @@ from crucible_kit.telemetry import parse_traceparent
 STRUCTURED = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
 _HEADER = "ce-"
-_NONE = Raw(b"")
 _EMPTY = Raw(b"{}")
 
 
@@ -33,7 +32,7 @@ class CloudEvent(msgspec.Struct, kw_only=True):
     subject: str | None = None
     time: str | None = None
     datacontenttype: str | None = None
-    data: Raw = _NONE
+    data: Raw = msgspec.field(default_factory=Raw)
     data_base64: str | None = None
     traceparent: str | None = None
     correlationid: str | None = None

@@ -15,9 +15,7 @@ APPENDED: Final[Json] = {
     "type": "Memory.Tagged",
     "correlation_id": "cor_01kaj3x5vaf0y8nn4y6h4gq3zk",
 }
-NDJSON: Final = (
-    '{"type": "File.Created", "payload": {"path": "a.md"}}\n{"type": "Custom.Ping", "payload": {"n": 1}}\n'
-)
+NDJSON: Final = '{"type": "File.Created", "payload": {"path": "a.md"}}\n{"type": "Custom.Ping", "payload": {"n": 1}}\n'
 CLOUD_EVENT: Final[Json] = {
     "specversion": "1.0",
     "id": "A234-1234-1234",

@@ -16,15 +16,18 @@ from .auth import Principal
 
 MAX_KEY = 180
 """Characters of an Idempotency-Key."""
-_NONE = Raw(b"")
 _EMPTY = Raw(b"{}")
 _SHORT_ONLY = ("payload", "entity", "world_id", "room_id", "id", "correlation_id", "causation_id")
 _Sequence = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
-class Data(msgspec.Struct, forbid_unknown_fields=True):
+def empty_object() -> Raw:
+    return _EMPTY
+
+
+class SentData(msgspec.Struct, forbid_unknown_fields=True):
     event: str
-    payload: Raw = _EMPTY
+    payload: Raw = msgspec.field(default_factory=empty_object)
 
 
 class SentMetadata(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -51,16 +54,16 @@ class SentEvent(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """
 
     type: str
-    payload: Raw = _NONE
-    entity: str | None | UnsetType = UNSET
-    world_id: str | None | UnsetType = UNSET
-    room_id: str | None | UnsetType = UNSET
-    id: str | None | UnsetType = UNSET
-    correlation_id: str | None | UnsetType = UNSET
-    causation_id: str | None | UnsetType = UNSET
-    data: Data | UnsetType = UNSET
-    metadata: SentMetadata | None | UnsetType = UNSET
-    sequence: _Sequence | None | UnsetType = UNSET
+    payload: Raw = msgspec.field(default_factory=Raw)
+    entity: str | UnsetType | None = UNSET
+    world_id: str | UnsetType | None = UNSET
+    room_id: str | UnsetType | None = UNSET
+    id: str | UnsetType | None = UNSET
+    correlation_id: str | UnsetType | None = UNSET
+    causation_id: str | UnsetType | None = UNSET
+    data: SentData | UnsetType = UNSET
+    metadata: SentMetadata | UnsetType | None = UNSET
+    sequence: _Sequence | UnsetType | None = UNSET
     expected_sequence: _Sequence | None = None
     retention: Literal["default", "forever"] = "default"
 
@@ -80,9 +83,7 @@ class Origin(msgspec.Struct, frozen=True):
         event.correlation_id = event.correlation_id or self.correlation_id
         event.traceparent = event.traceparent or self.traceparent
         if self.idempotency_key is not None:
-            event.idempotency_key = (
-                self.idempotency_key if position is None else f"{self.idempotency_key}/{position}"
-            )
+            event.idempotency_key = self.idempotency_key if position is None else f"{self.idempotency_key}/{position}"
         return event
 
 
@@ -114,7 +115,7 @@ def _from_short(sent: SentEvent) -> NewEvent:
     )
 
 
-def _from_long(sent: SentEvent, data: Data) -> NewEvent:
+def _from_long(sent: SentEvent, data: SentData) -> NewEvent:
     mixed = [name for name in _SHORT_ONLY if name != "payload" and getattr(sent, name) is not UNSET]
     if len(sent.payload):
         raise _refused("payload", 'stands inside "data" where the event has "data": use one form or the other')

@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+from litestar.enums import ScopeType
 from litestar.middleware import ASGIMiddleware
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -46,7 +47,7 @@ class Counting:
 
     async def __call__(self, message: Message, scope: Scope) -> None:
         if message["type"] in ("http.response.start", "websocket.http.response.start"):
-            status: Any = message["status"]  # type: ignore[typeddict-item]
+            status: Any = message["status"]
             self._requests.labels(_method(scope), _route(scope), status).inc()
         elif message["type"] == "websocket.accept":
             self._requests.labels(_method(scope), _route(scope), 101).inc()
@@ -59,7 +60,7 @@ def traceparent_of(scope: Scope) -> str:
 
 def _method(scope: Scope) -> str:
     """Only methods that exist become labels: what clients make up must not grow the metrics."""
-    if scope["type"] == "websocket":
+    if scope["type"] == ScopeType.WEBSOCKET:
         return "WEBSOCKET"
     method = str(scope.get("method"))
     return method if method in ("GET", "POST", "PATCH", "DELETE", "PUT", "HEAD", "OPTIONS") else "OTHER"

@@ -20,14 +20,14 @@ _JSON = "application/json"
 
 
 class Body(msgspec.Struct, frozen=True):
-    """What may be sent as one media type. `schema` is a Struct, or a JSON Schema."""
+    """What may be sent as one media type. `schema` is a type, a tuple of alternatives, or a JSON Schema."""
 
     schema: Any
     example: Any = None
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
-    """What a handler's route is for. `reply` is a Struct or a JSON Schema; None is an answer without a body."""
+    """What a handler's route is for. `reply` is as `Body.schema`; None is an answer without a body."""
 
     summary: str
     tag: str
@@ -122,10 +122,10 @@ def _query_parameters(kind: type[Params]) -> list[dict[str, Any]]:
     schema = msgspec.json.schema_components([kind], ref_template=_REF)[1][kind.__name__]
     found = []
     for name, inner in schema["properties"].items():
-        text = inner.pop("description", None) or next(
-            (part.pop("description") for part in inner.get("anyOf", ()) if "description" in part), None
-        )
-        parameter = {"name": name, "in": "query", "required": False, "schema": inner}
+        # A parameter is left out, never null.
+        present = next(part for part in inner.get("anyOf", [inner]) if part.get("type") != "null")
+        text = inner.pop("description", None) or present.pop("description", None)
+        parameter = {"name": name, "in": "query", "required": False, "schema": present}
         found.append(parameter | ({"description": text} if text else {}))
     return found
 
@@ -155,18 +155,23 @@ def _refusal(code: str) -> dict[str, Any]:
 
 
 def _content(schema: Any, example: Any) -> dict[str, Any]:
-    described = {"schema": schema if isinstance(schema, dict) else _reference(schema)}
+    described = {"schema": _reference(schema)}
     return described | ({"example": example} if example is not None else {})
 
 
 def _reference(kind: Any) -> dict[str, Any]:
+    if isinstance(kind, dict):
+        return kind
+    if isinstance(kind, tuple):
+        return {"anyOf": [_reference(alternative) for alternative in kind]}
     return msgspec.json.schema_components([kind], ref_template=_REF)[0][0]
 
 
 def _schemas(operations: list[Operation]) -> dict[str, Any]:
     kinds = [kind for operation in operations for kind in (operation.reply, *_sent(operation)) if kind is not None]
-    structs = [kind for kind in kinds if not isinstance(kind, dict)]
-    _, found = msgspec.json.schema_components([Event, ProblemDocument, *structs], ref_template=_REF)
+    alternatives = [each for kind in kinds for each in (kind if isinstance(kind, tuple) else (kind,))]
+    types = [kind for kind in alternatives if not isinstance(kind, dict)]
+    _, found = msgspec.json.schema_components([Event, ProblemDocument, *types], ref_template=_REF)
     return _with_events(found)
 
 

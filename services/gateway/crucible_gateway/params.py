@@ -15,6 +15,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 Sequence = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Name = Annotated[str, Meta(min_length=1, max_length=4096)]
+_WAITS = Meta(description="Waits (bounded) until the index has this sequence")
 _MOST_PARAMETERS = 200
 _LOST_PLUS = re.compile(r"(?<=[0-9]) (?=[0-9]{2}:[0-9]{2}$)")
 
@@ -23,15 +24,15 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A parameter that is a list may be repeated; no other may."""
 
 
-class NoParams(Params):
+class NoParams(Params, frozen=True):
     pass
 
 
-class AppendParams(Params):
+class AppendParams(Params, frozen=True):
     atomic: Annotated[bool, Meta(description="Commit all events or none; at most 1,000")] = False
 
 
-class EventParams(Params):
+class EventParams(Params, frozen=True):
     type: Annotated[list[str], Meta(description="Types, aliases or wildcards (`Memory.*`); repeatable")] = []
     actor: Name | None = None
     correlation_id: Name | None = None
@@ -42,22 +43,22 @@ class EventParams(Params):
     to_time: Annotated[str, Meta(description="RFC 3339, exclusive")] | None = None
     after: Annotated[Sequence, Meta(description="Only events after this sequence")] | None = None
     order: Literal["asc", "desc"] = "asc"
-    filter: Annotated[str, Meta(description="A filter as JSON: `{\"tags\": {\"contains\": \"#x\"}}`")] | None = None
+    filter: Annotated[str, Meta(description='A filter as JSON: `{"tags": {"contains": "#x"}}`')] | None = None
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
     cursor: Annotated[str, Meta(description="`next_cursor` of the page before")] | None = None
-    min_sequence: Annotated[Sequence, Meta(description="Waits (bounded) until the index has this sequence")] | None = None
+    min_sequence: Annotated[Sequence, _WAITS] | None = None
 
 
-class TraceParams(Params):
-    min_sequence: Annotated[Sequence, Meta(description="Waits (bounded) until the index has this sequence")] | None = None
+class TraceParams(Params, frozen=True):
+    min_sequence: Annotated[Sequence, _WAITS] | None = None
 
 
-class PageParams(Params):
+class PageParams(Params, frozen=True):
     limit: Annotated[int, Meta(ge=1, le=1000)] = 50
     cursor: Annotated[str, Meta(description="`next_cursor` of the page before")] | None = None
 
 
-class StreamParams(Params, rename={"start": "from"}):
+class StreamParams(Params, frozen=True, rename={"start": "from"}):
     type: Annotated[list[str], Meta(description="Types, aliases or wildcards; repeatable; all if none")] = []
     filter: Annotated[str, Meta(description="A filter as JSON, for every type asked for")] | None = None
     start: Annotated[str, Meta(description="`now`, `start`, a sequence (exclusive) or an RFC 3339 time")] = "now"
@@ -70,7 +71,8 @@ def read_params(query: bytes, kind: type[T]) -> T:
     found: dict[str, Any] = {}
     lists = {f.encode_name for f in msgspec.structs.fields(kind) if _is_list(f.type)}
     try:
-        pairs = parse_qsl(query.decode("utf-8"), keep_blank_values=True, errors="strict", max_num_fields=_MOST_PARAMETERS)
+        text = query.decode("utf-8")
+        pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MOST_PARAMETERS)
     except ValueError:
         raise InvalidError(f"the query is not UTF-8, or has more than {_MOST_PARAMETERS} parameters") from None
     for name, value in pairs:

@@ -11,7 +11,7 @@ class Settings(KitSettings, frozen=True, kw_only=True):
     port: Annotated[int, Meta(description="The port to listen on; 0 takes a free one", ge=0, le=65535)] = 8080
     admin_key: Annotated[
         str,
-        Meta(description="An API key that is made known at the start, named admin; none if empty", extra={"secret": True}),
+        Meta(description="An API key made known at the start as admin; none if empty", extra={"secret": True}),
     ] = ""
     request_timeout_s: Annotated[
         float, Meta(description="How long a service may take to answer a request", gt=0, extra={"unit": "s"})
@@ -19,7 +19,7 @@ class Settings(KitSettings, frozen=True, kw_only=True):
     stream_queue: Annotated[
         int,
         Meta(
-            description="How many events may wait for one slow subscription; past that it reads them from the log again",
+            description="How many events may wait for a slow subscription; past that it reads them from the log again",
             ge=1,
             extra={"unit": "events"},
         ),

@@ -50,16 +50,20 @@ def _one_line(raw: bytes) -> bytes:
     return msgspec.json.format(raw, indent=-1) if b"\n" in raw or b"\r" in raw else raw
 
 
+async def _next(items: AsyncGenerator[Item, None]) -> Item:
+    return await anext(items)
+
+
 async def _beating(
     items: AsyncGenerator[Item, None], every_s: float, stopping: asyncio.Event
 ) -> AsyncGenerator[Item | None, None]:
     """The items, and None whenever there was none for so long."""
-    stop = asyncio.ensure_future(stopping.wait())
-    coming: asyncio.Future[Item] | None = None
+    stop = asyncio.create_task(stopping.wait())
+    coming: asyncio.Task[Item] | None = None
     try:
         while not stopping.is_set():
-            coming = coming or asyncio.ensure_future(anext(items))
-            await asyncio.wait({coming, stop}, timeout=every_s, return_when=asyncio.FIRST_COMPLETED)
+            coming = coming or asyncio.create_task(_next(items))
+            await asyncio.wait((coming, stop), timeout=every_s, return_when=asyncio.FIRST_COMPLETED)
             if coming.done():
                 try:
                     item = coming.result()

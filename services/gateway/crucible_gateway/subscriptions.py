@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import NamedTuple
 
 import msgspec
@@ -141,7 +141,7 @@ class Reader:
         self._arrived.set()
         return not self.dropped
 
-    async def records(self) -> AsyncIterator[Record]:
+    async def records(self) -> AsyncGenerator[Record, None]:
         """What was offered, in order, until it overflows."""
         while True:
             while self._records:

@@ -88,7 +88,9 @@ def _filters(definition: Mapping[str, Any]) -> CompiledFilters:
             msgspec.structs.replace(error, path=error.path.replace(".event_type", ".type", 1))
             for error in refused.errors
         ]
-        raise InvalidError(refused.detail.replace(".event_type", ".type", 1), errors=errors) from None
+        first = errors[0]
+        hint = f' (did you mean "{first.suggestion}"?)' if first.suggestion else ""
+        raise InvalidError(f"{first.path}: {first.message}{hint}", errors=errors) from None
 
 
 def _condition(condition: Condition | None) -> Expression | Script | None:

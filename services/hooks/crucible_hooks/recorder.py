@@ -3,10 +3,10 @@
 import asyncio
 import logging
 from collections.abc import Sequence
-from datetime import datetime
 
-from crucible_core.errors import CrucibleError, UnavailableError
+from crucible_core.errors import CrucibleError, InvalidError, UnavailableError
 from crucible_core.protocol import AppendReply, AppendRequest, HookRecord, NewEvent
+from crucible_core.times import parse_time
 from crucible_kit.bus import Bus
 from crucible_kit.frames import Outgoing
 from crucible_kit.rpc import call
@@ -103,6 +103,6 @@ async def append(bus: Bus, events: list[NewEvent]) -> None:
 
 def _ms(timestamp: str) -> int:
     try:
-        return int(datetime.fromisoformat(timestamp).timestamp() * 1000)
-    except ValueError:
+        return parse_time(timestamp, "updated_at") // 1000
+    except InvalidError:
         return 0

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from crucible_core.envelope import Event, Source
+from crucible_core.envelope import MAX_HOPS, Event, Source
 from crucible_core.ids import derive_id
 from crucible_core.protocol import HookRecord, NewEvent, RunRecord
 from crucible_core.subjects import Names
@@ -75,7 +75,8 @@ def run_event(record: RunRecord, event: Event, action: str, traceparent: str) ->
         actor=f"hook:{record.hook}",
         correlation_id=metadata.correlation_id,
         causation_id=metadata.id,
-        hop=metadata.hop + 1,
+        # The record of the last run of a chain is as deep as a chain may be.
+        hop=min(metadata.hop + 1, MAX_HOPS),
         world_id=metadata.world_id,
         room_id=metadata.room_id,
         entity=record.hook,

@@ -33,6 +33,8 @@ Function = Callable[..., Awaitable[Any]]
 Printed = Callable[[str], None]
 
 _SHOWN = 2000
+_INPUT = "<python-input-0>"
+"""What monty calls a script in its tracebacks."""
 _EXIT_PAUSE_S = 0.1
 _BUILTIN: Mapping[type[CrucibleError], type[Exception]] = {
     NotFoundError: LookupError,
@@ -80,13 +82,13 @@ class Sandbox:
         away: list[UnavailableError] = []
         lookup = {called: _guarded(function, away) for called, function in functions.items()}
         try:
-            async with workers.checkout(limits=limits, script_name=f"{name}.py") as session:
+            async with workers.checkout(limits=limits) as session:
                 return plain(await _drive(session, source, values, lookup, printed))
         except MontyError as error:
             if away:
                 raise away[-1] from None
             text = error.display() if isinstance(error, MontyRuntimeError) else str(error)
-            raise RunError(text.strip()[-_SHOWN:]) from None
+            raise RunError(text.replace(_INPUT, name).strip()[-_SHOWN:]) from None
 
     async def _pool(self, name: str) -> AsyncMonty:
         async with self._starting:

@@ -22,6 +22,7 @@ _MAX_ARGUMENT = 120 * 1024
 """Linux refuses an argument or variable of more than 128 KiB."""
 _SHOWN = 500
 _LINGER_S = 0.2
+_POLL_S = 0.02
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SHELL_IN_SHELL = re.compile(r"\beval\b|\b(?:ba|da|k|z|c|tc|fi)?sh\s+(?:-\S+\s+)*-\w*c\b")
@@ -120,18 +121,35 @@ async def _converse(process: asyncio.subprocess.Process, stdin: bytes) -> tuple[
     assert process.stderr is not None
     output, complaint = bytearray(), bytearray()
     readers = asyncio.gather(_read(process.stdout, output), _read(process.stderr, complaint))
+    feeder = asyncio.create_task(_feed(process.stdin, stdin))
     try:
-        feeder = asyncio.create_task(_feed(process.stdin, stdin))
-        await process.wait()
-        # Whatever the command left running still holds its pipes open.
-        await asyncio.wait([readers], timeout=_LINGER_S)
-        feeder.cancel()
+        await _ended(process, readers)
     finally:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await asyncio.shield(process.wait())
-        await readers
+        feeder.cancel()
+        await asyncio.shield(_end(process, readers))
     return bytes(output), bytes(complaint)
+
+
+async def _ended(process: asyncio.subprocess.Process, readers: "asyncio.Future[Any]") -> None:
+    """Returns when the command has exited. `Process.wait` would also wait for whatever the command has left running,
+    as that holds its pipes open."""
+    while process.returncode is None:
+        if readers.done():
+            await asyncio.sleep(_POLL_S)
+        else:
+            await asyncio.wait([readers], timeout=_POLL_S)
+    await asyncio.wait([readers], timeout=_LINGER_S)
+
+
+async def _end(process: asyncio.subprocess.Process, readers: "asyncio.Future[Any]") -> None:
+    """Kills what is left of the command's process group, and lets go of the pipes even where somebody keeps them."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await asyncio.wait([readers], timeout=_LINGER_S)
+    readers.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await readers
+    process._transport.close()  # type: ignore[attr-defined]  # there is no public way to close the pipes
 
 
 async def _feed(pipe: asyncio.StreamWriter, data: bytes) -> None:

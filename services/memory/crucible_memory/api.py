@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
+import aiosqlite
 import msgspec
 
 from crucible_core.errors import UnavailableError
@@ -31,6 +32,7 @@ from .store import find_anywhere, ids_of, views
 from .truth import last_of, settle
 from .writer import Outcome, Writer
 
+_REPLY_BYTES = 4 * 1024 * 1024
 _SEEN_S = 1.0
 _GET_S = 2.0
 
@@ -40,10 +42,14 @@ _Write = Callable[[WriteMemory], Awaitable[WrittenMemory]]
 
 
 class Api:
-    def __init__(self, bus: Bus, index: Index, writer: Writer, metrics: Metrics) -> None:
+    def __init__(
+        self, bus: Bus, index: Index, searcher: aiosqlite.Connection, writer: Writer, metrics: Metrics
+    ) -> None:
         self._bus = bus
         self._index = index
+        self._searcher = searcher
         self._writer = writer
+        self._room = min(_REPLY_BYTES, bus.max_payload * 3 // 4)
         self._writes = metrics.counter("memory_writes", "Changes asked for", ("operation", "outcome"))
         self._query_seconds = metrics.histogram("memory_query_seconds", "How long queries take")
 
@@ -70,7 +76,7 @@ class Api:
         with self._query_seconds.time():
             if request.min_sequence is not None:
                 await settle(self._bus, self._index, request.min_sequence)
-            return await search(self._index.reader, wanted) if wanted else MemoryList(memories=[])
+            return await search(self._searcher, wanted, self._room)
 
     # ---- writing
 

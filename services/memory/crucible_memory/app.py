@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
+import aiosqlite
 from starlette.applications import Starlette
 
 from crucible_core.subjects import Names
@@ -21,6 +22,7 @@ from crucible_kit.telemetry import Telemetry, open_telemetry
 from . import store
 from .api import Api
 from .files import Files
+from .search import open_searcher
 from .settings import Settings
 from .truth import last_change
 from .writer import Writer
@@ -43,7 +45,9 @@ def create_app(settings: Settings | None = None) -> Starlette:
             path = Path(settings.data_dir) / "memory.sqlite"
             opening = open_index(path, bus, bus.names.events, store.VERSION, store.SCHEMA)
             index = await stack.enter_async_context(opening)
-            app.state.ready = lambda: waiting_for(bus, index)
+            searcher = await stack.enter_async_context(open_searcher(path))
+            answering = asyncio.Event()
+            app.state.ready = lambda: waiting_for(bus, index, answering)
             skipped = metrics.counter("memory_skipped_events", "Memory events that could not be read")
             metrics.gauge("index_sequence", "The last sequence that the index holds").set_function(
                 lambda: index.sequence
@@ -51,7 +55,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             async with asyncio.TaskGroup() as tasks:
                 apply = partial(store.apply, skipped.inc)
                 following = tasks.create_task(index.follow(bus, apply, [bus.names.events_of("Memory")]))
-                serving = tasks.create_task(_serve(bus, index, telemetry, metrics))
+                serving = tasks.create_task(_serve(bus, index, searcher, answering, telemetry, metrics))
                 yield
                 # What has begun still reads the index: it goes on until that is done.
                 serving.cancel()
@@ -61,15 +65,23 @@ def create_app(settings: Settings | None = None) -> Starlette:
     return ops_app(SERVICE, lifespan, metrics)
 
 
-async def _serve(bus: Bus, index: Index, telemetry: Telemetry, metrics: Metrics) -> None:
+async def _serve(
+    bus: Bus,
+    index: Index,
+    searcher: aiosqlite.Connection,
+    answering: asyncio.Event,
+    telemetry: Telemetry,
+    metrics: Metrics,
+) -> None:
     """Answers and works, once the index holds what was there at the start: until then other replicas do."""
     await index.reach(await last_change(bus), _REBUILD_S)
     writer = Writer(bus, index)
-    async with serve(bus, SERVICE, Api(bus, index, writer, metrics).endpoints(), telemetry):
+    async with serve(bus, SERVICE, Api(bus, index, searcher, writer, metrics).endpoints(), telemetry):
+        answering.set()
         await Files(bus, writer, telemetry, metrics).run()
 
 
-def waiting_for(bus: Bus, index: Index) -> list[str]:
+def waiting_for(bus: Bus, index: Index, answering: asyncio.Event) -> list[str]:
     """What is not there yet; empty when ready."""
-    held = {"nats": bus.connected, "index": index.caught_up}
+    held = {"nats": bus.connected, "index": index.caught_up, "answers": answering.is_set()}
     return [name for name, ready in held.items() if not ready]

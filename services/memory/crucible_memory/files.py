@@ -57,9 +57,7 @@ class Files:
         names = self._bus.names
         filters = [names.events_of("File")]
         durable = names.durable("memory-files")
-        await work(
-            self._bus, names.events, durable, self._handle, filters=filters, concurrency=1, ack_wait=_ACK_WAIT_S
-        )
+        await work(self._bus, names.events, durable, self._handle, filters=filters, concurrency=1, ack_wait=_ACK_WAIT_S)
 
     async def _handle(self, message: Message) -> None:
         event = decode(message.data, message.sequence)

@@ -1,4 +1,4 @@
-"""The ids of memories: fresh, or derived from what the memory is made of, so that it is made once. Pure but for chance."""
+"""The ids of memories: fresh, or derived from what the memory is made of, so that it is made once."""
 
 from crucible_core.ids import derive_id, is_id
 from crucible_core.protocol import Cause

@@ -28,7 +28,7 @@ MAX_READ = 128 * 1024
 """Characters in which tags and links are looked for: a Markdown parser is slow, and hostile texts make it slower."""
 
 # As Obsidian has it: letters, digits, _, - and /, at least one of them no digit, after a space or an opening mark.
-_TAG = re.compile(r"(?:(?<=^)|(?<=[\s(\[{,;\"'“‘«*_~]))#(?=[\d_/-]*[^\W\d_])[\w/-]+", re.MULTILINE)
+_TAG = re.compile(r"(?:(?<=^)|(?<=[\s(\[{,;\"'“«*_~]))#(?=[\d_/-]*[^\W\d_])[\w/-]+", re.MULTILINE)
 _DESTINATION = re.compile(r"\]\([^)\n]{0,2000}\)")
 """The address of a link: its anchor is no tag."""
 _HIDDEN = "\ufffc"
@@ -175,7 +175,6 @@ def _plain_text(heading: str) -> str:
     """A heading without its marks."""
     reader = MarkdownIt("commonmark")
     reader.inline.ruler.before("link", "wikilink", _wikilink)
-    words = []
-    for token in reader.parseInline(heading[:MAX_TITLE])[0].children or []:
-        words.append(_parts(token.content)[1] if token.type == "wikilink" else token.content)
+    tokens = reader.parseInline(heading[:MAX_TITLE])[0].children or []
+    words = (_parts(token.content)[1] if token.type == "wikilink" else token.content for token in tokens)
     return "".join(words).strip()

@@ -1,10 +1,14 @@
 """Finding memories: full text by BM25, tags and filters.
 
-A match's score is its BM25 weight (SQLite's `bm25()`, the title counting four times and tags and entities twice) divided
-by that of the best match in the answer. Without a text the newest come first, and every score is 1.
+A match's weight is its BM25 (k1 1.2, b 0.75; the title counts four times, tags and entities twice; for the idf see
+`terms`), and its score the square root of its part of the best weight in the answer: half the weight scores 0.71.
+Without a text the newest come first, and every score is 1.
 """
 
+import contextlib
+import math
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import aiosqlite
 import msgspec
@@ -14,11 +18,9 @@ from crucible_core.protocol import MemoryList, MemoryQuery, MemoryView, ScoredMe
 
 from .state import MAX_TAGS, checked_tag, refused
 from .store import memories, views
-from .terms import match_query
+from .terms import MAX_TERMS, Term, idf_ratio, telling, terms_of
 
 MAX_LIMIT = 100
-MAX_REPLY_BYTES = 900_000
-"""A NATS server's smallest usual message. The last matches are left out where memories are that large."""
 _AT_ONCE = 100
 _WEIGHTS = "4.0, 1.0, 2.0"
 _Match = tuple[int, float]
@@ -26,9 +28,9 @@ _Match = tuple[int, float]
 
 
 class Search(msgspec.Struct, frozen=True):
-    """A query that was checked."""
+    """A query that was checked; without a text it has no terms."""
 
-    match: str | None
+    terms: list[Term] | None
     tags: list[str]
     holds: DocumentPredicate | None
     limit: int
@@ -36,8 +38,18 @@ class Search(msgspec.Struct, frozen=True):
     room_id: str | None
 
 
-def prepare(query: MemoryQuery) -> Search | None:
-    """None where nothing can match: a text without a word. Raises InvalidError."""
+@contextlib.asynccontextmanager
+async def open_searcher(path: Path) -> AsyncIterator[aiosqlite.Connection]:
+    """A connection of its own to the index: a search of many matches takes time, and other readers do not wait for
+    it."""
+    async with aiosqlite.connect(path) as searcher:
+        await searcher.execute("PRAGMA query_only=ON")
+        await searcher.create_function("idf_ratio", 2, idf_ratio, deterministic=True)
+        yield searcher
+
+
+def prepare(query: MemoryQuery) -> Search:
+    """Raises InvalidError."""
     if not 1 <= query.limit <= MAX_LIMIT:
         raise refused("limit", f"must be 1 to {MAX_LIMIT}")
     if len(query.tags) > MAX_TAGS:
@@ -45,20 +57,19 @@ def prepare(query: MemoryQuery) -> Search | None:
     tags = [checked_tag(tag, f"tags.{place}") for place, tag in enumerate(query.tags)]
     holds = compile_document_filter(query.filter, MemoryView.__struct_fields__) if query.filter else None
     text = (query.text or "").strip()
-    match = match_query(text) if text else None
-    if text and match is None:
-        return None
-    return Search(match, tags, holds, query.limit, query.world_id, query.room_id)
+    terms = terms_of(text) if text else None
+    return Search(terms, tags, holds, query.limit, query.world_id, query.room_id)
 
 
-async def search(reader: aiosqlite.Connection, wanted: Search) -> MemoryList:
+async def search(reader: aiosqlite.Connection, wanted: Search, room: int) -> MemoryList:
+    """The best matches; the last of them are left out where they do not fit into `room` bytes."""
     found: list[ScoredMemory] = []
     size, best = 0, 0.0
     async for view, weight in _matches(reader, wanted):
         best = best or weight
-        scored = ScoredMemory(**msgspec.structs.asdict(view), score=weight / best if wanted.match else 1.0)
+        scored = ScoredMemory(**msgspec.structs.asdict(view), score=math.sqrt(weight / best))
         size += len(msgspec.json.encode(scored))
-        if found and size > MAX_REPLY_BYTES:
+        if found and size > room:
             break
         found.append(scored)
         if len(found) == wanted.limit:
@@ -77,14 +88,26 @@ async def _matches(reader: aiosqlite.Connection, wanted: Search) -> AsyncIterato
 
 async def _candidates(reader: aiosqlite.Connection, wanted: Search) -> AsyncIterator[list[_Match]]:
     """What the index alone can tell apart, the best first, some at a time."""
-    query, values = _sql(wanted)
-    async with reader.execute(query, values) as rows:
-        while part := await rows.fetchmany(_AT_ONCE):
-            yield [(key, weight) for key, weight in part]
+    terms = wanted.terms
+    if terms is not None and len(terms) > MAX_TERMS:
+        terms = await _telling(reader, terms)
+    if terms is None or terms:
+        query, values = _sql(wanted, terms)
+        async with reader.execute(query, values) as rows:
+            while part := await rows.fetchmany(_AT_ONCE):
+                yield [(key, weight) for key, weight in part]
 
 
-def _sql(wanted: Search) -> tuple[str, list[str]]:
-    conditions, values = ["m.world = ?"], [wanted.world_id]
+async def _telling(reader: aiosqlite.Connection, terms: list[Term]) -> list[Term]:
+    count = "(SELECT count(*) FROM texts WHERE texts MATCH ?)"
+    query = f"SELECT (SELECT count(*) FROM memories), {', '.join([count] * len(terms))}"
+    [(total, *counts)] = await reader.execute_fetchall(query, [term.query for term in terms])
+    return telling(terms, counts, total)
+
+
+def _sql(wanted: Search, terms: list[Term] | None) -> tuple[str, list[str | float]]:
+    conditions = ["m.world = ?"]
+    values: list[str | float] = [wanted.world_id]
     if wanted.room_id is not None:
         conditions.append("m.room = ?")
         values.append(wanted.room_id)
@@ -92,9 +115,17 @@ def _sql(wanted: Search) -> tuple[str, list[str]]:
         conditions.append("EXISTS (SELECT 1 FROM tags t WHERE t.tag = ? AND t.memory = m.key)")
         values.append(tag)
     where = " AND ".join(conditions)
-    if wanted.match is None:
+    if terms is None:
         return f"SELECT m.key, 1.0 FROM memories m WHERE {where} ORDER BY m.key DESC", values
+    # Each term apart, so that each one's idf can be made ours; in one statement, so that all see the same memories.
+    hit = (
+        f"SELECT ? AS term, ? AS boost, rowid AS key, -bm25(texts, {_WEIGHTS}) AS weight FROM texts WHERE texts MATCH ?"
+    )
+    asked: list[str | float] = [value for place, term in enumerate(terms) for value in (place, term.boost, term.query)]
     return (
-        f"SELECT m.key, -bm25(texts, {_WEIGHTS}) AS weight FROM texts JOIN memories m ON m.key = texts.rowid"
-        f" WHERE texts MATCH ? AND {where} ORDER BY weight DESC, m.key DESC"
-    ), [wanted.match, *values]
+        f"WITH hits AS MATERIALIZED ({' UNION ALL '.join([hit] * len(terms))}), factors AS MATERIALIZED"
+        " (SELECT term, idf_ratio(count(*), (SELECT count(*) FROM memories)) AS factor FROM hits GROUP BY term)"
+        " SELECT m.key, sum(h.weight * h.boost * f.factor) AS total"
+        " FROM hits h JOIN factors f ON f.term = h.term JOIN memories m ON m.key = h.key"
+        f" WHERE {where} GROUP BY m.key ORDER BY total DESC, m.key DESC"
+    ), [*asked, *values]

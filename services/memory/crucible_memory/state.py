@@ -84,7 +84,7 @@ def checked_link(link: Link, path: str = "link") -> Link:
 def checked_links(links: list[Link], path: str = "links") -> list[Link]:
     """Of two that stand for one link, the first counts."""
     _bound(links, MAX_LINKS, path)
-    found = {}
+    found: dict[tuple[str, str], Link] = {}
     for place, link in enumerate(links):
         checked = checked_link(link, f"{path}.{place}")
         found.setdefault((checked.target, checked.type), checked)

@@ -11,7 +11,7 @@ import msgspec
 
 from crucible_core.envelope import DEFAULT_WORLD
 from crucible_core.ids import is_id
-from crucible_core.protocol import Link, MemoryView
+from crucible_core.protocol import MemoryView
 from crucible_kit.bus import Message
 
 from .projection import Recorded, fold, read_recorded
@@ -147,7 +147,7 @@ async def views(reader: aiosqlite.Connection, found: Sequence[Memory]) -> list[M
 
 
 def _view(memory: Memory, ids: dict[str, str]) -> MemoryView:
-    links = [Link(target=ids.get(link.target, link.target), type=link.type, weight=link.weight) for link in memory.links]
+    links = [msgspec.structs.replace(link, target=ids.get(link.target, link.target)) for link in memory.links]
     fields = {name: getattr(memory, name) for name in MemoryView.__struct_fields__}
     return MemoryView(**fields | {"links": links})
 

@@ -1,42 +1,61 @@
-"""From a text that somebody looks for to a full-text query: the words that tell most, never FTS5 syntax. Pure."""
+"""From a text that somebody looks for to full-text queries of one word each, and what each is worth. Pure.
+
+A word's worth is Lucene's BM25 idf, ln(1 + (N - n + 0.5) / (n + 0.5)) for n of N texts, which stays above zero where
+SQLite's does not: among few memories, a word that most of them have still tells that they are alike.
+"""
 
 import math
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
 
 MAX_TERMS = 20
 """Words of a query. Of a longer text, such as another memory's content, the most telling ones are taken."""
+MAX_CANDIDATES = 60
 _MAX_TEXT = 100_000
-_LONG = 12
-_WORD = re.compile(r"[^\W_]+")
 _MAX_WORD = 64
+_SHORT = 3
+_WORD = re.compile(r"[^\W_]+")
 
 
-def match_query(text: str) -> str | None:
-    """An FTS5 query that any of the text's words matches, the last one of a short text also as the beginning of a
-    word; None where there is no word in it."""
-    terms = _terms(text[:_MAX_TEXT])
-    if not terms:
-        return None
-    if len(terms) > MAX_TERMS:
-        return " OR ".join(f'"{term}"' for term in _telling(terms))
-    return " OR ".join([*(f'"{term}"' for term in terms), f'"{_words(text)[-1]}"*'])
+class Term(NamedTuple):
+    """`query` is FTS5 syntax; `boost` says how often the word was asked for: 1 + ln count. That of short words is 1,
+    since they come often in any text."""
+
+    query: str
+    boost: float
+
+
+def terms_of(text: str) -> list[Term]:
+    """At most `MAX_CANDIDATES`, the longest words where there are more. The last word of a short text also stands for
+    those that begin with it."""
+    words = _words(text[:_MAX_TEXT])
+    counted = Counter(words)
+    chosen = sorted(counted, key=lambda word: (-len(word), word))[:MAX_CANDIDATES]
+    terms = [Term(f'"{word}"', 1 + math.log(counted[word] if len(word) > _SHORT else 1)) for word in chosen]
+    return [*terms, Term(f'"{words[-1]}"*', 1.0)] if 0 < len(terms) < MAX_TERMS else terms
+
+
+def telling(terms: Sequence[Term], counts: Sequence[int], total: int) -> list[Term]:
+    """The terms that are worth most, by how many of all texts have each; without those that none has. What only one
+    text has comes last: where the text that is asked with is a memory itself, it finds nothing else."""
+    worths = [
+        (count == 1, -term.boost * idf(count, total), term) for term, count in zip(terms, counts, strict=True) if count
+    ]
+    return [term for _, _, term in sorted(worths)[:MAX_TERMS]]
+
+
+def idf(count: int, total: int) -> float:
+    return math.log(1 + (total - count + 0.5) / (count + 0.5))
+
+
+def idf_ratio(count: int, total: int) -> float:
+    """Our idf over the one in SQLite's `bm25()` (fts5_aux.c: ln((N - n + 0.5) / (n + 0.5)), at least 1e-6)."""
+    theirs = math.log((total - count + 0.5) / (count + 0.5)) if count <= total else 0.0
+    return idf(min(count, total), total) / (theirs if theirs > 0 else 1e-6)
 
 
 def _words(text: str) -> list[str]:
     return [word[:_MAX_WORD] for word in _WORD.findall(unicodedata.normalize("NFC", text).casefold())]
-
-
-def _terms(text: str) -> Counter[str]:
-    return Counter(_words(text))
-
-
-def _telling(terms: Counter[str]) -> list[str]:
-    """Long words are rare in a language, and those that come often in a text are what it is about: the weight is
-    length x (1 + ln count), length counted up to 12."""
-
-    def weight(term: str) -> float:
-        return min(len(term), _LONG) * (1 + math.log(terms[term]))
-
-    return sorted(terms, key=lambda term: (-weight(term), term))[:MAX_TERMS]

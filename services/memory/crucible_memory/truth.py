@@ -31,8 +31,8 @@ async def settle(bus: Bus, index: Index, sequence: int, timeout: float = 5.0) ->
     try:
         async with asyncio.timeout(timeout):
             # Asked before the last change: what comes in between only makes the wait longer than needed.
-            while (end := await bus.last_sequence(bus.names.events)) < sequence:
+            while await bus.last_sequence(bus.names.events) < sequence:  # noqa: ASYNC110 - another process moves it
                 await asyncio.sleep(_PAUSE_S)
     except TimeoutError as error:
-        raise UnavailableError(f"the log is at sequence {end}, not yet at {sequence}", retry_after=1) from error
+        raise UnavailableError(f"the log has not reached sequence {sequence}", retry_after=1) from error
     await index.reach(min(sequence, await last_change(bus)), timeout)

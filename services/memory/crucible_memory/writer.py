@@ -105,9 +105,7 @@ class Writer:
         return result
 
 
-def new_event(
-    id: str, change: Change, memory: Memory | None, cause: Cause, expected: int, operation: str
-) -> NewEvent:
+def new_event(id: str, change: Change, memory: Memory | None, cause: Cause, expected: int, operation: str) -> NewEvent:
     """A change as the event that asks to be committed. A memory stays in the room where it was made, and for ever."""
     payload = msgspec.json.encode(change.payload)
     if len(payload) > MAX_EVENT_BYTES - _ENVELOPE_BYTES:

@@ -18,17 +18,35 @@ from crucible_core.protocol import (
     TraceRequest,
     TypesReply,
 )
+from crucible_gateway import cloudevents, examples
+from crucible_gateway.auth import principal_of
+from crucible_gateway.batches import Committed, Result, append_all, append_each, outcome
+from crucible_gateway.bodies import JSON, MAX_REQUEST_BYTES, Http, media_type, pieces, whole
+from crucible_gateway.context import Nothing, ask
+from crucible_gateway.correlation import sent_correlation
+from crucible_gateway.intake import (
+    Origin,
+    SentEvent,
+    Taken,
+    elements,
+    idempotency_key,
+    is_array,
+    lines,
+    read_event,
+    taken,
+)
+from crucible_gateway.observing import traceparent_of
+from crucible_gateway.openapi import Body, Operation, described
+from crucible_gateway.params import (
+    AppendParams,
+    EventParams,
+    NoParams,
+    TraceParams,
+    filter_param,
+    read_params,
+    time_param,
+)
 
-from .. import cloudevents, examples
-from ..auth import principal_of
-from ..batches import Committed, Result, append_all, append_each, outcome
-from ..bodies import JSON, MAX_REQUEST_BYTES, Http, media_type, pieces, whole
-from ..context import Nothing, ask
-from ..correlation import sent_correlation
-from ..intake import Origin, SentEvent, Taken, elements, idempotency_key, is_array, lines, read_event, taken
-from ..observing import traceparent_of
-from ..openapi import Body, Operation, described
-from ..params import AppendParams, EventParams, NoParams, TraceParams, filter_param, read_params, time_param
 from .replies import encoded, passed
 
 TAG = "Events"
@@ -41,8 +59,8 @@ NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
         Operation(
             summary="Append one event, or a batch",
             description=(
-                "One event, in the short form or the long one, is answered with 201 and its place in the log; with 200 "
-                'and `"duplicate": true` if its id or Idempotency-Key was there already. An array or NDJSON is a batch, '
+                "One event, in the short form or the long one, is answered with 201 and its place in the log, or with "
+                '200 and `"duplicate": true` if its id or Idempotency-Key was there. An array or NDJSON is a batch, '
                 "answered with 200, `committed` and a result for each event. CloudEvents are read in structured, batch "
                 "and binary mode. Limits: 1 MiB an event, 64 MiB a request."
             ),
@@ -54,12 +72,12 @@ NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
                 "X-Correlation-Id": "The correlation id of events that bring none",
             },
             bodies={
-                JSON: Body(SentEvent | list[SentEvent], examples.SHORT_EVENT),
+                JSON: Body((SentEvent, list[SentEvent]), examples.SHORT_EVENT),
                 NDJSON[0]: Body({"type": "string", "description": "One event a line"}, examples.NDJSON),
                 cloudevents.STRUCTURED: Body(cloudevents.CloudEvent, examples.CLOUD_EVENT),
                 cloudevents.BATCH: Body(list[cloudevents.CloudEvent], [examples.CLOUD_EVENT]),
             },
-            reply=Result | Committed,
+            reply=(Result, Committed),
             example=examples.APPENDED,
             refusals=("malformed", "conflict", "too_large", "unsupported", "invalid"),
         )

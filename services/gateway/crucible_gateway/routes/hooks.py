@@ -18,12 +18,12 @@ from crucible_core.protocol import (
     RunsRequest,
     TestRequest,
 )
+from crucible_gateway import examples
+from crucible_gateway.bodies import JSON, Http, expect, read_if_any, strictly, whole
+from crucible_gateway.context import Nothing, ask
+from crucible_gateway.openapi import Body, Operation, described
+from crucible_gateway.params import NoParams, PageParams, read_params
 
-from .. import examples
-from ..bodies import JSON, Http, expect, read_if_any, strictly, whole
-from ..context import Nothing, ask
-from ..openapi import Body, Operation, described
-from ..params import NoParams, PageParams, read_params
 from .replies import passed
 
 TAG = "Hooks"
@@ -72,7 +72,10 @@ async def register_hook(request: Http) -> Response[bytes]:
     read_params(request.url.query.encode(), NoParams)
     kind = expect(request, JSON, MARKDOWN)
     raw = await whole(request)
-    asked = RegisterHook(definition=strictly(raw, dict[str, Any])) if kind == JSON else RegisterHook(markdown=_text(raw))
+    if kind == JSON:
+        asked = RegisterHook(definition=strictly(raw, dict[str, Any]))
+    else:
+        asked = RegisterHook(markdown=_text(raw))
     return passed(await ask(request, "hooks", "register", asked, bytes), 201)
 
 

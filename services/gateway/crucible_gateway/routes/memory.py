@@ -17,16 +17,16 @@ from crucible_core.protocol import (
     WriteMemory,
     WrittenMemory,
 )
+from crucible_gateway import examples
+from crucible_gateway.auth import principal_of
+from crucible_gateway.bodies import JSON, Http, read
+from crucible_gateway.context import ask
+from crucible_gateway.correlation import sent_correlation
+from crucible_gateway.intake import idempotency_key
+from crucible_gateway.observing import traceparent_of
+from crucible_gateway.openapi import Body, Operation, described
+from crucible_gateway.params import NoParams, read_params
 
-from .. import examples
-from ..auth import principal_of
-from ..bodies import JSON, Http, read
-from ..context import ask
-from ..correlation import sent_correlation
-from ..intake import idempotency_key
-from ..observing import traceparent_of
-from ..openapi import Body, Operation, described
-from ..params import NoParams, read_params
 from .replies import encoded, passed
 
 TAG = "Memory"
@@ -116,7 +116,11 @@ async def update_memory(request: Http) -> Response[bytes]:
     "/api/v1/memory/{id:str}",
     opt=described(
         Operation(
-            summary="Remove a memory", tag=TAG, status=204, headers=_IF_MATCH, refusals=("not_found", "conflict", "invalid")
+            summary="Remove a memory",
+            tag=TAG,
+            status=204,
+            headers=_IF_MATCH,
+            refusals=("not_found", "conflict", "invalid"),
         )
     ),
 )
@@ -158,9 +162,7 @@ def _cause(request: Http, key: str | None) -> Cause:
 
 
 def _written(written: WrittenMemory, status: int) -> Response[bytes]:
-    return encoded(
-        Written(written.id, written.sequence, written.duplicate), status, headers=_etag(written.sequence)
-    )
+    return encoded(Written(written.id, written.sequence, written.duplicate), status, headers=_etag(written.sequence))
 
 
 def _etag(sequence: int) -> dict[str, str]:

@@ -2,12 +2,12 @@
 
 from litestar import Response, get
 
+from crucible_gateway.bodies import Http
+from crucible_gateway.context import gateway_of
+from crucible_gateway.openapi import Operation, described
 from crucible_kit.asgi import STATUS
 from crucible_kit.metrics import CONTENT_TYPE
 
-from ..bodies import Http
-from ..context import gateway_of
-from ..openapi import Operation, described
 from .replies import encoded
 
 TAG = "Operations"
@@ -48,9 +48,7 @@ async def readyz(request: Http) -> Response[bytes]:
 @get(
     "/metrics",
     opt=described(
-        Operation(
-            summary="Prometheus metrics", tag=TAG, reply={"type": "string"}, reply_type=CONTENT_TYPE, open=True
-        )
+        Operation(summary="Prometheus metrics", tag=TAG, reply={"type": "string"}, reply_type=CONTENT_TYPE, open=True)
     ),
 )
 async def metrics(request: Http) -> Response[bytes]:

@@ -9,8 +9,8 @@ from importlib.resources import files
 import msgspec
 from litestar import Litestar, Response, get
 
-from ..bodies import JSON, Http
-from ..openapi import Operation, described, openapi
+from crucible_gateway.bodies import JSON, Http
+from crucible_gateway.openapi import Operation, described, openapi
 
 TAG = "Operations"
 _TITLE = "Crucible"

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 from litestar import Response
 
-from ..bodies import JSON
+from crucible_gateway.bodies import JSON
 
 
 def passed(raw: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response[bytes]:

@@ -1,28 +1,25 @@
 """The event stream: a WebSocket, and server-sent events on the same path."""
 
-import contextlib
 from typing import Any
 
 from litestar import Response, WebSocket, get, websocket
 from litestar.datastructures import Headers
 from litestar.exceptions import HTTPException, WebSocketDisconnect
 from litestar.response import Stream
-from litestar.types import Message
 
-from crucible_core.errors import CrucibleError, FieldError, InvalidError, UnauthenticatedError
+from crucible_core.errors import CrucibleError, FieldError, InvalidError
 from crucible_core.matcher import compile_filters
 from crucible_core.protocol import TypeFilter
+from crucible_gateway import examples, sse
+from crucible_gateway.bodies import Http
+from crucible_gateway.context import gateway_of
+from crucible_gateway.correlation import correlation_of
+from crucible_gateway.following import follow
+from crucible_gateway.openapi import Operation, described
+from crucible_gateway.params import StreamParams, filter_param, read_params, restore_plus
+from crucible_gateway.sockets import Session
+from crucible_gateway.subscriptions import Start, Wanted, read_start
 from crucible_kit.asgi import problem
-
-from .. import examples, sse
-from ..bodies import Http
-from ..context import gateway_of
-from ..correlation import correlation_of
-from ..following import follow
-from ..openapi import Operation, described
-from ..params import StreamParams, filter_param, read_params, restore_plus
-from ..sockets import Session
-from ..subscriptions import Start, Wanted, read_start
 
 TAG = "Events"
 PATH = "/api/v1/events/stream"
@@ -37,8 +34,8 @@ _CLOSE_OFFSET = 4000
         Operation(
             summary="Live events, server-sent",
             description=(
-                "With `Accept: text/event-stream`. Frames: `event` (its `id` is the sequence), `caught_up`, `gap`, `error`. "
-                "`Last-Event-ID` resumes. The same path is a WebSocket: send "
+                "With `Accept: text/event-stream`. Frames: `event` (its `id` is the sequence), `caught_up`, `gap` and "
+                "`error`. `Last-Event-ID` resumes. The same path is a WebSocket: send "
                 '`{"action": "subscribe", "filters": [{"event_type": "Memory.*", "filter": {}}], "from": "now"}`, '
                 '`{"action": "unsubscribe", "subscription": "sub_…"}` or `{"action": "ping"}`.'
             ),

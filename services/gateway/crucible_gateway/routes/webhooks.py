@@ -13,12 +13,12 @@ from crucible_core.protocol import (
     WebhookList,
     WebhookView,
 )
+from crucible_gateway import examples
+from crucible_gateway.bodies import JSON, Http, read, read_if_any
+from crucible_gateway.context import Nothing, ask
+from crucible_gateway.openapi import Body, Operation, described
+from crucible_gateway.params import NoParams, PageParams, read_params
 
-from .. import examples
-from ..bodies import JSON, Http, read, read_if_any
-from ..context import Nothing, ask
-from ..openapi import Body, Operation, described
-from ..params import NoParams, PageParams, read_params
 from .hooks import TestBody
 from .replies import passed
 

@@ -1,0 +1,304 @@
+"""JetStream over a connection's requests: storing messages, looking them up, keeping streams and consumers."""
+
+import abc
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from crucible_core import subjects
+from crucible_core.errors import (
+    ConflictError,
+    CrucibleError,
+    NotFoundError,
+    TooLargeError,
+    UnavailableError,
+)
+
+from .frames import Outgoing
+from .message import Message, Stored
+
+MAX_BATCH = 1000
+"""Messages in one atomic batch, the server's limit."""
+# nats-server's error codes (server/errors.json).
+_WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
+_DUPLICATE_IN_BATCH = 10201
+_TOO_LARGE = frozenset({10054, 10097})
+_NO_MESSAGE = 10037
+_NAME_IN_USE = 10058
+
+_SECONDS = frozenset({"max_age", "duplicate_window", "subject_delete_marker_ttl", "ack_wait", "inactive_threshold"})
+"""Options that are seconds here and nanoseconds on the wire."""
+
+
+class DuplicateError(CrucibleError):
+    """A message id of an atomic batch is known already; nothing of the batch was stored."""
+
+    code = "duplicate"
+
+
+class _ApiError(msgspec.Struct):
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class _Ack(msgspec.Struct):
+    seq: int = 0
+    duplicate: bool = False
+    error: _ApiError | None = None
+
+
+class _StoredMessage(msgspec.Struct):
+    subject: str
+    seq: int
+    time: str
+    data: bytes = b""
+    hdrs: bytes = b""
+
+
+class _State(msgspec.Struct, frozen=True):
+    last_seq: int = 0
+
+
+class _Reply(msgspec.Struct):
+    """What of the API's answers is read here."""
+
+    error: _ApiError | None = None
+    created: str = ""
+    state: _State = _State()
+    config: dict[str, Any] = {}
+    message: _StoredMessage | None = None
+    num_pending: int = 0
+    num_ack_pending: int = 0
+    streams: list[str] | None = None
+    total: int = 0
+
+
+class StreamState(msgspec.Struct, frozen=True):
+    """`created` tells a stream from another one of the same name."""
+
+    created: str
+    last_sequence: int
+
+
+_ack_decoder = msgspec.json.Decoder(_Ack)
+_reply_decoder = msgspec.json.Decoder(_Reply)
+
+
+class JetStream(abc.ABC):
+    """Every method raises UnavailableError when NATS or JetStream is away."""
+
+    @abc.abstractmethod
+    async def request(
+        self, subject: str, data: bytes = b"", *, timeout: float = 5.0, headers: Mapping[str, str] | None = None
+    ) -> Message: ...
+
+    @abc.abstractmethod
+    async def _send_batch(self, messages: Sequence[Outgoing], timeout: float) -> Message: ...
+
+    # ---- writing
+
+    async def store(self, message: Outgoing, *, timeout: float = 5.0) -> Stored:
+        """Stores one message; returns once JetStream has acknowledged it. ConflictError: another sequence expected."""
+        headers = message.header_lines() or None
+        ack = _acknowledged(await self.request(message.subject, message.data, timeout=timeout, headers=headers))
+        return Stored(ack.seq, ack.duplicate)
+
+    async def store_all(self, messages: Sequence[Outgoing], *, timeout: float = 5.0) -> list[Stored]:
+        """Stores many, pipelined, each acknowledged; raises the first failure after all were tried."""
+        if len(messages) == 1:
+            return [await self.store(messages[0], timeout=timeout)]
+        stored: list[Stored] = []
+        failure: BaseException | None = None
+        for start in range(0, len(messages), MAX_BATCH):
+            part = messages[start : start + MAX_BATCH]
+            results = await asyncio.gather(*(self.store(m, timeout=timeout) for m in part), return_exceptions=True)
+            for result in results:
+                if isinstance(result, BaseException):
+                    failure = failure or result
+                else:
+                    stored.append(result)
+        if failure:
+            raise failure
+        return stored
+
+    async def commit(self, messages: Sequence[Outgoing], *, timeout: float = 5.0) -> list[int]:
+        """Stores at most 1,000 messages as one atomic batch and returns their sequences.
+
+        DuplicateError (a known message id), ConflictError (an expected sequence) and TooLargeError say that nothing was
+        stored. UnavailableError leaves it open; message ids make the repetition safe.
+        """
+        if not messages:
+            return []
+        if len(messages) > MAX_BATCH:
+            raise TooLargeError(f"{len(messages)} messages in an atomic batch, at most {MAX_BATCH}")
+        last = _acknowledged(await self._send_batch(messages, timeout)).seq
+        return list(range(last - len(messages) + 1, last + 1))
+
+    async def schedule(
+        self, subject: str, target: str, at_ms: int, data: bytes, headers: Mapping[str, str], msg_id: str | None = None
+    ) -> None:
+        """Stores `data` so that JetStream delivers it to `target` at a moment (Unix ms). `subject` names the schedule:
+        another one there replaces it. Both belong to the same stream."""
+        lines = {**headers, subjects.SCHEDULE: f"@at {_rfc3339(at_ms)}", subjects.SCHEDULE_TARGET: target}
+        await self.store(Outgoing(subject, data, lines, msg_id))
+
+    # ---- looking up
+
+    async def get(self, stream: str, sequence: int) -> Message | None:
+        """The message at a sequence, from the stream's leader."""
+        return await self._stored_message(stream, {"seq": sequence})
+
+    async def last(self, stream: str, subject: str) -> Message | None:
+        """The last message of a subject, which may have wildcards, from the stream's leader."""
+        return await self._stored_message(stream, {"last_by_subj": subject})
+
+    async def next(self, stream: str, sequence: int, subject: str) -> Message | None:
+        """The first message of a subject, which may have wildcards, at a sequence or after it."""
+        return await self._stored_message(stream, {"seq": sequence, "next_by_subj": subject})
+
+    async def last_sequence(self, stream: str) -> int:
+        return (await self.stream_state(stream)).last_sequence
+
+    async def stream_identity(self, stream: str) -> str:
+        """The moment of the stream's creation: another stream of the same name has another."""
+        return (await self.stream_state(stream)).created
+
+    async def stream_state(self, stream: str) -> StreamState:
+        reply = await self._api("STREAM.INFO", stream)
+        return StreamState(reply.created, reply.state.last_seq)
+
+    async def _stored_message(self, stream: str, query: dict[str, Any]) -> Message | None:
+        answer = await self.request(subjects.js_message(stream), msgspec.json.encode(query))
+        reply = _reply_decoder.decode(answer.data)
+        if reply.error is not None:
+            if reply.error.err_code == _NO_MESSAGE:
+                return None
+            raise _refused(reply.error, stream)
+        assert reply.message is not None
+        found = reply.message
+        headers = _stored_headers(found.hdrs)
+        return Message(found.subject, found.data, headers, sequence=found.seq, time_ms=_unix_ms(found.time))
+
+    # ---- streams and consumers
+
+    async def ensure_stream(self, name: str, **options: Any) -> None:
+        """Creates the stream, or brings an existing one to these options. Idempotent.
+
+        The options are those of the JetStream API, with durations in seconds; `republish` is (source, destination).
+        """
+        if republish := options.pop("republish", None):
+            options["republish"] = {"src": republish[0], "dest": republish[1]}
+        config = _on_the_wire({"name": name, **options})
+        reply = await self._api_reply("STREAM.CREATE", name, body=config)
+        if reply.error is not None and reply.error.err_code == _NAME_IN_USE:
+            reply = await self._api_reply("STREAM.UPDATE", name, body=config)
+        if reply.error is not None:
+            raise _refused(reply.error, name)
+
+    async def ensure_consumer(self, stream: str, name: str, **options: Any) -> int:
+        """Creates or updates a consumer; returns how many messages wait for it. Durations are in seconds."""
+        body = {"stream_name": stream, "config": _on_the_wire({"name": name, **options})}
+        return (await self._api("CONSUMER.CREATE", stream, name, body=body)).num_pending
+
+    async def consumer_options(self, stream: str, consumer: str) -> dict[str, Any]:
+        """A consumer's options as they are on the wire. NotFoundError if there is no such consumer."""
+        return (await self._api("CONSUMER.INFO", stream, consumer)).config
+
+    async def consumer_backlog(self, stream: str, consumer: str) -> tuple[int, int]:
+        """(not delivered yet, delivered but not acknowledged). NotFoundError if there is no such consumer."""
+        reply = await self._api("CONSUMER.INFO", stream, consumer)
+        return reply.num_pending, reply.num_ack_pending
+
+    async def delete_consumer(self, stream: str, consumer: str) -> None:
+        """Idempotent."""
+        await self._delete("CONSUMER.DELETE", stream, consumer)
+
+    async def purge(self, stream: str, subject: str) -> None:
+        """Removes every message of a subject."""
+        await self._api("STREAM.PURGE", stream, body={"filter": subject})
+
+    async def delete_stream(self, stream: str) -> None:
+        """Idempotent."""
+        await self._delete("STREAM.DELETE", stream)
+
+    async def stream_names(self) -> list[str]:
+        names: list[str] = []
+        while True:
+            reply = await self._api("STREAM.NAMES", body={"offset": len(names)})
+            names += reply.streams or []
+            if not reply.streams or len(names) >= reply.total:
+                return names
+
+    # ---- internals
+
+    async def _delete(self, operation: str, *tokens: str) -> None:
+        reply = await self._api_reply(operation, *tokens)
+        if reply.error is not None and reply.error.code != 404:
+            raise _refused(reply.error, tokens[-1])
+
+    async def _api(self, operation: str, *tokens: str, body: Mapping[str, Any] | None = None) -> _Reply:
+        reply = await self._api_reply(operation, *tokens, body=body)
+        if reply.error is not None:
+            raise _refused(reply.error, tokens[-1] if tokens else operation)
+        return reply
+
+    async def _api_reply(self, operation: str, *tokens: str, body: Mapping[str, Any] | None = None) -> _Reply:
+        data = msgspec.json.encode(body) if body else b""
+        answer = await self.request(subjects.js_api(operation, *tokens), data)
+        return _reply_decoder.decode(answer.data)
+
+
+def _acknowledged(answer: Message) -> _Ack:
+    try:
+        ack = _ack_decoder.decode(answer.data)
+    except msgspec.DecodeError as error:
+        raise UnavailableError("JetStream answered with something other than an acknowledgement") from error
+    if ack.error is not None:
+        raise _refused(ack.error, "message")
+    return ack
+
+
+def _refused(error: _ApiError, what: str) -> CrucibleError:
+    """JetStream's error as ours."""
+    if error.err_code in _WRONG_LAST_SEQUENCE:
+        return ConflictError(f"another event was first: {error.description}")
+    if error.err_code == _DUPLICATE_IN_BATCH:
+        return DuplicateError("a message id of the batch is known already")
+    if error.err_code in _TOO_LARGE:
+        return TooLargeError(error.description)
+    if error.code == 404:
+        return NotFoundError(f"JetStream has no {what}")
+    return UnavailableError(f"JetStream ({what}): {error.description} ({error.err_code})")
+
+
+def _on_the_wire(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that are None are left to the server."""
+    return {
+        name: int(value * 1e9) if name in _SECONDS else _rfc3339_of(value) if isinstance(value, datetime) else value
+        for name, value in options.items()
+        if value is not None
+    }
+
+
+def _stored_headers(encoded: bytes) -> dict[str, str]:
+    lines = encoded.decode("utf-8", "replace").split("\r\n")[1:]
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
+
+
+def _unix_ms(time: str) -> int:
+    """JetStream's RFC 3339 with up to nine digits of a second, cut off as the reply subjects' times are."""
+    whole, _, fraction = time.removesuffix("Z").partition(".")
+    seconds = int(datetime.fromisoformat(whole).replace(tzinfo=UTC).timestamp())
+    return seconds * 1000 + int(fraction[:3].ljust(3, "0"))
+
+
+def _rfc3339(at_ms: int) -> str:
+    return _rfc3339_of(datetime.fromtimestamp(at_ms / 1000, UTC))
+
+
+def _rfc3339_of(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

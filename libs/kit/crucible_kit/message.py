@@ -1,0 +1,63 @@
+"""What comes from the bus: a message, where it was stored, and how JetStream's reply subjects describe it."""
+
+from collections.abc import Awaitable, Callable, Mapping
+
+import msgspec
+
+from crucible_core import subjects
+
+Handler = Callable[["Message"], Awaitable[None]]
+Receiver = Callable[["Message"], None]
+
+
+class Message(msgspec.Struct, frozen=True):
+    """A message from the bus. `sequence`, `time_ms` and the rest are set where it came from a stream.
+
+    `pending` counts what the consumer has not delivered yet; `delivered` is 1 for the first delivery.
+    """
+
+    subject: str
+    data: bytes
+    headers: Mapping[str, str] = {}
+    reply: str = ""
+    sequence: int = 0
+    time_ms: int = 0
+    delivered: int = 0
+    pending: int = 0
+    consumer_sequence: int = 0
+
+    @property
+    def status(self) -> str | None:
+        """A JetStream status such as "404", for messages that carry no data."""
+        return self.headers.get(subjects.STATUS) if self.headers else None
+
+
+DISCONNECTED = Message("", b"", {subjects.STATUS: "503", subjects.DESCRIPTION: "disconnected"})
+"""What whoever waits for an answer gets in its place when the connection breaks."""
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """Where JetStream stored a message. `duplicate`: its id was known, and this is where the first one is."""
+
+    sequence: int
+    duplicate: bool = False
+
+
+def message_of(subject: str, data: bytes, headers: Mapping[str, str] | None, reply: str) -> Message:
+    """A message as it arrived; a stream's message carries its metadata in the reply subject (ADR-15)."""
+    if not reply.startswith(subjects.ACK_PREFIX):
+        return Message(subject, data, headers or {}, reply)
+    fields = reply.split(".")
+    numbers = fields[4:9] if len(fields) == 9 else fields[6:11]  # a domain and an account may come before
+    delivered, sequence, consumer_sequence, time_ns, pending = map(int, numbers)
+    return Message(
+        subject,
+        data,
+        headers or {},
+        reply,
+        sequence,
+        time_ns // 1_000_000,
+        delivered,
+        pending,
+        consumer_sequence,
+    )

@@ -1,0 +1,75 @@
+"""The answer to a query: as many events as were asked for, and as there is room and budget for."""
+
+import msgspec
+
+from crucible_core.protocol import QueryReply
+from crucible_kit.index import Index
+
+from . import store
+from .query import MAX_SEQUENCE, Query, cursor_at
+from .scan import chunks, pages, plan
+
+PAGE = 1000
+BUDGET = 200_000
+"""What one request may cost: a row that is looked at costs 1, one that is decoded for the filter as `_cost` says. Then
+it is answered with what was found, and a cursor."""
+
+
+class Answer:
+    """The events of one answer, as long as there is room and budget for more."""
+
+    def __init__(self, query: Query, most_bytes: int) -> None:
+        self.events: list[msgspec.Raw] = []
+        self._query = query
+        self._room = most_bytes
+        self._budget = BUDGET
+
+    @property
+    def spent(self) -> bool:
+        return self._budget <= 0
+
+    def passed(self) -> None:
+        self._budget -= 1
+
+    def takes(self, sequence: int, raw: bytes) -> bool:
+        """False where there is no room for a match; it is for the next answer then. There is always room for one."""
+        if self._query.predicate is not None:
+            self._budget -= _cost(len(raw))
+            if not self._query.predicate(store.decoded(sequence, raw)):
+                return True
+        event = store.public(sequence, raw)
+        size = len(memoryview(event))
+        if self.events and (len(self.events) >= self._query.limit or size > self._room):
+            return False
+        self.events.append(event)
+        self._room -= size
+        return True
+
+
+def _cost(size: int) -> int:
+    return 10 + size // 200
+
+
+async def run(index: Index, query: Query, most_bytes: int) -> QueryReply:
+    """Answers with at most `limit` events and `most_bytes`. A cursor says that there may be more: either a match is
+    left over, or the budget of one request is spent."""
+    low, high = await store.bounds(index, query.start, query.end) if _timed(query) else (0, MAX_SEQUENCE)
+    scan = plan(query, low, high)
+    answer = Answer(query, most_bytes)
+    plain = query.predicate is None and scan.wanted == "1"
+    async for rows in pages(index, scan, query.limit + 1 if plain else PAGE):
+        for chunk in chunks(rows, query.limit + 1 if query.predicate is None else PAGE):
+            fetched = dict(await store.raws(index, [row.sequence for row in chunk if row.size is not None]))
+            for row in chunk:
+                raw = fetched.get(row.sequence)
+                before = row.sequence + (1 if query.descending else -1)
+                if raw is not None and not answer.takes(row.sequence, raw):
+                    return QueryReply(events=answer.events, next_cursor=cursor_at(query, before))
+                answer.passed()
+                if answer.spent:
+                    return QueryReply(events=answer.events, next_cursor=cursor_at(query, row.sequence))
+    return QueryReply(events=answer.events)
+
+
+def _timed(query: Query) -> bool:
+    return query.start is not None or query.end is not None

@@ -1,0 +1,125 @@
+"""How the index is read for a query: one of its parameters finds rows, the others are tested on each, page by page."""
+
+from collections.abc import AsyncIterator
+from typing import Any, NamedTuple
+
+from crucible_core.catalogue import ANY_CUSTOM, CATALOGUE
+from crucible_kit.index import Index
+
+from . import store
+from .query import Query
+from .store import Sized
+
+# Which of the given parameters finds the rows by its index: the first of these.
+_DRIVERS = ("correlation_id", "entity", "type", "actor", "room_id", "world_id")
+_CHUNK_BYTES = 4 * 1024 * 1024
+
+
+class Branch(NamedTuple):
+    """Rows that one index finds, in order of sequence."""
+
+    by: str | None
+    condition: str
+    values: tuple[Any, ...]
+
+
+class Scan(NamedTuple):
+    """How the rows of a query are read. `wanted` is tested on each row that the branches find."""
+
+    branches: tuple[Branch, ...]
+    wanted: str
+    values: tuple[Any, ...]
+    low: int
+    high: int
+    descending: bool
+
+
+def plan(query: Query, low: int, high: int) -> Scan:
+    """`low` and `high` are the sequences, both included, that can have the times asked for."""
+    given = set(query.equal) | ({"type"} if query.types is not None else set())
+    driver = next((name for name in _DRIVERS if name in given), None)
+    if driver == "type":
+        assert query.types is not None
+        branches = _type_branches(query.types)
+    elif driver is not None:
+        branches = (Branch(f"by_{driver}", f"{driver} = ?", (query.equal[driver],)),)
+    else:
+        branches = (Branch(None, "1", ()),)
+    tests: list[tuple[str, tuple[Any, ...]]] = [
+        (f"{name} = ?", (value,)) for name, value in query.equal.items() if name != driver
+    ]
+    if query.types is not None and driver != "type":
+        tests.append(_type_test(query.types))
+    if query.start is not None:
+        tests.append(("time >= ?", (query.start,)))
+    if query.end is not None:
+        tests.append(("time < ?", (query.end,)))
+    wanted = " AND ".join(condition for condition, _ in tests) or "1"
+    values = tuple(value for _, some in tests for value in some)
+    low = max(low, query.after + 1)
+    if query.position is not None:
+        low, high = (low, min(high, query.position - 1)) if query.descending else (max(low, query.position + 1), high)
+    return Scan(branches, wanted, values, low, high, query.descending)
+
+
+def _parts(types: frozenset[str]) -> tuple[list[str], list[str]]:
+    """Whole categories, and single types of others."""
+    categories = sorted({name.partition(".")[0] for name in types})
+    whole = [name for name in categories if (CATALOGUE.expand(f"{name}.*") or frozenset()) <= types]
+    return whole, sorted(name for name in types if name.partition(".")[0] not in whole and name != ANY_CUSTOM)
+
+
+def _type_branches(types: frozenset[str]) -> tuple[Branch, ...]:
+    whole, single = _parts(types)
+    return (
+        *(Branch("by_category", "category = ?", (name,)) for name in whole),
+        *(Branch("by_type", "type = ?", (name,)) for name in single),
+    )
+
+
+def _type_test(types: frozenset[str]) -> tuple[str, tuple[str, ...]]:
+    whole, single = _parts(types)
+    marks = [", ".join("?" * len(names)) for names in (whole, single)]
+    return f"(category IN ({marks[0]}) OR type IN ({marks[1]}))", (*whole, *single)
+
+
+def page_statement(scan: Scan, low: int, high: int, most: int) -> tuple[str, list[Any]]:
+    """The statement that reads up to `most` rows. SQLite merges the branches: none is read further than needed."""
+    parts = []
+    values: list[Any] = []
+    for branch in scan.branches:
+        source = f"events INDEXED BY {branch.by}" if branch.by else "events"
+        parts.append(
+            f"SELECT sequence, CASE WHEN {scan.wanted} THEN length(raw) END FROM {source}"
+            f" WHERE {branch.condition} AND sequence BETWEEN ? AND ?"
+        )
+        values += [*scan.values, *branch.values, low, high]
+    order = "DESC" if scan.descending else "ASC"
+    return f"{' UNION ALL '.join(parts)} ORDER BY 1 {order} LIMIT ?", [*values, most]
+
+
+async def pages(index: Index, scan: Scan, most: int) -> AsyncIterator[list[Sized]]:
+    """Pages of rows, each of `most` but the last."""
+    low, high = scan.low, scan.high
+    while low <= high:
+        statement, values = page_statement(scan, low, high, most)
+        rows = [Sized(*row) for row in await store.select(index, statement, values)]
+        yield rows
+        if len(rows) < most:
+            return
+        low, high = (low, rows[-1].sequence - 1) if scan.descending else (rows[-1].sequence + 1, high)
+
+
+def chunks(rows: list[Sized], most: int) -> list[list[Sized]]:
+    """Neighbours whose bytes may be in memory at once: up to `most` wanted rows, and 4 MiB (or a single row)."""
+    found: list[list[Sized]] = [[]]
+    wanted = size = 0
+    for row in rows:
+        if row.size is not None:
+            if wanted and (wanted >= most or size + row.size > _CHUNK_BYTES):
+                found.append([])
+                wanted = size = 0
+            wanted += 1
+            size += row.size
+        found[-1].append(row)
+    return found

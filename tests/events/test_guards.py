@@ -1,0 +1,222 @@
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import msgspec
+import pytest
+from starlette.applications import Starlette
+
+from crucible_core.envelope import decode
+from crucible_core.errors import DeniedError, NotFoundError
+from crucible_core.protocol import HookRecord, InterceptReply, InterceptRequest
+from crucible_events.guards import Guards
+from crucible_events.stamping import Defaults, stamp
+from crucible_kit.buckets import Bucket, open_bucket
+from crucible_kit.bus import Bus
+from crucible_kit.metrics import Metrics
+from crucible_kit.rpc import Context, Endpoint, serve
+from crucible_kit.telemetry import open_telemetry
+
+from .conftest import Asker, Running, eventually, new
+
+Verdict = Callable[[InterceptRequest], Awaitable[InterceptReply]]
+
+
+def definition(type: str = "Custom.*", timing: str = "Pre", policy: str = "deny", **more: Any) -> dict[str, Any]:
+    return {
+        "trigger": {"events": [{"type": type, **more}], "timing": timing},
+        "action": {"type": "Script", "script": "None"},
+        "options": {"failure_policy": policy, "timeout_ms": 300},
+    }
+
+
+@pytest.fixture
+async def bucket(bus: Bus) -> Bucket:
+    return await open_bucket(bus, "hooks")
+
+
+@pytest.fixture
+def put(bucket: Bucket, ask: Asker) -> Callable[..., Awaitable[None]]:
+    async def put(name: str, definition: dict[str, Any] | None, enabled: bool = True) -> None:
+        await bucket.put(name, msgspec.json.encode(HookRecord(name=name, definition=definition, enabled=enabled)))
+
+    return put
+
+
+@contextlib.asynccontextmanager
+async def hooks(bus: Bus, verdict: Verdict) -> AsyncIterator[list[InterceptRequest]]:
+    """A hooks service of one function, and what it was asked."""
+    asked: list[InterceptRequest] = []
+
+    async def intercept(request: InterceptRequest, context: Context) -> InterceptReply:
+        asked.append(request)
+        return await verdict(request)
+
+    async with serve(bus, "hooks", {"intercept": Endpoint(InterceptRequest, intercept)}, open_telemetry("t", {})):
+        yield asked
+
+
+async def allow(request: InterceptRequest) -> InterceptReply:
+    return InterceptReply()
+
+
+async def deny(request: InterceptRequest) -> InterceptReply:
+    raise DeniedError("no", hook="gate", reason="no")
+
+
+def change(payload: Any) -> Verdict:
+    async def changed(request: InterceptRequest) -> InterceptReply:
+        return InterceptReply(payload=msgspec.Raw(msgspec.json.encode(payload)))
+
+    return changed
+
+
+async def test_an_event_that_no_hook_watches_is_not_asked_about(running: Running, ask: Asker, put: Any) -> None:
+    await put("other", definition("Memory"))
+    await put("filtered", definition(filter={"n": {"gt": 5}}))
+    await put("post", definition(timing="Post"))
+    await put("disabled", definition(), enabled=False)
+    await put("inert", None)
+    async with running(), hooks(ask.bus, deny) as asked:
+        assert (await ask.one(new(payload={"n": 5}))).sequence == 1
+        assert not asked
+
+
+async def test_an_allowed_event_is_committed_as_it_was(running: Running, ask: Asker, put: Any) -> None:
+    await put("gate", definition())
+    async with running(), hooks(ask.bus, allow) as asked:
+        done = await ask.one(new(payload={"n": 5}))
+        assert (await ask.get(done.id or "")).data.payload == {"n": 5}
+        assert asked[0].hooks == ["gate"]
+        assert asked[0].revision == 1
+        assert decode(bytes(asked[0].event)).metadata.id == done.id
+
+
+async def test_a_denied_event_is_not_committed(running: Running, ask: Asker, put: Any) -> None:
+    await put("gate", definition(filter={"n": 5}))
+    async with running(), hooks(ask.bus, deny):
+        denied, passed = await ask.append(new(payload={"n": 5}), new(payload={"n": 6}))
+        assert denied.error is not None
+        assert (denied.error.code, denied.error.extra) == ("denied", {"hook": "gate", "reason": "no"})
+        assert passed.sequence == 1
+        with pytest.raises(DeniedError) as error:
+            await ask.append(new(payload={"n": 6}), new(payload={"n": 5}), atomic=True)
+        assert error.value.extra == {"hook": "gate", "reason": "no"}
+        assert await ask.last() == 1
+
+
+async def test_a_changed_payload_is_committed_in_its_place(running: Running, ask: Asker, put: Any) -> None:
+    await put("gate", definition("Memory", event="Created"))
+    async with running(), hooks(ask.bus, change({"id": "mem_2", "content": "y"})):
+        done = await ask.one(new("Memory.Created", {"id": "mem_1", "content": "x"}))
+        event = await ask.get(done.id or "")
+        assert event.data.payload == {"id": "mem_2", "content": "y"}
+        assert event.metadata.entity == "mem_2"
+
+
+async def test_a_changed_payload_is_validated(running: Running, ask: Asker, put: Any) -> None:
+    await put("gate", definition("Memory"))
+    async with running(), hooks(ask.bus, change({"content": "y"})):
+        done = await ask.one(new("Memory.Created", {"id": "mem_1", "content": "x"}))
+        assert done.error is not None
+        assert (done.error.code, done.error.errors[0].path) == ("invalid", "payload.id")
+        assert "hook" in done.error.detail
+        assert await ask.last() == 0
+
+
+async def test_without_hooks_a_gate_keeps_its_events_out(running: Running, ask: Asker, put: Any) -> None:
+    await put("gate", definition(filter={"n": {"gt": 5}}))
+    await put("advice", definition(policy="allow"))
+    async with running():
+        passed, kept = await ask.append(new(payload={"n": 5}), new(payload={"n": 6}))
+        assert passed.error is None
+        assert kept.error is not None
+        assert kept.error.code == "unavailable"
+
+
+async def test_hooks_that_are_too_slow_are_as_good_as_away(running: Running, ask: Asker, put: Any) -> None:
+    async def sleep(request: InterceptRequest) -> InterceptReply:
+        await asyncio.sleep(4)
+        return InterceptReply()
+
+    await put("gate", definition())
+    async with running(), hooks(ask.bus, sleep):
+        done = await ask.one(new())
+        assert done.error is not None
+        assert done.error.code == "unavailable"
+
+
+async def test_an_error_of_hooks_is_no_permission(running: Running, ask: Asker, put: Any) -> None:
+    async def fail(request: InterceptRequest) -> InterceptReply:
+        raise NotFoundError("what hook?")
+
+    await put("gate", definition())
+    async with running(), hooks(ask.bus, fail):
+        done = await ask.one(new())
+        assert done.error is not None
+        assert done.error.code == "unavailable"
+
+
+async def test_a_hook_is_watched_as_soon_as_it_is_registered(
+    service: Starlette, ask: Asker, put: Any, bucket: Bucket
+) -> None:
+    async def outcome() -> str | None:
+        done = await ask.one(new())
+        return done.error.code if done.error else None
+
+    async def becomes(expected: str | None) -> None:
+        async def has_become() -> bool:
+            return await outcome() == expected
+
+        await eventually(has_become)
+
+    assert await outcome() is None
+    await put("gate", definition())
+    await becomes("unavailable")
+    await put("gate", definition(), enabled=False)
+    await becomes(None)
+    await put("gate", definition())
+    await becomes("unavailable")
+    await bucket.delete("gate")
+    await becomes(None)
+
+
+async def test_a_hook_that_cannot_be_read_denies(running: Running, ask: Asker, bucket: Bucket) -> None:
+    await bucket.put("newer", msgspec.json.encode(HookRecord(name="newer", definition=definition("Memory.Invented"))))
+    async with running():
+        done, record = await ask.append(new(), new("Hook.Executed", {"hook": "h", "run_id": "run_1"}))
+        assert done.error is not None
+        assert (done.error.code, done.error.extra["hook"]) == ("denied", "newer")
+        assert record.error is None
+
+
+async def test_run_records_are_seen_only_by_hooks_that_name_them(running: Running, ask: Asker, put: Any) -> None:
+    await put("all", definition("*"))
+    async with running(), hooks(ask.bus, deny):
+        record = new("Hook.Executed", {"hook": "h", "run_id": "run_1"})
+        assert (await ask.one(record)).error is None
+        assert (await ask.one(new())).error is not None
+    await put("audit", definition("Hook"))
+    async with running(), hooks(ask.bus, deny) as asked:
+        assert (await ask.one(record)).error is not None
+        assert asked[0].hooks == ["audit"]
+
+
+async def test_gates_hold_at_any_depth(running: Running, ask: Asker, put: Any) -> None:
+    await put("gate", definition())
+    async with running(), hooks(ask.bus, deny):
+        assert (await ask.one(new(hop=8))).error is not None
+
+
+async def test_nothing_passes_before_the_hooks_are_known(bus: Bus, bucket: Bucket, put: Any) -> None:
+    await put("gate", definition())
+    guards = Guards(bus, bucket, Metrics("events"))
+    waiting = asyncio.create_task(guards.ready())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    following = asyncio.create_task(guards.view.follow())
+    await waiting
+    stamped = stamp(new(), Defaults("evt_1", "2026-11-21T10:00:00.000000Z", "cor_1"))
+    assert [guard.name for guard in guards.match(stamped.event)] == ["gate"]
+    following.cancel()

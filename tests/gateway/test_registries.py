@@ -1,0 +1,160 @@
+"""Hooks, webhooks, memories and queries: what the services are asked, and how their answers come back."""
+
+from typing import Any
+
+import httpx
+import msgspec
+
+from crucible_core import protocol
+from crucible_core.errors import ConflictError, NotFoundError
+from crucible_core.protocol import GetRequest, WrittenMemory
+from crucible_gateway import examples
+from crucible_kit.bus import Bus
+
+from .conftest import answering
+
+COUNTERS = protocol.Counters()
+HOOK = protocol.HookView(
+    name="h", state="active", timing="Post", priority=1, origin="api", definition={}, counters=COUNTERS, updated_at=""
+)
+
+
+async def test_hooks(http: httpx.AsyncClient, bus: Bus) -> None:
+    nothing = msgspec.defstruct("Nothing", [])
+    async with answering(
+        bus,
+        "hooks",
+        list=nothing,
+        register=protocol.RegisterHook,
+        get=GetRequest,
+        delete=GetRequest,
+        enable=protocol.EnableHook,
+        runs=protocol.RunsRequest,
+        test=protocol.TestRequest,
+    ) as hooks:
+        hooks.replies = {
+            **dict.fromkeys(("register", "get", "delete", "enable"), HOOK),
+            "list": protocol.HookList(hooks=[HOOK]),
+            "runs": protocol.RunList(runs=[]),
+            "test": protocol.Check(name="h", verdict="live"),
+        }
+        assert (await http.get("/api/v1/hooks")).json()["hooks"][0]["name"] == "h"
+        made = await http.post("/api/v1/hooks", json={"name": "h"})
+        assert (made.status_code, hooks.last.definition) == (201, {"name": "h"})
+        markdown = {"Content-Type": "text/markdown"}
+        assert (await http.post("/api/v1/hooks", content="---\nname: ü\n---", headers=markdown)).status_code == 201
+        assert hooks.last.markdown == "---\nname: ü\n---"
+        assert (await http.post("/api/v1/hooks", content=b"\xff", headers=markdown)).status_code == 400
+        assert (await http.post("/api/v1/hooks", json=[])).status_code == 422
+        assert (await http.get("/api/v1/hooks/a%20b")).json()["state"] == "active"
+        assert hooks.last.id == "a b"
+        assert (await http.post("/api/v1/hooks/h/enable")).status_code == 200
+        assert hooks.last.enabled
+        assert (await http.post("/api/v1/hooks/h/disable")).status_code == 200
+        assert not hooks.last.enabled
+        assert (await http.get("/api/v1/hooks/h/runs", params={"limit": 7})).json()["runs"] == []
+        assert hooks.last.limit == 7
+        assert (await http.post("/api/v1/hooks/h/test")).json()["verdict"] == "live"
+        assert hooks.last.dry_run
+        body = {"dry_run": False, "payload": {"a": 1}}
+        assert (await http.post("/api/v1/hooks/h/test", json=body)).status_code == 200
+        assert (hooks.last.dry_run, hooks.last.payload) == (False, {"a": 1})
+        wrong = await http.post("/api/v1/hooks/h/test", json={"dryrun": False})
+        assert wrong.json()["errors"][0]["suggestion"] == "dry_run"
+        assert (await http.delete("/api/v1/hooks/h")).status_code == 204
+        hooks.replies["get"] = NotFoundError("no hook x")
+        assert (await http.get("/api/v1/hooks/x")).status_code == 404
+
+
+async def test_webhooks(http: httpx.AsyncClient, bus: Bus) -> None:
+    async with answering(bus, "webhooks", create=protocol.CreateWebhook, enable=protocol.EnableHook) as webhooks:
+        webhooks.replies["create"] = msgspec.json.encode(examples.WEBHOOK_VIEW)
+        webhooks.replies["enable"] = msgspec.json.encode(examples.WEBHOOK_VIEW)
+        made = await http.post("/api/v1/webhooks", json=examples.WEBHOOK)
+        assert (made.status_code, made.json()) == (201, examples.WEBHOOK_VIEW)
+        assert webhooks.last.event_filters[0].event_type == "Memory.*"
+        body: dict[str, Any] = {"name": "x", "url": "u", "event_filters": [{"event_typ": "a", "event_type": "b"}]}
+        wrong = await http.post("/api/v1/webhooks", json=body | {"auth": {"type": "hmac", "sekret": "x"}})
+        assert [error["path"] for error in wrong.json()["errors"]] == ["event_filters.0.event_typ", "auth.sekret"]
+        assert (await http.post("/api/v1/webhooks/whk_1/disable")).status_code == 200
+        assert webhooks.last == protocol.EnableHook(name="whk_1", enabled=False)
+
+
+async def test_memory(http: httpx.AsyncClient, bus: Bus) -> None:
+    kinds = dict.fromkeys(("create", "update", "delete"), protocol.WriteMemory)
+    async with answering(bus, "memory", get=GetRequest, query=protocol.MemoryQuery, **kinds) as memory:
+        memory.replies = {
+            **dict.fromkeys(kinds, WrittenMemory(id="mem_1", sequence=7)),
+            "get": msgspec.json.encode(examples.MEMORY_VIEW),
+            "query": protocol.MemoryList(memories=[]),
+        }
+        made = await http.post("/api/v1/memory", json={"content": "x"}, headers={"Idempotency-Key": "k"})
+        assert (made.status_code, made.json(), made.headers["ETag"]) == (201, {"id": "mem_1", "sequence": 7}, '"7"')
+        assert (memory.last.cause.actor, memory.last.cause.key) == ("user:admin", "k")
+        found = await http.get("/api/v1/memory/mem_1")
+        assert (found.json()["id"], found.headers["ETag"]) == (examples.MEMORY_VIEW["id"], '"42"')
+        changed = await http.patch("/api/v1/memory/mem_1", json={"tags": []}, headers={"If-Match": '"7"'})
+        assert (changed.status_code, memory.last.expected_sequence, memory.last.update.tags) == (200, 7, [])
+        assert (await http.patch("/api/v1/memory/m", json={}, headers={"If-Match": "abc"})).status_code == 422
+        assert (await http.delete("/api/v1/memory/mem_1")).status_code == 204
+        assert memory.last.expected_sequence is None
+        memory.replies["delete"] = ConflictError("another event was first")
+        assert (await http.delete("/api/v1/memory/mem_1", headers={"If-Match": '"6"'})).status_code == 409
+        assert (await http.post("/api/v1/memory/query", json={"text": "x"})).json() == {"memories": []}
+        wrong = await http.post("/api/v1/memory/query", json={"txt": "x"})
+        assert wrong.json()["errors"] == [{"path": "txt", "message": "unknown field", "suggestion": "text"}]
+
+
+async def test_query_passes_through(http: httpx.AsyncClient, bus: Bus) -> None:
+    kinds = {"query": protocol.QueryRequest, "get": GetRequest, "trace": protocol.TraceRequest}
+    async with answering(bus, "events", types=msgspec.defstruct("Nothing", []), **kinds) as events:
+        page = b'{"events":[{"exact": 1.0 }],"next_cursor":null}'
+        events.replies = dict.fromkeys(("query", "get", "trace", "types"), page)
+        params = [
+            ("type", "Memory.*"),
+            ("type", "file.created"),
+            ("order", "desc"),
+            ("limit", "5"),
+            ("filter", '{"a":{"gt":1}}'),
+            ("from_time", "2026-11-21T10:00:00+01:00"),
+        ]
+        answer = await http.get("/api/v1/events", params=params)
+        assert answer.content == page
+        asked = events.last
+        assert (asked.type, asked.order, asked.limit, asked.filter) == (
+            ["Memory.*", "file.created"],
+            "desc",
+            5,
+            {"a": {"gt": 1}},
+        )
+        # What a shell sends where the + of an offset was not escaped.
+        await http.get("/api/v1/events?from_time=2026-11-21T10:00:00+01:00")
+        assert events.last.from_time == "2026-11-21T10:00:00+01:00"
+        for path in ("/api/v1/events/evt_1", "/api/v1/events/trace/cor_1", "/api/v1/event-types"):
+            assert (await http.get(path)).content == page
+
+
+BAD = [
+    ("limit=x", "limit", 422),
+    ("limit=0", "limit", 422),
+    ("limit=1001", "limit", 422),
+    ("after=-1", "after", 422),
+    ("after=" + "9" * 30, "after", 422),
+    ("order=up", "order", 422),
+    ("from_time=yesterday", "from_time", 422),
+    ("to_time=2026-11-21", "to_time", 422),
+    ("tipe=x", "tipe", 422),
+    ("limit=1&limit=2", "limit", 422),
+    ("filter={", "", 400),
+    ("filter=[]", "", 422),
+    ("actor=%FF", "", 422),
+    ("actor=", "actor", 422),
+]
+
+
+async def test_bad_parameters_name_themselves(http: httpx.AsyncClient) -> None:
+    for query, path, status in BAD:
+        answer = await http.get(f"/api/v1/events?{query}")
+        assert answer.status_code == status, (query, answer.text)
+        if path:
+            assert answer.json()["errors"][0]["path"] == path, query

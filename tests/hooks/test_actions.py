@@ -1,0 +1,274 @@
+"""The actions Shell and HTTP: values that never become commands, answers that are bounded, time-outs that kill."""
+
+import asyncio
+import contextlib
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from crucible_core.errors import DeniedError, InvalidError
+from crucible_core.hooks import ShellAction
+from crucible_core.protocol import TypeFilter
+from crucible_hooks.context import event_view
+from crucible_hooks.failures import RunError
+from crucible_hooks.http import MAX_ANSWER
+from crucible_hooks.shell import MAX_OUTPUT, compile_shell, run_shell
+from crucible_hooks.synthesis import synthetic
+
+from .conftest import System, until
+
+# fmt: off
+EVIL = ["; touch pwned", "$(touch pwned)", "`touch pwned`", "' ; touch pwned ; '", '" ; touch pwned ; "',
+        "&& touch pwned", "| touch pwned", "\n touch pwned", "*", "a  b", "-n", "$HOME", "\\", "'\"'\"'"]
+# fmt: on
+
+
+async def shell(command: str, text: str, directory: Path, **env: Any) -> Any:
+    event = synthetic([TypeFilter(event_type="Custom.note")], {"text": text})
+    compiled = compile_shell(ShellAction(command=command, env=env), "action")
+    context = {"event": event_view(event), "inputs": {}}
+    return await run_shell(compiled, context, b'{"the": "event"}', "00-1-2-01", str(directory))
+
+
+@pytest.mark.parametrize("value", EVIL)
+@pytest.mark.parametrize(
+    "command",
+    [
+        "printf %s {{event.payload.text}}",
+        'printf %s "{{ event.payload.text }}"',
+        "printf %s '{{event.payload.text}}'",
+        """printf %s 'it'"'"'s '"\\"{{event.payload.text}}\\"" """,
+        "echo \\'{{event.payload.text}} > out; printf %s {{event.payload.text}}",
+    ],
+)
+async def test_value_is_one_word_and_never_a_command(tmp_path: Path, command: str, value: str) -> None:
+    output = await shell(command, value, tmp_path)
+    assert not (tmp_path / "pwned").exists()
+    assert value.strip() in (output or "")
+
+
+@pytest.mark.parametrize("value", EVIL)
+async def test_value_in_the_environment_is_data(tmp_path: Path, value: str) -> None:
+    output = await shell('printf %s "$TEXT"', value, tmp_path, TEXT="{{event.payload.text}}")
+    assert (output or "").strip() == value.strip()
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("command", ["sh -c 'echo {{event.id}}'", "eval {{event.id}}", 'bash -ec "{{event.id}}"'])
+def test_value_may_not_go_through_a_second_shell(command: str) -> None:
+    with pytest.raises(InvalidError, match="second shell"):
+        compile_shell(ShellAction(command=command), "action")
+
+
+async def test_event_is_on_standard_input_and_json_comes_back(tmp_path: Path) -> None:
+    assert await shell("cat", "x", tmp_path) == {"the": "event"}
+    assert await shell("exit 0", "x", tmp_path) is None
+
+
+async def test_environment_is_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CRUCIBLE_NATS_URL", "nats://user:secret@host")
+    assert "secret" not in str(await shell("env", "x", tmp_path))
+
+
+async def test_exit_code_is_a_failure_and_tells_what_was_said(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="exit code 3: went wrong"):
+        await shell("echo went wrong >&2; exit 3", "x", tmp_path)
+
+
+async def test_endless_output_is_bounded(tmp_path: Path) -> None:
+    output = await shell("head -c 5000000 /dev/zero | tr '\\0' x", "x", tmp_path)
+    assert len(output) == MAX_OUTPUT
+
+
+async def test_daemon_that_keeps_the_pipes_does_not_hold_it_up(tmp_path: Path) -> None:
+    daemon = "import os, time; os.setsid(); time.sleep(5.125)"
+    async with asyncio.timeout(4):
+        assert await shell(f"{sys.executable} -c '{daemon}' & echo done", "x", tmp_path) == "done"
+
+
+async def test_command_is_killed_with_all_that_it_started(tmp_path: Path) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await shell("sleep 61.5 & sleep 61.5", "x", tmp_path)
+    await until(lambda: not any("61.5" in " ".join(command) for command in commands()))
+
+
+async def test_what_a_command_leaves_running_does_not_hold_it_up(tmp_path: Path) -> None:
+    async with asyncio.timeout(5):
+        assert await shell("sleep 62.5 & echo done", "x", tmp_path) == "done"
+    await until(lambda: not any("62.5" in " ".join(command) for command in commands()))
+
+
+def commands() -> list[list[str]]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            found.append(process.cmdline())
+    return found
+
+
+async def test_value_with_a_nul_character_fails_the_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="NUL"):
+        await shell("echo {{event.payload.text}}", "a\0b", tmp_path)
+
+
+async def test_shell_hook_runs_beside_its_file(system: System) -> None:
+    system.write(
+        "note.md",
+        """
+        ---
+        name: note
+        trigger: {events: [{type: Custom.note}]}
+        action: {type: Shell, command: "cat > seen.json; echo {{event.payload.text}}"}
+        ---
+        """,
+    )
+    await until(lambda: is_there(system, "note"))
+    await system.append(payload={"text": "$(id)"})
+    assert (await system.run_of("note", "ok")).output == "$(id)"
+    seen = msgspec.json.decode((system.folder / "seen.json").read_bytes())
+    assert seen["data"]["payload"] == {"text": "$(id)"}
+
+
+async def is_there(system: System, hook: str) -> bool:
+    return await system.state(hook) == "active"
+
+
+async def test_pre_shell_hook_denies_by_its_exit_code(system: System) -> None:
+    action = {"type": "Shell", "command": "test {{event.payload.n}} -gt 1 || { echo too small >&2; exit 1; }"}
+    await system.register("gate", pre=True, action=action)
+    await system.guarded(1)
+    await system.append(payload={"n": 2})
+    with pytest.raises(DeniedError, match="too small"):
+        await system.append(payload={"n": 1})
+
+
+# ---- HTTP ------------------------------------------------------------------------------------------------------------
+
+Answer = Callable[[Request, bytes], Awaitable[Response]]
+
+
+class Endpoint:
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.requests: list[tuple[Request, bytes]] = []
+        self.answer: Response | Answer = Response(b"")
+
+    async def take(self, request: Request) -> Response:
+        body = await request.body()
+        self.requests.append((request, body))
+        return self.answer if isinstance(self.answer, Response) else await self.answer(request, body)
+
+
+@pytest.fixture
+async def endpoint() -> AsyncIterator[Endpoint]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    found = Endpoint(f"http://127.0.0.1:{listener.getsockname()[1]}")
+    app = Starlette(routes=[Route("/{path:path}", found.take, methods=["GET", "POST", "PUT"])])
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+    serving = asyncio.create_task(server.serve([listener]))
+    yield found
+    server.should_exit = True
+    await serving
+
+
+async def test_event_is_sent_with_the_runs_id_and_trace(system: System, endpoint: Endpoint) -> None:
+    endpoint.answer = Response(b'{"took": true}')
+    action = {"type": "HTTP", "url": f"{endpoint.url}/x", "headers": {"X-Who": "{{event.metadata.actor}}\r\nX-Evil: 1"}}
+    await system.register("caller", action=action)
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    cause = await system.append(payload={"n": 1}, actor="user:bob", traceparent=trace)
+    run = await system.run_of("caller", "ok")
+    assert run.output == {"took": True}
+    [(request, body)] = endpoint.requests
+    assert msgspec.json.decode(body)["metadata"]["id"] == cause.id
+    assert request.headers["idempotency-key"] == run.run_id
+    assert request.headers["traceparent"].split("-")[1] == trace.split("-")[1]
+    assert request.headers["x-who"].startswith("user:bob")
+    assert "x-evil" not in request.headers
+
+
+async def test_values_stay_in_their_place_of_the_url_and_body(system: System, endpoint: Endpoint) -> None:
+    action = {
+        "type": "HTTP",
+        "method": "PUT",
+        "url": endpoint.url + "/notes/{{event.payload.id}}",
+        "body": {"id": "{{event.payload.id}}", "n": "{{event.payload.n}}", "who": "I am {{inputs.who}}"},
+        "inputs": {"who": "{{event.payload.who}}"},
+    }
+    await system.register("caller", action=action)
+    await system.append(payload={"id": "../admin?x=1#y", "n": 3, "who": '"me"'})
+    await system.run_of("caller", "ok")
+    [(request, body)] = endpoint.requests
+    assert request.scope["raw_path"] == b"/notes/..%2Fadmin%3Fx%3D1%23y"
+    assert msgspec.json.decode(body) == {"id": "../admin?x=1#y", "n": 3, "who": 'I am "me"'}
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (Response(b"sorry", 500), "answered 500: sorry"),
+        (RedirectResponse("http://127.0.0.1:1/"), "redirects are not followed"),
+        (Response(b"x" * (MAX_ANSWER + 1)), "larger than"),
+        (Response(b"x", headers={"content-encoding": "gzip"}), "compressed"),
+    ],
+)
+async def test_bad_answer_fails_the_run(system: System, endpoint: Endpoint, answer: Response, reason: str) -> None:
+    endpoint.answer = answer
+    await system.register("caller", action={"type": "HTTP", "url": endpoint.url})
+    await system.append()
+    assert reason in ((await system.run_of("caller", "failed")).error or "")
+
+
+async def test_endpoint_that_never_answers_costs_only_its_own_time(system: System, endpoint: Endpoint) -> None:
+    async def never(request: Request, body: bytes) -> Response:
+        await asyncio.sleep(30)
+        return Response()
+
+    endpoint.answer = never
+    await system.register("slow", action={"type": "HTTP", "url": endpoint.url}, options={"timeout_ms": 3000})
+    await system.register("quick", "1")
+    for _ in range(10):
+        await system.append()
+    async with asyncio.timeout(2.5):
+        await until(lambda: ran(system, "quick", 10))
+    assert "took longer" in ((await system.run_of("slow", "failed")).error or "")
+
+
+async def test_refused_connection_fails_the_run(system: System) -> None:
+    await system.register("caller", action={"type": "HTTP", "url": "http://127.0.0.1:1/"})
+    await system.append()
+    assert "127.0.0.1:1" in ((await system.run_of("caller", "failed")).error or "")
+
+
+async def test_pre_http_hook_decides_by_its_answer(system: System, endpoint: Endpoint) -> None:
+    async def decide(request: Request, body: bytes) -> Response:
+        n = msgspec.json.decode(body)["data"]["payload"]["n"]
+        answers = {1: b'{"deny": "one"}', 2: b'{"payload": {"n": 20}}', 3: b"", 4: b'{"ok": true}'}
+        return Response(answers[n])
+
+    endpoint.answer = decide
+    await system.register("gate", pre=True, action={"type": "HTTP", "url": endpoint.url})
+    await system.guarded(1)
+    with pytest.raises(DeniedError, match="one"):
+        await system.append(payload={"n": 1})
+    changed = await system.append(payload={"n": 2})
+    assert (await system.event(changed.id or "")).data.payload == {"n": 20}
+    await system.append(payload={"n": 3})
+    with pytest.raises(DeniedError, match="answers nothing"):
+        await system.append(payload={"n": 4})
+
+
+async def ran(system: System, hook: str, times: int) -> bool:
+    return [run.outcome for run in await system.runs(hook)].count("ok") == times

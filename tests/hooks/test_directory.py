@@ -1,0 +1,190 @@
+"""The watched directory: what saving, breaking, moving and deleting hook files does, within a second."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from crucible_core.errors import ConflictError
+from crucible_core.protocol import EnableHook, GetRequest, HookRecord, HookView
+from crucible_hooks.directory import Found, plan, read_file
+
+from .conftest import System, until
+
+NOTE = """
+    ---
+    name: note
+    trigger: {events: [{type: Custom.note}]}
+    action: {type: Script, script: "%s"}
+    ---
+    # A hook
+    """
+
+
+async def live(system: System, hook: str, state: str | None) -> None:
+    """A second is what the contract gives."""
+    seen: list[str | None] = []
+
+    async def there() -> bool:
+        seen.append(await system.state(hook))
+        return seen[-1] is not None and seen[-1].startswith(state) if state else seen[-1] is None
+
+    try:
+        await until(there, 1.0)
+    except TimeoutError:
+        raise AssertionError(f"{hook} is {seen[-1]}, not {state}, after a second") from None
+
+
+async def test_saved_file_is_live_within_a_second(system: System) -> None:
+    system.write("note.md", NOTE % "1")
+    await live(system, "note", "active")
+    await system.append()
+    assert (await system.run_of("note", "ok")).output == 1
+    system.write("note.md", NOTE % "2")
+    await until(lambda: has_script(system, "2"), 1.0)
+    (system.folder / "note.md").unlink()
+    await live(system, "note", None)
+
+
+async def test_files_are_there_from_the_start(stopped: System) -> None:
+    stopped.write("note.md", NOTE % "1")
+    async with stopped.running():
+        assert await stopped.state("note") == "active"
+    (stopped.folder / "note.md").unlink()
+    async with stopped.running():
+        assert await stopped.state("note") is None
+
+
+async def test_script_beside_the_file_is_inlined_and_watched(system: System) -> None:
+    script = system.write("work.py", "1")
+    system.write("note.md", NOTE % "work.py")
+    await live(system, "note", "active")
+    script.write_text("2")
+    await until(lambda: has_script(system, "2"), 1.0)
+    script.unlink()
+    await live(system, "note", "inert: action.script: work.py cannot be read")
+
+
+async def test_broken_file_is_reported_and_its_last_good_version_runs(system: System) -> None:
+    system.write("note.md", NOTE % "'good'")
+    await live(system, "note", "active")
+    system.write("note.md", "---\nname: note\ntrigger: [\n---\n")
+    await live(system, "note", "inert: the front matter is not YAML: line ")
+    assert "last good version" in (await system.state("note") or "")
+    await system.append()
+    assert (await system.run_of("note", "ok")).output == "good"
+    system.write("note.md", NOTE % "'mended'")
+    await live(system, "note", "active")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("no front matter", "there is no front matter"),
+        ("---\n- 1\n---\n", "not an object"),
+        ("---\na: &x [1]\nb: *x\n---\n", "alias"),
+        ("---\ntriger: {}\n---\n", 'triger: unknown field (did you mean "trigger"?)'),
+        (NOTE.replace("Custom.note", "Memory.Creatd") % "1", 'did you mean "Memory.Created"?'),
+        (
+            NOTE.replace("Custom.note", "Memory.Created, filter: {tags: {contain: 1}}") % "1",
+            'unknown operator "contain"',
+        ),
+        (NOTE.replace("Custom.note", "Memory.Created, filter: {tgas: 1}") % "1", 'field "tgas"'),
+        (NOTE % "x = (", "line 1"),
+        (NOTE % "work.rn", "Rune"),
+        (NOTE % "../secret.py", "outside"),
+        (NOTE.replace("type: Script", "type: TriggerFlow, flow: x, inputs") % "1", "action"),
+        (NOTE.replace("Script, script", "TriggerFlow, flow") % "x", "not available yet"),
+        (NOTE.replace("action:", "options: {timeout_ms: 0}\naction:") % "1", "timeout_ms"),
+        (NOTE.replace("action:", "condition: {expr: '1 +'}\naction:") % "1", "not a CEL expression"),
+        (NOTE.replace("action:", "condition: {expr: 'evnt.x'}\naction:") % "1", 'no "evnt"'),
+    ],
+)
+def test_file_that_is_refused_says_why(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "hooks").mkdir()
+    (tmp_path / "secret.py").write_text("1")
+    path = tmp_path / "hooks" / "note.md"
+    path.write_text("\n".join(line.removeprefix("    ") for line in text.lstrip("\n").splitlines()))
+    _, found = read_file(path, tmp_path / "hooks")
+    assert found is not None
+    assert found.definition is None
+    assert reason in (found.error or "")
+
+
+def test_readme_is_no_hook(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("# Hooks")
+    assert read_file(tmp_path / "README.md", tmp_path)[1] is None
+
+
+def test_other_spellings_are_taken(tmp_path: Path) -> None:
+    path = tmp_path / "a-hook.md"
+    path.write_text(
+        "---\nversion: 1.0\ntrigger: {events: [{type: memory.created}]}\naction: {type: RuneScript, script: '1'}\n---\n"
+    )
+    found = read_file(path, tmp_path)[1]
+    assert found is not None
+    assert found.definition is not None, found.error
+    assert (found.definition["name"], found.definition["version"]) == ("a-hook", "1.0")
+
+
+async def test_second_file_of_a_name_is_inert_under_its_path(system: System) -> None:
+    system.write("b.md", NOTE % "1")
+    await live(system, "note", "active")
+    system.write("a.md", NOTE % "2")
+    await live(system, "a.md", "inert: the name note is taken by ")
+    (system.folder / "b.md").unlink()
+    await live(system, "a.md", None)
+    await until(lambda: has_script(system, "2"), 2.0)
+
+
+async def test_name_of_an_api_hook_stays_its_own(system: System) -> None:
+    await system.register("note", "1")
+    system.write("note.md", NOTE % "2")
+    await live(system, "note.md", "inert: the name note is taken over the API")
+    await system.ask("delete", GetRequest(id="note"), HookView)
+    await live_soon(system, "note")
+
+
+async def test_hook_of_a_file_is_switched_but_not_replaced_over_the_api(system: System) -> None:
+    system.write("note.md", NOTE % "1")
+    await live(system, "note", "active")
+    with pytest.raises(ConflictError):
+        await system.register("note", "2")
+    with pytest.raises(ConflictError):
+        await system.ask("delete", GetRequest(id="note"), HookView)
+    await system.ask("enable", EnableHook(name="note", enabled=False), HookView)
+    system.write("note.md", NOTE % "3")
+    await until(lambda: has_script(system, "3"), 2.0)
+    assert await system.state("note") == "disabled"
+
+
+async def test_many_files_at_once(system: System) -> None:
+    for n in range(30):
+        system.write(f"n{n}.md", (NOTE % n).replace("name: note", f"name: n{n}"))
+    await asyncio.gather(*(live_soon(system, f"n{n}") for n in range(30)))
+
+
+def test_plan_is_empty_when_nothing_changed() -> None:
+    definition = {"name": "note", "enabled": True}
+    found = [Found("/h/note.md", "note", definition)]
+    writes, deletes = plan(found, {}, "/h", "t1")
+    assert [record.name for record in writes] == ["note"]
+    assert deletes == []
+    records = {record.name: record for record in writes}
+    assert plan(found, records, "/h", "t2") == ([], [])
+    elsewhere = {"other": HookRecord(name="other", origin="/elsewhere/other.md")}
+    assert plan([], records | elsewhere, "/h", "t3") == ([], ["note"])
+
+
+async def live_soon(system: System, hook: str) -> None:
+    await until(lambda: is_active(system, hook), 5.0)
+
+
+async def is_active(system: System, hook: str) -> bool:
+    return await system.state(hook) == "active"
+
+
+async def has_script(system: System, script: str) -> bool:
+    if await system.state("note") is None:
+        return False
+    return bool(((await system.view("note")).definition or {})["action"]["script"] == script)

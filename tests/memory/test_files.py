@@ -1,0 +1,310 @@
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from starlette.applications import Starlette
+
+from crucible_core.envelope import Data, Event, Metadata, Source, encode
+from crucible_core.errors import DeniedError, NotFoundError
+from crucible_core.protocol import (
+    AppendReply,
+    AppendRequest,
+    HookRecord,
+    InterceptReply,
+    InterceptRequest,
+    Link,
+    MemoryView,
+    NewEvent,
+)
+from crucible_kit.buckets import open_bucket
+from crucible_kit.bus import Bus
+from crucible_kit.frames import Outgoing
+from crucible_kit.rpc import Context, Endpoint, call, serve
+from crucible_kit.telemetry import Telemetry
+from crucible_memory.naming import note_id
+
+from .conftest import Memories, Running, until
+
+PATH = "notes/clocks.md"
+ID = note_id("default", PATH)
+NOTE = "---\ntitle: Clocks\ntags: [time]\nstatus: draft\n---\nAbout [[Lamport]] #clocks\n"
+
+
+async def file(memory: Memories, event: str, path: str = PATH, content: str | None = None, **fields: Any) -> int:
+    """Appends a File event and returns its sequence, once the service is done with it."""
+    metadata = {name: fields.pop(name) for name in ("world_id", "room_id", "correlation_id", "hop") if name in fields}
+    payload = {"path": path, **({} if content is None else {"content": content}), **fields}
+    appended = await memory.append(f"File.{event}", payload, **metadata)
+    await handled(memory)
+    return appended.sequence or 0
+
+
+async def handled(memory: Memories) -> None:
+    """Returns once no File event waits."""
+    names = memory.bus.names
+
+    async def nothing_waits() -> bool:
+        return await memory.bus.consumer_backlog(names.events, names.durable("memory-files")) == (0, 0)
+
+    await until(nothing_waits)
+
+
+async def results(service: Starlette) -> dict[str, int]:
+    """The File events that were handled, by what came of them."""
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(service), base_url="http://memory") as client:
+        lines = (await client.get("/metrics")).text.splitlines()
+    counted = [line for line in lines if line.startswith("crucible_memory_files_total{")]
+    return {line.split('"')[1]: int(float(line.rpartition(" ")[2])) for line in counted}
+
+
+async def test_note_becomes_a_memory(service: Starlette, memory: Memories) -> None:
+    await file(memory, "Created", content=NOTE, room_id="lab")
+    found = await memory.get(ID)
+    assert (found.title, found.path, found.content) == ("Clocks", PATH, "About [[Lamport]] #clocks\n")
+    assert (found.tags, found.metadata, found.room_id) == (["#time", "#clocks"], {"status": "draft"}, "lab")
+    assert found.links == [Link(target="Lamport", type="wikilink")]
+
+
+async def test_memory_is_the_files_effect(service: Starlette, memory: Memories) -> None:
+    sequence = await file(memory, "Created", content=NOTE, correlation_id="cor_note", hop=2)
+    [caused], [cause] = await memory.log(), await memory.log("File")
+    assert caused.metadata.correlation_id == "cor_note"
+    assert caused.metadata.causation_id == cause.metadata.id
+    assert (caused.metadata.hop, caused.metadata.entity) == (3, ID)
+    assert trace_of(caused) == trace_of(cause)
+    assert caused.sequence == sequence + 1
+
+
+async def test_modified_note_changes_its_memory(service: Starlette, memory: Memories) -> None:
+    await file(memory, "Created", content=NOTE)
+    await file(memory, "Modified", content=NOTE.replace("time", "order").replace("[[Lamport]]", "no one"))
+    found = await memory.get(ID)
+    assert (found.tags, found.links) == (["#order", "#clocks"], [])
+    assert await memory.kinds() == ["Created", "Updated"]
+    assert (await memory.log())[-1].data.payload["changed"] == ["content", "tags", "links"]
+
+
+async def test_modified_note_without_a_memory_makes_one(service: Starlette, memory: Memories) -> None:
+    await file(memory, "Modified", content=NOTE)
+    assert await memory.kinds() == ["Created"]
+
+
+async def test_unchanged_note_is_no_event(service: Starlette, memory: Memories) -> None:
+    for event in ("Created", "Modified", "Created"):
+        await file(memory, event, content=NOTE)
+    assert await memory.kinds() == ["Created"]
+    assert await results(service) == {"changed": 1, "unchanged": 2}
+
+
+async def test_what_others_put_on_a_note_stays(service: Starlette, memory: Memories) -> None:
+    await file(memory, "Created", content=NOTE)
+    await memory.tag(ID, "#by-hook")
+    await memory.link(ID, "mem_other", type="similar", weight=0.9)
+    await file(memory, "Modified", content="only text now")
+    found = await memory.get(ID)
+    assert found.tags == ["#by-hook"]
+    assert found.links == [Link(target="mem_other", type="similar", weight=0.9)]
+
+
+async def test_deleted_note_is_forgotten_and_may_come_back(service: Starlette, memory: Memories) -> None:
+    await file(memory, "Created", content=NOTE)
+    await file(memory, "Deleted")
+    with pytest.raises(NotFoundError):
+        await memory.get(ID)
+    await file(memory, "Deleted")
+    await file(memory, "Created", content=NOTE)
+    assert (await memory.get(ID)).title == "Clocks"
+    assert await memory.kinds() == ["Created", "Deleted", "Created"]
+
+
+@pytest.mark.parametrize("content", [None, NOTE])
+async def test_renamed_note_is_the_memory_of_its_new_path(
+    service: Starlette, memory: Memories, content: str | None
+) -> None:
+    await file(memory, "Created", content=NOTE)
+    await memory.tag(ID, "#by-hook")
+    await file(memory, "Renamed", "new.md", content, old_path=PATH)
+    found = await memory.get(note_id("default", "new.md"))
+    assert (found.path, found.tags) == ("new.md", ["#time", "#clocks", "#by-hook"])
+    with pytest.raises(NotFoundError):
+        await memory.get(ID)
+
+
+async def test_renaming_from_and_to_other_files(service: Starlette, memory: Memories) -> None:
+    await file(memory, "Created", content=NOTE)
+    await file(memory, "Renamed", "notes/clocks.txt", old_path=PATH)
+    assert await memory.kinds() == ["Created", "Deleted"]
+    await file(memory, "Renamed", PATH, old_path="notes/clocks.txt")
+    await file(memory, "Renamed", PATH, NOTE, old_path="notes/clocks.txt")
+    await file(memory, "Renamed", PATH, NOTE, old_path=PATH)
+    assert await memory.kinds() == ["Created", "Deleted", "Created"]
+
+
+async def test_other_files_are_ignored(service: Starlette, memory: Memories) -> None:
+    await file(memory, "Created", "picture.png", content="x")
+    await file(memory, "Created")
+    await file(memory, "Deleted", "a.txt")
+    await file(memory, "DirectoryCreated", "dir.md")
+    await file(memory, "Renamed", "b.txt", old_path="a.txt")
+    assert await memory.log() == []
+    assert await results(service) == {"ignored": 5}
+
+
+async def test_note_that_cannot_be_read_is_passed_over(service: Starlette, memory: Memories) -> None:
+    await file(memory, "Created", content=NOTE)
+    await file(memory, "Modified", content="---\na: [\n---\ntext")
+    await file(memory, "Created", "next.md", content="text")
+    assert (await memory.get(ID)).title == "Clocks"
+    assert (await memory.get(note_id("default", "next.md"))).content == "text"
+    assert await results(service) == {"changed": 2, "refused": 1}
+
+
+async def test_chain_that_is_too_deep_ends(service: Starlette, memory: Memories) -> None:
+    await file(memory, "Created", content=NOTE, hop=8)
+    assert await memory.log() == []
+    assert await results(service) == {"refused": 1}
+
+
+async def test_denied_note_is_passed_over(service: Starlette, memory: Memories) -> None:
+    async with denying(memory.bus, "draft"):
+        await file(memory, "Created", content=NOTE)
+        await file(memory, "Created", "next.md", content="text")
+    assert [event.metadata.entity for event in await memory.log()] == [note_id("default", "next.md")]
+    assert await results(service) == {"changed": 1, "denied": 1}
+
+
+async def test_denial_reaches_the_caller(service: Starlette, memory: Memories) -> None:
+    async with denying(memory.bus, "secret"):
+        with pytest.raises(DeniedError) as denied:
+            await memory.create("a secret")
+        assert denied.value.extra == {"hook": "gate", "reason": "no secret"}
+        assert await memory.create("nothing of the kind")
+
+
+async def test_event_that_cannot_be_read_does_not_block(service: Starlette, memory: Memories) -> None:
+    names = memory.bus.names
+    subject = names.event("default", "main", "File", "Created", PATH)
+    for raw in (b"{", b"{}", b"\xff", b'{"type":"File","data":{"event":"Created","payload":{}}}'):
+        await memory.bus.store(Outgoing(subject, raw))
+    await file(memory, "Created", content=NOTE)
+    assert (await memory.get(ID)).title == "Clocks"
+    assert await memory.bus.last(names.attempts, names.parked(names.durable("memory-files")))
+
+
+async def test_order_of_a_note_holds(service: Starlette, memory: Memories) -> None:
+    for number in range(30):
+        await memory.append("File.Modified", {"path": PATH, "content": f"version {number}"})
+    await handled(memory)
+    assert [event.data.payload["content"] for event in await memory.log()] == [f"version {n}" for n in range(30)]
+    assert (await memory.get(ID)).content == "version 29"
+
+
+async def test_file_event_waits_until_it_can_be_committed(
+    memory: Memories, running: Running, running_events: Running
+) -> None:
+    payload = {"path": PATH, "content": NOTE}
+    about = Metadata(
+        id="evt_early",
+        timestamp="2026-11-21T10:00:00.000000Z",
+        source=Source("user", "a"),
+        actor="a",
+        correlation_id="c",
+    )
+    async with running():
+        names = memory.bus.names
+        subject = names.event("default", "main", "File", "Created", PATH)
+        await memory.bus.store(Outgoing(subject, encode(Event("File", Data("Created", payload), about))))
+        await until(lambda: _delivered(memory))
+        async with running_events():
+            await handled(memory)
+            assert (await memory.get(ID)).title == "Clocks"
+
+
+async def test_redelivered_event_makes_nothing_twice(events: None, memory: Memories, running: Running) -> None:
+    """A File event whose Memory event is committed, but which was never acknowledged."""
+    async with running():
+        await file(memory, "Created", content=NOTE)
+        await file(memory, "Modified", content="later")
+    await memory.bus.delete_consumer(memory.bus.names.events, memory.bus.names.durable("memory-files"))
+    async with running():
+        await handled(memory)
+        contents = [event.data.payload["content"] for event in await memory.log()]
+    # Each event's effect is known by its cause, so that the first one is not made again over the second.
+    assert contents == ["About [[Lamport]] #clocks\n", "later"]
+
+
+async def test_from_file_to_memory_is_quick(service: Starlette, memory: Memories) -> None:
+    taken = []
+    for number in range(20):
+        started = time.perf_counter()
+        await memory.append("File.Modified", {"path": PATH, "content": f"version {number}"})
+        await until(lambda number=number: _holds(memory, f"version {number}"))
+        taken.append(time.perf_counter() - started)
+    assert sorted(taken)[10] < 0.2
+
+
+async def test_wikilinks_lead_to_notes_once_they_exist(service: Starlette, memory: Memories) -> None:
+    await file(memory, "Created", "a.md", "[[Lamport Clocks]] [[deep/b]] [[the alias]] [[d.md]] [[nowhere]]")
+    notes = {
+        "x/lamport clocks.md": "text",
+        "notes/deep/b.md": "text",
+        "c.md": "---\naliases: [The  Alias]\n---\n",
+        "other/d.md": "text",
+    }
+    for path, content in notes.items():
+        await file(memory, "Created", path, content)
+    found = await memory.get(note_id("default", "a.md"))
+    assert [link.target for link in found.links] == [*(note_id("default", path) for path in notes), "nowhere"]
+    again = await memory.link(found.id, note_id("default", "c.md"), type="wikilink")
+    assert not again.changed
+
+
+async def _delivered(memory: Memories) -> bool:
+    """Whether a File event is being worked on."""
+    names = memory.bus.names
+    with contextlib.suppress(NotFoundError):
+        return (await memory.bus.consumer_backlog(names.events, names.durable("memory-files")))[1] > 0
+    return False
+
+
+async def _holds(memory: Memories, content: str) -> bool:
+    with contextlib.suppress(NotFoundError):
+        found: MemoryView = await memory.get(ID)
+        return found.content == content
+    return False
+
+
+def trace_of(event: Event) -> str:
+    assert event.metadata.traceparent
+    return event.metadata.traceparent.split("-")[1]
+
+
+@contextlib.asynccontextmanager
+async def denying(bus: Bus, word: str) -> AsyncIterator[None]:
+    """A Pre hook on Memory events, and a hooks service that denies those with a word in their payload."""
+
+    async def intercept(request: InterceptRequest, context: Context) -> InterceptReply:
+        if word.encode() in bytes(request.event):
+            raise DeniedError(f"gate: no {word}", hook="gate", reason=f"no {word}")
+        return InterceptReply()
+
+    definition = {
+        "name": "gate",
+        "trigger": {"events": [{"type": "Memory.*"}, {"type": "Custom.probe"}], "timing": "Pre"},
+        "action": {"type": "Script", "script": "None"},
+    }
+    async with serve(bus, "hooks", {"intercept": Endpoint(InterceptRequest, intercept)}, Telemetry()):
+        bucket = await open_bucket(bus, "hooks")
+        await bucket.put("gate", msgspec.json.encode(HookRecord(name="gate", definition=definition)))
+        probe = NewEvent(type="Custom.probe", payload=msgspec.Raw(msgspec.json.encode({"word": word})))
+
+        async def watched() -> bool:
+            request = AppendRequest(events=[probe])
+            return (await call(bus, "events", "append", request, AppendReply)).results[0].error is not None
+
+        await until(watched)
+        yield

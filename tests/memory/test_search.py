@@ -1,0 +1,213 @@
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crucible_core.errors import InvalidError, UnavailableError
+from crucible_core.protocol import Cause
+from crucible_memory.terms import MAX_TERMS, Term, telling, terms_of
+
+from .conftest import Memories
+
+TEXTS = {
+    "vector": "Vector clocks order events without a shared clock, since each process counts its own.",
+    "lamport": "Lamport clocks are simpler: a single counter orders events, but not all of them.",
+    "bread": "Bread needs flour, water, salt, yeast and some hours of patience.",
+    "café": "Die Überraschung im Café: naïve Gäste.",
+}
+
+
+@pytest.fixture
+async def ids(service: None, memory: Memories) -> dict[str, str]:
+    return {name: await memory.create(text, tags=[name, "text"]) for name, text in TEXTS.items()}
+
+
+async def found(memory: Memories, ids: dict[str, str], text: str | None, **fields: object) -> list[str]:
+    names = {id: name for name, id in ids.items()}
+    return [names[one.id] for one in await memory.query(text, **fields)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("bread", ["bread"]),
+        ("BREAD", ["bread"]),
+        ("flour or something else", ["bread"]),
+        ("vector clocks", ["vector", "lamport"]),
+        ("event counted", ["lamport", "vector"]),
+        ("cafe uberraschung", ["café"]),
+        ("naïve", ["café"]),
+        ("pati", ["bread"]),
+        ("pati nothing", []),
+        ("zzz", []),
+        ("#bread", ["bread"]),
+        ("!!! ?", []),
+    ],
+)
+async def test_any_word_finds(memory: Memories, ids: dict[str, str], text: str, expected: list[str]) -> None:
+    assert sorted(await found(memory, ids, text)) == sorted(expected)
+
+
+async def test_scores_are_parts_of_the_best(memory: Memories, ids: dict[str, str]) -> None:
+    matches = await memory.query("vector clocks order events")
+    assert [match.id for match in matches] == [ids["vector"], ids["lamport"]]
+    assert matches[0].score == 1.0
+    assert 0 < matches[1].score < 1
+
+
+async def test_without_text_the_newest_come_first(memory: Memories, ids: dict[str, str]) -> None:
+    for text in (None, "", "  "):
+        assert await found(memory, ids, text) == list(reversed(TEXTS))
+    assert {match.score for match in await memory.query()} == {1.0}
+    assert await found(memory, ids, None, limit=2) == ["café", "bread"]
+
+
+async def test_all_tags_must_be_there(memory: Memories, ids: dict[str, str]) -> None:
+    assert await found(memory, ids, None, tags=["bread", "#text"]) == ["bread"]
+    assert await found(memory, ids, None, tags=["bread", "vector"]) == []
+    assert await found(memory, ids, "clocks", tags=["lamport"]) == ["lamport"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ({"tags": {"contains": "#bread"}}, ["bread"]),
+        ({"content": {"matches": "(?i)^vector"}}, ["vector"]),
+        ({"$or": [{"content": {"contains": "salt"}}, {"tags": {"contains": "#vector"}}]}, ["bread", "vector"]),
+        ({"metadata.missing": {"exists": False}, "title": None}, ["café", "bread", "lamport", "vector"]),
+        ({"sequence": {"lte": 1}}, ["vector"]),
+        ({"created_at": {"lt": "2000"}}, []),
+        ({}, ["café", "bread", "lamport", "vector"]),
+    ],
+)
+async def test_filters_hold_of_what_is_found(
+    memory: Memories, ids: dict[str, str], wanted: dict[str, object], expected: list[str]
+) -> None:
+    assert await found(memory, ids, None, filter=wanted) == expected
+
+
+async def test_filter_goes_on_until_enough_are_found(service: None, memory: Memories) -> None:
+    made = [memory.create(f"word {number}", metadata={"n": number}) for number in range(250)]
+    await asyncio.gather(*made)
+    matches = await memory.query("word", filter={"metadata.n": {"in": [1, 100, 249]}}, limit=3)
+    assert sorted(match.metadata["n"] for match in matches) == [1, 100, 249]
+
+
+@pytest.mark.parametrize(
+    ("fields", "path", "suggestion"),
+    [
+        ({"limit": 0}, "limit", None),
+        ({"limit": 101}, "limit", None),
+        ({"tags": ["#"]}, "tags.0", None),
+        ({"filter": {"contents": "x"}}, "filter.contents", "content"),
+        ({"filter": {"tags": {"contain": "x"}}}, "filter.tags.contain", "contains"),
+        ({"filter": {"contents": "x"}, "text": "!"}, "filter.contents", "content"),
+    ],
+)
+async def test_bad_queries_are_refused(
+    service: None, memory: Memories, fields: dict[str, object], path: str, suggestion: str | None
+) -> None:
+    with pytest.raises(InvalidError) as refused:
+        await memory.query(**fields)
+    [error] = refused.value.errors
+    assert (error.path, error.suggestion) == (path, suggestion)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"',
+        "'",
+        '""" OR *',
+        "NOT bread",
+        "bread AND NOT bread",
+        "title : bread",
+        "bread*",
+        "^bread",
+        "NEAR(bread salt, 1)",
+        "(bread",
+        "{title content} : bread",
+        "bread -salt + water",
+        "'; DROP TABLE memories; --",
+        "\x00bread\x00",
+        "%_[]",
+        "bread " * 100_000,
+        "x" * 900_000,
+        "é" * 1000,
+        "🍞 bread",
+    ],
+)
+async def test_text_is_never_query_syntax(memory: Memories, ids: dict[str, str], text: str) -> None:
+    expected = ["bread"] if "bread" in text.lower() else []
+    assert await found(memory, ids, text, tags=["bread"]) == expected
+
+
+async def test_a_memorys_own_content_finds_what_is_like_it(memory: Memories, ids: dict[str, str]) -> None:
+    filler = " ".join(f"and so on for a while in part {number}" for number in range(50))
+    about = f"Distributed systems need clocks. {filler} Clocks such as Lamport clocks count events. {filler}"
+    id = await memory.create(about)
+    matches = await memory.query(about, limit=3)
+    assert matches[0].id == id
+    assert {match.id for match in matches[1:]} == {ids["lamport"], ids["vector"]}
+
+
+async def test_worlds_and_rooms_are_apart(service: None, memory: Memories) -> None:
+    for world, room in (("default", "main"), ("default", "lab"), ("other", "main")):
+        await memory.create(f"word in {world} {room}", cause=Cause(world_id=world, room_id=room))
+    assert len(await memory.query("word")) == 2
+    assert [one.room_id for one in await memory.query("word", room_id="lab")] == ["lab"]
+    assert [one.world_id for one in await memory.query(world_id="other")] == ["other"]
+
+
+async def test_min_sequence_waits_for_any_event(service: None, memory: Memories) -> None:
+    made = await memory.append("Memory.Created", {"id": "mem_a", "content": "word"})
+    other = await memory.append("Custom.noise", {})
+    for sequence in (made.sequence, other.sequence):
+        assert [one.id for one in await memory.query("word", min_sequence=sequence)] == ["mem_a"]
+
+
+async def test_min_sequence_of_the_future_is_waited_for_and_refused(service: None, memory: Memories) -> None:
+    await memory.create("word")
+    waiting = asyncio.create_task(memory.query("word", min_sequence=2))
+    await memory.create("word too")
+    assert len(await waiting) == 2
+    with pytest.raises(UnavailableError):
+        await memory.query("word", min_sequence=1000)
+
+
+async def test_answer_never_outgrows_a_message(service: None, memory: Memories) -> None:
+    for _ in range(8):
+        await memory.create("word " * 180_000)
+    matches = await memory.query("word", limit=100)
+    assert 1 < len(matches) < 8
+
+
+async def test_few_memories_alike_have_high_scores(service: None, memory: Memories) -> None:
+    """Where most memories have a word, plain BM25 would call it worthless."""
+    one = await memory.create("Vector clocks order events in distributed systems, without a shared clock.")
+    two = await memory.create("Lamport clocks also order events in distributed systems; vector clocks tell more.")
+    await memory.create("Bread needs flour and water.")
+    matches = await memory.query((await memory.get(one)).content)
+    assert [match.id for match in matches] == [one, two]
+    assert matches[1].score > 0.6
+
+
+@given(st.text())
+def test_a_query_is_quoted_words(text: str) -> None:
+    words = [term.query.removesuffix("*") for term in terms_of(text)]
+    assert all(word[0] == word[-1] == '"' and word[1:-1].isalnum() for word in words)
+
+
+def test_long_text_is_asked_by_its_most_telling_words() -> None:
+    text = "the and of in to " * 100 + " ".join(f"word{number}" for number in range(40)) + " synchronisation" * 3
+    terms = terms_of(text)
+    counts = [900 if len(term.query) < 6 else 30 for term in terms]
+    chosen = [term.query for term in telling(terms, counts, 1000)]
+    assert len(chosen) == MAX_TERMS
+    assert chosen[0] == '"synchronisation"'
+    assert '"the"' not in chosen
+
+
+def test_words_that_no_memory_has_are_not_asked_for() -> None:
+    assert telling(terms_of("one two"), [0, 3, 0], 5) == [Term('"two"', 1.0)]
