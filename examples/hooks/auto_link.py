@@ -1,11 +1,18 @@
-# Links the memory that was written to those most like it. Its last expression is the run's output.
-found = memory_query(text=event["payload"]["content"], limit=6)
-linked = []
-for memory in found:
-    if memory["id"] == inputs["memory_id"] or memory["score"] < inputs["similarity_threshold"]:
+"""Links a memory to those that are most like it. Runs in the sandbox: it sees `event`, `inputs` and the functions
+that hooks are given (memory_query, memory_link, log), and nothing else of the machine."""
+
+memory_id = inputs["memory_id"]
+payload = event["payload"]
+linked = {link["target"] for link in payload.get("links", [])}
+
+added = []
+for other in memory_query(text=payload["content"], limit=inputs["limit"] + 1 + len(linked)):
+    if other["id"] == memory_id or other["id"] in linked or len(added) == inputs["limit"]:
         continue
-    answer = memory_link(inputs["memory_id"], memory["id"], type="related", weight=memory["score"])
-    if answer["changed"]:
-        linked.append(memory["id"])
-log("linked", len(linked), "of", len(found), "found")
-{"linked": linked}
+    if other["score"] < inputs["similarity_threshold"]:
+        break  # the best come first
+    if memory_link(memory_id, other["id"], type="related", weight=round(other["score"], 3))["changed"]:
+        added.append(other["id"])
+
+log("linked", memory_id, "to", len(added), "related notes")
+{"linked": added}

@@ -49,6 +49,10 @@ async def shell(command: str, text: str, directory: Path, **env: Any) -> Any:
         'printf %s "{{ event.payload.text }}"',
         "printf %s '{{event.payload.text}}'",
         """printf %s 'it'"'"'s '"\\"{{event.payload.text}}\\"" """,
+        """printf %s "$(printf %s "{{event.payload.text}}")" """,
+        """printf %s "`printf %s "{{event.payload.text}}"`" """,
+        "# it's a comment\nprintf %s {{event.payload.text}}  # and it's another",
+        "(printf %s '{{event.payload.text}}')",
         "echo \\'{{event.payload.text}} > out; printf %s {{event.payload.text}}",
     ],
 )
@@ -65,9 +69,11 @@ async def test_value_in_the_environment_is_data(tmp_path: Path, value: str) -> N
     assert not (tmp_path / "pwned").exists()
 
 
-@pytest.mark.parametrize("command", ["sh -c 'echo {{event.id}}'", "eval {{event.id}}", 'bash -ec "{{event.id}}"'])
-def test_value_may_not_go_through_a_second_shell(command: str) -> None:
-    with pytest.raises(InvalidError, match="second shell"):
+@pytest.mark.parametrize(
+    "command", ["sh -c 'echo {{event.id}}'", "eval {{event.id}}", 'bash -ec "{{event.id}}"', "cat <<X\n{{event.id}}\nX"]
+)
+def test_value_may_not_go_where_it_is_parsed_again(command: str) -> None:
+    with pytest.raises(InvalidError, match=r"second shell|here-document"):
         compile_shell(ShellAction(command=command), "action")
 
 

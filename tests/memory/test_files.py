@@ -308,3 +308,11 @@ async def denying(bus: Bus, word: str) -> AsyncIterator[None]:
 
         await until(watched)
         yield
+
+
+async def test_same_path_in_two_folders_is_two_memories(service: Starlette, memory: Memories) -> None:
+    roots = ("/home/a/notes", "/home/b/notes")
+    for root in roots:
+        await file(memory, "Created", content=f"of {root}", root=root)
+    found = [await memory.get(note_id("default", PATH, root)) for root in roots]
+    assert [one.content for one in found] == ["of /home/a/notes", "of /home/b/notes"]

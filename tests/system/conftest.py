@@ -36,13 +36,13 @@ class Stack:
 
     def start(self) -> None:
         base = free_base()
-        log = (self.data.parent / "up.log").open("ab")
-        self.process = subprocess.Popen(
-            [CRUCIBLE, "up", "--data", str(self.data), "--port-base", str(base)],
-            stdout=log,
-            stderr=log,
-            env=self.environ,
-        )
+        with (self.data.parent / "up.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [CRUCIBLE, "up", "--data", str(self.data), "--port-base", str(base)],
+                stdout=log,
+                stderr=log,
+                env=self.environ,
+            )
         until(self._up, 60, lambda: (self.data.parent / "up.log").read_text())
         state = msgspec.json.decode((self.data / "up.json").read_bytes())
         self.url = state["url"]

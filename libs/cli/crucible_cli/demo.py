@@ -38,11 +38,12 @@ app = typer.Typer()
 
 LINKER, GUARD, WEBHOOK = "auto-link-related", "require-tags", "crucible-demo"
 PATIENCE_S = 20.0
-RELATED = "# Vector search\n\nSearching documents by the meaning of words. #research\n"
-DRAFT = "# Retrieval\n\nA draft about documents. #research\n"
+# The finished note has no word that the related one has not: they are as alike as two notes can be.
+RELATED = "# Retrieval basics\n\nSearch by meaning finds passages, a language model answers. #research\n"
+DRAFT = "# Retrieval\n\nA draft. #research\n"
 FINISHED = (
-    "# Retrieval\n\nRetrieval augmented generation answers from documents: a search by meaning finds the passages,"
-    " and a language model writes the answer from them. #research\n"
+    "# Retrieval\n\nA language model answers by meaning; a search finds passages by meaning. Search finds, a model"
+    " answers: language by language, passages by passages. #research\n"
 )
 INVALID = "---\nstatus: final\n---\n# Unfinished\n\nThis note says that it is final, but it has no tag at all.\n"
 
@@ -54,8 +55,10 @@ class Demo(msgspec.Struct, frozen=True):
     trace: TraceReply
     delivered_ms: float
     delivery_id: str | None
+    delivered_event: str
     verified: bool | None
     invalid_note: str
+    denied: TraceReply
     denial: RunRecord
 
 
@@ -76,28 +79,36 @@ def demo(session: Session) -> None:
 
 def demo_view(found: Demo) -> RenderableType:
     signature = Text("signature verified", "green") if found.verified else Text("signature NOT verified", "red")
-    delivered = Text.assemble(("Webhook delivered", "bold cyan"), f"  {found.delivery_id}  ", signature)
+    delivered = Text.assemble(("webhook delivered", "bold cyan"), f"  {found.delivery_id}  ", signature)
+    delivered.append(f"  +{duration(found.delivered_ms)}", "dim")
     return Group(
         Text.assemble(("1. ", "bold"), "A note was edited: ", (clean(found.note, 300), "bold")),
-        render_trace(found.trace),
-        delivered.append(f"  +{duration(found.delivered_ms)} after the save", "dim"),
+        render_trace(found.trace, {found.delivered_event: delivered}),
         "",
         Text.assemble(("2. ", "bold"), "An invalid note was written: ", (clean(found.invalid_note, 300), "bold")),
-        Text.assemble(("   denied", "bold red"), f" by the Pre hook {found.denial.hook}: "),
-        Text(f"   {clean(found.denial.error or '', 300)}", "yellow"),
-        Text(f"   {found.denial.event_type} was not committed; the file's own event was.", "dim"),
+        render_trace(found.denied),
+        Text.assemble(
+            ("denied", "bold red"), f" by the Pre hook {found.denial.hook}: ", (_reason(found.denial), "yellow")
+        ),
+        Text(f"{found.denial.event_type} was never stored; the file's own event was.", "dim"),
         "",
         Text(f"See more: crucible events trace {found.trace.correlation_id} · crucible hooks runs {LINKER}", "dim"),
     )
 
 
+def _reason(denial: RunRecord) -> str:
+    output = denial.output
+    return clean(str(output.get("deny") if isinstance(output, dict) else denial.error), 300)
+
+
 def _play(session: Session, crucible: Crucible, arrived: "queue.Queue[Delivery]", say: Callable[[str], None]) -> Demo:
-    folder = session.data.root / "demo" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    world = f"demo-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    folder = session.data.root / "demo" / world
     folder.mkdir(parents=True)
-    (folder / "vector-search.md").write_text(RELATED)
+    (folder / "retrieval-basics.md").write_text(RELATED)
     note = folder / "retrieval.md"
     note.write_text(DRAFT)
-    with _watching(crucible, folder) as saved:
+    with _watching(crucible, folder, world) as saved:
         say("waiting until both notes are memories")
         for _ in range(2):
             _traced(crucible, _next(saved, "File.Created"), "Memory.Created")
@@ -111,9 +122,21 @@ def _play(session: Session, crucible: Crucible, arrived: "queue.Queue[Delivery]"
         trace = _traced(crucible, edit, "Memory.Linked", "Hook.Executed")
         invalid = folder / "unfinished.md"
         invalid.write_text(INVALID)
-        denial = _denied(crucible, _next(saved, "File.Created"))
+        refused = _next(saved, "File.Created")
+        denial = _denied(crucible, refused)
+        denied = _traced(crucible, refused, "Hook.Executed")
     took = (datetime.fromisoformat(delivery.at).timestamp() - began) * 1000
-    return Demo(str(note), trace, took, delivery.delivery_id, delivery.verified, str(invalid), denial)
+    return Demo(
+        str(note),
+        trace,
+        took,
+        delivery.delivery_id,
+        delivery.event.metadata.id if delivery.event else "",
+        delivery.verified,
+        str(invalid),
+        denied,
+        denial,
+    )
 
 
 # ---- what the demo needs around it -----------------------------------------------------------------------------------
@@ -147,9 +170,9 @@ def _webhook(crucible: Crucible, url: str, secret: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _watching(crucible: Crucible, folder: Path) -> Iterator["queue.Queue[Watched]"]:
+def _watching(crucible: Crucible, folder: Path, world: str) -> Iterator["queue.Queue[Watched]"]:
     saved: queue.Queue[Watched] = queue.Queue()
-    watcher = Watcher(crucible, Folder(folder, folder / ".ledger.json"), saved.put, lambda _: None)
+    watcher = Watcher(crucible, Folder(folder, folder / ".ledger.json", world), saved.put, lambda _: None)
     watcher.begin()
     stop = threading.Event()
     thread = threading.Thread(target=watcher.follow, args=(stop,), daemon=True)

@@ -14,14 +14,14 @@ from crucible_core.errors import CrucibleError, MalformedError, Problem, TooLarg
 
 from .bus import Bus
 from .message import Message
+from .tasks import finish
 from .telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
 MAX_AT_ONCE = 512
 """Requests that one process works on at once; past that it refuses, rather than queue without bound."""
-_DRAIN_S = 10.0
-_CANCEL_S = 2.0
+_GRACE_S = 10.0
 
 Reply = TypeVar("Reply")
 _Refusal = tuple[bytes, dict[str, str]]
@@ -75,7 +75,7 @@ async def serve(bus: Bus, service: str, endpoints: Mapping[str, Endpoint], telem
     """Answers requests while the context is open, sharing them with the service's other replicas; drains at its end."""
     tasks: set[asyncio.Task[None]] = set()
     async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(_finish, tasks)
+        stack.push_async_callback(finish, tasks, _GRACE_S)
         for operation, endpoint in endpoints.items():
             received = _receiver(bus, f"{service}.{operation}", endpoint, telemetry, tasks)
             stack.push_async_callback(await bus.subscribe(bus.names.rpc(service, operation), received, queue=service))
@@ -141,13 +141,3 @@ def _deadline(message: Message) -> float:
 
 def _refusal(problem: Problem) -> _Refusal:
     return msgspec.json.encode(problem), {subjects.ERROR: problem.code}
-
-
-async def _finish(tasks: set[asyncio.Task[None]]) -> None:
-    """Open requests may end; those that do not are cancelled."""
-    if tasks:
-        await asyncio.wait(tasks, timeout=_DRAIN_S)
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks, timeout=_CANCEL_S)

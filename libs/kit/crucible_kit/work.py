@@ -12,6 +12,7 @@ from .bus import Bus
 from .holding import PARK_AFTER, Hand, Poison, in_hand
 from .message import Handler, Message
 from .pulling import Lost, Pull, Resumption, open_pull
+from .tasks import finish
 
 __all__ = ["PARK_AFTER", "Poison", "ensure_durable", "work", "work_batches"]
 
@@ -19,9 +20,9 @@ log = logging.getLogger(__name__)
 
 BatchHandler = Callable[[list[Message]], Awaitable[None]]
 
+GRACE_S = 10.0
+"""How long what is begun may take to finish once the work is cancelled."""
 _PAUSE_S = 1.0
-_DRAIN_S = 10.0
-_CANCEL_S = 2.0
 
 
 async def ensure_durable(
@@ -61,17 +62,18 @@ async def work(
     concurrency: int = 8,
     ack_wait: float = 30.0,
     deliver: str = "all",
+    grace: float = GRACE_S,
 ) -> None:
     """Handles each message of a durable consumer, `concurrency` at a time, until cancelled; what is begun finishes.
 
     The handler returns: acknowledged. It raises `Poison` or `msgspec.DecodeError`: parked. Anything else: delivered
     again, and parked when it has failed ten times, not counting the times that something was away. Long handlers keep
-    their message by heartbeats. At the end a handler that takes more than 10 s is cancelled and its message is given
-    back, as are those that had not begun.
+    their message by heartbeats. At the end a handler that takes more than `grace` (s) is cancelled and its message is
+    given back, as are those that had not begun.
     """
     resumption = Resumption(bus, durable)
     async with in_hand(bus, durable, ack_wait) as hand:
-        workers = _Workers(hand, handler, concurrency)
+        workers = _Workers(hand, handler, concurrency, grace)
         try:
             while True:
                 try:
@@ -95,6 +97,7 @@ async def work_batches(
     batch: int = 200,
     ack_wait: float = 30.0,
     deliver: str = "all",
+    grace: float = GRACE_S,
 ) -> None:
     """Like `work`, for handlers that take what is there at once, in order: dispatchers.
 
@@ -103,7 +106,7 @@ async def work_batches(
     """
     resumption = Resumption(bus, durable)
     async with in_hand(bus, durable, ack_wait) as hand:
-        batches = _Batches(bus, hand, handler, batch)
+        batches = _Batches(bus, hand, handler, batch, grace)
         while True:
             try:
                 await ensure_durable(
@@ -117,10 +120,11 @@ async def work_batches(
 class _Workers:
     """A task for each message in hand."""
 
-    def __init__(self, hand: Hand, handler: Handler, concurrency: int) -> None:
+    def __init__(self, hand: Hand, handler: Handler, concurrency: int, grace: float) -> None:
         self._hand = hand
         self._handler = handler
         self._concurrency = concurrency
+        self._grace = grace
         self._closing = False
         self._late: list[Message] = []
         self._pull: Pull | None = None
@@ -144,7 +148,7 @@ class _Workers:
         self._closing = True
         for message in self._late:
             await self._hand.answer(message, subjects.NAK)
-        await _finish(self._tasks)
+        await finish(self._tasks, self._grace)
 
     def _begin(self, message: Message) -> None:
         if not self._hand.take(message):
@@ -165,11 +169,12 @@ class _Workers:
 class _Batches:
     """The messages in hand, in order, of which the first ones are being handled."""
 
-    def __init__(self, bus: Bus, hand: Hand, handler: BatchHandler, most: int) -> None:
+    def __init__(self, bus: Bus, hand: Hand, handler: BatchHandler, most: int, grace: float) -> None:
         self._bus = bus
         self._hand = hand
         self._handler = handler
         self._most = most
+        self._grace = grace
         self._waiting: list[Message] = []
         self._pausing = False
 
@@ -198,7 +203,7 @@ class _Batches:
         except asyncio.CancelledError:
             if self._pausing:
                 handling.cancel()
-            await _finish({handling})
+            await finish({handling}, self._grace)
             raise
 
     async def _handle(self, messages: list[Message]) -> None:
@@ -223,16 +228,3 @@ class _Batches:
         await asyncio.sleep(_PAUSE_S)
         await self._bus.wait_connected()
         self._pausing = False
-
-
-async def _finish(tasks: set[asyncio.Task[None]]) -> None:
-    """Waits for tasks, and after a while cancels them."""
-    if not tasks:
-        return
-    try:
-        await asyncio.wait(tasks, timeout=_DRAIN_S)
-    finally:
-        for task in tasks:
-            task.cancel()
-    if tasks:
-        await asyncio.wait(tasks, timeout=_CANCEL_S)

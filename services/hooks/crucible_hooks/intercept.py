@@ -125,7 +125,7 @@ class Interceptor:
             result.outcome, result.error = "failed", str(error)
             return result, Decision()
         if answer.deny is not None:
-            result.outcome = "denied"
+            result.outcome, result.error = "denied", answer.deny
         return result, answer
 
     async def _attempt(self, hook: Hook, event: Event, run: str) -> Result:

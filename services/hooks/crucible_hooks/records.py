@@ -65,8 +65,9 @@ def run_event(record: RunRecord, event: Event, action: str, traceparent: str) ->
         return None
     metadata = event.metadata
     kept = ("hook", "run_id", "timing", "event_id", "event_type", "correlation_id", "attempt", "outcome", "started_at")
-    payload = {name: getattr(record, name) for name in (*kept, "duration_ms", "error", "effects", "log", "output")}
+    payload = {name: getattr(record, name) for name in (*kept, "duration_ms", "effects", "log", "output")}
     payload |= {"action": action, "event_sequence": event.sequence, "hop": metadata.hop}
+    payload["reason" if record.outcome == "denied" else "error"] = record.error
     return NewEvent(
         type="Hook.Executed" if record.outcome in ("ok", "denied") else "Hook.Failed",
         payload=msgspec.Raw(msgspec.json.encode({name: value for name, value in payload.items() if value is not None})),

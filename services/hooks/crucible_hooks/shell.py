@@ -25,7 +25,7 @@ _LINGER_S = 0.2
 _POLL_S = 0.02
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SHELL_IN_SHELL = re.compile(r"\beval\b|\b(?:ba|da|k|z|c|tc|fi)?sh\s+(?:-\S+\s+)*-\w*c\b")
+_NOT_WITH_TEMPLATES = re.compile(r"<<|\beval\b|\b(?:ba|da|k|z|c|tc|fi)?sh\s+(?:-\S+\s+)*-\w*c\b")
 
 
 class Shell(msgspec.Struct, frozen=True):
@@ -39,9 +39,10 @@ class Shell(msgspec.Struct, frozen=True):
 def compile_shell(action: ShellAction, at: str) -> Shell:
     """Raises InvalidError for bad templates, and for one in a text that would be parsed as a command once more."""
     parts = parse(action.command, f"{at}.command")
-    if len(parts) > 1 and _SHELL_IN_SHELL.search(action.command):
-        where = f"{at}.command"
-        message = "a template may not go through a second shell: give the value in env, and use the variable"
+    templates = any(isinstance(part, Expression) for part in parts)
+    if templates and (found := _NOT_WITH_TEMPLATES.search(action.command)):
+        where, what = f"{at}.command", "here-document" if found[0] == "<<" else "second shell"
+        message = f"a template may not go through a {what}: give the value in env, and use the variable"
         raise InvalidError(f"{where}: {message}", errors=[FieldError(where, message)])
     for name in action.env:
         if not _VARIABLE.fullmatch(name):
@@ -57,31 +58,46 @@ def _command(parts: tuple[str | Expression, ...]) -> str:
     """The shell's words, with `$1`, `$2` … where templates stood, quoted so that each value stays one word whatever
     quotes stand around it."""
     written: list[str] = []
-    quote = ""
+    inside = [""]
     number = 0
     for part in parts:
         if isinstance(part, str):
             written.append(part)
-            quote = _quote_after(part, quote)
+            _enter(part, inside, comment=not number)
             continue
         number += 1
-        written.append({"": '"${%d}"', '"': "${%d}", "'": "'\"${%d}\"'"}[quote] % number)
+        written.append({'"': "${%d}", "'": "'\"${%d}\"'"}.get(inside[-1], '"${%d}"') % number)
     return "".join(written)
 
 
-def _quote_after(text: str, quote: str) -> str:
-    """Which quotes are open after `text`, where `quote` was open before it (POSIX 2.2)."""
+def _enter(text: str, inside: list[str], *, comment: bool) -> None:
+    """Moves `inside`, the stack of quotes and parentheses that are open, past `text` (POSIX 2.2 and 2.6.3).
+
+    A mistake here can split a value into words, but never make a command of it. `comment`: a `#` may begin one at once.
+    """
     place = 0
     while place < len(text):
-        char = text[place]
-        if char == "\\" and quote != "'":
+        char, top = text[place], inside[-1]
+        if top == "'":
+            if char == "'":
+                inside.pop()
+        elif char == "\\":
             place += 1
-        elif char == quote:
-            quote = ""
-        elif char in "\"'" and not quote:
-            quote = char
+        elif char in '"`':
+            inside.pop() if top == char else inside.append(char)
+        elif top == '"' and not text.startswith("$(", place):
+            pass
+        elif char in "'(":
+            inside.append(char)
+        elif char == "$" and text.startswith("$(", place):
+            inside.append("(")
+            place += 1
+        elif char == ")" and top == "(":
+            inside.pop()
+        elif char == "#" and (text[place - 1] in " \t\n;&|(" if place else comment):
+            end = text.find("\n", place)
+            place = len(text) if end < 0 else end
         place += 1
-    return quote
 
 
 async def run_shell(shell: Shell, context: Context, event: bytes, traceparent: str, directory: str | None) -> Any:

@@ -38,6 +38,7 @@ class FilePayload(msgspec.Struct, frozen=True):
     """What this service reads of a File event's payload."""
 
     path: str
+    root: str = ""
     content: str | None = None
     old_path: str | None = None
     new_path: str | None = None
@@ -79,10 +80,10 @@ class Files:
         note = await _parsed(step.content, step.path) if step.content is not None else None
         earlier = None
         if step.old_path is not None:
-            _, earlier = await self._writer.present(note_id(step.cause.world_id, step.old_path), step.cause.world_id)
+            _, earlier = await self._writer.present(step.id_of(step.old_path), step.cause.world_id)
         if step.action == "save" and note is None and earlier is None:
             return "ignored"
-        id = note_id(step.cause.world_id, step.path)
+        id = step.id_of(step.path)
 
         async def decide(memory: Memory | None) -> Change | None:
             if step.action == "remove":
@@ -100,9 +101,13 @@ class Step(msgspec.Struct, frozen=True):
 
     action: Literal["save", "remove", "ignore"]
     path: str
+    root: str
     cause: Cause
     content: str | None = None
     old_path: str | None = None
+
+    def id_of(self, path: str) -> str:
+        return note_id(self.cause.world_id, path, self.root)
 
 
 def _steps(event: Event, payload: FilePayload, traceparent: str) -> list[Step]:
@@ -110,12 +115,12 @@ def _steps(event: Event, payload: FilePayload, traceparent: str) -> list[Step]:
     path = note_path(payload.path)
     match event.data.event:
         case "Created" | "Modified" if is_note(path) and payload.content is not None:
-            return [Step("save", path, cause, payload.content)]
+            return [Step("save", path, payload.root, cause, payload.content)]
         case "Deleted" if is_note(path):
-            return [Step("remove", path, cause)]
+            return [Step("remove", path, payload.root, cause)]
         case "Renamed":
-            return _renamed(payload, cause) or [Step("ignore", path, cause)]
-    return [Step("ignore", path, cause)]
+            return _renamed(payload, cause) or [Step("ignore", path, payload.root, cause)]
+    return [Step("ignore", path, payload.root, cause)]
 
 
 def _renamed(payload: FilePayload, cause: Cause) -> list[Step]:
@@ -123,8 +128,8 @@ def _renamed(payload: FilePayload, cause: Cause) -> list[Step]:
     new = note_path(payload.new_path or payload.path)
     old = note_path(payload.old_path or (payload.path if payload.new_path else new))
     was_note = old != new and is_note(old)
-    saves = [Step("save", new, cause, payload.content, old if was_note else None)] if is_note(new) else []
-    return [*saves, *([Step("remove", old, cause)] if was_note else [])]
+    saves = [Step("save", new, payload.root, cause, payload.content, old if was_note else None)] if is_note(new) else []
+    return [*saves, *([Step("remove", old, payload.root, cause)] if was_note else [])]
 
 
 def _cause(event: Event, traceparent: str) -> Cause:

@@ -10,9 +10,10 @@ EPOCH_MS = 1_735_689_600_000
 """2025-01-01: the moment in every derived id. It never changes, since the same name must give the same id for ever."""
 
 
-def note_id(world: str, path: str) -> str:
-    """The id of the memory that is made from the note at a path."""
-    return derive_id("mem", EPOCH_MS, "note", world, path)
+def note_id(world: str, path: str, root: str = "") -> str:
+    """The id of the memory that is made from the note at a path below a watched folder: two folders may each have a
+    note of the same path."""
+    return derive_id("mem", EPOCH_MS, "note", world, root, path)
 
 
 def new_id(given: str | None, cause: Cause) -> str:

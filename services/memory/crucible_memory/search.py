@@ -1,12 +1,12 @@
 """Finding memories: full text by BM25, tags and filters.
 
-A match's weight is its BM25 (k1 1.2, b 0.75; the title counts four times, tags and entities twice; for the idf see
-`terms`), and its score the square root of its part of the best weight in the answer: half the weight scores 0.71.
-Without a text the newest come first, and every score is 1.
+A match's score is the share of the asked words that the memory has, each weighed by its rarity (`terms.worth`): 1 has
+them all. It depends on the two texts, hardly on what else is remembered, so that a threshold keeps its meaning. Equal
+scores are ordered by BM25 (k1 1.2, b 0.75; the title counts four times, tags and entities twice). Without a text the
+newest come first, and every score is 1.
 """
 
 import contextlib
-import math
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,13 +18,13 @@ from crucible_core.protocol import MemoryList, MemoryQuery, MemoryView, ScoredMe
 
 from .state import MAX_TAGS, checked_tag, refused
 from .store import memories, views
-from .terms import MAX_TERMS, Term, idf_ratio, telling, terms_of
+from .terms import MAX_TERMS, Term, idf_ratio, telling, terms_of, worth
 
 MAX_LIMIT = 100
 _AT_ONCE = 100
 _WEIGHTS = "4.0, 1.0, 2.0"
 _Match = tuple[int, float]
-"""A memory's key and its BM25 weight."""
+"""A memory's key and its score."""
 
 
 class Search(msgspec.Struct, frozen=True):
@@ -45,6 +45,7 @@ async def open_searcher(path: Path) -> AsyncIterator[aiosqlite.Connection]:
     async with aiosqlite.connect(path) as searcher:
         await searcher.execute("PRAGMA query_only=ON")
         await searcher.create_function("idf_ratio", 2, idf_ratio, deterministic=True)
+        await searcher.create_function("worth", 2, worth, deterministic=True)
         yield searcher
 
 
@@ -64,10 +65,9 @@ def prepare(query: MemoryQuery) -> Search:
 async def search(reader: aiosqlite.Connection, wanted: Search, room: int) -> MemoryList:
     """The best matches; the last of them are left out where they do not fit into `room` bytes."""
     found: list[ScoredMemory] = []
-    size, best = 0, 0.0
-    async for view, weight in _matches(reader, wanted):
-        best = best or weight
-        scored = ScoredMemory(**msgspec.structs.asdict(view), score=math.sqrt(weight / best))
+    size = 0
+    async for view, score in _matches(reader, wanted):
+        scored = ScoredMemory(**msgspec.structs.asdict(view), score=_rounded(score))
         size += len(msgspec.json.encode(scored))
         if found and size > room:
             break
@@ -77,13 +77,18 @@ async def search(reader: aiosqlite.Connection, wanted: Search, room: int) -> Mem
     return MemoryList(memories=found)
 
 
+def _rounded(score: float) -> float:
+    """In two digits, so that a score that is kept, as a link's weight, does not change with every other memory."""
+    return min(max(round(score, 2), 0.01), 1.0)
+
+
 async def _matches(reader: aiosqlite.Connection, wanted: Search) -> AsyncIterator[tuple[MemoryView, float]]:
     async for part in _candidates(reader, wanted):
-        weights = dict(part)
-        found = await memories(reader, list(weights))
+        scores = dict(part)
+        found = await memories(reader, list(scores))
         for memory, view in zip(found, await views(reader, found) if found else [], strict=True):
             if wanted.holds is None or wanted.holds(msgspec.to_builtins(view)):
-                yield view, weights[memory.key]
+                yield view, scores[memory.key]
 
 
 async def _candidates(reader: aiosqlite.Connection, wanted: Search) -> AsyncIterator[list[_Match]]:
@@ -95,7 +100,7 @@ async def _candidates(reader: aiosqlite.Connection, wanted: Search) -> AsyncIter
         query, values = _sql(wanted, terms)
         async with reader.execute(query, values) as rows:
             while part := await rows.fetchmany(_AT_ONCE):
-                yield [(key, weight) for key, weight in part]
+                yield [(row[0], row[1]) for row in part]
 
 
 async def _telling(reader: aiosqlite.Connection, terms: list[Term]) -> list[Term]:
@@ -124,8 +129,10 @@ def _sql(wanted: Search, terms: list[Term] | None) -> tuple[str, list[str | floa
     asked: list[str | float] = [value for place, term in enumerate(terms) for value in (place, term.boost, term.query)]
     return (
         f"WITH hits AS MATERIALIZED ({' UNION ALL '.join([hit] * len(terms))}), factors AS MATERIALIZED"
-        " (SELECT term, idf_ratio(count(*), (SELECT count(*) FROM memories)) AS factor FROM hits GROUP BY term)"
-        " SELECT m.key, sum(h.weight * h.boost * f.factor) AS total"
+        " (SELECT term, idf_ratio(count(*), (SELECT count(*) FROM memories)) AS factor,"
+        " boost * worth(count(*), (SELECT count(*) FROM memories)) AS worth FROM hits GROUP BY term)"
+        " SELECT m.key, round(sum(f.worth) / (SELECT sum(worth) FROM factors), 2) AS score,"
+        " sum(h.weight * h.boost * f.factor) AS total"
         " FROM hits h JOIN factors f ON f.term = h.term JOIN memories m ON m.key = h.key"
-        f" WHERE {where} GROUP BY m.key ORDER BY total DESC, m.key DESC"
+        f" WHERE {where} GROUP BY m.key ORDER BY score DESC, total DESC, m.key DESC"
     ), [*asked, *values]

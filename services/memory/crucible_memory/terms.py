@@ -17,6 +17,7 @@ MAX_CANDIDATES = 60
 _MAX_TEXT = 100_000
 _MAX_WORD = 64
 _SHORT = 3
+_FEW = 100
 _WORD = re.compile(r"[^\W_]+")
 
 
@@ -49,6 +50,12 @@ def telling(terms: Sequence[Term], counts: Sequence[int], total: int) -> list[Te
 
 def idf(count: int, total: int) -> float:
     return math.log(1 + (total - count + 0.5) / (count + 0.5))
+
+
+def worth(count: int, total: int) -> float:
+    """How much a word says of a memory that has it: its idf, as among at least `_FEW` memories, since among two or
+    three nearly every word is rare or common by chance."""
+    return idf(count, max(total, _FEW))
 
 
 def idf_ratio(count: int, total: int) -> float:

@@ -1,0 +1,212 @@
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import aiosqlite
+import pytest
+
+from crucible_core.errors import NotFoundError, UnavailableError
+from crucible_kit.bus import Bus, Message
+from crucible_kit.frames import Outgoing
+from crucible_kit.index import Index, open_index
+from tests.kit.outage import until
+
+SCHEMA = "CREATE TABLE IF NOT EXISTS rows (sequence INTEGER PRIMARY KEY, data BLOB NOT NULL);"
+
+
+@pytest.fixture
+async def stream(bus: Bus) -> str:
+    return await make(bus)
+
+
+async def make(bus: Bus) -> str:
+    name = bus.names.bucket("S")
+    await bus.ensure_stream(name, subjects=[subject(bus, ">")])
+    return name
+
+
+def subject(bus: Bus, rest: str) -> str:
+    return f"{bus.names.prefix}.s.{rest}"
+
+
+async def fill(bus: Bus, *numbers: int, name: str = "a") -> None:
+    await bus.store_all([Outgoing(subject(bus, name), b"%d" % n) for n in numbers])
+
+
+async def insert(connection: aiosqlite.Connection, messages: list[Message]) -> None:
+    rows = [(message.sequence, message.data) for message in messages]
+    await connection.executemany("INSERT INTO rows VALUES (?, ?)", rows)
+
+
+@contextlib.asynccontextmanager
+async def followed(
+    path: Path, bus: Bus, stream: str, version: int = 1, filters: Sequence[str] = ()
+) -> AsyncIterator[Index]:
+    async with open_index(path, bus, stream, version, SCHEMA) as index:
+        task = asyncio.create_task(index.follow(bus, insert, filters))
+        try:
+            await until(lambda: index.caught_up or task.done())
+            yield index
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+
+async def rows(index: Index) -> list[bytes]:
+    async with index.reader.execute("SELECT data FROM rows ORDER BY sequence") as cursor:
+        return [row[0] for row in await cursor.fetchall()]
+
+
+def numbers(*wanted: int) -> list[bytes]:
+    return [b"%d" % n for n in wanted]
+
+
+async def test_follows_the_stream_and_goes_on_where_it_was(bus: Bus, stream: str, tmp_path: Path) -> None:
+    path = tmp_path / "x" / "i.sqlite"
+    await fill(bus, 1, 2)
+    async with followed(path, bus, stream) as index:
+        assert await rows(index) == numbers(1, 2)
+        await fill(bus, 3)
+        await index.reach(3)
+        assert await rows(index) == numbers(1, 2, 3)
+    await fill(bus, 4)
+    async with followed(path, bus, stream) as index:  # a repeat would violate the primary key
+        assert await rows(index) == numbers(1, 2, 3, 4)
+
+
+async def test_reach_is_bounded(bus: Bus, stream: str, tmp_path: Path) -> None:
+    async with followed(tmp_path / "i.sqlite", bus, stream) as index:
+        with pytest.raises(UnavailableError, match="not yet at 9"):
+            await index.reach(9, timeout=0.1)
+
+
+async def test_reach_does_not_wait_for_what_the_filters_leave_out(bus: Bus, stream: str, tmp_path: Path) -> None:
+    filters = [subject(bus, "a"), subject(bus, "c")]
+    async with followed(tmp_path / "i.sqlite", bus, stream, filters=filters) as index:
+        await fill(bus, 1)
+        await fill(bus, 2, 3, name="b")
+        await index.reach(3, timeout=2)
+        assert await rows(index) == numbers(1)
+        with pytest.raises(UnavailableError):
+            await index.reach(4, timeout=0.2)
+
+
+async def test_the_position_is_of_one_piece_with_what_was_applied(bus: Bus, stream: str, tmp_path: Path) -> None:
+    path = tmp_path / "i.sqlite"
+    await fill(bus, 1, 2, 3)
+
+    async def break_down(connection: aiosqlite.Connection, messages: list[Message]) -> None:
+        await insert(connection, messages)
+        raise ZeroDivisionError
+
+    async with open_index(path, bus, stream, 1, SCHEMA) as index:
+        with pytest.raises(ZeroDivisionError):
+            await index.follow(bus, break_down)
+        assert index.sequence == 0
+    async with followed(path, bus, stream) as index:
+        assert await rows(index) == numbers(1, 2, 3)
+
+
+async def test_a_locked_file_is_waited_for(bus: Bus, stream: str, tmp_path: Path) -> None:
+    path = tmp_path / "i.sqlite"
+    failures = 2
+
+    async def locked_at_first(connection: aiosqlite.Connection, messages: list[Message]) -> None:
+        nonlocal failures
+        await insert(connection, messages)
+        if failures:
+            failures -= 1
+            raise sqlite3.OperationalError("database is locked")
+
+    await fill(bus, 1, 2)
+    async with open_index(path, bus, stream, 1, SCHEMA) as index:
+        task = asyncio.create_task(index.follow(bus, locked_at_first))
+        await index.reach(2)
+        assert await rows(index) == numbers(1, 2)
+        task.cancel()
+        await asyncio.wait({task})
+
+
+def write_garbage(path: Path) -> None:
+    path.write_bytes(b"garbage" * 1000)
+
+
+def damage_a_page(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * 4096)
+
+
+def forget_itself(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DELETE FROM meta")
+
+
+def claim_too_much(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE meta SET value = '999' WHERE name = 'sequence'")
+
+
+def claim_nonsense(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE meta SET value = 'x' WHERE name = 'sequence'")
+
+
+def hold_another_past(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE meta SET value = '1' WHERE name = 'time_ms'")
+
+
+def delete_only_the_main_file(path: Path) -> None:
+    path.unlink()
+    path.with_name(path.name + "-wal").write_bytes(b"left over")
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        write_garbage,
+        damage_a_page,
+        forget_itself,
+        claim_too_much,
+        claim_nonsense,
+        hold_another_past,
+        delete_only_the_main_file,
+    ],
+)
+async def test_a_file_that_is_not_right_is_made_anew(bus: Bus, stream: str, tmp_path: Path, harm: object) -> None:
+    path = tmp_path / "i.sqlite"
+    other = tmp_path / "i.sqlite2"
+    other.write_bytes(b"not ours")
+    await fill(bus, 1, 2, 3)
+    async with followed(path, bus, stream):
+        pass
+    await asyncio.to_thread(harm, path)  # type: ignore[arg-type]
+    async with followed(path, bus, stream) as index:
+        assert await rows(index) == numbers(1, 2, 3)
+    assert other.read_bytes() == b"not ours"
+
+
+async def test_another_version_is_made_anew(bus: Bus, stream: str, tmp_path: Path) -> None:
+    await fill(bus, 1)
+    async with followed(tmp_path / "i.sqlite", bus, stream, version=1):
+        pass
+    async with followed(tmp_path / "i.sqlite", bus, stream, version=2) as index:
+        assert await rows(index) == numbers(1)
+
+
+async def test_another_stream_of_the_same_name_is_made_anew(bus: Bus, stream: str, tmp_path: Path) -> None:
+    path = tmp_path / "i.sqlite"
+    await fill(bus, 1, 2)
+    async with open_index(path, bus, stream, 1, SCHEMA) as index:
+        following = asyncio.create_task(index.follow(bus, insert))
+        await index.reach(2)
+        await bus.delete_stream(stream)
+        await make(bus)
+        await fill(bus, 7, 8, 9)
+        with pytest.raises(NotFoundError):
+            await following
+    async with followed(path, bus, stream) as index:
+        assert await rows(index) == numbers(7, 8, 9)
