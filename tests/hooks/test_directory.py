@@ -82,6 +82,10 @@ async def test_broken_file_is_reported_and_its_last_good_version_runs(system: Sy
     [
         ("no front matter", "there is no front matter"),
         ("---\n- 1\n---\n", "not an object"),
+        ("---\n? [1, 2]\n: 3\n---\n", "unhashable"),
+        ('---\nname: "\\ud800"\n---\n', "front matter"),
+        ("---\nname: 2024-99-99\n---\n", "front matter"),
+        ("---\n" + "a: {" * 2000 + "}" * 2000 + "\n---\n", "front matter"),
         ("---\na: &x [1]\nb: *x\n---\n", "alias"),
         ("---\ntriger: {}\n---\n", 'triger: unknown field (did you mean "trigger"?)'),
         (NOTE.replace("Custom.note", "Memory.Creatd") % "1", 'did you mean "Memory.Created"?'),

@@ -93,6 +93,8 @@ async def test_script_condition(system: System) -> None:
         ("open('/etc/passwd').read()", "PermissionError"),
         ("memory_drop()", "NameError"),
         ("memory_query(limt=1)", "limt"),
+        ("emit('Custom.big', {'text': 'a' * 2000000})", "may have"),
+        ("emit('Memory.Createt')", "Memory.Created"),
         ("import time\ntime.sleep(60)", "sleep limit"),
     ],
 )

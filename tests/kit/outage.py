@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from crucible_cli import nats_server
 
@@ -33,6 +34,47 @@ class Server:
     async def restart(self) -> None:
         await self.kill()
         await self.start()
+
+
+class Proxy:
+    """Stands between a client and a server that stays up, and breaks connections in the middle."""
+
+    def __init__(self, url: str) -> None:
+        self._port = urlsplit(url).port or 0
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream, downstream = await asyncio.open_connection("127.0.0.1", self._port)
+        self._writers |= {writer, downstream}
+        with contextlib.suppress(OSError):
+            await asyncio.gather(self._copy(reader, downstream), self._copy(upstream, writer))
+        self.drop(writer, downstream)
+
+    def drop(self, *writers: asyncio.StreamWriter) -> None:
+        """Resets these connections, or all."""
+        for writer in writers or tuple(self._writers):
+            writer.transport.abort()
+            self._writers.discard(writer)
+
+    @staticmethod
+    async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(4096):
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+
+@contextlib.asynccontextmanager
+async def proxied(url: str) -> AsyncIterator[tuple[Proxy, str]]:
+    """The proxy and its URL."""
+    proxy = Proxy(url)
+    listener = await asyncio.start_server(proxy.accept, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    try:
+        yield proxy, url.replace(f":{urlsplit(url).port}", f":{port}")
+    finally:
+        listener.close()
+        proxy.drop()
 
 
 @contextlib.asynccontextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from crucible_core.errors import ConflictError, UnavailableError
+from crucible_core.errors import ConflictError, InvalidError, UnavailableError
 from crucible_core.subjects import Names
 from crucible_kit.buckets import Bucket, Change, View, open_bucket
 from crucible_kit.bus import Bus, open_bus
@@ -57,6 +57,14 @@ async def test_what_is_put_is_got_until_it_is_deleted(bucket: Bucket) -> None:
     await bucket.delete("a")
     assert await bucket.get("a") is None
     assert await bucket.entries() == {}
+
+
+@pytest.mark.parametrize("key", ["", "*", "a.>", "a b", "a..b", ".a", "ä", "a\r\n"])
+async def test_what_is_no_key_is_refused(bucket: Bucket, key: str) -> None:
+    await bucket.put("a", b"1")
+    for attempt in (lambda: bucket.get(key), lambda: bucket.put(key, b""), lambda: bucket.delete(key)):
+        with pytest.raises(InvalidError):
+            await attempt()
 
 
 async def test_create_only_where_there_is_none_also_after_a_delete(bucket: Bucket) -> None:

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import random
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from crucible_core.subjects import Names
 from crucible_kit.bus import Bus, Message, open_bus
 from crucible_kit.frames import Outgoing
 from crucible_kit.reading import backlog, read
-from tests.kit.outage import Server, private_server, until
+from tests.kit.outage import Server, private_server, proxied, until
 
 
 class Reader:
@@ -231,6 +232,24 @@ async def test_backlog_counts_what_waits(bus: Bus, stream: str) -> None:
 
 
 # ---- outages
+
+
+async def test_no_hole_and_no_repeat_over_broken_connections(nats_url: str, bus: Bus, stream: str) -> None:
+    """The server and its consumers live on, and may go on sending to where nobody listens any more."""
+    async with proxied(nats_url) as (proxy, url), open_bus(url, bus.names) as shaky:
+        async with (
+            reader_of(read(shaky, stream, batch=50)) as all_of_it,
+            reader_of(read(shaky, stream, filters=[subject(bus, "b")], batch=5)) as filtered,
+        ):
+            for n in range(0, 6000, 200):
+                await fill(bus, *range(n, n + 200))
+                await fill(bus, n, name="b")
+                await asyncio.sleep(random.uniform(0, 0.1))
+                if n % 600 == 0:
+                    proxy.drop()
+            await until(lambda: len(all_of_it.messages) >= 6030 and len(filtered.messages) >= 30)
+        assert [message.sequence for message in all_of_it.messages] == list(range(1, 6031))
+        assert filtered.data == numbers(*range(0, 6000, 200))
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from crucible_kit.bus import Bus, Message, open_bus
 from crucible_kit.frames import Outgoing
 from crucible_kit.reading import backlog
 from crucible_kit.work import Poison, ensure_durable, work, work_batches
-from tests.kit.outage import Server, private_server, until
+from tests.kit.outage import Server, private_server, proxied, until
 
 DURABLE = "d"
 
@@ -377,6 +377,24 @@ async def test_a_batch_that_waits_does_not_hold_up_the_end(bus: Bus, stream: str
 
 
 # ---- outages
+
+
+async def test_broken_connections_lose_no_work(bus: Bus, stream: str, nats_url: str) -> None:
+    seen, batches = Seen(), SeenBatches()
+    await fill(bus, *range(3000), name="a")
+    await fill(bus, *range(3000), name="b")
+    options: dict[str, Any] = {"ack_wait": 1.0}
+    async with proxied(nats_url) as (proxy, url), open_bus(url, bus.names) as shaky:
+        async with (
+            running(work(shaky, stream, DURABLE, seen, filters=[subject(bus, "a")], **options)),
+            running(work_batches(shaky, stream, "b", batches, filters=[subject(bus, "b")], batch=20, **options)),
+        ):
+            for _ in range(8):
+                await asyncio.sleep(random.uniform(0.05, 0.4))
+                proxy.drop()
+            await until(lambda: len(set(seen.data)) == len(set(batches.done)) == 3000)
+            await until(done(bus, stream))
+    assert len(seen.data) < 4000
 
 
 @pytest.fixture

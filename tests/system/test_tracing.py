@@ -4,12 +4,12 @@ import contextlib
 import gzip
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from .conftest import Stack, until
-from .receiver import endpoint
+from .receiver import Server, endpoint
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 HOOK = """---
@@ -68,8 +68,7 @@ def collector() -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}", spans

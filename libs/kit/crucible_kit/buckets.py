@@ -2,18 +2,21 @@
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncGenerator, Callable
 
 import msgspec
 
 from crucible_core import subjects
-from crucible_core.errors import ConflictError, UnavailableError
+from crucible_core.errors import ConflictError, InvalidError, UnavailableError
 from crucible_core.subjects import kv_stream, kv_subject
 
 from .bus import Bus
 from .frames import Outgoing
 from .reading import read
 from .streams import declare_bucket
+
+_KEY = re.compile(r"[-/_=A-Za-z0-9]+(\.[-/_=A-Za-z0-9]+)*")
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -36,7 +39,8 @@ async def open_bucket(bus: Bus, name: str, replicas: int = 1) -> "Bucket":
 
 
 class Bucket:
-    """Keys are subject tokens joined by dots; make them with `subjects.token` where they come from users."""
+    """Keys are subject tokens joined by dots; make them with `subjects.token` where they come from users. InvalidError
+    where a key is none."""
 
     def __init__(self, bus: Bus, name: str) -> None:
         self._bus = bus
@@ -45,21 +49,21 @@ class Bucket:
         self._prefix = len(kv_subject(name, ""))
 
     async def get(self, key: str) -> Entry | None:
-        found = await self._bus.last(self._stream, kv_subject(self._name, key))
+        found = await self._bus.last(self._stream, self._subject(key))
         if found is None or _deleted(found.headers):
             return None
         return Entry(key, found.data, found.sequence)
 
     async def put(self, key: str, value: bytes) -> int:
         """Returns the new revision."""
-        return (await self._bus.store(Outgoing(kv_subject(self._name, key), value))).sequence
+        return (await self._bus.store(Outgoing(self._subject(key), value))).sequence
 
     async def create(self, key: str, value: bytes, ttl: str | None = None) -> int:
         """Like put, but ConflictError where the key exists. `ttl` is a duration such as "30s", at least a second."""
         try:
             return await self._put_after(key, value, 0, ttl)
         except ConflictError:
-            found = await self._bus.last(self._stream, kv_subject(self._name, key))
+            found = await self._bus.last(self._stream, self._subject(key))
             if found is None or not _deleted(found.headers):
                 raise
             return await self._put_after(key, value, found.sequence, ttl)
@@ -70,7 +74,7 @@ class Bucket:
 
     async def delete(self, key: str) -> None:
         headers = {subjects.KV_OPERATION: "DEL"}
-        await self._bus.store(Outgoing(kv_subject(self._name, key), b"", headers))
+        await self._bus.store(Outgoing(self._subject(key), b"", headers))
 
     async def entries(self) -> dict[str, Entry]:
         """The whole bucket as it is now."""
@@ -105,9 +109,14 @@ class Bucket:
         """The revision of the bucket's newest change, from the stream's leader."""
         return await self._bus.last_sequence(self._stream)
 
+    def _subject(self, key: str) -> str:
+        if not _KEY.fullmatch(key):  # a wildcard would name other keys
+            raise InvalidError(f"not a key: {key[:100]!r}")
+        return kv_subject(self._name, key)
+
     async def _put_after(self, key: str, value: bytes, revision: int, ttl: str | None) -> int:
         headers = {subjects.EXPECTED_SEQUENCE: str(revision)}
-        return (await self._bus.store(Outgoing(kv_subject(self._name, key), value, headers, ttl=ttl))).sequence
+        return (await self._bus.store(Outgoing(self._subject(key), value, headers, ttl=ttl))).sequence
 
 
 class View:

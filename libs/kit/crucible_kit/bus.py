@@ -249,6 +249,9 @@ class Bus(JetStream):
         ending = asyncio.ensure_future(leaving())  # type: ignore[no-untyped-call]
         ending.add_done_callback(_forgotten)
         await asyncio.wait({ending}, timeout=_DRAIN_S)  # which never cancels: see `_round_trip`
+        if not ending.done():  # the connection broke meanwhile: the next one must not subscribe again
+            with contextlib.suppress(nats.errors.Error):
+                await subscription.unsubscribe()
 
     def _check_connected(self) -> None:
         if not self._client.is_connected:

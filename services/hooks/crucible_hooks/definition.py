@@ -33,11 +33,10 @@ def front_matter(text: str) -> dict[str, Any] | None:
     try:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(found[1], Loader=_LOADER)):
             raise InvalidError("the front matter has a YAML alias (*name): write the value out")
-        parsed = yaml.load(found[1], Loader=_LOADER)
-        document = msgspec.to_builtins(parsed, str_keys=True)
+        document = msgspec.json.decode(msgspec.json.encode(yaml.load(found[1], Loader=_LOADER)))
     except yaml.YAMLError as error:
         raise InvalidError(f"the front matter is not YAML: {_problem(error)}") from None
-    except (ValueError, TypeError, RecursionError, OverflowError) as error:
+    except (ValueError, TypeError, RecursionError, OverflowError, msgspec.MsgspecError) as error:
         raise InvalidError(f"the front matter cannot be read: {error}") from None
     if not isinstance(document, dict):
         raise InvalidError("the front matter is not an object of names and values")

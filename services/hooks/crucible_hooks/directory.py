@@ -134,6 +134,9 @@ def read_file(path: Path, root: Path) -> tuple[tuple[Stamp, ...], Found | None]:
         definition = msgspec.to_builtins(checked)
     except CrucibleError as refused:
         error = refused.detail
+    except Exception:
+        log.exception("%s cannot be read", path)
+        error = "the file cannot be read; the log of the hooks service says why"
     name = (given or {}).get("name", path.stem) if definition is None else definition["name"]
     return tuple(used), Found(str(path), name if isinstance(name, str) else None, definition, error)
 
@@ -199,7 +202,8 @@ def _inside(origin: str, root: str) -> bool:
 
 
 def _is_shown(relative: Path) -> bool:
-    return not any(part.startswith(".") for part in relative.parts)
+    """Whether a file counts: no part of its path is hidden, and all of it is text."""
+    return str(relative).isprintable() and not any(part.startswith(".") for part in relative.parts)
 
 
 def _text(path: Path) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from crucible_core.envelope import Event, Source
-from crucible_core.errors import NotFoundError, UnavailableError, from_problem
+from crucible_core.envelope import MAX_EVENT_BYTES, Event, Source
+from crucible_core.errors import NotFoundError, TooLargeError, UnavailableError, from_problem
 from crucible_core.ids import derive_id
 from crucible_core.protocol import (
     AppendReply,
@@ -68,13 +68,16 @@ class Effects:
     async def emit(self, type: str, payload: dict[str, Any] | None = None, entity: str | None = None) -> dict[str, Any]:
         """Appends an event; returns its `id` and `sequence`."""
         self._note(f"{type} {entity or ''}".strip())
+        encoded = msgspec.json.encode(plain(payload or {}))
+        if len(encoded) > MAX_EVENT_BYTES:
+            raise TooLargeError(f"an event may have {MAX_EVENT_BYTES} bytes")
         if self._dry_run:
             return {"id": None, "sequence": None}
         key = self._key("emit", type, payload, entity)
         cause = self._cause(key)
         event = NewEvent(
             type=type,
-            payload=msgspec.Raw(msgspec.json.encode(plain(payload or {}))),
+            payload=msgspec.Raw(encoded),
             id=derive_id("evt", moment_ms(self._event), key),
             entity=entity,
             source=cause.source,

@@ -63,11 +63,13 @@ def evaluate(expression: Expression, context: Mapping[str, Any]) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Any value of an expression or a script, as JSON's types. Raises RunError for one that refers to itself."""
+    """Any value of an expression or a script, as JSON's types. Raises RunError for one that JSON cannot hold."""
     try:
-        return msgspec.to_builtins(value, str_keys=True, enc_hook=str)
+        return msgspec.json.decode(msgspec.json.encode(value, enc_hook=str))
     except RecursionError:
         raise RunError("the result refers to itself or is nested too deeply") from None
+    except (ValueError, TypeError, OverflowError, msgspec.MsgspecError) as error:
+        raise RunError(f"the result cannot be written as JSON: {error}") from None
 
 
 def _check_names(used: Iterable[str], known: list[str], at: str) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Mapping
+from functools import partial
 
 import msgspec
 
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _SPARE_S = 15.0
 """How much longer than an attempt may take a message stays a worker's own."""
+_PAUSE_S = 1.0
 _GIVE_UP_AFTER = 8
 """Deliveries after which something that stays away is the run's failure."""
 
@@ -73,7 +75,9 @@ class Workers:
             self._stop(name)
             running = None
         if wanted and not running:
-            self._running[name] = (wanted, asyncio.create_task(self._work(name, *wanted)))
+            task = asyncio.create_task(self._work(name, *wanted))
+            task.add_done_callback(partial(self._ended, name))
+            self._running[name] = (wanted, task)
         if name not in self._registry.records:
             with contextlib.suppress(CrucibleError):
                 await self._forget(name)
@@ -91,6 +95,12 @@ class Workers:
         task.cancel()
         self._stopping.add(task)
         task.add_done_callback(self._stopping.discard)
+
+    def _ended(self, name: str, task: asyncio.Task[None]) -> None:
+        """A worker that ends unasked is replaced after a pause."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("the worker of %s broke off: %s", name, error, exc_info=error)
+            asyncio.get_running_loop().call_later(_PAUSE_S, self._changed.put_nowait, name)
 
     async def _forget(self, name: str) -> None:
         """Removes a deleted hook's consumer and everything that waited for it."""
