@@ -1,3 +1,5 @@
+"""Buckets, and the copies of them that follow."""
+
 import asyncio
 import contextlib
 import random

@@ -1,3 +1,5 @@
+"""Storing, asking and subscribing, against a real server that is killed where it matters."""
+
 import asyncio
 import contextlib
 import logging

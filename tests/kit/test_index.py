@@ -1,3 +1,5 @@
+"""An index follows its stream, and is made anew when it is not of it."""
+
 import asyncio
 import contextlib
 import sqlite3

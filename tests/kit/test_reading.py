@@ -1,3 +1,5 @@
+"""Reading a stream: no hole and no repeat, whatever breaks."""
+
 import asyncio
 import contextlib
 import random

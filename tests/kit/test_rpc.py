@@ -1,3 +1,5 @@
+"""Requests between services: Structs and errors across the wire."""
+
 import asyncio
 import contextlib
 from typing import Any

@@ -1,3 +1,5 @@
+"""Durable work: at least once, never too much at a time, and nothing held up."""
+
 import asyncio
 import contextlib
 import random
@@ -384,16 +386,17 @@ async def test_broken_connections_lose_no_work(bus: Bus, stream: str, nats_url: 
     await fill(bus, *range(3000), name="a")
     await fill(bus, *range(3000), name="b")
     options: dict[str, Any] = {"ack_wait": 1.0}
-    async with proxied(nats_url) as (proxy, url), open_bus(url, bus.names) as shaky:
-        async with (
-            running(work(shaky, stream, DURABLE, seen, filters=[subject(bus, "a")], **options)),
-            running(work_batches(shaky, stream, "b", batches, filters=[subject(bus, "b")], batch=20, **options)),
-        ):
-            for _ in range(8):
-                await asyncio.sleep(random.uniform(0.05, 0.4))
-                proxy.drop()
-            await until(lambda: len(set(seen.data)) == len(set(batches.done)) == 3000)
-            await until(done(bus, stream))
+    async with (
+        proxied(nats_url) as (proxy, url),
+        open_bus(url, bus.names) as shaky,
+        running(work(shaky, stream, DURABLE, seen, filters=[subject(bus, "a")], **options)),
+        running(work_batches(shaky, stream, "b", batches, filters=[subject(bus, "b")], batch=20, **options)),
+    ):
+        for _ in range(8):
+            await asyncio.sleep(random.uniform(0.05, 0.4))
+            proxy.drop()
+        await until(lambda: len(set(seen.data)) == len(set(batches.done)) == 3000)
+        await until(done(bus, stream))
     assert len(seen.data) < 4000
 
 

@@ -22,7 +22,7 @@ class _Message(msgspec.Struct, kw_only=True, omit_defaults=True):
 class NewEvent(_Message):
     """An event that wants to be committed; everything that is None is stamped by `events`.
 
-    `payload` is JSON, passed through untouched. `expected_sequence` is the sequence of the entity's last event (0: none).
+    `payload` is JSON, passed through untouched. `expected_sequence` is that of the entity's last event (0: none yet).
     """
 
     type: str
@@ -166,8 +166,8 @@ class TypeFilter(_Message, omit_defaults=False):
 class HookRecord(_Message):
     """What the `hooks` bucket holds under a hook's name.
 
-    `definition` is the hook object of the contract (normalised, with its script inline), the last good one; `error` says
-    why a newer one could not be taken; `origin` is the file's path, or `api`.
+    `definition` is the hook object of the contract (normalised, with its script inline), the last good one; `error`
+    says why a newer one could not be taken; `origin` is the file's path, or `api`.
     """
 
     name: str
@@ -282,7 +282,7 @@ class TestRequest(_Message):
 
 
 class Auth(_Message):
-    """`hmac` uses `secret`; `bearer` needs `token`; `basic` needs `username` and `password`. Every webhook is signed."""
+    """`hmac` uses `secret`, `bearer` needs `token`, `basic` needs `username` and `password`. All are signed."""
 
     type: Literal["hmac", "bearer", "basic"] = "hmac"
     secret: str | None = None

@@ -9,17 +9,17 @@ from pathlib import Path
 from starlette.applications import Starlette
 
 from crucible_core.errors import UnavailableError
-from crucible_core.subjects import Names
 from crucible_kit.asgi import ops_app
 from crucible_kit.buckets import open_bucket
-from crucible_kit.bus import Bus, open_bus
+from crucible_kit.bus import Bus
 from crucible_kit.clock import now_ms
 from crucible_kit.index import Index, open_index
 from crucible_kit.metrics import Metrics
 from crucible_kit.rpc import serve
+from crucible_kit.service import open_service
 from crucible_kit.settings import load
-from crucible_kit.streams import DAY_S, declare_streams
-from crucible_kit.telemetry import Telemetry, open_telemetry
+from crucible_kit.streams import DAY_S
+from crucible_kit.telemetry import Telemetry
 
 from . import store
 from .api import endpoints
@@ -42,10 +42,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
-            telemetry = open_telemetry(SERVICE)
-            stack.push_async_callback(asyncio.to_thread, telemetry.close)
-            bus = await stack.enter_async_context(open_bus(settings.nats_url, Names(settings.bus_prefix), SERVICE))
-            await declare_streams(bus, settings)
+            bus, telemetry = await stack.enter_async_context(open_service(SERVICE, settings))
             guards = Guards(bus, await open_bucket(bus, "hooks", settings.stream_replicas), metrics)
             path = Path(settings.data_dir) / "events.sqlite"
             opening = open_index(path, bus, bus.names.events, store.VERSION, store.SCHEMA)

@@ -8,13 +8,10 @@ from litestar import Litestar, Router
 from litestar.datastructures import State
 from litestar.handlers import BaseRouteHandler
 
-from crucible_core.subjects import Names
 from crucible_kit.buckets import open_bucket
-from crucible_kit.bus import open_bus
 from crucible_kit.metrics import Metrics
+from crucible_kit.service import open_service
 from crucible_kit.settings import load
-from crucible_kit.streams import declare_streams
-from crucible_kit.telemetry import open_telemetry
 
 from .auth import Keys, authenticated
 from .context import Gateway
@@ -99,10 +96,7 @@ def _lifespan(
     @contextlib.asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
-            telemetry = open_telemetry(SERVICE)
-            stack.push_async_callback(asyncio.to_thread, telemetry.close)
-            bus = await stack.enter_async_context(open_bus(settings.nats_url, Names(settings.bus_prefix), SERVICE))
-            await declare_streams(bus, settings)
+            bus, telemetry = await stack.enter_async_context(open_service(SERVICE, settings))
             keys = Keys(await open_bucket(bus, "keys", settings.stream_replicas))
             if settings.admin_key:
                 await keys.ensure_admin(settings.admin_key)

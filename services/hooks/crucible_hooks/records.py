@@ -75,7 +75,8 @@ def run_event(record: RunRecord, event: Event, action: str, traceparent: str) ->
         source=Source("system", "hooks"),
         actor=f"hook:{record.hook}",
         correlation_id=metadata.correlation_id,
-        causation_id=metadata.id,
+        # A denied event never comes into the log: what is known of its cause is the cause of the denial.
+        causation_id=metadata.causation_id if record.outcome == "denied" else metadata.id,
         # The record of the last run of a chain is as deep as a chain may be.
         hop=min(metadata.hop + 1, MAX_HOPS),
         world_id=metadata.world_id,

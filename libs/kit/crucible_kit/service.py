@@ -1,0 +1,23 @@
+"""What every service opens first and closes last: its tracing, its connection to NATS, and the streams."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from crucible_core.subjects import Names
+
+from .bus import Bus, open_bus
+from .settings import KitSettings
+from .streams import declare_streams
+from .telemetry import Telemetry, open_telemetry
+
+
+@contextlib.asynccontextmanager
+async def open_service(service: str, settings: KitSettings) -> AsyncIterator[tuple[Bus, Telemetry]]:
+    """Raises UnavailableError when NATS stays away."""
+    async with contextlib.AsyncExitStack() as stack:
+        telemetry = open_telemetry(service)
+        stack.push_async_callback(asyncio.to_thread, telemetry.close)
+        bus = await stack.enter_async_context(open_bus(settings.nats_url, Names(settings.bus_prefix), service))
+        await declare_streams(bus, settings)
+        yield bus, telemetry
