@@ -28,6 +28,8 @@ def test_rfc3339_is_read(text: str, expected: int) -> None:
         ("yesterday", None),
         ("2026-13-01T00:00:00Z", None),
         ("2026-11-21T24:00:01Z", None),
+        ("9999-12-31T23:59:59-23:59", None),
+        ("0001-01-01T00:00:00+23:59", None),
         ("", None),
     ],
 )

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import msgspec
 import pytest
 from starlette.applications import Starlette
@@ -116,15 +115,6 @@ class System:
         wanted = RegisterHook(definition=definition(name, script, **parts))
         registered: HookView = await self.ask("register", wanted, HookView)
         return registered
-
-    async def guarded(self, hooks: int) -> None:
-        """Returns once events, which watches the bucket for itself, knows that many Pre hooks."""
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(self.events), base_url="http://events") as client:
-
-            async def known() -> bool:
-                return f"crucible_events_pre_hooks {hooks:.1f}\n" in (await client.get("/metrics")).text
-
-            await until(known)
 
     async def append(self, type: str = "Custom.note", payload: Any = None, **fields: Any) -> Appended:
         """Raises what the append was refused with."""

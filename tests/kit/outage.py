@@ -42,26 +42,34 @@ class Proxy:
     def __init__(self, url: str) -> None:
         self._port = urlsplit(url).port or 0
         self._writers: set[asyncio.StreamWriter] = set()
+        self._copying: set[asyncio.Task[None]] = set()
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream, downstream = await asyncio.open_connection("127.0.0.1", self._port)
         self._writers |= {writer, downstream}
-        with contextlib.suppress(OSError):
-            await asyncio.gather(self._copy(reader, downstream), self._copy(upstream, writer))
-        self.drop(writer, downstream)
+        for source, target in ((reader, downstream), (upstream, writer)):
+            task = asyncio.create_task(self._copy(source, target))
+            self._copying.add(task)
+            task.add_done_callback(self._copying.discard)
 
-    def drop(self, *writers: asyncio.StreamWriter) -> None:
-        """Resets these connections, or all."""
-        for writer in writers or tuple(self._writers):
+    def drop(self) -> None:
+        """Resets all connections."""
+        for writer in self._writers:
             writer.transport.abort()
-            self._writers.discard(writer)
+        self._writers.clear()
+
+    async def end(self) -> None:
+        self.drop()
+        if self._copying:
+            await asyncio.wait(self._copying, timeout=5)
 
     @staticmethod
     async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(4096):
-            writer.write(data)
-            await writer.drain()
-        writer.close()
+        with contextlib.suppress(OSError):
+            while data := await reader.read(4096):
+                writer.write(data)
+                await writer.drain()
+        writer.transport.abort()
 
 
 @contextlib.asynccontextmanager
@@ -74,7 +82,7 @@ async def proxied(url: str) -> AsyncIterator[tuple[Proxy, str]]:
         yield proxy, url.replace(f":{urlsplit(url).port}", f":{port}")
     finally:
         listener.close()
-        proxy.drop()
+        await proxy.end()
 
 
 @contextlib.asynccontextmanager

@@ -153,6 +153,13 @@ class InterceptReply(_Message):
     payload: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
+class GuardedRequest(_Message):
+    """`events.guarded`, asked of every replica: answered, with the same, once the replica's copy of the `hooks` bucket
+    holds the revision. So a hook that is answered as registered judges the very next event."""
+
+    revision: int
+
+
 # ---- hooks.* (registry) ----------------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ def parse_time(text: str, path: str) -> int:
     found = _RFC3339.fullmatch(text)
     if found:
         try:
-            return _microseconds(datetime.fromisoformat(_plain(text, found["fraction"])))
+            return _microseconds(datetime.fromisoformat(_plain(text, found["fraction"])).astimezone(UTC))
         except (ValueError, OverflowError):
             pass
     suggestion = _suggestion(text)
@@ -44,6 +44,6 @@ def _suggestion(text: str) -> str | None:
     """What the writer of another ISO 8601 form (a date alone, no offset) most likely meant."""
     try:
         moment = datetime.fromisoformat(text.strip()[:_SHOWN])
-        return format_time(_microseconds(moment if moment.tzinfo else moment.replace(tzinfo=UTC)))
+        return format_time(_microseconds(moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)))
     except (ValueError, OverflowError):
         return None

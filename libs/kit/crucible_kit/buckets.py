@@ -129,6 +129,8 @@ class View:
         self._bucket = bucket
         self._changed = changed
         self._moved = asyncio.Condition()
+        self._turn = asyncio.Lock()
+        self._asking: asyncio.Task[int] | None = None
         self.revision = 0
         self.ready = False
 
@@ -153,8 +155,18 @@ class View:
             raise UnavailableError("the configuration on this replica lags behind", retry_after=1) from error
 
     async def refresh(self) -> None:
-        """Returns once the copy holds everything that was acknowledged to anybody before this call."""
-        await self.reach(await self._bucket.last_revision())
+        """Returns once the copy holds everything that was acknowledged to anybody before this call.
+
+        Callers share a look at the bucket that has not begun yet, so that many at once cost two looks.
+        """
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask())
+        await self.reach(await asyncio.shield(self._asking))
+
+    async def _ask(self) -> int:
+        async with self._turn:
+            self._asking = None
+            return await self._bucket.last_revision()
 
 
 def _deleted(headers: object) -> bool:

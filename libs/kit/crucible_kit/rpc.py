@@ -38,11 +38,12 @@ class Context(msgspec.Struct, frozen=True):
 class Endpoint(msgspec.Struct, frozen=True):
     """`handler(request, context)` gets the decoded request; it returns a Struct, or bytes that are the reply.
 
-    It is cancelled when its caller has stopped waiting.
+    It is cancelled when its caller has stopped waiting. With `every_replica` each replica gets the request: `call_all`.
     """
 
     request: type[Any]
     handler: Callable[[Any, Context], Awaitable[Any]]
+    every_replica: bool = False
 
 
 async def call(
@@ -70,6 +71,24 @@ async def call(
         raise UnavailableError(f"{service}.{operation} answered what cannot be read: {error}") from error
 
 
+async def call_all(
+    bus: Bus, service: str, operation: str, request: msgspec.Struct, *, patience: float = 1.0, quiet: float = 0.05
+) -> int:
+    """Asks every replica, and returns how many answered. Waits `patience` seconds for the first answer, and for further
+    ones until none comes for `quiet` seconds, since nobody knows how many replicas there are."""
+    answered = 0
+    async with bus.inbox() as (reply, arrived):
+        await bus.ask(bus.names.rpc(service, operation), msgspec.json.encode(request), reply)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                async with asyncio.timeout(quiet if answered else patience):
+                    answer = await arrived.get()
+                if answer.status is not None:
+                    break
+                answered += subjects.ERROR not in answer.headers
+    return answered
+
+
 @contextlib.asynccontextmanager
 async def serve(bus: Bus, service: str, endpoints: Mapping[str, Endpoint], telemetry: Telemetry) -> AsyncIterator[None]:
     """Answers requests while the context is open, sharing them with the service's other replicas; drains at its end."""
@@ -78,7 +97,8 @@ async def serve(bus: Bus, service: str, endpoints: Mapping[str, Endpoint], telem
         stack.push_async_callback(finish, tasks, _GRACE_S)
         for operation, endpoint in endpoints.items():
             received = _receiver(bus, f"{service}.{operation}", endpoint, telemetry, tasks)
-            stack.push_async_callback(await bus.subscribe(bus.names.rpc(service, operation), received, queue=service))
+            queue = "" if endpoint.every_replica else service
+            stack.push_async_callback(await bus.subscribe(bus.names.rpc(service, operation), received, queue=queue))
         yield
 
 

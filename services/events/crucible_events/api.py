@@ -10,6 +10,7 @@ from crucible_core.errors import FieldError, InvalidError, NotFoundError
 from crucible_core.protocol import (
     AppendRequest,
     GetRequest,
+    GuardedRequest,
     QueryReply,
     QueryRequest,
     TraceReply,
@@ -22,6 +23,7 @@ from crucible_kit.rpc import Context, Endpoint
 
 from . import answer, query, store, tree
 from .appending import Appender
+from .guards import Guards
 
 MAX_REPLY_BYTES = 4 * 1024 * 1024
 
@@ -30,9 +32,13 @@ class TypesRequest(msgspec.Struct):
     """Nothing is asked."""
 
 
-def endpoints(bus: Bus, index: Index, appender: Appender) -> Mapping[str, Endpoint]:
+def endpoints(bus: Bus, index: Index, appender: Appender, guards: Guards) -> Mapping[str, Endpoint]:
     """By operation; see `crucible_core.protocol` for what each takes and gives."""
     room = min(MAX_REPLY_BYTES, bus.max_payload * 3 // 4)
+
+    async def guarded(request: GuardedRequest, context: Context) -> GuardedRequest:
+        await guards.view.reach(request.revision)
+        return request
 
     async def find(request: QueryRequest, context: Context) -> QueryReply:
         checked = query.checked(request)
@@ -65,6 +71,7 @@ def endpoints(bus: Bus, index: Index, appender: Appender) -> Mapping[str, Endpoi
 
     return {
         "append": Endpoint(AppendRequest, appender.append),
+        "guarded": Endpoint(GuardedRequest, guarded, every_replica=True),
         "query": Endpoint(QueryRequest, find),
         "get": Endpoint(GetRequest, get),
         "trace": Endpoint(TraceRequest, trace),

@@ -68,7 +68,7 @@ async def _running(
             tasks.create_task(_expire(index, settings.retention_days)),
             tasks.create_task(committer.run()),
         ]
-        async with serve(bus, SERVICE, endpoints(bus, index, appender), telemetry):
+        async with serve(bus, SERVICE, endpoints(bus, index, appender, guards), telemetry):
             yield
         for task in running:
             task.cancel()

@@ -73,7 +73,7 @@ class Batch:
         for event in waiting:
             result = event if isinstance(event, CrucibleError) else next(outcomes)
             self._committed += isinstance(result, Result)
-            self._results.append(_encode(result))
+            self._results.append(_encode(result, self._origin.request_id))
 
     async def _outcomes(self, events: list[NewEvent]) -> list[Result | CrucibleError]:
         if self._away is not None:
@@ -133,8 +133,10 @@ def outcome(appended: Appended) -> Result | CrucibleError:
     return Result(appended.id, appended.sequence, appended.type, appended.correlation_id, appended.duplicate)
 
 
-def _encode(result: Result | CrucibleError) -> bytes:
-    return msgspec.json.encode(Result(error=document(result)) if isinstance(result, CrucibleError) else result)
+def _encode(result: Result | CrucibleError, request_id: str | None) -> bytes:
+    if isinstance(result, CrucibleError):
+        return msgspec.json.encode(Result(error=document(result, request_id)))
+    return msgspec.json.encode(result)
 
 
 def _at(position: int, error: FieldError) -> FieldError:

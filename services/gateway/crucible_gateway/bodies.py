@@ -56,10 +56,15 @@ async def pieces(request: Http, limit: Callable[[bytes], int] = lambda _: MAX_RE
 
 async def whole(request: Http, limit: Callable[[bytes], int] = lambda _: MAX_EVENT_BYTES) -> bytes:
     """The whole body. Raises TooLargeError, and MalformedError where there is none."""
-    raw = b"".join([piece async for piece in pieces(request, limit)])
+    raw = await anything(request, limit)
     if not raw.strip():
         raise MalformedError("the body is empty")
     return raw
+
+
+async def anything(request: Http, limit: Callable[[bytes], int] = lambda _: MAX_EVENT_BYTES) -> bytes:
+    """The whole body, which may be empty. Raises TooLargeError."""
+    return b"".join([piece async for piece in pieces(request, limit)])
 
 
 async def read(request: Http, kind: type[T]) -> T:

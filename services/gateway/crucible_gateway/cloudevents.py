@@ -53,13 +53,14 @@ def from_structured(raw: bytes) -> NewEvent:
 
 
 def from_binary(headers: Mapping[str, str], raw: bytes) -> NewEvent:
-    """Attributes are `ce-` headers, percent-encoded; the body is the data."""
+    """Attributes are `ce-` headers, percent-encoded; the body is the data, of which there may be none."""
     attributes: dict[str, Any] = {
         name[len(_HEADER) :]: unquote(value) for name, value in headers.items() if name.startswith(_HEADER)
     }
     attributes.pop("data", None)
     sent = convert(attributes, CloudEvent, what="CloudEvent")
-    sent.data, sent.datacontenttype = Raw(raw), headers.get("content-type")
+    if raw.strip():
+        sent.data, sent.datacontenttype = Raw(raw), headers.get("content-type")
     return _event(sent)
 
 

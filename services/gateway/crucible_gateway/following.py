@@ -30,13 +30,18 @@ async def follow(hub: Hub, wanted: Wanted, start: Start, queue: int) -> AsyncGen
         position, since_ms, announce = start.after, start.since_ms, start.past
         try:
             while True:
-                while since_ms is not None or not hub.join(reader, position):
+                until = start.head if announce else 0
+                while since_ms is not None or not hub.join(reader, position, until):
                     async with contextlib.aclosing(_past(hub, wanted, position, since_ms)) as past:
                         async for upto, records in past:
                             for record in records:
                                 yield record
                             position, since_ms = max(position, upto), None
                 if announce:
+                    waiting, reached = reader.waiting(), max(position, hub.reached)
+                    for record in waiting:
+                        yield record
+                    position = reached
                     yield CaughtUp(position)
                 async with contextlib.aclosing(reader.records()) as live:
                     async for record in live:

@@ -85,10 +85,18 @@ class Hub:
         self._followers -= 1
         self._following.dec()
 
-    def join(self, reader: Reader, after: int) -> bool:
+    @property
+    def reached(self) -> int:
+        """The last sequence that was offered."""
+        return self._last
+
+    def join(self, reader: Reader, after: int, until: int) -> bool:
         """From now on `reader` is offered everything after a sequence. False where that reaches further back than what
-        is remembered: then the log must be read on first."""
+        is remembered, or where what was committed up to `until` has not all been heard yet: then the log must be read
+        on first."""
         missed: list[Record] = []
+        if after < until and self._last < until:
+            return False
         if after < self._last:
             if not self._recent or self._recent[0].sequence > after + 1:
                 return False

@@ -69,18 +69,23 @@ class SentEvent(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """What the request says of all its events: who sends them, and what they get that do not say themselves."""
+    """What the request says of all its events: who sends them, and what they get that do not say themselves.
+
+    `request_id` is the correlation id of the request's own answer: an event that is sent alone shares it.
+    """
 
     principal: Principal
     traceparent: str
     correlation_id: str | None = None
     idempotency_key: str | None = None
+    request_id: str | None = None
 
     def apply(self, event: NewEvent, position: int | None = None) -> NewEvent:
-        """`event`, completed; `position` tells the events of a batch apart under one idempotency key."""
+        """`event`, completed; `position` is its place in a batch, which tells it apart under one idempotency key."""
         if event.source is None and event.actor is None:
             event.source, event.actor = self.principal.source, self.principal.actor
-        event.correlation_id = event.correlation_id or self.correlation_id
+        alone = self.request_id if position is None else None
+        event.correlation_id = event.correlation_id or self.correlation_id or alone
         event.traceparent = event.traceparent or self.traceparent
         if self.idempotency_key is not None:
             event.idempotency_key = self.idempotency_key if position is None else f"{self.idempotency_key}/{position}"

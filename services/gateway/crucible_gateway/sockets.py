@@ -73,8 +73,9 @@ def read_message(raw: bytes) -> Said:
 class Session:
     """One open socket and its subscriptions. `send` waits while the client's connection is full."""
 
-    def __init__(self, hub: Hub, queue: int, send: Callable[[bytes], Awaitable[None]]) -> None:
+    def __init__(self, hub: Hub, queue: int, send: Callable[[bytes], Awaitable[None]], correlation_id: str) -> None:
         self._hub = hub
+        self._correlation_id = correlation_id
         self._queue = queue
         self._send = send
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -131,7 +132,7 @@ class Session:
 
     async def _refuse(self, error: CrucibleError, subscription: str | None = None) -> None:
         about = {} if subscription is None else {"subscription": subscription}
-        await self._tell({"type": "error", **about, "detail": error.detail, "error": document(error)})
+        await self._tell({"type": "error", **about, "detail": error.detail, "error": document(error, self._correlation_id)})
 
     async def _tell(self, message: dict[str, Any]) -> None:
         # Who has left needs no answer.

@@ -19,7 +19,7 @@ _RETRY_MS = 1000
 
 
 async def frames(
-    items: AsyncGenerator[Item, None], heartbeat_s: float, stopping: asyncio.Event
+    items: AsyncGenerator[Item, None], heartbeat_s: float, stopping: asyncio.Event, correlation_id: str
 ) -> AsyncIterator[bytes]:
     """Until the client has gone or the server stops; a comment shows every `heartbeat_s` seconds that it lives."""
     yield b"retry: %d\n\n" % _RETRY_MS
@@ -28,10 +28,11 @@ async def frames(
             async for item in beats:
                 yield b": heartbeat\n\n" if item is None else frame(item)
     except CrucibleError as error:
-        yield b"event: error\ndata: %b\n\n" % bytes(document(error))
+        yield b"event: error\ndata: %b\n\n" % bytes(document(error, correlation_id))
     except Exception:
         log.exception("an event stream failed")
-        yield b"event: error\ndata: %b\n\n" % bytes(document(CrucibleError("the stream failed")))
+        failed = document(CrucibleError("the stream failed"), correlation_id)
+        yield b"event: error\ndata: %b\n\n" % bytes(failed)
 
 
 def frame(item: Item) -> bytes:

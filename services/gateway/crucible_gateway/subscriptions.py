@@ -59,11 +59,12 @@ Item = Record | CaughtUp | Gap
 
 class Start(msgspec.Struct, frozen=True):
     """Where a subscription begins: after a sequence, or at a time (Unix ms). `past` says that there may be a past to
-    read, whose end is worth telling."""
+    read, whose end is worth telling; it ends no earlier than `head`, the log's last sequence when this was asked."""
 
     after: int = 0
     since_ms: int | None = None
     past: bool = True
+    head: int = 0
 
 
 def read_start(text: str | int, now: int) -> Start:
@@ -71,16 +72,16 @@ def read_start(text: str | int, now: int) -> Start:
     if text == "now":
         return Start(now, past=False)
     if text == "start":
-        return Start()
+        return Start(head=now)
     if isinstance(text, str) and not text.isdecimal():
         if not text[:1].isdecimal():
             message = f'"{text[:64]}" is neither now, start, a sequence nor a time'
             raise InvalidError(f"from: {message}", errors=[FieldError("from", message)])
-        return Start(since_ms=parse_time(text, "from") // 1000)
+        return Start(since_ms=parse_time(text, "from") // 1000, head=now)
     sequence = int(text) if len(str(text)) < 20 else -1
     if not 0 <= sequence < 2**63:
         raise InvalidError("from: is no sequence", errors=[FieldError("from", "is no sequence")])
-    return Start(sequence)
+    return Start(sequence, head=now)
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -140,6 +141,13 @@ class Reader:
             self._bytes += len(record.raw)
         self._arrived.set()
         return not self.dropped
+
+    def waiting(self) -> list[Record]:
+        """What was offered until now, taken out."""
+        taken = list(self._records)
+        self._records.clear()
+        self._bytes = 0
+        return taken
 
     async def records(self) -> AsyncGenerator[Record, None]:
         """What was offered, in order, until it overflows."""

@@ -44,7 +44,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
             bus, telemetry = await stack.enter_async_context(open_service(SERVICE, settings))
-            registry = Registry(await open_bucket(bus, "hooks", settings.stream_replicas))
+            registry = Registry(bus, await open_bucket(bus, "hooks", settings.stream_replicas))
             debounce = Debounce(await open_bucket(bus, "marks", settings.stream_replicas))
             path = Path(settings.data_dir) / "hooks.sqlite"
             opening = open_index(path, bus, bus.names.attempts, store.VERSION, store.SCHEMA)

@@ -8,11 +8,14 @@ import msgspec
 
 from crucible_core.envelope import Event
 from crucible_core.errors import CrucibleError, NotFoundError
+from crucible_core.hooks import timing
 from crucible_core.matcher import Matcher
-from crucible_core.protocol import HookRecord
+from crucible_core.protocol import GuardedRequest, HookRecord
 from crucible_core.subjects import token
 from crucible_kit.buckets import Bucket, Change, View
+from crucible_kit.bus import Bus
 from crucible_kit.clock import timestamp
+from crucible_kit.rpc import call_all
 
 from .hook import Hook, load_hook
 
@@ -27,7 +30,8 @@ Changed = Callable[[str, HookRecord | None, HookRecord | None, int], None]
 class Registry:
     """Follows the bucket. Disabled hooks are compiled too, so that enabling one cannot fail."""
 
-    def __init__(self, bucket: Bucket) -> None:
+    def __init__(self, bus: Bus, bucket: Bucket) -> None:
+        self._bus = bus
         self._bucket = bucket
         self._revisions: dict[str, int] = {}
         self._names: dict[str, str] = {}
@@ -79,11 +83,16 @@ class Registry:
     # ---- changes
 
     async def save(self, record: HookRecord) -> None:
-        """Returns once this process works with it. Raises ConflictError where somebody else was first."""
+        """Returns once this process works with it and, for a Pre hook, so does every replica of `events`: it judges
+        the next event. Raises ConflictError where somebody else was first."""
         key, value = token(record.name), msgspec.json.encode(record)
         revision = self._revisions.get(key)
         put = self._bucket.create(key, value) if revision is None else self._bucket.update(key, value, revision)
-        await self.view.reach(await put)
+        stored = await put
+        await self.view.reach(stored)
+        if record.definition and timing(record.definition) == "Pre":
+            # Where no replica answers, none guards: each learns of the hook before it commits anything.
+            await call_all(self._bus, "events", "guarded", GuardedRequest(revision=stored))
 
     async def set_enabled(self, name: str, enabled: bool) -> HookRecord:
         record = self.get(name)

@@ -44,7 +44,7 @@ def existing(memory: Memory | None, id: str) -> Memory:
 def create(memory: Memory | None, id: str, wanted: CreateMemory) -> Change:
     """Raises ConflictError where there is such a memory, and InvalidError."""
     if memory is not None:
-        raise ConflictError(f"there is a memory {id} already", sequence=memory.sequence)
+        raise ConflictError(f"there is a memory {id} already", current_sequence=memory.sequence)
     state = {
         "content": checked_content(wanted.content),
         "tags": checked_tags(wanted.tags),

@@ -142,4 +142,4 @@ def _checked(memory: Memory | None, sequence: int, expected: int | None, cause: 
         return sequence
     if cause.key is not None:
         return expected
-    raise ConflictError(f"the memory is at sequence {present}, not {expected}", sequence=present)
+    raise ConflictError(f"the memory is at sequence {present}, not {expected}", current_sequence=present)

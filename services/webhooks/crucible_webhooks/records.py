@@ -97,8 +97,8 @@ def _auth_errors(auth: Auth) -> list[FieldError]:
             errors.append(FieldError(f"auth.{name}", "must not hold control characters"))
     if auth.secret is not None:
         try:
-            if len(signing_key(auth.secret)) < 8:
-                errors.append(FieldError("auth.secret", "is too short: a key needs at least 8 bytes"))
+            if not signing_key(auth.secret):
+                errors.append(FieldError("auth.secret", "must not be empty"))
         except InvalidError as error:
             errors += error.errors
     return errors

@@ -21,9 +21,9 @@ from crucible_core.protocol import (
 from crucible_gateway import cloudevents, examples
 from crucible_gateway.auth import principal_of
 from crucible_gateway.batches import Committed, Result, append_all, append_each, outcome
-from crucible_gateway.bodies import JSON, MAX_REQUEST_BYTES, Http, media_type, pieces, whole
+from crucible_gateway.bodies import JSON, MAX_REQUEST_BYTES, Http, anything, media_type, pieces, whole
 from crucible_gateway.context import Nothing, ask
-from crucible_gateway.correlation import sent_correlation
+from crucible_gateway.correlation import correlation_of, sent_correlation
 from crucible_gateway.intake import (
     Origin,
     SentEvent,
@@ -90,10 +90,11 @@ async def append_events(request: Http) -> Response[bytes]:
         traceparent=traceparent_of(request.scope),
         correlation_id=sent_correlation(request.headers),
         idempotency_key=idempotency_key(request.headers.get("idempotency-key")),
+        request_id=correlation_of(request.scope),
     )
     kind = media_type(request)
     if cloudevents.is_binary(request.headers):
-        return await _one(request, origin, cloudevents.from_binary(dict(request.headers), await _body(request)))
+        return await _one(request, origin, cloudevents.from_binary(dict(request.headers), await anything(request)))
     if kind in NDJSON:
         sent = lines(pieces(request))
         append = functools.partial(_append, request)

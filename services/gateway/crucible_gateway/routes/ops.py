@@ -52,4 +52,5 @@ async def readyz(request: Http) -> Response[bytes]:
     ),
 )
 async def metrics(request: Http) -> Response[bytes]:
-    return Response(gateway_of(request).metrics.render(), media_type=CONTENT_TYPE)
+    # As a header: Litestar would add a second charset to a media type, which Prometheus does not read.
+    return Response(gateway_of(request).metrics.render(), headers={"Content-Type": CONTENT_TYPE})

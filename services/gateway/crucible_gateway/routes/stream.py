@@ -60,7 +60,9 @@ async def stream_events(request: Http) -> Response[Any]:
     wanted = Wanted(compile_filters(filters, at="filters"), params.world_id, params.room_id)
     start = _start(request.headers, params.start, await gateway.hub.head())
     items = follow(gateway.hub, wanted, start, gateway.settings.stream_queue)
-    frames = sse.frames(items, gateway.settings.stream_heartbeat_s, request.app.state.stopping)
+    frames = sse.frames(
+        items, gateway.settings.stream_heartbeat_s, request.app.state.stopping, correlation_of(request.scope)
+    )
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return Stream(frames, media_type=sse.MEDIA_TYPE, headers=headers)
 
@@ -86,7 +88,7 @@ async def stream_socket(socket: WebSocket[Any, Any, Any]) -> None:
     await socket.accept()
     sockets = gateway.metrics.gauge("open_sockets", "Open WebSockets")
     sockets.inc()
-    session = Session(gateway.hub, gateway.settings.stream_queue, _sender(socket))
+    session = Session(gateway.hub, gateway.settings.stream_queue, _sender(socket), correlation_of(socket.scope))
     try:
         while (raw := await _heard(socket)) is not None:
             await session.hear(raw)
