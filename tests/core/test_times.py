@@ -1,8 +1,11 @@
+import contextlib
+
 import pytest
-from crucible_core.errors import InvalidError
-from crucible_core.times import format_time, parse_time
 from hypothesis import given
 from hypothesis import strategies as st
+
+from crucible_core.errors import InvalidError
+from crucible_core.times import format_time, parse_time
 
 
 @pytest.mark.parametrize(
@@ -46,7 +49,5 @@ def test_every_moment_comes_back(moment: int) -> None:
 
 @given(st.text())
 def test_any_text_is_a_time_or_refused(text: str) -> None:
-    try:
-        parse_time(text, "t")
-    except InvalidError as error:
-        assert error.errors[0].path == "t"
+    with contextlib.suppress(InvalidError):
+        assert isinstance(parse_time(text, "t"), int)

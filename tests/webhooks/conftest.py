@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 import uvicorn
@@ -81,10 +82,15 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        app = create_app(self.settings)
+        self.app = app = create_app(self.settings)
         async with app.router.lifespan_context(app):
             await until(lambda: not app.state.ready())
             yield
+
+    async def metric(self, name: str) -> float:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://webhooks") as client:
+            lines = (await client.get("/metrics")).text.splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
     async def ask(self, operation: str, request: Any, reply: Any) -> Any:
         return await call(self.bus, "webhooks", operation, request, reply)

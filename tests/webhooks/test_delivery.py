@@ -144,6 +144,7 @@ async def test_undecodable_event_is_parked_and_blocks_nothing(service: Service, 
     await until(lambda: receiver.requests)
     parked = names.parked(names.durable("webhooks-dispatch"))
     await until(lambda: service.bus.last(names.attempts, parked))
+    assert await service.metric("crucible_parked_messages") == 1
 
 
 async def test_deleted_webhook_gets_nothing_more(service: Service, receiver: Receiver) -> None:

@@ -57,6 +57,8 @@ class Bus(JetStream):
 
     def __init__(self, client: nats.aio.client.Client, names: Names) -> None:
         self.names = names
+        self.parked = 0
+        """Messages that this process has put aside as ones that can never be handled."""
         self._client = client
         self._up = asyncio.Event()
         self._closing = False

@@ -7,17 +7,19 @@ from collections.abc import AsyncIterator
 from crucible_core.subjects import Names
 
 from .bus import Bus, open_bus
+from .metrics import Metrics
 from .settings import KitSettings
 from .streams import declare_streams
 from .telemetry import Telemetry, open_telemetry
 
 
 @contextlib.asynccontextmanager
-async def open_service(service: str, settings: KitSettings) -> AsyncIterator[tuple[Bus, Telemetry]]:
+async def open_service(service: str, settings: KitSettings, metrics: Metrics) -> AsyncIterator[tuple[Bus, Telemetry]]:
     """Raises UnavailableError when NATS stays away."""
     async with contextlib.AsyncExitStack() as stack:
         telemetry = open_telemetry(service)
         stack.push_async_callback(asyncio.to_thread, telemetry.close)
         bus = await stack.enter_async_context(open_bus(settings.nats_url, Names(settings.bus_prefix), service))
+        metrics.gauge("parked_messages", "Messages put aside since the start").set_function(lambda: bus.parked)
         await declare_streams(bus, settings)
         yield bus, telemetry

@@ -42,7 +42,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
-            bus, telemetry = await stack.enter_async_context(open_service(SERVICE, settings))
+            bus, telemetry = await stack.enter_async_context(open_service(SERVICE, settings, metrics))
             guards = Guards(bus, await open_bucket(bus, "hooks", settings.stream_replicas), metrics)
             path = Path(settings.data_dir) / "events.sqlite"
             opening = open_index(path, bus, bus.names.events, store.VERSION, store.SCHEMA)

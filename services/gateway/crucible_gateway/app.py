@@ -96,7 +96,7 @@ def _lifespan(
     @contextlib.asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
-            bus, telemetry = await stack.enter_async_context(open_service(SERVICE, settings))
+            bus, telemetry = await stack.enter_async_context(open_service(SERVICE, settings, metrics))
             keys = Keys(await open_bucket(bus, "keys", settings.stream_replicas))
             if settings.admin_key:
                 await keys.ensure_admin(settings.admin_key)

@@ -132,7 +132,8 @@ class Session:
 
     async def _refuse(self, error: CrucibleError, subscription: str | None = None) -> None:
         about = {} if subscription is None else {"subscription": subscription}
-        await self._tell({"type": "error", **about, "detail": error.detail, "error": document(error, self._correlation_id)})
+        problem = document(error, self._correlation_id)
+        await self._tell({"type": "error", **about, "detail": error.detail, "error": problem})
 
     async def _tell(self, message: dict[str, Any]) -> None:
         # Who has left needs no answer.

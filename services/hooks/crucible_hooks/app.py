@@ -43,7 +43,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
-            bus, telemetry = await stack.enter_async_context(open_service(SERVICE, settings))
+            bus, telemetry = await stack.enter_async_context(open_service(SERVICE, settings, metrics))
             registry = Registry(bus, await open_bucket(bus, "hooks", settings.stream_replicas))
             debounce = Debounce(await open_bucket(bus, "marks", settings.stream_replicas))
             path = Path(settings.data_dir) / "hooks.sqlite"

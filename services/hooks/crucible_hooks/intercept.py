@@ -6,6 +6,7 @@ the payload, every gate that the final event matches is asked again, and one tha
 of the two a hook is shows in what it answers, so hooks need not be declared as one or the other.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +30,9 @@ from .shell import Shell
 
 _WAIT_S = 1.0
 _DECISIONS = 'a Pre hook answers nothing, {"deny": "reason"} or {"payload": {…}}'
+
+
+_PLACE = re.compile(r'^  File ".*", line (\d+)', re.MULTILINE)
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -66,6 +70,14 @@ def _changed(payload: Any) -> Decision:
 
 def _kind(output: Any) -> str:
     return f"an object with {', '.join(map(str, output))[:200]}" if isinstance(output, dict) else type(output).__name__
+
+
+def brief(error: str) -> str:
+    """What a writer reads of a guard's failure: of a traceback the last line, and the script's line. The run keeps it
+    whole."""
+    if not (places := _PLACE.findall(error)):
+        return error
+    return f"line {places[-1]}: {error.splitlines()[-1]}"
 
 
 class Interceptor:
@@ -108,7 +120,7 @@ class Interceptor:
         result, answer = await self._answer(hook, event, run, judging)
         await self._record(hook, event, run, result)
         if result.outcome == "failed" and hook.definition.options.failure_policy == "deny":
-            raise _denied(hook, f"the hook failed: {result.error}")
+            raise _denied(hook, f"the hook failed: {brief(result.error or '')}")
         if answer.deny is not None:
             raise _denied(hook, answer.deny)
         return answer.payload

@@ -35,7 +35,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
-            bus, telemetry = await stack.enter_async_context(open_service(SERVICE, settings))
+            bus, telemetry = await stack.enter_async_context(open_service(SERVICE, settings, metrics))
             registry = Registry(await open_bucket(bus, "webhooks", settings.stream_replicas))
             await stack.enter_async_context(_running(app, settings, bus, registry, telemetry, metrics))
             yield
