@@ -144,10 +144,46 @@ async def test_no_update_is_lost_among_concurrent_writers(service: Starlette, as
     assert [base for base, _ in chain[1:]] == [made for _, made in chain[:-1]]
 
 
-async def test_expectations_are_for_versioned_entities(service: Starlette, ask: Asker) -> None:
-    result = await ask.one(new(expected_sequence=0, entity="n"))
-    assert result.error is not None
-    assert result.error.errors[0].path == "expected_sequence"
+async def test_an_expectation_of_an_entity_that_shares_its_subject(service: Starlette, ask: Asker) -> None:
+    first = await ask.one(new(expected_sequence=0, entity="n"))
+    assert first.error is None
+    for n in range(200):  # some of them share its bucket
+        await ask.one(new(entity=f"neighbour-{n}"))
+    stale = await ask.one(new(expected_sequence=0, entity="n"))
+    assert stale.error is not None
+    assert (stale.error.code, stale.error.extra) == ("conflict", {"current_sequence": first.sequence})
+    other_world = await ask.one(new(expected_sequence=0, entity="n", world_id="other"))
+    assert other_world.error is None
+    second, third = await ask.append(new(expected_sequence=first.sequence, entity="n"), new(entity="n"))
+    assert second.error is None
+    again = await ask.one(new(expected_sequence=third.sequence, entity="n", id="evt_n"))
+    repeated = await ask.one(new(expected_sequence=third.sequence, entity="n", id="evt_n"))
+    assert (again.duplicate, repeated.duplicate) == (False, True)
+
+
+async def test_one_of_many_concurrent_expectations_holds(service: Starlette, ask: Asker) -> None:
+    async def noise() -> None:
+        for n in range(200):
+            await ask.one(new(entity=f"neighbour-{n}"))
+
+    writers = (ask.one(new(expected_sequence=0, entity=f"n{n % 5}")) for n in range(50))
+    *results, _ = await asyncio.gather(*writers, noise())
+    assert sum(result.error is None for result in results if result is not None) == 5
+
+
+async def test_an_atomic_append_with_expectations_of_a_shared_subject(service: Starlette, ask: Asker) -> None:
+    a, b = await ask.append(new(entity="a"), new(entity="b"))
+    expecting = [new(entity="a", expected_sequence=a.sequence), new(entity="b", expected_sequence=b.sequence)]
+    same_bucket = [new(entity="n", expected_sequence=0), new(entity="c"), new(entity="n")]
+    results = await ask.append(*expecting, *same_bucket, memory("Created", expected_sequence=0), atomic=True)
+    assert [one.sequence for one in results] == [3, 4, 5, 6, 7, 8]
+    with pytest.raises(ConflictError) as error:
+        await ask.append(new(entity="new", expected_sequence=0), expecting[1], atomic=True)
+    assert error.value.detail.startswith("events.1")
+    assert error.value.extra == {"current_sequence": 4}
+    with pytest.raises(ConflictError):
+        await ask.append(new(entity="new", expected_sequence=0), memory(expected_sequence=1), atomic=True)
+    assert await ask.last() == 8
 
 
 async def test_atomic_commits_all_in_order(service: Starlette, ask: Asker) -> None:

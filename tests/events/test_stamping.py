@@ -87,8 +87,8 @@ def test_timestamps_are_normalised() -> None:
     assert about.timestamp == "2026-11-21T10:00:00.500000Z"
 
 
-def test_expectations_need_a_versioned_entity() -> None:
-    assert refused(type="File.Modified", payload={"path": "a"}, expected_sequence=1) == ["expected_sequence"]
+def test_expectations_need_an_entity() -> None:
+    assert refused(type="Custom.Ping", payload={}, expected_sequence=1) == ["expected_sequence"]
     assert refused(type="Graph.EdgeCreated", payload={"source": "a", "target": "b"}, expected_sequence=1) == [
         "expected_sequence"
     ]

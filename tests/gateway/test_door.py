@@ -102,7 +102,9 @@ async def test_health_readiness_and_metrics_need_no_key(gateway: Served) -> None
         assert (await client.get("/readyz")).json() == {"ready": True}
         assert (await client.get("/")).json()["links"]["docs"] == "/docs"
         await client.get("/made-up-path")
-        text = (await client.get("/metrics")).text
+        scraped = await client.get("/metrics")
+        assert scraped.headers.get_list("Content-Type") == ["text/plain; version=0.0.4; charset=utf-8"]
+        text = scraped.text
     assert 'crucible_http_requests_total{method="GET",route="/healthz",status="200"} 1.0' in text
     assert 'route="unmatched",status="404"' in text
     assert "made-up-path" not in text

@@ -85,6 +85,17 @@ async def test_past_then_caught_up_then_live(socket: ClientConnection, bus: Bus)
     assert await numbers(socket, 1) == [5]
 
 
+async def test_caught_up_comes_after_what_was_remembered(socket: ClientConnection, bus: Bus) -> None:
+    live = await subscribe(socket, filters=ALL)
+    before = await commit(bus, 1)
+    sequence = await commit(bus, 2)
+    assert await numbers(socket, 2) == [1, 2]
+    late = await subscribe(socket, filters=ALL, **{"from": before})
+    frames = [await said(socket) for _ in range(2)]
+    assert [(frame["type"], frame["sequence"]) for frame in frames] == [("event", sequence), ("caught_up", sequence)]
+    assert {frame["subscription"] for frame in frames} == {late} != {live}
+
+
 async def test_from_a_time(socket: ClientConnection, bus: Bus) -> None:
     await commit(bus, 1)
     await subscribe(socket, filters=ALL, **{"from": "2020-01-01T00:00:00Z"})

@@ -32,7 +32,7 @@ async def test_short_form_is_committed(http: httpx.AsyncClient, events: Answers)
     sent = new(events)
     assert bytes(sent.payload) == b'{"n" : 1.0}', "the payload's bytes pass through"
     assert (sent.entity, sent.actor, sent.source and sent.source.kind) == ("e", "user:admin", "user")
-    assert sent.correlation_id is None
+    assert sent.correlation_id == answer.headers["X-Correlation-Id"]
 
 
 async def test_long_form_keeps_its_metadata(http: httpx.AsyncClient, events: Answers) -> None:
@@ -72,7 +72,7 @@ async def test_correlation_id_of_the_request(http: httpx.AsyncClient, events: An
     assert new(events).correlation_id == "cor_mine"
     fresh = await http.post(PATH, json=SHORT, headers={"X-Correlation-Id": "no spaces here"})
     assert fresh.headers["X-Correlation-Id"].startswith("cor_")
-    assert new(events).correlation_id is None
+    assert new(events).correlation_id == fresh.headers["X-Correlation-Id"]
 
 
 async def test_one_trace_from_request_to_append(http: httpx.AsyncClient, events: Answers) -> None:
@@ -166,6 +166,12 @@ async def test_array_has_a_result_for_each_event(http: httpx.AsyncClient, events
     assert (good["sequence"], last["sequence"]) == (1, 2)
     assert wrong["error"]["errors"][0] == {"path": "paylod", "message": "unknown field", "suggestion": "payload"}
     assert none["error"]["status"] == 422
+    assert wrong["error"]["correlation_id"] == answer.headers["X-Correlation-Id"]
+
+
+async def test_events_of_a_batch_have_causes_of_their_own(http: httpx.AsyncClient, events: Answers) -> None:
+    await http.post(PATH, json=[SHORT])
+    assert new(events).correlation_id is None
 
 
 async def test_empty_array_commits_nothing(http: httpx.AsyncClient, events: Answers) -> None:
@@ -276,6 +282,12 @@ async def test_binary_cloud_event(http: httpx.AsyncClient, events: Answers) -> N
     assert (await http.post(PATH, content=b'{"n":1}', headers=headers)).status_code == 201
     sent = new(events)
     assert (sent.id, sent.source and sent.source.id, bytes(sent.payload)) == ("evt_mine", "/s x", b'{"n":1}')
+
+
+async def test_binary_cloud_event_without_data(http: httpx.AsyncClient, events: Answers) -> None:
+    headers = {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "/s", "ce-type": "Custom.Ping"}
+    assert (await http.post(PATH, headers=headers)).status_code == 201
+    assert bytes(new(events).payload) == b"{}"
 
 
 async def test_cloud_event_batch(http: httpx.AsyncClient, events: Answers) -> None:

@@ -103,6 +103,14 @@ async def test_failing_gate_denies_unless_its_policy_allows(system: System, scri
     assert reason in ((await system.run_of("lenient", "failed")).error or "")
 
 
+async def test_writer_reads_no_traceback(system: System) -> None:
+    await system.register("broken", "x = 1\nraise ValueError('oops')", pre=True)
+    with pytest.raises(DeniedError) as denied:
+        await intercepted(system, "broken")
+    assert denied.value.extra["reason"] == "the hook failed: line 2: ValueError: oops"
+    assert "Traceback" in ((await system.run_of("broken", "failed")).error or "")
+
+
 async def test_change_to_an_invalid_payload_denies(system: System) -> None:
     await system.register("spoiler", '{"payload": {"id": "mem_1", "nonsense": 1}}', pre=True, on="Memory.Created")
     with pytest.raises(DeniedError, match="nonsense"):

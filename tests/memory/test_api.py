@@ -121,7 +121,7 @@ async def test_expected_sequence_guards_a_change(memory: Memories) -> None:
     await memory.update(id, content="second", expected=first)
     with pytest.raises(ConflictError) as refused:
         await memory.update(id, content="third", expected=first)
-    assert refused.value.extra["sequence"] > first
+    assert refused.value.extra["current_sequence"] > first
     with pytest.raises(ConflictError):
         await memory.create("other", id=id)
     assert (await memory.get(id)).content == "second"

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 from crucible_core.envelope import MAX_EVENT_BYTES, decode
 from crucible_core.errors import ConflictError, CrucibleError, FieldError, InvalidError
@@ -13,7 +13,7 @@ from crucible_kit.index import Index
 from crucible_kit.metrics import Metrics
 from crucible_kit.rpc import Context
 
-from . import store
+from . import pinning, store
 from .candidates import Candidate, State, as_one, check_apart, under_way
 from .committer import Committer
 from .guards import Guard, Guards
@@ -63,6 +63,9 @@ class Appender:
         try:
             for candidate in under_way(states):
                 try:
+                    if candidate.shares:
+                        states[candidate.position] = await self._stored(candidate, self._pinned(candidate))
+                        continue
                     message = candidate.outgoing(self._bus.names)
                     waiting.append((candidate, self._committer.submit([message], candidate.entity)))
                 except CrucibleError as error:
@@ -76,13 +79,18 @@ class Appender:
             for _, future in waiting:
                 future.cancel()
 
-    async def _stored(self, candidate: Candidate, future: "asyncio.Future[list[Stored]]") -> Appended:
+    async def _pinned(self, *candidates: Candidate, whole: bool = False) -> list[Stored]:
+        return await pinning.commit(self._bus, self._index, self._committer, candidates, whole=whole)
+
+    async def _stored(self, candidate: Candidate, future: Awaitable[list[Stored]]) -> Appended:
         try:
             stored = (await future)[0]
         except ConflictError as error:
             # JetStream compares sequences before ids: the repetition of an append conflicts with its own first time.
             for _, first in await self._settled([candidate]):
                 return self._duplicate(first)
+            if candidate.shares:
+                raise
             raise await self._conflict(candidate) from error
         if stored.duplicate:
             return self._duplicate(await self._first(candidate, stored.sequence))
@@ -109,13 +117,16 @@ class Appender:
             raise self._counted(error) from None
 
     async def _commit_whole(self, judged: list[Candidate]) -> list[Appended]:
-        messages = [candidate.outgoing(self._bus.names) for candidate in judged]
         try:
-            stored = await self._committer.submit(messages, judged[0].entity)
-        except (ConflictError, DuplicateError):
+            if any(candidate.shares for candidate in judged):
+                stored = await self._pinned(*judged, whole=True)
+            else:
+                messages = [candidate.outgoing(self._bus.names) for candidate in judged]
+                stored = await self._committer.submit(messages, judged[0].entity)
+        except (ConflictError, DuplicateError) as error:
             if repeated := self._repeated(judged, await self._settled(judged)):
                 return repeated
-            raise await self._conflict_among(judged) from None
+            raise error if "current_sequence" in error.extra else await self._conflict_among(judged) from None
         if stored[0].duplicate:
             return [self._duplicate(await self._first(judged[0], stored[0].sequence))]
         return [self._committed(one, place.sequence) for one, place in zip(judged, stored, strict=True)]
@@ -186,20 +197,18 @@ class Appender:
 
     # ---- outcomes
 
-    async def _conflict(self, candidate: Candidate) -> ConflictError:
+    async def _conflict(self, candidate: Candidate, whole: bool = False) -> ConflictError:
         last = await self._bus.last(self._index.stream, candidate.versions(self._bus.names))
-        current = last.sequence if last else 0
-        about = f"the last event of {candidate.stamped.event.metadata.entity} has sequence {current}"
-        return ConflictError(f"{about}, not {candidate.stamped.expected_sequence}", current_sequence=current)
+        return candidate.conflict(last.sequence if last else 0, whole)
 
     async def _conflict_among(self, candidates: list[Candidate]) -> ConflictError:
         for candidate in candidates:
             expected = candidate.stamped.expected_sequence
-            if expected is None:
+            if expected is None or candidate.shares:
                 continue
-            conflict = await self._conflict(candidate)
+            conflict = await self._conflict(candidate, whole=True)
             if conflict.extra["current_sequence"] != expected:
-                return ConflictError(f"events.{candidate.position}: {conflict.detail}", **conflict.extra)
+                return conflict
         return ConflictError("another append was first; nothing of the request was committed")
 
     def _committed(self, candidate: Candidate, sequence: int) -> Appended:

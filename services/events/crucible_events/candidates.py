@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from crucible_core.errors import CrucibleError, FieldError, InvalidError
+from crucible_core.errors import ConflictError, CrucibleError, FieldError, InvalidError
 from crucible_core.protocol import Appended, NewEvent
 from crucible_core.subjects import EXPECTED_SEQUENCE, EXPECTED_SUBJECT, VERSIONED, Names
 from crucible_kit.frames import Outgoing
@@ -32,23 +32,41 @@ class Candidate(msgspec.Struct, frozen=True):
 
     @property
     def entity(self) -> str | None:
-        """What names the versions of the event's entity; None where versions are not checked."""
+        """What names the subject of the event's entity; None where it has none of its own."""
+        return self.about if self.stamped.event.type in VERSIONED else None
+
+    @property
+    def about(self) -> str | None:
+        """What names the event's entity."""
         event, about = self.stamped.event, self.stamped.event.metadata
-        if event.type not in VERSIONED or about.entity is None:
-            return None
-        return f"{about.world_id}\n{event.type}\n{about.entity}"
+        return None if about.entity is None else f"{about.world_id}\n{event.type}\n{about.entity}"
+
+    @property
+    def shares(self) -> bool:
+        """Whether its entity's expected sequence is one that JetStream alone cannot check: see `pinning`."""
+        return self.stamped.expected_sequence is not None and self.stamped.event.type not in VERSIONED
 
     def versions(self, names: Names) -> str:
-        """The subject of all events of its entity."""
+        """The subject of all events of its entity, or of the bucket that it shares."""
         about = self.stamped.event.metadata
         return names.versions(about.world_id, self.stamped.event.type, about.entity or "")
 
-    def outgoing(self, names: Names) -> Outgoing:
-        """The message that commits it."""
+    def conflict(self, current: int, whole: bool = False) -> ConflictError:
+        """That its entity's last event is another than expected; `whole` says which event of the request it is."""
+        place = f"events.{self.position}: " if whole else ""
+        about = f"the last event of {self.stamped.event.metadata.entity} has sequence {current}"
+        return ConflictError(f"{place}{about}, not {self.stamped.expected_sequence}", current_sequence=current)
+
+    def outgoing(self, names: Names, pins: dict[str, int] | None = None) -> Outgoing:
+        """The message that commits it. It takes its bucket's pin, if there is one: only the first message of an atomic
+        batch may say what it expects of a subject."""
         stamped, event, about = self.stamped, self.stamped.event, self.stamped.event.metadata
         headers = {}
-        if stamped.expected_sequence is not None:
-            headers[EXPECTED_SEQUENCE] = str(stamped.expected_sequence)
+        expected = stamped.expected_sequence
+        if event.type not in VERSIONED:
+            expected = pins.pop(self.versions(names), None) if pins else None
+        if expected is not None:
+            headers[EXPECTED_SEQUENCE] = str(expected)
             headers[EXPECTED_SUBJECT] = self.versions(names)
         subject = names.event(about.world_id, about.room_id, event.type, event.data.event, about.entity)
         return Outgoing(subject, stamped.raw, headers, stamped.message_id, "never" if stamped.forever else None)
@@ -76,11 +94,11 @@ def check_apart(candidates: Sequence[Candidate]) -> None:
         at = f"events.{candidate.position}"
         if candidate.stamped.message_id in ids:
             errors.append(FieldError(f"{at}.id", "another event of the request has the same id"))
-        if candidate.stamped.expected_sequence is not None and candidate.entity in entities:
+        if candidate.stamped.expected_sequence is not None and candidate.about in entities:
             message = "belongs to the first event that the request has of an entity: it is about what is committed"
             errors.append(FieldError(f"{at}.expected_sequence", message))
         ids.add(candidate.stamped.message_id)
-        entities.add(candidate.entity)
+        entities.add(candidate.about)
     if errors:
         raise InvalidError(f"{errors[0].path}: {errors[0].message}", errors=errors)
 

@@ -11,7 +11,6 @@ from crucible_core.envelope import MAX_EVENT_BYTES, MAX_HOPS, Data, Event, Metad
 from crucible_core.errors import FieldError, InvalidError, TooLargeError
 from crucible_core.ids import is_id
 from crucible_core.protocol import NewEvent
-from crucible_core.subjects import VERSIONED
 from crucible_core.times import format_time, parse_time
 from crucible_kit.telemetry import parse_traceparent
 
@@ -205,16 +204,8 @@ def _is_name(value: Any, most: int) -> bool:
 
 
 def _check_expectation(new: NewEvent, event: Event) -> None:
-    if new.expected_sequence is None:
-        return
-    if event.type not in VERSIONED:
-        kinds = " and ".join(sorted(VERSIONED))
-        message = f"only entities of {kinds} have versions, not those of {event.type}"
-    elif event.metadata.entity is None:
-        message = "needs an entity whose version is expected"
-    else:
-        return
-    raise _invalid([FieldError("expected_sequence", message)])
+    if new.expected_sequence is not None and event.metadata.entity is None:
+        raise _invalid([FieldError("expected_sequence", "needs an entity whose version is expected")])
 
 
 def _invalid(errors: list[FieldError]) -> InvalidError:

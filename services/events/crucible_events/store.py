@@ -172,6 +172,16 @@ async def by_id(index: Index, event_id: str) -> tuple[int, bytes] | None:
     return rows[0] if rows else None
 
 
+async def last_of(index: Index, world_id: str, category: str, entity: str) -> int:
+    """The sequence of an entity's last event of a category; 0 if there is none."""
+    statement = (
+        "SELECT sequence FROM events INDEXED BY by_entity WHERE entity = ? AND world_id = ? AND category = ?"
+        " ORDER BY sequence DESC LIMIT 1"
+    )
+    rows = await select(index, statement, (entity, world_id, category))
+    return int(rows[0][0]) if rows else 0
+
+
 async def of_correlation(index: Index, correlation_id: str, most: int) -> list[Sized]:
     """The first events of one correlation id."""
     statement = "SELECT sequence, length(raw) FROM events WHERE correlation_id = ? ORDER BY sequence LIMIT ?"
