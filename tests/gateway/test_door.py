@@ -132,6 +132,13 @@ def _references(node: object) -> set[str]:
     return set().union(*map(_references, node)) if isinstance(node, list) else set()
 
 
+async def test_openapi_tells_of_every_success(gateway: Served) -> None:
+    async with httpx.AsyncClient(base_url=gateway.url) as client:
+        paths = (await client.get("/openapi.json")).json()["paths"]
+    for path in ("/api/v1/events", "/api/v1/memory"):
+        assert {"200", "201"} <= set(paths[path]["post"]["responses"])
+
+
 async def test_examples_are_what_the_handlers_take(gateway: Served) -> None:
     checked = 0
     for _, _, operation in operations(gateway.app):

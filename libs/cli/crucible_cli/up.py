@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import shutil
 import signal
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -132,6 +134,7 @@ def _directory(path: Path) -> Path:
 def _welcome(data: DataDir, stack: Stack) -> list[str]:
     event = '{"type": "Custom.Hello", "payload": {"text": "hello"}}'
     option = "" if data.root == default_root(os.environ).absolute() else f" --data {data.root}"
+    crucible = "crucible" if shutil.which("crucible") else sys.argv[0]
     return [
         "",
         f"Crucible is up at {stack.url}",
@@ -141,8 +144,8 @@ def _welcome(data: DataDir, stack: Stack) -> list[str]:
         f"  hooks    {stack.hooks}",
         "",
         "Try next:",
-        f"  crucible demo{option}       the whole chain on a real file",
-        f"  crucible doctor{option}     what is wired, and whether it works",
+        f"  {crucible} demo{option}       the whole chain on a real file",
+        f"  {crucible} doctor{option}     what is wired, and whether it works",
         f'  curl -H "Authorization: Bearer $(cat {data.key_file})" -H "Content-Type: application/json" \\',
         f"    -d '{event}' {stack.url}/api/v1/events",
         f"  {stack.url}/docs            the API, to read and try",

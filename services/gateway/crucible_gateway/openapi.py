@@ -27,12 +27,14 @@ class Body(msgspec.Struct, frozen=True):
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
-    """What a handler's route is for. `reply` is as `Body.schema`; None is an answer without a body."""
+    """What a handler's route is for. `reply` is as `Body.schema`; None is an answer without a body. `instead` is when
+    it is answered with 200 in place of `status`."""
 
     summary: str
     tag: str
     description: str = ""
     status: int = 200
+    instead: str = ""
     params: type[Params] = NoParams
     headers: Mapping[str, str] = {}
     bodies: Mapping[str, Body] = {}
@@ -101,7 +103,7 @@ def _operation(path: str, handler: HTTPRouteHandler, operation: Operation) -> di
         "summary": operation.summary,
         "tags": [operation.tag],
         "parameters": [*_path_parameters(path), *_query_parameters(operation.params), *_headers(operation.headers)],
-        "responses": {str(operation.status): _reply(operation), **_refusals(operation)},
+        "responses": {str(operation.status): _reply(operation), **_instead(operation), **_refusals(operation)},
     }
     if operation.description:
         described["description"] = operation.description
@@ -142,6 +144,10 @@ def _reply(operation: Operation) -> dict[str, Any]:
     if operation.reply is not None:
         described["content"] = {operation.reply_type: _content(operation.reply, operation.example)}
     return described
+
+
+def _instead(operation: Operation) -> dict[str, Any]:
+    return {"200": _reply(operation) | {"description": operation.instead}} if operation.instead else {}
 
 
 def _refusals(operation: Operation) -> dict[str, Any]:

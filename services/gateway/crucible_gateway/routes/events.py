@@ -66,6 +66,7 @@ NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
             ),
             tag=TAG,
             status=201,
+            instead="A batch, or an event that was there already",
             params=AppendParams,
             headers={
                 "Idempotency-Key": "The same key again is answered with the first event",

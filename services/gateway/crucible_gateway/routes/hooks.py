@@ -64,7 +64,7 @@ async def list_hooks(request: Http) -> Response[bytes]:
             },
             reply=HookView,
             example=examples.HOOK_VIEW,
-            refusals=("malformed", "too_large", "unsupported", "invalid"),
+            refusals=("malformed", "conflict", "too_large", "unsupported", "invalid"),
         )
     ),
 )
@@ -99,7 +99,7 @@ async def get_hook(request: Http) -> Response[bytes]:
 
 @delete(
     "/api/v1/hooks/{name:str}",
-    opt=described(Operation(summary="Remove a hook", tag=TAG, status=204, refusals=("not_found",))),
+    opt=described(Operation(summary="Remove a hook", tag=TAG, status=204, refusals=("not_found", "conflict"))),
 )
 async def delete_hook(request: Http) -> None:
     read_params(request.url.query.encode(), NoParams)

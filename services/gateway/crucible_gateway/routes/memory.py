@@ -51,6 +51,7 @@ class _Versioned(msgspec.Struct):
             summary="Keep a memory",
             tag=TAG,
             status=201,
+            instead="The same Idempotency-Key has made it before",
             headers={"Idempotency-Key": "The same key again is answered with the first memory"},
             bodies={JSON: Body(CreateMemory, examples.MEMORY)},
             reply=Written,
