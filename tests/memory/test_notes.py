@@ -172,3 +172,8 @@ def test_only_markdown_files_are_notes() -> None:
         *[True] * 3,
         *[False] * 3,
     ]
+
+
+def test_number_that_cannot_be_written_is_refused() -> None:
+    with pytest.raises(InvalidError, match="front matter"):
+        parse(f"---\na: 0x{'f' * 6000}\n---\ntext", "a.md")

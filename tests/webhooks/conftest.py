@@ -17,13 +17,23 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from crucible_core.envelope import Data, Event, Metadata, Source, encode
-from crucible_core.protocol import Appended, AppendReply, AppendRequest, AttemptList, AttemptsRequest, WebhookView
+from crucible_core.errors import UnavailableError
+from crucible_core.protocol import (
+    Appended,
+    AppendReply,
+    AppendRequest,
+    AttemptList,
+    AttemptsRequest,
+    EnableHook,
+    WebhookView,
+)
 from crucible_core.subjects import Names
-from crucible_kit.bus import Bus
+from crucible_kit.bus import Bus, Message
 from crucible_kit.clock import fresh_id, timestamp
 from crucible_kit.frames import Outgoing
 from crucible_kit.rpc import Context, Endpoint, call, serve
 from crucible_kit.telemetry import Telemetry
+from crucible_kit.work import work
 from crucible_webhooks.app import create_app
 from crucible_webhooks.settings import Settings
 
@@ -114,6 +124,25 @@ class Service:
         subject = self.bus.names.event("default", "main", category, name, None)
         await self.bus.store(Outgoing(subject, encode(event)))
         return event
+
+    async def redelivered(self, webhook_id: str, delivery: Outgoing) -> None:
+        """Queues a delivery that somebody has taken before and given back."""
+        names = self.bus.names
+        await self.ask("enable", EnableHook(name=webhook_id, enabled=False), WebhookView)
+        await self.bus.store(delivery)
+
+        taken = asyncio.Event()
+
+        async def take(message: Message) -> None:
+            taken.set()
+            raise UnavailableError("given back")
+
+        filters = [names.delivery(webhook_id)]
+        taking = asyncio.create_task(work(self.bus, names.deliveries, names.durable(webhook_id), take, filters=filters))
+        await taken.wait()
+        taking.cancel()
+        await asyncio.gather(taking, return_exceptions=True)
+        await self.ask("enable", EnableHook(name=webhook_id, enabled=True), WebhookView)
 
     async def attempts(self, webhook: WebhookView) -> list[Any]:
         found: AttemptList = await self.ask("attempts", AttemptsRequest(id=webhook.id), AttemptList)

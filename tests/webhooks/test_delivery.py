@@ -15,6 +15,7 @@ from starlette.responses import Response
 from crucible_core.errors import InvalidError, NotFoundError
 from crucible_core.protocol import Check, EnableHook, GetRequest, WebhookList, WebhookView
 from crucible_core.protocol import TestRequest as Trial
+from crucible_kit.buckets import open_bucket
 from crucible_kit.frames import Outgoing
 
 from .conftest import Receiver, Service, until
@@ -202,6 +203,87 @@ async def test_bearer_credentials_are_sent_and_never_shown(service: Service, rec
     text = msgspec.json.encode(listed)
     assert b"t0ken" not in text
     assert str(webhook.secret).encode() not in text
+
+
+async def test_failing_webhooks_do_not_tell_each_other_without_end(
+    service: Service, receiver: Receiver, told: list[str]
+) -> None:
+    receiver.answer = _answering(404)
+    webhooks = [await service.create(receiver.url, name=f"w{number}") for number in range(3)]
+    await service.append()
+    await until(lambda: told.count("Webhook.Exhausted") == 3)
+    for webhook in webhooks:
+        await service.append("Webhook.Exhausted", id=webhook.id)
+    await until(lambda: len(receiver.requests) == 3 + 3 * 2)
+    await service.append("Custom.Last")
+    await until(lambda: told.count("Webhook.Exhausted") == 6)
+
+
+async def test_new_webhook_does_not_get_what_was_before_it(service: Service, receiver: Receiver) -> None:
+    names = service.bus.names
+    record = await service.create(receiver.url)
+    stored = await service.bus.last(f"KV_{names.bucket('webhooks')}", f"$KV.{names.bucket('webhooks')}.{record.id}")
+    assert stored is not None
+    later = msgspec.json.decode(stored.data) | {"created_at": "2999-01-01T00:00:00.000000Z"}
+    bucket = await open_bucket(service.bus, "webhooks")
+    await bucket.put(record.id, msgspec.json.encode(later))
+    kept = await service.create(receiver.url, name="kept")
+    await service.append()
+    await until(lambda: _count(service, kept, 1))
+    assert len(receiver.requests) == 1
+
+
+async def test_attempt_that_was_made_is_not_made_again(service: Service, receiver: Receiver, told: list[str]) -> None:
+    receiver.answer = _answering(404)
+    webhook = await service.create(receiver.url)
+    await service.append()
+    await until(lambda: told.count("Webhook.Exhausted") == 1)
+    names = service.bus.names
+    attempt = (await service.attempts(webhook))[0]
+    event = await service.bus.get(names.events, attempt.event_sequence)
+    assert event is not None
+    # The same delivery comes once more, and its first copy was refused, as after a crash before the acknowledgement.
+    headers = {"Crucible-Delivery": attempt.delivery_id, "Crucible-Attempt": "1", "Crucible-Event-Sequence": "1"}
+    told.clear()
+    await service.redelivered(webhook.id, Outgoing(names.delivery(webhook.id), event.data, headers))
+    await until(lambda: told == ["Webhook.Exhausted"])
+    assert len(receiver.requests) == 1
+
+
+async def test_record_that_cannot_be_read_keeps_what_waits(service: Service, receiver: Receiver) -> None:
+    webhook = await service.create(receiver.url)
+    await service.ask("enable", EnableHook(name=webhook.id, enabled=False), WebhookView)
+    await service.append()
+    names = service.bus.names
+    await until(lambda: service.bus.last(names.deliveries, names.delivery(webhook.id)))
+    bucket = await open_bucket(service.bus, "webhooks")
+    before = await bucket.get(webhook.id)
+    assert before is not None
+    await bucket.put(webhook.id, b'{"of": "another version"}')
+    other = await service.create(receiver.url, name="other")
+    await service.append("Custom.Other")
+    await until(lambda: _count(service, other, 1))
+    assert await service.bus.last(names.deliveries, names.delivery(webhook.id))
+    enabled = msgspec.json.decode(before.value) | {"enabled": True}
+    await bucket.put(webhook.id, msgspec.json.encode(enabled))
+    await until(lambda: len(receiver.requests) == 2)
+
+
+async def test_deleted_webhook_does_not_come_back(service: Service, receiver: Receiver) -> None:
+    async def slowly_gone(request: Request, body: bytes) -> Response:
+        await service.ask("delete", GetRequest(id=webhook.id), WebhookView)
+        return Response(status_code=410)
+
+    receiver.answer = slowly_gone
+    webhook = await service.create(receiver.url)
+    await service.append()
+    await until(lambda: receiver.requests)
+    receiver.answer = _answering(200)
+    kept = await service.create(receiver.url, name="kept")
+    await service.append()
+    await until(lambda: _count(service, kept, 1))
+    listed = await service.ask("list", GetRequest(id=""), WebhookList)
+    assert [one.name for one in listed.webhooks] == ["kept"]
 
 
 async def test_check_says_live_or_why_not(service: Service, receiver: Receiver) -> None:

@@ -62,9 +62,8 @@ def test_other_answers_fail_for_good(status: int) -> None:
     assert judge(Response(status), 1, DELAYS).outcome == "failed"
 
 
-def test_gone_disables() -> None:
-    verdict = judge(Response(410), 1, DELAYS)
-    assert (verdict.outcome, verdict.disable) == ("failed", True)
+def test_gone_is_final() -> None:
+    assert judge(Response(410), 1, DELAYS).outcome == "failed"
 
 
 def test_retry_after_lengthens_but_never_shortens_a_wait() -> None:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import msgspec
 
 from crucible_core import subjects
-from crucible_core.errors import CrucibleError, TooLargeError, UnavailableError
+from crucible_core.errors import CrucibleError, LimitedError, TooLargeError, UnavailableError
 
 from .bus import Bus
 from .frames import Outgoing
@@ -89,7 +89,7 @@ class Hand:
             error,
             exc_info=not isinstance(error, CrucibleError),
         )
-        if not isinstance(error, UnavailableError):
+        if not isinstance(error, LimitedError | UnavailableError):
             failures = self._failures.pop(message.sequence, 0) + 1
             if failures >= PARK_AFTER:
                 return await self._parked(message, f"failed {failures} times: {error}")

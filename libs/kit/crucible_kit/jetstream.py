@@ -185,8 +185,8 @@ class JetStream(abc.ABC):
 
     # ---- streams and consumers
 
-    async def ensure_stream(self, name: str, **options: Any) -> None:
-        """Creates the stream, or brings an existing one to these options. Idempotent.
+    async def ensure_stream(self, name: str, *, update: bool = True, **options: Any) -> None:
+        """Creates the stream; with `update`, brings an existing one to these options. Idempotent.
 
         The options are those of the JetStream API, with durations in seconds; `republish` is (source, destination).
         """
@@ -195,6 +195,8 @@ class JetStream(abc.ABC):
         config = _on_the_wire({"name": name, **options})
         reply = await self._api_reply("STREAM.CREATE", name, body=config)
         if reply.error is not None and reply.error.err_code == _NAME_IN_USE:
+            if not update:
+                return
             reply = await self._api_reply("STREAM.UPDATE", name, body=config)
         if reply.error is not None:
             raise _refused(reply.error, name)

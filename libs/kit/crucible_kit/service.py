@@ -21,5 +21,5 @@ async def open_service(service: str, settings: KitSettings, metrics: Metrics) ->
         stack.push_async_callback(asyncio.to_thread, telemetry.close)
         bus = await stack.enter_async_context(open_bus(settings.nats_url, Names(settings.bus_prefix), service))
         metrics.gauge("parked_messages", "Messages put aside since the start").set_function(lambda: bus.parked)
-        await declare_streams(bus, settings)
+        await declare_streams(bus, settings, service)
         yield bus, telemetry

@@ -11,30 +11,38 @@ HISTORY_S = 30 * 86_400.0
 DAY_S = 86_400.0
 
 
-async def declare_streams(bus: Bus, settings: KitSettings) -> None:
-    """Creates or updates EVENTS, HOOK_RUNS, DELIVERIES and ATTEMPTS. Idempotent."""
+async def declare_streams(bus: Bus, settings: KitSettings, service: str = "events") -> None:
+    """Creates EVENTS, HOOK_RUNS, DELIVERIES and ATTEMPTS where they are missing. Idempotent.
+
+    An existing one is changed by its `service` alone: another that has other settings must not shorten the log.
+    """
     names = bus.names
     replicas = settings.stream_replicas
+    retention_s = settings.retention_days * DAY_S
     await bus.ensure_stream(
         names.events,
+        update=service == "events",
         subjects=[names.all_events],
         num_replicas=replicas,
-        max_age=settings.retention_days * DAY_S,
+        max_age=retention_s,
         duplicate_window=DUPLICATE_WINDOW_S,
         allow_direct=True,
         allow_atomic=True,
         allow_msg_ttl=True,
         republish=names.live_mapping,
     )
-    for stream, work, schedules in (
-        (names.hook_runs, names.all_runs, names.run_schedules),
-        (names.deliveries, names.all_deliveries, names.delivery_schedules),
+    for owner, stream, work, schedules in (
+        ("hooks", names.hook_runs, names.all_runs, names.run_schedules),
+        ("webhooks", names.deliveries, names.all_deliveries, names.delivery_schedules),
     ):
         await bus.ensure_stream(
             stream,
+            update=service == owner,
             subjects=[work, schedules],
             retention="workqueue",
             num_replicas=replicas,
+            # What waits no longer than the log keeps its event: a handler that is off for ever must not fill the disk.
+            max_age=retention_s,
             duplicate_window=DUPLICATE_WINDOW_S,
             allow_direct=True,
             allow_msg_ttl=True,
@@ -42,6 +50,7 @@ async def declare_streams(bus: Bus, settings: KitSettings) -> None:
         )
     await bus.ensure_stream(
         names.attempts,
+        update=service == "events",
         subjects=[names.all_attempts],
         num_replicas=replicas,
         max_age=HISTORY_S,

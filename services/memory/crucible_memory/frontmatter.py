@@ -88,7 +88,10 @@ def _plain(found: dict[Any, Any]) -> dict[str, Any]:
                 return value.hex()
         return str(value)
 
-    return {_key(key): plain(value, 1) for key, value in found.items()}
+    try:
+        return {_key(key): plain(value, 1) for key, value in found.items()}
+    except ValueError as error:  # a number of thousands of digits cannot be written
+        raise refused(_PATH, f"cannot be read: {str(error)[:200]}") from None
 
 
 def _key(key: Any) -> str:

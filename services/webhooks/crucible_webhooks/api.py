@@ -43,7 +43,7 @@ def endpoints(bus: Bus, registry: Registry, index: Index, sender: Sender, settin
 
     async def create(request: CreateWebhook, context: Context) -> WebhookView:
         record = make_record(request, fresh_id("whk"), timestamp(), settings.webhooks_timeout_ms)
-        await registry.save(record)
+        await registry.create(record)
         await _tell(bus, "Webhook.Registered", record, context)
         shown = view(record, Counters())
         shown.secret = record.auth.secret or ""

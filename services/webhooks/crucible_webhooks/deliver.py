@@ -9,24 +9,27 @@ from collections.abc import Mapping
 import msgspec
 
 from crucible_core import subjects
-from crucible_core.envelope import Event, Source, decode
-from crucible_core.errors import CrucibleError
+from crucible_core.envelope import MAX_HOPS, Event, Source, decode
+from crucible_core.errors import CrucibleError, LimitedError, NotFoundError, UnavailableError, from_problem
 from crucible_core.protocol import AppendReply, AppendRequest, AttemptRecord, NewEvent, WebhookRecord
 from crucible_kit.bus import Bus, Message
 from crucible_kit.clock import now_ms, timestamp
 from crucible_kit.frames import Outgoing
 from crucible_kit.metrics import Metrics
 from crucible_kit.rpc import call
+from crucible_kit.streams import DUPLICATE_WINDOW_S
 from crucible_kit.telemetry import Attribute, Telemetry
 from crucible_kit.work import Poison, work
 
 from .registry import Registry
 from .sending import Sender
 from .signing import USER_AGENT, authorization, body_of, sign, signing_key
-from .verdict import Response, Verdict, judge
+from .verdict import GONE, Response, Verdict, judge
 
 log = logging.getLogger(__name__)
 
+_PAUSE_S = 1.0
+_SURELY_NEW_MS = DUPLICATE_WINDOW_S * 500
 _SPARE_S = 15.0
 """How much longer than an attempt may take a message stays a worker's own."""
 
@@ -68,7 +71,7 @@ class Workers:
             running = None
         if wanted and not running:
             self._running[webhook_id] = (wanted, asyncio.create_task(self._work(webhook_id, *wanted)))
-        if record is None:
+        if self._registry.is_deleted(webhook_id):
             with contextlib.suppress(CrucibleError):
                 await forget(self._bus, webhook_id)
 
@@ -80,22 +83,35 @@ class Workers:
         task.add_done_callback(self._stopping.discard)
 
     async def _work(self, webhook_id: str, concurrency: int, timeout_ms: int) -> None:
-        await work(
-            self._bus,
-            self._bus.names.deliveries,
-            self._bus.names.durable(webhook_id),
-            self._attempt,
-            filters=[self._bus.names.delivery(webhook_id)],
-            concurrency=concurrency,
-            ack_wait=timeout_ms / 1000 + _SPARE_S,
-        )
+        names = self._bus.names
+        while True:
+            try:
+                await work(
+                    self._bus,
+                    names.deliveries,
+                    names.durable(webhook_id),
+                    self._attempt,
+                    filters=[names.delivery(webhook_id)],
+                    concurrency=concurrency,
+                    ack_wait=timeout_ms / 1000 + _SPARE_S,
+                )
+            except Exception:
+                log.exception("the worker of %s broke off; it begins again", webhook_id)
+                await asyncio.sleep(_PAUSE_S)
 
     async def _attempt(self, message: Message) -> None:
-        record = self._registry.records.get(webhook_of(message))
+        webhook_id = webhook_of(message)
+        if self._registry.is_deleted(webhook_id):
+            return  # while this waited
+        record = self._registry.records.get(webhook_id)
         if record is None:
-            return  # deleted while this waited
+            raise UnavailableError(f"webhook {webhook_id} cannot be read by this replica")
         event = decode(message.data, int(message.headers.get(subjects.EVENT_SEQUENCE, 0)))
         delivery, attempt = _place(message)
+        earlier = await self._recorded(record, message, delivery, attempt)
+        if earlier is not None:
+            await self._tell_of(record, event, earlier)
+            return
         began, started_at = time.perf_counter(), timestamp()
         parent = message.headers.get(subjects.TRACEPARENT)
         attributes: dict[str, Attribute | None] = {
@@ -158,26 +174,42 @@ class Workers:
                 msg_id=f"{outcome.delivery_id}:{outcome.attempt}",
             )
         )
-        if verdict.disable and record.enabled:
-            await self._registry.set_enabled(record.id, False, verdict.reason)
+        await self._tell_of(record, event, outcome)
+
+    async def _recorded(
+        self, record: WebhookRecord, message: Message, delivery: str, attempt: int
+    ) -> AttemptRecord | None:
+        """The attempt as it was made already: by a process that died before it said so, or for an event that was
+        dispatched twice. Asked only where that can be, since most deliveries are new."""
+        if message.delivered == 1 and now_ms() - message.time_ms < _SURELY_NEW_MS:
+            return None
+        names = self._bus.names
+        found = await self._bus.last(names.attempts, names.attempt(record.id, delivery))
+        made = msgspec.json.decode(found.data, type=AttemptRecord) if found else None
+        return made if made is not None and made.attempt >= attempt else None
+
+    async def _tell_of(self, record: WebhookRecord, event: Event, outcome: AttemptRecord) -> None:
+        """What a final failure means for the webhook and the log. Safe to do twice."""
+        if outcome.status == GONE:
+            with contextlib.suppress(NotFoundError):  # deleted meanwhile
+                if self._registry.get(record.id).enabled:
+                    await self._registry.set_enabled(record.id, False, outcome.error)
             await self._tell("Webhook.Disabled", record, event, outcome)
-        elif verdict.outcome in ("failed", "exhausted"):
+        elif outcome.outcome in ("failed", "exhausted") and event.type != "Webhook":
+            # Of the delivery of such an event nothing is told: webhooks that fail would tell each other without end.
             await self._tell("Webhook.Exhausted", record, event, outcome)
 
     async def _tell(self, event_type: str, record: WebhookRecord, cause: Event, outcome: AttemptRecord) -> None:
+        """Raises LimitedError or UnavailableError: then the message comes again, and this with it."""
+        request = AppendRequest(events=[effect(event_type, record, cause, outcome)])
         try:
-            reply = await call(
-                self._bus,
-                "events",
-                "append",
-                AppendRequest(events=[effect(event_type, record, cause, outcome)]),
-                AppendReply,
-            )
+            reply = await call(self._bus, "events", "append", request, AppendReply)
+            if reply.results[0].error:
+                raise from_problem(reply.results[0].error)
+        except (LimitedError, UnavailableError):
+            raise
         except CrucibleError as error:
-            log.warning("%s of %s was not recorded: %s", event_type, record.id, error)
-            return
-        if reply.results[0].error:
-            log.warning("%s of %s was refused: %s", event_type, record.id, reply.results[0].error.detail)
+            log.warning("%s of %s was refused: %s", event_type, record.id, error)
 
 
 def request_headers(record: WebhookRecord, event: Event, delivery: str, body: bytes, at_s: int) -> dict[str, str]:
@@ -212,7 +244,7 @@ def effect(event_type: str, record: WebhookRecord, cause: Event, outcome: Attemp
         actor="system:webhooks",
         correlation_id=cause.metadata.correlation_id,
         causation_id=cause.metadata.id,
-        hop=cause.metadata.hop + 1,
+        hop=min(cause.metadata.hop + 1, MAX_HOPS),
         world_id=cause.metadata.world_id,
         room_id=cause.metadata.room_id,
         entity=record.id,

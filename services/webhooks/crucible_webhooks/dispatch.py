@@ -9,6 +9,7 @@ from crucible_core import subjects
 from crucible_core.envelope import Event, decode
 from crucible_core.ids import derive_id
 from crucible_core.protocol import WebhookRecord
+from crucible_core.times import parse_time
 from crucible_kit.bus import Bus, Message
 from crucible_kit.frames import Outgoing
 from crucible_kit.metrics import Metrics
@@ -19,6 +20,7 @@ from .registry import Registry
 log = logging.getLogger(__name__)
 
 DURABLE = "webhooks-dispatch"
+_CLOCKS_DIFFER_MS = 5000
 
 
 async def dispatch(bus: Bus, registry: Registry, metrics: Metrics) -> None:
@@ -41,7 +43,14 @@ def _deliveries(bus: Bus, match: Callable[[Event], list[WebhookRecord]], message
         event = decode(message.data, message.sequence)
     except msgspec.DecodeError as error:
         raise Poison(f"not an event: {error}") from error
-    return [enqueued(bus, record.id, event, message) for record in match(event)]
+    return [enqueued(bus, record.id, event, message) for record in match(event) if _is_after(message, record)]
+
+
+def _is_after(message: Message, record: WebhookRecord) -> bool:
+    """A new webhook does not get what waited for the dispatcher from before it was made. The two times are of two
+    clocks, so a little of the past is let through rather than anything of the present be lost."""
+    made_ms = parse_time(record.created_at, "created_at") // 1000
+    return message.time_ms >= made_ms - _CLOCKS_DIFFER_MS
 
 
 def enqueued(bus: Bus, webhook_id: str, event: Event, message: Message) -> Outgoing:

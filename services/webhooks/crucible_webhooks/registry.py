@@ -6,7 +6,7 @@ from collections.abc import Callable
 import msgspec
 
 from crucible_core.envelope import Event
-from crucible_core.errors import CrucibleError, NotFoundError
+from crucible_core.errors import ConflictError, CrucibleError, NotFoundError
 from crucible_core.matcher import CompiledFilters, Matcher
 from crucible_core.protocol import WebhookRecord
 from crucible_kit.buckets import Bucket, Change, View
@@ -24,6 +24,7 @@ class Registry:
         self._bucket = bucket
         self._compiled: dict[str, CompiledFilters] = {}
         self._matcher: Matcher[str] | None = None
+        self._revisions: dict[str, int] = {}
         self.view = View(bucket, self._take)
         self.records: dict[str, WebhookRecord] = {}
         self.inert: dict[str, str] = {}
@@ -40,22 +41,33 @@ class Registry:
         own = event.data.payload.get("id") if event.type == "Webhook" else None
         return [self.records[webhook] for webhook in self._matcher.match(event) if webhook != own]
 
+    def is_deleted(self, webhook_id: str) -> bool:
+        """False also for one whose record this version cannot read."""
+        return webhook_id not in self._revisions
+
     def get(self, webhook_id: str) -> WebhookRecord:
         record = self.records.get(webhook_id)
         if record is None:
             raise NotFoundError(f"there is no webhook {webhook_id[:100]!r}")
         return record
 
-    async def save(self, record: WebhookRecord) -> None:
+    async def create(self, record: WebhookRecord) -> None:
         """Returns once this process works with it."""
-        await self.view.reach(await self._bucket.put(record.id, msgspec.json.encode(record)))
+        await self.view.reach(await self._bucket.create(record.id, msgspec.json.encode(record)))
 
     async def set_enabled(self, webhook_id: str, enabled: bool, reason: str | None = None) -> WebhookRecord:
-        record = msgspec.structs.replace(
-            self.get(webhook_id), enabled=enabled, disabled_reason=reason, updated_at=timestamp()
-        )
-        await self.save(record)
-        return record
+        """Changes what is there now, never an older copy. Raises NotFoundError where the webhook was deleted."""
+        while True:
+            record = msgspec.structs.replace(
+                self.get(webhook_id), enabled=enabled, disabled_reason=reason, updated_at=timestamp()
+            )
+            try:
+                value = msgspec.json.encode(record)
+                await self.view.reach(await self._bucket.update(webhook_id, value, self._revisions[webhook_id]))
+            except ConflictError:
+                await self.view.refresh()
+            else:
+                return record
 
     async def delete(self, webhook_id: str) -> WebhookRecord:
         record = self.get(webhook_id)
@@ -67,9 +79,10 @@ class Registry:
         self._matcher = None
         self._compiled.pop(change.key, None)
         self.inert.pop(change.key, None)
-        if change.value is None:
-            self.records.pop(change.key, None)
-        else:
+        self.records.pop(change.key, None)
+        self._revisions.pop(change.key, None)
+        if change.value is not None:
+            self._revisions[change.key] = change.revision
             self._load(change.key, change.value)
         self.changed(change.key)
 
@@ -77,7 +90,9 @@ class Registry:
         try:
             record = msgspec.json.decode(value, type=WebhookRecord)
         except msgspec.DecodeError as error:
+            # Of a newer version, perhaps: not deleted, so what waits for it goes on waiting.
             log.error("webhook %s cannot be read: %s", key, error)
+            self.inert[key] = f"its record cannot be read: {error}"
             return
         self.records[key] = record
         try:

@@ -15,13 +15,14 @@ from .verdict import Response
 KEPT_BYTES = 2048
 """How much of an answer is kept with its attempt."""
 _READ_BYTES = 64 * 1024
+_LOOKUP_S = 5.0
 
 
 class PublicResolver(AbstractResolver):
     """Resolves to public addresses only, so that a webhook cannot reach into the operator's network (SSRF)."""
 
     def __init__(self) -> None:
-        self._resolver = aiohttp.ThreadedResolver()
+        self._resolver = _resolver()
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
@@ -84,7 +85,7 @@ class Sender:
 
 @contextlib.asynccontextmanager
 async def open_sender(private_targets: bool) -> AsyncIterator[Sender]:
-    resolver = None if private_targets else PublicResolver()
+    resolver = _resolver() if private_targets else PublicResolver()
     connector = aiohttp.TCPConnector(limit=0, resolver=resolver, keepalive_timeout=30)
     async with aiohttp.ClientSession(
         connector=connector,
@@ -93,6 +94,11 @@ async def open_sender(private_targets: bool) -> AsyncIterator[Sender]:
         auto_decompress=False,
     ) as session:
         yield Sender(session, private_targets)
+
+
+def _resolver() -> aiohttp.AsyncResolver:
+    # Not in threads: look-ups that hang cannot be cancelled there, and would use up the threads of everybody else.
+    return aiohttp.AsyncResolver(timeout=_LOOKUP_S, tries=2)
 
 
 async def _beginning(answer: aiohttp.ClientResponse) -> str:

@@ -6,7 +6,7 @@ from typing import Literal
 import msgspec
 
 _RETRIED = frozenset({408, 425, 429})
-_GONE = 410
+GONE = 410
 MAX_RETRY_AFTER_S = 3600.0
 
 
@@ -24,7 +24,6 @@ class Verdict(msgspec.Struct, frozen=True):
 
     outcome: Literal["delivered", "retrying", "failed", "exhausted"]
     delay_s: float = 0.0
-    disable: bool = False
     reason: str | None = None
 
 
@@ -34,8 +33,8 @@ def judge(response: Response, attempt: int, delays_s: Sequence[float]) -> Verdic
     if status is not None and 200 <= status < 300:
         return Verdict("delivered")
     reason = response.error or f"the endpoint answered {status}"
-    if status == _GONE:
-        return Verdict("failed", disable=True, reason="the endpoint answered 410 Gone")
+    if status == GONE:
+        return Verdict("failed", reason="the endpoint answered 410 Gone")
     if status is not None and status < 500 and status not in _RETRIED:
         return Verdict("failed", reason=reason)
     if attempt > len(delays_s):
