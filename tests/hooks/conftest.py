@@ -100,6 +100,7 @@ class System:
     async def running(self) -> AsyncIterator[Any]:
         app = create_app(self.settings)
         async with app.router.lifespan_context(app):
+            self.ready = app.state.ready
             await until(lambda: not app.state.ready())
             yield app
 

@@ -70,10 +70,25 @@ async def test_value_in_the_environment_is_data(tmp_path: Path, value: str) -> N
 
 
 @pytest.mark.parametrize(
-    "command", ["sh -c 'echo {{event.id}}'", "eval {{event.id}}", 'bash -ec "{{event.id}}"', "cat <<X\n{{event.id}}\nX"]
+    "command",
+    [
+        "sh -c 'echo {{event.id}}'",
+        "eval {{event.id}}",
+        'bash -ec "{{event.id}}"',
+        "cat <<X\n{{event.id}}\nX",
+        'bash -o pipefail -c "echo {{event.id}} | cat"',
+        'su -c "echo {{event.id}}"',
+        'ssh host "ls {{event.id}}"',
+        "/usr/bin/python3.11 -c 'print({{event.id}})'",
+        "echo x | xargs -I{} env sh -c {{event.id}}",
+        "find . -name {{event.id}} -exec rm {} +",
+        "awk {{event.id}}",
+        ". {{event.id}}",
+        "true && . ./{{event.id}}",
+    ],
 )
 def test_value_may_not_go_where_it_is_parsed_again(command: str) -> None:
-    with pytest.raises(InvalidError, match=r"second shell|here-document"):
+    with pytest.raises(InvalidError, match="a template may not go through"):
         compile_shell(ShellAction(command=command), "action")
 
 

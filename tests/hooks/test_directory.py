@@ -55,6 +55,28 @@ async def test_files_are_there_from_the_start(stopped: System) -> None:
         assert await stopped.state("note") is None
 
 
+async def test_directory_that_goes_away_takes_no_hook_with_it(system: System) -> None:
+    system.write("note.md", NOTE % "1")
+    await live(system, "note", "active")
+    away = system.folder.rename(system.folder.with_name("unmounted"))
+    await until(lambda: _unsynced(system))
+    assert await system.state("note") == "active"
+    assert not system.folder.exists()
+    await system.append()
+    assert (await system.run_of("note", "ok")).output == 1
+    away.rename(system.folder)
+    (system.folder / "note.md").unlink()
+    await until(lambda: is_gone(system, "note"))
+
+
+async def is_gone(system: System, hook: str) -> bool:
+    return await system.state(hook) is None
+
+
+def _unsynced(system: System) -> bool:
+    return "hook files" in system.ready()
+
+
 async def test_script_beside_the_file_is_inlined_and_watched(system: System) -> None:
     script = system.write("work.py", "1")
     system.write("note.md", NOTE % "work.py")

@@ -8,6 +8,7 @@ import pytest
 from crucible_core.envelope import Data, Event, Metadata, Source, encode
 from crucible_core.errors import DeniedError, UnavailableError
 from crucible_core.protocol import EnableHook, HookList, HookView, InterceptReply, InterceptRequest
+from crucible_kit.buckets import open_bucket
 from crucible_kit.clock import fresh_id, timestamp
 
 from .conftest import System, until
@@ -45,6 +46,30 @@ async def test_denied_event_is_not_committed_and_the_run_is_told(system: System)
     [event] = await system.log("Hook.Executed")
     assert (event.data.payload["outcome"], event.data.payload["event_id"]) == ("denied", run.event_id)
     assert event.metadata.causation_id is None  # as the denied event's own: that one is not in the log
+
+
+async def test_gate_that_this_replica_cannot_load_denies(system: System) -> None:
+    await system.register("gate", "None", pre=True)
+    bucket = await open_bucket(system.bus, "hooks")
+    stored = await bucket.get("gate")
+    assert stored is not None
+    record = msgspec.json.decode(stored.value)
+    record["definition"]["options"]["of_a_newer_version"] = True
+    await bucket.put("gate", msgspec.json.encode(record))
+    await until(lambda: is_inert(system, "gate"))
+    with pytest.raises(DeniedError, match="cannot be loaded"):
+        await system.append()
+
+
+async def test_record_that_cannot_be_read_is_inert_and_not_deleted(system: System) -> None:
+    await system.register("note", "1")
+    bucket = await open_bucket(system.bus, "hooks")
+    await bucket.put("note", b"of another version")
+    await until(lambda: is_inert(system, "note"))
+
+
+async def is_inert(system: System, hook: str) -> bool:
+    return (await system.state(hook) or "").startswith("inert")
 
 
 async def test_changed_payload_is_what_is_committed(system: System) -> None:

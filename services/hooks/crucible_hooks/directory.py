@@ -56,7 +56,8 @@ class Directory:
         """Keeps the records in step with the files until cancelled."""
         while True:
             try:
-                await asyncio.to_thread(self._root.mkdir, parents=True, exist_ok=True)
+                if not self._has_records():
+                    await asyncio.to_thread(self._root.mkdir, parents=True, exist_ok=True)
                 await self.sync()
                 async for _ in awatch(
                     self._root,
@@ -68,7 +69,9 @@ class Directory:
                 ):
                     await self.sync()
             except (OSError, RuntimeError) as error:
-                log.warning("%s cannot be watched: %s", self._root, error)
+                # A directory that is away, such as one that is not mounted, says nothing of its hooks: all are kept.
+                self.synced = False
+                log.warning("%s cannot be read; its hooks stay as they are: %s", self._root, error)
             except CrucibleError as error:
                 log.info("hook files are read again: %s", error)
             await asyncio.sleep(_PAUSE_S)
@@ -90,9 +93,27 @@ class Directory:
         self.synced = True
         self._settled = found if not writes and not deletes else None
 
+    def _has_records(self) -> bool:
+        origin = f"{self._root}/"
+        return any(record.origin.startswith(origin) for record in self._registry.records.values())
+
+    def _paths(self) -> list[Path]:
+        """The hook files. Raises OSError where any directory cannot be read."""
+
+        def fail(error: OSError) -> None:
+            raise error
+
+        found = [
+            Path(folder) / name
+            for folder, _, names in os.walk(self._root, onerror=fail)
+            for name in names
+            if name.endswith(".md")
+        ]
+        return sorted(path for path in found if _is_shown(path.relative_to(self._root)))
+
     def _scan(self) -> list[Found]:
         root = self._root.resolve()
-        paths = sorted(path for path in self._root.rglob("*.md") if _is_shown(path.relative_to(self._root)))
+        paths = self._paths()
         if len(paths) > MAX_FILES:
             log.error("%s has more than %d hook files: the rest is passed over", self._root, MAX_FILES)
         known, self._read = self._read, {}

@@ -100,6 +100,7 @@ class Interceptor:
         return InterceptReply(payload=msgspec.Raw(msgspec.json.encode(final.data.payload)))
 
     async def _chain(self, event: Event, named: frozenset[str]) -> Event:
+        self._check_loaded(named)
         order = self._registry.pre
         first, modifiers, last_change = event, set[str](), -1
         for place, hook in enumerate(order):
@@ -113,6 +114,14 @@ class Interceptor:
             if hook.name not in modifiers and hook.filters.matches(event):
                 await self._ask(hook, event, judging=True)
         return event
+
+    def _check_loaded(self, named: frozenset[str]) -> None:
+        """A hook that `events` knows and this replica cannot load is a gate that fails. Raises DeniedError."""
+        for name in sorted(named):
+            reason = self._registry.unloaded(name)
+            if reason is not None:
+                reason = f"the hook cannot be loaded: {reason}"
+                raise DeniedError(f"hook {name} denied the event: {reason}", hook=name, reason=reason)
 
     async def _ask(self, hook: Hook, event: Event, *, judging: bool = False) -> dict[str, Any] | None:
         """The changed payload, or None. Raises DeniedError."""

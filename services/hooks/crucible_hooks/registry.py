@@ -8,7 +8,7 @@ import msgspec
 
 from crucible_core.envelope import Event
 from crucible_core.errors import CrucibleError, NotFoundError
-from crucible_core.hooks import timing
+from crucible_core.hooks import failure_policy, timing
 from crucible_core.matcher import Matcher
 from crucible_core.protocol import GuardedRequest, HookRecord
 from crucible_core.subjects import token
@@ -74,6 +74,17 @@ class Registry:
             return "active"
         return f"inert: {reason}" + ("; the last good version still runs" if name in self.hooks else "")
 
+    def unloaded(self, name: str) -> str | None:
+        """Why an enabled Pre hook that must not be passed over cannot run here; None for one that can, or need not."""
+        record = self.records.get(name)
+        if record is None or not record.enabled or name in self.hooks:
+            return None
+        if record.definition is None:
+            return record.error
+        if timing(record.definition) != "Pre" or failure_policy(record.definition) == "allow":
+            return None
+        return self.broken.get(name)
+
     def get(self, name: str) -> HookRecord:
         record = self.records.get(name)
         if record is None:
@@ -111,7 +122,7 @@ class Registry:
 
     def _take(self, change: Change) -> None:
         self._matcher = self._pre = None
-        record = _record(change)
+        record = _record(change, self._names.get(change.key, change.key))
         name = record.name if record else self._names.get(change.key, change.key)
         before = self.records.pop(name, None)
         self.hooks.pop(name, None)
@@ -138,11 +149,12 @@ class Registry:
             log.warning("hook %s cannot run: %s", record.name, error.detail)
 
 
-def _record(change: Change) -> HookRecord | None:
+def _record(change: Change, name: str) -> HookRecord | None:
+    """One that cannot be read, of a newer version perhaps, is not deleted: it is inert, and what waits for it waits."""
     if change.value is None:
         return None
     try:
         return msgspec.json.decode(change.value, type=HookRecord)
     except msgspec.DecodeError as error:
         log.error("the record of hook %s cannot be read: %s", change.key, error)
-        return None
+        return HookRecord(name=name, error=f"its record cannot be read: {error}")

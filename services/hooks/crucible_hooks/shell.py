@@ -25,7 +25,18 @@ _LINGER_S = 0.2
 _POLL_S = 0.02
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_NOT_WITH_TEMPLATES = re.compile(r"<<|\beval\b|\b(?:ba|da|k|z|c|tc|fi)?sh\s+(?:-\S+\s+)*-\w*c\b")
+_WORD = re.compile(r"[^\s;|&()<>`$'\"]+")
+_SOURCES = re.compile(r"(?:^|[;&|(`{]|\bthen\b|\bdo\b)\s*\.\s")
+_REPARSERS = frozenset(
+    """
+    sh bash dash zsh ksh mksh ash csh tcsh fish busybox toybox eval source trap alias su sudo doas
+    runuser ssh rsh env xargs parallel watch at batch crontab nohup setsid timeout nice script expect
+    awk gawk mawk nawk sed perl ruby php node deno bun lua tclsh -exec -execdir -ok -okdir make ed ex vi
+    vim gdb
+    """.split()  # noqa: SIM905 - a table of words
+)
+_INTERPRETER = re.compile(r"python[\d.]*|pypy[\d.]*|perl[\d.]+|lua[\d.]+|ruby[\d.]+|php[\d.]+")
+"""Programs that take an argument for a program: with a value in it, the value would be run."""
 
 
 class Shell(msgspec.Struct, frozen=True):
@@ -40,9 +51,9 @@ def compile_shell(action: ShellAction, at: str) -> Shell:
     """Raises InvalidError for bad templates, and for one in a text that would be parsed as a command once more."""
     parts = parse(action.command, f"{at}.command")
     templates = any(isinstance(part, Expression) for part in parts)
-    if templates and (found := _NOT_WITH_TEMPLATES.search(action.command)):
-        where, what = f"{at}.command", "here-document" if found[0] == "<<" else "second shell"
-        message = f"a template may not go through a {what}: give the value in env, and use the variable"
+    if templates and (reader := _reader(action.command)):
+        where = f"{at}.command"
+        message = f"a template may not go through {reader}: give the value in env, and use the variable"
         raise InvalidError(f"{where}: {message}", errors=[FieldError(where, message)])
     for name in action.env:
         if not _VARIABLE.fullmatch(name):
@@ -52,6 +63,16 @@ def compile_shell(action: ShellAction, at: str) -> Shell:
             )
     env = {name: compile_text(text_of(value), f"{at}.env.{name}") for name, value in action.env.items()}
     return Shell(_command(parts), tuple(part for part in parts if isinstance(part, Expression)), env)
+
+
+def _reader(command: str) -> str | None:
+    """What in a command may read an argument as a program once more; None where nothing does. Rather too strict."""
+    if "<<" in command:
+        return "a here-document"
+    if _SOURCES.search(command):
+        return "`.`"
+    names = (word.rpartition("/")[2].replace("\\", "") for word in _WORD.findall(command))
+    return next((f"`{name}`" for name in names if name in _REPARSERS or _INTERPRETER.fullmatch(name)), None)
 
 
 def _command(parts: tuple[str | Expression, ...]) -> str:

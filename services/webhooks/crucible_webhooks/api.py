@@ -30,7 +30,7 @@ from crucible_kit.rpc import Context, Endpoint, call
 
 from . import store
 from .check import check
-from .records import make_record, view
+from .records import make_record, told_url, view
 from .registry import Registry
 from .sending import Sender
 from .settings import Settings
@@ -96,7 +96,7 @@ def endpoints(bus: Bus, registry: Registry, index: Index, sender: Sender, settin
 
 async def _tell(bus: Bus, event_type: str, record: WebhookRecord, context: Context) -> None:
     """The log hears of a change of configuration; the change itself is durable already."""
-    payload = {"id": record.id, "name": record.name, "url": record.url}
+    payload = {"id": record.id, "name": record.name, "url": told_url(record.url)}
     event = NewEvent(
         type=event_type,
         payload=msgspec.Raw(msgspec.json.encode(payload)),

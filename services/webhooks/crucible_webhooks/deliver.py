@@ -21,6 +21,7 @@ from crucible_kit.streams import DUPLICATE_WINDOW_S
 from crucible_kit.telemetry import Attribute, Telemetry
 from crucible_kit.work import Poison, work
 
+from .records import told_url
 from .registry import Registry
 from .sending import Sender
 from .signing import USER_AGENT, authorization, body_of, sign, signing_key
@@ -230,7 +231,7 @@ def effect(event_type: str, record: WebhookRecord, cause: Event, outcome: Attemp
     payload = {
         "id": record.id,
         "name": record.name,
-        "url": record.url,
+        "url": told_url(record.url),
         "reason": outcome.error or "",
         "delivery_id": outcome.delivery_id,
         "event_id": cause.metadata.id,

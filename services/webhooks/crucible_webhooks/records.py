@@ -70,6 +70,12 @@ def view(record: WebhookRecord, counters: Counters, inert: str | None = None) ->
     )
 
 
+def told_url(url: str) -> str:
+    """What the log hears of an endpoint: its origin. The rest may be a secret, as that of a chat's webhook is."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
 def _url_errors(url: str) -> list[FieldError]:
     try:
         parts = urlsplit(url)
