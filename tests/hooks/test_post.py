@@ -284,3 +284,12 @@ async def _drained(system: System, hook: str) -> bool:
 async def _ran_for(system: System, hook: str, type: str) -> bool:
     runs: list[RunRecord] = await system.runs(hook)
     return any(run.event_type == type for run in runs)
+
+
+async def test_looping_hook_leaves_workers_to_the_others(system: System) -> None:
+    await system.register("loop", "while True: pass", options={"timeout_ms": 3000, "concurrency": 16})
+    for _ in range(16):
+        await system.append()
+    await system.register("quick", "1 + 1", on="Custom.other")
+    await system.append("Custom.other")
+    assert (await system.run_of("quick", "ok", 2.5)).output == 2

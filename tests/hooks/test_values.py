@@ -50,6 +50,23 @@ def test_bad_expression_is_refused(source: str) -> None:
         compile_expression(source, "x")
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "event.payload.xs.exists(t, t in event.payload.ys)",
+        "event.payload.xs.all(t, event.payload.text.contains(t))",
+        "event.payload.xs.filter(t, size(event.payload.ys) > t).size() > 0",
+    ],
+)
+def test_loop_that_searches_the_event_is_refused(source: str) -> None:
+    with pytest.raises(InvalidError, match="not search in them"):
+        compile_expression(source, "condition.expr")
+
+
+def test_loop_may_compare_with_the_event() -> None:
+    compile_expression("event.payload.xs.exists(t, t == event.payload.wanted)", "condition.expr")
+
+
 def test_loop_in_a_loop_is_refused_and_text_that_looks_like_one_is_not() -> None:
     compile_expression("[1].all(a, a > 0) && [2].all(b, b > 0)", "x")
     compile_expression("[1].all(a, '.map(x, .map(y,' != '')", "x")

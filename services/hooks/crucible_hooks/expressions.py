@@ -1,7 +1,7 @@
 """CEL expressions (cel.dev): checked and compiled once, evaluated against `event` and `inputs`."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,9 @@ VARIABLES = ("event", "inputs")
 MAX_SOURCE = 4096
 _SHOWN = 200
 _STRING = re.compile(r"""\"(?:[^"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'""")
+_OF_EVENT = re.compile(r"\b(?:event|inputs)\b")
+_SEARCHES = re.compile(r"\bin\b|\w\s*\(|\+")
+"""What takes time in proportion to a value: done for each element of another, it could hold up the whole process."""
 _MACRO = re.compile(r"\.\s*(?:all|exists|exists_one|map|filter)\s*\(\s*(\w+)\s*,")
 _PROBES = ("{}()", "{}(1)", '"a".{}()', '"a".{}("a")', 'timestamp("2026-01-01T00:00:00Z").{}()', "[1].{}()")
 # The probes call a function with few kinds of arguments; these refuse all of them.
@@ -43,8 +46,12 @@ def compile_expression(source: str, at: str) -> Expression:
     bare = _STRING.sub('""', source)
     _check_names(names["variables"], [*VARIABLES, *_MACRO.findall(bare)], at)
     _check_functions(names["functions"], at)
-    if _nested(bare):
-        raise _refused(at, "loops (map, filter, all, exists …) may not stand inside each other")
+    for body in _loop_bodies(bare):
+        if _MACRO.search(body):
+            raise _refused(at, "loops (map, filter, all, exists …) may not stand inside each other")
+        if _OF_EVENT.search(body) and _SEARCHES.search(body):
+            message = "a loop may compare with fields of event and inputs, but not search in them or call on them"
+            raise _refused(at, message)
     return Expression(source, program)
 
 
@@ -99,16 +106,14 @@ def _answers(name: str, probe: str) -> bool:
     return True
 
 
-def _nested(bare: str) -> bool:
-    """Whether a loop begins inside the parentheses of another; `bare` has its strings emptied."""
+def _loop_bodies(bare: str) -> Iterator[str]:
+    """What stands in the parentheses of each loop; `bare` has its strings emptied."""
     for macro in _MACRO.finditer(bare):
         depth, place = 1, macro.end()
         while depth and place < len(bare):
             depth += {"(": 1, ")": -1}.get(bare[place], 0)
             place += 1
-        if _MACRO.search(bare, macro.end(), place):
-            return True
-    return False
+        yield bare[macro.end() : place]
 
 
 def _shown(expression: Expression) -> str:

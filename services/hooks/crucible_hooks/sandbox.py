@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
+from weakref import WeakValueDictionary
 
 from pydantic_monty import (
     AsyncFunctionSnapshot,
@@ -52,6 +53,7 @@ class Sandbox:
         self._workers = workers
         self._memory = memory_mb * 1024 * 1024
         self._pools: dict[str, AsyncMonty] = {}
+        self._shares: WeakValueDictionary[tuple[str, str], asyncio.Semaphore] = WeakValueDictionary()
         self._starting = asyncio.Lock()
 
     async def run(
@@ -82,13 +84,20 @@ class Sandbox:
         away: list[UnavailableError] = []
         lookup = {called: _guarded(function, away) for called, function in functions.items()}
         try:
-            async with workers.checkout(limits=limits) as session:
+            async with self._share(pool, name), workers.checkout(limits=limits) as session:
                 return plain(await _drive(session, source, values, lookup, printed))
         except MontyError as error:
             if away:
                 raise away[-1] from None
             text = error.display() if isinstance(error, MontyRuntimeError) else str(error)
             raise RunError(text.replace(_INPUT, name).strip()[-_SHOWN:]) from None
+
+    def _share(self, pool: str, name: str) -> asyncio.Semaphore:
+        """A hook's places in a pool, at most half of it: one whose scripts only loop leaves the others theirs."""
+        share = self._shares.get((pool, name))
+        if share is None:
+            share = self._shares[pool, name] = asyncio.Semaphore(max(1, self._workers // 2))
+        return share
 
     async def _pool(self, name: str) -> AsyncMonty:
         async with self._starting:
