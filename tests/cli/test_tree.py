@@ -11,7 +11,7 @@ from rich.console import Console
 from crucible_cli.summary import clean, duration, headline, summarise
 from crucible_cli.tree import render_trace
 from crucible_core.envelope import Data, Event, Metadata, Source
-from crucible_core.protocol import TraceNode, TraceReply
+from crucible_core.protocol.events import TraceNode, TraceReply
 
 
 def event(dotted: str, payload: dict[str, Any]) -> Event:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from crucible_core.catalogue import ANY_CUSTOM, CATALOGUE, Catalogue, Kind
 from crucible_core.errors import FieldError, InvalidError, MalformedError
 from crucible_core.payloads import Closed
-from crucible_core.protocol import AttemptRecord, RunRecord
+from crucible_core.protocol.hooks import RunRecord
+from crucible_core.protocol.webhooks import AttemptRecord
 
 CONTRACT = {
     "Memory": "Created Updated Deleted Linked Unlinked Tagged Untagged Accessed Consolidated Pruned",

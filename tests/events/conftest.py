@@ -11,7 +11,8 @@ import pytest
 from starlette.applications import Starlette
 
 from crucible_core.envelope import Event, decode
-from crucible_core.protocol import Appended, AppendReply, AppendRequest, GetRequest, NewEvent, QueryReply, QueryRequest
+from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, NewEvent, QueryReply, QueryRequest
+from crucible_core.protocol.shared import GetRequest
 from crucible_core.subjects import Names
 from crucible_events.app import create_app
 from crucible_events.settings import Settings

@@ -3,7 +3,7 @@ import asyncio
 import httpx
 from starlette.applications import Starlette
 
-from crucible_core.protocol import Appended
+from crucible_core.protocol.events import Appended
 
 from .conftest import Asker, Running, new
 

@@ -6,7 +6,7 @@ import pytest
 from starlette.applications import Starlette
 
 from crucible_core.errors import ConflictError, InvalidError
-from crucible_core.protocol import NewEvent
+from crucible_core.protocol.events import NewEvent
 from crucible_core.subjects import MSG_ID, TTL
 from crucible_events.settings import Settings
 

@@ -9,7 +9,7 @@ from starlette.applications import Starlette
 
 from crucible_core.envelope import decode
 from crucible_core.errors import DeniedError, NotFoundError
-from crucible_core.protocol import HookRecord, InterceptReply, InterceptRequest
+from crucible_core.protocol.hooks import HookRecord, InterceptReply, InterceptRequest
 from crucible_events.guards import Guards
 from crucible_events.stamping import Defaults, stamp
 from crucible_kit.buckets import Bucket, open_bucket

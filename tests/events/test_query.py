@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from starlette.applications import Starlette
 
 from crucible_core.errors import InvalidError, NotFoundError, UnavailableError
-from crucible_core.protocol import QueryRequest, TypesReply
+from crucible_core.protocol.events import QueryRequest, TypesReply
 from crucible_events import answer, query, scan, store
 from crucible_events.api import TypesRequest
 from crucible_kit.rpc import call

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from crucible_core.envelope import MAX_EVENT_BYTES, Source, decode
 from crucible_core.errors import InvalidError, MalformedError, TooLargeError
-from crucible_core.protocol import NewEvent
+from crucible_core.protocol.events import NewEvent
 from crucible_events.stamping import Defaults, Stamped, stamp
 
 DEFAULTS = Defaults("evt_1", "2026-11-21T10:00:00.000000Z", "cor_1", "00-" + "1" * 32 + "-" + "2" * 16 + "-01")

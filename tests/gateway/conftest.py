@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 
 from crucible_core.envelope import Data, Event, Metadata, Source, encode
-from crucible_core.protocol import Appended, AppendReply, AppendRequest
+from crucible_core.protocol.events import Appended, AppendReply, AppendRequest
 from crucible_core.subjects import Names
 from crucible_gateway.app import create_app
 from crucible_gateway.settings import Settings

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from crucible_cli import nats_server
-from crucible_core.protocol import KeyRecord
+from crucible_core.protocol.keys import KeyRecord
 from crucible_core.subjects import Names
 from crucible_gateway.auth import key_hash
 from crucible_gateway.openapi import operations

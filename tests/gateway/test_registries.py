@@ -5,16 +5,19 @@ from typing import Any
 import httpx
 import msgspec
 
-from crucible_core import protocol
 from crucible_core.errors import ConflictError, NotFoundError
-from crucible_core.protocol import GetRequest, WrittenMemory
+from crucible_core.protocol.events import QueryRequest, TraceRequest
+from crucible_core.protocol.hooks import HookList, HookView, RegisterHook, RunList, RunsRequest
+from crucible_core.protocol.memory import MemoryList, MemoryQuery, WriteMemory, WrittenMemory
+from crucible_core.protocol.shared import Check, Counters, EnableHook, GetRequest, TestRequest
+from crucible_core.protocol.webhooks import CreateWebhook
 from crucible_gateway import examples
 from crucible_kit.bus import Bus
 
 from .conftest import answering
 
-COUNTERS = protocol.Counters()
-HOOK = protocol.HookView(
+COUNTERS = Counters()
+HOOK = HookView(
     name="h", state="active", timing="Post", priority=1, origin="api", definition={}, counters=COUNTERS, updated_at=""
 )
 
@@ -25,18 +28,18 @@ async def test_hooks(http: httpx.AsyncClient, bus: Bus) -> None:
         bus,
         "hooks",
         list=nothing,
-        register=protocol.RegisterHook,
+        register=RegisterHook,
         get=GetRequest,
         delete=GetRequest,
-        enable=protocol.EnableHook,
-        runs=protocol.RunsRequest,
-        test=protocol.TestRequest,
+        enable=EnableHook,
+        runs=RunsRequest,
+        test=TestRequest,
     ) as hooks:
         hooks.replies = {
             **dict.fromkeys(("register", "get", "delete", "enable"), HOOK),
-            "list": protocol.HookList(hooks=[HOOK]),
-            "runs": protocol.RunList(runs=[]),
-            "test": protocol.Check(name="h", verdict="live"),
+            "list": HookList(hooks=[HOOK]),
+            "runs": RunList(runs=[]),
+            "test": Check(name="h", verdict="live"),
         }
         assert (await http.get("/api/v1/hooks")).json()["hooks"][0]["name"] == "h"
         made = await http.post("/api/v1/hooks", json={"name": "h"})
@@ -67,7 +70,7 @@ async def test_hooks(http: httpx.AsyncClient, bus: Bus) -> None:
 
 
 async def test_webhooks(http: httpx.AsyncClient, bus: Bus) -> None:
-    async with answering(bus, "webhooks", create=protocol.CreateWebhook, enable=protocol.EnableHook) as webhooks:
+    async with answering(bus, "webhooks", create=CreateWebhook, enable=EnableHook) as webhooks:
         webhooks.replies["create"] = msgspec.json.encode(examples.WEBHOOK_VIEW)
         webhooks.replies["enable"] = msgspec.json.encode(examples.WEBHOOK_VIEW)
         made = await http.post("/api/v1/webhooks", json=examples.WEBHOOK)
@@ -77,16 +80,16 @@ async def test_webhooks(http: httpx.AsyncClient, bus: Bus) -> None:
         wrong = await http.post("/api/v1/webhooks", json=body | {"auth": {"type": "hmac", "sekret": "x"}})
         assert [error["path"] for error in wrong.json()["errors"]] == ["event_filters.0.event_typ", "auth.sekret"]
         assert (await http.post("/api/v1/webhooks/whk_1/disable")).status_code == 200
-        assert webhooks.last == protocol.EnableHook(name="whk_1", enabled=False)
+        assert webhooks.last == EnableHook(name="whk_1", enabled=False)
 
 
 async def test_memory(http: httpx.AsyncClient, bus: Bus) -> None:
-    kinds = dict.fromkeys(("create", "update", "delete"), protocol.WriteMemory)
-    async with answering(bus, "memory", get=GetRequest, query=protocol.MemoryQuery, **kinds) as memory:
+    kinds = dict.fromkeys(("create", "update", "delete"), WriteMemory)
+    async with answering(bus, "memory", get=GetRequest, query=MemoryQuery, **kinds) as memory:
         memory.replies = {
             **dict.fromkeys(kinds, WrittenMemory(id="mem_1", sequence=7)),
             "get": msgspec.json.encode(examples.MEMORY_VIEW),
-            "query": protocol.MemoryList(memories=[]),
+            "query": MemoryList(memories=[]),
         }
         made = await http.post("/api/v1/memory", json={"content": "x"}, headers={"Idempotency-Key": "k"})
         assert (made.status_code, made.json(), made.headers["ETag"]) == (201, {"id": "mem_1", "sequence": 7}, '"7"')
@@ -106,7 +109,7 @@ async def test_memory(http: httpx.AsyncClient, bus: Bus) -> None:
 
 
 async def test_query_passes_through(http: httpx.AsyncClient, bus: Bus) -> None:
-    kinds = {"query": protocol.QueryRequest, "get": GetRequest, "trace": protocol.TraceRequest}
+    kinds = {"query": QueryRequest, "get": GetRequest, "trace": TraceRequest}
     async with answering(bus, "events", types=msgspec.defstruct("Nothing", []), **kinds) as events:
         page = b'{"events":[{"exact": 1.0 }],"next_cursor":null}'
         events.replies = dict.fromkeys(("query", "get", "trace", "types"), page)

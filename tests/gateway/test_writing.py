@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from crucible_core.errors import ConflictError, DeniedError, FieldError, InvalidError
-from crucible_core.protocol import Appended, AppendReply, NewEvent
+from crucible_core.protocol.events import Appended, AppendReply, NewEvent
 from crucible_kit.bus import Bus
 
 from .conftest import KEY, Answers, Served

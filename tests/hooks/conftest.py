@@ -13,25 +13,10 @@ from starlette.applications import Starlette
 
 from crucible_core.envelope import Event, decode
 from crucible_core.errors import UnavailableError, from_problem
-from crucible_core.protocol import (
-    Appended,
-    AppendReply,
-    AppendRequest,
-    GetRequest,
-    HookView,
-    MemoryList,
-    MemoryQuery,
-    NewEvent,
-    QueryReply,
-    QueryRequest,
-    RegisterHook,
-    RunList,
-    RunRecord,
-    RunsRequest,
-    ScoredMemory,
-    WriteMemory,
-    WrittenMemory,
-)
+from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, NewEvent, QueryReply, QueryRequest
+from crucible_core.protocol.hooks import HookView, RegisterHook, RunList, RunRecord, RunsRequest
+from crucible_core.protocol.memory import MemoryList, MemoryQuery, ScoredMemory, WriteMemory, WrittenMemory
+from crucible_core.protocol.shared import GetRequest
 from crucible_core.subjects import Names
 from crucible_events.app import create_app as create_events
 from crucible_events.settings import Settings as EventsSettings

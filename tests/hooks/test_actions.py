@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from crucible_core.errors import DeniedError, InvalidError
 from crucible_core.hooks import ShellAction
-from crucible_core.protocol import TypeFilter
+from crucible_core.protocol.shared import TypeFilter
 from crucible_hooks.context import event_view
 from crucible_hooks.failures import RunError
 from crucible_hooks.http import MAX_ANSWER

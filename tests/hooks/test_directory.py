@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from crucible_core.errors import ConflictError
-from crucible_core.protocol import EnableHook, GetRequest, HookRecord, HookView
+from crucible_core.protocol.hooks import HookRecord, HookView
+from crucible_core.protocol.shared import EnableHook, GetRequest
 from crucible_hooks.directory import Found, plan, read_file
 
 from .conftest import System, until

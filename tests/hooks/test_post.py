@@ -7,7 +7,8 @@ import pytest
 
 from crucible_core import subjects
 from crucible_core.envelope import MAX_HOPS
-from crucible_core.protocol import EnableHook, GetRequest, HookView, RunRecord
+from crucible_core.protocol.hooks import HookView, RunRecord
+from crucible_core.protocol.shared import EnableHook, GetRequest
 from crucible_hooks.workers import durable
 from crucible_kit.frames import Outgoing
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from crucible_core.errors import InvalidError
 from crucible_core.hooks import Retry
 from crucible_core.matcher import compile_filters
-from crucible_core.protocol import RunRecord, TypeFilter
+from crucible_core.protocol.hooks import RunRecord
+from crucible_core.protocol.shared import TypeFilter
 from crucible_hooks.expressions import compile_expression, evaluate
 from crucible_hooks.failures import AbsentError, RunError
 from crucible_hooks.retries import next_delay_ms

@@ -14,23 +14,20 @@ from starlette.applications import Starlette
 import crucible_events.app
 import crucible_events.settings
 from crucible_core.envelope import Event, decode
-from crucible_core.protocol import (
-    Appended,
-    AppendReply,
-    AppendRequest,
+from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, NewEvent
+from crucible_core.protocol.memory import (
     Cause,
     CreateMemory,
-    GetRequest,
     Link,
     MemoryList,
     MemoryQuery,
     MemoryView,
-    NewEvent,
     ScoredMemory,
     UpdateMemory,
     WriteMemory,
     WrittenMemory,
 )
+from crucible_core.protocol.shared import GetRequest
 from crucible_core.subjects import Names
 from crucible_kit.bus import Bus
 from crucible_kit.reading import read

@@ -7,7 +7,7 @@ from starlette.applications import Starlette
 
 from crucible_core.envelope import Source
 from crucible_core.errors import ConflictError, InvalidError, MalformedError, NotFoundError, TooLargeError
-from crucible_core.protocol import Cause, CreateMemory, Link, UpdateMemory
+from crucible_core.protocol.memory import Cause, CreateMemory, Link, UpdateMemory
 from crucible_kit.bus import Bus
 
 from .conftest import Memories, Running

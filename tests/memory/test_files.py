@@ -10,16 +10,9 @@ from starlette.applications import Starlette
 
 from crucible_core.envelope import Data, Event, Metadata, Source, encode
 from crucible_core.errors import DeniedError, NotFoundError
-from crucible_core.protocol import (
-    AppendReply,
-    AppendRequest,
-    HookRecord,
-    InterceptReply,
-    InterceptRequest,
-    Link,
-    MemoryView,
-    NewEvent,
-)
+from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent
+from crucible_core.protocol.hooks import HookRecord, InterceptReply, InterceptRequest
+from crucible_core.protocol.memory import Link, MemoryView
 from crucible_kit.buckets import open_bucket
 from crucible_kit.bus import Bus
 from crucible_kit.frames import Outgoing

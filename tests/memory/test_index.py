@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from crucible_core.protocol import Cause, MemoryView, ScoredMemory
+from crucible_core.protocol.memory import Cause, MemoryView, ScoredMemory
 from crucible_kit.frames import Outgoing
 
 from .conftest import Memories, Running, until

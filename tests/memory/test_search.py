@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crucible_core.errors import InvalidError, UnavailableError
-from crucible_core.protocol import Cause
+from crucible_core.protocol.memory import Cause
 from crucible_memory.terms import MAX_TERMS, Term, telling, terms_of
 
 from .conftest import Memories

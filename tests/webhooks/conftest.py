@@ -18,15 +18,9 @@ from starlette.routing import Route
 
 from crucible_core.envelope import Data, Event, Metadata, Source, encode
 from crucible_core.errors import UnavailableError
-from crucible_core.protocol import (
-    Appended,
-    AppendReply,
-    AppendRequest,
-    AttemptList,
-    AttemptsRequest,
-    EnableHook,
-    WebhookView,
-)
+from crucible_core.protocol.events import Appended, AppendReply, AppendRequest
+from crucible_core.protocol.shared import EnableHook
+from crucible_core.protocol.webhooks import AttemptList, AttemptsRequest, WebhookView
 from crucible_core.subjects import Names
 from crucible_kit.bus import Bus, Message
 from crucible_kit.clock import fresh_id, timestamp

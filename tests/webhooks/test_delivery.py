@@ -13,8 +13,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from crucible_core.errors import InvalidError, NotFoundError
-from crucible_core.protocol import Check, EnableHook, GetRequest, WebhookList, WebhookView
-from crucible_core.protocol import TestRequest as Trial
+from crucible_core.protocol.shared import Check, EnableHook, GetRequest
+from crucible_core.protocol.shared import TestRequest as Trial
+from crucible_core.protocol.webhooks import WebhookList, WebhookView
 from crucible_kit.buckets import open_bucket
 from crucible_kit.frames import Outgoing
 

@@ -23,7 +23,8 @@ from rich.text import Text
 from crucible_client import Crucible
 from crucible_core.envelope import Event
 from crucible_core.errors import CrucibleError, NotFoundError
-from crucible_core.protocol import RunRecord, TraceNode, TraceReply
+from crucible_core.protocol.events import TraceNode, TraceReply
+from crucible_core.protocol.hooks import RunRecord
 
 from .place import running
 from .receiver import Delivery, receiver

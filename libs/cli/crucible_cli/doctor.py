@@ -12,7 +12,7 @@ from rich.text import Text
 
 from crucible_client import Crucible
 from crucible_core.errors import CrucibleError
-from crucible_core.protocol import Check, CheckStep
+from crucible_core.protocol.shared import Check, CheckStep
 
 from .session import Session, command
 from .summary import clean, duration

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from crucible_core.envelope import Event
-from crucible_core.protocol import Appended
+from crucible_core.protocol.events import Appended
 
 from .given import json_object, payload_of
 from .session import Session, command

@@ -8,7 +8,7 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from crucible_core.protocol import HookView
+from crucible_core.protocol.hooks import HookView
 
 from .given import json_object
 from .hookfile import read_hook_file

@@ -11,16 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from crucible_core.envelope import Event
-from crucible_core.protocol import (
-    AttemptRecord,
-    Check,
-    Counters,
-    HookView,
-    MemoryView,
-    RunRecord,
-    ScoredMemory,
-    WebhookView,
-)
+from crucible_core.protocol.hooks import HookView, RunRecord
+from crucible_core.protocol.memory import MemoryView, ScoredMemory
+from crucible_core.protocol.shared import Check, Counters
+from crucible_core.protocol.webhooks import AttemptRecord, WebhookView
 
 from .summary import clean, duration, headline, summarise
 from .tree import type_text

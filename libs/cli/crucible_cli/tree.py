@@ -7,7 +7,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from crucible_core.envelope import Event
-from crucible_core.protocol import TraceNode, TraceReply
+from crucible_core.protocol.events import TraceNode, TraceReply
 
 from .summary import duration, summarise
 

@@ -7,9 +7,13 @@ from typing import Literal
 
 import msgspec
 
-from crucible_core import protocol
 from crucible_core.envelope import Event
 from crucible_core.ids import make_id
+from crucible_core.protocol.events import Appended, EventType, TraceReply, TypesReply
+from crucible_core.protocol.hooks import HookList, HookView, RunList, RunRecord
+from crucible_core.protocol.memory import MemoryList, MemoryView, ScoredMemory
+from crucible_core.protocol.shared import Check
+from crucible_core.protocol.webhooks import AttemptList, AttemptRecord, WebhookList, WebhookView
 
 from .answers import read_as
 from .request import (
@@ -46,7 +50,7 @@ def append(
     expected_sequence: int | None = None,
     retention: Literal["default", "forever"] | None = None,
     idempotency_key: str | None = None,
-) -> Call[protocol.Appended]:
+) -> Call[Appended]:
     """Appends one event; answered once it is durable.
 
     `type` may be an alias. `expected_sequence` is that of the entity's last event (0: none yet), else ConflictError.
@@ -65,7 +69,7 @@ def append(
         expected_sequence=expected_sequence,
         retention=retention,
     )
-    return post("/api/v1/events", body, reads(protocol.Appended), headers=keyed(idempotency_key))
+    return post("/api/v1/events", body, reads(Appended), headers=keyed(idempotency_key))
 
 
 def append_batch(events: Sequence[Json], *, atomic: bool = False) -> Call[Batch]:
@@ -121,15 +125,15 @@ def get_event(id: str) -> Call[Event]:
     return get(f"/api/v1/events/{segment(id)}", reads(Event))
 
 
-def trace(correlation_id: str, *, min_sequence: int | None = None) -> Call[protocol.TraceReply]:
+def trace(correlation_id: str, *, min_sequence: int | None = None) -> Call[TraceReply]:
     """Everything with that correlation id, as trees of causes and effects."""
     path = f"/api/v1/events/trace/{segment(correlation_id)}"
-    return get(path, reads(protocol.TraceReply), params=params_of(min_sequence=min_sequence))
+    return get(path, reads(TraceReply), params=params_of(min_sequence=min_sequence))
 
 
-def event_types() -> Call[list[protocol.EventType]]:
+def event_types() -> Call[list[EventType]]:
     """The catalogue, with the JSON Schema of each payload."""
-    return get("/api/v1/event-types", lambda raw: read_as(raw, protocol.TypesReply).types)
+    return get("/api/v1/event-types", lambda raw: read_as(raw, TypesReply).types)
 
 
 def stream_events(types: Sequence[str], filter: Json | None, start: str | int, last: int | None) -> Call[bytes]:
@@ -144,22 +148,22 @@ def stream_events(types: Sequence[str], filter: Json | None, start: str | int, l
 # ---- hooks -----------------------------------------------------------------------------------------------------------
 
 
-def list_hooks() -> Call[list[protocol.HookView]]:
+def list_hooks() -> Call[list[HookView]]:
     """All hooks with their states and counters."""
-    return get("/api/v1/hooks", lambda raw: read_as(raw, protocol.HookList).hooks)
+    return get("/api/v1/hooks", lambda raw: read_as(raw, HookList).hooks)
 
 
-def add_hook(definition: Json | None = None, *, markdown: str | None = None) -> Call[protocol.HookView]:
+def add_hook(definition: Json | None = None, *, markdown: str | None = None) -> Call[HookView]:
     """Registers a hook, or a new version of it: the hook object, or the text of a hook file. Raises InvalidError."""
     if markdown is None:
-        return post("/api/v1/hooks", definition or {}, reads(protocol.HookView))
+        return post("/api/v1/hooks", definition or {}, reads(HookView))
     headers = {"content-type": "text/markdown; charset=utf-8"}
-    return Call("POST", "/api/v1/hooks", reads(protocol.HookView), headers=headers, content=markdown.encode())
+    return Call("POST", "/api/v1/hooks", reads(HookView), headers=headers, content=markdown.encode())
 
 
-def get_hook(name: str) -> Call[protocol.HookView]:
+def get_hook(name: str) -> Call[HookView]:
     """One hook. Raises NotFoundError."""
-    return get(_hook(name), reads(protocol.HookView))
+    return get(_hook(name), reads(HookView))
 
 
 def delete_hook(name: str) -> Call[None]:
@@ -167,25 +171,25 @@ def delete_hook(name: str) -> Call[None]:
     return delete(_hook(name))
 
 
-def enable_hook(name: str) -> Call[protocol.HookView]:
+def enable_hook(name: str) -> Call[HookView]:
     """Lets a disabled hook fire again."""
-    return post(f"{_hook(name)}/enable", None, reads(protocol.HookView))
+    return post(f"{_hook(name)}/enable", None, reads(HookView))
 
 
-def disable_hook(name: str) -> Call[protocol.HookView]:
+def disable_hook(name: str) -> Call[HookView]:
     """Keeps a hook, but it does not fire."""
-    return post(f"{_hook(name)}/disable", None, reads(protocol.HookView))
+    return post(f"{_hook(name)}/disable", None, reads(HookView))
 
 
-def hook_runs(name: str, *, page_size: int | None = None, cursor: str | None = None) -> Call[Page[protocol.RunRecord]]:
+def hook_runs(name: str, *, page_size: int | None = None, cursor: str | None = None) -> Call[Page[RunRecord]]:
     """The attempts at a hook's runs, the latest first."""
     return get(f"{_hook(name)}/runs", _run_page, params=params_of(limit=page_size, cursor=cursor))
 
 
-def check_hook(name: str, *, dry_run: bool = True, payload: Json | None = None) -> Call[protocol.Check]:
+def check_hook(name: str, *, dry_run: bool = True, payload: Json | None = None) -> Call[Check]:
     """Fires one synthetic event (with `payload`, if given) through a hook; a dry run changes nothing."""
     body = present(dry_run=dry_run, payload=payload)
-    return post(f"{_hook(name)}/test", body, reads(protocol.Check), repeatable=dry_run)
+    return post(f"{_hook(name)}/test", body, reads(Check), repeatable=dry_run)
 
 
 # ---- webhooks --------------------------------------------------------------------------------------------------------
@@ -198,24 +202,24 @@ def create_webhook(
     *,
     auth: Json | None = None,
     options: Json | None = None,
-) -> Call[protocol.WebhookView]:
+) -> Call[WebhookView]:
     """Registers an endpoint. An entry of `event_filters` is a type or `{"event_type": …, "filter": {…}}`.
 
     The answer holds the `secret` that signs the deliveries, this once.
     """
     filters = [{"event_type": entry} if isinstance(entry, str) else entry for entry in event_filters]
     body = present(name=name, url=url, event_filters=filters, auth=auth, options=options)
-    return post("/api/v1/webhooks", body, reads(protocol.WebhookView), repeatable=False)
+    return post("/api/v1/webhooks", body, reads(WebhookView), repeatable=False)
 
 
-def list_webhooks() -> Call[list[protocol.WebhookView]]:
+def list_webhooks() -> Call[list[WebhookView]]:
     """All webhooks with their states and counters."""
-    return get("/api/v1/webhooks", lambda raw: read_as(raw, protocol.WebhookList).webhooks)
+    return get("/api/v1/webhooks", lambda raw: read_as(raw, WebhookList).webhooks)
 
 
-def get_webhook(id: str) -> Call[protocol.WebhookView]:
+def get_webhook(id: str) -> Call[WebhookView]:
     """One webhook. Raises NotFoundError."""
-    return get(_webhook(id), reads(protocol.WebhookView))
+    return get(_webhook(id), reads(WebhookView))
 
 
 def delete_webhook(id: str) -> Call[None]:
@@ -223,16 +227,14 @@ def delete_webhook(id: str) -> Call[None]:
     return delete(_webhook(id))
 
 
-def webhook_attempts(
-    id: str, *, page_size: int | None = None, cursor: str | None = None
-) -> Call[Page[protocol.AttemptRecord]]:
+def webhook_attempts(id: str, *, page_size: int | None = None, cursor: str | None = None) -> Call[Page[AttemptRecord]]:
     """The attempts at a webhook's deliveries, the latest first."""
     return get(f"{_webhook(id)}/attempts", _attempt_page, params=params_of(limit=page_size, cursor=cursor))
 
 
-def check_webhook(id: str, *, dry_run: bool = True) -> Call[protocol.Check]:
+def check_webhook(id: str, *, dry_run: bool = True) -> Call[Check]:
     """Fires one synthetic event through a webhook; a dry run only connects to the endpoint."""
-    return post(f"{_webhook(id)}/test", {"dry_run": dry_run}, reads(protocol.Check), repeatable=dry_run)
+    return post(f"{_webhook(id)}/test", {"dry_run": dry_run}, reads(Check), repeatable=dry_run)
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
@@ -252,9 +254,9 @@ def create_memory(
     return post("/api/v1/memory", body, reads(Written), headers=keyed(idempotency_key))
 
 
-def get_memory(id: str) -> Call[protocol.MemoryView]:
+def get_memory(id: str) -> Call[MemoryView]:
     """One memory; its `sequence` guards an update. Raises NotFoundError."""
-    return get(_memory(id), reads(protocol.MemoryView))
+    return get(_memory(id), reads(MemoryView))
 
 
 def update_memory(
@@ -287,10 +289,10 @@ def query_memory(
     filter: Json | None = None,
     limit: int | None = None,
     min_sequence: int | None = None,
-) -> Call[list[protocol.ScoredMemory]]:
+) -> Call[list[ScoredMemory]]:
     """The best matches, the best first; without `text`, those with the tags and the filter."""
     body = present(text=text, mode=mode, tags=tags, filter=filter, limit=limit, min_sequence=min_sequence)
-    return post("/api/v1/memory/query", body, lambda raw: read_as(raw, protocol.MemoryList).memories)
+    return post("/api/v1/memory/query", body, lambda raw: read_as(raw, MemoryList).memories)
 
 
 # ---- parts -------------------------------------------------------------------------------------------------------
@@ -306,13 +308,13 @@ def _event_page(raw: bytes) -> Page[Event]:
     return Page(found.events, found.next_cursor)
 
 
-def _run_page(raw: bytes) -> Page[protocol.RunRecord]:
-    found = read_as(raw, protocol.RunList)
+def _run_page(raw: bytes) -> Page[RunRecord]:
+    found = read_as(raw, RunList)
     return Page(found.runs, found.next_cursor)
 
 
-def _attempt_page(raw: bytes) -> Page[protocol.AttemptRecord]:
-    found = read_as(raw, protocol.AttemptList)
+def _attempt_page(raw: bytes) -> Page[AttemptRecord]:
+    found = read_as(raw, AttemptList)
     return Page(found.attempts, found.next_cursor)
 
 

@@ -10,7 +10,7 @@ import msgspec
 from . import payloads
 from .decode import check_depth, malformed, refused
 from .errors import FieldError, InvalidError
-from .protocol import EventType
+from .protocol.events import EventType
 from .shape import Outside, Shape, example_of, schema_of, shape_of, suggestion, walk
 from .suggest import nearest
 

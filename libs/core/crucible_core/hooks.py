@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from .protocol import TypeFilter
+from .protocol.shared import TypeFilter
 
 Timing = Literal["Pre", "Post"]
 FailurePolicy = Literal["deny", "allow"]

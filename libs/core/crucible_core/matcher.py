@@ -13,7 +13,7 @@ from .errors import FieldError, InvalidError
 from .filters import Anchor, Predicate, anchors, compile_filter
 from .operators import scalar_key
 from .paths import Getter
-from .protocol import TypeFilter
+from .protocol.shared import TypeFilter
 
 T = TypeVar("T")
 

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from crucible_core.protocol import QueryReply
+from crucible_core.protocol.events import QueryReply
 from crucible_kit.index import Index
 
 from . import store

@@ -7,16 +7,9 @@ import msgspec
 from crucible_core.catalogue import CATALOGUE
 from crucible_core.envelope import with_sequence
 from crucible_core.errors import FieldError, InvalidError, NotFoundError
-from crucible_core.protocol import (
-    AppendRequest,
-    GetRequest,
-    GuardedRequest,
-    QueryReply,
-    QueryRequest,
-    TraceReply,
-    TraceRequest,
-    TypesReply,
-)
+from crucible_core.protocol.events import AppendRequest, QueryReply, QueryRequest, TraceReply, TraceRequest, TypesReply
+from crucible_core.protocol.hooks import GuardedRequest
+from crucible_core.protocol.shared import GetRequest
 from crucible_kit.bus import Bus
 from crucible_kit.index import Index
 from crucible_kit.rpc import Context, Endpoint

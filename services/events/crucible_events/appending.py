@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Sequence
 
 from crucible_core.envelope import MAX_EVENT_BYTES, decode
 from crucible_core.errors import ConflictError, CrucibleError, FieldError, InvalidError
-from crucible_core.protocol import Appended, AppendReply, AppendRequest, NewEvent
+from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, NewEvent
 from crucible_kit.bus import MAX_BATCH, Bus, DuplicateError, Stored
 from crucible_kit.clock import fresh_id, timestamp
 from crucible_kit.index import Index

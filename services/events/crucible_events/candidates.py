@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from crucible_core.errors import ConflictError, CrucibleError, FieldError, InvalidError
-from crucible_core.protocol import Appended, NewEvent
+from crucible_core.protocol.events import Appended, NewEvent
 from crucible_core.subjects import EXPECTED_SEQUENCE, EXPECTED_SUBJECT, VERSIONED, Names
 from crucible_kit.frames import Outgoing
 

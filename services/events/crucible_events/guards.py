@@ -11,7 +11,8 @@ from crucible_core.catalogue import ANY_CUSTOM
 from crucible_core.envelope import Data, Event
 from crucible_core.errors import CrucibleError, DeniedError, InvalidError, UnavailableError
 from crucible_core.matcher import CompiledFilters, Matcher, compile_filters
-from crucible_core.protocol import HookRecord, InterceptReply, InterceptRequest, TypeFilter
+from crucible_core.protocol.hooks import HookRecord, InterceptReply, InterceptRequest
+from crucible_core.protocol.shared import TypeFilter
 from crucible_kit.buckets import Bucket, Change, View
 from crucible_kit.bus import Bus
 from crucible_kit.metrics import Metrics

@@ -11,7 +11,7 @@ import msgspec
 from crucible_core.catalogue import CATALOGUE
 from crucible_core.errors import CrucibleError, FieldError, InvalidError
 from crucible_core.filters import Predicate, compile_filter
-from crucible_core.protocol import QueryRequest
+from crucible_core.protocol.events import QueryRequest
 from crucible_core.times import parse_time
 
 MAX_LIMIT = 1000

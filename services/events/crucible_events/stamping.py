@@ -10,7 +10,7 @@ from crucible_core.catalogue import CATALOGUE
 from crucible_core.envelope import MAX_EVENT_BYTES, MAX_HOPS, Data, Event, Metadata, Source, SourceKind, encode
 from crucible_core.errors import FieldError, InvalidError, TooLargeError
 from crucible_core.ids import is_id
-from crucible_core.protocol import NewEvent
+from crucible_core.protocol.events import NewEvent
 from crucible_core.times import format_time, parse_time
 from crucible_kit.telemetry import parse_traceparent
 

@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from crucible_core.envelope import Event
-from crucible_core.protocol import TraceNode
+from crucible_core.protocol.events import TraceNode
 
 from . import store
 from .store import Sized

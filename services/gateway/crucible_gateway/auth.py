@@ -11,7 +11,7 @@ from litestar.handlers import BaseRouteHandler
 
 from crucible_core.envelope import Source
 from crucible_core.errors import ConflictError, UnauthenticatedError, UnavailableError
-from crucible_core.protocol import KeyRecord
+from crucible_core.protocol.keys import KeyRecord
 from crucible_kit.buckets import Bucket, Change
 from crucible_kit.clock import fresh_id, timestamp
 

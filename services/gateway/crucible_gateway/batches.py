@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 import msgspec
 
 from crucible_core.errors import CrucibleError, FieldError, InvalidError, TooLargeError, UnavailableError, from_problem
-from crucible_core.protocol import Appended, AppendReply, AppendRequest, NewEvent
+from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, NewEvent
 
 from .intake import Origin, Taken
 from .problems import document

@@ -13,7 +13,7 @@ from crucible_core.decode import convert, decode
 from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD, MAX_EVENT_BYTES, Source
 from crucible_core.errors import CrucibleError, FieldError, InvalidError, TooLargeError
 from crucible_core.ids import is_id
-from crucible_core.protocol import NewEvent
+from crucible_core.protocol.events import NewEvent
 from crucible_kit.telemetry import parse_traceparent
 
 STRUCTURED = "application/cloudevents+json"

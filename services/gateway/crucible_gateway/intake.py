@@ -9,7 +9,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 from crucible_core.decode import decode, malformed
 from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD, MAX_EVENT_BYTES, Source
 from crucible_core.errors import CrucibleError, FieldError, InvalidError, MalformedError, TooLargeError
-from crucible_core.protocol import NewEvent
+from crucible_core.protocol.events import NewEvent
 from crucible_kit.telemetry import parse_traceparent
 
 from .auth import Principal

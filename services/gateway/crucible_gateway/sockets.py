@@ -12,7 +12,7 @@ from crucible_core.decode import malformed
 from crucible_core.envelope import MAX_EVENT_BYTES
 from crucible_core.errors import CrucibleError, FieldError, InvalidError, LimitedError, NotFoundError, TooLargeError
 from crucible_core.matcher import compile_filters
-from crucible_core.protocol import TypeFilter
+from crucible_core.protocol.shared import TypeFilter
 from crucible_core.suggest import nearest
 from crucible_kit.clock import fresh_id
 

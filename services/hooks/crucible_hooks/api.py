@@ -7,11 +7,7 @@ from typing import Any
 import msgspec
 
 from crucible_core.errors import ConflictError, InvalidError
-from crucible_core.protocol import (
-    Check,
-    Counters,
-    EnableHook,
-    GetRequest,
+from crucible_core.protocol.hooks import (
     HookList,
     HookRecord,
     HookView,
@@ -19,8 +15,8 @@ from crucible_core.protocol import (
     RegisterHook,
     RunList,
     RunsRequest,
-    TestRequest,
 )
+from crucible_core.protocol.shared import Check, Counters, EnableHook, GetRequest, TestRequest
 from crucible_kit.clock import timestamp
 from crucible_kit.index import Index
 from crucible_kit.rpc import Context, Endpoint

@@ -10,7 +10,7 @@ from crucible_core import subjects
 from crucible_core.envelope import Event, encode
 from crucible_core.errors import CrucibleError
 from crucible_core.hooks import trigger_filters
-from crucible_core.protocol import Check, CheckStep, TestRequest
+from crucible_core.protocol.shared import Check, CheckStep, TestRequest
 from crucible_kit.bus import Bus
 from crucible_kit.clock import fresh_id
 from crucible_kit.frames import Outgoing

@@ -10,7 +10,7 @@ import msgspec
 from watchfiles import awatch
 
 from crucible_core.errors import CrucibleError, InvalidError
-from crucible_core.protocol import HookRecord
+from crucible_core.protocol.hooks import HookRecord
 from crucible_kit.clock import timestamp
 
 from .definition import front_matter, typed

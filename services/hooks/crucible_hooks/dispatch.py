@@ -4,7 +4,7 @@ import logging
 
 from crucible_core import subjects
 from crucible_core.envelope import MAX_HOPS, Event, decode
-from crucible_core.protocol import NewEvent
+from crucible_core.protocol.events import NewEvent
 from crucible_kit.bus import Bus, Message
 from crucible_kit.clock import timestamp
 from crucible_kit.frames import Outgoing

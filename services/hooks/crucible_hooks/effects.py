@@ -10,19 +10,9 @@ import msgspec
 from crucible_core.envelope import MAX_EVENT_BYTES, Event, Source
 from crucible_core.errors import NotFoundError, TooLargeError, UnavailableError, from_problem
 from crucible_core.ids import derive_id
-from crucible_core.protocol import (
-    AppendReply,
-    AppendRequest,
-    Cause,
-    GetRequest,
-    Link,
-    MemoryList,
-    MemoryQuery,
-    MemoryView,
-    NewEvent,
-    WriteMemory,
-    WrittenMemory,
-)
+from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent
+from crucible_core.protocol.memory import Cause, Link, MemoryList, MemoryQuery, MemoryView, WriteMemory, WrittenMemory
+from crucible_core.protocol.shared import GetRequest
 from crucible_kit.bus import Bus
 from crucible_kit.rpc import call
 

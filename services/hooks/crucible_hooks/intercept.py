@@ -15,7 +15,7 @@ import msgspec
 from crucible_core.catalogue import CATALOGUE
 from crucible_core.envelope import Data, Event, decode
 from crucible_core.errors import CrucibleError, DeniedError, MalformedError, UnavailableError
-from crucible_core.protocol import InterceptReply, InterceptRequest
+from crucible_core.protocol.hooks import InterceptReply, InterceptRequest
 from crucible_kit.bus import Bus
 from crucible_kit.rpc import Context
 

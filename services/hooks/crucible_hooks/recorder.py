@@ -5,7 +5,8 @@ import logging
 from collections.abc import Sequence
 
 from crucible_core.errors import CrucibleError, InvalidError, UnavailableError
-from crucible_core.protocol import AppendReply, AppendRequest, HookRecord, NewEvent
+from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent
+from crucible_core.protocol.hooks import HookRecord
 from crucible_core.times import parse_time
 from crucible_kit.bus import Bus
 from crucible_kit.frames import Outgoing

@@ -6,7 +6,8 @@ import msgspec
 
 from crucible_core.envelope import MAX_HOPS, Event, Source
 from crucible_core.ids import derive_id
-from crucible_core.protocol import HookRecord, NewEvent, RunRecord
+from crucible_core.protocol.events import NewEvent
+from crucible_core.protocol.hooks import HookRecord, RunRecord
 from crucible_core.subjects import Names
 from crucible_kit.frames import Outgoing
 

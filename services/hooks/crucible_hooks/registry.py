@@ -10,7 +10,7 @@ from crucible_core.envelope import Event
 from crucible_core.errors import CrucibleError, NotFoundError
 from crucible_core.hooks import failure_policy, timing
 from crucible_core.matcher import Matcher
-from crucible_core.protocol import GuardedRequest, HookRecord
+from crucible_core.protocol.hooks import GuardedRequest, HookRecord
 from crucible_core.subjects import token
 from crucible_kit.buckets import Bucket, Change, View
 from crucible_kit.bus import Bus

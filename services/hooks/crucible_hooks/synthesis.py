@@ -7,7 +7,7 @@ from typing import Any
 from crucible_core.catalogue import ANY_CUSTOM, CATALOGUE
 from crucible_core.envelope import Data, Event, Metadata, Source
 from crucible_core.operators import SPELLINGS
-from crucible_core.protocol import TypeFilter
+from crucible_core.protocol.shared import TypeFilter
 from crucible_core.shape import ITEM
 from crucible_kit.clock import fresh_id, timestamp
 

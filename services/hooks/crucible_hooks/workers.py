@@ -11,7 +11,7 @@ import msgspec
 from crucible_core import subjects
 from crucible_core.envelope import Event, decode
 from crucible_core.errors import CrucibleError, UnavailableError
-from crucible_core.protocol import HookRecord, RunRecord
+from crucible_core.protocol.hooks import HookRecord, RunRecord
 from crucible_kit.bus import Bus, Message
 from crucible_kit.clock import now_ms, timestamp
 from crucible_kit.work import Poison, work

@@ -8,15 +8,8 @@ import aiosqlite
 import msgspec
 
 from crucible_core.errors import UnavailableError
-from crucible_core.protocol import (
-    Cause,
-    GetRequest,
-    MemoryList,
-    MemoryQuery,
-    MemoryView,
-    WriteMemory,
-    WrittenMemory,
-)
+from crucible_core.protocol.memory import Cause, MemoryList, MemoryQuery, MemoryView, WriteMemory, WrittenMemory
+from crucible_core.protocol.shared import GetRequest
 from crucible_kit.bus import Bus
 from crucible_kit.index import Index
 from crucible_kit.metrics import Metrics

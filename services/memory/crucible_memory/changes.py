@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from crucible_core.errors import ConflictError, NotFoundError
-from crucible_core.protocol import CreateMemory, Link, UpdateMemory
+from crucible_core.protocol.memory import CreateMemory, Link, UpdateMemory
 
 from .notes import Note
 from .state import (

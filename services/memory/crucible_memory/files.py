@@ -9,7 +9,7 @@ import msgspec
 
 from crucible_core.envelope import Event, Source, decode
 from crucible_core.errors import DeniedError, ForbiddenError, InvalidError, MalformedError, TooLargeError
-from crucible_core.protocol import Cause
+from crucible_core.protocol.memory import Cause
 from crucible_kit.bus import Bus, Message
 from crucible_kit.metrics import Metrics
 from crucible_kit.telemetry import Telemetry

@@ -1,7 +1,7 @@
 """The ids of memories: fresh, or derived from what the memory is made of, so that it is made once."""
 
 from crucible_core.ids import derive_id, is_id
-from crucible_core.protocol import Cause
+from crucible_core.protocol.memory import Cause
 from crucible_kit.clock import fresh_id
 
 from .state import refused

@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 
-from crucible_core.protocol import Link
+from crucible_core.protocol.memory import Link
 
 from .frontmatter import split
 from .state import MAX_LINKS, MAX_TAG, MAX_TAGS, MAX_WORD, clean_tag, unique

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from crucible_core.envelope import Metadata
-from crucible_core.protocol import Link
+from crucible_core.protocol.memory import Link
 
 from .state import Memory, clean_tag, same_link, unique
 

@@ -14,7 +14,7 @@ import aiosqlite
 import msgspec
 
 from crucible_core.filters import DocumentPredicate, compile_document_filter
-from crucible_core.protocol import MemoryList, MemoryQuery, MemoryView, ScoredMemory
+from crucible_core.protocol.memory import MemoryList, MemoryQuery, MemoryView, ScoredMemory
 
 from .state import MAX_TAGS, checked_tag, refused
 from .store import memories, views

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from crucible_core.errors import FieldError, InvalidError
-from crucible_core.protocol import Link
+from crucible_core.protocol.memory import Link
 
 MAX_TAGS = 100
 MAX_TAG = 100

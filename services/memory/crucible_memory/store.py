@@ -11,7 +11,7 @@ import msgspec
 
 from crucible_core.envelope import DEFAULT_WORLD
 from crucible_core.ids import is_id
-from crucible_core.protocol import MemoryView
+from crucible_core.protocol.memory import MemoryView
 from crucible_kit.bus import Message
 
 from .projection import Recorded, fold, read_recorded

@@ -11,7 +11,8 @@ import msgspec
 
 from crucible_core.envelope import MAX_EVENT_BYTES
 from crucible_core.errors import ConflictError, TooLargeError, from_problem
-from crucible_core.protocol import Appended, AppendReply, AppendRequest, Cause, NewEvent
+from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, NewEvent
+from crucible_core.protocol.memory import Cause
 from crucible_kit.bus import Bus
 from crucible_kit.index import Index
 from crucible_kit.rpc import call

@@ -7,18 +7,12 @@ import msgspec
 
 from crucible_core.envelope import Source
 from crucible_core.errors import CrucibleError
-from crucible_core.protocol import (
-    AppendReply,
-    AppendRequest,
+from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent
+from crucible_core.protocol.shared import Check, Counters, EnableHook, GetRequest, TestRequest
+from crucible_core.protocol.webhooks import (
     AttemptList,
     AttemptsRequest,
-    Check,
-    Counters,
     CreateWebhook,
-    EnableHook,
-    GetRequest,
-    NewEvent,
-    TestRequest,
     WebhookList,
     WebhookRecord,
     WebhookView,

@@ -7,7 +7,8 @@ from urllib.parse import urlsplit
 from crucible_core.catalogue import CATALOGUE
 from crucible_core.envelope import Data, Event, Metadata, Source, encode
 from crucible_core.errors import CrucibleError
-from crucible_core.protocol import Check, CheckStep, TestRequest, WebhookRecord
+from crucible_core.protocol.shared import Check, CheckStep, TestRequest
+from crucible_core.protocol.webhooks import WebhookRecord
 from crucible_kit.clock import fresh_id, timestamp
 
 from .deliver import request_headers

@@ -11,7 +11,8 @@ import msgspec
 from crucible_core import subjects
 from crucible_core.envelope import MAX_HOPS, Event, Source, decode
 from crucible_core.errors import CrucibleError, LimitedError, NotFoundError, UnavailableError, from_problem
-from crucible_core.protocol import AppendReply, AppendRequest, AttemptRecord, NewEvent, WebhookRecord
+from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent
+from crucible_core.protocol.webhooks import AttemptRecord, WebhookRecord
 from crucible_kit.bus import Bus, Message
 from crucible_kit.clock import now_ms, timestamp
 from crucible_kit.frames import Outgoing

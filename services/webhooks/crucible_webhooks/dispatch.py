@@ -8,7 +8,7 @@ import msgspec
 from crucible_core import subjects
 from crucible_core.envelope import Event, decode
 from crucible_core.ids import derive_id
-from crucible_core.protocol import WebhookRecord
+from crucible_core.protocol.webhooks import WebhookRecord
 from crucible_core.times import parse_time
 from crucible_kit.bus import Bus, Message
 from crucible_kit.frames import Outgoing

@@ -4,7 +4,8 @@ from urllib.parse import urlsplit
 
 from crucible_core.errors import FieldError, InvalidError
 from crucible_core.matcher import CompiledFilters, compile_filters
-from crucible_core.protocol import Auth, Counters, CreateWebhook, WebhookOptions, WebhookRecord, WebhookView
+from crucible_core.protocol.shared import Counters
+from crucible_core.protocol.webhooks import Auth, CreateWebhook, WebhookOptions, WebhookRecord, WebhookView
 
 from .signing import new_secret, signing_key
 

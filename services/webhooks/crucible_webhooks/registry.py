@@ -8,7 +8,7 @@ import msgspec
 from crucible_core.envelope import Event
 from crucible_core.errors import ConflictError, CrucibleError, NotFoundError
 from crucible_core.matcher import CompiledFilters, Matcher
-from crucible_core.protocol import WebhookRecord
+from crucible_core.protocol.webhooks import WebhookRecord
 from crucible_kit.buckets import Bucket, Change, View
 from crucible_kit.clock import timestamp
 

@@ -7,7 +7,7 @@ import hmac
 import secrets
 
 from crucible_core.errors import FieldError, InvalidError
-from crucible_core.protocol import Auth
+from crucible_core.protocol.webhooks import Auth
 
 PREFIX = "whsec_"
 USER_AGENT = "Crucible-Webhooks/1"

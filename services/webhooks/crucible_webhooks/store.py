@@ -6,7 +6,8 @@ import aiosqlite
 import msgspec
 
 from crucible_core.errors import FieldError, InvalidError
-from crucible_core.protocol import AttemptList, AttemptRecord, Counters
+from crucible_core.protocol.shared import Counters
+from crucible_core.protocol.webhooks import AttemptList, AttemptRecord
 from crucible_kit.bus import Message
 from crucible_kit.index import Index
 

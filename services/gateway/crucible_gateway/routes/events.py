@@ -7,10 +7,9 @@ from litestar import Response, get, post
 
 from crucible_core.envelope import MAX_EVENT_BYTES, Event
 from crucible_core.errors import CrucibleError, UnsupportedError
-from crucible_core.protocol import (
+from crucible_core.protocol.events import (
     AppendReply,
     AppendRequest,
-    GetRequest,
     NewEvent,
     QueryReply,
     QueryRequest,
@@ -18,6 +17,7 @@ from crucible_core.protocol import (
     TraceRequest,
     TypesReply,
 )
+from crucible_core.protocol.shared import GetRequest
 from crucible_gateway import cloudevents, examples
 from crucible_gateway.auth import principal_of
 from crucible_gateway.batches import Committed, Result, append_all, append_each, outcome

@@ -7,17 +7,8 @@ from litestar import Response, delete, get, post
 
 from crucible_core.errors import MalformedError
 from crucible_core.hooks import HookDefinition
-from crucible_core.protocol import (
-    Check,
-    EnableHook,
-    GetRequest,
-    HookList,
-    HookView,
-    RegisterHook,
-    RunList,
-    RunsRequest,
-    TestRequest,
-)
+from crucible_core.protocol.hooks import HookList, HookView, RegisterHook, RunList, RunsRequest
+from crucible_core.protocol.shared import Check, EnableHook, GetRequest, TestRequest
 from crucible_gateway import examples
 from crucible_gateway.bodies import JSON, Http, expect, read_if_any, strictly, whole
 from crucible_gateway.context import Nothing, ask

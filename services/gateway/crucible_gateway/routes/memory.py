@@ -6,10 +6,9 @@ import msgspec
 from litestar import Response, delete, get, patch, post
 
 from crucible_core.errors import FieldError, InvalidError
-from crucible_core.protocol import (
+from crucible_core.protocol.memory import (
     Cause,
     CreateMemory,
-    GetRequest,
     MemoryList,
     MemoryQuery,
     MemoryView,
@@ -17,6 +16,7 @@ from crucible_core.protocol import (
     WriteMemory,
     WrittenMemory,
 )
+from crucible_core.protocol.shared import GetRequest
 from crucible_gateway import examples
 from crucible_gateway.auth import principal_of
 from crucible_gateway.bodies import JSON, Http, read

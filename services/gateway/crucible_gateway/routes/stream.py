@@ -9,7 +9,7 @@ from litestar.response import Stream
 
 from crucible_core.errors import CrucibleError, FieldError, InvalidError
 from crucible_core.matcher import compile_filters
-from crucible_core.protocol import TypeFilter
+from crucible_core.protocol.shared import TypeFilter
 from crucible_gateway import examples, sse
 from crucible_gateway.bodies import Http
 from crucible_gateway.context import gateway_of

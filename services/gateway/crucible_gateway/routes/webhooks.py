@@ -2,17 +2,8 @@
 
 from litestar import Response, delete, get, post
 
-from crucible_core.protocol import (
-    AttemptList,
-    AttemptsRequest,
-    Check,
-    CreateWebhook,
-    EnableHook,
-    GetRequest,
-    TestRequest,
-    WebhookList,
-    WebhookView,
-)
+from crucible_core.protocol.shared import Check, EnableHook, GetRequest, TestRequest
+from crucible_core.protocol.webhooks import AttemptList, AttemptsRequest, CreateWebhook, WebhookList, WebhookView
 from crucible_gateway import examples
 from crucible_gateway.bodies import JSON, Http, read, read_if_any
 from crucible_gateway.context import Nothing, ask

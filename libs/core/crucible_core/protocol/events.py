@@ -1,0 +1,117 @@
+"""What `events` answers: append, query, get, trace and the types; and whether a replica knows a Pre hook."""
+
+from typing import Any, Literal
+
+import msgspec
+
+from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD, Source
+from crucible_core.errors import Problem
+
+from .shared import Message
+
+
+class NewEvent(Message):
+    """An event that wants to be committed; everything that is None is stamped by `events`.
+
+    `payload` is JSON, passed through untouched. `expected_sequence` is that of the entity's last event (0: none yet).
+    """
+
+    type: str
+    payload: msgspec.Raw = msgspec.Raw(b"{}")
+    id: str | None = None
+    timestamp: str | None = None
+    version: str | None = None
+    source: Source | None = None
+    actor: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    hop: int = 0
+    world_id: str = DEFAULT_WORLD
+    room_id: str = DEFAULT_ROOM
+    entity: str | None = None
+    traceparent: str | None = None
+    expected_sequence: int | None = None
+    retention: Literal["default", "forever"] = "default"
+    idempotency_key: str | None = None
+
+
+class AppendRequest(Message):
+    events: list[NewEvent]
+    atomic: bool = False
+
+
+class Appended(Message):
+    """One event's outcome: committed (`sequence` set), known already (`duplicate`), or refused (`error`)."""
+
+    id: str | None = None
+    sequence: int | None = None
+    type: str | None = None
+    correlation_id: str | None = None
+    duplicate: bool = False
+    error: Problem | None = None
+
+
+class AppendReply(Message):
+    """`results` has one entry for each event asked, in order. An atomic append is refused as a whole, by an error."""
+
+    results: list[Appended]
+
+
+class QueryRequest(Message):
+    """`type` holds names, aliases or wildcards; times are RFC 3339; `after` is an exclusive sequence."""
+
+    type: list[str] = []
+    actor: str | None = None
+    correlation_id: str | None = None
+    entity: str | None = None
+    world_id: str | None = None
+    room_id: str | None = None
+    from_time: str | None = None
+    to_time: str | None = None
+    after: int | None = None
+    order: Literal["asc", "desc"] = "asc"
+    filter: dict[str, Any] | None = None
+    limit: int = 100
+    cursor: str | None = None
+    min_sequence: int | None = None
+
+
+class QueryReply(Message, omit_defaults=False):
+    """`events` are public forms (with `sequence`), passed through."""
+
+    events: list[msgspec.Raw]
+    next_cursor: str | None = None
+
+
+class TraceRequest(Message):
+    correlation_id: str
+    min_sequence: int | None = None
+
+
+class TraceNode(Message, omit_defaults=False):
+    """An event and what it caused, each in order of sequence. `elapsed_ms` counts from the chain's first event."""
+
+    event: msgspec.Raw
+    elapsed_ms: float
+    effects: list["TraceNode"] = []
+
+
+class TraceReply(Message, omit_defaults=False):
+    correlation_id: str
+    count: int
+    truncated: bool
+    roots: list[TraceNode]
+
+
+class EventType(Message, omit_defaults=False):
+    """`schema` is JSON Schema of the payload; `open` says whether other payload fields are accepted."""
+
+    type: str
+    description: str
+    aliases: list[str]
+    open: bool
+    schema: dict[str, Any]
+
+
+class TypesReply(Message):
+    types: list[EventType]

@@ -1,0 +1,101 @@
+"""What `hooks` answers: the verdict of Pre hooks, the registry and the runs; and its records in KV."""
+
+from typing import Any
+
+import msgspec
+
+from .shared import Counters, Message
+
+
+class InterceptRequest(Message):
+    """`event` is the stamped, uncommitted event; `hooks` the names that `events` found to match, with the KV revision
+    that it had seen: a replica of `hooks` that is behind that revision catches up before it answers."""
+
+    event: msgspec.Raw
+    hooks: list[str]
+    revision: int = 0
+
+
+class InterceptReply(Message):
+    """Allowed; `payload` is the changed payload, if a hook changed it. A denial is a `DeniedError`."""
+
+    payload: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class GuardedRequest(Message):
+    """`events.guarded`, asked of every replica: answered, with the same, once the replica's copy of the `hooks` bucket
+    holds the revision. So a hook that is answered as registered judges the very next event."""
+
+    revision: int
+
+
+class HookRecord(Message):
+    """What the `hooks` bucket holds under a hook's name.
+
+    `definition` is the hook object of the contract (normalised, with its script inline), the last good one; `error`
+    says why a newer one could not be taken; `origin` is the file's path, or `api`.
+    """
+
+    name: str
+    definition: dict[str, Any] | None = None
+    enabled: bool = True
+    origin: str = "api"
+    error: str | None = None
+    updated_at: str = ""
+
+
+class HookView(Message, omit_defaults=False):
+    """A hook as users see it. `state` is `active`, `disabled` or `inert: <reason>`."""
+
+    name: str
+    state: str
+    timing: str | None
+    priority: int | None
+    origin: str
+    definition: dict[str, Any] | None
+    counters: Counters
+    updated_at: str
+    order: int | None = None
+    """The place in the printed order of the Pre hooks; None for Post hooks."""
+
+
+class HookList(Message):
+    hooks: list[HookView]
+
+
+class RegisterHook(Message):
+    """`definition` is the hook object of the contract; or `markdown`, the text of a hook file."""
+
+    definition: dict[str, Any] | None = None
+    markdown: str | None = None
+
+
+class RunsRequest(Message):
+    name: str
+    limit: int = 50
+    cursor: str | None = None
+
+
+class RunRecord(Message, omit_defaults=False):
+    """One attempt at one run, as kept in ATTEMPTS. `outcome` is ok, failed, skipped, denied, retrying or stopped."""
+
+    run_id: str
+    hook: str
+    timing: str
+    event_id: str
+    event_type: str
+    correlation_id: str
+    attempt: int
+    outcome: str
+    started_at: str
+    duration_ms: float
+    error: str | None = None
+    output: Any = None
+    effects: list[str] = []
+    log: list[str] = []
+    next_attempt_at: str | None = None
+
+
+class RunList(Message, omit_defaults=False):
+    runs: list[RunRecord]
+    next_cursor: str | None = None

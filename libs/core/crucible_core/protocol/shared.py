@@ -1,0 +1,65 @@
+"""What the requests of several services have in common."""
+
+from typing import Any
+
+import msgspec
+
+
+class Message(msgspec.Struct, kw_only=True, omit_defaults=True):
+    pass
+
+
+class GetRequest(Message):
+    """`events.get`, `memory.get`, `hooks.get`, `webhooks.get`, …: one thing by its id or name."""
+
+    id: str
+
+
+class TypeFilter(Message, omit_defaults=False):
+    """One alternative of a subscription: a type, alias or wildcard, and a filter on its payload."""
+
+    event_type: str
+    filter: dict[str, Any] = {}
+
+
+class Counters(Message, omit_defaults=False):
+    matched: int = 0
+    invoked: int = 0
+    ok: int = 0
+    failed: int = 0
+    skipped: int = 0
+    last_fired: str | None = None
+
+
+class EnableHook(Message):
+    name: str
+    enabled: bool
+
+
+class Check(Message, omit_defaults=False):
+    """What `doctor` learns of one handler from a synthetic event: `verdict` is live, disabled or inert; `steps` are the
+    links of the chain in order, each with whether it held."""
+
+    name: str
+    verdict: str
+    reason: str | None = None
+    duration_ms: float | None = None
+    steps: list["CheckStep"] = []
+
+
+class CheckStep(Message, omit_defaults=False):
+    step: str
+    ok: bool
+    detail: str = ""
+
+
+class TestRequest(Message):
+    """`hooks.test`, `webhooks.test`: fire one synthetic event (or `event`, a payload) through a handler.
+
+    With `dry_run` nothing outside is changed: a script's effects are recorded, not made; a webhook's endpoint is only
+    connected to.
+    """
+
+    id: str
+    dry_run: bool = True
+    payload: dict[str, Any] | None = None

@@ -1,0 +1,99 @@
+"""What `webhooks` answers: the registry and the attempts; and its records in KV and in ATTEMPTS."""
+
+from typing import Literal
+
+import msgspec
+
+from .shared import Counters, Message, TypeFilter
+
+
+class Auth(Message):
+    """`hmac` uses `secret`, `bearer` needs `token`, `basic` needs `username` and `password`. All are signed."""
+
+    type: Literal["hmac", "bearer", "basic"] = "hmac"
+    secret: str | None = None
+    algorithm: Literal["sha256"] = "sha256"
+    token: str | None = None
+    username: str | None = None
+    password: str | None = None
+
+
+class WebhookOptions(Message, omit_defaults=False):
+    """`timeout_ms` bounds the whole exchange; `retry_delays_s` are the waits between attempts, in seconds."""
+
+    timeout_ms: int = 15000
+    retry_delays_s: list[float] = msgspec.field(default_factory=lambda: [2.0, 4.0, 8.0, 16.0])
+    concurrency: int = 8
+
+
+class WebhookRecord(Message):
+    """What the `webhooks` bucket holds under a webhook's id, secret included."""
+
+    id: str
+    name: str
+    url: str
+    event_filters: list[TypeFilter]
+    auth: Auth
+    options: WebhookOptions
+    enabled: bool = True
+    disabled_reason: str | None = None
+    created_at: str = ""
+    updated_at: str = ""
+
+
+class CreateWebhook(Message):
+    name: str
+    url: str
+    event_filters: list[TypeFilter]
+    auth: Auth | None = None
+    options: WebhookOptions | None = None
+
+
+class WebhookView(Message, omit_defaults=False):
+    """A webhook as users see it; `secret` only in the answer that made it. Credentials never come back."""
+
+    id: str
+    name: str
+    url: str
+    event_filters: list[TypeFilter]
+    auth_type: str
+    options: WebhookOptions
+    state: str
+    counters: Counters
+    created_at: str
+    updated_at: str
+    secret: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class WebhookList(Message):
+    webhooks: list[WebhookView]
+
+
+class AttemptsRequest(Message):
+    id: str
+    limit: int = 50
+    cursor: str | None = None
+
+
+class AttemptRecord(Message, omit_defaults=False):
+    """One attempt at one delivery, as kept in ATTEMPTS. `outcome` is delivered, retrying, failed or exhausted."""
+
+    delivery_id: str
+    webhook_id: str
+    event_id: str
+    event_type: str
+    event_sequence: int
+    correlation_id: str
+    attempt: int
+    outcome: str
+    started_at: str
+    duration_ms: float
+    status: int | None = None
+    error: str | None = None
+    response: str | None = None
+    next_attempt_at: str | None = None
+
+
+class AttemptList(Message, omit_defaults=False):
+    attempts: list[AttemptRecord]
+    next_cursor: str | None = None
