@@ -8,10 +8,15 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import chain, servers, start
+from bench import chain, events, servers, start
 
 Rows = list[dict[str, object]]
-BENCHES: dict[str, Callable[[], Rows]] = {"start": start.run, "chain": chain.run, "servers": servers.run}
+BENCHES: dict[str, Callable[[], Rows]] = {
+    "start": start.run,
+    "chain": chain.run,
+    "servers": servers.run,
+    "events": events.run,
+}
 RESULTS = Path(__file__).parent / "results"
 
 

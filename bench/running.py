@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 import signal
 import socket
@@ -13,8 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 
 CRUCIBLE = str(Path(sys.executable).with_name("crucible"))
+Row = dict[str, object]
 EXAMPLES = Path(__file__).parents[1] / "examples" / "hooks"
 
 
@@ -29,6 +32,49 @@ class Running:
         self.url: str = state["url"]
         self.ports: dict[str, int] = state["ports"]
         self.key = (data / "admin.key").read_text().strip()
+
+    def processes(self) -> dict[str, psutil.Process]:
+        """By service, `nats` and `up` among them."""
+        found = {"up": psutil.Process(self.process.pid)}
+        for child in found["up"].children(recursive=True):
+            line = " ".join(child.cmdline())
+            module = re.search(r"crucible_(\w+)", line)
+            found["nats" if "nats-server" in line else module[1] if module else str(child.pid)] = child
+        return found
+
+    def cpu(self) -> dict[str, float]:
+        """The seconds of processor time that each process has used."""
+        return {name: sum(process.cpu_times()[:2]) for name, process in self.processes().items()}
+
+    def row(
+        self,
+        what: str,
+        value: float,
+        floor: float | None,
+        unit: str,
+        at_least: float | None = None,
+        at_most: float | None = None,
+        before: dict[str, float] | None = None,
+    ) -> Row:
+        """A line of the table: the figure, its floor and ratio, and what each process holds (MiB, RSS)."""
+        digits = 0 if value >= 100 else 2
+        ratio = value / floor if floor else None
+        good = (at_least is None or (ratio or 0) >= at_least) and (at_most is None or (ratio or value) <= at_most)
+        wanted = f"≥ {at_least:g}" if at_least is not None else f"≤ {at_most:g}" if at_most is not None else ""
+        memory = {name: round(process.memory_info().rss / 2**20) for name, process in self.processes().items()}
+        used = self.cpu() if before else {}
+        return {
+            "what": what,
+            "crucible": f"{value:,.{digits}f} {unit}",
+            "floor": f"{floor:,.{digits}f} {unit}" if floor else "-",
+            "ratio": f"{ratio:.2f}" if ratio else "-",
+            "wanted": wanted,
+            "": "ok" if good else "MISSED",
+            "MiB": " ".join(f"{name} {size}" for name, size in sorted(memory.items())),
+            "cpu s": " ".join(
+                f"{name} {used[name] - before[name]:.1f}" for name in sorted(used) if before and name in before
+            ),
+        }
 
     def http(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, timeout=20)

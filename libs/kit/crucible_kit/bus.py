@@ -16,12 +16,13 @@ import nats.aio.subscription
 import nats.errors
 
 from crucible_core import subjects
-from crucible_core.errors import CrucibleError, InvalidError, Problem, TooLargeError, UnavailableError, from_problem
+from crucible_core.errors import CrucibleError, InvalidError, Problem, UnavailableError, from_problem
 from crucible_core.subjects import Names
 
-from .frames import Outgoing, batch_frames, check_size, checked_subject, clean, size_of
+from .frames import Outgoing, batch_frames, frame
 from .jetstream import MAX_BATCH, DuplicateError, JetStream
-from .message import DISCONNECTED, Handler, Message, Receiver, Stored, message_of
+from .message import DISCONNECTED, Handler, Message, Receiver, Stored
+from .wire import Wire
 
 __all__ = ["MAX_BATCH", "Bus", "DuplicateError", "Handler", "Message", "Stored", "open_bus"]
 
@@ -67,6 +68,9 @@ class Bus(JetStream):
         self._numbers = itertools.count()
         # Whose messages arrive at which subject of ours: all of them hear when the connection breaks.
         self._receivers: dict[str, Receiver] = {}
+        # nats-py has no public way to read faster than it does: see `wire`.
+        self._wire = Wire(client._ps, client._process_msg)
+        client._ps = self._wire  # type: ignore[assignment]
 
     @property
     def connected(self) -> bool:
@@ -116,20 +120,34 @@ class Bus(JetStream):
         Returns what ends it, once everything that was sent to it before has been handled (for at most 2 s).
         """
 
-        async def received(message: nats.aio.msg.Msg) -> None:
-            try:
-                await handler(_message(message))
-            except Exception:
-                log.exception("the handler of %s failed", subject)
+        arrived: asyncio.Queue[Message] = asyncio.Queue()
 
-        subscription = await self._listen(subject, received, queue)
+        async def handle() -> None:
+            while True:
+                message = await arrived.get()
+                try:
+                    await handler(message)
+                except Exception:
+                    log.exception("the handler of %s failed", subject)
+                finally:
+                    arrived.task_done()
+
+        subscription = await self._listen(subject, arrived.put_nowait, queue)
+        handling = asyncio.create_task(handle())
+
+        async def end() -> None:
+            await self._unlisten(subscription)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_DRAIN_S):
+                    await arrived.join()
+            handling.cancel()
+
         try:
             await self._round_trip()  # then it is known to the server
         except BaseException:
-            await self._unlisten(subscription)
+            await end()
             raise
-
-        return lambda: self._unlisten(subscription)
+        return end
 
     @contextlib.asynccontextmanager
     async def inbox(self) -> AsyncIterator[tuple[str, asyncio.Queue[Message]]]:
@@ -149,10 +167,7 @@ class Bus(JetStream):
         """
         subject = self._client.new_inbox()
 
-        async def arrived(message: nats.aio.msg.Msg) -> None:
-            received(_message(message))
-
-        subscription = await self._listen(subject, arrived)
+        subscription = await self._listen(subject, received)
         self._receivers[subject] = received
         try:
             yield subject
@@ -193,9 +208,9 @@ class Bus(JetStream):
         finally:
             del self._receivers[reply]
 
-    async def _replied(self, message: nats.aio.msg.Msg) -> None:
+    def _replied(self, message: Message) -> None:
         if received := self._receivers.get(message.subject):
-            received(_message(message))
+            received(message)
 
     async def _round_trip(self) -> None:
         """Returns once the server has seen everything that was sent before.
@@ -207,26 +222,11 @@ class Bus(JetStream):
     # ---- the client
 
     async def _publish(self, subject: str, data: bytes, headers: Mapping[str, str] | None, reply: str) -> None:
-        self._check_connected()
-        lines = {name: clean(value) for name, value in headers.items()} if headers else None
-        check_size(size_of(data, lines), self._client.max_payload)
-        try:
-            await self._client.publish(checked_subject(subject), data, reply=reply, headers=lines)
-        except (nats.errors.BadSubjectError, nats.errors.BadHeaderError) as error:
-            raise InvalidError(f"{subject[:100]!r} cannot be published to: {error}") from error
-        except nats.errors.MaxPayloadError as error:
-            raise TooLargeError(str(error)) from error
-        except nats.errors.Error as error:
-            raise UnavailableError(f"cannot publish to {subject}: {error}", retry_after=1) from error
+        await self._send(frame(subject, data, headers, reply, self._client.max_payload))
 
     async def _send_batch(self, messages: Sequence[Outgoing], timeout: float) -> Message:
-        self._check_connected()
-
         async def send(reply: str) -> None:
-            frames = batch_frames(messages, secrets.token_hex(12), reply, self._client.max_payload)
-            # nats-py has no public way to write finished frames, and its header encoder is slower than the server.
-            await self._client._send_command(frames)
-            await self._client._flush_pending()
+            await self._send(batch_frames(messages, secrets.token_hex(12), reply, self._client.max_payload))
 
         # The first message's answer is empty once the batch is open; the last one's acknowledges.
         answer = await self._answer("a batch", send, timeout, skip_empty=True)
@@ -234,19 +234,30 @@ class Bus(JetStream):
             raise UnavailableError(f"no stream takes {messages[0].subject} at the moment", retry_after=1)
         return answer
 
-    async def _listen(
-        self, subject: str, received: Callable[[nats.aio.msg.Msg], Awaitable[None]], queue: str = ""
-    ) -> nats.aio.subscription.Subscription:
+    async def _send(self, frames: bytes) -> None:
+        """nats-py has no public way to write finished frames, and its header encoder is slower than the server."""
         self._check_connected()
         try:
-            return await self._client.subscribe(subject, queue=queue, cb=received)
+            await self._client._send_command(frames)
+            if self._client._flush_queue.empty():  # type: ignore[union-attr]
+                await self._client._flush_pending()
+        except nats.errors.Error as error:
+            raise UnavailableError(f"NATS cannot be written to: {error}", retry_after=1) from error
+
+    async def _listen(self, subject: str, received: Receiver, queue: str = "") -> nats.aio.subscription.Subscription:
+        """Calls `received` with each message the moment that it is read; it must neither block nor raise."""
+        self._check_connected()
+        try:
+            subscription = await self._client.subscribe(subject, queue=queue, cb=_never)
+            self._wire.receivers[subscription._id] = received
+            return subscription
         except nats.errors.BadSubjectError as error:
             raise InvalidError(f"{subject[:100]!r} cannot be subscribed to") from error
         except nats.errors.Error as error:
             raise UnavailableError(f"cannot subscribe to {subject}: {error}", retry_after=1) from error
 
     async def _unlisten(self, subscription: nats.aio.subscription.Subscription) -> None:
-        """Ends a subscription once what the server has sent to it has been handled."""
+        """Ends a subscription once what the server has sent to it has been received."""
         leaving = subscription.drain if self.connected else subscription.unsubscribe
         ending = asyncio.ensure_future(leaving())  # type: ignore[no-untyped-call]
         ending.add_done_callback(_forgotten)
@@ -254,6 +265,7 @@ class Bus(JetStream):
         if not ending.done():  # the connection broke meanwhile: the next one must not subscribe again
             with contextlib.suppress(nats.errors.Error):
                 await subscription.unsubscribe()
+        self._wire.receivers.pop(subscription._id, None)
 
     def _check_connected(self) -> None:
         if not self._client.is_connected:
@@ -314,8 +326,8 @@ class Bus(JetStream):
         self._complaint = complaint
 
 
-def _message(message: nats.aio.msg.Msg) -> Message:
-    return message_of(message.subject, message.data, message.headers, message.reply)
+async def _never(message: nats.aio.msg.Msg) -> None:
+    """Messages of our subscriptions go past the client library's queues, which is what a callback makes it skip."""
 
 
 def _problem(answer: Message) -> CrucibleError:

@@ -1,4 +1,4 @@
-"""NATS protocol frames as bytes: what a batch publish writes, without a call of the client library per message."""
+"""NATS protocol frames as bytes: what is published, without the client library's work for each message."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,6 @@ from crucible_core.subjects import BATCH_COMMIT, BATCH_ID, BATCH_SEQUENCE, MSG_I
 _SUBJECT = re.compile(r"[^\s\x00-\x1f\x7f]{1,1000}")
 """No white space, which would end it, and well below the 4096 bytes that the server takes in a control line."""
 _LINE_BREAKS = re.compile(r"[\r\n\0]")
-_FRAME = len(b"NATS/1.0\r\n\r\n")
-_LINE = len(b": \r\n")
 
 
 class Outgoing(msgspec.Struct, frozen=True):
@@ -31,6 +29,19 @@ class Outgoing(msgspec.Struct, frozen=True):
         if self.ttl is not None:
             lines[TTL] = self.ttl
         return lines
+
+
+def frame(subject: str, data: bytes, headers: Mapping[str, str] | None, reply: str, most: int) -> bytes:
+    """A `PUB` or `HPUB` frame. Raises InvalidError, and TooLargeError as `batch_frames` does."""
+    head = f"{checked_subject(subject)} {reply} " if reply else f"{checked_subject(subject)} "
+    if not headers:
+        check_size(len(data), most)
+        return b"PUB %b%d\r\n%b\r\n" % (head.encode(), len(data), data)
+    lines = "".join([f"{name}: {clean(value)}\r\n" for name, value in headers.items()])
+    header = f"NATS/1.0\r\n{lines}\r\n".encode()
+    size = len(header) + len(data)
+    check_size(size, most)
+    return b"HPUB %b%d %d\r\n%b%b\r\n" % (head.encode(), len(header), size, header, data)
 
 
 def batch_frames(messages: Sequence[Outgoing], batch_id: str, reply: str, most: int) -> bytes:
@@ -62,14 +73,6 @@ def _header(message: Outgoing, batch_id: str, place: int, *, commit: bool) -> by
         lines.append(f"{BATCH_COMMIT}: 1\r\n")
     lines.append("\r\n")
     return "".join(lines).encode()
-
-
-def size_of(data: bytes, headers: Mapping[str, str] | None) -> int:
-    """How many bytes the server counts for a message with clean headers."""
-    if not headers:
-        return len(data)
-    lines = sum(len(name) + (len(v) if v.isascii() else len(v.encode())) + _LINE for name, v in headers.items())
-    return len(data) + _FRAME + lines
 
 
 def check_size(size: int, most: int) -> None:

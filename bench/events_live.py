@@ -1,0 +1,7 @@
+"""Live events: from a POST to a WebSocket, and a hundred sockets at once."""
+
+from bench.running import Row
+
+
+def run() -> list[Row]:
+    return []

@@ -1,0 +1,114 @@
+"""What the server sends, parsed: messages go to their receiver at once, all else to the client library's own parser.
+
+nats-py reads each message with a regular expression, a task and a queue, which costs more than what most of our
+receivers do with it.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from crucible_core import subjects
+
+from .message import Receiver, message_of
+
+log = logging.getLogger(__name__)
+
+_MSG, _HMSG = ord("M"), ord("H")
+_VERSION = len("NATS/1.0")
+_STATUS = 3
+
+Undirected = Callable[[int, bytes, bytes, bytes, bytes], Awaitable[None]]
+"""Subscription, subject, reply, data and headers of a message that has no receiver here."""
+
+
+class Rest(Protocol):
+    """The library's parser, for whatever is no message."""
+
+    async def parse(self, data: bytes = b"") -> None: ...
+
+    def reset(self) -> None: ...
+
+
+class Wire:
+    """The protocol of docs.nats.io/reference/reference-protocols/nats-protocol, as a client reads it."""
+
+    def __init__(self, rest: Rest, undirected: Undirected) -> None:
+        self.receivers: dict[int, Receiver] = {}
+        """By the number of a subscription."""
+        self._rest = rest
+        self._undirected = undirected
+        self._left = bytearray()
+        self._needed = 0
+        self._connection = 0
+
+    def reset(self) -> None:
+        """A new connection begins."""
+        self._rest.reset()
+        self._left.clear()
+        self._needed = 0
+        self._connection += 1
+
+    async def parse(self, data: bytes = b"") -> None:
+        if self._left:
+            self._left += data
+            if len(self._left) < self._needed:
+                return
+            data = bytes(self._left)
+            self._left.clear()
+        connection = self._connection
+        position = 0
+        while position < len(data):
+            end = data.find(b"\r\n", position)
+            if end < 0:
+                self._keep(data, position, 0)
+                return
+            if data[position] not in (_MSG, _HMSG):
+                await self._rest.parse(data[position : end + 2])
+                position = end + 2
+            else:
+                fields = data[position:end].split()
+                size, begin = int(fields[-1]), end + 2
+                if begin + size + 2 > len(data):
+                    self._keep(data, position, begin + size + 2 - position)
+                    return
+                header = int(fields[-2]) if data[position] == _HMSG else 0
+                body = data[begin + header : begin + size]
+                position = begin + size + 2
+                await self._handed(fields, data[begin : begin + header] if header else None, body)
+            if connection != self._connection:
+                return
+
+    def _keep(self, data: bytes, position: int, needed: int) -> None:
+        """What is not whole yet waits for the rest."""
+        self._left += memoryview(data)[position:]
+        self._needed = needed
+
+    async def _handed(self, fields: list[bytes], header: bytes | None, body: bytes) -> None:
+        numbers = 1 if header is None else 2
+        subscription = int(fields[2])
+        reply = fields[3] if len(fields) > 3 + numbers else b""
+        receiver = self.receivers.get(subscription)
+        if receiver is None:
+            await self._undirected(subscription, fields[1], reply, body, header or b"")
+            return
+        try:
+            receiver(message_of(fields[1].decode(), body, headers_of(header) if header else None, reply.decode()))
+        except Exception:
+            log.exception("a message of %r cannot be received", fields[1][:100])
+
+
+def headers_of(raw: bytes) -> dict[str, str]:
+    """Headers by name; an inline status (`NATS/1.0 404 No Messages`) under the names that `subjects` has for it."""
+    first, *lines = raw.decode("utf-8", "replace").split("\r\n")
+    headers: dict[str, str] = {}
+    if len(first) > _VERSION:
+        status = first[_VERSION + 1 :]
+        headers[subjects.STATUS] = status[:_STATUS]
+        if description := status[_STATUS + 1 :]:
+            headers[subjects.DESCRIPTION] = description
+    for line in lines:
+        if line:
+            name, _, value = line.partition(":")
+            headers[name] = value.strip()
+    return headers
