@@ -1,5 +1,6 @@
 """Identifiers: TypeIDs, a prefix and a UUIDv7 (RFC 9562) in Crockford base32 (github.com/jetify-com/typeid, 0.3)."""
 
+import functools
 import hashlib
 import re
 
@@ -11,7 +12,7 @@ _ID = re.compile(r"[a-z]{2,8}_[A-Za-z0-9_-]{1,64}")
 
 def make_id(prefix: str, at_ms: int, random: bytes) -> str:
     """A TypeID for a moment (Unix milliseconds) and at least 10 random bytes."""
-    return f"{prefix}_{_base32(_uuid7(at_ms, int.from_bytes(random[:10], 'big')))}"
+    return f"{prefix}_{_moment(at_ms)}{_chance(int.from_bytes(random[:10], 'big'))}"
 
 
 def derive_id(prefix: str, at_ms: int, *parts: str) -> str:
@@ -25,11 +26,18 @@ def is_id(prefix: str, text: str) -> bool:
     return text.startswith(f"{prefix}_") and _ID.fullmatch(text) is not None
 
 
-def _uuid7(at_ms: int, random: int) -> int:
+@functools.lru_cache(maxsize=64)  # thousands of ids are made in one millisecond
+def _moment(at_ms: int) -> str:
+    """A UUIDv7's 48 bits of time, after the two zero bits that fill up the first character."""
+    return _base32(at_ms & ((1 << 48) - 1), 40)
+
+
+def _chance(random: int) -> str:
+    """Its other 80 bits: version, 12 random bits, variant, 62 random bits."""
     bits = random & ((1 << _RANDOM_BITS) - 1)
-    high = bits >> 62
-    return (at_ms & ((1 << 48) - 1)) << 80 | 0x7 << 76 | high << 64 | 0b10 << 62 | bits & ((1 << 62) - 1)
+    return _base32(0x7 << 76 | bits >> 62 << 64 | 0b10 << 62 | bits & ((1 << 62) - 1), 70)
 
 
-def _base32(value: int) -> str:
-    return "".join([_PAIRS[value >> shift & 1023] for shift in range(120, -1, -10)])
+def _base32(value: int, top: int) -> str:
+    """Two characters for each ten bits, of which the first begin at the bit `top`."""
+    return "".join([_PAIRS[value >> shift & 1023] for shift in range(top, -1, -10)])

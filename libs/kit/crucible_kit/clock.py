@@ -1,6 +1,6 @@
 """The clock and chance: the only place that asks for the time of day or for random ids."""
 
-import os
+import random
 import time
 from datetime import UTC, datetime
 
@@ -19,5 +19,5 @@ def timestamp(at_ms: int | None = None) -> str:
 
 
 def fresh_id(prefix: str) -> str:
-    """A new TypeID of this moment."""
-    return make_id(prefix, now_ms(), os.urandom(10))
+    """A new TypeID of this moment. It is a name, not a secret: the generator need not be a cryptographic one."""
+    return make_id(prefix, now_ms(), random.randbytes(10))

@@ -49,30 +49,22 @@ def batch_frames(messages: Sequence[Outgoing], batch_id: str, reply: str, most: 
 
     Raises TooLargeError for a message of more than `most` bytes: the server would end the connection for it.
     """
-    frames = bytearray()
+    frames: list[bytes] = []
     last = len(messages)
-    reply_bytes = reply.encode()
+    opening = f"NATS/1.0\r\n{BATCH_ID}: {batch_id}\r\n{BATCH_SEQUENCE}: "
     for place, message in enumerate(messages, 1):
-        header = _header(message, batch_id, place, commit=place == last)
+        header = _header(message, opening, place, commit=place == last)
         size = len(header) + len(message.data)
         check_size(size, most)
-        frames += b"HPUB %b " % checked_subject(message.subject).encode()
-        if place in (1, last):
-            frames += b"%b " % reply_bytes
-        frames += b"%d %d\r\n" % (len(header), size)
-        frames += header
-        frames += message.data
-        frames += b"\r\n"
-    return bytes(frames)
+        to = f"{checked_subject(message.subject)} {reply}" if place in (1, last) else checked_subject(message.subject)
+        frames.append(b"HPUB %b %d %d\r\n%b%b\r\n" % (to.encode(), len(header), size, header, message.data))
+    return b"".join(frames)
 
 
-def _header(message: Outgoing, batch_id: str, place: int, *, commit: bool) -> bytes:
-    lines = [f"NATS/1.0\r\n{BATCH_ID}: {batch_id}\r\n{BATCH_SEQUENCE}: {place}\r\n"]
-    lines += [f"{name}: {clean(value)}\r\n" for name, value in message.header_lines().items()]
-    if commit:
-        lines.append(f"{BATCH_COMMIT}: 1\r\n")
-    lines.append("\r\n")
-    return "".join(lines).encode()
+def _header(message: Outgoing, opening: str, place: int, *, commit: bool) -> bytes:
+    lines = "".join([f"{name}: {clean(value)}\r\n" for name, value in message.header_lines().items()])
+    ending = f"{BATCH_COMMIT}: 1\r\n" if commit else ""
+    return f"{opening}{place}\r\n{lines}{ending}\r\n".encode()
 
 
 def check_size(size: int, most: int) -> None:

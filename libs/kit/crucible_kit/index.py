@@ -9,6 +9,7 @@ import logging
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import aiosqlite
 
@@ -25,6 +26,8 @@ Apply = Callable[[aiosqlite.Connection, list[Message]], Awaitable[None]]
 _META = "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
 _PAUSE_S = 1.0
 _SOON_S = 0.05
+_AT_ONCE = (1000, 100, 10, 1)
+"""Rows of one statement: few sizes, whose statements stay prepared. SQLite takes 32,766 values."""
 _FILES = ("", "-wal", "-shm", "-journal")
 
 
@@ -114,6 +117,20 @@ class Index:
             else:
                 self.sequence = last.sequence
                 return
+
+
+async def insert(writer: aiosqlite.Connection, head: str, rows: Sequence[Sequence[Any]]) -> None:
+    """Inserts rows, all of one length, by few statements; `head` is what comes before the values.
+
+    `executemany` takes the interpreter's lock for each row, and waits for it as long as another thread computes.
+    """
+    start = 0
+    for most in _AT_ONCE:
+        while len(rows) - start >= most:
+            marks = ", ".join([f"({', '.join('?' * len(rows[0]))})"] * most)
+            values = [value for row in rows[start : start + most] for value in row]
+            await writer.execute(f"{head} {marks}", values)
+            start += most
 
 
 @contextlib.asynccontextmanager

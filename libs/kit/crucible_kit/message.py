@@ -29,7 +29,7 @@ class Message(msgspec.Struct, frozen=True):
     @property
     def status(self) -> str | None:
         """A JetStream status such as "404", for messages that carry no data."""
-        return self.headers.get(subjects.STATUS) if self.headers else None
+        return None if self.sequence else self.headers.get(subjects.STATUS)
 
 
 DISCONNECTED = Message("", b"", {subjects.STATUS: "503", subjects.DESCRIPTION: "disconnected"})

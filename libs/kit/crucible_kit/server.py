@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 import signal
+import sys
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
@@ -21,6 +22,10 @@ from .settings import KitSettings, load
 __all__ = ["main", "run", "setup_logging"]
 
 log = logging.getLogger(__name__)
+
+_SWITCH_S = 0.0005
+"""An SQLite thread asks for the interpreter's lock after every row: with Python's own 5 ms, a busy event loop makes each
+wait that long."""
 
 S = TypeVar("S", bound=KitSettings)
 
@@ -44,6 +49,7 @@ def run(app: Any, settings: KitSettings, service: str = "") -> None:
     service without its consumers must not look alive. `service` defaults to `app.state.service`. Where the app has an
     `asyncio.Event` in `app.state.stopping`, it is set as the shutdown begins: answers without an end should end then.
     """
+    sys.setswitchinterval(_SWITCH_S)
     setup_logging(service or getattr(app.state, "service", "crucible"), settings.log_level)
     # uvicorn's own notes on starting and stopping say nothing that our line does not.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)

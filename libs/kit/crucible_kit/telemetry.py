@@ -1,9 +1,10 @@
 """Tracing: spans and their W3C trace context (w3.org/TR/trace-context), exported where the OTEL_* variables say so."""
 
+import functools
 import importlib
 import os
+import random
 import re
-import secrets
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
@@ -94,6 +95,7 @@ def exporters(environ: Mapping[str, str]) -> list[str]:
     return [_otlp(environ) if name == "otlp" else name for name in names if name and name != "none"]
 
 
+@functools.lru_cache(maxsize=256)  # all events of a request have the same one
 def parse_traceparent(text: str | None) -> TraceContext | None:
     """The context in a traceparent, or None where it is not valid. Later versions are read as version 00."""
     found = _TRACEPARENT.fullmatch(text) if text else None
@@ -107,7 +109,7 @@ def parse_traceparent(text: str | None) -> TraceContext | None:
 
 def fresh_context() -> TraceContext:
     """The start of a new, sampled trace."""
-    return TraceContext(secrets.randbits(127) + 1, secrets.randbits(63) + 1, 1)
+    return TraceContext(random.getrandbits(127) + 1, random.getrandbits(63) + 1, 1)
 
 
 def _otlp(environ: Mapping[str, str]) -> str:

@@ -5,8 +5,8 @@ receivers do with it.
 """
 
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any, Protocol
 
 from crucible_core import subjects
 
@@ -93,9 +93,43 @@ class Wire:
             await self._undirected(subscription, fields[1], reply, body, header or b"")
             return
         try:
-            receiver(message_of(fields[1].decode(), body, headers_of(header) if header else None, reply.decode()))
+            receiver(message_of(fields[1].decode(), body, Headers(header) if header else None, reply.decode()))
         except Exception:
             log.exception("a message of %r cannot be received", fields[1][:100])
+
+
+class Headers(Mapping[str, str]):
+    """The headers of a message, parsed when somebody looks: most are never looked at."""
+
+    __slots__ = ("_parsed", "_raw")
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw = raw
+        self._parsed: dict[str, str] | None = None
+
+    @property
+    def _all(self) -> dict[str, str]:
+        if self._parsed is None:
+            self._parsed = headers_of(self._raw)
+        return self._parsed
+
+    def __getitem__(self, name: str) -> str:
+        return self._all[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self._all.get(name, default)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._all
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __bool__(self) -> bool:
+        return True
 
 
 def headers_of(raw: bytes) -> dict[str, str]:

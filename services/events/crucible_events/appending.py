@@ -141,10 +141,13 @@ class Appender:
     # ---- the steps
 
     def _stamped(self, events: Sequence[NewEvent], traceparent: str) -> list[State]:
-        return [self._candidate(position, new, traceparent) for position, new in enumerate(events)]
+        now = timestamp()
+        return [self._candidate(position, new, now, traceparent) for position, new in enumerate(events)]
 
-    def _candidate(self, position: int, new: NewEvent, traceparent: str) -> Candidate | CrucibleError:
-        defaults = Defaults(new.id or fresh_id("evt"), timestamp(), new.correlation_id or fresh_id("cor"), traceparent)
+    def _candidate(self, position: int, new: NewEvent, now: str, traceparent: str) -> Candidate | CrucibleError:
+        # A chain is named after its first event, where that is given its id here.
+        fresh = fresh_id("evt") if new.id is None else fresh_id("cor")
+        defaults = Defaults(new.id or fresh, now, new.correlation_id or f"cor_{fresh[4:]}", traceparent)
         try:
             return Candidate(position, new, defaults, stamp(new, defaults, position, self._most), self._most)
         except CrucibleError as error:

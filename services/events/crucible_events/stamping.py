@@ -34,6 +34,12 @@ ENTITY_FIELDS = {
     "Kb": ("kb", "id"),
     "Custom": ("id",),
 }
+_NAMING: dict[str, msgspec.json.Decoder[msgspec.Struct]] = {
+    category: msgspec.json.Decoder(msgspec.defstruct("Naming", [(field, Any, None) for field in fields]))
+    for category, fields in ENTITY_FIELDS.items()
+}
+"""They skip over all other fields of a payload."""
+
 _SOURCE_KINDS: tuple[SourceKind, ...] = ("user", "agent", "system", "external")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _VERSION = re.compile(r"\d{1,9}\.\d{1,9}\.\d{1,9}(?:[-+][0-9A-Za-z.+-]{1,64})?", re.ASCII)
@@ -150,44 +156,38 @@ def _event(new: NewEvent, defaults: Defaults, dotted: str, payload: bytes) -> Ev
 
 def default_entity(category: str, payload: bytes) -> str | None:
     """What an event is about, by the payload's own word."""
-    fields = ENTITY_FIELDS.get(category)
-    if not fields:
+    decoder = _NAMING.get(category)
+    if decoder is None:
         return None
-    named = msgspec.json.decode(payload, type=_Naming)
-    return next((value for value in (getattr(named, field) for field in fields) if _is_name(value, MAX_ENTITY)), None)
-
-
-class _Naming(msgspec.Struct):
-    """The fields of a payload that `ENTITY_FIELDS` names; all others are skipped over."""
-
-    id: Any = None
-    source: Any = None
-    path: Any = None
-    agent_id: Any = None
-    run_id: Any = None
-    flow: Any = None
-    hook: Any = None
-    session_id: Any = None
-    kb: Any = None
+    for value in msgspec.structs.astuple(decoder.decode(payload)):
+        if _is_name(value, MAX_ENTITY):
+            return str(value)
+    return None
 
 
 # ---- checks ----------------------------------------------------------------------------------------------------------
 
+_NAMES = (
+    *("actor", "source.id", "correlation_id", "causation_id", "world_id", "room_id", "idempotency_key", "entity"),
+)
+
 
 def _mistakes(new: NewEvent) -> list[FieldError]:
-    found = []
+    found: list[FieldError] = []
     if new.id is not None and not is_id("evt", new.id):
         found.append(FieldError("id", "an event's id is evt_ and up to 64 letters, digits, _ or -"))
-    for path, value, most in (
-        ("actor", new.actor, MAX_NAME),
-        ("source.id", new.source.id if new.source else None, MAX_NAME),
-        ("correlation_id", new.correlation_id, MAX_NAME),
-        ("causation_id", new.causation_id, MAX_NAME),
-        ("world_id", new.world_id, MAX_NAME),
-        ("room_id", new.room_id, MAX_NAME),
-        ("entity", new.entity, MAX_ENTITY),
-        ("idempotency_key", new.idempotency_key, MAX_NAME),
-    ):
+    names = (
+        new.actor,
+        new.source.id if new.source else None,
+        new.correlation_id,
+        new.causation_id,
+        new.world_id,
+        new.room_id,
+        new.idempotency_key,
+        new.entity,
+    )
+    for path, value in zip(_NAMES, names, strict=True):
+        most = MAX_ENTITY if path == "entity" else MAX_NAME
         if value is not None and not _is_name(value, most):
             found.append(FieldError(path, f"must be 1 to {most} characters, none of them a control character"))
     if new.version is not None and not _VERSION.fullmatch(new.version):
@@ -200,7 +200,8 @@ def _mistakes(new: NewEvent) -> list[FieldError]:
 
 
 def _is_name(value: Any, most: int) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= most and not _CONTROL.search(value)
+    # What is printable has no control characters; the opposite does not follow.
+    return isinstance(value, str) and 0 < len(value) <= most and (value.isprintable() or not _CONTROL.search(value))
 
 
 def _check_expectation(new: NewEvent, event: Event) -> None:

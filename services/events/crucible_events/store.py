@@ -9,10 +9,10 @@ import aiosqlite
 import msgspec
 
 from crucible_core import envelope, subjects
-from crucible_core.envelope import Event
+from crucible_core.envelope import Event, Metadata
 from crucible_core.errors import InvalidError, UnavailableError
 from crucible_core.times import parse_time
-from crucible_kit.index import Index
+from crucible_kit.index import Index, insert
 from crucible_kit.message import Message
 from crucible_kit.metrics import Metrics
 
@@ -42,7 +42,7 @@ CREATE TABLE IF NOT EXISTS spans (span INTEGER PRIMARY KEY, low INTEGER NOT NULL
 time of each 1,024 sequences: a query by time finds its place in the log with it, without an index on time. Every index
 has one column, after which SQLite puts the sequence: it is read in the log's order without sorting."""
 
-_INSERT = f"INSERT OR IGNORE INTO events VALUES ({', '.join('?' * 16)})"
+_INSERT = "INSERT OR IGNORE INTO events VALUES"
 _WIDEN = (
     "INSERT INTO spans VALUES (?, ?, ?) ON CONFLICT (span)"
     " DO UPDATE SET low = min(low, excluded.low), high = max(high, excluded.high)"
@@ -67,6 +67,20 @@ class Sized(NamedTuple):
     size: int | None
 
 
+class _Data(msgspec.Struct):
+    event: str
+
+
+class _Row(msgspec.Struct):
+    """An event without its payload, which the index keeps as it is."""
+
+    type: str
+    data: _Data
+    metadata: Metadata
+
+
+_decoder = msgspec.json.Decoder(_Row)
+
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
@@ -85,19 +99,19 @@ class Projection:
             except (msgspec.DecodeError, InvalidError) as error:
                 self._skipped.inc()
                 log.error("message %d of EVENTS is no event: %s", message.sequence, error)
-        await writer.executemany(_INSERT, rows)
+        await insert(writer, _INSERT, rows)
         await writer.executemany(_WIDEN, _spans(rows))
         self._lag.set(messages[-1].pending)
 
 
 def _row(message: Message) -> tuple[Any, ...]:
-    event = envelope.decode(message.data)
+    event = _decoder.decode(message.data)
     about = event.metadata
     message_id = message.headers.get(subjects.MSG_ID) if message.headers else None
     return (
         message.sequence,
         about.id,
-        event.dotted,
+        f"{event.type}.{event.data.event}",
         event.type,
         parse_time(about.timestamp, "timestamp"),
         about.actor,
