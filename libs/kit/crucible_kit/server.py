@@ -24,8 +24,8 @@ __all__ = ["main", "run", "setup_logging"]
 log = logging.getLogger(__name__)
 
 _SWITCH_S = 0.0005
-"""An SQLite thread asks for the interpreter's lock after every row: with Python's own 5 ms, a busy event loop makes each
-wait that long."""
+"""An SQLite thread asks for the interpreter's lock after every row: with Python's own 5 ms, a busy event loop makes
+each of them wait that long."""
 
 S = TypeVar("S", bound=KitSettings)
 
@@ -61,7 +61,7 @@ def run(app: Any, settings: KitSettings, service: str = "") -> None:
     try:
         server.run()
     except SystemExit as stop:
-        raise SystemExit(1 if stop.code else 0) from None
+        raise SystemExit(1 if stop.code and not guard.stopped else 0) from None
     if guard.failed:
         raise SystemExit(1)
 
@@ -73,6 +73,7 @@ class LifespanGuard:
         self._app = app
         self.started = False
         self.failed = False
+        self.stopped = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan":
@@ -87,6 +88,11 @@ class LifespanGuard:
             await self._app(scope, receive, quiet_send)
         except Exception as error:
             self._report(error)
+            raise
+        except SystemExit:
+            # A signal that came while the app's own code was running: uvicorn would call it a failure.
+            self.stopped = True
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
             raise
 
     def _report(self, error: Exception) -> None:
