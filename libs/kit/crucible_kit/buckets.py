@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 
 import msgspec
 
@@ -169,7 +169,5 @@ class View:
             return await self._bucket.last_revision()
 
 
-def _deleted(headers: object) -> bool:
-    return isinstance(headers, dict) and (
-        headers.get(subjects.KV_OPERATION) in ("DEL", "PURGE") or subjects.KV_MARKER in headers
-    )
+def _deleted(headers: Mapping[str, str]) -> bool:
+    return bool(headers) and (headers.get(subjects.KV_OPERATION) in ("DEL", "PURGE") or subjects.KV_MARKER in headers)
