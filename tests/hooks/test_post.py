@@ -86,7 +86,7 @@ async def test_script_condition(system: System) -> None:
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
-        ("while True: pass", "took longer than 400 ms"),
+        ("while True: pass", "took longer than 2000 ms"),
         ("x = []\nwhile True:\n    x.append('a' * 1000000)", "MemoryError"),
         ("def f():\n    f()\nf()", "RecursionError"),
         ("raise ValueError('no good')", "no good"),
@@ -100,7 +100,7 @@ async def test_script_condition(system: System) -> None:
     ],
 )
 async def test_bad_script_is_stopped_and_recorded(system: System, script: str, reason: str) -> None:
-    await system.register("bad", script, options={"timeout_ms": 400})
+    await system.register("bad", script, options={"timeout_ms": 2000})
     await system.append()
     run = await system.run_of("bad", "failed")
     assert reason in (run.error or "")

@@ -6,7 +6,6 @@ import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
-import aiosqlite
 import pytest
 
 from crucible_core.errors import NotFoundError, UnavailableError
@@ -44,9 +43,9 @@ async def fill(bus: Bus, *numbers: int, name: str = "a") -> None:
     await bus.store_all([Outgoing(subject(bus, name), b"%d" % n) for n in numbers])
 
 
-async def insert(connection: aiosqlite.Connection, messages: list[Message]) -> None:
+def insert(connection: sqlite3.Connection, messages: list[Message]) -> None:
     rows = [(message.sequence, message.data) for message in messages]
-    await connection.executemany("INSERT INTO rows VALUES (?, ?)", rows)
+    connection.executemany("INSERT INTO rows VALUES (?, ?)", rows)
 
 
 @contextlib.asynccontextmanager
@@ -106,8 +105,8 @@ async def test_the_position_is_of_one_piece_with_what_was_applied(bus: Bus, stre
     path = tmp_path / "i.sqlite"
     await fill(bus, 1, 2, 3)
 
-    async def break_down(connection: aiosqlite.Connection, messages: list[Message]) -> None:
-        await insert(connection, messages)
+    def break_down(connection: sqlite3.Connection, messages: list[Message]) -> None:
+        insert(connection, messages)
         raise ZeroDivisionError
 
     async with open_index(path, bus, stream, 1, SCHEMA) as index:
@@ -122,9 +121,9 @@ async def test_a_locked_file_is_waited_for(bus: Bus, stream: str, tmp_path: Path
     path = tmp_path / "i.sqlite"
     failures = 2
 
-    async def locked_at_first(connection: aiosqlite.Connection, messages: list[Message]) -> None:
+    def locked_at_first(connection: sqlite3.Connection, messages: list[Message]) -> None:
         nonlocal failures
-        await insert(connection, messages)
+        insert(connection, messages)
         if failures:
             failures -= 1
             raise sqlite3.OperationalError("database is locked")

@@ -7,9 +7,10 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiosqlite
 
@@ -21,7 +22,8 @@ from .reading import read
 
 log = logging.getLogger(__name__)
 
-Apply = Callable[[aiosqlite.Connection, list[Message]], Awaitable[None]]
+Apply = Callable[[sqlite3.Connection, list[Message]], None]
+T = TypeVar("T")
 
 _META = "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
 _PAUSE_S = 1.0
@@ -31,12 +33,26 @@ _AT_ONCE = (1000, 100, 10, 1)
 _FILES = ("", "-wal", "-shm", "-journal")
 
 
+class Writer:
+    """The writing connection, and the one thread that uses it: a batch costs one change of threads."""
+
+    def __init__(self, connection: sqlite3.Connection, thread: ThreadPoolExecutor) -> None:
+        self._connection = connection
+        self._thread = thread
+
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Does a piece of work in a transaction of its own. Raises what it raises, with nothing of it done."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._done, work)
+
+    def _done(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        with self._connection:
+            return work(self._connection)
+
+
 class Index:
     """One writing and one reading connection to the file, and the last sequence that it holds."""
 
-    def __init__(
-        self, writer: aiosqlite.Connection, reader: aiosqlite.Connection, stream: str, sequence: int, end: int
-    ) -> None:
+    def __init__(self, writer: Writer, reader: aiosqlite.Connection, stream: str, sequence: int, end: int) -> None:
         """`end` is the stream's last sequence at the opening, whose message may be gone or be filtered out."""
         self._end = end
         self._bus: Bus | None = None
@@ -49,7 +65,7 @@ class Index:
         self._moved = asyncio.Condition()
 
     async def follow(self, bus: Bus, apply: Apply, filters: Sequence[str] = ()) -> None:
-        """Fills the index until cancelled. `apply` writes a batch; the position is committed with it.
+        """Fills the index until cancelled. `apply` writes a batch, in a thread; the position is committed with it.
 
         Raises NotFoundError when the stream is no longer the one that was read: opened again, the index is made anew.
         """
@@ -102,24 +118,24 @@ class Index:
 
     async def _take(self, messages: list[Message], apply: Apply) -> None:
         last = messages[-1]
+        position = (str(last.sequence), str(last.time_ms))
+
+        def write(connection: sqlite3.Connection) -> None:
+            apply(connection, messages)
+            connection.execute("INSERT OR REPLACE INTO meta VALUES ('sequence', ?), ('time_ms', ?)", position)
+
         while True:
             try:
-                await apply(self.writer, messages)
-                await self.writer.execute(
-                    "INSERT OR REPLACE INTO meta VALUES ('sequence', ?), ('time_ms', ?)",
-                    (str(last.sequence), str(last.time_ms)),
-                )
-                await self.writer.commit()
+                await self.writer.run(write)
             except sqlite3.OperationalError as error:  # a full disk, a locked file: wait, nothing is lost
                 log.warning("the index cannot be written: %s", error)
-                await self.writer.rollback()
                 await asyncio.sleep(_PAUSE_S)
             else:
                 self.sequence = last.sequence
                 return
 
 
-async def insert(writer: aiosqlite.Connection, head: str, rows: Sequence[Sequence[Any]]) -> None:
+def insert(connection: sqlite3.Connection, head: str, rows: Sequence[Sequence[Any]]) -> None:
     """Inserts rows, all of one length, by few statements; `head` is what comes before the values.
 
     `executemany` takes the interpreter's lock for each row, and waits for it as long as another thread computes.
@@ -129,7 +145,7 @@ async def insert(writer: aiosqlite.Connection, head: str, rows: Sequence[Sequenc
         while len(rows) - start >= most:
             marks = ", ".join([f"({', '.join('?' * len(rows[0]))})"] * most)
             values = [value for row in rows[start : start + most] for value in row]
-            await writer.execute(f"{head} {marks}", values)
+            connection.execute(f"{head} {marks}", values)
             start += most
 
 
@@ -144,16 +160,23 @@ async def open_index(path: Path, bus: Bus, stream: str, version: int, schema: st
     if meta is None or not await _same(bus, stream, meta, identity, state.last_sequence):
         await asyncio.to_thread(_clear, path)
     async with contextlib.AsyncExitStack() as stack:
-        writer = await stack.enter_async_context(aiosqlite.connect(path))
-        # The stream is the truth: after a crash the index may be a little behind, never wrong.
-        await writer.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; {_META}; {schema}")
-        await writer.execute("INSERT OR IGNORE INTO meta VALUES ('identity', ?), ('sequence', '0')", (identity,))
-        await writer.commit()
+        thread = stack.enter_context(ThreadPoolExecutor(1, "index"))
+        connection = await asyncio.get_running_loop().run_in_executor(thread, _opened, path, schema, identity)
+        stack.callback(thread.submit, connection.close)
         reader = await stack.enter_async_context(aiosqlite.connect(path))
         await reader.execute("PRAGMA query_only=ON")
-        async with writer.execute("SELECT value FROM meta WHERE name = 'sequence'") as rows:
-            row = await rows.fetchone()
-        yield Index(writer, reader, stream, int(row[0]) if row else 0, state.last_sequence)
+        rows = await reader.execute_fetchall("SELECT value FROM meta WHERE name = 'sequence'")
+        sequence = next((int(row[0]) for row in rows), 0)
+        yield Index(Writer(connection, thread), reader, stream, sequence, state.last_sequence)
+
+
+def _opened(path: Path, schema: str, identity: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(path)
+    # The stream is the truth: after a crash the index may be a little behind, never wrong.
+    connection.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; {_META}; {schema}")
+    with connection:
+        connection.execute("INSERT OR IGNORE INTO meta VALUES ('identity', ?), ('sequence', '0')", (identity,))
+    return connection
 
 
 async def _same(bus: Bus, stream: str, meta: Mapping[str, str], identity: str, last_sequence: int) -> bool:

@@ -5,7 +5,6 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-import aiosqlite
 import msgspec
 
 from crucible_core import envelope, subjects
@@ -91,7 +90,7 @@ class Projection:
         self._skipped = metrics.counter("events_skipped", "Messages of EVENTS that are no events")
         self._lag = metrics.gauge("events_index_lag", "Messages of EVENTS that the index does not hold yet")
 
-    async def apply(self, writer: aiosqlite.Connection, messages: list[Message]) -> None:
+    def apply(self, writer: sqlite3.Connection, messages: list[Message]) -> None:
         rows = []
         for message in messages:
             try:
@@ -99,8 +98,8 @@ class Projection:
             except (msgspec.DecodeError, InvalidError) as error:
                 self._skipped.inc()
                 log.error("message %d of EVENTS is no event: %s", message.sequence, error)
-        await insert(writer, _INSERT, rows)
-        await writer.executemany(_WIDEN, _spans(rows))
+        insert(writer, _INSERT, rows)
+        writer.executemany(_WIDEN, _spans(rows))
         self._lag.set(messages[-1].pending)
 
 
@@ -143,16 +142,15 @@ async def expire(index: Index, before_ms: int) -> int:
     end = found[0][0] if found else index.sequence + 1
     # A little at a time: the writer is shared with what arrives.
     some = "SELECT sequence FROM events WHERE sequence < ? AND NOT forever ORDER BY sequence LIMIT ?"
+    statement = f"DELETE FROM events WHERE sequence IN ({some})"
     gone = 0
     while True:
         try:
-            part = await index.writer.execute(f"DELETE FROM events WHERE sequence IN ({some})", (end, _EXPIRE_AT_ONCE))
-            await index.writer.commit()
+            part = await index.writer.run(lambda writer: writer.execute(statement, (end, _EXPIRE_AT_ONCE)).rowcount)
         except sqlite3.OperationalError as error:
-            # No rollback: what arrives at this moment is in the same transaction, and looks after itself.
             raise UnavailableError(f"the index cannot be written: {error}", retry_after=1) from error
-        gone += part.rowcount
-        if part.rowcount < _EXPIRE_AT_ONCE:
+        gone += part
+        if part < _EXPIRE_AT_ONCE:
             return gone
 
 

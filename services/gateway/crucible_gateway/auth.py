@@ -95,8 +95,9 @@ def _presented(headers: Mapping[str, str]) -> str:
     return key
 
 
-def authenticated(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
-    """A guard: leaves the `Principal` in `connection.scope["user"]`."""
+async def authenticated(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+    """A guard: leaves the `Principal` in `connection.scope["user"]`. Litestar would run one that is not async in a
+    thread."""
     keys: Keys = connection.app.state.gateway.keys
     connection.scope["user"] = keys.authenticate(connection.headers)
 

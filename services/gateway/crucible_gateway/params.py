@@ -1,5 +1,6 @@
 """Query parameters: each route's as a Struct, read strictly, so that a misspelt one is never silently ignored."""
 
+import functools
 import re
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import parse_qsl
@@ -68,8 +69,10 @@ class StreamParams(Params, frozen=True, rename={"start": "from"}):
 
 def read_params(query: bytes, kind: type[T]) -> T:
     """Raises InvalidError, whose paths are the parameters' names, with the nearest known name for an unknown one."""
+    if not query:
+        return kind()
     found: dict[str, Any] = {}
-    lists = {f.encode_name for f in msgspec.structs.fields(kind) if _is_list(f.type)}
+    lists = _lists(kind)
     try:
         text = query.decode("utf-8")
         pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MOST_PARAMETERS)
@@ -108,6 +111,11 @@ def restore_plus(text: str) -> str:
 
 def _wrong(name: str, message: str) -> InvalidError:
     return InvalidError(f"{name}: {message}", errors=[FieldError(name, message)])
+
+
+@functools.cache
+def _lists(kind: type[msgspec.Struct]) -> frozenset[str]:
+    return frozenset(field.encode_name for field in msgspec.structs.fields(kind) if _is_list(field.type))
 
 
 def _is_list(kind: Any) -> bool:

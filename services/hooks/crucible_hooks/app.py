@@ -22,7 +22,7 @@ from .api import endpoints
 from .check import Checker
 from .debounce import Debounce
 from .directory import Directory
-from .dispatch import Dispatcher
+from .dispatch import Dispatcher, open_dispatch
 from .http import open_client
 from .intercept import Interceptor
 from .recorder import Recorder
@@ -44,7 +44,9 @@ def create_app(settings: Settings | None = None) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
             bus, telemetry = await stack.enter_async_context(open_service(SERVICE, settings, metrics))
-            registry = Registry(bus, await open_bucket(bus, "hooks", settings.stream_replicas))
+            registry = Registry(
+                bus, await open_bucket(bus, "hooks", settings.stream_replicas), lambda: open_dispatch(bus)
+            )
             debounce = Debounce(await open_bucket(bus, "marks", settings.stream_replicas))
             path = Path(settings.data_dir) / "hooks.sqlite"
             opening = open_index(path, bus, bus.names.attempts, store.VERSION, store.SCHEMA)

@@ -9,7 +9,7 @@ from crucible_kit.bus import Bus, Message
 from crucible_kit.clock import timestamp
 from crucible_kit.frames import Outgoing
 from crucible_kit.metrics import Metrics
-from crucible_kit.work import work_batches
+from crucible_kit.work import ensure_durable, work_batches
 
 from .debounce import Debounce
 from .hook import Hook
@@ -21,6 +21,15 @@ from .registry import Registry
 log = logging.getLogger(__name__)
 
 DURABLE = "hooks-dispatch"
+_BATCH = 200
+
+
+async def open_dispatch(bus: Bus) -> None:
+    """Makes the consumer, from this moment on. Without any hook there is none: it would read the whole log in vain."""
+    filters = [bus.names.all_events]
+    await ensure_durable(
+        bus, bus.names.events, bus.names.durable(DURABLE), filters, concurrency=4 * _BATCH, deliver="new"
+    )
 
 
 class Dispatcher:
@@ -34,8 +43,10 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Runs until cancelled."""
+        await self._registry.populated.wait()
         names = self._bus.names
-        await work_batches(self._bus, names.events, names.durable(DURABLE), self.handle, filters=[names.all_events])
+        durable, filters = names.durable(DURABLE), [names.all_events]
+        await work_batches(self._bus, names.events, durable, self.handle, filters=filters, batch=_BATCH, deliver="new")
 
     async def handle(self, messages: list[Message]) -> None:
         """Returns once every run that follows from the batch is stored. May be repeated: ids and debounce marks tell

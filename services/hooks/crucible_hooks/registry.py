@@ -1,7 +1,8 @@
 """The hooks of the installation: the KV bucket's records and this process's compiled copy of them."""
 
+import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
@@ -30,9 +31,15 @@ Changed = Callable[[str, HookRecord | None, HookRecord | None, int], None]
 class Registry:
     """Follows the bucket. Disabled hooks are compiled too, so that enabling one cannot fail."""
 
-    def __init__(self, bus: Bus, bucket: Bucket) -> None:
+    def __init__(self, bus: Bus, bucket: Bucket, begin: Callable[[], Awaitable[None]]) -> None:
+        """`begin` is awaited before the first change: what it opens is needed by hooks, and costs where there are
+        none."""
         self._bus = bus
         self._bucket = bucket
+        self._begin = begin
+        self._begun = False
+        self.populated = asyncio.Event()
+        """Set once there is a hook."""
         self._revisions: dict[str, int] = {}
         self._names: dict[str, str] = {}
         self._matcher: Matcher[Hook] | None = None
@@ -96,6 +103,9 @@ class Registry:
     async def save(self, record: HookRecord) -> None:
         """Returns once this process works with it and, for a Pre hook, so does every replica of `events`: it judges
         the next event. Raises ConflictError where somebody else was first."""
+        if not self._begun:
+            await self._begin()
+            self._begun = True
         key, value = token(record.name), msgspec.json.encode(record)
         revision = self._revisions.get(key)
         put = self._bucket.create(key, value) if revision is None else self._bucket.update(key, value, revision)
@@ -138,6 +148,7 @@ class Registry:
             listener(name, before, record, change.revision)
 
     def _load(self, record: HookRecord) -> None:
+        self.populated.set()
         self.records[record.name] = record
         if record.definition is None:
             return

@@ -1,8 +1,8 @@
 """What is remembered of runs: an SQLite index of ATTEMPTS, by hook, newest first, and counters."""
 
 import logging
+import sqlite3
 
-import aiosqlite
 import msgspec
 
 from crucible_core.errors import FieldError, InvalidError
@@ -34,7 +34,7 @@ INSERT INTO counters VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (hook) DO UPDATE S
 _MAX_LIMIT = 1000
 
 
-async def apply(writer: aiosqlite.Connection, messages: list[Message]) -> None:
+def apply(writer: sqlite3.Connection, messages: list[Message]) -> None:
     """Writes run records; one that cannot be decoded is passed over and logged."""
     for message in messages:
         try:
@@ -43,8 +43,8 @@ async def apply(writer: aiosqlite.Connection, messages: list[Message]) -> None:
             log.error("run record %d cannot be read: %s", message.sequence, error)
             continue
         row = (message.sequence, record.hook, record.run_id, message.data)
-        await writer.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?)", row)
-        await writer.execute(_COUNT, (record.hook, *counted(record)))
+        writer.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?)", row)
+        writer.execute(_COUNT, (record.hook, *counted(record)))
 
 
 def counted(record: RunRecord) -> tuple[int, int, int, int, int, str | None]:

@@ -1,6 +1,7 @@
 """What is remembered: an SQLite index of the Memory events, with each memory's state, tags, links, names and words."""
 
 import logging
+import sqlite3
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import PurePosixPath
@@ -61,27 +62,27 @@ _Key = tuple[str, str]
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-async def apply(skipped: Callable[[], None], writer: aiosqlite.Connection, messages: list[Message]) -> None:
+def apply(skipped: Callable[[], None], writer: sqlite3.Connection, messages: list[Message]) -> None:
     """Folds a batch of events into the index; what cannot be read is passed over, logged and told to `skipped`."""
     events = [event for event in (_read(message, skipped) for message in messages) if event]
-    before = await _states(writer, {(event.memory_id, event.world_id) for event in events})
+    before = _by_key(writer.execute(*_states({(event.memory_id, event.world_id) for event in events})))
     after: dict[_Key, Memory | None] = {}
     for event in events:
         key = (event.memory_id, event.world_id)
         after[key] = fold(after[key] if key in after else before.get(key), event)
     gone = [(memory.key,) for memory in before.values()]
-    await writer.executemany("DELETE FROM memories WHERE key = ?", gone)
-    await writer.executemany("DELETE FROM tags WHERE memory = ?", gone)
-    await writer.executemany("DELETE FROM links WHERE source = ?", gone)
-    await writer.executemany("DELETE FROM names WHERE memory = ?", gone)
+    writer.executemany("DELETE FROM memories WHERE key = ?", gone)
+    writer.executemany("DELETE FROM tags WHERE memory = ?", gone)
+    writer.executemany("DELETE FROM links WHERE source = ?", gone)
+    writer.executemany("DELETE FROM names WHERE memory = ?", gone)
     kept = [memory for memory in after.values() if memory]
-    await writer.executemany("INSERT INTO memories VALUES (?, ?, ?, ?, ?, ?, ?, ?)", map(_row, kept))
-    await writer.executemany("INSERT INTO tags VALUES (?, ?)", [(tag, m.key) for m in kept for tag in m.tags])
-    await writer.executemany(
+    writer.executemany("INSERT INTO memories VALUES (?, ?, ?, ?, ?, ?, ?, ?)", map(_row, kept))
+    writer.executemany("INSERT INTO tags VALUES (?, ?)", [(tag, m.key) for m in kept for tag in m.tags])
+    writer.executemany(
         "INSERT INTO links VALUES (?, ?, ?, ?, ?)",
         [(m.key, place, link.target, link.type, link.weight) for m in kept for place, link in enumerate(m.links)],
     )
-    await writer.executemany(
+    writer.executemany(
         "INSERT OR IGNORE INTO names VALUES (?, ?, ?, ?)",
         [(m.world_id, name, kind, m.key) for m in kept for name, kind in names_of(m)],
     )
@@ -107,7 +108,7 @@ def _row(memory: Memory) -> tuple[Any, ...]:
 
 
 async def find(reader: aiosqlite.Connection, id: str, world: str) -> Memory | None:
-    return (await _states(reader, {(id, world)})).get((id, world))
+    return _by_key(await reader.execute_fetchall(*_states({(id, world)}))).get((id, world))
 
 
 async def find_anywhere(reader: aiosqlite.Connection, id: str) -> Memory | None:
@@ -152,11 +153,14 @@ def _view(memory: Memory, ids: dict[str, str]) -> MemoryView:
     return MemoryView(**fields | {"links": links})
 
 
-async def _states(connection: aiosqlite.Connection, keys: Collection[_Key]) -> dict[_Key, Memory]:
-    if not keys:
-        return {}
-    query = f"SELECT state, content FROM memories WHERE (id, world) IN (VALUES {', '.join(['(?, ?)'] * len(keys))})"
-    rows = await connection.execute_fetchall(query, [part for key in keys for part in key])
+def _states(keys: Collection[_Key]) -> tuple[str, list[str]]:
+    """The query for the memories with some keys, and its values."""
+    marks = ", ".join(["(?, ?)"] * len(keys)) or "(NULL, NULL)"
+    query = f"SELECT state, content FROM memories WHERE (id, world) IN (VALUES {marks})"
+    return query, [part for key in keys for part in key]
+
+
+def _by_key(rows: Iterable[Any]) -> dict[_Key, Memory]:
     return {(memory.id, memory.world_id): memory for memory in [_memory(*row) for row in rows]}
 
 

@@ -20,7 +20,7 @@ from crucible_kit.telemetry import Telemetry
 from . import store
 from .api import endpoints
 from .deliver import Workers
-from .dispatch import dispatch
+from .dispatch import dispatch, open_dispatch
 from .registry import Registry
 from .sending import open_sender
 from .settings import Settings
@@ -36,7 +36,9 @@ def create_app(settings: Settings | None = None) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
             bus, telemetry = await stack.enter_async_context(open_service(SERVICE, settings, metrics))
-            registry = Registry(await open_bucket(bus, "webhooks", settings.stream_replicas))
+            registry = Registry(
+                await open_bucket(bus, "webhooks", settings.stream_replicas), lambda: open_dispatch(bus)
+            )
             await stack.enter_async_context(_running(app, settings, bus, registry, telemetry, metrics))
             yield
 

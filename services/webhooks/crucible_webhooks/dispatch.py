@@ -13,14 +13,24 @@ from crucible_core.times import parse_time
 from crucible_kit.bus import Bus, Message
 from crucible_kit.frames import Outgoing
 from crucible_kit.metrics import Metrics
-from crucible_kit.work import Poison, work_batches
+from crucible_kit.work import Poison, ensure_durable, work_batches
 
 from .registry import Registry
 
 log = logging.getLogger(__name__)
 
 DURABLE = "webhooks-dispatch"
+_BATCH = 200
 _CLOCKS_DIFFER_MS = 5000
+
+
+async def open_dispatch(bus: Bus) -> None:
+    """Makes the consumer, from this moment on. Without any webhook there is none: it would read the whole log in
+    vain."""
+    filters = [bus.names.all_events]
+    await ensure_durable(
+        bus, bus.names.events, bus.names.durable(DURABLE), filters, concurrency=4 * _BATCH, deliver="new"
+    )
 
 
 async def dispatch(bus: Bus, registry: Registry, metrics: Metrics) -> None:
@@ -35,7 +45,9 @@ async def dispatch(bus: Bus, registry: Registry, metrics: Metrics) -> None:
             await bus.store_all(deliveries)
             matched.inc(len(deliveries))
 
-    await work_batches(bus, bus.names.events, bus.names.durable(DURABLE), handle, filters=[bus.names.all_events])
+    await registry.populated.wait()
+    durable, filters = bus.names.durable(DURABLE), [bus.names.all_events]
+    await work_batches(bus, bus.names.events, durable, handle, filters=filters, batch=_BATCH, deliver="new")
 
 
 def _deliveries(bus: Bus, match: Callable[[Event], list[WebhookRecord]], message: Message) -> list[Outgoing]:

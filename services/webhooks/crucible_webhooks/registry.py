@@ -1,7 +1,8 @@
 """The webhooks of the installation: the KV bucket's records, this process's compiled copy, and changes to them."""
 
+import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -20,8 +21,13 @@ log = logging.getLogger(__name__)
 class Registry:
     """Follows the bucket. `changed` is called with a webhook's id after each change of it."""
 
-    def __init__(self, bucket: Bucket) -> None:
+    def __init__(self, bucket: Bucket, begin: Callable[[], Awaitable[None]]) -> None:
+        """`begin` is awaited before the first webhook is made: what it opens is needed by webhooks, and costs where
+        there are none."""
         self._bucket = bucket
+        self._begin = begin
+        self.populated = asyncio.Event()
+        """Set once there is a webhook."""
         self._compiled: dict[str, CompiledFilters] = {}
         self._matcher: Matcher[str] | None = None
         self._revisions: dict[str, int] = {}
@@ -53,6 +59,8 @@ class Registry:
 
     async def create(self, record: WebhookRecord) -> None:
         """Returns once this process works with it."""
+        if not self.populated.is_set():
+            await self._begin()
         await self.view.reach(await self._bucket.create(record.id, msgspec.json.encode(record)))
 
     async def set_enabled(self, webhook_id: str, enabled: bool, reason: str | None = None) -> WebhookRecord:
@@ -83,6 +91,7 @@ class Registry:
         self._revisions.pop(change.key, None)
         if change.value is not None:
             self._revisions[change.key] = change.revision
+            self.populated.set()
             self._load(change.key, change.value)
         self.changed(change.key)
 

@@ -1,8 +1,8 @@
 """What is remembered of attempts: an SQLite index of ATTEMPTS, by webhook, newest first, and counters."""
 
 import logging
+import sqlite3
 
-import aiosqlite
 import msgspec
 
 from crucible_core.errors import FieldError, InvalidError
@@ -28,7 +28,7 @@ CREATE TABLE IF NOT EXISTS counters (
 _FINAL_FAILURES = ("failed", "exhausted")
 
 
-async def apply(writer: aiosqlite.Connection, messages: list[Message]) -> None:
+def apply(writer: sqlite3.Connection, messages: list[Message]) -> None:
     """Writes attempts; one that cannot be decoded is passed over and logged."""
     for message in messages:
         try:
@@ -37,8 +37,8 @@ async def apply(writer: aiosqlite.Connection, messages: list[Message]) -> None:
             log.error("attempt %d cannot be read: %s", message.sequence, error)
             continue
         row = (message.sequence, record.webhook_id, record.delivery_id, record.outcome, record.started_at)
-        await writer.execute("INSERT OR IGNORE INTO attempts VALUES (?, ?, ?, ?, ?, ?)", (*row, message.data))
-        await writer.execute(
+        writer.execute("INSERT OR IGNORE INTO attempts VALUES (?, ?, ?, ?, ?, ?)", (*row, message.data))
+        writer.execute(
             "INSERT INTO counters VALUES (?, ?, 1, ?, ?, ?) ON CONFLICT (webhook_id) DO UPDATE SET"
             " deliveries = deliveries + excluded.deliveries, attempts = attempts + 1, ok = ok + excluded.ok,"
             " failed = failed + excluded.failed, last_fired = excluded.last_fired",

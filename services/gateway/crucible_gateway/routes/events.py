@@ -85,7 +85,7 @@ NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
     ),
 )
 async def append_events(request: Http) -> Response[bytes]:
-    params = read_params(request.url.query.encode(), AppendParams)
+    params = read_params(request.scope["query_string"], AppendParams)
     origin = Origin(
         principal=principal_of(request),
         traceparent=traceparent_of(request.scope),
@@ -152,7 +152,7 @@ async def _append(request: Http, events: AppendRequest) -> AppendReply:
     ),
 )
 async def query_events(request: Http) -> Response[bytes]:
-    params = read_params(request.url.query.encode(), EventParams)
+    params = read_params(request.scope["query_string"], EventParams)
     query = QueryRequest(
         type=params.type,
         actor=params.actor,
@@ -185,7 +185,7 @@ async def query_events(request: Http) -> Response[bytes]:
     ),
 )
 async def get_event(request: Http) -> Response[bytes]:
-    read_params(request.url.query.encode(), NoParams)
+    read_params(request.scope["query_string"], NoParams)
     return passed(await ask(request, "events", "get", GetRequest(request.path_params["id"]), bytes))
 
 
@@ -203,7 +203,7 @@ async def get_event(request: Http) -> Response[bytes]:
     ),
 )
 async def trace_events(request: Http) -> Response[bytes]:
-    params = read_params(request.url.query.encode(), TraceParams)
+    params = read_params(request.scope["query_string"], TraceParams)
     trace = TraceRequest(correlation_id=request.path_params["correlation_id"], min_sequence=params.min_sequence)
     return passed(await ask(request, "events", "trace", trace, bytes))
 
@@ -215,5 +215,5 @@ async def trace_events(request: Http) -> Response[bytes]:
     ),
 )
 async def list_event_types(request: Http) -> Response[bytes]:
-    read_params(request.url.query.encode(), NoParams)
+    read_params(request.scope["query_string"], NoParams)
     return passed(await ask(request, "events", "types", Nothing(), bytes))

@@ -37,7 +37,7 @@ class TestBody(msgspec.Struct):
     ),
 )
 async def list_hooks(request: Http) -> Response[bytes]:
-    read_params(request.url.query.encode(), NoParams)
+    read_params(request.scope["query_string"], NoParams)
     return passed(await ask(request, "hooks", "list", Nothing(), bytes))
 
 
@@ -60,7 +60,7 @@ async def list_hooks(request: Http) -> Response[bytes]:
     ),
 )
 async def register_hook(request: Http) -> Response[bytes]:
-    read_params(request.url.query.encode(), NoParams)
+    read_params(request.scope["query_string"], NoParams)
     kind = expect(request, JSON, MARKDOWN)
     raw = await whole(request)
     if kind == JSON:
@@ -84,7 +84,7 @@ def _text(raw: bytes) -> str:
     ),
 )
 async def get_hook(request: Http) -> Response[bytes]:
-    read_params(request.url.query.encode(), NoParams)
+    read_params(request.scope["query_string"], NoParams)
     return passed(await ask(request, "hooks", "get", GetRequest(request.path_params["name"]), bytes))
 
 
@@ -93,7 +93,7 @@ async def get_hook(request: Http) -> Response[bytes]:
     opt=described(Operation(summary="Remove a hook", tag=TAG, status=204, refusals=("not_found", "conflict"))),
 )
 async def delete_hook(request: Http) -> None:
-    read_params(request.url.query.encode(), NoParams)
+    read_params(request.scope["query_string"], NoParams)
     await ask(request, "hooks", "delete", GetRequest(request.path_params["name"]), bytes)
 
 
@@ -114,7 +114,7 @@ async def disable_hook(request: Http) -> Response[bytes]:
 
 
 async def _enable(request: Http, enabled: bool) -> Response[bytes]:
-    read_params(request.url.query.encode(), NoParams)
+    read_params(request.scope["query_string"], NoParams)
     asked = EnableHook(name=request.path_params["name"], enabled=enabled)
     return passed(await ask(request, "hooks", "enable", asked, bytes))
 
@@ -133,7 +133,7 @@ async def _enable(request: Http, enabled: bool) -> Response[bytes]:
     ),
 )
 async def list_runs(request: Http) -> Response[bytes]:
-    params = read_params(request.url.query.encode(), PageParams)
+    params = read_params(request.scope["query_string"], PageParams)
     asked = RunsRequest(name=request.path_params["name"], limit=params.limit, cursor=params.cursor)
     return passed(await ask(request, "hooks", "runs", asked, bytes))
 
@@ -153,7 +153,7 @@ async def list_runs(request: Http) -> Response[bytes]:
     ),
 )
 async def check_hook(request: Http) -> Response[bytes]:
-    read_params(request.url.query.encode(), NoParams)
+    read_params(request.scope["query_string"], NoParams)
     body = await read_if_any(request, TestBody)
     asked = TestRequest(id=request.path_params["name"], dry_run=body.dry_run, payload=body.payload)
     return passed(await ask(request, "hooks", "test", asked, bytes))

@@ -61,7 +61,7 @@ class _Versioned(msgspec.Struct):
     ),
 )
 async def create_memory(request: Http) -> Response[bytes]:
-    read_params(request.url.query.encode(), NoParams)
+    read_params(request.scope["query_string"], NoParams)
     key = idempotency_key(request.headers.get("idempotency-key"))
     wanted = WriteMemory(create=await read(request, CreateMemory), cause=_cause(request, key))
     written = await ask(request, "memory", "create", wanted, WrittenMemory)
@@ -82,7 +82,7 @@ async def create_memory(request: Http) -> Response[bytes]:
     ),
 )
 async def get_memory(request: Http) -> Response[bytes]:
-    read_params(request.url.query.encode(), NoParams)
+    read_params(request.scope["query_string"], NoParams)
     raw = await ask(request, "memory", "get", GetRequest(request.path_params["id"]), bytes)
     return passed(raw, headers=_etag(msgspec.json.decode(raw, type=_Versioned).sequence))
 
@@ -103,7 +103,7 @@ async def get_memory(request: Http) -> Response[bytes]:
     ),
 )
 async def update_memory(request: Http) -> Response[bytes]:
-    read_params(request.url.query.encode(), NoParams)
+    read_params(request.scope["query_string"], NoParams)
     wanted = WriteMemory(
         id=request.path_params["id"],
         expected_sequence=_expected(request),
@@ -126,7 +126,7 @@ async def update_memory(request: Http) -> Response[bytes]:
     ),
 )
 async def delete_memory(request: Http) -> None:
-    read_params(request.url.query.encode(), NoParams)
+    read_params(request.scope["query_string"], NoParams)
     wanted = WriteMemory(
         id=request.path_params["id"], expected_sequence=_expected(request), cause=_cause(request, None)
     )
@@ -147,7 +147,7 @@ async def delete_memory(request: Http) -> None:
     ),
 )
 async def query_memory(request: Http) -> Response[bytes]:
-    read_params(request.url.query.encode(), NoParams)
+    read_params(request.scope["query_string"], NoParams)
     return passed(await ask(request, "memory", "query", await read(request, MemoryQuery), bytes))
 
 

@@ -54,7 +54,7 @@ async def stream_events(request: Http) -> Response[Any]:
         detail = f'send "Accept: {sse.MEDIA_TYPE}" for server-sent events, or open a WebSocket'
         raise HTTPException(status_code=_NOT_ACCEPTABLE, detail=detail)
     gateway = gateway_of(request)
-    params = read_params(request.url.query.encode(), StreamParams)
+    params = read_params(request.scope["query_string"], StreamParams)
     spec = filter_param(params.filter)
     filters = [TypeFilter(event_type=name, filter=spec or {}) for name in params.type or ["*"]]
     wanted = Wanted(compile_filters(filters, at="filters"), params.world_id, params.room_id)

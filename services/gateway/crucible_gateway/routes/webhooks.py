@@ -32,7 +32,7 @@ TAG = "Webhooks"
     ),
 )
 async def create_webhook(request: Http) -> Response[bytes]:
-    read_params(request.url.query.encode(), NoParams)
+    read_params(request.scope["query_string"], NoParams)
     return passed(await ask(request, "webhooks", "create", await read(request, CreateWebhook), bytes), 201)
 
 
@@ -41,7 +41,7 @@ async def create_webhook(request: Http) -> Response[bytes]:
     opt=described(Operation(summary="All webhooks, with their states and counters", tag=TAG, reply=WebhookList)),
 )
 async def list_webhooks(request: Http) -> Response[bytes]:
-    read_params(request.url.query.encode(), NoParams)
+    read_params(request.scope["query_string"], NoParams)
     return passed(await ask(request, "webhooks", "list", Nothing(), bytes))
 
 
@@ -50,7 +50,7 @@ async def list_webhooks(request: Http) -> Response[bytes]:
     opt=described(Operation(summary="One webhook", tag=TAG, reply=WebhookView, refusals=("not_found",))),
 )
 async def get_webhook(request: Http) -> Response[bytes]:
-    read_params(request.url.query.encode(), NoParams)
+    read_params(request.scope["query_string"], NoParams)
     return passed(await ask(request, "webhooks", "get", GetRequest(request.path_params["id"]), bytes))
 
 
@@ -59,7 +59,7 @@ async def get_webhook(request: Http) -> Response[bytes]:
     opt=described(Operation(summary="Remove a webhook", tag=TAG, status=204, refusals=("not_found",))),
 )
 async def delete_webhook(request: Http) -> None:
-    read_params(request.url.query.encode(), NoParams)
+    read_params(request.scope["query_string"], NoParams)
     await ask(request, "webhooks", "delete", GetRequest(request.path_params["id"]), bytes)
 
 
@@ -80,7 +80,7 @@ async def disable_webhook(request: Http) -> Response[bytes]:
 
 
 async def _enable(request: Http, enabled: bool) -> Response[bytes]:
-    read_params(request.url.query.encode(), NoParams)
+    read_params(request.scope["query_string"], NoParams)
     asked = EnableHook(name=request.path_params["id"], enabled=enabled)
     return passed(await ask(request, "webhooks", "enable", asked, bytes))
 
@@ -99,7 +99,7 @@ async def _enable(request: Http, enabled: bool) -> Response[bytes]:
     ),
 )
 async def list_attempts(request: Http) -> Response[bytes]:
-    params = read_params(request.url.query.encode(), PageParams)
+    params = read_params(request.scope["query_string"], PageParams)
     asked = AttemptsRequest(id=request.path_params["id"], limit=params.limit, cursor=params.cursor)
     return passed(await ask(request, "webhooks", "attempts", asked, bytes))
 
@@ -119,7 +119,7 @@ async def list_attempts(request: Http) -> Response[bytes]:
     ),
 )
 async def check_webhook(request: Http) -> Response[bytes]:
-    read_params(request.url.query.encode(), NoParams)
+    read_params(request.scope["query_string"], NoParams)
     body = await read_if_any(request, TestBody)
     asked = TestRequest(id=request.path_params["id"], dry_run=body.dry_run, payload=body.payload)
     return passed(await ask(request, "webhooks", "test", asked, bytes))
