@@ -132,22 +132,32 @@ class Bus(JetStream):
                 finally:
                     arrived.task_done()
 
-        subscription = await self._listen(subject, arrived.put_nowait, queue)
         handling = asyncio.create_task(handle())
+        try:
+            leave = await self.listen(subject, arrived.put_nowait, queue)
+        except BaseException:
+            handling.cancel()
+            raise
 
         async def end() -> None:
-            await self._unlisten(subscription)
+            await leave()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_DRAIN_S):
                     await arrived.join()
             handling.cancel()
 
+        return end
+
+    async def listen(self, subject: str, received: Receiver, queue: str = "") -> Callable[[], Awaitable[None]]:
+        """Calls `received` with each message the moment that it is read; it must neither block nor raise. Survives
+        reconnects. Returns what ends it."""
+        subscription = await self._listen(subject, received, queue)
         try:
             await self._round_trip()  # then it is known to the server
         except BaseException:
-            await end()
+            await self._unlisten(subscription)
             raise
-        return end
+        return lambda: self._unlisten(subscription)
 
     @contextlib.asynccontextmanager
     async def inbox(self) -> AsyncIterator[tuple[str, asyncio.Queue[Message]]]:
@@ -235,17 +245,21 @@ class Bus(JetStream):
         return answer
 
     async def _send(self, frames: bytes) -> None:
-        """nats-py has no public way to write finished frames, and its header encoder is slower than the server."""
+        """nats-py has no public way to write finished frames; its header encoder is slower than the server, and a task
+        of its own writes a little later."""
         self._check_connected()
         try:
-            await self._client._send_command(frames)
-            if self._client._flush_queue.empty():  # type: ignore[union-attr]
+            if self._client._pending:  # the library's own commands were first
+                await self._client._send_command(frames)
                 await self._client._flush_pending()
-        except nats.errors.Error as error:
+            else:
+                transport = self._client._transport
+                transport.write(frames)  # type: ignore[union-attr]
+                await transport.drain()  # type: ignore[union-attr]  # at once, unless too much waits
+        except (OSError, nats.errors.Error) as error:
             raise UnavailableError(f"NATS cannot be written to: {error}", retry_after=1) from error
 
     async def _listen(self, subject: str, received: Receiver, queue: str = "") -> nats.aio.subscription.Subscription:
-        """Calls `received` with each message the moment that it is read; it must neither block nor raise."""
         self._check_connected()
         try:
             subscription = await self._client.subscribe(subject, queue=queue, cb=_never)

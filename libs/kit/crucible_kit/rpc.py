@@ -13,7 +13,7 @@ from crucible_core import subjects
 from crucible_core.errors import CrucibleError, MalformedError, Problem, TooLargeError, UnavailableError
 
 from .bus import Bus
-from .message import Message
+from .message import Message, Receiver
 from .tasks import finish
 from .telemetry import Telemetry
 
@@ -98,13 +98,13 @@ async def serve(bus: Bus, service: str, endpoints: Mapping[str, Endpoint], telem
         for operation, endpoint in endpoints.items():
             received = _receiver(bus, f"{service}.{operation}", endpoint, telemetry, tasks)
             queue = "" if endpoint.every_replica else service
-            stack.push_async_callback(await bus.subscribe(bus.names.rpc(service, operation), received, queue=queue))
+            stack.push_async_callback(await bus.listen(bus.names.rpc(service, operation), received, queue))
         yield
 
 
 def _receiver(
     bus: Bus, name: str, endpoint: Endpoint, telemetry: Telemetry, tasks: set[asyncio.Task[None]]
-) -> Callable[[Message], Awaitable[None]]:
+) -> Receiver:
     decoder = msgspec.json.Decoder(endpoint.request)
 
     async def handle(message: Message, deadline: float) -> bytes:
@@ -131,12 +131,13 @@ def _receiver(
             reply, headers = _refusal(Problem("internal", f"{name} failed; its log says why"))
         await _reply(bus, message, reply, headers)
 
-    async def received(message: Message) -> None:
-        if len(tasks) >= MAX_AT_ONCE:
+    def received(message: Message) -> None:
+        if len(tasks) < MAX_AT_ONCE:
+            answering = answer(message, _deadline(message))
+        else:
             busy = UnavailableError(f"{name}: too many requests at once", retry_after=1)
-            await _reply(bus, message, *_refusal(busy.problem()))
-            return
-        task = asyncio.create_task(answer(message, _deadline(message)))
+            answering = _reply(bus, message, *_refusal(busy.problem()))
+        task = asyncio.create_task(answering)
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 

@@ -174,6 +174,8 @@ class Appender:
     async def _judge(self, states: list[State]) -> None:
         """Asks the guards of each event; what they refuse or change is put in its place."""
         matched = [(one, guards) for one in under_way(states) if (guards := self._guards.match(one.stamped.event))]
+        if not matched:
+            return
         for state, (candidate, _) in zip(
             await asyncio.gather(*(self._judged(one, guards) for one, guards in matched)), matched, strict=True
         ):
