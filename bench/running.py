@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -24,8 +25,15 @@ EXAMPLES = Path(__file__).parents[1] / "examples" / "hooks"
 class Running:
     """`began` is `time.perf_counter()` at the moment of the start."""
 
-    def __init__(self, process: subprocess.Popen[bytes], data: Path, began: float) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        data: Path,
+        began: float,
+        services: dict[str, subprocess.Popen[bytes]] | None = None,
+    ) -> None:
         self.process = process
+        self._services = services
         self.data = data
         self.began = began
         state = json.loads((data / "up.json").read_text())
@@ -34,7 +42,9 @@ class Running:
         self.key = (data / "admin.key").read_text().strip()
 
     def processes(self) -> dict[str, psutil.Process]:
-        """By service, `nats` and `up` among them."""
+        """By service, `nats` and `up` among them where `crucible up` runs them."""
+        if self._services is not None:
+            return {name: psutil.Process(process.pid) for name, process in self._services.items()}
         found = {"up": psutil.Process(self.process.pid)}
         for child in found["up"].children(recursive=True):
             line = " ".join(child.cmdline())
@@ -78,6 +88,38 @@ class Running:
 
     def http(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, timeout=20)
+
+
+@contextlib.contextmanager
+def alone(url: str, *services: str) -> Iterator[Running]:
+    """Some services, each a process without a supervisor, on a nats-server that is there already."""
+    root = Path(tempfile.mkdtemp(prefix="crucible-bench-"))
+    base = free_base()
+    (root / "admin.key").write_text("ck_bench")
+    ports = {service: base + place for place, service in enumerate(services)}
+    state = {"url": f"http://127.0.0.1:{ports.get('gateway', base)}", "ports": ports}
+    (root / "up.json").write_text(json.dumps(state))
+    started: dict[str, subprocess.Popen[bytes]] = {}
+    for service, port in ports.items():
+        own = {"CRUCIBLE_NATS_URL": url, "CRUCIBLE_DATA_DIR": str(root), "CRUCIBLE_PORT": str(port)}
+        environ = os.environ | own | {"CRUCIBLE_ADMIN_KEY": "ck_bench"}
+        started[service] = subprocess.Popen([sys.executable, "-m", f"crucible_{service}"], env=environ)
+    try:
+        for port in ports.values():
+            until(lambda port=port: _answers(port), 60)
+        yield Running(next(iter(started.values())), root, time.perf_counter(), started)
+    finally:
+        for process in started.values():
+            process.terminate()
+            process.wait(30)
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def _answers(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/metrics").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 @contextlib.contextmanager

@@ -41,7 +41,7 @@ CREATE TABLE IF NOT EXISTS spans (span INTEGER PRIMARY KEY, low INTEGER NOT NULL
 time of each 1,024 sequences: a query by time finds its place in the log with it, without an index on time. Every index
 has one column, after which SQLite puts the sequence: it is read in the log's order without sorting."""
 
-_INSERT = "INSERT OR IGNORE INTO events VALUES"
+INSERT = "INSERT OR IGNORE INTO events VALUES"
 _WIDEN = (
     "INSERT INTO spans VALUES (?, ?, ?) ON CONFLICT (span)"
     " DO UPDATE SET low = min(low, excluded.low), high = max(high, excluded.high)"
@@ -89,21 +89,24 @@ class Projection:
     def __init__(self, metrics: Metrics) -> None:
         self._skipped = metrics.counter("events_skipped", "Messages of EVENTS that are no events")
         self._lag = metrics.gauge("events_index_lag", "Messages of EVENTS that the index does not hold yet")
+        self._sequence = metrics.gauge("events_index_sequence", "The last message of EVENTS that the index holds")
 
     def apply(self, writer: sqlite3.Connection, messages: list[Message]) -> None:
         rows = []
         for message in messages:
             try:
-                rows.append(_row(message))
+                rows.append(row_of(message))
             except (msgspec.DecodeError, InvalidError) as error:
                 self._skipped.inc()
                 log.error("message %d of EVENTS is no event: %s", message.sequence, error)
-        insert(writer, _INSERT, rows)
+        insert(writer, INSERT, rows)
         writer.executemany(_WIDEN, _spans(rows))
         self._lag.set(messages[-1].pending)
+        self._sequence.set(messages[-1].sequence)
 
 
-def _row(message: Message) -> tuple[Any, ...]:
+def row_of(message: Message) -> tuple[Any, ...]:
+    """The columns of an event. Raises `msgspec.DecodeError` or InvalidError for what is none."""
     event = _decoder.decode(message.data)
     about = event.metadata
     message_id = message.headers.get(subjects.MSG_ID) if message.headers else None
