@@ -206,3 +206,24 @@ async def test_replicas_share_and_one_can_go_without_losing_a_request(bus: Bus, 
         more = [asyncio.create_task(ask(bus, str(n))) for n in range(200, 300)]
         answers = await asyncio.gather(*asking, *more)
     assert [answer.text for answer in answers] == [str(n) for n in range(300)]
+
+
+async def test_who_works_for_long_says_so(bus: Bus) -> None:
+    async def slow(request: Ask, context: Context) -> Answer:
+        await asyncio.sleep(rpc.SILENCE_S + 1)
+        return Answer("late")
+
+    async with serving(bus, slow):
+        assert await ask(bus, timeout=10) == Answer("late")
+
+
+async def test_who_was_killed_is_not_waited_for(bus: Bus) -> None:
+    """The request was taken, and whoever took it says nothing more."""
+    taken: list[object] = []
+    leave = await bus.listen(bus.names.rpc("svc", "op"), taken.append)
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(UnavailableError) as caught:
+        await ask(bus, timeout=15)
+    assert asyncio.get_running_loop().time() - began < rpc.SILENCE_S + 2
+    assert (len(taken), caught.value.extra["retry_after"]) == (1, 1)
+    await leave()

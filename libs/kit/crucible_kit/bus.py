@@ -93,13 +93,23 @@ class Bus(JetStream):
     # ---- core NATS
 
     async def request(
-        self, subject: str, data: bytes = b"", *, timeout: float = 5.0, headers: Mapping[str, str] | None = None
+        self,
+        subject: str,
+        data: bytes = b"",
+        *,
+        timeout: float = 5.0,
+        silence: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Message:
         """The answer to a request. An answer that is a Problem is raised as the error that it describes.
 
-        Raises UnavailableError when nobody answers, TooLargeError when the server would not take it.
+        `silence` is how long it may be without a sign that somebody works on it (`subjects.WORKING`): a process that
+        was killed answers no more. Raises UnavailableError when nobody answers, TooLargeError when the server would
+        not take it.
         """
-        answer = await self._answer(subject, lambda reply: self._publish(subject, data, headers, reply), timeout)
+        answer = await self._answer(
+            subject, lambda reply: self._publish(subject, data, headers, reply), timeout, silence=silence
+        )
         if answer.status == _NO_RESPONDERS:
             raise UnavailableError(f"nothing answers {subject} at the moment", retry_after=1)
         if subjects.ERROR in answer.headers:
@@ -188,22 +198,37 @@ class Bus(JetStream):
     # ---- answers
 
     async def _answer(
-        self, what: str, send: Callable[[str], Awaitable[None]], timeout: float, *, skip_empty: bool = False
+        self,
+        what: str,
+        send: Callable[[str], Awaitable[None]],
+        timeout: float,
+        *,
+        silence: float | None = None,
+        skip_empty: bool = False,
     ) -> Message:
         """The first message (with `skip_empty`: that says something) at the reply subject that `send` is given."""
-        answered: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[Message] = loop.create_future()
+        began = loop.time()
+        patience = timeout if silence is None else min(timeout, silence)
+        waiting = asyncio.timeout_at(began + patience)
 
         def received(message: Message) -> None:
-            if not answered.done() and (message.data or message.headers or not skip_empty):
+            if answered.done():
+                return
+            if subjects.WORKING in message.headers:
+                if silence is not None and not waiting.expired():
+                    waiting.reschedule(min(began + timeout, loop.time() + silence))
+            elif message.data or message.headers or not skip_empty:
                 answered.set_result(message)
 
         with self._expected(received) as reply:
-            await send(reply)
             try:
-                async with asyncio.timeout(timeout):
+                async with waiting:
+                    await send(reply)
                     answer = await answered
             except TimeoutError as error:
-                raise UnavailableError(f"{what} did not answer within {timeout:g} s", retry_after=1) from error
+                raise UnavailableError(f"{what} did not answer within {patience:g} s", retry_after=1) from error
         if answer is DISCONNECTED:
             raise UnavailableError(f"NATS went away during {what}", retry_after=1)
         return answer

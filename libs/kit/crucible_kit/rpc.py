@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 MAX_AT_ONCE = 512
 """Requests that one process works on at once; past that it refuses, rather than queue without bound."""
 _GRACE_S = 10.0
+_SIGN_EVERY_S = 1.0
+SILENCE_S = 3.0
+"""Who works longer on a request than a second says so every second; who has said nothing for so long has gone."""
 
 Reply = TypeVar("Reply")
 _Refusal = tuple[bytes, dict[str, str]]
@@ -62,7 +65,9 @@ async def call(
     if traceparent:
         headers[subjects.TRACEPARENT] = traceparent
     data = msgspec.json.encode(request)
-    answer = await bus.request(bus.names.rpc(service, operation), data, timeout=timeout, headers=headers)
+    answer = await bus.request(
+        bus.names.rpc(service, operation), data, timeout=timeout, silence=SILENCE_S, headers=headers
+    )
     if reply is bytes:
         return answer.data  # type: ignore[return-value]
     try:
@@ -92,8 +97,10 @@ async def call_all(
 @contextlib.asynccontextmanager
 async def serve(bus: Bus, service: str, endpoints: Mapping[str, Endpoint], telemetry: Telemetry) -> AsyncIterator[None]:
     """Answers requests while the context is open, sharing them with the service's other replicas; drains at its end."""
-    tasks: set[asyncio.Task[None]] = set()
+    tasks: dict[asyncio.Task[None], str] = {}
     async with contextlib.AsyncExitStack() as stack:
+        signs = asyncio.create_task(_signs_of_life(bus, tasks))
+        stack.callback(signs.cancel)
         stack.push_async_callback(finish, tasks, _GRACE_S)
         for operation, endpoint in endpoints.items():
             received = _receiver(bus, f"{service}.{operation}", endpoint, telemetry, tasks)
@@ -103,7 +110,7 @@ async def serve(bus: Bus, service: str, endpoints: Mapping[str, Endpoint], telem
 
 
 def _receiver(
-    bus: Bus, name: str, endpoint: Endpoint, telemetry: Telemetry, tasks: set[asyncio.Task[None]]
+    bus: Bus, name: str, endpoint: Endpoint, telemetry: Telemetry, tasks: dict[asyncio.Task[None], str]
 ) -> Receiver:
     decoder = msgspec.json.Decoder(endpoint.request)
 
@@ -138,10 +145,22 @@ def _receiver(
             busy = UnavailableError(f"{name}: too many requests at once", retry_after=1)
             answering = _reply(bus, message, *_refusal(busy.problem()))
         task = asyncio.create_task(answering)
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+        tasks[task] = message.reply
+        task.add_done_callback(tasks.pop)
 
     return received
+
+
+async def _signs_of_life(bus: Bus, tasks: Mapping[asyncio.Task[None], str]) -> None:
+    """Tells those who wait for long that their request is being worked on."""
+    before: set[str] = set()
+    while True:
+        await asyncio.sleep(_SIGN_EVERY_S)
+        open_requests = {reply for reply in tasks.values() if reply}
+        for reply in open_requests & before:
+            with contextlib.suppress(CrucibleError):
+                await bus.publish(reply, b"", {subjects.WORKING: "1"})
+        before = open_requests
 
 
 async def _reply(bus: Bus, message: Message, data: bytes, headers: dict[str, str] | None) -> None:
