@@ -269,6 +269,7 @@ def effect(event_type: str, record: WebhookRecord, cause: Event, outcome: Attemp
         "event_id": cause.metadata.id,
         "event_type": cause.dotted,
         "attempts": outcome.attempt,
+        **({"replay": True} if outcome.replay else {}),
     }
     return NewEvent(
         type=event_type,
