@@ -17,6 +17,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from .played_replays import replay_routes
+
 KEY = "ck_test"
 PROBLEMS = "https://crucible.dev/problems/"
 COUNTERS = {"matched": 2, "invoked": 2, "ok": 1, "failed": 1, "skipped": 0, "last_fired": None}
@@ -38,6 +40,7 @@ class Played:
         self.hooks: dict[str, dict[str, Any]] = {}
         self.webhooks: dict[str, dict[str, Any]] = {}
         self.memories: dict[str, dict[str, Any]] = {}
+        self.replays: dict[str, dict[str, Any]] = {}
         self.verdicts: dict[str, str] = {}
         self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
         self.troubles: list[Response] = []
@@ -243,6 +246,7 @@ def create_app(played: Played) -> Any:
         return JSONResponse({"memories": found})
 
     routes = [
+        *replay_routes(played),
         Route("/api/v1/events", events, methods=["GET", "POST"]),
         Route("/api/v1/events/stream", stream),
         Route("/api/v1/events/trace/{id}", trace),

@@ -1,4 +1,4 @@
-"""`crucible events`: read, follow and append events."""
+"""`crucible events`: read, follow, append and replay events."""
 
 import contextlib
 from itertools import islice
@@ -11,12 +11,13 @@ from rich.text import Text
 from crucible_core.envelope import Event
 from crucible_core.protocol.events import Appended
 
+from . import replays
 from .given import json_object, payload_of
 from .session import Session, command
 from .tables import event_line, event_panel
 from .tree import render_trace
 
-app = typer.Typer(no_args_is_help=True, help="Read, follow and append events.")
+app = typer.Typer(no_args_is_help=True, help="Read, follow, append and replay events.")
 
 Types = Annotated[list[str] | None, typer.Option("--type", "-t", help="A type, alias or wildcard; repeat for more.")]
 Filter = Annotated[str | None, typer.Option("--filter", "-f", help="A filter as a JSON object, @FILE or - (stdin).")]
@@ -121,6 +122,9 @@ def trace(
     with session.connect() as crucible:
         correlation = crucible.events.get(id).metadata.correlation_id if id.startswith("evt_") else id
         session.show(crucible.events.trace(correlation), render_trace)
+
+
+command(app, "replay")(replays.start)
 
 
 def _lines(events: list[Event]) -> RenderableType:

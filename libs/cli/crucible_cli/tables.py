@@ -13,14 +13,15 @@ from rich.text import Text
 from crucible_core.envelope import Event
 from crucible_core.protocol.hooks import HookView, RunRecord
 from crucible_core.protocol.memory import MemoryView, ScoredMemory
+from crucible_core.protocol.replays import Replay, ReplayTarget
 from crucible_core.protocol.shared import Check, Counters
 from crucible_core.protocol.webhooks import AttemptRecord, WebhookView
 
 from .summary import clean, duration, headline, summarise
 from .tree import type_text
 
-GOOD = ("active", "live", "ok", "delivered")
-IDLE = ("disabled", "skipped", "retrying")
+GOOD = ("active", "live", "ok", "delivered", "running", "done")
+IDLE = ("disabled", "skipped", "retrying", "dry", "paused", "cancelled")
 
 
 def state_text(state: str) -> Text:
@@ -102,6 +103,37 @@ def attempts_table(attempts: Sequence[AttemptRecord]) -> RenderableType:
             clean(attempt.error or "", 120),
         )
     return table if attempts else Text("No attempts yet.", "dim")
+
+
+def replays_table(replays: Sequence[Replay]) -> RenderableType:
+    table = _table("id", "state", "into", "from", "to", "progress", "sent", "skipped", "started")
+    for replay in replays:
+        table.add_row(
+            replay.id,
+            state_text(replay.state),
+            clean(target_text(replay.target), 80),
+            str(replay.start),
+            str(replay.to),
+            f"{replay.progress:.0%}",
+            str(replay.sent),
+            str(replay.skipped),
+            clean(replay.created_at[:19]),
+        )
+    return table if replays else Text("No replays yet. Start one: crucible events replay", "dim")
+
+
+def replay_view(replay: Replay) -> RenderableType:
+    head = Text.assemble((replay.id, "bold"), "  ", state_text(replay.state), f"  {replay.progress:.0%}")
+    head.append(f"  into {clean(target_text(replay.target), 80)}", "dim")
+    counts = f"{replay.sent} sent, {replay.skipped} refused by its filters, of {replay.total} looked at or to look at"
+    head.append(f"\n#{replay.start} to #{replay.to}, now at #{replay.position}: {counts}")
+    if replay.error and not replay.state.startswith("failed"):
+        head.append(f"\nwaiting: {clean(replay.error, 300)}", "yellow")
+    return head
+
+
+def target_text(target: ReplayTarget) -> str:
+    return target.hook or target.webhook or target.subscription or ""
 
 
 def check_view(check: Check) -> RenderableType:

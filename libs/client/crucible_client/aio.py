@@ -15,7 +15,7 @@ from httpx_sse import EventSource, SSEError
 from crucible_core.envelope import Event
 from crucible_core.errors import CrucibleError, UnavailableError
 
-from . import calls
+from . import calls, replays
 from .answers import raise_for
 from .errors import unreachable
 from .request import Call, Json, described, request_of
@@ -55,6 +55,7 @@ class AsyncCrucible:
             transport=transport or httpx.AsyncHTTPTransport(retries=CONNECT_RETRIES),
         )
         self.events = AsyncEvents(self)
+        self.replays = AsyncReplays(self)
         self.hooks = AsyncHooks(self)
         self.webhooks = AsyncWebhooks(self)
         self.memory = AsyncMemory(self)
@@ -149,6 +150,7 @@ class AsyncEvents(_Namespace):
     page = _sends(calls.list_events)
     trace = _sends(calls.trace)
     types = _sends(calls.event_types)
+    replay = _sends(replays.start_replay)
 
     async def stream(
         self, *types: str, filter: Json | None = None, start: str | int = "now", patience_s: float | None = 60.0
@@ -171,6 +173,16 @@ class AsyncEvents(_Namespace):
             except CrucibleError as error:
                 wait = subscription.failed(error, time.monotonic())
             await asyncio.sleep(wait)
+
+
+class AsyncReplays(_Namespace):
+    """Replays, which `events.replay` starts: how far they have come, and steering them."""
+
+    list = _sends(replays.list_replays)
+    get = _sends(replays.get_replay)
+    pause = _sends(replays.pause_replay)
+    resume = _sends(replays.resume_replay)
+    cancel = _sends(replays.cancel_replay)
 
 
 class AsyncHooks(_Namespace):

@@ -14,7 +14,7 @@ from httpx_sse import EventSource, SSEError
 from crucible_core.envelope import Event
 from crucible_core.errors import CrucibleError, UnavailableError
 
-from . import calls
+from . import calls, replays
 from .answers import raise_for
 from .errors import unreachable
 from .request import Call, Json, described, request_of
@@ -54,6 +54,7 @@ class Crucible:
             transport=transport or httpx.HTTPTransport(retries=CONNECT_RETRIES),
         )
         self.events = Events(self)
+        self.replays = Replays(self)
         self.hooks = Hooks(self)
         self.webhooks = Webhooks(self)
         self.memory = Memory(self)
@@ -144,6 +145,7 @@ class Events(_Namespace):
     page = _sends(calls.list_events)
     trace = _sends(calls.trace)
     types = _sends(calls.event_types)
+    replay = _sends(replays.start_replay)
 
     def stream(
         self, *types: str, filter: Json | None = None, start: str | int = "now", patience_s: float | None = 60.0
@@ -166,6 +168,16 @@ class Events(_Namespace):
             except CrucibleError as error:
                 wait = subscription.failed(error, time.monotonic())
             time.sleep(wait)
+
+
+class Replays(_Namespace):
+    """Replays, which `events.replay` starts: how far they have come, and steering them."""
+
+    list = _sends(replays.list_replays)
+    get = _sends(replays.get_replay)
+    pause = _sends(replays.pause_replay)
+    resume = _sends(replays.resume_replay)
+    cancel = _sends(replays.cancel_replay)
 
 
 class Hooks(_Namespace):

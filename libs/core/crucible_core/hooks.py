@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from .protocol.replays import ReplayPolicy
 from .protocol.shared import TypeFilter
 
 Timing = Literal["Pre", "Post"]
@@ -91,7 +92,8 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"async_": "async"}):
     """`async` is accepted and decides nothing: a Pre hook always runs before the commit and a Post hook after it.
 
-    Without `retry` a run has one attempt. `timeout_ms` None is the timing's default.
+    Without `retry` a run has one attempt. `timeout_ms` None is the timing's default. `replay` says what becomes of
+    replayed events.
     """
 
     async_: bool | None = None
@@ -100,6 +102,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     failure_policy: FailurePolicy = "deny"
     retry: Retry = Retry(max_attempts=1)
     concurrency: Annotated[int, Meta(ge=1, le=64)] = 4
+    replay: ReplayPolicy = "run"
 
 
 class HookDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

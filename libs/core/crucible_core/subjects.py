@@ -90,7 +90,7 @@ class Names(msgspec.Struct, frozen=True):
 
     # Buckets
     def bucket(self, name: str) -> str:
-        """`hooks`, `flows`, `webhooks`, `keys`, `artifacts` or `marks` (debounce marks)."""
+        """`hooks`, `flows`, `webhooks`, `keys`, `artifacts`, `marks` (debounce marks) or `replays`."""
         return self._name(name)
 
     # Durable consumers

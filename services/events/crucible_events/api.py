@@ -17,6 +17,7 @@ from crucible_kit.rpc import Context, Endpoint
 from . import answer, query, store, tree
 from .appending import Appender
 from .guards import Guards
+from .replaying import Replaying
 
 MAX_REPLY_BYTES = 4 * 1024 * 1024
 
@@ -25,7 +26,9 @@ class TypesRequest(msgspec.Struct):
     """Nothing is asked."""
 
 
-def endpoints(bus: Bus, index: Index, appender: Appender, guards: Guards) -> Mapping[str, Endpoint]:
+def endpoints(
+    bus: Bus, index: Index, appender: Appender, guards: Guards, replaying: Replaying
+) -> Mapping[str, Endpoint]:
     """By operation; see `crucible_core.protocol` for what each takes and gives."""
     room = min(MAX_REPLY_BYTES, bus.max_payload * 3 // 4)
 
@@ -69,6 +72,7 @@ def endpoints(bus: Bus, index: Index, appender: Appender, guards: Guards) -> Map
         "get": Endpoint(GetRequest, get),
         "trace": Endpoint(TraceRequest, trace),
         "types": Endpoint(TypesRequest, types),
+        **replaying.endpoints(),
     }
 
 

@@ -26,6 +26,8 @@ from .api import endpoints
 from .appending import Appender
 from .committer import Committer
 from .guards import Guards
+from .replaying import Replaying
+from .replays import Replays
 from .settings import Settings
 
 log = logging.getLogger(__name__)
@@ -47,8 +49,10 @@ def create_app(settings: Settings | None = None) -> Starlette:
             path = Path(settings.data_dir) / "events.sqlite"
             opening = open_index(path, bus, bus.names.events, store.VERSION, store.SCHEMA)
             index = await stack.enter_async_context(opening)
-            app.state.ready = lambda: waiting_for(bus, guards, index)
-            await stack.enter_async_context(_running(settings, bus, guards, index, telemetry, metrics))
+            replays = Replays(await open_bucket(bus, "replays", settings.stream_replicas))
+            app.state.replays = replays
+            app.state.ready = lambda: waiting_for(bus, guards, index, replays)
+            await stack.enter_async_context(_running(settings, bus, guards, index, replays, telemetry, metrics))
             yield
 
     return ops_app(SERVICE, lifespan, metrics)
@@ -56,10 +60,17 @@ def create_app(settings: Settings | None = None) -> Starlette:
 
 @contextlib.asynccontextmanager
 async def _running(
-    settings: Settings, bus: Bus, guards: Guards, index: Index, telemetry: Telemetry, metrics: Metrics
+    settings: Settings,
+    bus: Bus,
+    guards: Guards,
+    index: Index,
+    replays: Replays,
+    telemetry: Telemetry,
+    metrics: Metrics,
 ) -> AsyncIterator[None]:
     committer = Committer(bus, metrics, settings.events_queue, settings.events_queue_mib * _MIB)
     appender = Appender(bus, index, guards, committer, metrics)
+    replaying = Replaying(bus, replays, metrics)
     projection = store.Projection(metrics)
     async with asyncio.TaskGroup() as tasks:
         running = [
@@ -67,8 +78,10 @@ async def _running(
             tasks.create_task(index.follow(bus, projection.apply)),
             tasks.create_task(_expire(index, settings.retention_days)),
             tasks.create_task(committer.run()),
+            tasks.create_task(replays.view.follow()),
+            tasks.create_task(replaying.run()),
         ]
-        async with serve(bus, SERVICE, endpoints(bus, index, appender, guards), telemetry):
+        async with serve(bus, SERVICE, endpoints(bus, index, appender, guards, replaying), telemetry):
             yield
         for task in running:
             task.cancel()
@@ -83,7 +96,7 @@ async def _expire(index: Index, retention_days: float) -> None:
         await asyncio.sleep(_EXPIRE_EVERY_S)
 
 
-def waiting_for(bus: Bus, guards: Guards, index: Index) -> list[str]:
+def waiting_for(bus: Bus, guards: Guards, index: Index, replays: Replays) -> list[str]:
     """What is not there yet; empty when ready."""
-    held = {"nats": bus.connected, "hooks": guards.view.ready, "index": index.caught_up}
+    held = {"nats": bus.connected, "hooks": guards.view.ready, "index": index.caught_up, "replays": replays.view.ready}
     return [name for name, ready in held.items() if not ready]

@@ -10,16 +10,18 @@ from litestar.handlers import BaseRouteHandler
 
 from crucible_kit.buckets import open_bucket
 from crucible_kit.metrics import Metrics
+from crucible_kit.rpc import serve
 from crucible_kit.service import open_service
 from crucible_kit.settings import load
 
+from .audience import Audience
 from .auth import Keys, authenticated
 from .context import Gateway
 from .correlation import show_correlation
 from .hub import Hub
 from .observing import Counting, Observing
 from .problems import exception_handlers
-from .routes import events, hooks, memory, ops, reference, stream, webhooks
+from .routes import events, hooks, memory, ops, reference, replays, stream, webhooks
 from .settings import Settings
 
 SERVICE = "gateway"
@@ -65,6 +67,12 @@ def _api() -> Router:
         events.trace_events,
         events.list_event_types,
         stream.stream_events,
+        replays.start_replay,
+        replays.list_replays,
+        replays.get_replay,
+        replays.pause_replay,
+        replays.resume_replay,
+        replays.cancel_replay,
         hooks.list_hooks,
         hooks.register_hook,
         hooks.get_hook,
@@ -101,7 +109,10 @@ def _lifespan(
             if settings.admin_key:
                 await keys.ensure_admin(settings.admin_key)
             hub = Hub(bus, metrics)
-            app.state.gateway = Gateway(settings, bus, telemetry, metrics, keys, hub)
+            audience = Audience(bus, telemetry)
+            stack.push_async_callback(audience.close)
+            app.state.gateway = Gateway(settings, bus, telemetry, metrics, keys, hub, audience)
+            await stack.enter_async_context(serve(bus, SERVICE, audience.endpoints(), telemetry))
             async with asyncio.TaskGroup() as tasks:
                 running = [tasks.create_task(keys.follow()), tasks.create_task(hub.run())]
                 yield

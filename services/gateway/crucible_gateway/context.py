@@ -10,6 +10,7 @@ from crucible_kit.metrics import Metrics
 from crucible_kit.rpc import call
 from crucible_kit.telemetry import Telemetry
 
+from .audience import Audience
 from .auth import Keys
 from .hub import Hub
 from .observing import traceparent_of
@@ -28,6 +29,7 @@ class Gateway(msgspec.Struct, frozen=True):
     metrics: Metrics
     keys: Keys
     hub: Hub
+    audience: Audience
 
     def waiting_for(self) -> list[str]:
         """What is not there yet; empty when ready."""

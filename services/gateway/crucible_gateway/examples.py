@@ -206,3 +206,31 @@ MEMORY_VIEW: Final[Json] = {
 }
 MEMORY_QUERY: Final[Json] = {"text": "state change", "tags": ["#research"], "limit": 10, "min_sequence": 42}
 MEMORY_LIST: Final[Json] = {"memories": [{**MEMORY_VIEW, "score": 1.0}]}
+REPLAY_BODY: Final[Json] = {
+    "from": "2026-11-20T00:00:00Z",
+    "to": "now",
+    "filters": [{"event_type": "Memory.*", "filter": {"tags": {"contains": "#research"}}}],
+    "target": {"hook": "auto-link-related"},
+}
+REPLAY: Final[Json] = {
+    "id": "rpl_01kaj3x5vae8jv6jq0f1d8c2hm",
+    "state": "running",
+    "from": 17,
+    "to": 4711,
+    "position": 1200,
+    "matched": 610,
+    "sent": 608,
+    "skipped": 2,
+    "total": 4640,
+    "progress": 0.2551,
+    "target": {"hook": "auto-link-related"},
+    "filters": REPLAY_BODY["filters"],
+    "rate": None,
+    "world_id": None,
+    "room_id": None,
+    "created_at": "2026-11-21T10:00:00.123456Z",
+    "updated_at": "2026-11-21T10:00:03.123456Z",
+    "error": None,
+    "duplicate": False,
+}
+REPLAY_LIST: Final[Json] = {"replays": [REPLAY]}

@@ -10,12 +10,23 @@ import msgspec
 
 from crucible_core.decode import malformed
 from crucible_core.envelope import MAX_EVENT_BYTES
-from crucible_core.errors import CrucibleError, FieldError, InvalidError, LimitedError, NotFoundError, TooLargeError
+from crucible_core.errors import (
+    ConflictError,
+    CrucibleError,
+    FieldError,
+    InvalidError,
+    LimitedError,
+    NotFoundError,
+    TooLargeError,
+)
 from crucible_core.matcher import compile_filters
+from crucible_core.protocol.replays import Replay, ReplayTarget, StartReplay, SteerReplay
 from crucible_core.protocol.shared import TypeFilter
 from crucible_core.suggest import nearest
 from crucible_kit.clock import fresh_id
+from crucible_kit.rpc import call
 
+from .audience import Audience
 from .bodies import strictly
 from .following import follow
 from .hub import Hub
@@ -40,12 +51,28 @@ class Unsubscribe(msgspec.Struct, tag_field="action", tag="unsubscribe"):
     subscription: str
 
 
+class AskReplay(msgspec.Struct, tag_field="action", tag="replay", rename={"start": "from"}):
+    """A replay to this socket, under a subscription of its own."""
+
+    filters: list[TypeFilter] | None = None
+    start: int | str = 0
+    to: int | str = "now"
+    rate: float | None = None
+    world_id: Name | None = None
+    room_id: Name | None = None
+
+
 class Ping(msgspec.Struct, tag_field="action", tag="ping"):
     pass
 
 
-Said = Subscribe | Unsubscribe | Ping
-_ACTIONS: dict[str, type[Said]] = {"subscribe": Subscribe, "unsubscribe": Unsubscribe, "ping": Ping}
+Said = Subscribe | Unsubscribe | AskReplay | Ping
+_ACTIONS: dict[str, type[Said]] = {
+    "subscribe": Subscribe,
+    "unsubscribe": Unsubscribe,
+    "replay": AskReplay,
+    "ping": Ping,
+}
 
 
 class _Action(msgspec.Struct):
@@ -73,12 +100,17 @@ def read_message(raw: bytes) -> Said:
 class Session:
     """One open socket and its subscriptions. `send` waits while the client's connection is full."""
 
-    def __init__(self, hub: Hub, queue: int, send: Callable[[bytes], Awaitable[None]], correlation_id: str) -> None:
+    def __init__(
+        self, hub: Hub, audience: Audience, queue: int, send: Callable[[bytes], Awaitable[None]], correlation_id: str
+    ) -> None:
         self._hub = hub
+        self._audience = audience
         self._correlation_id = correlation_id
         self._queue = queue
         self._send = send
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._replays: dict[str, str] = {}
+        """The replays that were asked for here, by the subscriptions that they go to."""
 
     async def hear(self, raw: bytes) -> None:
         """Acts on one message. What is wrong with it is answered, and never ends the session."""
@@ -88,29 +120,73 @@ class Session:
                     await self._subscribe(wish)
                 case Unsubscribe(subscription):
                     await self._unsubscribe(subscription)
+                case AskReplay() as wish:
+                    await self._replay(wish)
                 case Ping():
                     await self._tell({"type": "pong"})
         except CrucibleError as error:
             await self._refuse(error)
 
     async def close(self) -> None:
-        for task in self._running.values():
+        for subscription, task in self._running.items():
+            self._audience.leave(subscription)
             task.cancel()
+        for subscription in self._replays:
+            self._audience.leave(subscription)
         await asyncio.gather(*self._running.values(), return_exceptions=True)
 
     async def _subscribe(self, wish: Subscribe) -> None:
-        if len(self._running) >= MAX_SUBSCRIPTIONS:
-            raise LimitedError(f"a socket may have {MAX_SUBSCRIPTIONS} subscriptions", retry_after=1)
+        self._check_room()
         wanted = Wanted(compile_filters(wish.filters, at="filters"), wish.world_id, wish.room_id)
         start = read_start(wish.start, await self._hub.head())
         subscription = fresh_id("sub")
         await self._tell({"type": "subscribed", "subscription": subscription})
+        self._audience.join(subscription, self._send).announced.set()
         self._running[subscription] = asyncio.create_task(self._pump(subscription, wanted, start))
 
+    async def _replay(self, wish: AskReplay) -> None:
+        self._check_room()
+        subscription = fresh_id("sub")
+        member = self._audience.join(subscription, self._send)
+        asked = StartReplay(
+            target=ReplayTarget(subscription=subscription),
+            start=wish.start,
+            to=wish.to,
+            filters=wish.filters,
+            rate=wish.rate,
+            world_id=wish.world_id,
+            room_id=wish.room_id,
+        )
+        try:
+            replay = await call(self._hub.bus, "events", "replay", asked, Replay)
+        except BaseException:
+            self._audience.leave(subscription)
+            raise
+        self._replays[subscription] = replay.id
+        member.ended = lambda: self._forget(subscription)
+        about = {"from": replay.start, "to": replay.to, "total": replay.total}
+        await self._tell({"type": "replay", "replay": replay.id, "subscription": subscription, **about})
+        member.announced.set()
+
+    def _forget(self, subscription: str) -> None:
+        self._replays.pop(subscription, None)
+        self._audience.leave(subscription)
+
+    def _check_room(self) -> None:
+        if len(self._running) + len(self._replays) >= MAX_SUBSCRIPTIONS:
+            raise LimitedError(f"a socket may have {MAX_SUBSCRIPTIONS} subscriptions", retry_after=1)
+
     async def _unsubscribe(self, subscription: str) -> None:
+        if (replay := self._replays.get(subscription)) is not None:
+            self._forget(subscription)
+            with contextlib.suppress(ConflictError):  # it has ended by itself
+                await call(self._hub.bus, "events", "replay_steer", SteerReplay(id=replay, action="cancel"), Replay)
+            await self._tell({"type": "unsubscribed", "subscription": subscription})
+            return
         task = self._running.pop(subscription, None)
         if task is None:
             raise NotFoundError(f"this socket has no subscription {subscription[:64]}")
+        self._audience.leave(subscription)
         task.cancel()
         await asyncio.wait([task])
         await self._tell({"type": "unsubscribed", "subscription": subscription})
@@ -121,14 +197,18 @@ class Session:
                 async for item in items:
                     await self._send(frame(subscription, item))
         except CrucibleError as error:
-            self._running.pop(subscription, None)
+            self._end(subscription)
             await self._refuse(error, subscription)
         except OSError:
             log.debug("a client left %s", subscription)
         except Exception:
             log.exception("subscription %s failed", subscription)
-            self._running.pop(subscription, None)
+            self._end(subscription)
             await self._refuse(CrucibleError("the subscription failed"), subscription)
+
+    def _end(self, subscription: str) -> None:
+        self._running.pop(subscription, None)
+        self._audience.leave(subscription)
 
     async def _refuse(self, error: CrucibleError, subscription: str | None = None) -> None:
         about = {} if subscription is None else {"subscription": subscription}

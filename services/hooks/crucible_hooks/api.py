@@ -16,6 +16,7 @@ from crucible_core.protocol.hooks import (
     RunList,
     RunsRequest,
 )
+from crucible_core.protocol.replays import ReplayBatch
 from crucible_core.protocol.shared import Check, Counters, EnableHook, GetRequest, TestRequest
 from crucible_kit.clock import timestamp
 from crucible_kit.index import Index
@@ -27,6 +28,7 @@ from .definition import front_matter, no_files, typed
 from .hook import check_permitted, compile_hook
 from .intercept import Interceptor
 from .registry import API, Registry
+from .replaying import Replayer
 from .settings import Settings
 
 
@@ -35,7 +37,12 @@ class ListRequest(msgspec.Struct):
 
 
 def endpoints(
-    registry: Registry, index: Index, interceptor: Interceptor, checker: Checker, settings: Settings
+    registry: Registry,
+    index: Index,
+    interceptor: Interceptor,
+    checker: Checker,
+    replayer: Replayer,
+    settings: Settings,
 ) -> Mapping[str, Endpoint]:
     """By operation; see `crucible_core.protocol` for what each takes and gives."""
 
@@ -100,6 +107,8 @@ def endpoints(
         "enable": Endpoint(EnableHook, enable),
         "runs": Endpoint(RunsRequest, runs),
         "test": Endpoint(TestRequest, test),
+        "replayable": Endpoint(GetRequest, replayer.replayable),
+        "replay": Endpoint(ReplayBatch, replayer.replay),
     }
 
 

@@ -27,6 +27,7 @@ from .http import open_client
 from .intercept import Interceptor
 from .recorder import Recorder
 from .registry import Changed, Registry
+from .replaying import Replayer
 from .runner import Runner
 from .sandbox import open_sandbox
 from .settings import Settings
@@ -74,6 +75,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
                 index,
                 Interceptor(bus, registry, runner, recorder),
                 Checker(bus, registry, runner),
+                Replayer(bus, registry, metrics),
                 settings,
             )
             await stack.enter_async_context(serve(bus, SERVICE, answers, telemetry))

@@ -17,7 +17,8 @@ from .moment import moment_ms
 MAX_OUTPUT = 64 * 1024
 _MAX_ERROR = 4000
 FINAL = frozenset({"ok", "denied", "failed", "stopped"})
-"""Outcomes that the log hears of. A run that is retried is told once it is over; one that was skipped never began."""
+"""Outcomes that the log hears of. A run that is retried is told once it is over; one that was skipped never
+began, and one that was dry changed nothing."""
 
 
 def run_id(hook: str, event: Event, *extra: str) -> str:
@@ -68,6 +69,7 @@ def run_event(record: RunRecord, event: Event, action: str, traceparent: str) ->
     kept = ("hook", "run_id", "timing", "event_id", "event_type", "correlation_id", "attempt", "outcome", "started_at")
     payload = {name: getattr(record, name) for name in (*kept, "duration_ms", "effects", "log", "output")}
     payload |= {"action": action, "event_sequence": event.sequence, "hop": metadata.hop}
+    payload["replay"] = True if record.replay else None
     payload["reason" if record.outcome == "denied" else "error"] = record.error
     return NewEvent(
         type="Hook.Executed" if record.outcome in ("ok", "denied") else "Hook.Failed",

@@ -62,15 +62,11 @@ class Registry:
         return self._pre
 
     def match(self, event: Event) -> list[Hook]:
-        """The enabled Post hooks that this event triggers. A record of a run triggers only hooks that name its
-        category: one that listens to everything would hear of itself for ever."""
+        """The enabled Post hooks that this event triggers."""
         if self._matcher is None:
             found = [hook for hook in self.hooks.values() if not hook.pre and self.records[hook.name].enabled]
             self._matcher = Matcher([(hook, hook.filters) for hook in found])
-        hooks = self._matcher.match(event)
-        if event.type == "Hook" and event.data.event in _RUN_RECORDS:
-            return [hook for hook in hooks if hook.filters.names_category("Hook")]
-        return hooks
+        return [hook for hook in self._matcher.match(event) if hears(hook, event)]
 
     def state(self, name: str) -> str:
         record = self.get(name)
@@ -158,6 +154,13 @@ class Registry:
         except CrucibleError as error:
             self.broken[record.name] = error.detail
             log.warning("hook %s cannot run: %s", record.name, error.detail)
+
+
+def hears(hook: Hook, event: Event) -> bool:
+    """Whether a hook whose filters match is triggered. A record of a run triggers only hooks that name its category:
+    one that listens to everything would hear of itself for ever."""
+    own = event.type == "Hook" and event.data.event in _RUN_RECORDS
+    return not own or hook.filters.names_category("Hook")
 
 
 def _record(change: Change, name: str) -> HookRecord | None:

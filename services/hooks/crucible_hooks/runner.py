@@ -57,8 +57,14 @@ class Runner:
         self._runs = metrics.counter("hook_runs", "Attempts at runs by outcome", ("timing", "outcome"))
         self._seconds = metrics.histogram("hook_run_seconds", "How long an attempt took", ("timing",))
 
-    async def attempt(self, hook: Hook, event: Event, run: str, attempt: int, *, dry_run: bool = False) -> Result:
-        """Never fails for what the hook does. Raises UnavailableError where a service that it needs is away."""
+    async def attempt(
+        self, hook: Hook, event: Event, run: str, attempt: int, *, dry_run: bool = False, replay: bool = False
+    ) -> Result:
+        """Never fails for what the hook does. Raises UnavailableError where a service that it needs is away.
+
+        A dry run has no effects; of an event that is made up, as all are but replayed ones, it tries the action
+        whatever the condition says.
+        """
         began, started_at = time.perf_counter(), timestamp()
         timing = hook.definition.trigger.timing
         attributes: dict[str, Attribute | None] = {
@@ -69,7 +75,7 @@ class Runner:
         }
         with self._telemetry.span("hook.run", event.metadata.traceparent, "consumer", attributes) as span:
             effects = Effects(self._bus, event, hook.name, run, span.traceparent, dry_run)
-            work = _Attempt(self, hook, event, run, effects, span.traceparent, dry_run)
+            work = _Attempt(self, hook, event, run, effects, span.traceparent, dry_run, replay)
             result = Result(outcome="ok", started_at=started_at, duration_ms=0.0, traceparent=span.traceparent)
             try:
                 async with asyncio.timeout(hook.timeout_ms / 1000):
@@ -129,11 +135,12 @@ class _Attempt(msgspec.Struct, frozen=True):
     effects: Effects
     traceparent: str
     dry_run: bool
+    replay: bool
 
     async def perform(self, result: Result) -> None:
-        view = event_view(self.event)
+        view = event_view(self.event, self.replay)
         holds = await self._condition({"event": view, "inputs": {}}, result)
-        if not holds and not self.dry_run:
+        if not holds and (self.replay or not self.dry_run):
             result.outcome = "skipped"
             return
         context = {"event": view, "inputs": self.hook.inputs({"event": view, "inputs": {}})}
@@ -165,7 +172,7 @@ class _Attempt(msgspec.Struct, frozen=True):
         action = self.hook.action
         if isinstance(action, Script):
             return await self.runner.script(self.hook, action, self.effects, context, reading=self.hook.pre)
-        event = event_bytes(self.event)
+        event = event_bytes(self.event, self.replay)
         if isinstance(action, Http):
             return await self.runner.request(action, context, event, self)
         return await self._shell(action, context, event)

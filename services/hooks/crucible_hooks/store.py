@@ -51,11 +51,13 @@ def counted(record: RunRecord) -> tuple[int, int, int, int, int, str | None]:
     """What one record adds to matched, invoked, ok, failed and skipped, and when the hook fired.
 
     `matched` counts triggers, `invoked` attempts. A denial is a gate's success. A trigger that debounce or a condition
-    held back, or the depth limit stopped, is matched and not invoked.
+    held back, the depth limit stopped, or a dry replay only tried, is matched and not invoked.
     """
     if record.outcome == "skipped":
         held = record.output.get("events", 1) if isinstance(record.output, dict) else 1
         return held, 0, 0, 0, held, None
+    if record.outcome == "dry":
+        return 1, 0, 0, 0, 1, None
     if record.outcome == "stopped":
         return 1, 0, 0, 1, 0, None
     first = int(record.attempt <= 1)

@@ -136,7 +136,9 @@ class Workers:
         if subjects.DRY_RUN in message.headers:
             await self._answer(message, await self._tried_out(hook, event, run))
             return
-        record = await self._recorded(name, run, attempt) if message.delivered > 1 else None
+        # A replay that was interrupted may hand on an event again, long after the queue has forgotten the first one.
+        again = message.delivered > 1 or subjects.REPLAY in message.headers
+        record = await self._recorded(name, run, attempt) if again else None
         if record is None:
             record = await self._attempt(hook, event, run, attempt, message)
         await self._settle(hook, event, record, message)
@@ -144,7 +146,7 @@ class Workers:
             await self._answer(message, Trial("none", record))
 
     async def _recorded(self, name: str, run: str, attempt: int) -> RunRecord | None:
-        """The record of this very attempt, where a delivery before this one got as far as that."""
+        """The record of this very attempt, where an earlier delivery, or an earlier message, got as far as that."""
         last = await self._bus.last(self._bus.names.attempts, self._bus.names.run_attempt(name, run))
         if last is None:
             return None
@@ -152,13 +154,18 @@ class Workers:
         return record if record.attempt >= attempt else None
 
     async def _attempt(self, hook: Hook, event: Event, run: str, attempt: int, message: Message) -> RunRecord:
+        replay = message.headers.get(subjects.REPLAY)
+        dry = replay is not None and hook.definition.options.replay == "dry"
         try:
-            result = await self._runner.attempt(hook, event, run, attempt)
+            result = await self._runner.attempt(hook, event, run, attempt, dry_run=dry, replay=replay is not None)
         except UnavailableError as error:
             if message.delivered < _GIVE_UP_AFTER:
                 raise  # not the hook's failure: the message is delivered again, and effects are not made twice
             result = self._runner.failed(event, f"something that it needs stays away: {error.detail}")
+        if dry and result.outcome != "skipped":
+            result.outcome = "dry"
         record = _finished(hook, event, run, attempt, result)
+        record.replay = replay
         delay_ms = next_delay_ms(hook.definition.options.retry, attempt) if result.outcome == "failed" else None
         if delay_ms is not None:
             record.outcome, record.next_attempt_at = "retrying", timestamp(now_ms() + delay_ms)

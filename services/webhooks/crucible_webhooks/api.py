@@ -8,6 +8,7 @@ import msgspec
 from crucible_core.envelope import Source
 from crucible_core.errors import CrucibleError
 from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent
+from crucible_core.protocol.replays import ReplayBatch
 from crucible_core.protocol.shared import Check, Counters, EnableHook, GetRequest, TestRequest
 from crucible_core.protocol.webhooks import (
     AttemptList,
@@ -26,13 +27,16 @@ from . import store
 from .check import check
 from .records import make_record, told_url, view
 from .registry import Registry
+from .replaying import Replayer
 from .sending import Sender
 from .settings import Settings
 
 log = logging.getLogger(__name__)
 
 
-def endpoints(bus: Bus, registry: Registry, index: Index, sender: Sender, settings: Settings) -> Mapping[str, Endpoint]:
+def endpoints(
+    bus: Bus, registry: Registry, index: Index, sender: Sender, replayer: Replayer, settings: Settings
+) -> Mapping[str, Endpoint]:
     """By operation; see `crucible_core.protocol` for what each takes and gives."""
 
     async def create(request: CreateWebhook, context: Context) -> WebhookView:
@@ -85,6 +89,8 @@ def endpoints(bus: Bus, registry: Registry, index: Index, sender: Sender, settin
         "enable": Endpoint(EnableHook, enable),
         "attempts": Endpoint(AttemptsRequest, attempts),
         "test": Endpoint(TestRequest, test),
+        "replayable": Endpoint(GetRequest, replayer.replayable),
+        "replay": Endpoint(ReplayBatch, replayer.replay),
     }
 
 

@@ -22,6 +22,7 @@ from .api import endpoints
 from .deliver import Workers
 from .dispatch import dispatch, open_dispatch
 from .registry import Registry
+from .replaying import Replayer
 from .sending import open_sender
 from .settings import Settings
 
@@ -70,7 +71,7 @@ async def _running(
             if index is not None:
                 running.append(tasks.create_task(index.follow(bus, store.apply, [bus.names.delivery_attempts])))
                 running.append(tasks.create_task(dispatch(bus, registry, metrics)))
-                answers = endpoints(bus, registry, index, sender, settings)
+                answers = endpoints(bus, registry, index, sender, Replayer(bus, registry, metrics), settings)
                 await stack.enter_async_context(serve(bus, SERVICE, answers, telemetry))
             yield
             for task in running:

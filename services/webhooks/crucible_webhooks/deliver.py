@@ -30,6 +30,8 @@ from .verdict import GONE, Response, Verdict, judge
 
 log = logging.getLogger(__name__)
 
+REPLAYED = "X-Crucible-Replay"
+"""The header of a replayed event's request."""
 _PAUSE_S = 1.0
 _SURELY_NEW_MS = DUPLICATE_WINDOW_S * 500
 _SPARE_S = 15.0
@@ -114,7 +116,19 @@ class Workers:
         if earlier is not None:
             await self._tell_of(record, event, earlier)
             return
+        outcome, verdict = await self._made(record, event, message, delivery, attempt)
+        outcome.replay = message.headers.get(subjects.REPLAY)
+        self._attempts.labels(verdict.outcome).inc()
+        await self._settle(record, event, message, outcome, verdict)
+
+    async def _made(
+        self, record: WebhookRecord, event: Event, message: Message, delivery: str, attempt: int
+    ) -> tuple[AttemptRecord, Verdict]:
+        """One attempt, and what its outcome means; a dry one is none."""
         began, started_at = time.perf_counter(), timestamp()
+        if subjects.REPLAY in message.headers and record.options.replay == "dry":
+            dry = Verdict("dry")
+            return _attempt_record(record, event, delivery, attempt, started_at, Response(), dry), dry
         parent = message.headers.get(subjects.TRACEPARENT)
         attributes: dict[str, Attribute | None] = {
             "webhook.id": record.id,
@@ -122,34 +136,23 @@ class Workers:
             "attempt": attempt,
         }
         with self._telemetry.span("webhook.deliver", parent, "client", attributes) as span:
-            response = await self._exchange(record, event, message.data, delivery, span.traceparent)
+            response = await self._exchange(record, event, message, delivery, span.traceparent)
             span.set("http.response.status_code", response.status or 0)
         took = time.perf_counter() - began
         verdict = judge(response, attempt, record.options.retry_delays_s)
-        self._attempts.labels(verdict.outcome).inc()
         self._seconds.observe(took)
-        outcome = AttemptRecord(
-            delivery_id=delivery,
-            webhook_id=record.id,
-            event_id=event.metadata.id,
-            event_type=event.dotted,
-            event_sequence=event.sequence or 0,
-            correlation_id=event.metadata.correlation_id,
-            attempt=attempt,
-            outcome=verdict.outcome,
-            started_at=started_at,
-            duration_ms=round(took * 1000, 3),
-            status=response.status,
-            error=verdict.reason,
-            response=response.body or None,
-        )
-        await self._settle(record, event, message, outcome, verdict)
+        outcome = _attempt_record(record, event, delivery, attempt, started_at, response, verdict)
+        outcome.duration_ms = round(took * 1000, 3)
+        return outcome, verdict
 
     async def _exchange(
-        self, record: WebhookRecord, event: Event, data: bytes, delivery: str, traceparent: str
+        self, record: WebhookRecord, event: Event, message: Message, delivery: str, traceparent: str
     ) -> Response:
-        body = body_of(data)
+        replay = subjects.REPLAY in message.headers
+        body = body_of(message.data, replay)
         headers = request_headers(record, event, delivery, body, now_ms() // 1000) | {"traceparent": traceparent}
+        if replay:
+            headers[REPLAYED] = "true"
         return await self._sender.send(record.url, headers, body, record.options.timeout_ms / 1000)
 
     async def _settle(
@@ -182,8 +185,10 @@ class Workers:
         self, record: WebhookRecord, message: Message, delivery: str, attempt: int
     ) -> AttemptRecord | None:
         """The attempt as it was made already: by a process that died before it said so, or for an event that was
-        dispatched twice. Asked only where that can be, since most deliveries are new."""
-        if message.delivered == 1 and now_ms() - message.time_ms < _SURELY_NEW_MS:
+        dispatched twice, or handed on twice by a replay that was interrupted. Asked only where that can be, since most
+        deliveries are new."""
+        new = message.delivered == 1 and now_ms() - message.time_ms < _SURELY_NEW_MS
+        if new and subjects.REPLAY not in message.headers:
             return None
         names = self._bus.names
         found = await self._bus.last(names.attempts, names.attempt(record.id, delivery))
@@ -214,6 +219,32 @@ class Workers:
             log.warning("%s of %s was refused: %s", event_type, record.id, error)
 
 
+def _attempt_record(
+    record: WebhookRecord,
+    event: Event,
+    delivery: str,
+    attempt: int,
+    started_at: str,
+    response: Response,
+    verdict: Verdict,
+) -> AttemptRecord:
+    return AttemptRecord(
+        delivery_id=delivery,
+        webhook_id=record.id,
+        event_id=event.metadata.id,
+        event_type=event.dotted,
+        event_sequence=event.sequence or 0,
+        correlation_id=event.metadata.correlation_id,
+        attempt=attempt,
+        outcome=verdict.outcome,
+        started_at=started_at,
+        duration_ms=0.0,
+        status=response.status,
+        error=verdict.reason,
+        response=response.body or None,
+    )
+
+
 def request_headers(record: WebhookRecord, event: Event, delivery: str, body: bytes, at_s: int) -> dict[str, str]:
     """The contract's headers, without the trace context."""
     return {
@@ -238,6 +269,7 @@ def effect(event_type: str, record: WebhookRecord, cause: Event, outcome: Attemp
         "event_id": cause.metadata.id,
         "event_type": cause.dotted,
         "attempts": outcome.attempt,
+        **({"replay": True} if outcome.replay else {}),
     }
     return NewEvent(
         type=event_type,

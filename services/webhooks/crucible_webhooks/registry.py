@@ -38,14 +38,15 @@ class Registry:
         self.changed: Callable[[str], None] = lambda _: None
 
     def match(self, event: Event) -> list[WebhookRecord]:
-        """The webhooks that this event goes to, disabled ones too: their deliveries wait in the queue.
-
-        A webhook never hears of itself: a failing endpoint that wants `*` must not be sent its own failures.
-        """
+        """The webhooks that this event goes to, disabled ones too: their deliveries wait in the queue."""
         if self._matcher is None:
             self._matcher = Matcher(list(self._compiled.items()))
-        own = event.data.payload.get("id") if event.type == "Webhook" else None
-        return [self.records[webhook] for webhook in self._matcher.match(event) if webhook != own]
+        return [self.records[webhook] for webhook in self._matcher.match(event) if not _is_about(webhook, event)]
+
+    def wants(self, webhook_id: str, event: Event) -> bool:
+        """Whether the event goes to this one of them."""
+        compiled = self._compiled.get(webhook_id)
+        return compiled is not None and compiled.matches(event) and not _is_about(webhook_id, event)
 
     def is_deleted(self, webhook_id: str) -> bool:
         """False also for one whose record this version cannot read."""
@@ -108,3 +109,8 @@ class Registry:
             self._compiled[key] = compiled(record)
         except CrucibleError as error:
             self.inert[key] = error.detail
+
+
+def _is_about(webhook_id: str, event: Event) -> bool:
+    """A webhook never hears of itself: a failing endpoint that wants `*` must not be sent its own failures."""
+    return event.type == "Webhook" and event.data.payload.get("id") == webhook_id

@@ -29,9 +29,9 @@ def signing_key(secret: str) -> bytes:
         raise InvalidError(f"auth.secret {reason}", errors=[FieldError("auth.secret", reason)]) from error
 
 
-def body_of(event: bytes) -> bytes:
-    """`{"event": …}` around the stored event, whose bytes are untouched."""
-    return b'{"event":%b}' % event
+def body_of(event: bytes, replay: bool = False) -> bytes:
+    """`{"event": …}` around the stored event, whose bytes are untouched; beside it `"replay": true` in a replay."""
+    return b'{"event":%b,"replay":true}' % event if replay else b'{"event":%b}' % event
 
 
 def sign(key: bytes, body: bytes, event_id: str, at_s: int) -> dict[str, str]:

@@ -39,15 +39,17 @@ def apply(writer: sqlite3.Connection, messages: list[Message]) -> None:
         row = (message.sequence, record.webhook_id, record.delivery_id, record.outcome, record.started_at)
         writer.execute("INSERT OR IGNORE INTO attempts VALUES (?, ?, ?, ?, ?, ?)", (*row, message.data))
         writer.execute(
-            "INSERT INTO counters VALUES (?, ?, 1, ?, ?, ?) ON CONFLICT (webhook_id) DO UPDATE SET"
-            " deliveries = deliveries + excluded.deliveries, attempts = attempts + 1, ok = ok + excluded.ok,"
-            " failed = failed + excluded.failed, last_fired = excluded.last_fired",
+            "INSERT INTO counters VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (webhook_id) DO UPDATE SET"
+            " deliveries = deliveries + excluded.deliveries, attempts = attempts + excluded.attempts,"
+            " ok = ok + excluded.ok, failed = failed + excluded.failed,"
+            " last_fired = coalesce(excluded.last_fired, last_fired)",
             (
                 record.webhook_id,
                 record.attempt == 1,
+                record.outcome != "dry",
                 record.outcome == "delivered",
                 record.outcome in _FINAL_FAILURES,
-                record.started_at,
+                None if record.outcome == "dry" else record.started_at,
             ),
         )
 

@@ -20,9 +20,10 @@ class Response(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """`outcome` is delivered, retrying, failed (for good, by its answer) or exhausted (no attempt is left)."""
+    """`outcome` is delivered, retrying, failed (for good, by its answer), exhausted (no attempt is left) or dry (there
+    was none to make)."""
 
-    outcome: Literal["delivered", "retrying", "failed", "exhausted"]
+    outcome: Literal["delivered", "retrying", "failed", "exhausted", "dry"]
     delay_s: float = 0.0
     reason: str | None = None
 

@@ -200,6 +200,7 @@ class _Webhook(Closed, kw_only=True):
     status: int | None = None
     error: Text | None = None
     response: Text | None = None
+    replay: bool | None = None
     started_at: Time | None = None
     duration_ms: Milliseconds | None = None
     next_attempt_at: Time | None = None

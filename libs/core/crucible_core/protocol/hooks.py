@@ -77,7 +77,8 @@ class RunsRequest(Message):
 
 
 class RunRecord(Message, omit_defaults=False):
-    """One attempt at one run, as kept in ATTEMPTS. `outcome` is ok, failed, skipped, denied, retrying or stopped."""
+    """One attempt at one run, as kept in ATTEMPTS. `outcome` is ok, failed, skipped, denied, retrying, stopped or dry
+    (a replayed event whose effects were only noted). `replay` is the id of the replay that it belongs to."""
 
     run_id: str
     hook: str
@@ -94,6 +95,7 @@ class RunRecord(Message, omit_defaults=False):
     effects: list[str] = []
     log: list[str] = []
     next_attempt_at: str | None = None
+    replay: str | None = None
 
 
 class RunList(Message, omit_defaults=False):

@@ -4,6 +4,7 @@ from typing import Literal
 
 import msgspec
 
+from .replays import ReplayPolicy
 from .shared import Counters, Message, TypeFilter
 
 
@@ -19,11 +20,13 @@ class Auth(Message):
 
 
 class WebhookOptions(Message, omit_defaults=False):
-    """`timeout_ms` bounds the whole exchange; `retry_delays_s` are the waits between attempts, in seconds."""
+    """`timeout_ms` bounds the whole exchange; `retry_delays_s` are the waits between attempts, in seconds; `replay`
+    says what becomes of replayed events."""
 
     timeout_ms: int = 15000
     retry_delays_s: list[float] = msgspec.field(default_factory=lambda: [2.0, 4.0, 8.0, 16.0])
     concurrency: int = 8
+    replay: ReplayPolicy = "run"
 
 
 class WebhookRecord(Message):
@@ -76,7 +79,8 @@ class AttemptsRequest(Message):
 
 
 class AttemptRecord(Message, omit_defaults=False):
-    """One attempt at one delivery, as kept in ATTEMPTS. `outcome` is delivered, retrying, failed or exhausted."""
+    """One attempt at one delivery, as kept in ATTEMPTS. `outcome` is delivered, retrying, failed, exhausted or dry (a
+    replayed event that was not sent). `replay` is the id of the replay that it belongs to."""
 
     delivery_id: str
     webhook_id: str
@@ -92,6 +96,7 @@ class AttemptRecord(Message, omit_defaults=False):
     error: str | None = None
     response: str | None = None
     next_attempt_at: str | None = None
+    replay: str | None = None
 
 
 class AttemptList(Message, omit_defaults=False):

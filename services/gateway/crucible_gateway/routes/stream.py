@@ -37,6 +37,7 @@ _CLOSE_OFFSET = 4000
                 "With `Accept: text/event-stream`. Frames: `event` (its `id` is the sequence), `caught_up`, `gap` and "
                 "`error`. `Last-Event-ID` resumes. The same path is a WebSocket: send "
                 '`{"action": "subscribe", "filters": [{"event_type": "Memory.*", "filter": {}}], "from": "now"}`, '
+                '`{"action": "replay", "from": 0, "to": "now", "filters": […]}`, '
                 '`{"action": "unsubscribe", "subscription": "sub_…"}` or `{"action": "ping"}`.'
             ),
             tag=TAG,
@@ -88,7 +89,8 @@ async def stream_socket(socket: WebSocket[Any, Any, Any]) -> None:
     await socket.accept()
     sockets = gateway.metrics.gauge("open_sockets", "Open WebSockets")
     sockets.inc()
-    session = Session(gateway.hub, gateway.settings.stream_queue, _sender(socket), correlation_of(socket.scope))
+    queue, correlation_id = gateway.settings.stream_queue, correlation_of(socket.scope)
+    session = Session(gateway.hub, gateway.audience, queue, _sender(socket), correlation_id)
     try:
         while (raw := await _heard(socket)) is not None:
             await session.hear(raw)

@@ -1,0 +1,159 @@
+"""The replays that there are: their records in the `replays` bucket, which every replica follows, and their changes."""
+
+import logging
+from collections.abc import Callable
+
+import msgspec
+
+from crucible_core.errors import ConflictError, NotFoundError
+from crucible_core.protocol.replays import Replay, ReplayTarget
+from crucible_core.protocol.shared import TypeFilter
+from crucible_core.suggest import did_you_mean
+from crucible_kit.buckets import Bucket, Change, View
+
+from .targets import Target
+
+log = logging.getLogger(__name__)
+
+MOST_KEPT = 100
+KEPT_MS = 7 * 86_400_000
+"""Finished replays: the newest so many, for so long."""
+_MARK_KEPT = "3600s"
+
+RUNNING, PAUSED, DONE, CANCELLED, FAILED = "running", "paused", "done", "cancelled", "failed"
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the bucket holds under a replay's id. `seen` counts the messages that are dealt with, up to `position`.
+
+    `owner` is the replica that works on it, until `lease_until_ms` (Unix) unless it says so again.
+    """
+
+    id: str
+    state: str = RUNNING
+    start: int
+    to: int
+    position: int
+    seen: int = 0
+    matched: int = 0
+    sent: int = 0
+    skipped: int = 0
+    total: int
+    wanted: ReplayTarget
+    target: Target
+    filters: list[TypeFilter]
+    rate: float | None = None
+    world_id: str | None = None
+    room_id: str | None = None
+    created_at: str
+    updated_at: str
+    changed_ms: int
+    error: str | None = None
+    owner: str = ""
+    lease_until_ms: int = 0
+
+    @property
+    def finished(self) -> bool:
+        return self.state in (DONE, CANCELLED, FAILED)
+
+
+def view(record: Record, *, duplicate: bool = False) -> Replay:
+    total = max(record.total, record.seen)
+    progress = 1.0 if record.state == DONE or not total else min(record.seen / total, 1.0)
+    return Replay(
+        id=record.id,
+        state=f"{FAILED}: {record.error}" if record.state == FAILED else record.state,
+        start=record.start,
+        to=record.to,
+        position=record.position,
+        matched=record.matched,
+        sent=record.sent,
+        skipped=record.skipped,
+        total=total,
+        progress=round(progress, 4),
+        target=record.wanted,
+        filters=record.filters,
+        rate=record.rate,
+        world_id=record.world_id,
+        room_id=record.room_id,
+        created_at=record.created_at,
+        updated_at=record.updated_at,
+        error=record.error,
+        duplicate=duplicate,
+    )
+
+
+class Replays:
+    """This process's copy of the bucket, and compare-and-set changes of its records.
+
+    `changed` is called with a replay's id after each change that this process hears of.
+    """
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+        self._revisions: dict[str, int] = {}
+        self.view = View(bucket, self._take)
+        self.records: dict[str, Record] = {}
+        self.changed: Callable[[str], None] = lambda _: None
+
+    def get(self, replay: str) -> Record:
+        """Raises NotFoundError with the nearest id."""
+        record = self.records.get(replay)
+        if record is None:
+            raise NotFoundError(f"there is no replay {replay[:100]!r}{did_you_mean(replay, self.records)}")
+        return record
+
+    async def create(self, record: Record) -> None:
+        """Raises ConflictError where there is one with that id."""
+        revision = await self._bucket.create(record.id, msgspec.json.encode(record))
+        self._keep(record, revision)
+        self.changed(record.id)
+
+    async def change(self, replay: str, change: Callable[[Record], Record | None]) -> Record:
+        """The record as it is afterwards. `change` is asked again with what somebody else has made of it meanwhile;
+        None changes nothing. Raises NotFoundError, and what `change` raises."""
+        while True:
+            record = change(self.get(replay))
+            if record is None:
+                return self.get(replay)
+            try:
+                value = msgspec.json.encode(record)
+                revision = await self._bucket.update(replay, value, self._revisions[replay])
+            except ConflictError:
+                await self.view.refresh()
+            else:
+                self._keep(record, revision)
+                self.changed(replay)
+                return record
+
+    async def forget_old(self, now_ms: int) -> None:
+        """Removes finished replays that are old, or of which there are many newer ones."""
+        finished = [record for record in self.records.values() if record.finished]
+        newest = sorted(finished, key=lambda record: record.changed_ms, reverse=True)
+        for place, record in enumerate(newest):
+            if place >= MOST_KEPT or record.changed_ms < now_ms - KEPT_MS:
+                await self._bucket.delete(record.id, _MARK_KEPT)
+
+    def _take(self, change: Change) -> None:
+        if change.revision < self._revisions.get(change.key, 0):
+            return  # this process has written a newer one
+        record = None if change.value is None else _record(change.key, change.value)
+        if record is None:
+            self.records.pop(change.key, None)
+            self._revisions.pop(change.key, None)
+        else:
+            self._keep(record, change.revision)
+        self.changed(change.key)
+
+    def _keep(self, record: Record, revision: int) -> None:
+        if revision >= self._revisions.get(record.id, 0):
+            self.records[record.id] = record
+            self._revisions[record.id] = revision
+
+
+def _record(key: str, value: bytes) -> Record | None:
+    try:
+        return msgspec.json.decode(value, type=Record)
+    except msgspec.DecodeError as error:
+        log.error("replay %s cannot be read, so it is not worked on here: %s", key, error)
+        return None
