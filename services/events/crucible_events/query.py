@@ -14,6 +14,8 @@ from crucible_core.filters import Predicate, compile_filter
 from crucible_core.protocol.events import QueryRequest
 from crucible_core.times import parse_time
 
+from .pushdown import Condition, conditions
+
 MAX_LIMIT = 1000
 MAX_SEQUENCE = 2**63 - 1
 MAX_TYPES = 100
@@ -37,6 +39,7 @@ class Query(msgspec.Struct, frozen=True):
     after: int
     descending: bool
     predicate: Predicate | None
+    conditions: tuple[Condition, ...]
     limit: int
     position: int | None
     fingerprint: str
@@ -82,6 +85,7 @@ def checked(request: QueryRequest) -> Query:
         after=request.after or 0,
         descending=request.order == "desc",
         predicate=predicate,
+        conditions=tuple(conditions(request.filter)) if request.filter else (),
         limit=request.limit,
         position=position,
         fingerprint=fingerprint,

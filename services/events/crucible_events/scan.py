@@ -54,7 +54,8 @@ def plan(query: Query, low: int, high: int) -> Scan:
         tests.append(("time >= ?", (query.start,)))
     if query.end is not None:
         tests.append(("time < ?", (query.end,)))
-    wanted = " AND ".join(condition for condition, _ in tests) or "1"
+    tests += query.conditions  # the dearest come last
+    wanted = " AND ".join(f"({condition})" for condition, _ in tests) or "1"
     values = tuple(value for _, some in tests for value in some)
     low = max(low, query.after + 1)
     if query.position is not None:
