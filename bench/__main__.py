@@ -1,4 +1,5 @@
-"""`scripts/bench [NAME …]`: runs benchmarks, prints a table of their figures and writes bench/results/NAME.json."""
+"""`scripts/bench [NAME …]`: runs benchmarks, prints a table of their figures, writes bench/results/NAME.json and
+docs/performance.md."""
 
 import json
 import os
@@ -8,7 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import chain, events, servers, start
+from bench import chain, events, report, servers, start
 
 Rows = list[dict[str, object]]
 BENCHES: dict[str, Callable[[], Rows]] = {
@@ -36,7 +37,8 @@ def main(names: list[str]) -> int:
             "machine": machine,
             "rows": rows,
         }
-        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        report.write(RESULTS)
     return 0
 
 
