@@ -9,7 +9,8 @@ from crucible_core.errors import ConflictError, NotFoundError
 from crucible_core.protocol.events import QueryRequest, TraceRequest
 from crucible_core.protocol.hooks import HookList, HookView, RegisterHook, RunList, RunsRequest
 from crucible_core.protocol.memory import MemoryList, MemoryQuery, WriteMemory, WrittenMemory
-from crucible_core.protocol.shared import Check, Counters, EnableHook, GetRequest, TestRequest
+from crucible_core.protocol.shared import Check, Counters, EnableHook, GetRequest
+from crucible_core.protocol.shared import TestRequest as Trial
 from crucible_core.protocol.webhooks import CreateWebhook
 from crucible_gateway import examples
 from crucible_kit.bus import Bus
@@ -33,7 +34,7 @@ async def test_hooks(http: httpx.AsyncClient, bus: Bus) -> None:
         delete=GetRequest,
         enable=EnableHook,
         runs=RunsRequest,
-        test=TestRequest,
+        test=Trial,
     ) as hooks:
         hooks.replies = {
             **dict.fromkeys(("register", "get", "delete", "enable"), HOOK),

@@ -6,7 +6,8 @@ import pytest
 
 from crucible_core.errors import ConflictError, InvalidError, NotFoundError
 from crucible_core.protocol.hooks import HookList, HookView, RegisterHook, RunList, RunsRequest
-from crucible_core.protocol.shared import Check, EnableHook, GetRequest, TestRequest
+from crucible_core.protocol.shared import Check, EnableHook, GetRequest
+from crucible_core.protocol.shared import TestRequest as Trial
 from crucible_hooks.app import create_app
 from crucible_hooks.settings import Settings
 from crucible_kit.rpc import call
@@ -22,7 +23,7 @@ action: {type: Script, script: "1"}
 
 
 async def checked(system: System, hook: str, **fields: Any) -> Check:
-    found: Check = await system.ask("test", TestRequest(id=hook, **fields), Check)
+    found: Check = await system.ask("test", Trial(id=hook, **fields), Check)
     return found
 
 
@@ -94,7 +95,7 @@ async def test_unknown_hooks_are_not_found(system: System) -> None:
         ("delete", GetRequest(id="no")),
         ("enable", EnableHook(name="no", enabled=True)),
         ("runs", RunsRequest(name="no")),
-        ("test", TestRequest(id="no")),
+        ("test", Trial(id="no")),
     ):
         with pytest.raises(NotFoundError):
             await system.ask(operation, request, dict)

@@ -21,14 +21,19 @@ _UTF8 = frozenset({"", "utf-8", "utf8", "us-ascii"})
 
 def media_type(request: Http) -> str:
     """The body's media type, `application/json` where none is named. Raises UnsupportedError for other charsets."""
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("", "identity"):
-        raise UnsupportedError(f"the content encoding {encoding[:50]} is not read here; send the body as it is")
+    expect_plain(request)
     kind, *parameters = request.headers.get("content-type", JSON).lower().split(";")
     for name, _, value in (parameter.strip().partition("=") for parameter in parameters):
         if name == "charset" and value.strip('" ') not in _UTF8:
             raise UnsupportedError(f"the charset {value[:50]} is not read here; send UTF-8")
     return kind.strip() or JSON
+
+
+def expect_plain(request: Http) -> None:
+    """Raises UnsupportedError for a compressed body."""
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise UnsupportedError(f"the content encoding {encoding[:50]} is not read here; send the body as it is")
 
 
 def expect(request: Http, *kinds: str) -> str:

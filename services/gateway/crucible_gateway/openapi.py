@@ -28,7 +28,7 @@ class Body(msgspec.Struct, frozen=True):
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """What a handler's route is for. `reply` is as `Body.schema`; None is an answer without a body. `instead` is when
-    it is answered with 200 in place of `status`."""
+    it is answered with 200 in place of `status`; `also` are other media types of the same answer."""
 
     summary: str
     tag: str
@@ -41,6 +41,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     body_required: bool = True
     reply: Any = None
     reply_type: str = _JSON
+    also: Mapping[str, Body] = {}
     example: Any = None
     refusals: Sequence[str] = ()
     open: bool = False
@@ -142,7 +143,10 @@ def _headers(headers: Mapping[str, str]) -> list[dict[str, Any]]:
 def _reply(operation: Operation) -> dict[str, Any]:
     described: dict[str, Any] = {"description": operation.summary}
     if operation.reply is not None:
-        described["content"] = {operation.reply_type: _content(operation.reply, operation.example)}
+        described["content"] = {
+            operation.reply_type: _content(operation.reply, operation.example),
+            **{kind: _content(body.schema, body.example) for kind, body in operation.also.items()},
+        }
     return described
 
 
@@ -182,7 +186,7 @@ def _schemas(operations: list[Operation]) -> dict[str, Any]:
 
 
 def _sent(operation: Operation) -> list[Any]:
-    return [body.schema for body in operation.bodies.values()]
+    return [body.schema for body in (*operation.bodies.values(), *operation.also.values())]
 
 
 def _with_events(schemas: dict[str, Any]) -> dict[str, Any]:
