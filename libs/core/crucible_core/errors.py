@@ -6,6 +6,7 @@ CrucibleError
 ├── ForbiddenError        403  the key may not do this: use another key
 ├── NotFoundError         404  nothing has that name: check the name
 ├── NotAcceptableError    406  no form of the answer that was asked for: accept another
+├── TooSlowError          408  the request did not arrive in time: send it faster
 ├── ConflictError         409  somebody was first: read again and retry
 ├── TooLargeError         413  over a size limit: send less
 ├── UnsupportedError      415  a content type that is not read here: send another
@@ -72,6 +73,10 @@ class NotFoundError(CrucibleError):
 
 class NotAcceptableError(CrucibleError):
     code = "not_acceptable"
+
+
+class TooSlowError(CrucibleError):
+    code = "too_slow"
 
 
 class ConflictError(CrucibleError):

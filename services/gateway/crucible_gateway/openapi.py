@@ -10,13 +10,16 @@ from litestar.routes import HTTPRoute
 
 from crucible_core.envelope import Event
 from crucible_core.errors import FieldError
-from crucible_kit.asgi import PROBLEM_JSON, PROBLEM_TYPES, STATUS, TITLES
+from crucible_kit.asgi import PROBLEM_JSON, PROBLEM_TYPES, STATUS, TITLES, WAITING
 
 from .params import NoParams, Params
 
 _KEY = "operation"
 _REF = "#/components/schemas/{name}"
 _JSON = "application/json"
+_EVERYWHERE = ("unauthenticated", "invalid", "unavailable")
+_OF_WRITES = ("limited",)
+_OF_BODIES = ("malformed", "too_slow", "too_large", "unsupported", "invalid")
 
 
 class Body(msgspec.Struct, frozen=True):
@@ -104,7 +107,7 @@ def _operation(path: str, handler: HTTPRouteHandler, operation: Operation) -> di
         "summary": operation.summary,
         "tags": [operation.tag],
         "parameters": [*_path_parameters(path), *_query_parameters(operation.params), *_headers(operation.headers)],
-        "responses": {str(operation.status): _reply(operation), **_instead(operation), **_refusals(operation)},
+        "responses": {str(operation.status): _reply(operation), **_instead(operation), **_refusals(handler, operation)},
     }
     if operation.description:
         described["description"] = operation.description
@@ -154,14 +157,25 @@ def _instead(operation: Operation) -> dict[str, Any]:
     return {"200": _reply(operation) | {"description": operation.instead}} if operation.instead else {}
 
 
-def _refusals(operation: Operation) -> dict[str, Any]:
-    codes = [*operation.refusals, *(() if operation.open else ("unauthenticated", "unavailable"))]
-    return {str(STATUS[code]): {"$ref": f"#/components/responses/{code}"} for code in codes}
+def _refusals(handler: HTTPRouteHandler, operation: Operation) -> dict[str, Any]:
+    """What the operation says, and what its kind brings: a key, parameters that are read strictly, a body, a write."""
+    codes = list(operation.refusals)
+    if not operation.open:
+        codes += _EVERYWHERE
+        codes += () if "GET" in handler.http_methods else _OF_WRITES
+    if operation.bodies:
+        codes += _OF_BODIES
+    found = {str(STATUS[code]): {"$ref": f"#/components/responses/{code}"} for code in codes}
+    return dict(sorted(found.items()))
 
 
 def _refusal(code: str) -> dict[str, Any]:
     example = {"type": PROBLEM_TYPES + code, "title": TITLES[code], "status": STATUS[code], "detail": "…", "errors": []}
-    return {"description": TITLES[code], "content": {PROBLEM_JSON: _content(ProblemDocument, example)}}
+    described = {"description": TITLES[code], "content": {PROBLEM_JSON: _content(ProblemDocument, example)}}
+    if code not in WAITING:
+        return described
+    schema = {"type": "integer", "minimum": 1}
+    return described | {"headers": {"Retry-After": {"description": "Seconds", "required": True, "schema": schema}}}
 
 
 def _content(schema: Any, example: Any) -> dict[str, Any]:

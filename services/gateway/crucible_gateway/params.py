@@ -1,5 +1,6 @@
 """Query parameters: each route's as a Struct, read strictly, so that a misspelt one is never silently ignored."""
 
+import functools
 import re
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import parse_qsl
@@ -80,6 +81,8 @@ def read_params(query: bytes, kind: type[T]) -> T:
             found.setdefault(name, []).append(value)
         elif name in found:
             raise _wrong(name, "may be given only once")
+        elif value.lower() == "null" and name in _numbers(kind):
+            raise _wrong(name, "must be a number")
         else:
             found[name] = value
     try:
@@ -108,6 +111,19 @@ def restore_plus(text: str) -> str:
 
 def _wrong(name: str, message: str) -> InvalidError:
     return InvalidError(f"{name}: {message}", errors=[FieldError(name, message)])
+
+
+@functools.cache
+def _numbers(kind: type[msgspec.Struct]) -> frozenset[str]:
+    """The parameters that are no text, where msgspec takes the text `null` for no value."""
+    return frozenset(field.encode_name for field in msgspec.structs.fields(kind) if not _is_text(field.type))
+
+
+def _is_text(kind: Any) -> bool:
+    node = msgspec.inspect.type_info(kind)
+    parts = node.types if isinstance(node, msgspec.inspect.UnionType) else (node,)
+    plain = [part.type if isinstance(part, msgspec.inspect.Metadata) else part for part in parts]
+    return any(isinstance(part, msgspec.inspect.StrType | msgspec.inspect.LiteralType) for part in plain)
 
 
 def _is_list(kind: Any) -> bool:
