@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 
-from crucible_core.errors import InvalidError, NotFoundError, UnavailableError
+from crucible_core.errors import InvalidError, NotFoundError
 from crucible_core.protocol.events import QueryRequest, TypesReply
 from crucible_events import answer, query, scan, store
 from crucible_events.api import TypesRequest
@@ -156,11 +156,10 @@ async def test_reads_wait_for_a_sequence(service: Starlette, ask: Asker) -> None
     assert len((await waiting).events) == 3
 
 
-async def test_a_sequence_that_never_comes_is_unavailable(
-    service: Starlette, ask: Asker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(UnavailableError):
-        await ask.query(min_sequence=10)
+@pytest.mark.parametrize("sequence", [10, 2**63 - 1])
+async def test_a_sequence_that_the_log_has_not_is_refused(service: Starlette, ask: Asker, sequence: int) -> None:
+    with pytest.raises(InvalidError, match="past the end of the log, which is at 0"):
+        await ask.query(min_sequence=sequence)
 
 
 async def test_an_unknown_event_is_not_found(service: Starlette, ask: Asker) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crucible_core.errors import InvalidError, UnavailableError
+from crucible_core.errors import InvalidError
 from crucible_core.protocol.memory import Cause
 from crucible_memory.terms import MAX_TERMS, Term, telling, terms_of
 
@@ -172,8 +172,9 @@ async def test_min_sequence_of_the_future_is_waited_for_and_refused(service: Non
     waiting = asyncio.create_task(memory.query("word", min_sequence=2))
     await memory.create("word too")
     assert len(await waiting) == 2
-    with pytest.raises(UnavailableError):
-        await memory.query("word", min_sequence=1000)
+    for sequence in (100, 2**60):
+        with pytest.raises(InvalidError, match="past the end of the log"):
+            await memory.query("word", min_sequence=sequence)
 
 
 async def test_answer_never_outgrows_a_message(service: None, memory: Memories) -> None:

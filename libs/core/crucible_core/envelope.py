@@ -3,6 +3,9 @@
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
+
+from .attributes import Extensions
 
 DEFAULT_WORLD = "default"
 DEFAULT_ROOM = "main"
@@ -20,7 +23,8 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Metadata(msgspec.Struct, frozen=True, kw_only=True):
-    """What Crucible knows of an event. `timestamp` is RFC 3339 in UTC with microseconds; `traceparent` is W3C's."""
+    """What Crucible knows of an event. `timestamp` is RFC 3339 in UTC with microseconds; `traceparent` is W3C's;
+    `extensions` are the attributes of a CloudEvent that no other field holds, and is absent where there are none."""
 
     id: str
     timestamp: str
@@ -34,6 +38,7 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True):
     room_id: str = DEFAULT_ROOM
     entity: str | None = None
     traceparent: str | None = None
+    extensions: Extensions | UnsetType = UNSET
 
 
 class Data(msgspec.Struct, frozen=True):

@@ -5,6 +5,8 @@ CrucibleError
 ├── UnauthenticatedError  401  no key, or not one of ours: send a valid key
 ├── ForbiddenError        403  the key may not do this: use another key
 ├── NotFoundError         404  nothing has that name: check the name
+├── NotAcceptableError    406  no form of the answer that was asked for: accept another
+├── TooSlowError          408  the request did not arrive in time: send it faster
 ├── ConflictError         409  somebody was first: read again and retry
 ├── TooLargeError         413  over a size limit: send less
 ├── UnsupportedError      415  a content type that is not read here: send another
@@ -67,6 +69,14 @@ class ForbiddenError(CrucibleError):
 
 class NotFoundError(CrucibleError):
     code = "not_found"
+
+
+class NotAcceptableError(CrucibleError):
+    code = "not_acceptable"
+
+
+class TooSlowError(CrucibleError):
+    code = "too_slow"
 
 
 class ConflictError(CrucibleError):

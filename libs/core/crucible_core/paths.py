@@ -5,6 +5,8 @@ from functools import partial
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from msgspec import UNSET
+
 from .envelope import Event, Metadata, Source
 from .errors import FieldError, InvalidError
 from .operators import MISSING, Test
@@ -35,10 +37,11 @@ _EVENT_FIELDS: Mapping[str, Getter] = {
     **{
         f"event.metadata.{name}": attrgetter(f"metadata.{name}")
         for name in Metadata.__struct_fields__
-        if name != "source"
+        if name not in ("source", "extensions")
     },
     **{f"event.metadata.source.{name}": attrgetter(f"metadata.source.{name}") for name in Source.__struct_fields__},
 }
+_EXTENSIONS = "event.metadata.extensions."
 _PAYLOAD = ("event.payload", "event.data.payload")
 
 
@@ -46,6 +49,9 @@ def event_place(check: Callable[[str], None] | None, path: str) -> Place:
     """`path` in an event. Raises InvalidError, and whatever `check` raises for a path of the payload."""
     if path in _EVENT_FIELDS:
         get = _EVENT_FIELDS[path]
+        return Place(path, get, partial(bind, get))
+    if path.startswith(_EXTENSIONS):
+        get = partial(_extension, path.removeprefix(_EXTENSIONS))
         return Place(path, get, partial(bind, get))
     if path in _PAYLOAD:
         return _payload_place("", ())
@@ -56,6 +62,11 @@ def event_place(check: Callable[[str], None] | None, path: str) -> Place:
     if check is not None:
         check(inner)
     return _payload_place(inner, segments)
+
+
+def _extension(name: str, event: Event) -> Any:
+    extensions = event.metadata.extensions
+    return MISSING if extensions is UNSET else extensions.get(name, MISSING)
 
 
 def _payload_place(inner: str, segments: tuple[str, ...]) -> Place:

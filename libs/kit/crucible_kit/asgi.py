@@ -33,6 +33,8 @@ STATUS: Mapping[str, int] = MappingProxyType(
         "unauthenticated": 401,
         "forbidden": 403,
         "not_found": 404,
+        "not_acceptable": 406,
+        "too_slow": 408,
         "conflict": 409,
         "too_large": 413,
         "unsupported": 415,
@@ -51,6 +53,8 @@ TITLES: Mapping[str, str] = MappingProxyType(
         "unauthenticated": "A valid API key is needed",
         "forbidden": "The API key may not do this",
         "not_found": "Nothing has that name",
+        "not_acceptable": "No such form of the answer",
+        "too_slow": "The request took too long to arrive",
         "conflict": "Somebody was first",
         "too_large": "The request is too large",
         "unsupported": "The content type is not supported",
@@ -61,7 +65,8 @@ TITLES: Mapping[str, str] = MappingProxyType(
         "unavailable": "Something needed is away",
     }
 )
-_WAIT = frozenset({"limited", "unavailable"})
+WAITING = frozenset({"limited", "unavailable"})
+"""The errors that say when to come again."""
 _CODES: Mapping[int, str] = MappingProxyType({status: code for code, status in STATUS.items() if code != "denied"})
 
 
@@ -72,7 +77,7 @@ def problem(error: CrucibleError, correlation_id: str | None = None) -> Rendered
     """
     code = error.code if error.code in STATUS else "internal"
     headers = {}
-    if code in _WAIT or "retry_after" in error.extra:
+    if code in WAITING or "retry_after" in error.extra:
         headers["Retry-After"] = _seconds(error.extra.get("retry_after"))
     if code == "unauthenticated":
         headers["WWW-Authenticate"] = "Bearer"

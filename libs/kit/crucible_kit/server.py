@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from crucible_core.errors import CrucibleError
 
+from .connection import Connection
 from .logs import describe_error, leaves, setup_logging
 from .settings import KitSettings, load
 
@@ -138,7 +139,7 @@ def _config(app: Any, guard: LifespanGuard, settings: KitSettings) -> uvicorn.Co
         host=settings.host,
         port=settings.port,
         loop="auto",
-        http="httptools",
+        http=Connection,
         ws="websockets-sansio" if _has_websockets(app) else "none",
         lifespan="on",
         log_config=None,

@@ -6,11 +6,12 @@ import msgspec
 
 from crucible_core.catalogue import CATALOGUE
 from crucible_core.envelope import with_sequence
-from crucible_core.errors import FieldError, InvalidError, NotFoundError
+from crucible_core.errors import FieldError, InvalidError, NotFoundError, UnavailableError
 from crucible_core.protocol.events import AppendRequest, QueryReply, QueryRequest, TraceReply, TraceRequest, TypesReply
 from crucible_core.protocol.hooks import GuardedRequest
 from crucible_core.protocol.shared import GetRequest
 from crucible_kit.bus import Bus
+from crucible_kit.future import is_near, past_end
 from crucible_kit.index import Index
 from crucible_kit.rpc import Context, Endpoint
 
@@ -20,6 +21,7 @@ from .guards import Guards
 from .replaying import Replaying
 
 MAX_REPLY_BYTES = 4 * 1024 * 1024
+_SOON_S = 0.25
 
 
 class TypesRequest(msgspec.Struct):
@@ -80,7 +82,25 @@ async def _caught_up(bus: Bus, index: Index, sequence: int | None) -> None:
     """An index that is still being built would answer with less than there is."""
     if not index.caught_up:
         await index.reach(await bus.last_sequence(index.stream))
-    await index.reach(sequence or 0)
+    if sequence is not None and index.sequence < sequence:
+        await _come_to(bus, index, sequence)
+
+
+async def _come_to(bus: Bus, index: Index, sequence: int) -> None:
+    """Raises InvalidError for a sequence that the log has not, UnavailableError for one that the index has not yet."""
+    try:
+        return await index.reach(sequence, _SOON_S)
+    except UnavailableError:
+        last = await bus.last_sequence(index.stream)
+        if not is_near(sequence, last):
+            raise past_end(last) from None
+    try:
+        await index.reach(sequence)
+    except UnavailableError:
+        last = await bus.last_sequence(index.stream)
+        if last < sequence:
+            raise past_end(last) from None
+        raise
 
 
 def _sequence(value: int | None) -> int | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from crucible_core.attributes import MAX_EXTENSIONS, Extensions, mistake
 from crucible_core.catalogue import CATALOGUE
 from crucible_core.envelope import MAX_EVENT_BYTES, MAX_HOPS, Data, Event, Metadata, Source, SourceKind, encode
 from crucible_core.errors import FieldError, InvalidError, TooLargeError
@@ -15,6 +16,8 @@ from crucible_core.times import format_time, parse_time
 from crucible_kit.telemetry import parse_traceparent
 
 MAX_NAME = 200
+MAX_SOURCE = 2048
+"""As long as a URI may be, in practice."""
 MAX_ENTITY = 4096
 """As long as a file's path may be."""
 
@@ -150,6 +153,7 @@ def _event(new: NewEvent, defaults: Defaults, dotted: str, payload: bytes) -> Ev
         room_id=new.room_id,
         entity=new.entity or default_entity(category, payload),
         traceparent=new.traceparent if parse_traceparent(new.traceparent) else defaults.traceparent,
+        extensions=new.extensions or msgspec.UNSET,
     )
     return Event(category, Data(event, msgspec.Raw(payload)), metadata)
 
@@ -170,6 +174,7 @@ def default_entity(category: str, payload: bytes) -> str | None:
 _NAMES = (
     *("actor", "source.id", "correlation_id", "causation_id", "world_id", "room_id", "idempotency_key", "entity"),
 )
+_LONGER = {"entity": MAX_ENTITY, "source.id": MAX_SOURCE}
 
 
 def _mistakes(new: NewEvent) -> list[FieldError]:
@@ -187,7 +192,7 @@ def _mistakes(new: NewEvent) -> list[FieldError]:
         new.entity,
     )
     for path, value in zip(_NAMES, names, strict=True):
-        most = MAX_ENTITY if path == "entity" else MAX_NAME
+        most = _LONGER.get(path, MAX_NAME)
         if value is not None and not _is_name(value, most):
             found.append(FieldError(path, f"must be 1 to {most} characters, none of them a control character"))
     if new.version is not None and not _VERSION.fullmatch(new.version):
@@ -196,7 +201,16 @@ def _mistakes(new: NewEvent) -> list[FieldError]:
         found.append(FieldError("hop", "must not be negative"))
     if new.expected_sequence is not None and not 0 <= new.expected_sequence < 2**63:
         found.append(FieldError("expected_sequence", "must be a sequence, or 0 for an entity without events"))
+    if new.extensions:
+        found += _extension_mistakes(new.extensions)
     return found
+
+
+def _extension_mistakes(extensions: Extensions) -> list[FieldError]:
+    if len(extensions) > MAX_EXTENSIONS:
+        return [FieldError("extensions", f"must be at most {MAX_EXTENSIONS}")]
+    checked = ((name, mistake(name, value)) for name, value in extensions.items())
+    return [FieldError(f"extensions.{name[:MAX_NAME]}", wrong) for name, wrong in checked if wrong]
 
 
 def _is_name(value: Any, most: int) -> bool:

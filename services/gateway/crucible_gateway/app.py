@@ -14,6 +14,7 @@ from crucible_kit.rpc import serve
 from crucible_kit.service import open_service
 from crucible_kit.settings import load
 
+from .allow import show_methods
 from .audience import Audience
 from .auth import Keys, authenticated
 from .context import Gateway
@@ -35,7 +36,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
         route_handlers=[*_open_handlers(), _api()],
         lifespan=[_lifespan(settings, metrics)],
         middleware=[Observing(metrics)],
-        before_send=[show_correlation, Counting(metrics)],
+        before_send=[show_correlation, show_methods, Counting(metrics)],
         exception_handlers=exception_handlers(),
         state=State({"service": SERVICE, "stopping": asyncio.Event()}),
         # Bodies are limited and read in `bodies`, described in `openapi`, and errors logged in `problems`.

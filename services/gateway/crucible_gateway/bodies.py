@@ -1,5 +1,6 @@
 """Reading what a client sent: its size, its media type, and JSON as a Struct with no field that we do not know."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, TypeVar
 
@@ -8,27 +9,42 @@ from litestar import Request
 
 from crucible_core.decode import decode
 from crucible_core.envelope import MAX_EVENT_BYTES
-from crucible_core.errors import FieldError, InvalidError, MalformedError, TooLargeError, UnsupportedError
+from crucible_core.errors import (
+    FieldError,
+    InvalidError,
+    MalformedError,
+    TooLargeError,
+    TooSlowError,
+    UnsupportedError,
+)
 from crucible_core.suggest import nearest
+
+from .context import gateway_of
 
 T = TypeVar("T")
 Http = Request[Any, Any, Any]
 
 MAX_REQUEST_BYTES = 64 * 1024 * 1024
+LEAST_BYTES_A_SECOND = 16 * 1024
 JSON = "application/json"
 _UTF8 = frozenset({"", "utf-8", "utf8", "us-ascii"})
 
 
 def media_type(request: Http) -> str:
     """The body's media type, `application/json` where none is named. Raises UnsupportedError for other charsets."""
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("", "identity"):
-        raise UnsupportedError(f"the content encoding {encoding[:50]} is not read here; send the body as it is")
+    expect_plain(request)
     kind, *parameters = request.headers.get("content-type", JSON).lower().split(";")
     for name, _, value in (parameter.strip().partition("=") for parameter in parameters):
         if name == "charset" and value.strip('" ') not in _UTF8:
             raise UnsupportedError(f"the charset {value[:50]} is not read here; send UTF-8")
     return kind.strip() or JSON
+
+
+def expect_plain(request: Http) -> None:
+    """Raises UnsupportedError for a compressed body."""
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise UnsupportedError(f"the content encoding {encoding[:50]} is not read here; send the body as it is")
 
 
 def expect(request: Http, *kinds: str) -> str:
@@ -41,17 +57,36 @@ def expect(request: Http, *kinds: str) -> str:
 
 async def pieces(request: Http, limit: Callable[[bytes], int] = lambda _: MAX_REQUEST_BYTES) -> AsyncIterator[bytes]:
     """The body as it arrives. `limit` is asked once, with the first piece that is more than white space, how many bytes
-    there may be. Raises TooLargeError, at once where the client announces too much."""
+    there may be. Raises TooLargeError, at once where the client announces too much, TooSlowError, and MalformedError
+    where the connection ends before the body."""
     most, total = MAX_REQUEST_BYTES, 0
     announced = request.headers.get("content-length", "")
     asked = False
-    async for piece in request.stream():
+    async for piece in _received(request):
         if not asked and (begun := piece.lstrip()):
             asked, most = True, limit(begun)
         total += len(piece)
         if total > most or (asked and announced.isdecimal() and int(announced) > most):
             raise TooLargeError(f"the body has more than {most} bytes", max_bytes=most)
         yield piece
+
+
+async def _received(request: Http) -> AsyncIterator[bytes]:
+    """Litestar's own `stream` would wait for ever, and calls a client that went away our fault."""
+    allowed_s = gateway_of(request).settings.body_timeout_s
+    begun, total, more = asyncio.get_running_loop().time(), 0, True
+    while more:
+        try:
+            async with asyncio.timeout_at(begun + allowed_s + total / LEAST_BYTES_A_SECOND):
+                message: Any = await request.receive()
+        except TimeoutError:
+            raise TooSlowError(f"the body did not arrive in {allowed_s:g} s and a second for every 16 KiB") from None
+        if message["type"] == "http.disconnect":
+            raise MalformedError("the connection ended before the body did")
+        piece, more = message.get("body", b""), message.get("more_body", False)
+        total += len(piece)
+        if piece:
+            yield piece
 
 
 async def whole(request: Http, limit: Callable[[bytes], int] = lambda _: MAX_EVENT_BYTES) -> bytes:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
+from crucible_core.attributes import Extensions
 from crucible_core.decode import decode, malformed
 from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD, MAX_EVENT_BYTES, Source
 from crucible_core.errors import CrucibleError, FieldError, InvalidError, MalformedError, TooLargeError
@@ -45,6 +46,7 @@ class SentMetadata(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     room_id: str | None = None
     entity: str | None = None
     traceparent: str | None = None
+    extensions: Extensions | None = None
 
 
 class SentEvent(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -144,6 +146,7 @@ def _from_long(sent: SentEvent, data: SentData) -> NewEvent:
         room_id=known.room_id or DEFAULT_ROOM,
         entity=known.entity,
         traceparent=known.traceparent,
+        extensions=known.extensions or {},
         expected_sequence=sent.expected_sequence,
         retention=sent.retention,
     )

@@ -10,13 +10,16 @@ from litestar.routes import HTTPRoute
 
 from crucible_core.envelope import Event
 from crucible_core.errors import FieldError
-from crucible_kit.asgi import PROBLEM_JSON, PROBLEM_TYPES, STATUS, TITLES
+from crucible_kit.asgi import PROBLEM_JSON, PROBLEM_TYPES, STATUS, TITLES, WAITING
 
 from .params import NoParams, Params
 
 _KEY = "operation"
 _REF = "#/components/schemas/{name}"
 _JSON = "application/json"
+_EVERYWHERE = ("unauthenticated", "invalid", "unavailable")
+_OF_WRITES = ("limited",)
+_OF_BODIES = ("malformed", "too_slow", "too_large", "unsupported", "invalid")
 
 
 class Body(msgspec.Struct, frozen=True):
@@ -28,7 +31,7 @@ class Body(msgspec.Struct, frozen=True):
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """What a handler's route is for. `reply` is as `Body.schema`; None is an answer without a body. `instead` is when
-    it is answered with 200 in place of `status`."""
+    it is answered with 200 in place of `status`; `also` are other media types of the same answer."""
 
     summary: str
     tag: str
@@ -41,6 +44,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     body_required: bool = True
     reply: Any = None
     reply_type: str = _JSON
+    also: Mapping[str, Body] = {}
     example: Any = None
     refusals: Sequence[str] = ()
     open: bool = False
@@ -103,7 +107,7 @@ def _operation(path: str, handler: HTTPRouteHandler, operation: Operation) -> di
         "summary": operation.summary,
         "tags": [operation.tag],
         "parameters": [*_path_parameters(path), *_query_parameters(operation.params), *_headers(operation.headers)],
-        "responses": {str(operation.status): _reply(operation), **_instead(operation), **_refusals(operation)},
+        "responses": {str(operation.status): _reply(operation), **_instead(operation), **_refusals(handler, operation)},
     }
     if operation.description:
         described["description"] = operation.description
@@ -142,7 +146,10 @@ def _headers(headers: Mapping[str, str]) -> list[dict[str, Any]]:
 def _reply(operation: Operation) -> dict[str, Any]:
     described: dict[str, Any] = {"description": operation.summary}
     if operation.reply is not None:
-        described["content"] = {operation.reply_type: _content(operation.reply, operation.example)}
+        described["content"] = {
+            operation.reply_type: _content(operation.reply, operation.example),
+            **{kind: _content(body.schema, body.example) for kind, body in operation.also.items()},
+        }
     return described
 
 
@@ -150,14 +157,25 @@ def _instead(operation: Operation) -> dict[str, Any]:
     return {"200": _reply(operation) | {"description": operation.instead}} if operation.instead else {}
 
 
-def _refusals(operation: Operation) -> dict[str, Any]:
-    codes = [*operation.refusals, *(() if operation.open else ("unauthenticated", "unavailable"))]
-    return {str(STATUS[code]): {"$ref": f"#/components/responses/{code}"} for code in codes}
+def _refusals(handler: HTTPRouteHandler, operation: Operation) -> dict[str, Any]:
+    """What the operation says, and what its kind brings: a key, parameters that are read strictly, a body, a write."""
+    codes = list(operation.refusals)
+    if not operation.open:
+        codes += _EVERYWHERE
+        codes += () if "GET" in handler.http_methods else _OF_WRITES
+    if operation.bodies:
+        codes += _OF_BODIES
+    found = {str(STATUS[code]): {"$ref": f"#/components/responses/{code}"} for code in codes}
+    return dict(sorted(found.items()))
 
 
 def _refusal(code: str) -> dict[str, Any]:
     example = {"type": PROBLEM_TYPES + code, "title": TITLES[code], "status": STATUS[code], "detail": "…", "errors": []}
-    return {"description": TITLES[code], "content": {PROBLEM_JSON: _content(ProblemDocument, example)}}
+    described = {"description": TITLES[code], "content": {PROBLEM_JSON: _content(ProblemDocument, example)}}
+    if code not in WAITING:
+        return described
+    schema = {"type": "integer", "minimum": 1}
+    return described | {"headers": {"Retry-After": {"description": "Seconds", "required": True, "schema": schema}}}
 
 
 def _content(schema: Any, example: Any) -> dict[str, Any]:
@@ -182,7 +200,7 @@ def _schemas(operations: list[Operation]) -> dict[str, Any]:
 
 
 def _sent(operation: Operation) -> list[Any]:
-    return [body.schema for body in operation.bodies.values()]
+    return [body.schema for body in (*operation.bodies.values(), *operation.also.values())]
 
 
 def _with_events(schemas: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,14 @@ class Settings(KitSettings, frozen=True, kw_only=True):
     request_timeout_s: Annotated[
         float, Meta(description="How long a service may take to answer a request", gt=0, extra={"unit": "s"})
     ] = 15.0
+    body_timeout_s: Annotated[
+        float,
+        Meta(
+            description="How long a request's body may take, beside one second for every 16 KiB of it",
+            gt=0,
+            extra={"unit": "s"},
+        ),
+    ] = 20.0
     stream_queue: Annotated[
         int,
         Meta(

@@ -58,7 +58,7 @@ def no_files(name: str) -> str:
 def _normal(given: Mapping[str, Any]) -> dict[str, Any]:
     """The other spellings that are accepted, as the one that is kept."""
     hook = dict(given)
-    if isinstance(hook.get("version"), int | float):
+    if type(hook.get("version")) in (int, float):
         hook["version"] = str(hook["version"])
     action = hook.get("action")
     if isinstance(action, dict) and action.get("type") == "RuneScript":

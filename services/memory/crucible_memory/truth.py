@@ -2,8 +2,8 @@
 
 import asyncio
 
-from crucible_core.errors import UnavailableError
 from crucible_kit.bus import Bus
+from crucible_kit.future import is_near, past_end
 from crucible_kit.index import Index
 
 _PAUSE_S = 0.02
@@ -24,15 +24,18 @@ async def last_change(bus: Bus) -> int:
 async def settle(bus: Bus, index: Index, sequence: int, timeout: float = 5.0) -> None:
     """Returns once the index holds every Memory event up to `sequence`, which may be that of any event.
 
-    Raises UnavailableError when that takes too long, also for a sequence that the log has not reached.
+    Raises UnavailableError when that takes too long, and InvalidError for a sequence that the log has not reached.
     """
     if index.sequence >= sequence:
         return
+    last = 0
     try:
         async with asyncio.timeout(timeout):
             # Asked before the last change: what comes in between only makes the wait longer than needed.
-            while await bus.last_sequence(bus.names.events) < sequence:  # noqa: ASYNC110 - another process moves it
+            while (last := await bus.last_sequence(bus.names.events)) < sequence:
+                if not is_near(sequence, last):
+                    raise past_end(last)
                 await asyncio.sleep(_PAUSE_S)
-    except TimeoutError as error:
-        raise UnavailableError(f"the log has not reached sequence {sequence}", retry_after=1) from error
+    except TimeoutError:
+        raise past_end(last) from None
     await index.reach(min(sequence, await last_change(bus)), timeout)

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from crucible_core.attributes import Extensions
 from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD, Source
 from crucible_core.errors import Problem
 
@@ -30,6 +31,7 @@ class NewEvent(Message):
     room_id: str = DEFAULT_ROOM
     entity: str | None = None
     traceparent: str | None = None
+    extensions: Extensions = {}
     expected_sequence: int | None = None
     retention: Literal["default", "forever"] = "default"
     idempotency_key: str | None = None

@@ -1,10 +1,12 @@
 """Requests about events: append, query, get, trace and the types."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable
+from urllib.parse import urlencode
 
 from litestar import Response, get, post
 
+from crucible_core.attributes import essence
 from crucible_core.envelope import MAX_EVENT_BYTES, Event
 from crucible_core.errors import CrucibleError, UnsupportedError
 from crucible_core.protocol.events import (
@@ -18,16 +20,26 @@ from crucible_core.protocol.events import (
     TypesReply,
 )
 from crucible_core.protocol.shared import GetRequest
-from crucible_gateway import cloudevents, examples
+from crucible_gateway import examples
 from crucible_gateway.auth import principal_of
-from crucible_gateway.batches import Committed, Result, append_all, append_each, outcome
-from crucible_gateway.bodies import JSON, MAX_REQUEST_BYTES, Http, anything, media_type, pieces, whole
+from crucible_gateway.batches import Append, Committed, Result, append_all, append_each, outcome
+from crucible_gateway.bodies import JSON, MAX_REQUEST_BYTES, Http, anything, expect_plain, media_type, pieces, whole
+from crucible_gateway.cloudevents import incoming, outgoing
+from crucible_gateway.cloudevents.forms import (
+    BATCH,
+    STRUCTURED,
+    CloudEvent,
+    Form,
+    asked_for_many,
+    asked_for_one,
+    form_of,
+)
+from crucible_gateway.cloudevents.refusals import in_their_words
 from crucible_gateway.context import Nothing, ask
 from crucible_gateway.correlation import correlation_of, sent_correlation
 from crucible_gateway.intake import (
     Origin,
     SentEvent,
-    Taken,
     elements,
     idempotency_key,
     is_array,
@@ -50,6 +62,7 @@ from crucible_gateway.params import (
 from .replies import encoded, passed
 
 TAG = "Events"
+_VARIES = {"Vary": "Accept"}
 NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 
 
@@ -75,8 +88,8 @@ NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
             bodies={
                 JSON: Body((SentEvent, list[SentEvent]), examples.SHORT_EVENT),
                 NDJSON[0]: Body({"type": "string", "description": "One event a line"}, examples.NDJSON),
-                cloudevents.STRUCTURED: Body(cloudevents.CloudEvent, examples.CLOUD_EVENT),
-                cloudevents.BATCH: Body(list[cloudevents.CloudEvent], [examples.CLOUD_EVENT]),
+                STRUCTURED: Body(CloudEvent, examples.CLOUD_EVENT),
+                BATCH: Body(list[CloudEvent], [examples.CLOUD_EVENT]),
             },
             reply=(Result, Committed),
             example=examples.APPENDED,
@@ -93,26 +106,33 @@ async def append_events(request: Http) -> Response[bytes]:
         idempotency_key=idempotency_key(request.headers.get("idempotency-key")),
         request_id=correlation_of(request.scope),
     )
+    append: Append = functools.partial(_append, request)
+    many = append_all if params.atomic else append_each
+    form = form_of(essence(request.headers.get("content-type", JSON)), request.scope["headers"])
+    if form != "native":
+        return await _append_cloud_events(request, form, origin, in_their_words(append), many)
     kind = media_type(request)
-    if cloudevents.is_binary(request.headers):
-        return await _one(request, origin, cloudevents.from_binary(dict(request.headers), await anything(request)))
     if kind in NDJSON:
         sent = lines(pieces(request))
-        append = functools.partial(_append, request)
-        events = (taken(line) async for line in sent)
-        return passed(await (append_all if params.atomic else append_each)(append, origin, events))
-    if kind == cloudevents.BATCH:
-        return await _many(request, origin, map(cloudevents.taken, elements(await _body(request))), params)
-    if kind == cloudevents.STRUCTURED:
-        return await _one(request, origin, cloudevents.from_structured(await _body(request)))
+        return passed(await many(append, origin, (taken(line) async for line in sent)))
     if kind != JSON:
-        raise UnsupportedError(
-            f"{kind[:100]} is not read here; send {JSON}, {NDJSON[0]}, {cloudevents.STRUCTURED} or {cloudevents.BATCH}"
-        )
+        raise UnsupportedError(f"{kind[:100]} is not read here; send {JSON}, {NDJSON[0]}, {STRUCTURED} or {BATCH}")
     raw = await _body(request)
     if is_array(raw):
-        return await _many(request, origin, map(taken, elements(raw)), params)
-    return await _one(request, origin, read_event(raw))
+        return passed(await many(append, origin, map(taken, elements(raw))))
+    return await _one(append, origin, read_event(raw))
+
+
+async def _append_cloud_events(
+    request: Http, form: Form, origin: Origin, append: Append, many: Callable[..., Awaitable[bytes]]
+) -> Response[bytes]:
+    if form == "binary":
+        expect_plain(request)
+        return await _one(append, origin, incoming.from_binary(request.scope["headers"], await anything(request)))
+    media_type(request)
+    if form == "batch":
+        return passed(await many(append, origin, map(incoming.taken, elements(await _body(request)))))
+    return await _one(append, origin, incoming.from_structured(await _body(request)))
 
 
 async def _body(request: Http) -> bytes:
@@ -120,17 +140,12 @@ async def _body(request: Http) -> bytes:
     return await whole(request, lambda begun: MAX_REQUEST_BYTES if begun[:1] == b"[" else MAX_EVENT_BYTES)
 
 
-async def _one(request: Http, origin: Origin, event: NewEvent) -> Response[bytes]:
-    reply = await _append(request, AppendRequest(events=[origin.apply(event)]))
+async def _one(append: Append, origin: Origin, event: NewEvent) -> Response[bytes]:
+    reply = await append(AppendRequest(events=[origin.apply(event)]))
     result = outcome(reply.results[0])
     if isinstance(result, CrucibleError):
         raise result
     return encoded(result, 200 if result.duplicate else 201)
-
-
-async def _many(request: Http, origin: Origin, events: Iterable[Taken], params: AppendParams) -> Response[bytes]:
-    append = functools.partial(_append, request)
-    return passed(await (append_all if params.atomic else append_each)(append, origin, events))
 
 
 async def _append(request: Http, events: AppendRequest) -> AppendReply:
@@ -142,16 +157,21 @@ async def _append(request: Http, events: AppendRequest) -> AppendReply:
     opt=described(
         Operation(
             summary="Query the log",
-            description="`min_sequence` is the sequence of an append: the answer then has that event.",
+            description=(
+                "`min_sequence` is the sequence of an append: the answer then has that event. As CloudEvents, the next "
+                'page is the answer\'s `Link` with `rel="next"`.'
+            ),
             tag=TAG,
             params=EventParams,
             reply=QueryReply,
             example=examples.EVENT_PAGE,
-            refusals=("malformed", "invalid"),
+            also={BATCH: Body(list[CloudEvent], [examples.CLOUD_EVENT])},
+            refusals=("malformed", "not_acceptable", "invalid"),
         )
     ),
 )
 async def query_events(request: Http) -> Response[bytes]:
+    form = asked_for_many(request.headers.get("accept"))
     params = read_params(request.scope["query_string"], EventParams)
     query = QueryRequest(
         type=params.type,
@@ -169,7 +189,18 @@ async def query_events(request: Http) -> Response[bytes]:
         cursor=params.cursor,
         min_sequence=params.min_sequence,
     )
-    return passed(await ask(request, "events", "query", query, bytes))
+    if form == "native":
+        return passed(await ask(request, "events", "query", query, bytes), headers=_VARIES)
+    reply = await ask(request, "events", "query", query, QueryReply)
+    headers = _VARIES | _next_page(request, reply.next_cursor)
+    return passed(outgoing.batch(map(bytes, reply.events)), headers=headers, media_type=BATCH)
+
+
+def _next_page(request: Http, cursor: str | None) -> dict[str, str]:
+    if cursor is None:
+        return {}
+    asked = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
+    return {"Link": f'<{request.scope["path"]}?{urlencode([*asked, ("cursor", cursor)])}>; rel="next"'}
 
 
 @get(
@@ -177,16 +208,30 @@ async def query_events(request: Http) -> Response[bytes]:
     opt=described(
         Operation(
             summary="One event",
+            description="As a CloudEvent where Accept asks for one; with `;mode=binary`, in binary mode.",
             tag=TAG,
             reply=Event,
             example=examples.EVENT,
-            refusals=("not_found",),
+            also={
+                STRUCTURED: Body(CloudEvent, examples.CLOUD_EVENT),
+                BATCH: Body(list[CloudEvent], [examples.CLOUD_EVENT]),
+            },
+            refusals=("not_found", "not_acceptable", "invalid"),
         )
     ),
 )
 async def get_event(request: Http) -> Response[bytes]:
     read_params(request.scope["query_string"], NoParams)
-    return passed(await ask(request, "events", "get", GetRequest(request.path_params["id"]), bytes))
+    form = asked_for_one(request.headers.get("accept"))
+    raw = await ask(request, "events", "get", GetRequest(request.path_params["id"]), bytes)
+    if form == "binary" and (sent := outgoing.binary(raw)) is not None:
+        headers, kind, body = sent
+        return passed(body, headers=_VARIES | headers | {"Content-Type": kind})
+    if form == "batch":
+        return passed(outgoing.batch([raw]), headers=_VARIES, media_type=BATCH)
+    if form != "native":
+        return passed(outgoing.structured(raw), headers=_VARIES, media_type=STRUCTURED)
+    return passed(raw, headers=_VARIES)
 
 
 @get(

@@ -55,7 +55,7 @@ class ReplayBody(msgspec.Struct, rename={"start": "from"}):
     ),
 )
 async def start_replay(request: Http) -> Response[bytes]:
-    read_params(request.url.query.encode(), NoParams)
+    read_params(request.scope["query_string"], NoParams)
     key = idempotency_key(request.headers.get("idempotency-key"))
     body = await read(request, ReplayBody)
     asked = StartReplay(
@@ -79,7 +79,7 @@ async def start_replay(request: Http) -> Response[bytes]:
     ),
 )
 async def list_replays(request: Http) -> Response[bytes]:
-    read_params(request.url.query.encode(), NoParams)
+    read_params(request.scope["query_string"], NoParams)
     return passed(await ask(request, "events", "replays", Nothing(), bytes))
 
 
@@ -96,7 +96,7 @@ async def list_replays(request: Http) -> Response[bytes]:
     ),
 )
 async def get_replay(request: Http) -> Response[bytes]:
-    read_params(request.url.query.encode(), NoParams)
+    read_params(request.scope["query_string"], NoParams)
     return passed(await ask(request, "events", "replay_get", GetRequest(request.path_params["id"]), bytes))
 
 
@@ -151,6 +151,6 @@ async def cancel_replay(request: Http) -> Response[bytes]:
 
 
 async def _steer(request: Http, action: Literal["pause", "resume", "cancel"]) -> Response[bytes]:
-    read_params(request.url.query.encode(), NoParams)
+    read_params(request.scope["query_string"], NoParams)
     asked = SteerReplay(id=request.path_params["id"], action=action)
     return passed(await ask(request, "events", "replay_steer", asked, bytes))

@@ -1,0 +1,135 @@
+"""CloudEvents out: committed events, written strictly, so that `incoming` reads the same event again."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+from msgspec import UNSET, Raw
+
+from crucible_core.attributes import PLAIN_JSON, Value, is_text
+from crucible_core.envelope import Metadata, Source
+
+from .content import TYPE, body_of, unwrapped
+from .headers import encoded
+from .incoming import OWN_SOURCE, UNKNOWN, canonical
+
+_DIGITS = 19
+"""Of the largest sequence there can be: padded so, sequences order as texts."""
+_FIRST_VERSION = "1.0.0"
+_AUTH_TYPES = frozenset({"app_user", "user", "service_account", "api_key", "system", "unauthenticated", "agent"})
+_CHAR = r"(?:[A-Za-z0-9._~!$&'()*+,;=@-]|%[0-9A-Fa-f]{2})"
+_COLON = rf"(?:{_CHAR}|:)"
+_WAY = rf"(?:/{_COLON}*)*"
+_HOST = rf"//(?:{_COLON}|[\[\]])*{_WAY}"
+_ABSOLUTE = rf"[A-Za-z][A-Za-z0-9+.-]*:(?:{_HOST}|/?(?:{_COLON}+{_WAY})?)"
+_RELATIVE = rf"(?:{_HOST}|/(?:{_COLON}+{_WAY})?|(?:{_CHAR}+{_WAY})?)"
+_TAIL = rf"(?:\?(?:{_COLON}|[/?])*)?(?:\#(?:{_COLON}|[/?])*)?"
+_URI_REFERENCE = re.compile(f"(?:{_ABSOLUTE}|{_RELATIVE}){_TAIL}")
+"""RFC 3986, appendix A; what stands in a host's place is not looked into."""
+
+
+class _Data(msgspec.Struct):
+    event: str
+    payload: Raw
+
+
+class Committed(msgspec.Struct):
+    """`envelope.Event` in its public form, its payload undecoded."""
+
+    type: str
+    data: _Data
+    metadata: Metadata
+    sequence: int
+
+
+_decoder = msgspec.json.Decoder(Committed)
+
+
+def structured(raw: bytes) -> bytes:
+    """An event's public form in the JSON format; the payload's bytes pass through."""
+    event = _decoder.decode(raw)
+    attributes: dict[str, Any] = {**_attributes(event)}
+    payload = event.data.payload
+    found = unwrapped(bytes(payload)) if event.type == "Custom" else None
+    if found is None:
+        attributes["data"] = payload
+    else:
+        attributes.pop(TYPE)
+        attributes |= {name: value for name, value in msgspec.structs.asdict(found).items() if value is not UNSET}
+    return msgspec.json.encode(attributes)
+
+
+def batch(events: Iterable[bytes]) -> bytes:
+    return b"[%b]" % b",".join(map(structured, events))
+
+
+def binary(raw: bytes) -> tuple[dict[str, str], str, bytes] | None:
+    """Headers, media type and body of an event in binary mode; None where the media type of its data is not known."""
+    event = _decoder.decode(raw)
+    attributes = _attributes(event)
+    kind, body = str(attributes.pop(TYPE)), bytes(event.data.payload)
+    if (found := unwrapped(body) if event.type == "Custom" else None) is not None:
+        if found.datacontenttype is UNSET:
+            return None
+        kind, body = found.datacontenttype, body_of(found)
+    return {f"ce-{name}": encoded(canonical(value)) for name, value in attributes.items()}, kind, body
+
+
+def _attributes(event: Committed) -> dict[str, Value]:
+    """All but the data, in the order of the documented table. An optional one whose text no attribute may hold (it has
+    control characters, say) is left out."""
+    about = event.metadata
+    extensions = about.extensions or {}
+    authtype, authid = _auth(about.actor, about.source)
+    optional = {
+        "subject": about.entity,
+        "time": about.timestamp,
+        TYPE: extensions.get(TYPE, PLAIN_JSON),
+        "correlationid": about.correlation_id,
+        "causationid": about.causation_id,
+        "sequence": f"{event.sequence:0{_DIGITS}d}",
+        "partitionkey": about.entity,
+        "authtype": authtype,
+        "authid": authid,
+        "traceparent": about.traceparent,
+        "worldid": about.world_id,
+        "roomid": about.room_id,
+        "cruciblehop": about.hop or None,
+        "crucibleversion": about.version if about.version != _FIRST_VERSION else None,
+        **extensions,
+    }
+    return {
+        "specversion": "1.0",
+        "id": about.id,
+        "source": _source(about.source),
+        "type": f"{event.type}.{event.data.event}",
+        **{name: value for name, value in optional.items() if value is not None and _may_stand(value)},
+    }
+
+
+def _may_stand(value: Value) -> bool:
+    return not isinstance(value, str) or (value != "" and is_text(value))
+
+
+def _source(source: Source) -> str:
+    """A foreign source as it came; one of ours, or one that is no URI-reference, as `crucible:<kind>:<id>`."""
+    if source.kind == "external" and not source.id.startswith(OWN_SOURCE) and is_uri_reference(source.id):
+        return source.id
+    return f"{OWN_SOURCE}{source.kind}:{quote(source.id, safe='')}"
+
+
+def is_uri_reference(text: str) -> bool:
+    """RFC 3986, 4.1, and not empty."""
+    return text != "" and _URI_REFERENCE.fullmatch(text) is not None
+
+
+def _auth(actor: str, source: Source) -> tuple[str | None, str | None]:
+    """Auth Context. A source that speaks for itself has none."""
+    if not is_text(actor) or (source.kind == "external" and actor == f"external:{source.id}"):
+        return None, None
+    kind, _, id = actor.partition(":")
+    if kind in _AUTH_TYPES and id:
+        return kind, id
+    return UNKNOWN, actor

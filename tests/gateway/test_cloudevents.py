@@ -1,0 +1,664 @@
+"""CloudEvents through a real gateway into a real log and out again: the scenarios of the HTTP binding, attribute by
+attribute, and the mapping as a property."""
+
+import base64
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from crucible_core.attributes import Value, is_text
+from crucible_core.envelope import Event, Source, encode, with_sequence
+from crucible_core.protocol.events import NewEvent
+from crucible_core.subjects import Names
+from crucible_events import app as events_app
+from crucible_events.settings import Settings
+from crucible_events.stamping import Defaults, stamp
+from crucible_gateway.accept import preferred
+from crucible_gateway.cloudevents import headers, incoming, outgoing
+from crucible_gateway.cloudevents.forms import asked_for_many, asked_for_one
+
+from .conftest import until
+
+PATH = "/api/v1/events"
+STRUCTURED = "application/cloudevents+json"
+BATCH = "application/cloudevents-batch+json"
+BINARY = "application/cloudevents;mode=binary"
+# The event of the conformance repository (features/http-protocol-binding.feature), with a type of this log.
+FEATURE: dict[str, Any] = {
+    "specversion": "1.0",
+    "type": "Custom.com.example.someevent",
+    "time": "2018-04-05T03:56:24Z",
+    "id": "1234-1234-1234",
+    "source": "/mycontext/subcontext",
+}
+DATA = b'{\n    "message": "Hello World!"\n}'
+PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+class Log:
+    """A gateway before a log, and what a CloudEvents producer and consumer do with it."""
+
+    def __init__(self, http: httpx.AsyncClient) -> None:
+        self.http = http
+
+    async def binary(self, attributes: dict[str, Any], body: bytes, kind: str | None = "application/json") -> Any:
+        sent = {f"ce-{name}": value for name, value in attributes.items()}
+        return await self.http.post(PATH, content=body, headers=sent | ({"Content-Type": kind} if kind else {}))
+
+    async def structured(self, document: Any, kind: str = STRUCTURED, **params: str) -> Any:
+        content = document if isinstance(document, bytes) else json.dumps(document)
+        return await self.http.post(PATH, content=content, headers={"Content-Type": kind}, params=params)
+
+    async def read(self, answer: httpx.Response, accept: str = STRUCTURED) -> httpx.Response:
+        """The event that an answer is about, in the form that `accept` asks for."""
+        assert answer.status_code in (200, 201), answer.text
+        assert "id" in answer.json(), answer.text
+        return await self.get(answer.json()["id"], accept)
+
+    async def get(self, id: str, accept: str = STRUCTURED) -> httpx.Response:
+        found = None
+
+        async def indexed() -> bool:
+            nonlocal found
+            found = await self.http.get(f"{PATH}/{id}", headers={"Accept": accept})
+            return found.status_code != 404
+
+        await until(indexed)
+        assert found is not None
+        return found
+
+    async def native(self, answer: httpx.Response) -> Any:
+        return (await self.read(answer, "application/json")).json()
+
+
+@pytest.fixture
+async def log(http: httpx.AsyncClient, nats_url: str, names: Names, tmp_path: Path) -> AsyncIterator[Log]:
+    app = events_app.create_app(Settings(nats_url=nats_url, bus_prefix=names.prefix, data_dir=str(tmp_path)))
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(app.router.lifespan_context(app))
+        await until(lambda: not app.state.ready())
+        yield Log(http)
+
+
+def problem(answer: httpx.Response, status: int, path: str) -> Any:
+    document = answer.json()
+    assert answer.status_code == status, document
+    assert [error["path"] for error in document["errors"]] == [path], document
+    return document["errors"][0]
+
+
+# ---- the conformance scenarios ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/json; charset=utf-8"])
+async def test_binary_content_mode(log: Log, kind: str) -> None:
+    read = await log.read(await log.binary(FEATURE, DATA, kind))
+    event = read.json()
+    assert read.headers["Content-Type"] == STRUCTURED
+    assert event["originalid"] == FEATURE["id"]
+    assert {name: event[name] for name in ("specversion", "type", "source")} == {
+        name: FEATURE[name] for name in ("specversion", "type", "source")
+    }
+    assert event["time"] == "2018-04-05T03:56:24.000000Z"
+    assert event["datacontenttype"] == kind
+    assert event["data"] == {"message": "Hello World!"}
+
+
+@pytest.mark.parametrize("kind", [STRUCTURED, f"{STRUCTURED}; charset=utf-8", "Application/CloudEvents+JSON"])
+async def test_structured_content_mode(log: Log, kind: str) -> None:
+    sent = FEATURE | {"datacontenttype": "application/json", "data": {"message": "Hello World!"}}
+    event = (await log.read(await log.structured(sent, kind))).json()
+    assert (event["type"], event["source"], event["originalid"]) == (sent["type"], sent["source"], sent["id"])
+    assert (event["datacontenttype"], event["data"]) == ("application/json", sent["data"])
+
+
+async def test_minimum_events(log: Log) -> None:
+    least = {name: FEATURE[name] for name in ("specversion", "type", "id", "source")}
+    for answer in (await log.structured(least), await log.binary(least | {"id": "2"}, b"", None)):
+        assert answer.status_code == 201
+        assert (await log.native(answer))["data"]["payload"] == {}
+
+
+async def test_batched_content_mode(log: Log) -> None:
+    sent = [FEATURE, FEATURE | {"id": "2", "data": {"n": 2}}, FEATURE | {"id": ""}]
+    document = (await log.structured(sent, f"{BATCH}; charset=UTF-8")).json()
+    assert document["committed"] == 2
+    assert document["results"][2]["error"]["errors"][0]["path"] == "id"
+    empty = await log.structured([], BATCH)
+    assert (empty.status_code, empty.json()) == (200, {"committed": 0, "results": []})
+    refused = await log.structured(sent, BATCH, atomic="true")
+    assert (refused.status_code, refused.json()["errors"][0]["path"]) == (422, "2.id")
+    whole = await log.structured([event | {"source": "/other"} for event in sent[:2]], BATCH, atomic="true")
+    assert whole.json()["committed"] == 2
+
+
+async def test_structured_mode_wins_over_headers(log: Log) -> None:
+    kinds = {"Content-Type": STRUCTURED, "ce-specversion": "1.0", "ce-id": "other", "ce-type": "Custom.Other"}
+    answer = await log.http.post(PATH, content=json.dumps(FEATURE), headers=kinds)
+    assert answer.json()["type"] == FEATURE["type"]
+
+
+@pytest.mark.parametrize("kind", ["application/cloudevents+avro", "application/cloudevents-batch+protobuf"])
+async def test_other_event_formats_are_415(log: Log, kind: str) -> None:
+    answer = await log.structured(FEATURE, kind)
+    assert answer.status_code == 415
+    assert STRUCTURED in answer.json()["detail"]
+
+
+# ---- binary headers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        (b"Euro%20%E2%82%AC%20%F0%9F%98%80", "Euro € 😀"),
+        (b"Euro%20%e2%82%ac%20%f0%9f%98%80", "Euro € 😀"),
+        ("Euro € 😀".encode(), "Euro € 😀"),
+        (b'"with spaces"', "with spaces"),
+        (b'"a \\"quoted\\" \\\\ word"', 'a "quoted" \\ word'),
+        (b'"%E2%82%AC"', "€"),
+        (b"%2525", "%25"),
+        (b"%41bc", "Abc"),
+        (b"100%", "100%"),
+        (b'{"othervalue":5}', '{"othervalue":5}'),
+        (b"\tpadded ", "padded"),
+    ],
+)
+def test_header_values(header: bytes, value: str) -> None:
+    assert headers.decoded([(b"ce-subject", header), (b"host", b"x")]) == {"subject": value}
+
+
+@pytest.mark.parametrize("value", [b"%C0%A0", b"%ED%A0%80", b"%FF", b"\xff"])
+async def test_header_that_is_not_utf8_is_refused(log: Log, value: bytes) -> None:
+    sent = [(f"ce-{name}".encode(), str(text).encode()) for name, text in FEATURE.items()]
+    answer = await log.http.post(PATH, content=b"{}", headers=[*sent, (b"ce-subject", value)])
+    problem(answer, 422, "subject")
+
+
+def test_encoded_headers_are_those_of_the_specification() -> None:
+    assert headers.encoded("Euro € 😀") == "Euro%20%E2%82%AC%20%F0%9F%98%80"
+    assert headers.encoded('"%" \x7f/a?b=c;d') == "%22%25%22%20%7F/a?b=c;d"
+
+
+@given(st.text().filter(is_text).map(str.strip))
+def test_header_round_trip(value: str) -> None:
+    assert headers.decoded([(b"ce-x", headers.encoded(value).encode("ascii"))]) == {"x": value}
+
+
+async def test_header_names_are_case_insensitive_and_unique(log: Log) -> None:
+    sent = {f"Ce-{name.title()}": value for name, value in FEATURE.items()}
+    assert (await log.http.post(PATH, content=b"{}", headers=sent)).status_code == 201
+    twice = [*((f"ce-{name}", value) for name, value in FEATURE.items()), ("CE-ID", "2")]
+    problem(await log.http.post(PATH, content=b"{}", headers=twice), 422, "id")
+
+
+async def test_one_required_header_makes_a_message_binary(log: Log) -> None:
+    problem_of = (await log.binary({name: FEATURE[name] for name in ("id", "type", "source")}, b"{}")).json()
+    assert problem_of["errors"] == [{"path": "specversion", "message": "required, but missing"}]
+    native = await log.http.post(PATH, json={"type": "Custom.X"}, headers={"ce-knativearrivaltime": "now"})
+    assert native.status_code == 201
+
+
+# ---- attributes ------------------------------------------------------------------------------------------------------
+
+REFUSED: list[tuple[str, Any]] = [
+    ("specversion", "0.3"),
+    ("specversion", None),
+    ("id", ""),
+    ("id", None),
+    ("id", {}),
+    ("source", ""),
+    ("source", []),
+    ("type", ""),
+    ("type", "Custom.has space"),
+    ("type", "com.example.unheard.of"),
+    ("time", "yesterday"),
+    ("time", "2018-04-05"),
+    ("time", "2018-04-05T03:56:24"),
+    ("time", "2018-13-05T03:56:24Z"),
+    ("subject", "line\nbreak"),
+    ("subject", "x" * 5000),
+    ("source", "/" + "x" * 3000),
+    ("correlationid", "x" * 300),
+    ("causationid", "x" * 300),
+    ("worldid", "x" * 300),
+    ("cruciblehop", "deep"),
+    ("cruciblehop", 9),
+    ("crucibleversion", "one"),
+    ("datacontenttype", "json"),
+    ("comexample", 1.5),
+    ("comexample", [1]),
+    ("comexample", {"a": 1}),
+    ("comexample", 2**31),
+    ("comexample", 10**400),
+    ("comexample", "x" * 5000),
+    ("comexample", "\u0085"),
+    ("comexample", "\ufffe"),
+    ("correlation_id", "x"),
+    ("comExample", "x"),
+    ("com-example", "x"),
+    ("x" * 65, "x"),
+    ("", "x"),
+    ("data_base64", "not base64!"),
+    ("data_base64", 5),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), REFUSED, ids=lambda value: repr(value)[:30])
+async def test_attribute_is_refused_by_its_name(log: Log, name: str, value: Any) -> None:
+    error = problem(await log.structured(FEATURE | {name: value}), 422, name)
+    if name == "correlation_id":
+        assert error["suggestion"] == "correlationid"
+
+
+async def test_every_mistake_is_named(log: Log) -> None:
+    answer = await log.structured({"specversion": "1.0", "id": "", "Subject": "x", "ext": 2**40})
+    assert [error["path"] for error in answer.json()["errors"]] == ["source", "type", "id", "Subject", "ext"]
+
+
+async def test_refused_payload_is_called_data(log: Log) -> None:
+    answer = await log.structured(FEATURE | {"type": "dev.acme.Memory.Created", "data": {"id": 5, "content": "x"}})
+    problem(answer, 422, "data.id")
+    assert "data.id" in answer.json()["detail"]
+    batch = await log.structured([FEATURE | {"type": "Memory.Created", "data": {"id": 5}}], BATCH)
+    assert batch.json()["results"][0]["error"]["errors"][0]["path"].startswith("data.")
+
+
+async def test_standard_extensions_become_the_envelope(log: Log) -> None:
+    sent = FEATURE | {
+        "subject": "order 7",
+        "traceparent": PARENT,
+        "tracestate": "rojo=1,congo=t61",
+        "correlationid": "txn-abc-123",
+        "causationid": "order-122",
+        "sequence": "00007",
+        "partitionkey": "tenant-1",
+        "authtype": "service_account",
+        "authid": "billing",
+        "authclaims": '{"role":"x"}',
+        "dataschema": "https://example.com/schemas/order",
+        "comexampleextension1": "value",
+        "comexampleothervalue": 5,
+        "comexampleflag": True,
+        "unset": None,
+        "empty": "",
+        "data": {"a": 1},
+    }
+    answer = await log.structured(sent)
+    metadata = (await log.native(answer))["metadata"]
+    assert (metadata["entity"], metadata["actor"]) == ("order 7", "service_account:billing")
+    assert metadata["source"] == {"kind": "external", "id": FEATURE["source"]}
+    assert (metadata["correlation_id"], metadata["causation_id"]) == ("txn-abc-123", "order-122")
+    assert (metadata["traceparent"], metadata["world_id"], metadata["room_id"]) == (PARENT, "default", "main")
+    kept = ("tracestate", "partitionkey", "authclaims", "dataschema")
+    extensions = {name: value for name, value in sent.items() if name in kept or name.startswith("comexample")}
+    assert metadata["extensions"] == extensions | {"originalid": FEATURE["id"]}
+    event = (await log.read(answer)).json()
+    expected = sent | {"time": "2018-04-05T03:56:24.000000Z", "sequence": f"{answer.json()['sequence']:019d}"}
+    expected |= {"id": answer.json()["id"], "originalid": sent["id"], "datacontenttype": "application/json"}
+    expected |= {"worldid": "default", "roomid": "main"}
+    assert event == {name: value for name, value in expected.items() if name not in ("unset", "empty")}
+    assert list(event)[-1] == "data"
+
+
+async def test_extensions_can_be_filtered_by(log: Log) -> None:
+    await log.structured(FEATURE | {"comexample": "a"})
+    last = (await log.structured(FEATURE | {"id": "2", "comexample": "b"})).json()
+    root = "event.metadata.extensions"
+    wanted = json.dumps({f"{root}.comexample": "b", f"{root}.none": {"exists": False}})
+    found = await log.http.get(PATH, params={"filter": wanted, "min_sequence": last["sequence"]})
+    assert [event["metadata"]["id"] for event in found.json()["events"]] == [last["id"]]
+
+
+async def test_broken_trace_context_is_left_out(log: Log) -> None:
+    answer = await log.structured(FEATURE | {"traceparent": "broken", "tracestate": "a=1"})
+    metadata = (await log.native(answer))["metadata"]
+    assert metadata["traceparent"].startswith("00-")
+    assert "tracestate" not in metadata["extensions"]
+
+
+async def test_same_source_and_id_is_a_duplicate(log: Log) -> None:
+    first = await log.structured(FEATURE)
+    again = await log.binary(FEATURE, b"{}")
+    other = await log.structured(FEATURE | {"source": "/elsewhere"})
+    assert (first.status_code, again.status_code, other.status_code) == (201, 200, 201)
+    assert again.json() == first.json() | {"duplicate": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "type"),
+    [
+        ("com.example.Task.Completed", "Task.Completed"),
+        ("com.example.task.completed", "Task.Completed"),
+        ("dev.acme.Custom.Placed", "Custom.Placed"),
+        ("Custom.com.example.order.placed", "Custom.com.example.order.placed"),
+    ],
+)
+async def test_types(log: Log, name: str, type: str) -> None:
+    answer = await log.structured(FEATURE | {"type": name, "data": {"id": "t"}})
+    assert answer.json()["type"] == type
+
+
+async def test_unknown_type_names_the_nearest(log: Log) -> None:
+    error = problem(await log.structured(FEATURE | {"type": "com.example.task.complted"}), 422, "type")
+    assert "no event type" in error["message"]
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+XML = '<much wow="xml"/>'
+LATIN = "text/plain; charset=latin-1"
+WRAPPED: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"data": 1.5}, {"data": 1.5, "datacontenttype": "application/json"}),
+    ({"data": "I'm just a string"}, {"data": "I'm just a string", "datacontenttype": "application/json"}),
+    ({"data": [{"a": 1}], "datacontenttype": "text/json"}, {"data": [{"a": 1}], "datacontenttype": "text/json"}),
+    ({"data": XML, "datacontenttype": "text/xml"}, {"data": XML, "datacontenttype": "text/xml"}),
+    # A media type of texts is kept as text, any other as bytes, however it came.
+    (
+        {"data_base64": base64.b64encode(XML.encode()).decode(), "datacontenttype": "application/xml"},
+        {"data": XML, "datacontenttype": "application/xml"},
+    ),
+    (
+        {"data_base64": "AAEC/w==", "datacontenttype": "image/png"},
+        {"data_base64": "AAEC/w==", "datacontenttype": "image/png"},
+    ),
+    ({"data_base64": "eyAieHl6IjogMTIzIH0="}, {"data_base64": "eyAieHl6IjogMTIzIH0="}),
+    ({"data_base64": "eyAieHl6IjogMTIzIH0=", "datacontenttype": "application/json"}, {"xyz": 123}),
+    (
+        {"data_base64": "/w==", "datacontenttype": "text/plain"},
+        {"data_base64": "/w==", "datacontenttype": "text/plain"},
+    ),
+    ({"data": "x", "datacontenttype": "image/svg"}, {"data_base64": "eA==", "datacontenttype": "image/svg"}),
+    ({"data": None}, {}),
+    ({"data": None, "datacontenttype": "text/xml"}, {}),
+    ({"datacontenttype": "text/xml"}, {}),
+    ({"data_base64": None, "data": {"a": 1}}, {"a": 1}),
+]
+
+
+@pytest.mark.parametrize(("sent", "payload"), WRAPPED, ids=lambda value: repr(value)[:50])
+async def test_data_that_is_no_object(log: Log, sent: dict[str, Any], payload: dict[str, Any]) -> None:
+    answer = await log.structured(FEATURE | sent)
+    assert (await log.native(answer))["data"]["payload"] == payload
+    for accept in (STRUCTURED, BINARY):
+        again = await resent(log, await log.read(answer, accept))
+        assert again.json() == answer.json() | {"duplicate": True}
+        assert payload_of(await log.read(answer, accept)) == payload
+
+
+def payload_of(answer: httpx.Response) -> Any:
+    """What the way in makes of an answer."""
+    if answer.headers["Content-Type"] == STRUCTURED:
+        return msgspec.json.decode(incoming.from_structured(answer.content).payload)
+    return msgspec.json.decode(incoming.from_binary(answer.headers.raw, answer.content).payload)
+
+
+async def resent(log: Log, answer: httpx.Response) -> httpx.Response:
+    """An answer that holds a CloudEvent, sent as it is."""
+    sent = {name: value for name, value in answer.headers.items() if name.startswith("ce-") or name == "content-type"}
+    return await log.http.post(PATH, content=answer.content, headers=sent)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "payload"),
+    [
+        (b"", None, {}),
+        (b" null ", "application/json", {}),
+        (b"[1, 2]", "application/json", {"data": [1, 2], "datacontenttype": "application/json"}),
+        (b'{"a":1}', None, {"a": 1}),
+        (b"a,b\n1,2", "text/csv", {"data": "a,b\n1,2", "datacontenttype": "text/csv"}),
+        (b"\x89PNG", "image/png", {"data_base64": "iVBORw==", "datacontenttype": "image/png"}),
+        (b"\xe9", LATIN, {"data_base64": "6Q==", "datacontenttype": LATIN}),
+        (b"\x00\x01", None, {"data_base64": "AAE="}),
+    ],
+)
+async def test_binary_bodies(log: Log, body: bytes, kind: str | None, payload: dict[str, Any]) -> None:
+    answer = await log.binary(FEATURE, body, kind)
+    assert (await log.native(answer))["data"]["payload"] == payload
+    read = await log.read(answer, BINARY)
+    if kind is not None and body.strip() not in (b"", b"null"):
+        assert (read.content, read.headers["Content-Type"]) == (body, kind)
+    assert payload_of(read) == payload
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "path"),
+    [
+        ({"data": 5, "type": "Memory.Created"}, 422, "data"),
+        ({"data": XML, "datacontenttype": "text/xml", "type": "Task.Completed"}, 422, "data"),
+        ({"data": {}, "data_base64": "AAEC"}, 422, "data_base64"),
+        ({"data": 5, "datacontenttype": "text/xml"}, 422, "data"),
+        ({"data": "x", "datacontenttype": "text/plain; charset=latin-1"}, 422, "datacontenttype"),
+        ({"data_base64": "eA==", "datacontenttype": "application/json;charset=latin-1"}, 422, "datacontenttype"),
+    ],
+)
+async def test_data_is_refused(log: Log, sent: dict[str, Any], status: int, path: str) -> None:
+    problem(await log.structured(FEATURE | sent), status, path)
+
+
+@pytest.mark.parametrize("body", [b"{", b'{"a":\xff}', b"[" * 70 + b"]" * 70, b"nul", b"1 2"])
+async def test_broken_json_is_malformed(log: Log, body: bytes) -> None:
+    assert (await log.binary(FEATURE, body)).status_code == 400
+    envelope = json.dumps(FEATURE).encode()[:-1]
+    assert (await log.structured(envelope + b',"data":' + body + b"}")).status_code == 400
+    assert (await log.structured(body)).status_code in (400, 422)
+
+
+async def test_bytes_of_data_pass_through(log: Log) -> None:
+    data = b'{"n" : 1.0, "big":12345678901234567890, "\\u00e9" : "\xc3\xa9"}'
+    answer = await log.binary(FEATURE, data)
+    assert (await log.read(answer)).content.endswith(b'"data":%b}' % data)
+    assert (await log.read(answer, BINARY)).content == data
+
+
+async def test_native_payload_that_looks_wrapped_goes_out_as_it_is(log: Log) -> None:
+    for payload in ({"data": 1}, {"data": {"a": 1}, "datacontenttype": "application/json"}, {"data_base64": "x"}):
+        answer = await log.http.post(PATH, json={"type": "Custom.X", "payload": payload})
+        assert (await log.read(answer)).json()["data"] == payload
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+async def test_query_answers_a_batch_with_a_link(log: Log) -> None:
+    last = 0
+    for number in range(3):
+        answer = await log.http.post(PATH, json={"type": "Custom.X", "payload": {"n": number}})
+        last = answer.json()["sequence"]
+    link, found = f"{PATH}?type=Custom.X&limit=2&min_sequence={last}", []
+    for accept in (BATCH, STRUCTURED):
+        page = await log.http.get(link, headers={"Accept": accept})
+        assert page.headers["Content-Type"] == BATCH
+        assert page.headers["Vary"] == "Accept"
+        found += page.json()
+        if "Link" in page.headers:
+            link = page.links["next"]["url"]
+    assert [event["data"]["n"] for event in found] == [0, 1, 2]
+    assert "Link" not in page.headers
+    assert [event["sequence"] for event in found] == sorted(event["sequence"] for event in found)
+    assert (await log.structured(page.content, BATCH)).json()["results"][0]["duplicate"]
+    nothing = await log.http.get(PATH, params={"type": "Task.Claimed"}, headers={"Accept": BATCH})
+    assert (nothing.status_code, nothing.json()) == (200, [])
+
+
+async def test_single_event_in_every_form(log: Log) -> None:
+    answer = await log.http.post(PATH, json={"type": "Custom.X", "payload": {"n": 1}, "entity": "a b"})
+    forms = {accept: await log.read(answer, accept) for accept in ("*/*", STRUCTURED, BATCH, BINARY)}
+    assert "metadata" in forms["*/*"].json()
+    event = forms[STRUCTURED].json()
+    assert forms[BATCH].json() == [event]
+    assert (event["source"], event["authtype"], event["authid"]) == ("crucible:user:admin", "user", "admin")
+    assert event["partitionkey"] == event["subject"] == "a b"
+    binary = forms[BINARY]
+    assert (binary.content, binary.headers["Content-Type"]) == (b'{"n":1}', "application/json")
+    sent = {name[3:]: value for name, value in binary.headers.items() if name.startswith("ce-")}
+    assert sent["subject"] == "a%20b"
+    assert set(sent) == set(event) - {"data", "datacontenttype"}
+    for form in (forms[STRUCTURED], binary):
+        assert (await resent(log, form)).json() == answer.json() | {"duplicate": True}
+
+
+async def test_unknown_cloudevents_format_is_406(log: Log) -> None:
+    answer = await log.http.get(PATH, headers={"Accept": "application/cloudevents+avro"})
+    assert answer.status_code == 406
+    assert BATCH in answer.json()["detail"]
+    missing = await log.http.get(f"{PATH}/evt_none", headers={"Accept": STRUCTURED})
+    assert (missing.status_code, missing.headers["Content-Type"]) == (404, "application/problem+json")
+
+
+@pytest.mark.parametrize(
+    ("accept", "one", "many"),
+    [
+        (None, "native", "native"),
+        ("", "native", "native"),
+        ("*/*", "native", "native"),
+        ("application/*", "native", "native"),
+        ("text/html", "native", "native"),
+        ("nonsense", "native", "native"),
+        ("application/json", "native", "native"),
+        (STRUCTURED, "structured", "batch"),
+        ("application/cloudevents", "structured", "batch"),
+        (f"{STRUCTURED}; charset=utf-8", "structured", "batch"),
+        (BATCH, "batch", "batch"),
+        (BINARY, "binary", "native"),
+        (f"{STRUCTURED}; mode=binary", "binary", "native"),
+        (f"{STRUCTURED}, */*", "structured", "batch"),
+        (f"application/json, {STRUCTURED}", "native", "native"),
+        (f"{STRUCTURED}, application/json", "structured", "batch"),
+        (f"{STRUCTURED};q=0.5, application/json", "native", "native"),
+        (f"{STRUCTURED};q=0.5, application/json;q=0.4", "structured", "batch"),
+        (f"{STRUCTURED};q=0.5, */*;q=0.1", "structured", "batch"),
+        (f"{STRUCTURED};q=0, */*", "native", "native"),
+        (f"APPLICATION/CLOUDEVENTS+JSON ; Q=0.9 , {BATCH};q=x", "structured", "batch"),
+    ],
+)
+def test_accept(accept: str | None, one: str, many: str) -> None:
+    assert asked_for_one(accept) == one
+    if BINARY not in (accept or "") and "mode" not in (accept or ""):
+        assert asked_for_many(accept) == many
+
+
+@given(st.text(alphabet="aplicton/*;q=01.,+json \"'", max_size=60))
+def test_no_accept_header_breaks_the_choice(accept: str) -> None:
+    assert preferred(accept, ["a/b", "application/json"]) in ("a/b", "application/json", None)
+
+
+# ---- the mapping as a property ---------------------------------------------------------------------------------------
+
+names_of = st.text(min_size=1, max_size=30).filter(is_text)
+ids = st.from_regex(r"evt_[a-z0-9]{1,26}", fullmatch=True)
+words = st.from_regex(r"[a-z][a-z0-9]{0,19}", fullmatch=True).filter(
+    lambda name: name not in ("datacontenttype", "data")
+)
+values: st.SearchStrategy[Value] = st.booleans() | st.integers(-(2**31), 2**31 - 1) | names_of
+kinds = st.sampled_from(["text/xml", "application/json", "image/png", "text/plain; charset=latin-1"])
+likely = st.fixed_dictionaries(
+    {},
+    optional={
+        "data": st.none() | st.integers() | names_of | st.just({"a": [1]}),
+        "data_base64": st.binary().map(lambda raw: base64.b64encode(raw).decode()) | names_of,
+        "datacontenttype": kinds | names_of,
+    },
+)
+payloads = (
+    likely
+    | st.sampled_from([payload for _, payload in WRAPPED])
+    | st.dictionaries(names_of, st.integers() | names_of, max_size=3)
+)
+news = st.builds(
+    NewEvent,
+    type=st.sampled_from(["Custom.com.example.order.placed", "Custom.X", "Session.Ended"]),
+    payload=payloads.map(lambda payload: msgspec.Raw(json.dumps(payload).encode())),
+    id=ids,
+    timestamp=st.datetimes().map(lambda moment: f"{moment.isoformat(timespec='microseconds')}Z"),
+    version=st.sampled_from([None, "1.0.0", "2.3.4-rc.1"]),
+    source=st.none() | st.builds(Source, st.sampled_from(["user", "agent", "system", "external"]), names_of),
+    actor=st.none() | names_of | st.sampled_from(["user:alice", "agent:x:y", "system", "hook:h", "unknown:z", "user:"]),
+    correlation_id=names_of,
+    causation_id=st.none() | names_of,
+    hop=st.integers(0, 8),
+    world_id=names_of,
+    room_id=names_of,
+    entity=st.none() | names_of,
+    traceparent=st.just(PARENT),
+    extensions=st.dictionaries(words, values, max_size=4),
+)
+
+
+def stamped(new: NewEvent) -> Event | None:
+    """None for what the log refuses."""
+    try:
+        return stamp(new, Defaults("evt_default", "2026-11-21T10:00:00.000000Z", "cor_default", PARENT)).event
+    except Exception:
+        return None
+
+
+def as_dict(event: Event) -> Any:
+    return msgspec.json.decode(encode(event))
+
+
+@given(news, st.integers(1, 2**63 - 1))
+def test_what_goes_out_comes_in_as_the_same_event(new: NewEvent, sequence: int) -> None:
+    event = stamped(new)
+    if event is None:
+        return
+    raw = with_sequence(encode(event), sequence)
+    again = stamped(incoming.from_structured(outgoing.structured(raw)))
+    assert again is not None
+    assert as_dict(again) == as_dict(event)
+    document = json.loads(outgoing.structured(raw))
+    assert all(type(value) in (str, int, bool) for name, value in document.items() if name != "data")
+    assert outgoing.is_uri_reference(document["source"])
+    if (sent := outgoing.binary(raw)) is not None:
+        fields, kind, body = sent
+        message = [(name.encode(), value.encode("ascii")) for name, value in fields.items()]
+        again = stamped(incoming.from_binary([*message, (b"content-type", kind.encode("ascii"))], body))
+        assert again is not None
+        # Headers have no types: whole numbers and booleans come back as text.
+        assert as_dict(again) == as_dict(with_texts(event))
+
+
+def with_texts(event: Event) -> Event:
+    extensions = event.metadata.extensions
+    if isinstance(extensions, dict):
+        texts: dict[str, Value] = {name: incoming.canonical(value) for name, value in extensions.items()}
+        metadata = msgspec.structs.replace(event.metadata, extensions=texts)
+        return msgspec.structs.replace(event, metadata=metadata)
+    return event
+
+
+@given(
+    st.fixed_dictionaries(
+        {"id": names_of, "source": names_of, "type": st.just("Custom.X"), "specversion": st.just("1.0")},
+        optional={"subject": names_of, "partitionkey": names_of, "authid": names_of, "authtype": words, "ext": values},
+    )
+)
+@example({"id": "1", "source": "crucible:user:%FF", "type": "Custom.X", "specversion": "1.0"})
+def test_what_comes_in_goes_out_with_its_attributes(sent: dict[str, Any]) -> None:
+    event = stamped(incoming.from_structured(json.dumps(sent).encode()))
+    assert event is not None
+    document = json.loads(outgoing.structured(with_sequence(encode(event), 1)))
+    for name in ("subject", "ext"):
+        assert document.get(name) == sent.get(name)
+    if outgoing.is_uri_reference(sent["source"]) and not sent["source"].startswith("crucible:"):
+        assert document["source"] == sent["source"]
+
+
+@pytest.mark.parametrize(
+    ("text", "valid"),
+    [
+        *((text, True) for text in ("/a", "https://a.b/c?d#e", "urn:uuid:6e8b", "1-555-123-4567", "mailto:a@b")),
+        *((text, True) for text in ("//[::1]:80/x", "a%20b", "#f", "?q", "/a//b:c")),
+        *((text, False) for text in ("", "a b", "1:2", "%zz", "https://x/é", "a#b#c", "<x>", "a\\b")),
+    ],
+)
+def test_uri_references(text: str, valid: bool) -> None:
+    assert outgoing.is_uri_reference(text) == valid
