@@ -9,7 +9,7 @@ from crucible_core.envelope import Event
 from crucible_core.errors import CrucibleError, LimitedError, UnavailableError
 
 from .answers import error_from, read_as
-from .calls import stream_events
+from .calls.events import stream_events
 from .request import Call, Json
 from .retries import retry_after
 

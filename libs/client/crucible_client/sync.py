@@ -14,8 +14,8 @@ from httpx_sse import EventSource, SSEError
 from crucible_core.envelope import Event
 from crucible_core.errors import CrucibleError, UnavailableError
 
-from . import calls, replays
 from .answers import raise_for
+from .calls import events, hooks, memory, replays, webhooks
 from .errors import unreachable
 from .request import Call, Json, described, request_of
 from .results import Page
@@ -138,13 +138,13 @@ def _pages(call: Callable[P, Call[Page[T]]]) -> Callable[Concatenate[_Namespace,
 class Events(_Namespace):
     """The event log: append, read, follow."""
 
-    append = _sends(calls.append)
-    append_batch = _sends(calls.append_batch)
-    get = _sends(calls.get_event)
-    list = _pages(calls.list_events)
-    page = _sends(calls.list_events)
-    trace = _sends(calls.trace)
-    types = _sends(calls.event_types)
+    append = _sends(events.append)
+    append_batch = _sends(events.append_batch)
+    get = _sends(events.get_event)
+    list = _pages(events.list_events)
+    page = _sends(events.list_events)
+    trace = _sends(events.trace)
+    types = _sends(events.event_types)
     replay = _sends(replays.start_replay)
 
     def stream(
@@ -183,32 +183,32 @@ class Replays(_Namespace):
 class Hooks(_Namespace):
     """The hook registry."""
 
-    add = _sends(calls.add_hook)
-    get = _sends(calls.get_hook)
-    list = _sends(calls.list_hooks)
-    delete = _sends(calls.delete_hook)
-    enable = _sends(calls.enable_hook)
-    disable = _sends(calls.disable_hook)
-    runs = _pages(calls.hook_runs)
-    test = _sends(calls.check_hook)
+    add = _sends(hooks.add_hook)
+    get = _sends(hooks.get_hook)
+    list = _sends(hooks.list_hooks)
+    delete = _sends(hooks.delete_hook)
+    enable = _sends(hooks.enable_hook)
+    disable = _sends(hooks.disable_hook)
+    runs = _pages(hooks.hook_runs)
+    test = _sends(hooks.check_hook)
 
 
 class Webhooks(_Namespace):
     """The webhook registry and its deliveries."""
 
-    create = _sends(calls.create_webhook)
-    get = _sends(calls.get_webhook)
-    list = _sends(calls.list_webhooks)
-    delete = _sends(calls.delete_webhook)
-    attempts = _pages(calls.webhook_attempts)
-    test = _sends(calls.check_webhook)
+    create = _sends(webhooks.create_webhook)
+    get = _sends(webhooks.get_webhook)
+    list = _sends(webhooks.list_webhooks)
+    delete = _sends(webhooks.delete_webhook)
+    attempts = _pages(webhooks.webhook_attempts)
+    test = _sends(webhooks.check_webhook)
 
 
 class Memory(_Namespace):
     """Memories: keep, find, change."""
 
-    create = _sends(calls.create_memory)
-    get = _sends(calls.get_memory)
-    update = _sends(calls.update_memory)
-    delete = _sends(calls.delete_memory)
-    query = _sends(calls.query_memory)
+    create = _sends(memory.create_memory)
+    get = _sends(memory.get_memory)
+    update = _sends(memory.update_memory)
+    delete = _sends(memory.delete_memory)
+    query = _sends(memory.query_memory)
