@@ -79,6 +79,7 @@ class Origin(msgspec.Struct, frozen=True):
     correlation_id: str | None = None
     idempotency_key: str | None = None
     request_id: str | None = None
+    react: bool = True
 
     def apply(self, event: NewEvent, position: int | None = None) -> NewEvent:
         """`event`, completed; `position` is its place in a batch, which tells it apart under one idempotency key."""
@@ -87,6 +88,7 @@ class Origin(msgspec.Struct, frozen=True):
         alone = self.request_id if position is None else None
         event.correlation_id = event.correlation_id or self.correlation_id or alone
         event.traceparent = event.traceparent or self.traceparent
+        event.react = self.react
         if self.idempotency_key is not None:
             event.idempotency_key = self.idempotency_key if position is None else f"{self.idempotency_key}/{position}"
         return event

@@ -1,4 +1,4 @@
-"""Requests about events: append, query, get, trace and the types."""
+"""Requests about events: append, query, count, get, trace and the types."""
 
 import functools
 from collections.abc import Iterable
@@ -10,6 +10,8 @@ from crucible_core.errors import CrucibleError, UnsupportedError
 from crucible_core.protocol.events import (
     AppendReply,
     AppendRequest,
+    CountReply,
+    CountRequest,
     NewEvent,
     QueryReply,
     QueryRequest,
@@ -39,12 +41,12 @@ from crucible_gateway.observing import traceparent_of
 from crucible_gateway.openapi import Body, Operation, described
 from crucible_gateway.params import (
     AppendParams,
+    CountParams,
     EventParams,
     NoParams,
     TraceParams,
-    filter_param,
     read_params,
-    time_param,
+    wanted_fields,
 )
 
 from .replies import encoded, passed
@@ -92,6 +94,7 @@ async def append_events(request: Http) -> Response[bytes]:
         correlation_id=sent_correlation(request.headers),
         idempotency_key=idempotency_key(request.headers.get("idempotency-key")),
         request_id=correlation_of(request.scope),
+        react=params.react,
     )
     kind = media_type(request)
     if cloudevents.is_binary(request.headers):
@@ -153,23 +156,32 @@ async def _append(request: Http, events: AppendRequest) -> AppendReply:
 )
 async def query_events(request: Http) -> Response[bytes]:
     params = read_params(request.scope["query_string"], EventParams)
-    query = QueryRequest(
-        type=params.type,
-        actor=params.actor,
-        correlation_id=params.correlation_id,
-        entity=params.entity,
-        world_id=params.world_id,
-        room_id=params.room_id,
-        from_time=time_param(params.from_time, "from_time"),
-        to_time=time_param(params.to_time, "to_time"),
-        after=params.after,
-        order=params.order,
-        filter=filter_param(params.filter),
-        limit=params.limit,
-        cursor=params.cursor,
-        min_sequence=params.min_sequence,
-    )
+    wanted = wanted_fields(params)
+    query = QueryRequest(**wanted, order=params.order, limit=params.limit, cursor=params.cursor)
     return passed(await ask(request, "events", "query", query, bytes))
+
+
+@get(
+    "/api/v1/events/count",
+    opt=described(
+        Operation(
+            summary="Count events",
+            description=(
+                "By the parameters of a query. A log too long for one answer is counted in parts: where `complete` is "
+                "false, ask again with `after` set to `counted_to`, and add up."
+            ),
+            tag=TAG,
+            params=CountParams,
+            reply=CountReply,
+            example=examples.COUNTED,
+            refusals=("malformed", "invalid"),
+        )
+    ),
+)
+async def count_events(request: Http) -> Response[bytes]:
+    params = read_params(request.scope["query_string"], CountParams)
+    count = CountRequest(**wanted_fields(params), by=params.by)
+    return passed(await ask(request, "events", "count", count, bytes))
 
 
 @get(
