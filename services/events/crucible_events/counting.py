@@ -35,7 +35,8 @@ _KEYS: dict[CountBy | None, str] = {
 class Tally:
     """The counts so far, by key."""
 
-    def __init__(self, budget_s: float) -> None:
+    def __init__(self, budget_s: float, window: int) -> None:
+        self.window = window
         self.counts: Counter[Any] = Counter()
         self.counted_to = 0
         self._ends = time.monotonic() + budget_s
@@ -50,13 +51,15 @@ class Tally:
         return CountReply(count=self.counts.total(), groups=groups, complete=complete, counted_to=self.counted_to)
 
 
-async def count(index: Index, query: Query, by: CountBy | None, budget_s: float = BUDGET_S) -> CountReply:
+async def count(
+    index: Index, query: Query, by: CountBy | None, budget_s: float = BUDGET_S, window: int = WINDOW
+) -> CountReply:
     """Counts in the log's order, for at least one window."""
     timed = query.start is not None or query.end is not None
     low, high = await store.bounds(index, query.start, query.end) if timed else (0, MAX_SEQUENCE)
     scan = plan(query, low, high)
     held = index.sequence
-    tally = Tally(budget_s)
+    tally = Tally(budget_s, window)
     counting = _matched(index, query, scan, by, tally) if query.predicate else _grouped(index, scan, by, tally)
     complete = await counting
     if complete:
@@ -68,13 +71,13 @@ async def _grouped(index: Index, scan: Scan, by: CountBy | None, tally: Tally) -
     """Counts where SQLite alone can tell; False where the budget ended it."""
     low = scan.low
     while low <= scan.high:
-        statement, values = _window(scan, by, low)
+        statement, values = _window(scan, by, low, tally.window)
         rows = await store.select(index, statement, values)
         for key, wanted, _, last in rows:
             if wanted:
                 tally.counts[key] += wanted
             tally.counted_to = max(tally.counted_to, last)
-        if sum(row[2] for row in rows) < WINDOW:
+        if sum(row[2] for row in rows) < tally.window:
             return True
         if tally.spent:
             return False
@@ -82,7 +85,7 @@ async def _grouped(index: Index, scan: Scan, by: CountBy | None, tally: Tally) -
     return True
 
 
-def _window(scan: Scan, by: CountBy | None, low: int) -> tuple[str, list[Any]]:
+def _window(scan: Scan, by: CountBy | None, low: int, most: int) -> tuple[str, list[Any]]:
     """By key: how many rows are wanted, how many were looked at, and the last one's sequence."""
     parts = []
     values: list[Any] = []
@@ -94,21 +97,24 @@ def _window(scan: Scan, by: CountBy | None, low: int) -> tuple[str, list[Any]]:
         )
         values += [*scan.values, *branch.values, low, scan.high]
     rows = f"{' UNION ALL '.join(parts)} ORDER BY 1 LIMIT ?"
-    return f"SELECT key, sum(wanted), count(*), max(sequence) FROM ({rows}) GROUP BY key", [*values, WINDOW]
+    return f"SELECT key, sum(wanted), count(*), max(sequence) FROM ({rows}) GROUP BY key", [*values, most]
 
 
 async def _matched(index: Index, query: Query, scan: Scan, by: CountBy | None, tally: Tally) -> bool:
     """Counts what the filter's predicate accepts, event by event."""
     assert query.predicate is not None
-    async for rows in pages(index, scan, WINDOW):
+    async for rows in pages(index, scan, tally.window):
         for chunk in chunks(rows, _AT_ONCE):
             for sequence, raw in await store.raws(index, [row.sequence for row in chunk if row.size is not None]):
                 event = store.decoded(sequence, raw)
                 if query.predicate(event):
                     tally.counts[_key(event, by)] += 1
-            tally.counted_to = chunk[-1].sequence if chunk else tally.counted_to
-            if tally.spent:
+            if chunk:
+                tally.counted_to = chunk[-1].sequence
+            if tally.spent and rows[-1:] != chunk[-1:]:
                 return False
+        if tally.spent and len(rows) == tally.window:
+            return False
     return True
 
 

@@ -38,7 +38,7 @@ NDJSON = "application/x-ndjson"
     ),
 )
 async def export_events(request: Http) -> Response[Any]:
-    wanted = wanted_fields(read_params(request.url.query.encode(), WantedParams))
+    wanted = wanted_fields(read_params(request.scope["query_string"], WantedParams))
     gateway = gateway_of(request)
     head = await gateway.hub.head()
     # What was committed before the request is in the export, and what comes meanwhile does not prolong it.
