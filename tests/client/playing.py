@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from itertools import pairwise
 from typing import Any
@@ -15,7 +16,8 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketClose
 
 from .played_replays import replay_routes
 
@@ -30,7 +32,8 @@ class Played:
     """What the app remembers, and what the test wants of it.
 
     `troubles` are answers given, in order, instead of the real ones; `after_commit` the same, but the request is done
-    first. `stream_limit` ends each stream after so many events.
+    first. `stream_limit` ends each stream after so many events, `export_limit` breaks each export.
+    `wishes` are what the WebSockets asked for.
     """
 
     def __init__(self) -> None:
@@ -47,6 +50,8 @@ class Played:
         self.after_commit: list[Response] = []
         self.frames: list[str] = []
         self.stream_limit: int | None = None
+        self.export_limit: int | None = None
+        self.wishes: list[dict[str, Any]] = []
 
     @property
     def payloads(self) -> list[dict[str, Any]]:
@@ -84,7 +89,9 @@ class Played:
 def serving(app: Any) -> Iterator[str]:
     """The URL of `app`, served by uvicorn in a thread."""
     with socket.create_server(("127.0.0.1", 0)) as bound:
-        config = uvicorn.Config(app, log_config=None, lifespan="off", ws="none", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(
+            app, log_config=None, lifespan="off", ws="websockets-sansio", timeout_graceful_shutdown=1
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()
@@ -122,17 +129,59 @@ def create_app(played: Played) -> Any:
     async def events(request: Request) -> Response:
         if request.method == "GET":
             return _page(played, request)
-        sent = await request.json()
+        ndjson = request.headers["content-type"] == "application/x-ndjson"
+        sent = (await request.body()).splitlines() if ndjson else await request.json()
         if not isinstance(sent, list):
             answer = played.append(sent, request.headers.get("idempotency-key"))
             return JSONResponse(answer, 200 if answer.get("duplicate") else 201)
         results: list[dict[str, Any]] = []
         for one in sent:
             try:
-                results.append(played.append(one))
+                results.append(played.append(json.loads(one) if ndjson else one))
+            except json.JSONDecodeError as error:
+                results.append({"error": {"type": PROBLEMS + "malformed", "detail": f"no JSON: {error}"}})
             except HTTPException as error:
                 results.append({"error": error.detail})
         return JSONResponse({"committed": sum("id" in result for result in results), "results": results})
+
+    async def export(request: Request) -> Response:
+        after = int(request.query_params.get("after", 0))
+        found = [json.dumps(event).encode() for event in _wanted(played, request) if event["sequence"] > after]
+        limit = played.export_limit
+        if limit is not None and len(found) > limit:
+            broken = b"\n".join(found[:limit]) + b"\n" + found[limit][:20]
+            return Response(broken, headers={"content-length": "1000000"}, media_type="application/x-ndjson")
+        return Response(b"".join(b"%b\n" % line for line in found) + b"\n", media_type="application/x-ndjson")
+
+    async def count(request: Request) -> Response:
+        """In parts of two events."""
+        after = int(request.query_params.get("after", 0))
+        found = [event for event in _wanted(played, request) if event["sequence"] > after]
+        part, rest = found[:2], found[2:]
+        keys = Counter(f"{event['type']}.{event['data']['event']}" for event in part)
+        groups = [{"key": key, "count": n} for key, n in keys.items()] if "by" in request.query_params else []
+        counted_to = part[-1]["sequence"] if part else after
+        return JSONResponse({"count": len(part), "groups": groups, "complete": not rest, "counted_to": counted_to})
+
+    async def socket(socket: WebSocket) -> None:
+        await socket.accept()
+        wish = await socket.receive_json()
+        played.wishes.append(wish)
+        position = {"now": len(played.log), "start": 0}.get(wish["from"], wish["from"])
+        await socket.send_json({"type": "subscribed", "subscription": "sub_1", "sequence": position})
+        for frame in played.frames:
+            await socket.send_text(frame)
+        left = played.stream_limit
+        while left is None or left > 0:
+            if position < len(played.log):
+                event = played.log[position]
+                position += 1
+                left = None if left is None else left - 1
+                body = {"type": "event", "subscription": "sub_1", "sequence": event["sequence"], "event": event}
+                await socket.send_json(body)
+            else:
+                await asyncio.sleep(0.01)
+        await socket.close()
 
     async def event(request: Request) -> Response:
         for found in played.log:
@@ -249,6 +298,9 @@ def create_app(played: Played) -> Any:
         *replay_routes(played),
         Route("/api/v1/events", events, methods=["GET", "POST"]),
         Route("/api/v1/events/stream", stream),
+        WebSocketRoute("/api/v1/events/stream", socket),
+        Route("/api/v1/events/export", export),
+        Route("/api/v1/events/count", count),
         Route("/api/v1/events/trace/{id}", trace),
         Route("/api/v1/events/{id}", event),
         Route("/api/v1/event-types", types),
@@ -280,6 +332,10 @@ class _Door:
         self._played = played
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            allowed = WebSocket(scope, receive, send).headers.get("authorization") == f"Bearer {KEY}"
+            await (self._app if allowed else WebSocketClose(4401))(scope, receive, send)
+            return
         request = Request(scope, receive)
         body = await request.body()
         self._played.requests.append((request.method, scope["raw_path"].decode(), dict(request.headers), body))
@@ -322,9 +378,13 @@ async def _frames(played: Played, position: int) -> AsyncIterator[str]:
             await asyncio.sleep(0.01)
 
 
-def _page(played: Played, request: Request) -> Response:
+def _wanted(played: Played, request: Request) -> list[dict[str, Any]]:
     types = request.query_params.getlist("type")
-    found = [e for e in played.log if not types or f"{e['type']}.{e['data']['event']}" in types]
+    return [e for e in played.log if not types or f"{e['type']}.{e['data']['event']}" in types]
+
+
+def _page(played: Played, request: Request) -> Response:
+    found = _wanted(played, request)
     if request.query_params.get("order") == "desc":
         found.reverse()
     events, cursor = _slice(request, found)

@@ -1,13 +1,14 @@
 """Live streams: resumed with no hole and no repeat, and given up when it is time."""
 
-from contextlib import closing
+import json
+from contextlib import aclosing, closing
 from itertools import islice
 
 import pytest
 
-from crucible_client import AsyncCrucible, Crucible, UnreachableError
+from crucible_client import AsyncCrucible, Crucible, Notice, UnreachableError
 from crucible_client.subscription import Subscription
-from crucible_core.errors import InvalidError, UnavailableError
+from crucible_core.errors import CrucibleError, InvalidError, UnavailableError
 from tests.client.playing import Played, trouble
 
 
@@ -77,8 +78,9 @@ def frame(sequence: int) -> str:
     return f'{{"type": "event", "sequence": {sequence}, "event": {event}}}'
 
 
-def test_repeats_are_dropped_and_a_gap_asks_again() -> None:
-    subscription = Subscription((), None, "now", None)
+def test_repeats_are_dropped_and_a_gap_is_told() -> None:
+    told: list[Notice] = []
+    subscription = Subscription((), None, "now", None, on_notice=told.append)
     subscription.opened()
     assert subscription.take("caught_up", '{"type": "caught_up", "sequence": 4}') is None
     assert dict(subscription.call().params)["from"] == "4"
@@ -86,9 +88,9 @@ def test_repeats_are_dropped_and_a_gap_asks_again() -> None:
     assert event is not None
     assert event.sequence == 5
     assert subscription.take("message", frame(5)) is None
-    with pytest.raises(UnavailableError) as caught:
-        subscription.take("gap", '{"dropped": 3}')
-    assert subscription.failed(caught.value, 0.0) == 0.0
+    assert subscription.take("gap", '{"dropped": 3}') is None
+    subscription.failed(UnavailableError("gone"), 0.0)
+    assert told == [Notice("caught_up", sequence=4), Notice("gap", dropped=3), Notice("away", detail="gone")]
     assert subscription.call().headers["last-event-id"] == "5"
 
 
@@ -109,3 +111,47 @@ def test_patience_ends() -> None:
         subscription.failed(away, 11.0)
     subscription.opened()
     assert subscription.failed(away, 12.0) == 0.2
+
+
+def test_the_place_of_a_subscription_is_known_before_its_first_event() -> None:
+    subscription = Subscription(("Custom.*",), {"n": 1}, "now", None, world_id="mars")
+    assert subscription.take("", '{"type": "subscribed", "subscription": "sub_1", "sequence": 7}') is None
+    assert json.loads(subscription.message()) == {
+        "action": "subscribe",
+        "filters": [{"event_type": "Custom.*", "filter": {"n": 1}}],
+        "from": 7,
+        "world_id": "mars",
+    }
+
+
+def test_a_broken_subscription_goes_on_after_the_last_event(crucible: Crucible, played: Played) -> None:
+    fill(played, 5)
+    played.stream_limit = 2
+    told: list[Notice] = []
+    with closing(crucible.events.subscribe("Custom.*", from_="start", on_notice=told.append)) as events:
+        assert [event.sequence for event in islice(events, 5)] == [1, 2, 3, 4, 5]
+    assert [wish["from"] for wish in played.wishes] == ["start", 2, 4]
+    assert {notice.kind for notice in told} == {"away"}
+
+
+async def test_async_subscription(async_crucible: AsyncCrucible, played: Played) -> None:
+    fill(played, 3)
+    played.stream_limit = 1
+    found = []
+    async with aclosing(async_crucible.events.subscribe(from_=1)) as events:
+        async for event in events:
+            found.append(event.sequence)
+            if len(found) == 2:
+                break
+    assert found == [2, 3]
+
+
+def test_a_subscription_with_a_wrong_key_raises(played: Played) -> None:
+    with Crucible(played.url, "wrong", environ={}) as crucible, pytest.raises(CrucibleError):
+        next(crucible.events.subscribe())
+
+
+def test_a_refused_subscription_raises(crucible: Crucible, played: Played) -> None:
+    played.frames = ['{"type": "error", "error": {"type": "https://x/invalid", "detail": "no such type"}}']
+    with pytest.raises(InvalidError, match="no such type"):
+        next(crucible.events.subscribe("Nothing"))

@@ -64,6 +64,14 @@ async def test_functions_work_with_and_without_await(system: System, call: str) 
     assert (await system.run_of("asker", "ok")).output == "mem_other"
 
 
+async def test_what_is_only_recorded_triggers_nothing(system: System) -> None:
+    await system.register("greeter", '"hello"')
+    await system.append(react=False)
+    cause = await system.append()
+    assert (await system.run_of("greeter", "ok")).event_id == cause.id
+    assert (await system.view("greeter")).counters.invoked == 1
+
+
 async def test_condition_decides_and_an_absent_field_holds_nothing(system: System) -> None:
     await system.register("picky", "1", condition={"expr": '"#research" in event.payload.tags'})
     await system.append(payload={"tags": ["#other"]})

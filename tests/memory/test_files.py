@@ -62,6 +62,13 @@ async def test_note_becomes_a_memory(service: Starlette, memory: Memories) -> No
     assert found.links == [Link(target="Lamport", type="wikilink")]
 
 
+async def test_a_file_event_that_is_only_recorded_makes_no_memory(service: Starlette, memory: Memories) -> None:
+    await memory.append("File.Created", {"path": PATH, "content": NOTE}, react=False)
+    await handled(memory)
+    assert await results(service) == {"ignored": 1}
+    assert await memory.log() == []
+
+
 async def test_memory_is_the_files_effect(service: Starlette, memory: Memories) -> None:
     sequence = await file(memory, "Created", content=NOTE, correlation_id="cor_note", hop=2)
     [caused], [cause] = await memory.log(), await memory.log("File")

@@ -104,7 +104,9 @@ class Service:
         reply = await self.bus.request(self.bus.names.rpc("webhooks", "create"), msgspec.json.encode(wanted))
         return msgspec.json.decode(reply.data, type=WebhookView)
 
-    async def append(self, event_type: str = "Custom.Ping", **payload: Any) -> Event:
+    async def append(
+        self, event_type: str = "Custom.Ping", headers: dict[str, str] | None = None, **payload: Any
+    ) -> Event:
         category, _, name = event_type.partition(".")
         metadata = Metadata(
             id=fresh_id("evt"),
@@ -116,7 +118,7 @@ class Service:
         )
         event = Event(category, Data(name, payload), metadata)
         subject = self.bus.names.event("default", "main", category, name, None)
-        await self.bus.store(Outgoing(subject, encode(event)))
+        await self.bus.store(Outgoing(subject, encode(event), headers or {}))
         return event
 
     async def redelivered(self, webhook_id: str, delivery: Outgoing) -> None:

@@ -12,6 +12,7 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 
+from crucible_core import subjects
 from crucible_core.errors import InvalidError, NotFoundError
 from crucible_core.protocol.shared import Check, EnableHook, GetRequest
 from crucible_core.protocol.shared import TestRequest as Trial
@@ -59,6 +60,14 @@ async def test_failing_endpoint_is_retried_then_exhausted(
     assert [attempt.attempt for attempt in attempts] == [3, 2, 1]
     assert len({headers["x-crucible-delivery"] for headers, _ in receiver.requests}) == 1
     await until(lambda: "Webhook.Exhausted" in told)
+
+
+async def test_what_is_only_recorded_is_not_delivered(service: Service, receiver: Receiver) -> None:
+    await service.create(receiver.url)
+    await service.append("Custom.Imported", {subjects.NO_REACTION: "1"})
+    await service.append("Custom.Later")
+    await until(lambda: bool(receiver.requests))
+    assert [headers["x-crucible-event-type"] for headers, _ in receiver.requests] == ["Custom.Later"]
 
 
 async def test_retry_survives_a_restart(service: Service, receiver: Receiver, nats_url: str) -> None:

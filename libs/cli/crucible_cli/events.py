@@ -1,79 +1,70 @@
-"""`crucible events`: read, follow, append and replay events."""
+"""`crucible events`: read, follow, append, count, move and replay events."""
 
-import contextlib
 from itertools import islice
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
-from rich.console import Group, RenderableType
 from rich.text import Text
 
-from crucible_core.envelope import Event
-from crucible_core.protocol.events import Appended
+from crucible_core.protocol.events import CountBy
 
 from . import replays
-from .given import json_object, payload_of
+from .emitting import emit, export, import_
 from .session import Session, command
-from .tables import event_line, event_panel
+from .tables import count_table, event_line, event_panel
+from .tailing import tail
 from .tree import render_trace
+from .wanted import Asked, wanting
 
-app = typer.Typer(no_args_is_help=True, help="Read, follow, append and replay events.")
+app = typer.Typer(no_args_is_help=True, help="Read, follow, append, count, move and replay events.")
 
-Types = Annotated[list[str] | None, typer.Option("--type", "-t", help="A type, alias or wildcard; repeat for more.")]
-Filter = Annotated[str | None, typer.Option("--filter", "-f", help="A filter as a JSON object, @FILE or - (stdin).")]
 PAGE = 500
 
 
 @command(app)
-def tail(
+@wanting
+def list_(
     session: Session,
-    type: Types = None,
-    filter: Filter = None,
-    from_: Annotated[
-        str, typer.Option("--from", help="now, start, a sequence (exclusive) or a time (RFC 3339).")
-    ] = "now",
-    limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="Stop after so many events.")] = None,
+    asked: Asked,
+    desc: Annotated[bool, typer.Option("--desc/--asc", help="The latest first, or the earliest.")] = True,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")] = 20,
+    all: Annotated[bool, typer.Option("--all", help="As many as there are.")] = False,
 ) -> None:
-    """Print events as they are committed, until Ctrl-C. It reconnects by itself and misses none."""
-    asked = json_object(filter, "--filter")
-    with session.connect() as crucible, contextlib.suppress(KeyboardInterrupt):
-        for event in islice(crucible.events.stream(*(type or ()), filter=asked, start=from_), limit):
+    """Events of the past, by type, cause, place, time and filter; with --json one a line.
+
+    \b
+    crucible events list --type "Memory.*" --since 2h
+    crucible events list --filter 'content~(?i)clock' --filter 'n>=3' --limit 100
+    crucible events list --actor user:alice --asc --all --json
+    """
+    found = 0
+    with session.connect() as crucible:
+        page_size = PAGE if all else min(limit, PAGE)
+        events = crucible.events.list(
+            *asked.types, order="desc" if desc else "asc", page_size=page_size, **asked.wanted
+        )
+        for event in events if all else islice(events, limit):
             session.line(event, event_line)
+            found += 1
+    if not found and not session.json:
+        session.out.print(Text("No events match.", "dim"))
 
 
 @command(app)
-def list_(
+@wanting
+def count(
     session: Session,
-    type: Types = None,
-    filter: Filter = None,
-    actor: Annotated[str | None, typer.Option(help="Who, such as user:alice.")] = None,
-    entity: Annotated[str | None, typer.Option(help="What it is about, such as a memory's id or a path.")] = None,
-    correlation: Annotated[str | None, typer.Option(help="The correlation id.")] = None,
-    world: Annotated[str | None, typer.Option(help="The world.")] = None,
-    room: Annotated[str | None, typer.Option(help="The room.")] = None,
-    since: Annotated[str | None, typer.Option(help="From this time on (RFC 3339).")] = None,
-    until: Annotated[str | None, typer.Option(help="Up to this time (RFC 3339).")] = None,
-    after: Annotated[int | None, typer.Option(help="Only after this sequence.")] = None,
-    order: Annotated[Literal["asc", "desc"], typer.Option(help="desc: the latest first.")] = "desc",
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")] = 20,
+    asked: Asked,
+    by: Annotated[CountBy | None, typer.Option("--by", help="Also in groups; days are UTC's.")] = None,
 ) -> None:
-    """Events of the past, by type, cause, place, time and filter."""
+    """How many events there are, in all or in groups.
+
+    \b
+    crucible events count --by type
+    crucible events count --type "Memory.*" --since 7d --by day
+    """
     with session.connect() as crucible:
-        found = crucible.events.list(
-            *(type or ()),
-            filter=json_object(filter, "--filter"),
-            actor=actor,
-            entity=entity,
-            correlation_id=correlation,
-            world_id=world,
-            room_id=room,
-            from_time=since,
-            to_time=until,
-            after=after,
-            order=order,
-            page_size=min(limit, PAGE),
-        )
-        session.show(list(islice(found, limit)), _lines)
+        session.show(crucible.events.count(*asked.types, by=by, **asked.wanted), count_table)
 
 
 @command(app)
@@ -81,37 +72,6 @@ def get(session: Session, id: Annotated[str, typer.Argument(help="The event's id
     """One event, whole."""
     with session.connect() as crucible:
         session.show(crucible.events.get(id), event_panel)
-
-
-@command(app)
-def emit(
-    session: Session,
-    type: Annotated[str, typer.Argument(help="The type or an alias, such as Memory.Created or Custom.Built.")],
-    payload: Annotated[str, typer.Argument(help="A JSON object, @FILE or - (stdin).")] = "{}",
-    entity: Annotated[str | None, typer.Option(help="What it is about.")] = None,
-    world: Annotated[str | None, typer.Option(help="The world.")] = None,
-    room: Annotated[str | None, typer.Option(help="The room.")] = None,
-    id: Annotated[str | None, typer.Option(help="The event's id; the same id again appends nothing.")] = None,
-    correlation: Annotated[str | None, typer.Option(help="The correlation id to join.")] = None,
-    causation: Annotated[str | None, typer.Option(help="The id of the event that caused it.")] = None,
-    expected: Annotated[int | None, typer.Option(help="The sequence of the entity's last event; 0: none yet.")] = None,
-    forever: Annotated[bool, typer.Option("--forever", help="Keep it past the retention.")] = False,
-) -> None:
-    """Append one event; answered once it is durable."""
-    with session.connect() as crucible:
-        appended = crucible.events.append(
-            type,
-            payload_of(payload, "PAYLOAD"),
-            entity=entity,
-            world_id=world,
-            room_id=room,
-            id=id,
-            correlation_id=correlation,
-            causation_id=causation,
-            expected_sequence=expected,
-            retention="forever" if forever else None,
-        )
-    session.show(appended, _appended)
 
 
 @command(app)
@@ -124,14 +84,8 @@ def trace(
         session.show(crucible.events.trace(correlation), render_trace)
 
 
+command(app)(tail)
+command(app)(emit)
+command(app)(wanting(export))
+command(app)(import_)
 command(app, "replay")(replays.start)
-
-
-def _lines(events: list[Event]) -> RenderableType:
-    return Group(*map(event_line, events)) if events else Text("No events match.", "dim")
-
-
-def _appended(appended: Appended) -> Text:
-    known = "  (known already)" if appended.duplicate else ""
-    text = Text.assemble((f"#{appended.sequence}", "bold"), f"  {appended.type}  {appended.id}{known}")
-    return text.append(f"\nSee what follows: crucible events trace {appended.correlation_id}", "dim")

@@ -1,11 +1,20 @@
-"""What people give on the command line: JSON, files, stdin."""
+"""What people give on the command line: JSON, files, stdin, `key=value` pairs, and moments."""
 
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import typer
+
+from crucible_core.times import format_time
+
+_AGO = re.compile(r"(\d{1,9})([smhdw])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_PAIR = re.compile(r"([A-Za-z_][\w.-]*)(!=|>=|<=|=|~|>|<)(.*)", re.DOTALL)
+_OPERATORS = {"!=": "not_equals", ">=": "gte", "<=": "lte", "~": "matches", ">": "gt", "<": "lt"}
 
 
 def text_of(given: str, what: str) -> str:
@@ -28,3 +37,54 @@ def payload_of(given: str, what: str) -> dict[str, Any]:
 
 def json_object(given: str | None, what: str) -> dict[str, Any] | None:
     return None if given is None else payload_of(given, what)
+
+
+def fields_of(given: Sequence[str], what: str) -> dict[str, Any]:
+    """One JSON object (or @FILE, or - for stdin), or `key=value` pairs: a value is JSON where it reads as JSON, else
+    text, and a dot in a key goes down."""
+    if len(given) == 1 and (given[0][:1] in ("{", "@", "[") or given[0] == "-"):
+        return payload_of(given[0], what)
+    made: dict[str, Any] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise typer.BadParameter(f"{what}: {text[:80]} is neither a JSON object nor key=value")
+        *above, last = key.split(".")
+        place = made
+        for name in above:
+            place = place.setdefault(name, {})
+            if not isinstance(place, dict):
+                raise typer.BadParameter(f"{what}: {key[:80]}: {name} is a value already")
+        place[last] = _value(value)
+    return made
+
+
+def filter_of(given: Sequence[str] | None, what: str) -> dict[str, Any] | None:
+    """The filter in JSON objects (or @FILE, -) and in pairs such as `n>=3`; all of them must hold."""
+    filters = [_one_filter(text, what) for text in given or ()]
+    return {"$and": filters} if len(filters) > 1 else (filters[0] if filters else None)
+
+
+def moment_of(given: str | None, now_us: int) -> str | None:
+    """`10m`, `2h`, `3d` ago as RFC 3339; anything else as it is. `now_us` is in microseconds."""
+    found = _AGO.fullmatch(given) if given else None
+    if found is None:
+        return given
+    return format_time(max(0, now_us - int(found[1]) * _SECONDS[found[2]] * 1_000_000))
+
+
+def _one_filter(text: str, what: str) -> dict[str, Any]:
+    pair = _PAIR.fullmatch(text)
+    if pair is None:
+        return payload_of(text, what)
+    key, operator, value = pair.groups()
+    if operator == "=":
+        return {key: _value(value)}
+    return {key: {_OPERATORS[operator]: value if operator == "~" else _value(value)}}
+
+
+def _value(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return text

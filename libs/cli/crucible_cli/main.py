@@ -15,7 +15,7 @@ COMMANDS = {
     "demo": "Show the whole chain on a real file, as a tree with times.",
     "watch": "Turn a folder of Markdown notes into events.",
     "listen": "Receive webhooks here: verify and print them.",
-    "events": "Read, follow, append and replay events.",
+    "events": "Read, follow, append, count, move and replay events.",
     "replays": "Show and steer replays.",
     "hooks": "List, add and try hooks.",
     "webhooks": "List, create and try webhooks.",

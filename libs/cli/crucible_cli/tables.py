@@ -10,6 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from crucible_client import Count
 from crucible_core.envelope import Event
 from crucible_core.protocol.hooks import HookView, RunRecord
 from crucible_core.protocol.memory import MemoryView, ScoredMemory
@@ -39,6 +40,16 @@ def event_line(event: Event) -> Text:
 
 def event_panel(event: Event) -> RenderableType:
     return Group(event_line(event), as_json(event))
+
+
+def count_table(count: Count) -> RenderableType:
+    total = Text.assemble((f"{count.count:,}", "bold"), " event" if count.count == 1 else " events")
+    if not count.groups:
+        return total
+    table = _table("group", "count", "share")
+    for key, number in count.groups.items():
+        table.add_row(clean(key, 200), f"{number:,}", f"{number / count.count:.1%}")
+    return Group(table, total)
 
 
 def as_json(value: object) -> JSON:
@@ -189,7 +200,7 @@ def _counted(counters: Counters) -> tuple[Iterable[str], str]:
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for column in columns:
-        right = column in (*COUNTS, "attempt", "took", "order", "score")
+        right = column in (*COUNTS, "attempt", "took", "order", "score", "count", "share")
         table.add_column(column, justify="right" if right else "left", overflow="fold")
     return table
 

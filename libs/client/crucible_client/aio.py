@@ -4,25 +4,33 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 import httpx
+import websockets.asyncio.client as asyncio_client
 from httpx_sse import EventSource, SSEError
 
 from crucible_core.envelope import Event
 from crucible_core.errors import CrucibleError, UnavailableError
+from crucible_core.protocol.events import CountBy
 
-from . import calls, replays
 from .answers import raise_for
+from .calls import events, hooks, memory, replays, webhooks
+from .calls.events import Wanted
 from .errors import unreachable
+from .export import Export
 from .request import Call, Json, described, request_of
-from .results import Page
+from .results import BatchItem, Page
 from .retries import CONNECT_RETRIES, Retries, wait_s
 from .settings import settings_from
-from .subscription import IDLE_S, Subscription
+from .shipment import BATCH_EVENTS, Shipment
+from .shipment import packed_async as packed
+from .subscription import IDLE_S, OnNotice, Subscription
+from .tally import Count, Tally
+from .websocket import open_async_socket
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -47,7 +55,8 @@ class AsyncCrucible:
     ) -> None:
         settings = settings_from(url, api_key, environ)
         self.url = settings.url
-        self._retries = retries or Retries()
+        self.retries = retries or Retries()
+        self._settings = settings
         self._http = httpx.AsyncClient(
             base_url=settings.url,
             headers={"authorization": f"Bearer {settings.api_key}"} if settings.api_key else {},
@@ -78,28 +87,30 @@ class AsyncCrucible:
             try:
                 return await self._send_once(call)
             except CrucibleError as error:
-                wait = wait_s(self._retries, attempt, error, repeatable=call.repeatable, jitter=random.random())
+                wait = wait_s(self.retries, attempt, error, repeatable=call.repeatable, jitter=random.random())
                 if wait is None:
                     raise
             await asyncio.sleep(wait)
             attempt += 1
 
     @asynccontextmanager
-    async def open(self, call: Call[bytes]) -> AsyncIterator[EventSource]:
-        """A stream of server-sent events, for as long as the block lasts."""
+    async def open(self, call: Call[bytes]) -> AsyncIterator[httpx.Response]:
+        """An answer whose body is read as it comes, for as long as the block lasts."""
         request = request_of(self._http, call, httpx.Timeout(IDLE_S, connect=10.0))
         try:
             response = await self._http.send(request, stream=True)
             try:
                 if response.status_code >= 300:
                     raise_for(response.status_code, response.headers, await response.aread())
-                yield EventSource(response)
+                yield response
             finally:
                 await response.aclose()
         except httpx.TransportError as error:
             raise unreachable(error, self.url) from error
-        except SSEError as error:
-            raise CrucibleError(f"no event stream at {self.url}: {error}") from error
+
+    def socket(self) -> AbstractAsyncContextManager[asyncio_client.ClientConnection]:
+        """A WebSocket of the event stream."""
+        return open_async_socket(self._settings)
 
     async def _send_once(self, call: Call[T]) -> T:
         try:
@@ -143,30 +154,118 @@ def _pages(call: Callable[P, Call[Page[T]]]) -> Callable[Concatenate[_Namespace,
 class AsyncEvents(_Namespace):
     """The event log: append, read, follow."""
 
-    append = _sends(calls.append)
-    append_batch = _sends(calls.append_batch)
-    get = _sends(calls.get_event)
-    list = _pages(calls.list_events)
-    page = _sends(calls.list_events)
-    trace = _sends(calls.trace)
-    types = _sends(calls.event_types)
+    append = _sends(events.append)
+    append_batch = _sends(events.append_batch)
+    get = _sends(events.get_event)
+    list = _pages(events.list_events)
+    page = _sends(events.list_events)
+    trace = _sends(events.trace)
+    types = _sends(events.event_types)
     replay = _sends(replays.start_replay)
 
+    async def count(self, *types: str, by: CountBy | None = None, **wanted: Unpack[Wanted]) -> Count:
+        """How many events are wanted (see `Wanted`), also by type, world, room, actor or day (UTC)."""
+        tally = Tally(types, by, wanted)
+        while True:
+            found = tally.take(await self._client.send(tally.call()))
+            if found is not None:
+                return found
+
+    async def append_many(
+        self,
+        events: Iterable[Json | bytes] | AsyncIterable[Json | bytes],
+        *,
+        batch_size: int = BATCH_EVENTS,
+        react: bool = True,
+    ) -> AsyncGenerator[BatchItem, None]:
+        """Appends events as they come, a batch at a time, and gives each one's outcome, in order.
+
+        An event is an object in the short or the full form, or a line of JSON as bytes (an export's, say); each gets an
+        id when it has none. One that is refused does not raise: its item has the error. What is refused because a
+        service is away is sent again for a while. Without `react` events are only recorded: Post hooks, webhooks and
+        the reader of notes pass them over. Raises UnavailableError where the gateway stays away.
+        """
+        async for lines in packed(events, batch_size):
+            shipment = Shipment(lines, react)
+            while True:
+                answer = await self._client.send(shipment.call())
+                wait = shipment.take(answer, self._client.retries, random.random())
+                if wait is None:
+                    break
+                await asyncio.sleep(wait)
+            for item in shipment.results:
+                yield item
+
+    async def export(self, *types: str, **wanted: Unpack[Wanted]) -> AsyncGenerator[bytes, None]:
+        """The events that are committed by now and wanted (see `Wanted`), in the log's order, each as a line of JSON
+        without its end: `append_many(lines, react=False)` puts them back. It goes on by itself when it breaks."""
+        export = Export(types, wanted)
+        while not export.complete:
+            try:
+                async with self._client.open(export.call()) as response:
+                    async for chunk in response.aiter_bytes():
+                        for line in export.take(chunk):
+                            yield line
+                export.ended()
+            except CrucibleError as error:
+                await asyncio.sleep(export.failed(error, time.monotonic()))
+
     async def stream(
-        self, *types: str, filter: Json | None = None, start: str | int = "now", patience_s: float | None = 60.0
+        self,
+        *types: str,
+        filter: Json | None = None,
+        start: str | int = "now",
+        world_id: str | None = None,
+        room_id: str | None = None,
+        patience_s: float | None = 60.0,
+        on_notice: OnNotice | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Events as they are committed, for ever, each once and with no hole; it reconnects by itself.
 
-        `start` is `now`, `start`, a sequence (exclusive) or a time (RFC 3339). A gateway that is away for longer than
-        `patience_s` seconds (None: no limit), or at the start, raises UnavailableError.
+        `start` is `now`, `start`, a sequence (exclusive) or a time (RFC 3339). `on_notice` is told what happens besides
+        (see `Notice`). A gateway that is away for longer than `patience_s` seconds (None: no limit), or at the start,
+        raises UnavailableError. These are server-sent events; `subscribe` is the same over a WebSocket.
         """
-        subscription = Subscription(types, filter, start, patience_s)
+        subscription = Subscription(
+            types, filter, start, patience_s, world_id=world_id, room_id=room_id, on_notice=on_notice
+        )
         while True:
             try:
-                async with self._client.open(subscription.call()) as source:
+                async with self._client.open(subscription.call()) as response:
+                    source = EventSource(response)
                     subscription.opened()
                     async for frame in source.aiter_sse():
                         event = subscription.take(frame.event, frame.data)
+                        if event is not None:
+                            yield event
+                wait = subscription.failed(UnavailableError("the gateway closed the stream"), time.monotonic())
+            except SSEError as error:
+                raise CrucibleError(f"no event stream at {self._client.url}: {error}") from error
+            except CrucibleError as error:
+                wait = subscription.failed(error, time.monotonic())
+            await asyncio.sleep(wait)
+
+    async def subscribe(
+        self,
+        *types: str,
+        filter: Json | None = None,
+        from_: str | int = "now",
+        world_id: str | None = None,
+        room_id: str | None = None,
+        patience_s: float | None = 60.0,
+        on_notice: OnNotice | None = None,
+    ) -> AsyncGenerator[Event, None]:
+        """As `stream`, over a WebSocket; `from_` is what `start` is there."""
+        subscription = Subscription(
+            types, filter, from_, patience_s, world_id=world_id, room_id=room_id, on_notice=on_notice
+        )
+        while True:
+            try:
+                async with self._client.socket() as socket:
+                    await socket.send(subscription.message())
+                    async for frame in socket:
+                        event = subscription.take("", frame)
+                        subscription.opened()
                         if event is not None:
                             yield event
                 wait = subscription.failed(UnavailableError("the gateway closed the stream"), time.monotonic())
@@ -188,32 +287,32 @@ class AsyncReplays(_Namespace):
 class AsyncHooks(_Namespace):
     """The hook registry."""
 
-    add = _sends(calls.add_hook)
-    get = _sends(calls.get_hook)
-    list = _sends(calls.list_hooks)
-    delete = _sends(calls.delete_hook)
-    enable = _sends(calls.enable_hook)
-    disable = _sends(calls.disable_hook)
-    runs = _pages(calls.hook_runs)
-    test = _sends(calls.check_hook)
+    add = _sends(hooks.add_hook)
+    get = _sends(hooks.get_hook)
+    list = _sends(hooks.list_hooks)
+    delete = _sends(hooks.delete_hook)
+    enable = _sends(hooks.enable_hook)
+    disable = _sends(hooks.disable_hook)
+    runs = _pages(hooks.hook_runs)
+    test = _sends(hooks.check_hook)
 
 
 class AsyncWebhooks(_Namespace):
     """The webhook registry and its deliveries."""
 
-    create = _sends(calls.create_webhook)
-    get = _sends(calls.get_webhook)
-    list = _sends(calls.list_webhooks)
-    delete = _sends(calls.delete_webhook)
-    attempts = _pages(calls.webhook_attempts)
-    test = _sends(calls.check_webhook)
+    create = _sends(webhooks.create_webhook)
+    get = _sends(webhooks.get_webhook)
+    list = _sends(webhooks.list_webhooks)
+    delete = _sends(webhooks.delete_webhook)
+    attempts = _pages(webhooks.webhook_attempts)
+    test = _sends(webhooks.check_webhook)
 
 
 class AsyncMemory(_Namespace):
     """Memories: keep, find, change."""
 
-    create = _sends(calls.create_memory)
-    get = _sends(calls.get_memory)
-    update = _sends(calls.update_memory)
-    delete = _sends(calls.delete_memory)
-    query = _sends(calls.query_memory)
+    create = _sends(memory.create_memory)
+    get = _sends(memory.get_memory)
+    update = _sends(memory.update_memory)
+    delete = _sends(memory.delete_memory)
+    query = _sends(memory.query_memory)

@@ -1,53 +1,88 @@
 """Where one live stream stands: what was seen last, and when to connect again. No I/O; both clients drive it."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import msgspec
 
 from crucible_core.envelope import Event
-from crucible_core.errors import CrucibleError, LimitedError, UnavailableError
+from crucible_core.errors import CrucibleError
 
 from .answers import error_from, read_as
-from .calls import stream_events
+from .calls.events import stream_events
+from .patience import Patience
 from .request import Call, Json
-from .retries import retry_after
 
 IDLE_S = 60.0
 """A stream that is silent for so long, keep-alives included, is dead."""
-_FIRST_WAIT_S = 0.2
-_LONGEST_WAIT_S = 5.0
+
+
+class Notice(msgspec.Struct, frozen=True):
+    """What a stream tells besides its events.
+
+    `caught_up`: everything up to `sequence` was given, what follows is live. `gap`: the reader was so slow that
+    `dropped` events left its queue; they are read from the log, so that none is missed. `away`: the connection broke
+    for the reason in `detail`, and is made again.
+    """
+
+    kind: Literal["caught_up", "gap", "away"]
+    sequence: int | None = None
+    dropped: int | None = None
+    detail: str = ""
+
+
+OnNotice = Callable[[Notice], object]
 
 
 class Subscription:
     """Follows the sequence through a stream's frames, so that a broken one resumes with no hole and no repeat."""
 
-    def __init__(self, types: Sequence[str], filter: Json | None, start: str | int, patience_s: float | None) -> None:
-        self._asked = (tuple(types), filter, start)
-        self._patience_s = patience_s
+    def __init__(
+        self,
+        types: Sequence[str],
+        filter: Json | None,
+        start: str | int,
+        patience_s: float | None,
+        *,
+        world_id: str | None = None,
+        room_id: str | None = None,
+        on_notice: OnNotice | None = None,
+    ) -> None:
+        self._types, self._filter, self._start = tuple(types), filter, start
+        self._world_id, self._room_id = world_id, room_id
+        self._patience = Patience(patience_s)
+        self._on_notice = on_notice
         self._last: int | None = None
-        self._opened = False
-        self._away_since: float | None = None
-        self._failures = 0
 
     def call(self) -> Call[bytes]:
         """The request that starts the stream, or resumes it after the last sequence seen."""
-        return stream_events(*self._asked, self._last)
+        return stream_events(self._types, self._filter, self._start, self._last, self._world_id, self._room_id)
+
+    def message(self) -> str:
+        """The same as what to say on a WebSocket."""
+        filters = [{"event_type": name, "filter": self._filter or {}} for name in self._types or ("*",)]
+        place = {"world_id": self._world_id, "room_id": self._room_id}
+        wish = {
+            "action": "subscribe",
+            "filters": filters,
+            "from": self._start if self._last is None else self._last,
+            **{name: value for name, value in place.items() if value is not None},
+        }
+        return msgspec.json.encode(wish).decode()
 
     def opened(self) -> None:
         """The gateway has accepted the stream."""
-        self._opened = True
-        self._away_since = None
-        self._failures = 0
+        self._patience.went_well()
 
-    def take(self, name: str, data: str) -> Event | None:
-        """The event in a frame, if it has one. Raises UnavailableError on a gap, which only a new request can fill."""
-        frame = read_as(data.encode(), dict[str, Any]) if data.strip() else {}
+    def take(self, name: str, data: str | bytes) -> Event | None:
+        """The event in a frame, if it has one."""
+        raw = data.encode() if isinstance(data, str) else data
+        frame = read_as(raw, dict[str, Any]) if raw.strip() else {}
         kind = name if name in ("gap", "error", "caught_up", "subscribed") else frame.get("type")
-        if kind == "gap" and self._last is not None:
-            raise UnavailableError(f"the stream dropped {frame.get('dropped', 'some')} events", retry_after=0.0)
         if kind == "error":
             raise error_from(frame.get("error") or frame)
+        if kind == "gap":
+            self._tell(Notice("gap", dropped=frame.get("dropped")))
         event = _event_in(frame)
         sequence = frame.get("sequence") if event is None else event.sequence
         if not isinstance(sequence, int):
@@ -55,6 +90,8 @@ class Subscription:
         if event is not None and self._last is not None and sequence <= self._last:
             return None
         self._last = max(sequence, self._last or 0)
+        if kind == "caught_up":
+            self._tell(Notice("caught_up", sequence=sequence))
         return event
 
     def failed(self, error: CrucibleError, at_s: float) -> float:
@@ -62,15 +99,13 @@ class Subscription:
 
         A stream that never opened fails at once, and so does one that is refused for another reason than being away.
         """
-        if not self._opened or not isinstance(error, UnavailableError | LimitedError):
-            raise error
-        self._away_since = at_s if self._away_since is None else self._away_since
-        if self._patience_s is not None and at_s - self._away_since > self._patience_s:
-            raise error
-        self._failures += 1
-        wanted = retry_after(error)
-        backoff: float = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0 ** (self._failures - 1))
-        return backoff if wanted is None else wanted
+        wait = self._patience.wait_s(error, at_s)
+        self._tell(Notice("away", detail=error.detail))
+        return wait
+
+    def _tell(self, notice: Notice) -> None:
+        if self._on_notice is not None:
+            self._on_notice(notice)
 
 
 def _event_in(frame: dict[str, Any]) -> Event | None:

@@ -3,25 +3,32 @@
 import os
 import random
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
-from typing import Concatenate, ParamSpec, Self, TypeVar
+from typing import Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 import httpx
+import websockets.sync.client as sync_client
 from httpx_sse import EventSource, SSEError
 
 from crucible_core.envelope import Event
 from crucible_core.errors import CrucibleError, UnavailableError
+from crucible_core.protocol.events import CountBy
 
-from . import calls, replays
 from .answers import raise_for
+from .calls import events, hooks, memory, replays, webhooks
+from .calls.events import Wanted
 from .errors import unreachable
+from .export import Export
 from .request import Call, Json, described, request_of
-from .results import Page
+from .results import BatchItem, Page
 from .retries import CONNECT_RETRIES, Retries, wait_s
 from .settings import settings_from
-from .subscription import IDLE_S, Subscription
+from .shipment import BATCH_EVENTS, Shipment, packed
+from .subscription import IDLE_S, OnNotice, Subscription
+from .tally import Count, Tally
+from .websocket import open_socket
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,7 +53,8 @@ class Crucible:
     ) -> None:
         settings = settings_from(url, api_key, environ)
         self.url = settings.url
-        self._retries = retries or Retries()
+        self.retries = retries or Retries()
+        self._settings = settings
         self._http = httpx.Client(
             base_url=settings.url,
             headers={"authorization": f"Bearer {settings.api_key}"} if settings.api_key else {},
@@ -75,28 +83,30 @@ class Crucible:
             try:
                 return self._send_once(call)
             except CrucibleError as error:
-                wait = wait_s(self._retries, attempt, error, repeatable=call.repeatable, jitter=random.random())
+                wait = wait_s(self.retries, attempt, error, repeatable=call.repeatable, jitter=random.random())
                 if wait is None:
                     raise
             time.sleep(wait)
             attempt += 1
 
     @contextmanager
-    def open(self, call: Call[bytes]) -> Iterator[EventSource]:
-        """A stream of server-sent events, for as long as the block lasts."""
+    def open(self, call: Call[bytes]) -> Iterator[httpx.Response]:
+        """An answer whose body is read as it comes, for as long as the block lasts."""
         request = request_of(self._http, call, httpx.Timeout(IDLE_S, connect=10.0))
         try:
             response = self._http.send(request, stream=True)
             try:
                 if response.status_code >= 300:
                     raise_for(response.status_code, response.headers, response.read())
-                yield EventSource(response)
+                yield response
             finally:
                 response.close()
         except httpx.TransportError as error:
             raise unreachable(error, self.url) from error
-        except SSEError as error:
-            raise CrucibleError(f"no event stream at {self.url}: {error}") from error
+
+    def socket(self) -> AbstractContextManager[sync_client.ClientConnection]:
+        """A WebSocket of the event stream."""
+        return open_socket(self._settings)
 
     def _send_once(self, call: Call[T]) -> T:
         try:
@@ -138,30 +148,112 @@ def _pages(call: Callable[P, Call[Page[T]]]) -> Callable[Concatenate[_Namespace,
 class Events(_Namespace):
     """The event log: append, read, follow."""
 
-    append = _sends(calls.append)
-    append_batch = _sends(calls.append_batch)
-    get = _sends(calls.get_event)
-    list = _pages(calls.list_events)
-    page = _sends(calls.list_events)
-    trace = _sends(calls.trace)
-    types = _sends(calls.event_types)
+    append = _sends(events.append)
+    append_batch = _sends(events.append_batch)
+    get = _sends(events.get_event)
+    list = _pages(events.list_events)
+    page = _sends(events.list_events)
+    trace = _sends(events.trace)
+    types = _sends(events.event_types)
     replay = _sends(replays.start_replay)
 
+    def count(self, *types: str, by: CountBy | None = None, **wanted: Unpack[Wanted]) -> Count:
+        """How many events are wanted (see `Wanted`), also by type, world, room, actor or day (UTC)."""
+        tally = Tally(types, by, wanted)
+        while True:
+            found = tally.take(self._client.send(tally.call()))
+            if found is not None:
+                return found
+
+    def append_many(
+        self, events: Iterable[Json | bytes], *, batch_size: int = BATCH_EVENTS, react: bool = True
+    ) -> Generator[BatchItem, None, None]:
+        """Appends events as they come, a batch at a time, and gives each one's outcome, in order.
+
+        An event is an object in the short or the full form, or a line of JSON as bytes (an export's, say); each gets an
+        id when it has none. One that is refused does not raise: its item has the error. What is refused because a
+        service is away is sent again for a while. Without `react` events are only recorded: Post hooks, webhooks and
+        the reader of notes pass them over. Raises UnavailableError where the gateway stays away.
+        """
+        for lines in packed(events, batch_size):
+            shipment = Shipment(lines, react)
+            while True:
+                answer = self._client.send(shipment.call())
+                wait = shipment.take(answer, self._client.retries, random.random())
+                if wait is None:
+                    break
+                time.sleep(wait)
+            yield from shipment.results
+
+    def export(self, *types: str, **wanted: Unpack[Wanted]) -> Generator[bytes, None, None]:
+        """The events that are committed by now and wanted (see `Wanted`), in the log's order, each as a line of JSON
+        without its end: `append_many(lines, react=False)` puts them back. It goes on by itself when it breaks."""
+        export = Export(types, wanted)
+        while not export.complete:
+            try:
+                with self._client.open(export.call()) as response:
+                    for chunk in response.iter_bytes():
+                        yield from export.take(chunk)
+                export.ended()
+            except CrucibleError as error:
+                time.sleep(export.failed(error, time.monotonic()))
+
     def stream(
-        self, *types: str, filter: Json | None = None, start: str | int = "now", patience_s: float | None = 60.0
+        self,
+        *types: str,
+        filter: Json | None = None,
+        start: str | int = "now",
+        world_id: str | None = None,
+        room_id: str | None = None,
+        patience_s: float | None = 60.0,
+        on_notice: OnNotice | None = None,
     ) -> Generator[Event, None, None]:
         """Events as they are committed, for ever, each once and with no hole; it reconnects by itself.
 
-        `start` is `now`, `start`, a sequence (exclusive) or a time (RFC 3339). A gateway that is away for longer than
-        `patience_s` seconds (None: no limit), or at the start, raises UnavailableError.
+        `start` is `now`, `start`, a sequence (exclusive) or a time (RFC 3339). `on_notice` is told what happens besides
+        (see `Notice`). A gateway that is away for longer than `patience_s` seconds (None: no limit), or at the start,
+        raises UnavailableError. These are server-sent events; `subscribe` is the same over a WebSocket.
         """
-        subscription = Subscription(types, filter, start, patience_s)
+        subscription = Subscription(
+            types, filter, start, patience_s, world_id=world_id, room_id=room_id, on_notice=on_notice
+        )
         while True:
             try:
-                with self._client.open(subscription.call()) as source:
+                with self._client.open(subscription.call()) as response:
+                    source = EventSource(response)
                     subscription.opened()
                     for frame in source.iter_sse():
                         event = subscription.take(frame.event, frame.data)
+                        if event is not None:
+                            yield event
+                wait = subscription.failed(UnavailableError("the gateway closed the stream"), time.monotonic())
+            except SSEError as error:
+                raise CrucibleError(f"no event stream at {self._client.url}: {error}") from error
+            except CrucibleError as error:
+                wait = subscription.failed(error, time.monotonic())
+            time.sleep(wait)
+
+    def subscribe(
+        self,
+        *types: str,
+        filter: Json | None = None,
+        from_: str | int = "now",
+        world_id: str | None = None,
+        room_id: str | None = None,
+        patience_s: float | None = 60.0,
+        on_notice: OnNotice | None = None,
+    ) -> Generator[Event, None, None]:
+        """As `stream`, over a WebSocket; `from_` is what `start` is there."""
+        subscription = Subscription(
+            types, filter, from_, patience_s, world_id=world_id, room_id=room_id, on_notice=on_notice
+        )
+        while True:
+            try:
+                with self._client.socket() as socket:
+                    socket.send(subscription.message())
+                    for frame in socket:
+                        event = subscription.take("", frame)
+                        subscription.opened()
                         if event is not None:
                             yield event
                 wait = subscription.failed(UnavailableError("the gateway closed the stream"), time.monotonic())
@@ -183,32 +275,32 @@ class Replays(_Namespace):
 class Hooks(_Namespace):
     """The hook registry."""
 
-    add = _sends(calls.add_hook)
-    get = _sends(calls.get_hook)
-    list = _sends(calls.list_hooks)
-    delete = _sends(calls.delete_hook)
-    enable = _sends(calls.enable_hook)
-    disable = _sends(calls.disable_hook)
-    runs = _pages(calls.hook_runs)
-    test = _sends(calls.check_hook)
+    add = _sends(hooks.add_hook)
+    get = _sends(hooks.get_hook)
+    list = _sends(hooks.list_hooks)
+    delete = _sends(hooks.delete_hook)
+    enable = _sends(hooks.enable_hook)
+    disable = _sends(hooks.disable_hook)
+    runs = _pages(hooks.hook_runs)
+    test = _sends(hooks.check_hook)
 
 
 class Webhooks(_Namespace):
     """The webhook registry and its deliveries."""
 
-    create = _sends(calls.create_webhook)
-    get = _sends(calls.get_webhook)
-    list = _sends(calls.list_webhooks)
-    delete = _sends(calls.delete_webhook)
-    attempts = _pages(calls.webhook_attempts)
-    test = _sends(calls.check_webhook)
+    create = _sends(webhooks.create_webhook)
+    get = _sends(webhooks.get_webhook)
+    list = _sends(webhooks.list_webhooks)
+    delete = _sends(webhooks.delete_webhook)
+    attempts = _pages(webhooks.webhook_attempts)
+    test = _sends(webhooks.check_webhook)
 
 
 class Memory(_Namespace):
     """Memories: keep, find, change."""
 
-    create = _sends(calls.create_memory)
-    get = _sends(calls.get_memory)
-    update = _sends(calls.update_memory)
-    delete = _sends(calls.delete_memory)
-    query = _sends(calls.query_memory)
+    create = _sends(memory.create_memory)
+    get = _sends(memory.get_memory)
+    update = _sends(memory.update_memory)
+    delete = _sends(memory.delete_memory)
+    query = _sends(memory.query_memory)

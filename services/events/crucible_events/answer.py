@@ -31,13 +31,13 @@ class Answer:
     def passed(self) -> None:
         self._budget -= 1
 
-    def takes(self, sequence: int, raw: bytes) -> bool:
+    def takes(self, sequence: int, raw: bytes, forever: bool = False) -> bool:
         """False where there is no room for a match; it is for the next answer then. There is always room for one."""
         if self._query.predicate is not None:
             self._budget -= _cost(len(raw))
             if not self._query.predicate(store.decoded(sequence, raw)):
                 return True
-        event = store.public(sequence, raw)
+        event = store.public(sequence, raw, forever)
         size = len(memoryview(event))
         if self.events and (len(self.events) >= self._query.limit or size > self._room):
             return False
@@ -59,11 +59,13 @@ async def run(index: Index, query: Query, most_bytes: int) -> QueryReply:
     plain = query.predicate is None and scan.wanted == "1"
     async for rows in pages(index, scan, query.limit + 1 if plain else PAGE):
         for chunk in chunks(rows, query.limit + 1 if query.predicate is None else PAGE):
-            fetched = dict(await store.raws(index, [row.sequence for row in chunk if row.size is not None]))
+            wanted = [row.sequence for row in chunk if row.size is not None]
+            fetched = dict(await store.raws(index, wanted))
+            kept = await store.kept_forever(index, wanted) if query.with_retention else frozenset()
             for row in chunk:
                 raw = fetched.get(row.sequence)
                 before = row.sequence + (1 if query.descending else -1)
-                if raw is not None and not answer.takes(row.sequence, raw):
+                if raw is not None and not answer.takes(row.sequence, raw, row.sequence in kept):
                     return QueryReply(events=answer.events, next_cursor=cursor_at(query, before))
                 answer.passed()
                 if answer.spent:

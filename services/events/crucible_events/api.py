@@ -7,7 +7,17 @@ import msgspec
 from crucible_core.catalogue import CATALOGUE
 from crucible_core.envelope import with_sequence
 from crucible_core.errors import FieldError, InvalidError, NotFoundError, UnavailableError
-from crucible_core.protocol.events import AppendRequest, QueryReply, QueryRequest, TraceReply, TraceRequest, TypesReply
+from crucible_core.protocol.events import (
+    AppendRequest,
+    CountReply,
+    CountRequest,
+    EventsWanted,
+    QueryReply,
+    QueryRequest,
+    TraceReply,
+    TraceRequest,
+    TypesReply,
+)
 from crucible_core.protocol.hooks import GuardedRequest
 from crucible_core.protocol.shared import GetRequest
 from crucible_kit.bus import Bus
@@ -15,7 +25,7 @@ from crucible_kit.future import is_near, past_end
 from crucible_kit.index import Index
 from crucible_kit.rpc import Context, Endpoint
 
-from . import answer, query, store, tree
+from . import answer, counting, query, store, tree
 from .appending import Appender
 from .guards import Guards
 from .replaying import Replaying
@@ -42,6 +52,12 @@ def endpoints(
         checked = query.checked(request)
         await _caught_up(bus, index, request.min_sequence)
         return await answer.run(index, checked, room)
+
+    async def count(request: CountRequest, context: Context) -> CountReply:
+        wanted = {name: getattr(request, name) for name in EventsWanted.__struct_fields__}
+        checked = query.checked(QueryRequest(**wanted))
+        await _caught_up(bus, index, request.min_sequence)
+        return await counting.count(index, checked, request.by)
 
     async def get(request: GetRequest, context: Context) -> bytes:
         await _caught_up(bus, index, None)
@@ -71,6 +87,7 @@ def endpoints(
         "append": Endpoint(AppendRequest, appender.append),
         "guarded": Endpoint(GuardedRequest, guarded, every_replica=True),
         "query": Endpoint(QueryRequest, find),
+        "count": Endpoint(CountRequest, count),
         "get": Endpoint(GetRequest, get),
         "trace": Endpoint(TraceRequest, trace),
         "types": Endpoint(TypesRequest, types),

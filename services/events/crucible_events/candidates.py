@@ -7,7 +7,7 @@ import msgspec
 
 from crucible_core.errors import ConflictError, CrucibleError, FieldError, InvalidError
 from crucible_core.protocol.events import Appended, NewEvent
-from crucible_core.subjects import EXPECTED_SEQUENCE, EXPECTED_SUBJECT, VERSIONED, Names
+from crucible_core.subjects import EXPECTED_SEQUENCE, EXPECTED_SUBJECT, NO_REACTION, VERSIONED, Names
 from crucible_kit.frames import Outgoing
 
 from .stamping import Defaults, Stamped, stamp
@@ -61,7 +61,7 @@ class Candidate(msgspec.Struct, frozen=True):
         """The message that commits it. It takes its bucket's pin, if there is one: only the first message of an atomic
         batch may say what it expects of a subject."""
         stamped, event, about = self.stamped, self.stamped.event, self.stamped.event.metadata
-        headers = {}
+        headers = {} if self.new.react else {NO_REACTION: "1"}
         expected = stamped.expected_sequence
         if event.type not in VERSIONED:
             expected = pins.pop(self.versions(names), None) if pins else None

@@ -4,14 +4,16 @@ import base64
 import hashlib
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import msgspec
 
 from crucible_core.catalogue import CATALOGUE
+from crucible_core.envelope import SourceKind
 from crucible_core.errors import CrucibleError, FieldError, InvalidError
 from crucible_core.filters import Predicate, compile_filter
 from crucible_core.protocol.events import QueryRequest
+from crucible_core.suggest import nearest
 from crucible_core.times import parse_time
 
 from .pushdown import Condition, conditions
@@ -19,7 +21,7 @@ from .pushdown import Condition, conditions
 MAX_LIMIT = 1000
 MAX_SEQUENCE = 2**63 - 1
 MAX_TYPES = 100
-EQUAL = ("correlation_id", "entity", "actor", "world_id", "room_id")
+EQUAL = ("correlation_id", "causation_id", "entity", "actor", "world_id", "room_id")
 """The parameters that are a column's value."""
 
 _CURSOR_BYTES = 300
@@ -37,12 +39,14 @@ class Query(msgspec.Struct, frozen=True):
     start: int | None
     end: int | None
     after: int
+    until: int
     descending: bool
     predicate: Predicate | None
     conditions: tuple[Condition, ...]
     limit: int
     position: int | None
     fingerprint: str
+    with_retention: bool = False
 
 
 class _Cursor(msgspec.Struct):
@@ -65,30 +69,34 @@ def checked(request: QueryRequest) -> Query:
     types = read(request.type or None, _types)
     start = read(request.from_time, partial(parse_time, path="from_time"))
     end = read(request.to_time, partial(parse_time, path="to_time"))
+    source = read(request.source, _source) or {}
     predicate = read(request.filter or None, partial(_predicate, types))
     position = read(request.cursor, partial(_position, fingerprint))
     for path, value, least, most in (
         ("limit", request.limit, 1, MAX_LIMIT),
         ("after", request.after, 0, MAX_SEQUENCE),
+        ("until", request.until, 0, MAX_SEQUENCE),
         ("min_sequence", request.min_sequence, 0, MAX_SEQUENCE),
     ):
         if value is not None and not least <= value <= most:
             errors.append(FieldError(path, f"must be {least} to {most}"))
     if errors:
         raise InvalidError("; ".join(f"{error.path}: {error.message}" for error in errors), errors=errors)
-    equal = {name: value for name in EQUAL if (value := getattr(request, name)) is not None}
+    equal = {name: value for name in EQUAL if (value := getattr(request, name)) is not None} | source
     return Query(
         types=types,
         equal=equal,
         start=start,
         end=end,
         after=request.after or 0,
+        until=MAX_SEQUENCE if request.until is None else request.until,
         descending=request.order == "desc",
         predicate=predicate,
         conditions=tuple(conditions(request.filter)) if request.filter else (),
         limit=request.limit,
         position=position,
         fingerprint=fingerprint,
+        with_retention=request.with_retention,
     )
 
 
@@ -99,6 +107,16 @@ def _types(patterns: list[str]) -> frozenset[str] | None:
     if None in expanded:
         return None
     return frozenset[str]().union(*(types for types in expanded if types is not None))
+
+
+def _source(source: str) -> dict[str, str]:
+    """The columns of `kind` or `kind:id`."""
+    kind, colon, source_id = source.partition(":")
+    kinds = get_args(SourceKind)
+    if kind not in kinds:
+        message = f"must be one of {', '.join(kinds)}, alone or with an id: agent:alice"
+        raise InvalidError(f"source: {message}", errors=[FieldError("source", message, nearest(kind, kinds))])
+    return {"source_kind": kind, "source_id": source_id} if colon else {"source_kind": kind}
 
 
 def _predicate(types: frozenset[str] | None, spec: dict[str, Any]) -> Predicate:

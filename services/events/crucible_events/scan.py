@@ -11,7 +11,7 @@ from .query import Query
 from .store import Sized
 
 # Which of the given parameters finds the rows by its index: the first of these.
-_DRIVERS = ("correlation_id", "entity", "type", "actor", "room_id", "world_id")
+_DRIVERS = ("causation_id", "correlation_id", "entity", "type", "actor", "room_id", "world_id")
 _CHUNK_BYTES = 4 * 1024 * 1024
 
 
@@ -57,7 +57,7 @@ def plan(query: Query, low: int, high: int) -> Scan:
     tests += query.conditions  # the dearest come last
     wanted = " AND ".join(f"({condition})" for condition, _ in tests) or "1"
     values = tuple(value for _, some in tests for value in some)
-    low = max(low, query.after + 1)
+    low, high = max(low, query.after + 1), min(high, query.until)
     if query.position is not None:
         low, high = (low, min(high, query.position - 1)) if query.descending else (max(low, query.position + 1), high)
     return Scan(branches, wanted, values, low, high, query.descending)

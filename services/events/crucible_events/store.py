@@ -17,20 +17,22 @@ from crucible_kit.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 SPAN_BITS = 10
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
   sequence INTEGER PRIMARY KEY,
   id TEXT NOT NULL, type TEXT NOT NULL, category TEXT NOT NULL, time INTEGER NOT NULL, actor TEXT NOT NULL,
   correlation_id TEXT NOT NULL, causation_id TEXT, entity TEXT, world_id TEXT NOT NULL, room_id TEXT NOT NULL,
-  source_kind TEXT NOT NULL, message_id TEXT, stored_ms INTEGER NOT NULL, forever INTEGER NOT NULL, raw BLOB NOT NULL
+  source_kind TEXT NOT NULL, source_id TEXT NOT NULL,
+  message_id TEXT, stored_ms INTEGER NOT NULL, forever INTEGER NOT NULL, raw BLOB NOT NULL
 );
 CREATE INDEX IF NOT EXISTS by_id ON events (id);
 CREATE INDEX IF NOT EXISTS by_type ON events (type);
 CREATE INDEX IF NOT EXISTS by_category ON events (category);
 CREATE INDEX IF NOT EXISTS by_actor ON events (actor);
 CREATE INDEX IF NOT EXISTS by_correlation_id ON events (correlation_id);
+CREATE INDEX IF NOT EXISTS by_causation_id ON events (causation_id) WHERE causation_id IS NOT NULL;
 CREATE INDEX IF NOT EXISTS by_entity ON events (entity) WHERE entity IS NOT NULL;
 CREATE INDEX IF NOT EXISTS by_world_id ON events (world_id);
 CREATE INDEX IF NOT EXISTS by_room_id ON events (room_id);
@@ -123,6 +125,7 @@ def row_of(message: Message) -> tuple[Any, ...]:
         about.world_id,
         about.room_id,
         about.source.kind,
+        about.source.id,
         None if message_id == about.id else message_id,
         message.time_ms,
         message.headers.get(subjects.TTL) == "never" if message.headers else False,
@@ -223,8 +226,21 @@ async def raws(index: Index, sequences: Sequence[int]) -> list[tuple[int, bytes]
     return sorted(found)
 
 
-def public(sequence: int, raw: bytes) -> msgspec.Raw:
-    return msgspec.Raw(envelope.with_sequence(raw, sequence))
+async def kept_forever(index: Index, sequences: Sequence[int]) -> frozenset[int]:
+    """Those of some events that the retention spares."""
+    found: list[int] = []
+    for start in range(0, len(sequences), _AT_ONCE):
+        part = sequences[start : start + _AT_ONCE]
+        marks = ", ".join("?" * len(part))
+        statement = f"SELECT sequence FROM events WHERE forever AND sequence IN ({marks})"
+        found += [row[0] for row in await select(index, statement, part)]
+    return frozenset(found)
+
+
+def public(sequence: int, raw: bytes, forever: bool = False) -> msgspec.Raw:
+    """The public form; with `forever` it says so, as an append understands it."""
+    event = envelope.with_sequence(raw, sequence)
+    return msgspec.Raw(b'%b,"retention":"forever"}' % event[:-1] if forever else event)
 
 
 def decoded(sequence: int, raw: bytes) -> Event:

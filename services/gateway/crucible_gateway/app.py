@@ -22,7 +22,7 @@ from .correlation import show_correlation
 from .hub import Hub
 from .observing import Counting, Observing
 from .problems import exception_handlers
-from .routes import events, hooks, memory, ops, reference, replays, stream, webhooks
+from .routes import events, export, hooks, memory, ops, reference, replays, stream, webhooks
 from .settings import Settings
 
 SERVICE = "gateway"
@@ -64,6 +64,8 @@ def _api() -> Router:
     handlers: list[BaseRouteHandler] = [
         events.append_events,
         events.query_events,
+        events.count_events,
+        export.export_events,
         events.get_event,
         events.trace_events,
         events.list_event_types,

@@ -46,6 +46,13 @@ EVENT: Final[Json] = {
     },
     "sequence": 42,
 }
+COUNTED: Final[Json] = {
+    "count": 1204,
+    "groups": [{"key": "Memory.Created", "count": 1200}, {"key": "Memory.Tagged", "count": 4}],
+    "complete": True,
+    "counted_to": 5310,
+}
+EXPORT: Final = '{"type": "Memory", "data": {…}, "metadata": {…}, "sequence": 42, "retention": "forever"}\n\n'
 EVENT_PAGE: Final[Json] = {"events": [EVENT], "next_cursor": None}
 TRACE: Final[Json] = {
     "correlation_id": "cor_01kaj3x5vaf0y8nn4y6h4gq3zk",

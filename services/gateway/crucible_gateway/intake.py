@@ -17,6 +17,8 @@ from .auth import Principal
 
 MAX_KEY = 180
 """Characters of an Idempotency-Key."""
+MAX_SENT_BYTES = MAX_EVENT_BYTES + 64
+"""An event with what an export adds to it: its sequence and retention."""
 _EMPTY = Raw(b"{}")
 _SHORT_ONLY = ("payload", "entity", "world_id", "room_id", "id", "correlation_id", "causation_id")
 _Sequence = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -81,6 +83,7 @@ class Origin(msgspec.Struct, frozen=True):
     correlation_id: str | None = None
     idempotency_key: str | None = None
     request_id: str | None = None
+    react: bool = True
 
     def apply(self, event: NewEvent, position: int | None = None) -> NewEvent:
         """`event`, completed; `position` is its place in a batch, which tells it apart under one idempotency key."""
@@ -89,6 +92,7 @@ class Origin(msgspec.Struct, frozen=True):
         alone = self.request_id if position is None else None
         event.correlation_id = event.correlation_id or self.correlation_id or alone
         event.traceparent = event.traceparent or self.traceparent
+        event.react = self.react
         if self.idempotency_key is not None:
             event.idempotency_key = self.idempotency_key if position is None else f"{self.idempotency_key}/{position}"
         return event
@@ -96,7 +100,7 @@ class Origin(msgspec.Struct, frozen=True):
 
 def read_event(raw: bytes, what: str = "event") -> NewEvent:
     """One event. Raises TooLargeError, MalformedError, InvalidError."""
-    if len(raw) > MAX_EVENT_BYTES:
+    if len(raw) > MAX_SENT_BYTES:
         raise TooLargeError(f"{what} has more than {MAX_EVENT_BYTES} bytes", max_bytes=MAX_EVENT_BYTES)
     sent = decode(raw, SentEvent, what=what)
     return _from_short(sent) if sent.data is UNSET else _from_long(sent, sent.data)
@@ -185,12 +189,12 @@ async def lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     async for piece in pieces:
         *ends, rest = piece.split(b"\n")
         for end in ends:
-            begun += end[: MAX_EVENT_BYTES + 1]
+            begun += end[: MAX_SENT_BYTES + 1]
             if line := bytes(begun).strip():
                 any_line = True
                 yield line
             begun.clear()
-        begun += rest[: max(0, MAX_EVENT_BYTES + 1 - len(begun))]
+        begun += rest[: max(0, MAX_SENT_BYTES + 1 - len(begun))]
     if line := bytes(begun).strip():
         yield line
     elif not any_line:

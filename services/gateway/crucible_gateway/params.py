@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from crucible_core.decode import decode, refused
 from crucible_core.errors import FieldError, InvalidError
+from crucible_core.protocol.events import CountBy
 from crucible_core.times import parse_time
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -31,23 +32,42 @@ class NoParams(Params, frozen=True):
 
 class AppendParams(Params, frozen=True):
     atomic: Annotated[bool, Meta(description="Commit all events or none; at most 1,000")] = False
+    react: Annotated[
+        bool,
+        Meta(description="`false`: Post hooks, webhooks and the reader of notes pass the events over, as in an import"),
+    ] = True
 
 
-class EventParams(Params, frozen=True):
+class WantedParams(Params, frozen=True):
+    """Which events of the log: what `wanted_fields` reads."""
+
     type: Annotated[list[str], Meta(description="Types, aliases or wildcards (`Memory.*`); repeatable")] = []
     actor: Name | None = None
+    source: (
+        Annotated[str, Meta(description="`user`, `agent`, `system` or `external`, or with an id: `agent:alice`")] | None
+    ) = None
     correlation_id: Name | None = None
+    causation_id: Name | None = None
     entity: Name | None = None
     world_id: Name | None = None
     room_id: Name | None = None
     from_time: Annotated[str, Meta(description="RFC 3339, inclusive")] | None = None
     to_time: Annotated[str, Meta(description="RFC 3339, exclusive")] | None = None
     after: Annotated[Sequence, Meta(description="Only events after this sequence")] | None = None
-    order: Literal["asc", "desc"] = "asc"
     filter: Annotated[str, Meta(description='A filter as JSON: `{"tags": {"contains": "#x"}}`')] | None = None
+    min_sequence: Annotated[Sequence, _WAITS] | None = None
+
+
+class EventParams(WantedParams, frozen=True):
+    order: Literal["asc", "desc"] = "asc"
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
     cursor: Annotated[str, Meta(description="`next_cursor` of the page before")] | None = None
-    min_sequence: Annotated[Sequence, _WAITS] | None = None
+
+
+class CountParams(WantedParams, frozen=True):
+    by: Annotated[CountBy, Meta(description="Also count by this, the largest group first; days are UTC's")] | None = (
+        None
+    )
 
 
 class TraceParams(Params, frozen=True):
@@ -91,6 +111,13 @@ def read_params(query: bytes, kind: type[T]) -> T:
         return msgspec.convert(found, kind, strict=False)
     except msgspec.ValidationError as error:
         raise refused(error, kind, "the query") from None
+
+
+def wanted_fields(params: WantedParams) -> dict[str, Any]:
+    """The parameters as the fields of `EventsWanted`. Raises MalformedError or InvalidError."""
+    fields = {name: getattr(params, name) for name in WantedParams.__struct_fields__}
+    times = {name: time_param(fields[name], name) for name in ("from_time", "to_time")}
+    return fields | times | {"filter": filter_param(params.filter)}
 
 
 def filter_param(text: str | None) -> dict[str, Any] | None:

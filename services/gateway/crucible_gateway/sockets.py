@@ -140,7 +140,8 @@ class Session:
         wanted = Wanted(compile_filters(wish.filters, at="filters"), wish.world_id, wish.room_id)
         start = read_start(wish.start, await self._hub.head())
         subscription = fresh_id("sub")
-        await self._tell({"type": "subscribed", "subscription": subscription})
+        position = {} if start.since_ms is not None else {"sequence": start.after}
+        await self._tell({"type": "subscribed", "subscription": subscription, **position})
         self._audience.join(subscription, self._send).announced.set()
         self._running[subscription] = asyncio.create_task(self._pump(subscription, wanted, start))
 

@@ -10,7 +10,7 @@ import msgspec
 from crucible_core.errors import CrucibleError
 
 from .problems import document
-from .subscriptions import CaughtUp, Gap, Item, Record
+from .subscriptions import CaughtUp, Gap, Item, Record, Start
 
 log = logging.getLogger(__name__)
 
@@ -19,10 +19,13 @@ _RETRY_MS = 1000
 
 
 async def frames(
-    items: AsyncGenerator[Item, None], heartbeat_s: float, stopping: asyncio.Event, correlation_id: str
+    items: AsyncGenerator[Item, None], start: Start, heartbeat_s: float, stopping: asyncio.Event, correlation_id: str
 ) -> AsyncIterator[bytes]:
     """Until the client has gone or the server stops; a comment shows every `heartbeat_s` seconds that it lives."""
     yield b"retry: %d\n\n" % _RETRY_MS
+    if not start.past:
+        # Its id lets a client that loses the connection before the first event miss none all the same.
+        yield b'id: %d\nevent: subscribed\ndata: {"type":"subscribed","sequence":%d}\n\n' % (start.after, start.after)
     try:
         async with contextlib.aclosing(_beating(items, heartbeat_s, stopping)) as beats:
             async for item in beats:

@@ -51,7 +51,8 @@ class Dispatcher:
     async def handle(self, messages: list[Message]) -> None:
         """Returns once every run that follows from the batch is stored. May be repeated: ids and debounce marks tell
         what was done. Raises `msgspec.DecodeError` for a message that is no event."""
-        events = [(message, decode(message.data, message.sequence)) for message in messages]
+        reacted_to = [message for message in messages if subjects.NO_REACTION not in message.headers]
+        events = [(message, decode(message.data, message.sequence)) for message in reacted_to]
         # An event is committed after the hook that waits for it: the copy must be as new as the batch.
         await self._registry.view.refresh()
         batch = _Batch()

@@ -10,6 +10,7 @@ import msgspec
 from crucible_core.envelope import Event, Source, decode
 from crucible_core.errors import DeniedError, ForbiddenError, InvalidError, MalformedError, TooLargeError
 from crucible_core.protocol.memory import Cause
+from crucible_core.subjects import NO_REACTION
 from crucible_kit.bus import Bus, Message
 from crucible_kit.metrics import Metrics
 from crucible_kit.telemetry import Telemetry
@@ -61,6 +62,9 @@ class Files:
         await work(self._bus, names.events, durable, self._handle, filters=filters, concurrency=1, ack_wait=_ACK_WAIT_S)
 
     async def _handle(self, message: Message) -> None:
+        if NO_REACTION in message.headers:
+            self._results.labels("ignored").inc()
+            return
         event = decode(message.data, message.sequence)
         payload = msgspec.convert(event.data.payload, FilePayload)
         with self._telemetry.span(f"memory.{event.dotted}", event.metadata.traceparent, kind="consumer") as span:

@@ -51,6 +51,8 @@ async def dispatch(bus: Bus, registry: Registry, metrics: Metrics) -> None:
 
 
 def _deliveries(bus: Bus, match: Callable[[Event], list[WebhookRecord]], message: Message) -> list[Outgoing]:
+    if subjects.NO_REACTION in message.headers:
+        return []
     try:
         event = decode(message.data, message.sequence)
     except msgspec.DecodeError as error:

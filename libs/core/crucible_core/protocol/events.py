@@ -1,4 +1,4 @@
-"""What `events` answers: append, query, get, trace and the types; and whether a replica knows a Pre hook."""
+"""What `events` answers: append, query, count, get, trace and the types; and whether a replica knows a Pre hook."""
 
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ class NewEvent(Message):
     """An event that wants to be committed; everything that is None is stamped by `events`.
 
     `payload` is JSON, passed through untouched. `expected_sequence` is that of the entity's last event (0: none yet).
+    Without `react` it is only recorded: Post hooks, webhooks and the reader of notes pass it over.
     """
 
     type: str
@@ -35,6 +36,7 @@ class NewEvent(Message):
     expected_sequence: int | None = None
     retention: Literal["default", "forever"] = "default"
     idempotency_key: str | None = None
+    react: bool = True
 
 
 class AppendRequest(Message):
@@ -59,23 +61,33 @@ class AppendReply(Message):
     results: list[Appended]
 
 
-class QueryRequest(Message):
-    """`type` holds names, aliases or wildcards; times are RFC 3339; `after` is an exclusive sequence."""
+class EventsWanted(Message):
+    """Which events of the log. `type` holds names, aliases or wildcards; `source` is a kind or `kind:id`; times are
+    RFC 3339; `after` (exclusive) and `until` (inclusive) are sequences. `min_sequence` waits for the index."""
 
     type: list[str] = []
     actor: str | None = None
+    source: str | None = None
     correlation_id: str | None = None
+    causation_id: str | None = None
     entity: str | None = None
     world_id: str | None = None
     room_id: str | None = None
     from_time: str | None = None
     to_time: str | None = None
     after: int | None = None
-    order: Literal["asc", "desc"] = "asc"
+    until: int | None = None
     filter: dict[str, Any] | None = None
+    min_sequence: int | None = None
+
+
+class QueryRequest(EventsWanted):
+    """`with_retention` marks the events that are kept for ever, as an import wants it."""
+
+    order: Literal["asc", "desc"] = "asc"
     limit: int = 100
     cursor: str | None = None
-    min_sequence: int | None = None
+    with_retention: bool = False
 
 
 class QueryReply(Message, omit_defaults=False):
@@ -83,6 +95,30 @@ class QueryReply(Message, omit_defaults=False):
 
     events: list[msgspec.Raw]
     next_cursor: str | None = None
+
+
+CountBy = Literal["type", "world_id", "room_id", "actor", "day"]
+
+
+class CountRequest(EventsWanted):
+    by: CountBy | None = None
+
+
+class CountGroup(Message, omit_defaults=False):
+    """`key` is a day as `2026-11-21` (UTC), or the field's value."""
+
+    key: str
+    count: int
+
+
+class CountReply(Message, omit_defaults=False):
+    """`groups` are the largest first. Where the log is too long for one answer, `complete` is false, and the same
+    request with `after` = `counted_to` counts on."""
+
+    count: int
+    groups: list[CountGroup]
+    complete: bool
+    counted_to: int
 
 
 class TraceRequest(Message):

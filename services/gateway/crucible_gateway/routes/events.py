@@ -1,4 +1,4 @@
-"""Requests about events: append, query, get, trace and the types."""
+"""Requests about events: append, query, count, get, trace and the types."""
 
 import functools
 from collections.abc import Awaitable, Callable
@@ -12,6 +12,8 @@ from crucible_core.errors import CrucibleError, UnsupportedError
 from crucible_core.protocol.events import (
     AppendReply,
     AppendRequest,
+    CountReply,
+    CountRequest,
     NewEvent,
     QueryReply,
     QueryRequest,
@@ -51,12 +53,12 @@ from crucible_gateway.observing import traceparent_of
 from crucible_gateway.openapi import Body, Operation, described
 from crucible_gateway.params import (
     AppendParams,
+    CountParams,
     EventParams,
     NoParams,
     TraceParams,
-    filter_param,
     read_params,
-    time_param,
+    wanted_fields,
 )
 
 from .replies import encoded, passed
@@ -105,6 +107,7 @@ async def append_events(request: Http) -> Response[bytes]:
         correlation_id=sent_correlation(request.headers),
         idempotency_key=idempotency_key(request.headers.get("idempotency-key")),
         request_id=correlation_of(request.scope),
+        react=params.react,
     )
     append: Append = functools.partial(_append, request)
     many = append_all if params.atomic else append_each
@@ -173,22 +176,7 @@ async def _append(request: Http, events: AppendRequest) -> AppendReply:
 async def query_events(request: Http) -> Response[bytes]:
     form = asked_for_many(request.headers.get("accept"))
     params = read_params(request.scope["query_string"], EventParams)
-    query = QueryRequest(
-        type=params.type,
-        actor=params.actor,
-        correlation_id=params.correlation_id,
-        entity=params.entity,
-        world_id=params.world_id,
-        room_id=params.room_id,
-        from_time=time_param(params.from_time, "from_time"),
-        to_time=time_param(params.to_time, "to_time"),
-        after=params.after,
-        order=params.order,
-        filter=filter_param(params.filter),
-        limit=params.limit,
-        cursor=params.cursor,
-        min_sequence=params.min_sequence,
-    )
+    query = QueryRequest(**wanted_fields(params), order=params.order, limit=params.limit, cursor=params.cursor)
     if form == "native":
         return passed(await ask(request, "events", "query", query, bytes), headers=_VARIES)
     reply = await ask(request, "events", "query", query, QueryReply)
@@ -201,6 +189,29 @@ def _next_page(request: Http, cursor: str | None) -> dict[str, str]:
         return {}
     asked = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
     return {"Link": f'<{request.scope["path"]}?{urlencode([*asked, ("cursor", cursor)])}>; rel="next"'}
+
+
+@get(
+    "/api/v1/events/count",
+    opt=described(
+        Operation(
+            summary="Count events",
+            description=(
+                "By the parameters of a query. A log too long for one answer is counted in parts: where `complete` is "
+                "false, ask again with `after` set to `counted_to`, and add up."
+            ),
+            tag=TAG,
+            params=CountParams,
+            reply=CountReply,
+            example=examples.COUNTED,
+            refusals=("malformed", "invalid"),
+        )
+    ),
+)
+async def count_events(request: Http) -> Response[bytes]:
+    params = read_params(request.scope["query_string"], CountParams)
+    count = CountRequest(**wanted_fields(params), by=params.by)
+    return passed(await ask(request, "events", "count", count, bytes))
 
 
 @get(

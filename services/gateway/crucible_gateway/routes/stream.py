@@ -34,7 +34,8 @@ _CLOSE_OFFSET = 4000
         Operation(
             summary="Live events, server-sent",
             description=(
-                "With `Accept: text/event-stream`. Frames: `event` (its `id` is the sequence), `caught_up`, `gap` and "
+                "With `Accept: text/event-stream`. Frames: `subscribed` (with `from=now`), `event` (its `id` is the "
+                "sequence), `caught_up`, `gap` and "
                 "`error`. `Last-Event-ID` resumes. The same path is a WebSocket: send "
                 '`{"action": "subscribe", "filters": [{"event_type": "Memory.*", "filter": {}}], "from": "now"}`, '
                 '`{"action": "replay", "from": 0, "to": "now", "filters": […]}`, '
@@ -62,7 +63,7 @@ async def stream_events(request: Http) -> Response[Any]:
     start = _start(request.headers, params.start, await gateway.hub.head())
     items = follow(gateway.hub, wanted, start, gateway.settings.stream_queue)
     frames = sse.frames(
-        items, gateway.settings.stream_heartbeat_s, request.app.state.stopping, correlation_of(request.scope)
+        items, start, gateway.settings.stream_heartbeat_s, request.app.state.stopping, correlation_of(request.scope)
     )
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return Stream(frames, media_type=sse.MEDIA_TYPE, headers=headers)

@@ -1,11 +1,10 @@
-"""The requests about replays; see `calls` for all others."""
+"""Requests about replays."""
 
 from collections.abc import Sequence
 
+from crucible_client.answers import read_as
+from crucible_client.request import Call, Json, get, keyed, post, present, reads, segment
 from crucible_core.protocol.replays import Replay, ReplayList
-
-from .answers import read_as
-from .request import Call, Json, get, keyed, post, present, reads, segment
 
 
 def start_replay(

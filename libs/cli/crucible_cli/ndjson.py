@@ -1,0 +1,72 @@
+"""Files of events, one a line: read a line at a time however long, and written so that half of one is never left."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import typer
+
+from crucible_core.envelope import MAX_EVENT_BYTES
+
+_LONGEST = MAX_EVENT_BYTES + 1024
+"""What the gateway refuses anyway is cut off here, and never held whole."""
+
+
+class Line(NamedTuple):
+    """`number` counts from 1; `size` is what it takes in the file."""
+
+    number: int
+    raw: bytes
+    size: int
+
+
+def lines(file: BinaryIO) -> Iterator[Line]:
+    """The lines that are not blank."""
+    number = 0
+    while part := file.readline(_LONGEST):
+        number += 1
+        size = len(part)
+        begun = part
+        while not part.endswith(b"\n") and (part := file.readline(_LONGEST)):
+            size += len(part)
+        if begun.strip():
+            yield Line(number, begun.strip(), size)
+
+
+@contextlib.contextmanager
+def reading(name: str) -> Iterator[tuple[BinaryIO, int | None]]:
+    """A file, or stdin for `-`, and its size where that is known. A usage error where it cannot be read."""
+    if name == "-":
+        yield sys.stdin.buffer, None
+        return
+    try:
+        path = Path(name).expanduser()
+        file = path.open("rb")
+    except OSError as error:
+        raise typer.BadParameter(f"cannot read {name}: {error.strerror}") from error
+    with file:
+        yield file, path.stat().st_size if path.is_file() else None
+
+
+@contextlib.contextmanager
+def writing(name: str) -> Iterator[BinaryIO]:
+    """A file that appears under its name once it is complete, or stdout for `-`."""
+    if name == "-":
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    path = Path(name).expanduser()
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise typer.BadParameter(f"cannot write {name}: {error.strerror}") from error
+    finally:
+        part.unlink(missing_ok=True)

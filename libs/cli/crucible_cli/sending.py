@@ -1,0 +1,137 @@
+"""Many events from a file into the log: sent in batches, each outcome counted, refusals named by their lines."""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
+
+import msgspec
+from rich.text import Text
+
+from crucible_client import BatchItem, Crucible
+from crucible_client.calls.events import append_lines, line_of
+from crucible_core.errors import CrucibleError, FieldError, InvalidError, UnavailableError
+
+from .ndjson import Line, lines, reading
+from .progress import BYTES, progress
+from .session import Session
+from .summary import clean
+from .trouble import explain
+
+SHOWN = 10
+"""Refusals that are printed."""
+MAX_ATOMIC = 1000
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    line: int
+    error: dict[str, Any]
+
+
+class Sent(msgspec.Struct):
+    """`committed` are new in the log, `duplicates` were there already. `refusals` are the first ones."""
+
+    committed: int = 0
+    duplicates: int = 0
+    refused: int = 0
+    seconds: float = 0.0
+    last_line: int = 0
+    refusals: list[Refusal] = []
+
+    def take(self, line: Line, item: BatchItem) -> Refusal | None:
+        """Counts one outcome; the refusal, if it is one of the first."""
+        self.last_line = line.number
+        if item.error is None:
+            self.duplicates += item.duplicate
+            self.committed += not item.duplicate
+            return None
+        self.refused += 1
+        if self.refused > SHOWN:
+            return None
+        refusal = Refusal(line.number, item.error)
+        self.refusals.append(refusal)
+        return refusal
+
+
+def send_file(session: Session, name: str, what: str, *, react: bool = True, stop_on_error: bool = False) -> Sent:
+    """Sends the lines of a file (`-`: stdin). What is refused is told and passed over, or with `stop_on_error` ends it:
+    no batch is sent after the one it was in. Raises UnavailableError, having told how far it has come."""
+    sent = Sent()
+    began = time.monotonic()
+    with reading(name) as (file, size), session.connect() as crucible, progress(session.err, what, size, BYTES) as bar:
+        try:
+            for line, item in _outcomes(crucible, file, react):
+                refusal = sent.take(line, item)
+                bar.advance(line.size)
+                if refusal is not None:
+                    session.err.print(_refused(refusal, item), soft_wrap=True)
+                if stop_on_error and sent.refused:
+                    break
+        except UnavailableError:
+            session.note(f"{sent.committed + sent.duplicates} events, up to line {sent.last_line}, are in the log")
+            raise
+    sent.seconds = round(time.monotonic() - began, 3)
+    return sent
+
+
+def _outcomes(crucible: Crucible, file: BinaryIO, react: bool) -> Iterator[tuple[Line, BatchItem]]:
+    waiting: deque[Line] = deque()
+
+    def raws() -> Iterator[bytes]:
+        for line in lines(file):
+            waiting.append(line)
+            yield line.raw
+
+    for item in crucible.events.append_many(raws(), react=react):
+        yield waiting.popleft(), item
+
+
+def send_whole(session: Session, name: str) -> Sent:
+    """Sends all lines or none. Raises what they are refused for, by line."""
+    began = time.monotonic()
+    with reading(name) as (file, _):
+        found: list[Line] = []
+        for line in lines(file):
+            found.append(line)
+            if len(found) > MAX_ATOMIC:
+                raise InvalidError(f"--atomic takes at most {MAX_ATOMIC} events; send them without it, or in parts")
+    if not found:
+        return Sent()
+    with session.connect() as crucible:
+        try:
+            answer = crucible.send(append_lines([line_of(line.raw) for line in found], atomic=True))
+        except CrucibleError as error:
+            raise _by_line(error, found) from error
+    sent = Sent(seconds=round(time.monotonic() - began, 3))
+    for line, item in zip(found, answer.results, strict=True):
+        sent.take(line, item)
+    return sent
+
+
+def _by_line(error: CrucibleError, found: Sequence[Line]) -> CrucibleError:
+    """The same, whose fields name lines in place of positions."""
+    if not error.errors:
+        return error
+    errors = [msgspec.structs.replace(field, path=_line_path(field, found)) for field in error.errors]
+    return type(error)("nothing was committed", errors=errors, **error.extra)
+
+
+def _line_path(field: FieldError, found: Sequence[Line]) -> str:
+    position, _, rest = field.path.partition(".")
+    if not position.isdecimal() or int(position) >= len(found):
+        return field.path
+    return f"line {found[int(position)].number}" + (f": {rest}" if rest else "")
+
+
+def sent_view(sent: Sent) -> Text:
+    answered = sent.committed + sent.duplicates + sent.refused
+    rate = f"  {sent.seconds:.1f} s" + (f"  {answered / sent.seconds:,.0f}/s" if sent.seconds else "")
+    text = Text.assemble((f"{sent.committed:,} committed", "bold green" if sent.committed else "dim"), "  ")
+    text.append(f"{sent.duplicates:,} duplicates", "yellow" if sent.duplicates else "dim").append("  ")
+    return text.append(f"{sent.refused:,} refused", "bold red" if sent.refused else "dim").append(rate, "dim")
+
+
+def _refused(refusal: Refusal, item: BatchItem) -> Text:
+    error = item.exception
+    reason = explain(error).plain.removeprefix("error: ") if error is not None else ""
+    return Text.assemble((f"line {refusal.line}: ", "bold red"), clean(reason, 400))

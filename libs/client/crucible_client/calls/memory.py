@@ -1,0 +1,82 @@
+"""Requests about memories."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from crucible_client.answers import read_as
+from crucible_client.request import (
+    JSON,
+    Call,
+    Json,
+    delete,
+    get,
+    if_match,
+    keyed,
+    post,
+    present,
+    reads,
+    segment,
+)
+from crucible_client.results import Written
+from crucible_core.protocol.memory import MemoryList, MemoryView, ScoredMemory
+
+
+def create_memory(
+    content: str,
+    *,
+    tags: Sequence[str] | None = None,
+    entities: Sequence[str] | None = None,
+    links: Sequence[Json] | None = None,
+    metadata: Json | None = None,
+    idempotency_key: str | None = None,
+) -> Call[Written]:
+    """Keeps a memory; a link is `{"target": …, "type": …, "weight": …}`."""
+    body = present(content=content, tags=tags, entities=entities, links=links, metadata=metadata)
+    return post("/api/v1/memory", body, reads(Written), headers=keyed(idempotency_key))
+
+
+def get_memory(id: str) -> Call[MemoryView]:
+    """One memory; its `sequence` guards an update. Raises NotFoundError."""
+    return get(_memory(id), reads(MemoryView))
+
+
+def update_memory(
+    id: str,
+    *,
+    content: str | None = None,
+    tags: Sequence[str] | None = None,
+    entities: Sequence[str] | None = None,
+    links: Sequence[Json] | None = None,
+    metadata: Json | None = None,
+    expected_sequence: int | None = None,
+) -> Call[Written]:
+    """Changes the given fields. Raises ConflictError when the memory's sequence is no longer `expected_sequence`."""
+    body = present(content=content, tags=tags, entities=entities, links=links, metadata=metadata)
+    headers = {**JSON, **if_match(expected_sequence)}
+    content_bytes = msgspec.json.encode(body)
+    return Call("PATCH", _memory(id), reads(Written), headers=headers, content=content_bytes, repeatable=False)
+
+
+def delete_memory(id: str, *, expected_sequence: int | None = None) -> Call[None]:
+    """Removes a memory. Raises ConflictError when its sequence is no longer `expected_sequence`."""
+    return delete(_memory(id), headers=if_match(expected_sequence))
+
+
+def query_memory(
+    text: str | None = None,
+    *,
+    mode: Literal["auto", "text"] | None = None,
+    tags: Sequence[str] | None = None,
+    filter: Json | None = None,
+    limit: int | None = None,
+    min_sequence: int | None = None,
+) -> Call[list[ScoredMemory]]:
+    """The best matches, the best first; without `text`, those with the tags and the filter."""
+    body = present(text=text, mode=mode, tags=tags, filter=filter, limit=limit, min_sequence=min_sequence)
+    return post("/api/v1/memory/query", body, lambda raw: read_as(raw, MemoryList).memories)
+
+
+def _memory(id: str) -> str:
+    return f"/api/v1/memory/{segment(id)}"

@@ -1,0 +1,184 @@
+"""Events from the command line: many at once, counted, followed, exported and put back."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from crucible_cli import ndjson
+from crucible_cli.given import fields_of, filter_of, moment_of
+from crucible_core.envelope import MAX_EVENT_BYTES
+from tests.client.playing import Played, trouble
+
+Run = Callable[..., Any]
+
+
+def events(*types: str) -> str:
+    return "".join(json.dumps({"type": name, "payload": {"n": n}}) + "\n" for n, name in enumerate(types))
+
+
+def test_emit_takes_pairs(run: Run, played: Played) -> None:
+    run("events", "emit", "Custom.Built", "branch=main", "took=12.5", "ok=true", "by.name=alice", 'n="7"')
+    assert played.payloads == [{"branch": "main", "took": 12.5, "ok": True, "by": {"name": "alice"}, "n": "7"}]
+    assert run("events", "emit", "Custom.Built", "--payload", '{"a": 1}').exit_code == 0
+    assert played.payloads[1] == {"a": 1}
+
+
+def test_emit_many_from_stdin(run: Run, played: Played) -> None:
+    result = run("events", "emit", "-", input=events("Custom.A", "Custom.B") + "\n" + events("Custom.C"))
+    assert result.exit_code == 0
+    assert "3 committed" in result.stdout
+    assert [event["data"]["event"] for event in played.log] == ["A", "B", "C"]
+
+
+def test_emit_many_names_the_lines_that_were_refused(run: Run, played: Played, tmp_path: Path) -> None:
+    file = tmp_path / "events.ndjson"
+    file.write_text(f"{events('Custom.A')}\n{{no json\n{events('Memori.Created', 'Memory.Denied', 'Custom.B')}")
+    result = run("events", "emit", "--file", str(file))
+    assert result.exit_code == 1
+    assert "2 committed" in result.stdout
+    assert "3 refused" in result.stdout
+    shown = result.stderr.splitlines()
+    assert "line 3: no JSON" in shown[0]
+    assert "line 4: the event was refused" in shown[1]
+    assert "line 5: denied by the hook guard: no title" in result.stderr
+    told = json.loads(run("events", "emit", "--file", str(file), "--json").stdout)
+    assert (told["committed"], told["refused"], [refusal["line"] for refusal in told["refusals"]]) == (2, 3, [3, 4, 5])
+
+
+def test_only_the_first_refusals_are_shown(run: Run) -> None:
+    result = run("events", "emit", "-", input=events(*["Memori.Created"] * 30))
+    assert result.stderr.count("line ") == 10
+    assert "30 refused" in result.stdout
+
+
+def test_stop_on_error_sends_no_batch_after_the_refusal(run: Run, played: Played) -> None:
+    lines = events("Memory.Denied", *["Custom.A"] * 1200)
+    result = run("events", "import", "-", "--stop-on-error", input=lines)
+    assert result.exit_code == 1
+    assert len(played.log) == 499
+
+
+def test_emit_atomic_is_one_request(run: Run, played: Played) -> None:
+    assert run("events", "emit", "-", "--atomic", input=events("Custom.A", "Custom.B")).exit_code == 0
+    assert [method for method, *_ in played.requests] == ["POST"]
+    played.troubles = [trouble(422, "invalid")]
+    assert run("events", "emit", "-", "--atomic", input="\n" + events("Custom.A")).exit_code == 1
+    assert "at most 1000" in run("events", "emit", "-", "--atomic", input=events("Custom.A") * 1001).stderr
+
+
+def test_emit_needs_one_thing_to_send(run: Run) -> None:
+    assert run("events", "emit").exit_code == 2
+    assert run("events", "emit", "Custom.A", "--file", "x").exit_code == 2
+    assert run("events", "emit", "--file", "/nowhere").exit_code == 2
+    assert run("events", "emit", "Custom.A", "novalue").exit_code == 2
+
+
+def test_export_and_import(run: Run, played: Played, tmp_path: Path) -> None:
+    run("events", "emit", "-", input=events("Custom.A", "Custom.B", "Custom.A"))
+    file = tmp_path / "log.ndjson"
+    assert "2 events" in run("events", "export", str(file), "--type", "Custom.A").stdout
+    assert [json.loads(line)["sequence"] for line in file.read_text().splitlines()[:-1]] == [1, 3]
+    assert file.read_text().endswith("}\n\n")
+    assert not list(tmp_path.glob("*.part"))
+    assert run("events", "export").stdout.count('"sequence"') == 3
+    told = json.loads(run("events", "export", str(file), "--json").stdout)
+    assert (told["events"], told["bytes"]) == (3, file.stat().st_size - 1)
+
+
+def test_an_export_that_fails_leaves_the_file_as_it_was(run: Run, played: Played, tmp_path: Path) -> None:
+    file = tmp_path / "log.ndjson"
+    file.write_text("before")
+    played.troubles = [trouble(422, "invalid")]
+    assert run("events", "export", str(file)).exit_code == 1
+    assert file.read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["log.ndjson"]
+    assert run("events", "export", "/nowhere/log.ndjson").exit_code == 2
+
+
+def test_count(run: Run) -> None:
+    assert run("events", "count").stdout.strip() == "0 events"
+    run("events", "emit", "-", input=events("Custom.A", "Custom.B", "Custom.A"))
+    shown = run("events", "count", "--by", "type").stdout
+    assert "Custom.A" in shown
+    assert "66.7%" in shown
+    assert json.loads(run("events", "count", "--by", "type", "--json").stdout) == {
+        "count": 3,
+        "groups": {"Custom.A": 2, "Custom.B": 1},
+    }
+
+
+def test_list_goes_through_all(run: Run, played: Played) -> None:
+    run("events", "emit", "-", input=events(*["Custom.A"] * 30))
+    assert len(run("events", "list", "--json").stdout.splitlines()) == 20
+    found = run("events", "list", "--all", "--asc", "--json").stdout.splitlines()
+    assert [json.loads(line)["sequence"] for line in found] == list(range(1, 31))
+    assert "No events match." in run("events", "list", "--type", "Custom.None").stdout
+
+
+def test_tail_shows_what_happens_to_the_stream(run: Run, played: Played) -> None:
+    played.append({"type": "Custom.A"})
+    played.append({"type": "Custom.A"})
+    played.stream_limit = 1
+    played.frames = ['{"type": "caught_up", "sequence": 0}', '{"type": "gap", "dropped": 12}']
+    result = run("events", "tail", "--from", "start", "-n", "2", "--json", "--world", "mars", "--filter", "n>=3")
+    assert [json.loads(line)["sequence"] for line in result.stdout.splitlines()] == [1, 2]
+    assert "caught up at #0" in result.stderr
+    assert "too slow for 12 events" in result.stderr
+    assert "connecting again" in result.stderr
+    assert played.wishes[0]["world_id"] == "mars"
+    assert played.wishes[0]["filters"] == [{"event_type": "*", "filter": {"n": {"gte": 3}}}]
+
+
+@pytest.mark.parametrize(
+    ("given", "filter"),
+    [
+        (None, None),
+        (["a=1"], {"a": 1}),
+        (["a=x y"], {"a": "x y"}),
+        (["a.b!=true"], {"a.b": {"not_equals": True}}),
+        (["t~^[0-9]+$"], {"t": {"matches": "^[0-9]+$"}}),
+        (["n>=3"], {"n": {"gte": 3}}),
+        (["n<3"], {"n": {"lt": 3}}),
+        (['{"a": {"contains": "x=1"}}'], {"a": {"contains": "x=1"}}),
+        (["a=1", "b=2"], {"$and": [{"a": 1}, {"b": 2}]}),
+    ],
+)
+def test_filters(given: list[str] | None, filter: Any) -> None:
+    assert filter_of(given, "--filter") == filter
+
+
+def test_what_is_neither_filter_nor_pair_is_a_usage_error() -> None:
+    with pytest.raises(typer.BadParameter, match="not a JSON object"):
+        filter_of(["tags"], "--filter")
+    with pytest.raises(typer.BadParameter, match="a is a value already"):
+        fields_of(["a=1", "a.b=2"], "PAYLOAD")
+
+
+@pytest.mark.parametrize(
+    ("given", "moment"),
+    [
+        (None, None),
+        ("10m", "2026-11-21T09:50:00.000000Z"),
+        ("2h", "2026-11-21T08:00:00.000000Z"),
+        ("3d", "2026-11-18T10:00:00.000000Z"),
+        ("999999999w", "1970-01-01T00:00:00.000000Z"),
+        ("2026-11-21T10:00:00Z", "2026-11-21T10:00:00Z"),
+        ("start", "start"),
+    ],
+)
+def test_moments(given: str | None, moment: str | None) -> None:
+    assert moment_of(given, 1_795_255_200_000_000) == moment
+
+
+def test_a_giant_line_is_never_held_whole(tmp_path: Path) -> None:
+    file = tmp_path / "giant"
+    file.write_bytes(b"x" * (5 * MAX_EVENT_BYTES) + b"\n\n" + b'{"a": 1}\n{"b": 2}')
+    with ndjson.reading(str(file)) as (opened, size):
+        found = list(ndjson.lines(opened))
+    assert [line.number for line in found] == [1, 3, 4]
+    assert MAX_EVENT_BYTES < len(found[0].raw) < MAX_EVENT_BYTES + 2000
+    assert sum(line.size for line in found) + 1 == size
