@@ -1,6 +1,7 @@
 """Appending many events: in chunks that one request to `events` can carry, each event with an outcome of its own."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 
@@ -49,6 +50,7 @@ class Batch:
         self._results: list[bytes] = []
         self._committed = 0
         self._away: UnavailableError | None = None
+        self._committing: asyncio.Task[None] | None = None
 
     async def add(self, size: int, event: NewEvent | CrucibleError) -> None:
         size += _ENVELOPE_BYTES
@@ -63,12 +65,24 @@ class Batch:
     async def end(self) -> bytes:
         """The answer's body. Raises UnavailableError where nothing was committed because something is away."""
         await self._flush()
+        await self.settle()
         if self._away is not None and not self._committed:
             raise self._away
         return b'{"committed":%d,"results":[%b]}' % (self._committed, b",".join(self._results))
 
+    async def settle(self) -> int:
+        """Waits for what is being committed; how many events are."""
+        if self._committing is not None:
+            await self._committing
+        return self._committed
+
     async def _flush(self) -> None:
+        """Commits a chunk while the next one is read. One at a time: they stay in order."""
+        await self.settle()
         waiting, self._waiting, self._bytes = self._waiting, [], 0
+        self._committing = asyncio.create_task(self._commit(waiting))
+
+    async def _commit(self, waiting: list[NewEvent | CrucibleError]) -> None:
         outcomes = iter(await self._outcomes([event for event in waiting if isinstance(event, NewEvent)]))
         for event in waiting:
             result = event if isinstance(event, CrucibleError) else next(outcomes)
@@ -90,20 +104,30 @@ class Batch:
         return [outcome(appended) for appended in reply.results]
 
 
-async def append_each(append: Append, origin: Origin, events: AsyncIterator[Taken] | Iterable[Taken]) -> bytes:
-    """Each event for itself; the answer's body. The events come one by one, and are held a chunk at a time."""
+async def append_each(append: Append, origin: Origin, events: AsyncIterator[Taken]) -> bytes:
+    """Each event for itself; the answer's body. The events come one by one, and are held two chunks at a time.
+
+    Raises what reading them raises; where some are committed by then, the error says how many.
+    """
     batch = Batch(append, origin)
-    async for size, event in _async(events):
-        await batch.add(size, event)
+    try:
+        async for size, event in events:
+            await batch.add(size, event)
+    except CrucibleError as error:
+        committed = await batch.settle()
+        if committed:
+            error.detail += f"; the first {committed} events are committed"
+            error.extra["committed"] = committed
+        raise
     return await batch.end()
 
 
-async def append_all(append: Append, origin: Origin, events: AsyncIterator[Taken] | Iterable[Taken]) -> bytes:
+async def append_all(append: Append, origin: Origin, events: AsyncIterator[Taken]) -> bytes:
     """All or none; the answer's body. Raises the errors of every event that is refused, with its position."""
     kept: list[NewEvent] = []
     errors: list[FieldError] = []
     total = position = 0
-    async for size, event in _async(events):
+    async for size, event in events:
         total += size + _ENVELOPE_BYTES
         if position >= MAX_ATOMIC or total > CHUNK_BYTES:
             raise TooLargeError(f"an atomic batch may have {MAX_ATOMIC} events and about {CHUNK_BYTES} bytes")
@@ -148,12 +172,3 @@ def _as_sent(error: CrucibleError) -> CrucibleError:
     root = "events."
     errors = [msgspec.structs.replace(each, path=each.path.removeprefix(root)) for each in error.errors]
     return type(error)(error.detail.removeprefix(root), errors=errors, **error.extra)
-
-
-async def _async(events: AsyncIterator[Taken] | Iterable[Taken]) -> AsyncIterator[Taken]:
-    if isinstance(events, AsyncIterator):
-        async for event in events:
-            yield event
-    else:
-        for event in events:
-            yield event

@@ -89,17 +89,37 @@ async def _received(request: Http) -> AsyncIterator[bytes]:
             yield piece
 
 
-async def whole(request: Http, limit: Callable[[bytes], int] = lambda _: MAX_EVENT_BYTES) -> bytes:
+async def array_or_one(request: Http) -> tuple[AsyncIterator[bytes] | None, bytes]:
+    """The pieces of an array, which may be as large as a request; or else the whole body, which may only be as large as
+    an event. Raises TooLargeError, and MalformedError where there is none."""
+    sent = pieces(request, lambda begun: MAX_REQUEST_BYTES if begun[:1] == b"[" else MAX_EVENT_BYTES)
+    begun = b""
+    async for piece in sent:
+        begun += piece
+        if begun.lstrip()[:1] == b"[":
+            return _again(begun, sent), b""
+    if not begun.strip():
+        raise MalformedError("the body is empty")
+    return None, begun
+
+
+async def _again(begun: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield begun
+    async for piece in rest:
+        yield piece
+
+
+async def whole(request: Http) -> bytes:
     """The whole body. Raises TooLargeError, and MalformedError where there is none."""
-    raw = await anything(request, limit)
+    raw = await anything(request)
     if not raw.strip():
         raise MalformedError("the body is empty")
     return raw
 
 
-async def anything(request: Http, limit: Callable[[bytes], int] = lambda _: MAX_EVENT_BYTES) -> bytes:
+async def anything(request: Http) -> bytes:
     """The whole body, which may be empty. Raises TooLargeError."""
-    return b"".join([piece async for piece in pieces(request, limit)])
+    return b"".join([piece async for piece in pieces(request, lambda _: MAX_EVENT_BYTES)])
 
 
 async def read(request: Http, kind: type[T]) -> T:

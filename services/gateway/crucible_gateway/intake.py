@@ -1,13 +1,13 @@
 """From what clients send to `NewEvent`s: the long and the short form of the contract, alone, in arrays and in lines."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from crucible_core.attributes import Extensions
-from crucible_core.decode import decode, malformed
+from crucible_core.decode import decode
 from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD, MAX_EVENT_BYTES, Source
 from crucible_core.errors import CrucibleError, FieldError, InvalidError, MalformedError, TooLargeError
 from crucible_core.protocol.events import NewEvent
@@ -167,19 +167,6 @@ def taken(raw: bytes) -> Taken:
         return len(raw), read_event(raw)
     except CrucibleError as error:
         return len(raw), error
-
-
-def is_array(raw: bytes) -> bool:
-    return raw.lstrip()[:1] == b"["
-
-
-def elements(raw: bytes) -> Iterator[bytes]:
-    """The elements of a JSON array, undecoded. Raises MalformedError."""
-    try:
-        found = msgspec.json.decode(raw, type=list[Raw])
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise malformed(error, "body") from None
-    return map(bytes, found)
 
 
 async def lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

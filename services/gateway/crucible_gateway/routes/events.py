@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 from litestar import Response, get, post
 
 from crucible_core.attributes import essence
-from crucible_core.envelope import MAX_EVENT_BYTES, Event
+from crucible_core.envelope import Event
 from crucible_core.errors import CrucibleError, UnsupportedError
 from crucible_core.protocol.events import (
     AppendReply,
@@ -23,9 +23,10 @@ from crucible_core.protocol.events import (
 )
 from crucible_core.protocol.shared import GetRequest
 from crucible_gateway import examples
+from crucible_gateway.arrays import elements
 from crucible_gateway.auth import principal_of
 from crucible_gateway.batches import Append, Committed, Result, append_all, append_each, outcome
-from crucible_gateway.bodies import JSON, MAX_REQUEST_BYTES, Http, anything, expect_plain, media_type, pieces, whole
+from crucible_gateway.bodies import JSON, Http, anything, array_or_one, expect_plain, media_type, pieces, whole
 from crucible_gateway.cloudevents import incoming, outgoing
 from crucible_gateway.cloudevents.forms import (
     BATCH,
@@ -42,9 +43,7 @@ from crucible_gateway.correlation import correlation_of, sent_correlation
 from crucible_gateway.intake import (
     Origin,
     SentEvent,
-    elements,
     idempotency_key,
-    is_array,
     lines,
     read_event,
     taken,
@@ -120,10 +119,10 @@ async def append_events(request: Http) -> Response[bytes]:
         return passed(await many(append, origin, (taken(line) async for line in sent)))
     if kind != JSON:
         raise UnsupportedError(f"{kind[:100]} is not read here; send {JSON}, {NDJSON[0]}, {STRUCTURED} or {BATCH}")
-    raw = await _body(request)
-    if is_array(raw):
-        return passed(await many(append, origin, map(taken, elements(raw))))
-    return await _one(append, origin, read_event(raw))
+    array, alone = await array_or_one(request)
+    if array is not None:
+        return passed(await many(append, origin, (taken(raw) async for raw in elements(array))))
+    return await _one(append, origin, read_event(alone))
 
 
 async def _append_cloud_events(
@@ -134,13 +133,9 @@ async def _append_cloud_events(
         return await _one(append, origin, incoming.from_binary(request.scope["headers"], await anything(request)))
     media_type(request)
     if form == "batch":
-        return passed(await many(append, origin, map(incoming.taken, elements(await _body(request)))))
-    return await _one(append, origin, incoming.from_structured(await _body(request)))
-
-
-async def _body(request: Http) -> bytes:
-    """An array may be as large as a request, anything else only as an event."""
-    return await whole(request, lambda begun: MAX_REQUEST_BYTES if begun[:1] == b"[" else MAX_EVENT_BYTES)
+        sent = elements(pieces(request))
+        return passed(await many(append, origin, (incoming.taken(raw) async for raw in sent)))
+    return await _one(append, origin, incoming.from_structured(await whole(request)))
 
 
 async def _one(append: Append, origin: Origin, event: NewEvent) -> Response[bytes]:
