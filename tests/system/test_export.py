@@ -101,6 +101,7 @@ def _mixed(count: int) -> Iterator[dict[str, Any]]:
                 "correlation_id": event.pop("correlation_id", None),
                 "causation_id": event.pop("causation_id", None),
                 "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+                "extensions": {"partitionkey": "p1"},
             }
             event = {
                 "type": category,
