@@ -174,6 +174,34 @@ def test_memory(run: Run, played: Played) -> None:
     assert "Nothing found" in run("memory", "query", "zzz").stdout
 
 
+def test_worlds_and_rooms(run: Run, played: Played) -> None:
+    assert answer(run, "worlds", "add", "acme", "--description", "Our own")["id"] == "acme"
+    assert "lab in acme" in run("rooms", "add", "acme", "lab").stdout
+    assert [room["id"] for room in answer(run, "rooms", "list", "acme")] == ["main", "lab"]
+    shown = run("worlds", "list").stdout
+    assert "Our own" in shown
+    assert "main lab" in shown
+    assert answer(run, "rooms", "rm", "acme", "lab") == {"deleted": "lab"}
+    assert [world["id"] for world in answer(run, "worlds", "list")] == ["acme", "default"]
+    assert answer(run, "worlds", "rm", "acme", "--purge") == {"deleted": "acme", "purged": True}
+    missing = run("worlds", "rm", "acme")
+    assert (missing.exit_code, "no world acme" in missing.stderr) == (1, True)
+    assert "main" in run("rooms", "list").stdout
+
+
+def test_retention(run: Run, tmp_path: Path) -> None:
+    assert "All other events: 30d" in run("retention", "show").stdout
+    file = tmp_path / "rules.json"
+    file.write_text('{"rules": [{"type": "Task.*", "keep": "forever"}]}')
+    assert answer(run, "retention", "set", f"@{file}", "--revision", "0")["revision"] == 1
+    assert "Task.*" in run("retention", "show").stdout
+    stale = run("retention", "set", "[]", "--revision", "0")
+    assert (stale.exit_code, "revision 1" in stale.stderr) == (1, True)
+    assert answer(run, "retention", "set", "[]")["rules"] == []
+    for wrong in ("{", "{}", "[1]", "7"):
+        assert run("retention", "set", wrong).exit_code == 2
+
+
 def test_doctor_finds_what_is_not_live(run: Run, played: Played) -> None:
     assert "nothing to prove" in run("doctor").stdout
     played.hooks = {name: _view(name) for name in ("good", "off", "bad")}

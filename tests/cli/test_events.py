@@ -99,6 +99,23 @@ def test_an_export_that_fails_leaves_the_file_as_it_was(run: Run, played: Played
     assert run("events", "export", "/nowhere/log.ndjson").exit_code == 2
 
 
+def test_import_makes_the_places_that_are_missing(run: Run, played: Played) -> None:
+    long = {"type": "Custom", "data": {"event": "A", "payload": {}}, "metadata": {"world_id": "acme", "room_id": "lab"}}
+    lines = [
+        long,
+        {"type": "Custom.B", "world_id": "mars"},
+        {"type": "Custom.C"},
+        {"type": "Custom.D", "room_id": "lab"},
+    ]
+    text = "\n".join(json.dumps(line) for line in lines) + "\n{nonsense\n"
+    run("events", "import", "-", input=text)
+    rooms = {id: [room["id"] for room in world["rooms"]] for id, world in played.places.worlds.items()}
+    assert rooms == {"default": ["main", "lab"], "acme": ["main", "lab"], "mars": ["main"]}
+    asked = len(played.requests)
+    run("events", "import", "-", input=json.dumps(lines[1]) + "\n")
+    assert [request[0] for request in played.requests[asked:]] == ["GET", "POST"]
+
+
 def test_count(run: Run) -> None:
     assert run("events", "count").stdout.strip() == "0 events"
     run("events", "emit", "-", input=events("Custom.A", "Custom.B", "Custom.A"))

@@ -223,3 +223,13 @@ def test_empty_notes_are_not_taken_for_renamed() -> None:
     empty = Note("e3b0", 0, 1, 5)
     found = changes({"a.md": empty}, {"b.md": Note("e3b0", 0, 2)})
     assert [(change.event, change.path) for change in found] == [("Deleted", "a.md"), ("Created", "b.md")]
+
+
+def test_unknown_places_are_refused_before_anything_is_sent(run: Run, played: Played, notes: Path) -> None:
+    played.places.worlds["acme"] = played.places.worlds["default"] | {"id": "acme"}
+    for options in (["--world", "acmee"], ["--room", "mian"], ["--world", "acme", "--room", "lab"]):
+        result = run("watch", str(notes), "--once", *options)
+        assert (result.exit_code, "there is no" in result.stderr) == (1, True)
+    assert played.log == []
+    assert run("watch", str(notes), "--once", "--world", "acme", "--room", "main").exit_code == 0
+    assert len(played.log) == 2

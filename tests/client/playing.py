@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketClose
 
+from .played_places import Places, place_routes
 from .played_replays import replay_routes
 
 KEY = "ck_test"
@@ -44,6 +45,7 @@ class Played:
         self.webhooks: dict[str, dict[str, Any]] = {}
         self.memories: dict[str, dict[str, Any]] = {}
         self.replays: dict[str, dict[str, Any]] = {}
+        self.places = Places()
         self.verdicts: dict[str, str] = {}
         self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
         self.troubles: list[Response] = []
@@ -315,6 +317,7 @@ def create_app(played: Played) -> Any:
         Route("/api/v1/memory", memories, methods=["POST"]),
         Route("/api/v1/memory/query", query, methods=["POST"]),
         Route("/api/v1/memory/{id}", memory, methods=["GET", "PATCH", "DELETE"]),
+        *place_routes(played.places),
     ]
 
     async def refused(request: Request, error: Exception) -> Response:

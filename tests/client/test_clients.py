@@ -193,6 +193,29 @@ def test_memory(crucible: Crucible) -> None:
         crucible.memory.get(written.id)
 
 
+def test_worlds_and_rooms(crucible: Crucible, played: Played) -> None:
+    assert crucible.worlds.create("acme", description="Ours").description == "Ours"
+    assert [world.id for world in crucible.worlds.list(page_size=1)] == ["acme", "default"]
+    crucible.rooms.create("acme", "lab")
+    assert [room.id for room in crucible.rooms.list("acme")] == ["main", "lab"]
+    crucible.rooms.delete("acme", "lab")
+    assert [room.id for room in crucible.worlds.get("acme").rooms] == ["main"]
+    crucible.worlds.delete("acme", purge=True)
+    assert played.requests[-1][:2] == ("DELETE", "/api/v1/worlds/acme")
+    with pytest.raises(NotFoundError):
+        crucible.worlds.get("acme")
+
+
+def test_retention(crucible: Crucible) -> None:
+    before = crucible.retention.get()
+    assert (before.rules, before.default) == ([], "30d")
+    after = crucible.retention.put([{"type": "Task.*", "keep": "12h"}], expected_revision=before.revision)
+    assert crucible.retention.get() == after
+    with pytest.raises(ConflictError):
+        crucible.retention.put(after.rules, expected_revision=before.revision)
+    assert crucible.retention.put(after.rules).rules == after.rules
+
+
 async def test_async_client_does_the_same(async_crucible: AsyncCrucible, played: Played) -> None:
     for number in range(3):
         await async_crucible.events.append("Custom.Counted", {"number": number})
@@ -211,7 +234,7 @@ async def test_async_client_is_unreachable_too() -> None:
             await crucible.hooks.list()
 
 
-@pytest.mark.parametrize("name", ["Events", "Replays", "Hooks", "Webhooks", "Memory"])
+@pytest.mark.parametrize("name", ["Events", "Replays", "Hooks", "Webhooks", "Memory", "Worlds", "Rooms", "Retention"])
 def test_both_clients_offer_the_same(name: str) -> None:
     one, other = getattr(sync, name), getattr(aio, f"Async{name}")
     public = [member for member in vars(one) if not member.startswith("_")]

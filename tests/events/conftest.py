@@ -30,7 +30,10 @@ def settings(nats_url: str, names: Names, tmp_path: Path) -> Settings:
 @pytest.fixture
 def running(settings: Settings) -> Running:
     """Starts the service; again, after it was stopped."""
+    return starter(settings)
 
+
+def starter(settings: Settings) -> Running:
     @contextlib.asynccontextmanager
     async def start() -> AsyncIterator[Starlette]:
         app = create_app(settings)

@@ -9,6 +9,7 @@ from crucible_core.errors import ConflictError, InvalidError
 from crucible_core.protocol.events import NewEvent
 from crucible_core.subjects import MSG_ID, TTL
 from crucible_events.settings import Settings
+from tests.places import make_world
 
 from .conftest import Asker, Running, delete_index, new
 
@@ -103,6 +104,7 @@ async def test_one_id_twice_in_a_batch(service: Starlette, ask: Asker) -> None:
 
 
 async def test_a_stale_expectation_conflicts_and_tells_the_version(service: Starlette, ask: Asker) -> None:
+    await make_world(ask.bus, "default", "other")
     first = await ask.one(memory("Created", expected_sequence=0))
     second = await ask.one(memory(expected_sequence=first.sequence))
     assert second.error is None
@@ -145,6 +147,7 @@ async def test_no_update_is_lost_among_concurrent_writers(service: Starlette, as
 
 
 async def test_an_expectation_of_an_entity_that_shares_its_subject(service: Starlette, ask: Asker) -> None:
+    await make_world(ask.bus, "other")
     first = await ask.one(new(expected_sequence=0, entity="n"))
     assert first.error is None
     for n in range(200):  # some of them share its bucket

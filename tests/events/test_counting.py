@@ -12,6 +12,7 @@ from crucible_events import counting, query, store
 from crucible_events.settings import Settings
 from crucible_kit.index import open_index
 from crucible_kit.rpc import call
+from tests.places import make_world
 
 from .conftest import Asker, new
 
@@ -19,6 +20,8 @@ from .conftest import Asker, new
 @pytest.fixture
 async def log(service: Starlette, ask: Asker) -> Asker:
     """Thirty events; the day changes after the tenth and the twentieth."""
+    await make_world(ask.bus, "default", "attic")
+    await make_world(ask.bus, "mars")
     await ask.append(
         *(
             new(

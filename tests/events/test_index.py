@@ -91,8 +91,10 @@ async def test_what_has_expired_is_forgotten_unless_kept_for_ever(
     async with open_index(path, bus, bus.names.events, store.VERSION, store.SCHEMA) as index:
         following = asyncio.create_task(index.follow(bus, store.Projection(Metrics("t")).apply))
         await index.reach(3)
-        assert await store.expire(index, 0) == 0
-        assert await store.expire(index, 2**62) == 2
+        assert await store.first_since(index, 0, 0) == 1
+        assert await store.first_since(index, 2**62, 0) == 4
+        assert await store.forget_range(index, 0, 1) == 0
+        assert await store.forget_range(index, 0, 4) == 2
         assert await store.by_id(index, "evt_b") is None
         assert await store.by_id(index, "evt_a") is not None
         following.cancel()

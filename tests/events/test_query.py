@@ -13,6 +13,7 @@ from crucible_core.protocol.events import QueryRequest, TypesReply
 from crucible_events import answer, query, scan, store
 from crucible_events.api import TypesRequest
 from crucible_kit.rpc import call
+from tests.places import make_world
 
 from .conftest import Asker, new
 
@@ -20,6 +21,8 @@ from .conftest import Asker, new
 @pytest.fixture
 async def log(service: Starlette, ask: Asker) -> Asker:
     """Twelve events: sequence n is n minutes after ten."""
+    await make_world(ask.bus, "mars", "attic", "cellar")
+    await make_world(ask.bus, "default", "attic", "cellar")
     await ask.append(
         *(
             new(

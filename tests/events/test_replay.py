@@ -27,6 +27,7 @@ from crucible_kit.bus import Bus
 from crucible_kit.clock import fresh_id, now_ms, timestamp
 from crucible_kit.rpc import Context, Endpoint, call, serve
 from crucible_kit.telemetry import Telemetry
+from tests.places import make_world
 
 from .conftest import Asker, Running, eventually, new
 
@@ -116,6 +117,7 @@ async def test_everything_goes_once_and_in_order(service: Starlette, ask: Asker,
 async def test_range_types_filters_and_rooms_choose(service: Starlette, ask: Asker, bus: Bus, taker: Taker) -> None:
     await fill(ask, 10)
     await fill(ask, 3, "Custom.other")
+    await make_world(bus, "default", "attic")
     await ask.one(new(room_id="attic"))
     by_type = await start(bus, start=8, filters=[TypeFilter(event_type="Custom.other")])
     await reaches(bus, by_type, "done")
@@ -164,6 +166,8 @@ async def test_times_are_those_of_the_commits(service: Starlette, ask: Asker, bu
         ({"start": "yesterday"}, "from"),
         ({"start": "2026-13-01"}, "from"),
         ({"start": "2026-01-02T00:00:00Z", "to": "2026-01-01T00:00:00Z"}, "from"),
+        ({"world_id": "nowhere"}, "world_id"),
+        ({"room_id": "nowhere"}, "room_id"),
         ({"filters": []}, "filters"),
         ({"filters": [TypeFilter(event_type="Memori.Created")]}, "filters.0.event_type"),
         ({"filters": [TypeFilter(event_type="*", filter={"a": {"matchs": "x"}})]}, "filters.0.filter.a.matchs"),

@@ -14,6 +14,7 @@ from crucible_client import AsyncCrucible, Notice
 from crucible_client.subscription import Subscription
 from crucible_core.errors import InvalidError, UnavailableError
 from crucible_core.protocol.events import CountReply, CountRequest, QueryReply, QueryRequest
+from crucible_core.protocol.worlds import PlaceRequest
 from crucible_kit.bus import Bus
 
 from .conftest import HEADERS, KEY, Answers, Served, answering, commit
@@ -128,7 +129,11 @@ async def test_the_client_subscribes_from_the_past_and_on(gateway: Served, bus: 
     await commit(bus, 1)
     await commit(bus, 2, world="mars")
     told: list[Notice] = []
-    async with AsyncCrucible(gateway.url, KEY, environ={}) as crucible:
+    async with (
+        answering(bus, "events", place=PlaceRequest) as known,
+        AsyncCrucible(gateway.url, KEY, environ={}) as crucible,
+    ):
+        known.replies["place"] = PlaceRequest()
         events = crucible.events.subscribe(from_="start", world_id="mars", on_notice=told.append)
         async with aclosing(events):
             assert (await anext(events)).metadata.id == "evt_2"

@@ -10,10 +10,11 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
+from crucible_core.protocol.worlds import PlaceRequest
 from crucible_gateway import hub as hubs
 from crucible_kit.bus import Bus
 
-from .conftest import HEADERS, KEY, Serve, Served, commit, until
+from .conftest import HEADERS, KEY, Serve, Served, answering, commit, until
 
 ALL = [{"event_type": "*"}]
 STREAM = "/api/v1/events/stream"
@@ -63,7 +64,9 @@ async def test_live_event_arrives(socket: ClientConnection, bus: Bus) -> None:
 
 async def test_filters_world_and_room_choose(socket: ClientConnection, bus: Bus) -> None:
     filters = [{"event_type": "Custom.*", "filter": {"n": {"gt": 2}}}, {"event_type": "file.created"}]
-    await subscribe(socket, filters=filters, world_id="w", **{"from": "start"})
+    async with answering(bus, "events", place=PlaceRequest) as events:
+        events.replies["place"] = PlaceRequest()
+        await subscribe(socket, filters=filters, world_id="w", **{"from": "start"})
     for n, world, kind in [
         (1, "w", "Custom.Tick"),
         (3, "v", "Custom.Tick"),

@@ -8,9 +8,12 @@ from starlette.applications import Starlette
 from crucible_core.envelope import Source
 from crucible_core.errors import ConflictError, InvalidError, MalformedError, NotFoundError, TooLargeError
 from crucible_core.protocol.memory import Cause, CreateMemory, Link, UpdateMemory
+from crucible_core.protocol.worlds import ChangeWorld
 from crucible_kit.bus import Bus
+from crucible_kit.rpc import call
+from tests.places import make_world
 
-from .conftest import Memories, Running
+from .conftest import Memories, Running, until
 
 pytestmark = pytest.mark.usefixtures("service")
 
@@ -39,6 +42,7 @@ async def test_created_memory_is_there_at_once(memory: Memories) -> None:
 
 
 async def test_a_change_is_an_event_with_its_cause(memory: Memories) -> None:
+    await make_world(memory.bus, "default", "lab")
     cause = Cause(
         source=Source("agent", "a1"),
         actor="agent:a1",
@@ -59,6 +63,7 @@ async def test_a_change_is_an_event_with_its_cause(memory: Memories) -> None:
 
 
 async def test_update_changes_what_is_given_and_keeps_the_rest(memory: Memories) -> None:
+    await make_world(memory.bus, "default", "lab")
     id = await memory.create("text", tags=["#a"], metadata={"n": 1}, cause=Cause(room_id="lab"))
     first = await memory.get(id)
     written = await memory.update(id, content="new", tags=[])
@@ -233,7 +238,33 @@ async def test_other_bad_requests_are_refused(memory: Memories, bus: Bus) -> Non
         await memory.create("x", metadata=deep)
 
 
+async def test_an_unknown_world_is_the_callers_mistake(memory: Memories) -> None:
+    for cause, path in ((Cause(world_id="nowhere"), "world_id"), (Cause(room_id="nowhere"), "room_id")):
+        with pytest.raises(InvalidError) as error:
+            await memory.create("text", cause=cause)
+        assert error.value.errors[0].path == path
+
+
+async def test_the_memories_of_a_purged_world_are_gone(memory: Memories, service: Starlette) -> None:
+    bus = memory.bus
+    await make_world(bus, "acme")
+    made = await memory.create("a secret", tags=["#t"], cause=Cause(world_id="acme"))
+    kept = await memory.create("a secret")
+    assert len(await memory.query("secret", world_id="acme")) == 1
+    purge = ChangeWorld(id="acme", purge=True)
+    await call(bus, "events", "delete_world", purge, bytes)
+
+    async def forgotten() -> bool:
+        return not await memory.query("secret", world_id="acme")
+
+    await until(forgotten)
+    with pytest.raises(NotFoundError):
+        await memory.get(made)
+    assert [one.id for one in await memory.query("secret")] == [kept]
+
+
 async def test_worlds_are_apart(memory: Memories) -> None:
+    await make_world(memory.bus, "other")
     here = await memory.create("shared words", id="mem_same")
     there = await memory.create("shared words too", id="mem_same", cause=Cause(world_id="other"))
     assert here == there

@@ -19,6 +19,7 @@ from crucible_kit.frames import Outgoing
 from crucible_kit.rpc import Context, Endpoint, call, serve
 from crucible_kit.telemetry import Telemetry
 from crucible_memory.naming import note_id
+from tests.places import make_world
 
 from .conftest import Memories, Running, until
 
@@ -55,6 +56,7 @@ async def results(service: Starlette) -> dict[str, int]:
 
 
 async def test_note_becomes_a_memory(service: Starlette, memory: Memories) -> None:
+    await make_world(memory.bus, "default", "lab")
     await file(memory, "Created", content=NOTE, room_id="lab")
     found = await memory.get(ID)
     assert (found.title, found.path, found.content) == ("Clocks", PATH, "About [[Lamport]] #clocks\n")

@@ -6,6 +6,7 @@ import pytest
 
 from crucible_core.protocol.memory import Cause, MemoryView, ScoredMemory
 from crucible_kit.frames import Outgoing
+from tests.places import make_world
 
 from .conftest import Memories, Running, until
 
@@ -29,6 +30,7 @@ async def fill(memory: Memories) -> list[str]:
     await memory.delete(ids[9])
     await memory.delete(ids[8])
     await memory.create("made again", id=ids[8])
+    await make_world(memory.bus, "other")
     await memory.create("elsewhere", cause=Cause(world_id="other"))
     payload = {"path": "a.md", "content": "# Note\n[[b]] #even"}
     await memory.append("File.Created", payload)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from crucible_core.errors import InvalidError
 from crucible_core.protocol.memory import Cause
 from crucible_memory.terms import MAX_TERMS, Term, telling, terms_of
+from tests.places import make_world
 
 from .conftest import Memories
 
@@ -153,6 +154,8 @@ async def test_a_memorys_own_content_finds_what_is_like_it(memory: Memories, ids
 
 
 async def test_worlds_and_rooms_are_apart(service: None, memory: Memories) -> None:
+    await make_world(memory.bus, "default", "lab")
+    await make_world(memory.bus, "other")
     for world, room in (("default", "main"), ("default", "lab"), ("other", "main")):
         await memory.create(f"word in {world} {room}", cause=Cause(world_id=world, room_id=room))
     assert len(await memory.query("word")) == 2

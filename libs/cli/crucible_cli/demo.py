@@ -38,6 +38,7 @@ T = TypeVar("T")
 app = typer.Typer()
 
 LINKER, GUARD, WEBHOOK = "auto-link-related", "require-tags", "crucible-demo"
+WORLD = "Made by crucible demo"
 PATIENCE_S = 20.0
 # The finished note has no word that the related one has not: they are as alike as two notes can be.
 RELATED = "# Retrieval basics\n\nSearch by meaning finds passages, a language model answers. #research\n"
@@ -103,7 +104,7 @@ def _reason(denial: RunRecord) -> str:
 
 
 def _play(session: Session, crucible: Crucible, arrived: "queue.Queue[Delivery]", say: Callable[[str], None]) -> Demo:
-    world = f"demo-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    world = _fresh_world(crucible)
     folder = session.data.root / "demo" / world
     folder.mkdir(parents=True)
     (folder / "retrieval-basics.md").write_text(RELATED)
@@ -156,6 +157,15 @@ def endpoint(secret: str, tell: Callable[[Delivery], None]) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join(5)
+
+
+def _fresh_world(crucible: Crucible) -> str:
+    """A world where no earlier note is found. Those of earlier demos are deleted; what they showed can be read."""
+    for world in crucible.worlds.list(page_size=1000):
+        if world.description == WORLD:
+            crucible.worlds.delete(world.id)
+    name = f"demo-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    return crucible.worlds.create(name, description=WORLD).id
 
 
 @contextlib.contextmanager

@@ -113,13 +113,14 @@ def import_(
 ) -> None:
     """Put exported events back: the same ids, times, order and causes; what is there already stays as it is.
 
-    A broken import is started again with the same file: it goes on where it was.
+    Worlds and rooms that are missing are made. A broken import is started again with the same file: it goes on where it
+    was.
 
     \b
     crucible events import backup.ndjson
     gunzip -c memories.ndjson.gz | crucible events import -
     """
-    _end(session, send_file(session, file, "importing", react=react, stop_on_error=stop))
+    _end(session, send_file(session, file, "importing", react=react, stop_on_error=stop, make_places=True))
 
 
 def _emit_file(session: Session, file: str, atomic: bool, stop: bool) -> None:

@@ -20,6 +20,9 @@ COMMANDS = {
     "hooks": "List, add and try hooks.",
     "webhooks": "List, create and try webhooks.",
     "memory": "Keep and find memories.",
+    "worlds": "List, add and remove worlds.",
+    "rooms": "List, add and remove the rooms of a world.",
+    "retention": "Show and set how long events are kept.",
     "doctor": "Prove the wiring of every hook and webhook.",
 }
 """Each name is also the module's, whose `app` holds the command, or the group of commands."""

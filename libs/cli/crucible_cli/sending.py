@@ -12,6 +12,7 @@ from crucible_client import BatchItem, Crucible
 from crucible_client.calls.events import append_lines, line_of
 from crucible_core.errors import CrucibleError, FieldError, InvalidError, UnavailableError
 
+from .atlas import Atlas
 from .ndjson import Line, lines, reading
 from .progress import BYTES, progress
 from .session import Session
@@ -53,14 +54,23 @@ class Sent(msgspec.Struct):
         return refusal
 
 
-def send_file(session: Session, name: str, what: str, *, react: bool = True, stop_on_error: bool = False) -> Sent:
+def send_file(
+    session: Session,
+    name: str,
+    what: str,
+    *,
+    react: bool = True,
+    stop_on_error: bool = False,
+    make_places: bool = False,
+) -> Sent:
     """Sends the lines of a file (`-`: stdin). What is refused is told and passed over, or with `stop_on_error` ends it:
-    no batch is sent after the one it was in. Raises UnavailableError, having told how far it has come."""
+    no batch is sent after the one it was in. With `make_places` missing worlds and rooms are made. Raises
+    UnavailableError, having told how far it has come."""
     sent = Sent()
     began = time.monotonic()
     with reading(name) as (file, size), session.connect() as crucible, progress(session.err, what, size, BYTES) as bar:
         try:
-            for line, item in _outcomes(crucible, file, react):
+            for line, item in _outcomes(crucible, file, react, make_places):
                 refusal = sent.take(line, item)
                 bar.advance(line.size)
                 if refusal is not None:
@@ -74,12 +84,15 @@ def send_file(session: Session, name: str, what: str, *, react: bool = True, sto
     return sent
 
 
-def _outcomes(crucible: Crucible, file: BinaryIO, react: bool) -> Iterator[tuple[Line, BatchItem]]:
+def _outcomes(crucible: Crucible, file: BinaryIO, react: bool, make_places: bool) -> Iterator[tuple[Line, BatchItem]]:
     waiting: deque[Line] = deque()
+    atlas = Atlas(crucible)
 
     def raws() -> Iterator[bytes]:
         for line in lines(file):
             waiting.append(line)
+            if make_places:
+                atlas.prepare(line.raw)
             yield line.raw
 
     for item in crucible.events.append_many(raws(), react=react):

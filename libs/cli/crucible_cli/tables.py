@@ -15,8 +15,10 @@ from crucible_core.envelope import Event
 from crucible_core.protocol.hooks import HookView, RunRecord
 from crucible_core.protocol.memory import MemoryView, ScoredMemory
 from crucible_core.protocol.replays import Replay, ReplayTarget
+from crucible_core.protocol.retention import RetentionView
 from crucible_core.protocol.shared import Check, Counters
 from crucible_core.protocol.webhooks import AttemptRecord, WebhookView
+from crucible_core.protocol.worlds import RoomView, WorldView
 
 from .summary import clean, duration, headline, summarise
 from .tree import type_text
@@ -184,11 +186,35 @@ def memories_table(memories: Sequence[ScoredMemory]) -> RenderableType:
     return table if memories else Text("Nothing found.", "dim")
 
 
+def worlds_table(worlds: Sequence[WorldView]) -> RenderableType:
+    table = _table("world", "description", "rooms", "created")
+    for world in worlds:
+        rooms = " ".join(room.id for room in world.rooms[:_ROOMS]) + (" …" if len(world.rooms) > _ROOMS else "")
+        table.add_row(world.id, clean(world.description, 100), clean(rooms, 400), world.created_at[:19])
+    return table
+
+
+def rooms_table(rooms: Sequence[RoomView]) -> RenderableType:
+    table = _table("room", "created")
+    for room in rooms:
+        table.add_row(room.id, room.created_at[:19])
+    return table
+
+
+def retention_table(retention: RetentionView) -> RenderableType:
+    table = _table("type", "world", "keep")
+    for rule in retention.rules:
+        table.add_row(clean(rule.type), clean(rule.world_id or "any"), rule.keep)
+    foot = Text(f"All other events: {retention.default}. Revision {retention.revision}.", "dim")
+    return Group(table, foot) if retention.rules else foot
+
+
 def clock(timestamp: str) -> str:
     """The time of day in an RFC 3339 timestamp, to the millisecond."""
     return clean(timestamp[11:23].rstrip("Z"), 12)
 
 
+_ROOMS = 20
 COUNTS = ("matched", "ok", "failed", "skipped")
 
 

@@ -13,7 +13,9 @@ import watchfiles
 from rich.text import Text
 
 from crucible_client import Crucible
-from crucible_core.errors import CrucibleError, LimitedError, UnavailableError
+from crucible_core.envelope import DEFAULT_WORLD
+from crucible_core.errors import CrucibleError, LimitedError, NotFoundError, UnavailableError
+from crucible_core.suggest import did_you_mean
 
 from .ledger import Ledger, is_of_this_log, ledger_file, open_ledger, save_ledger
 from .notes import Change, Note, changes, payload, scan
@@ -96,6 +98,7 @@ class Watcher:
 
     def begin(self) -> None:
         """Sends all that changed since the last time. Raises what the gateway refuses, or that it is away."""
+        check_place(self._crucible, self._folder)
         if not is_of_this_log(self._crucible, self._ledger):
             self._note("this gateway has another log: all notes are sent to it")
             self._ledger = Ledger(self._ledger.root, self._ledger.salt)
@@ -184,6 +187,17 @@ class Watcher:
         )
         for burst in notified:
             yield [Path(path).relative_to(root).as_posix() for _, path in burst if Path(path).is_relative_to(root)]
+
+
+def check_place(crucible: Crucible, folder: Folder) -> None:
+    """Raises NotFoundError where there is no such world or room: each note would be refused, and not sent again."""
+    if folder.world_id is None and folder.room_id is None:
+        return
+    world = crucible.worlds.get(folder.world_id or DEFAULT_WORLD)
+    rooms = [room.id for room in world.rooms]
+    if folder.room_id is not None and folder.room_id not in rooms:
+        asked = did_you_mean(folder.room_id, rooms)
+        raise NotFoundError(f"there is no room {folder.room_id} in the world {world.id}{asked}")
 
 
 def _batches(

@@ -18,7 +18,7 @@ from crucible_core.errors import CrucibleError, UnavailableError
 from crucible_core.protocol.events import CountBy
 
 from .answers import raise_for
-from .calls import events, hooks, memory, replays, webhooks
+from .calls import events, hooks, memory, places, replays, webhooks
 from .calls.events import Wanted
 from .errors import unreachable
 from .export import Export
@@ -68,6 +68,9 @@ class AsyncCrucible:
         self.hooks = AsyncHooks(self)
         self.webhooks = AsyncWebhooks(self)
         self.memory = AsyncMemory(self)
+        self.worlds = AsyncWorlds(self)
+        self.rooms = AsyncRooms(self)
+        self.retention = AsyncRetention(self)
 
     async def __aenter__(self) -> Self:
         return self
@@ -316,3 +319,27 @@ class AsyncMemory(_Namespace):
     update = _sends(memory.update_memory)
     delete = _sends(memory.delete_memory)
     query = _sends(memory.query_memory)
+
+
+class AsyncWorlds(_Namespace):
+    """The worlds that events belong to."""
+
+    create = _sends(places.create_world)
+    get = _sends(places.get_world)
+    list = _pages(places.list_worlds)
+    delete = _sends(places.delete_world)
+
+
+class AsyncRooms(_Namespace):
+    """The rooms of each world."""
+
+    create = _sends(places.create_room)
+    list = _sends(places.list_rooms)
+    delete = _sends(places.delete_room)
+
+
+class AsyncRetention(_Namespace):
+    """How long events are kept."""
+
+    get = _sends(places.get_retention)
+    put = _sends(places.put_retention)

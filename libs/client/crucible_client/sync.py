@@ -17,7 +17,7 @@ from crucible_core.errors import CrucibleError, UnavailableError
 from crucible_core.protocol.events import CountBy
 
 from .answers import raise_for
-from .calls import events, hooks, memory, replays, webhooks
+from .calls import events, hooks, memory, places, replays, webhooks
 from .calls.events import Wanted
 from .errors import unreachable
 from .export import Export
@@ -66,6 +66,9 @@ class Crucible:
         self.hooks = Hooks(self)
         self.webhooks = Webhooks(self)
         self.memory = Memory(self)
+        self.worlds = Worlds(self)
+        self.rooms = Rooms(self)
+        self.retention = Retention(self)
 
     def __enter__(self) -> Self:
         return self
@@ -304,3 +307,27 @@ class Memory(_Namespace):
     update = _sends(memory.update_memory)
     delete = _sends(memory.delete_memory)
     query = _sends(memory.query_memory)
+
+
+class Worlds(_Namespace):
+    """The worlds that events belong to."""
+
+    create = _sends(places.create_world)
+    get = _sends(places.get_world)
+    list = _pages(places.list_worlds)
+    delete = _sends(places.delete_world)
+
+
+class Rooms(_Namespace):
+    """The rooms of each world."""
+
+    create = _sends(places.create_room)
+    list = _sends(places.list_rooms)
+    delete = _sends(places.delete_room)
+
+
+class Retention(_Namespace):
+    """How long events are kept."""
+
+    get = _sends(places.get_retention)
+    put = _sends(places.put_retention)

@@ -27,6 +27,8 @@ WORKING = "Crucible-Working"
 REASON = "Crucible-Reason"
 ORIGIN = "Crucible-Origin"
 CORRELATION = "Crucible-Correlation"
+KEEP = "Crucible-Keep"
+"""The seconds for which an event is kept that JetStream keeps for ever: no TTL goes past a stream's `max_age`."""
 TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
 
@@ -91,7 +93,8 @@ class Names(msgspec.Struct, frozen=True):
 
     # Buckets
     def bucket(self, name: str) -> str:
-        """`hooks`, `flows`, `webhooks`, `keys`, `artifacts`, `marks` (debounce marks) or `replays`."""
+        """`hooks`, `flows`, `webhooks`, `keys`, `artifacts`, `marks` (debounce marks), `replays`, `worlds` or
+        `retention`."""
         return self._name(name)
 
     # Durable consumers
@@ -112,6 +115,10 @@ class Names(msgspec.Struct, frozen=True):
     def events_of(self, category: str = "*", event: str = "*", world: str = "*", room: str = "*") -> str:
         """A wildcard over committed events."""
         return self._subject("evt", world, room, category, event, "*")
+
+    def events_in(self, world: str) -> str:
+        """Every event of one world."""
+        return self._subject("evt", token(world), ">")
 
     @property
     def all_events(self) -> str:

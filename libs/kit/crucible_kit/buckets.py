@@ -72,9 +72,11 @@ class Bucket:
         """Like put, but ConflictError unless `revision` is the key's present one."""
         return await self._put_after(key, value, revision, None)
 
-    async def delete(self, key: str, mark_ttl: str | None = None) -> None:
-        """The mark of the deletion stays for ever, or for `mark_ttl`, a duration such as "3600s"."""
-        headers = {subjects.KV_OPERATION: "DEL"}
+    async def delete(self, key: str, mark_ttl: str | None = None, revision: int | None = None) -> None:
+        """The mark of the deletion stays for ever, or for `mark_ttl`, a duration such as "3600s". ConflictError unless
+        `revision`, where it is given, is the key's present one."""
+        expected = {} if revision is None else {subjects.EXPECTED_SEQUENCE: str(revision)}
+        headers = {subjects.KV_OPERATION: "DEL", **expected}
         await self._bus.store(Outgoing(self._subject(key), b"", headers, ttl=mark_ttl))
 
     async def entries(self) -> dict[str, Entry]:

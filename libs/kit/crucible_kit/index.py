@@ -26,6 +26,7 @@ Apply = Callable[[sqlite3.Connection, list[Message]], None]
 T = TypeVar("T")
 
 _META = "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
+_EVERYTHING = (">",)
 _PAUSE_S = 1.0
 _SOON_S = 0.05
 _AT_ONCE = (1000, 100, 10, 1)
@@ -109,11 +110,12 @@ class Index:
             await self._moved.wait_for(lambda: self.sequence >= sequence)
 
     async def _next_wanted(self, sequence: int) -> int | None:
-        """What the index has to reach next on the way to a sequence: what the filters leave out never comes."""
+        """What the index has to reach next on the way to a sequence: what the filters leave out never comes, nor does
+        what was purged or has expired meanwhile."""
         bus, held = self._bus, self.sequence
-        if bus is None or not self._filters or await bus.last_sequence(self.stream) < sequence:
+        if bus is None or await bus.last_sequence(self.stream) < sequence:
             return sequence
-        found = [await bus.next(self.stream, held + 1, subject) for subject in self._filters]
+        found = [await bus.next(self.stream, held + 1, subject) for subject in self._filters or _EVERYTHING]
         return min((message.sequence for message in found if message and message.sequence <= sequence), default=None)
 
     async def _take(self, messages: list[Message], apply: Apply) -> None:

@@ -27,6 +27,7 @@ _WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
 _DUPLICATE_IN_BATCH = 10201
 _TOO_LARGE = frozenset({10054, 10097})
 _NO_MESSAGE = 10037
+_NOT_DELETED = 10057
 _NAME_IN_USE = 10058
 
 _SECONDS = frozenset({"max_age", "duplicate_window", "subject_delete_marker_ttl", "ack_wait", "inactive_threshold"})
@@ -68,6 +69,7 @@ class _Reply(msgspec.Struct):
 
     error: _ApiError | None = None
     created: str = ""
+    ts: str = ""
     state: _State = _State()
     config: dict[str, Any] = {}
     message: _StoredMessage | None = None
@@ -78,10 +80,13 @@ class _Reply(msgspec.Struct):
 
 
 class StreamState(msgspec.Struct, frozen=True):
-    """`created` tells a stream from another one of the same name."""
+    """`created` tells a stream from another one of the same name; `now_ms` is the server's clock, by which it forgets
+    what is older than `max_age_ms` (0: nothing)."""
 
     created: str
     last_sequence: int
+    now_ms: int = 0
+    max_age_ms: int = 0
 
 
 _ack_decoder = msgspec.json.Decoder(_Ack)
@@ -169,7 +174,8 @@ class JetStream(abc.ABC):
 
     async def stream_state(self, stream: str) -> StreamState:
         reply = await self._api("STREAM.INFO", stream)
-        return StreamState(reply.created, reply.state.last_seq)
+        now_ms = _unix_ms(reply.ts) if reply.ts else 0
+        return StreamState(reply.created, reply.state.last_seq, now_ms, reply.config.get("max_age", 0) // 1_000_000)
 
     async def _stored_message(self, stream: str, query: dict[str, Any]) -> Message | None:
         answer = await self.request(subjects.js_message(stream), msgspec.json.encode(query))
@@ -219,9 +225,16 @@ class JetStream(abc.ABC):
         """Idempotent."""
         await self._delete("CONSUMER.DELETE", stream, consumer)
 
-    async def purge(self, stream: str, subject: str) -> None:
-        """Removes every message of a subject."""
-        await self._api("STREAM.PURGE", stream, body={"filter": subject})
+    async def purge(self, stream: str, subject: str, through: int | None = None) -> None:
+        """Removes every message of a subject, or those up to a sequence."""
+        upto = {} if through is None else {"seq": through + 1}
+        await self._api("STREAM.PURGE", stream, body={"filter": subject, **upto})
+
+    async def remove(self, stream: str, sequence: int) -> None:
+        """Removes one message. Idempotent."""
+        reply = await self._api_reply("STREAM.MSG.DELETE", stream, body={"seq": sequence, "no_erase": True})
+        if reply.error is not None and reply.error.err_code != _NOT_DELETED:
+            raise _refused(reply.error, stream)
 
     async def delete_stream(self, stream: str) -> None:
         """Idempotent."""

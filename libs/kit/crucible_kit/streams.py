@@ -19,13 +19,14 @@ async def declare_streams(bus: Bus, settings: KitSettings, service: str = "event
     names = bus.names
     replicas = settings.stream_replicas
     retention_s = settings.retention_days * DAY_S
+    window_s = min(DUPLICATE_WINDOW_S, retention_s)
     await bus.ensure_stream(
         names.events,
         update=service == "events",
         subjects=[names.all_events],
         num_replicas=replicas,
         max_age=retention_s,
-        duplicate_window=DUPLICATE_WINDOW_S,
+        duplicate_window=window_s,
         allow_direct=True,
         allow_atomic=True,
         allow_msg_ttl=True,
@@ -43,7 +44,7 @@ async def declare_streams(bus: Bus, settings: KitSettings, service: str = "event
             num_replicas=replicas,
             # What waits no longer than the log keeps its event: a handler that is off for ever must not fill the disk.
             max_age=retention_s,
-            duplicate_window=DUPLICATE_WINDOW_S,
+            duplicate_window=window_s,
             allow_direct=True,
             allow_msg_ttl=True,
             allow_msg_schedules=True,

@@ -19,6 +19,7 @@ from crucible_core.protocol.events import (
     TypesReply,
 )
 from crucible_core.protocol.hooks import GuardedRequest
+from crucible_core.protocol.retention import ReachedRequest
 from crucible_core.protocol.shared import GetRequest
 from crucible_kit.bus import Bus
 from crucible_kit.future import is_near, past_end
@@ -27,7 +28,7 @@ from crucible_kit.rpc import Context, Endpoint
 
 from . import answer, counting, query, store, tree
 from .appending import Appender
-from .guards import Guards
+from .copies import Copies
 from .replaying import Replaying
 
 MAX_REPLY_BYTES = 4 * 1024 * 1024
@@ -38,24 +39,35 @@ class TypesRequest(msgspec.Struct):
     """Nothing is asked."""
 
 
+def room_for(bus: Bus) -> int:
+    """The bytes that an answer may have."""
+    return min(MAX_REPLY_BYTES, bus.max_payload * 3 // 4)
+
+
 def endpoints(
-    bus: Bus, index: Index, appender: Appender, guards: Guards, replaying: Replaying
+    bus: Bus, index: Index, appender: Appender, copies: Copies, replaying: Replaying
 ) -> Mapping[str, Endpoint]:
     """By operation; see `crucible_core.protocol` for what each takes and gives."""
-    room = min(MAX_REPLY_BYTES, bus.max_payload * 3 // 4)
+    room = room_for(bus)
 
     async def guarded(request: GuardedRequest, context: Context) -> GuardedRequest:
-        await guards.view.reach(request.revision)
+        await copies.guards.view.reach(request.revision)
+        return request
+
+    async def reached(request: ReachedRequest, context: Context) -> ReachedRequest:
+        await copies.reach(request)
         return request
 
     async def find(request: QueryRequest, context: Context) -> QueryReply:
         checked = query.checked(request)
+        await copies.places.check_readable(request.world_id, request.room_id)
         await _caught_up(bus, index, request.min_sequence)
         return await answer.run(index, checked, room)
 
     async def count(request: CountRequest, context: Context) -> CountReply:
         wanted = {name: getattr(request, name) for name in EventsWanted.__struct_fields__}
         checked = query.checked(QueryRequest(**wanted))
+        await copies.places.check_readable(request.world_id, request.room_id)
         await _caught_up(bus, index, request.min_sequence)
         return await counting.count(index, checked, request.by)
 
@@ -86,6 +98,7 @@ def endpoints(
     return {
         "append": Endpoint(AppendRequest, appender.append),
         "guarded": Endpoint(GuardedRequest, guarded, every_replica=True),
+        "reached": Endpoint(ReachedRequest, reached, every_replica=True),
         "query": Endpoint(QueryRequest, find),
         "count": Endpoint(CountRequest, count),
         "get": Endpoint(GetRequest, get),

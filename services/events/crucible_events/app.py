@@ -2,38 +2,37 @@
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 from starlette.applications import Starlette
 
-from crucible_core.errors import UnavailableError
 from crucible_kit.asgi import ops_app
 from crucible_kit.buckets import open_bucket
 from crucible_kit.bus import Bus
-from crucible_kit.clock import now_ms
 from crucible_kit.index import Index, open_index
 from crucible_kit.metrics import Metrics
+from crucible_kit.purging import Purging
 from crucible_kit.rpc import serve
 from crucible_kit.service import open_service
 from crucible_kit.settings import load
 from crucible_kit.streams import DAY_S
 from crucible_kit.telemetry import Telemetry
 
-from . import store
-from .api import endpoints
+from . import retention, store, worlds
+from .api import endpoints, room_for
 from .appending import Appender
 from .committer import Committer
+from .copies import Copies
+from .expiry import Expiry
 from .guards import Guards
+from .places import Places
 from .replaying import Replaying
 from .replays import Replays
 from .settings import Settings
 
-log = logging.getLogger(__name__)
-
 SERVICE = "events"
-_EXPIRE_EVERY_S = 60.0
 _MIB = 1024 * 1024
 
 
@@ -45,58 +44,76 @@ def create_app(settings: Settings | None = None) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
             bus, telemetry = await stack.enter_async_context(open_service(SERVICE, settings, metrics))
-            guards = Guards(bus, await open_bucket(bus, "hooks", settings.stream_replicas), metrics)
             path = Path(settings.data_dir) / "events.sqlite"
             opening = open_index(path, bus, bus.names.events, store.VERSION, store.SCHEMA)
             index = await stack.enter_async_context(opening)
-            replays = Replays(await open_bucket(bus, "replays", settings.stream_replicas))
-            app.state.replays = replays
-            app.state.ready = lambda: waiting_for(bus, guards, index, replays)
-            await stack.enter_async_context(_running(settings, bus, guards, index, replays, telemetry, metrics))
+            copies = await _copies(settings, bus, index, metrics)
+            app.state.replays = copies.replays
+            app.state.ready = lambda: waiting_for(bus, copies, index)
+            await stack.enter_async_context(_running(settings, bus, copies, index, telemetry, metrics))
             yield
 
     return ops_app(SERVICE, lifespan, metrics)
 
 
+async def _copies(settings: Settings, bus: Bus, index: Index, metrics: Metrics) -> Copies:
+    hooks, atlas, rules, replays = [
+        await open_bucket(bus, name, settings.stream_replicas)
+        for name in ("hooks", worlds.BUCKET, retention.BUCKET, "replays")
+    ]
+    await worlds.ensure_default(atlas)
+    purging = Purging(index, partial(store.forget_world, index))
+    places = Places(atlas, purging.note)
+    max_age_s = settings.retention_days * DAY_S
+    return Copies(
+        guards=Guards(bus, hooks, metrics),
+        places=places,
+        retention=retention.Retention(bus, rules, places, max_age_s),
+        replays=Replays(replays),
+        purging=purging,
+        atlas=atlas,
+    )
+
+
 @contextlib.asynccontextmanager
 async def _running(
-    settings: Settings,
-    bus: Bus,
-    guards: Guards,
-    index: Index,
-    replays: Replays,
-    telemetry: Telemetry,
-    metrics: Metrics,
+    settings: Settings, bus: Bus, copies: Copies, index: Index, telemetry: Telemetry, metrics: Metrics
 ) -> AsyncIterator[None]:
     committer = Committer(bus, metrics, settings.events_queue, settings.events_queue_mib * _MIB)
-    appender = Appender(bus, index, guards, committer, metrics)
-    replaying = Replaying(bus, replays, metrics)
+    appender = Appender(bus, index, copies, committer, metrics)
+    registry = worlds.Worlds(bus, copies.atlas, copies.places, appender.append, room_for(bus))
+    replaying = Replaying(bus, copies.replays, copies.places, metrics)
     projection = store.Projection(metrics)
+    expiry = Expiry(bus, index)
     async with asyncio.TaskGroup() as tasks:
         running = [
-            tasks.create_task(guards.view.follow()),
+            *(tasks.create_task(view.follow()) for view in copies.views),
             tasks.create_task(index.follow(bus, projection.apply)),
-            tasks.create_task(_expire(index, settings.retention_days)),
+            tasks.create_task(expiry.run()),
+            tasks.create_task(copies.purging.run()),
             tasks.create_task(committer.run()),
-            tasks.create_task(replays.view.follow()),
+            tasks.create_task(registry.resume()),
             tasks.create_task(replaying.run()),
         ]
-        async with serve(bus, SERVICE, endpoints(bus, index, appender, guards, replaying), telemetry):
+        answers = {
+            **endpoints(bus, index, appender, copies, replaying),
+            **registry.endpoints(),
+            **copies.retention.endpoints(),
+        }
+        async with serve(bus, SERVICE, answers, telemetry):
             yield
         for task in running:
             task.cancel()
 
 
-async def _expire(index: Index, retention_days: float) -> None:
-    while True:
-        try:
-            await store.expire(index, now_ms() - int(retention_days * DAY_S * 1000))
-        except UnavailableError as error:
-            log.warning("expired events stay in the index for now: %s", error)
-        await asyncio.sleep(_EXPIRE_EVERY_S)
-
-
-def waiting_for(bus: Bus, guards: Guards, index: Index, replays: Replays) -> list[str]:
+def waiting_for(bus: Bus, copies: Copies, index: Index) -> list[str]:
     """What is not there yet; empty when ready."""
-    held = {"nats": bus.connected, "hooks": guards.view.ready, "index": index.caught_up, "replays": replays.view.ready}
+    held = {
+        "nats": bus.connected,
+        "hooks": copies.guards.view.ready,
+        "worlds": copies.places.view.ready,
+        "retention": copies.retention.view.ready,
+        "replays": copies.replays.view.ready,
+        "index": index.caught_up,
+    }
     return [name for name, ready in held.items() if not ready]

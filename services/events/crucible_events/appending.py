@@ -16,7 +16,9 @@ from crucible_kit.rpc import Context
 from . import pinning, store
 from .candidates import Candidate, State, as_one, check_apart, under_way
 from .committer import Committer
-from .guards import Guard, Guards
+from .copies import Copies
+from .guards import Guard
+from .keeping import FOREVER
 from .stamping import Defaults, HopsError, stamp
 from .store import Known
 
@@ -30,10 +32,20 @@ _HEADERS_ROOM = 8 * 1024
 class Appender:
     """Takes an event through all its steps. Many requests are under way at once; the committer orders them."""
 
-    def __init__(self, bus: Bus, index: Index, guards: Guards, committer: Committer, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        index: Index,
+        copies: Copies,
+        committer: Committer,
+        metrics: Metrics,
+    ) -> None:
         self._bus = bus
         self._index = index
-        self._guards = guards
+        self._ready = copies.ready
+        self._guards = copies.guards
+        self._places = copies.places
+        self._retention = copies.retention
         self._committer = committer
         self._judging = asyncio.Semaphore(JUDGED_AT_ONCE)
         self._most = min(MAX_EVENT_BYTES, bus.max_payload - _HEADERS_ROOM)
@@ -43,10 +55,10 @@ class Appender:
 
     async def append(self, request: AppendRequest, context: Context) -> AppendReply:
         """One outcome for each event; an atomic request is refused as a whole, by an error."""
-        await self._guards.ready()
-        if request.atomic:
-            return AppendReply(results=await self._append_whole(request.events, context.traceparent))
-        return AppendReply(results=await self._append_each(request.events, context.traceparent))
+        await self._ready()
+        append = self._append_whole if request.atomic else self._append_each
+        with self._places.appending():
+            return AppendReply(results=await append(request.events, context.traceparent))
 
     # ---- each on its own
 
@@ -54,6 +66,7 @@ class Appender:
         states = self._stamped(events, traceparent)
         for candidate, first in await self._known(under_way(states)):
             states[candidate.position] = self._duplicate(first)
+        await self._places.admit(states)
         await self._judge(states)
         await self._commit_each(states)
         return [self._outcome(state) for state in states]
@@ -111,6 +124,8 @@ class Appender:
                 known = await self._settled(candidates)
             if repeated := self._repeated(candidates, known):
                 return repeated
+            await self._places.admit(states)
+            _all(states)
             await self._judge(states)
             return await self._commit_whole(_all(states)) if states else []
         except CrucibleError as error:
@@ -149,7 +164,9 @@ class Appender:
         fresh = fresh_id("evt") if new.id is None else fresh_id("cor")
         defaults = Defaults(new.id or fresh, now, new.correlation_id or f"cor_{fresh[4:]}", traceparent)
         try:
-            return Candidate(position, new, defaults, stamp(new, defaults, position, self._most), self._most)
+            stamped = stamp(new, defaults, position, self._most)
+            keeping = FOREVER if stamped.forever else self._retention.of(stamped.event)
+            return Candidate(position, new, defaults, stamped, self._most, keeping)
         except CrucibleError as error:
             return error
 

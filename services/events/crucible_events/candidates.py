@@ -7,9 +7,10 @@ import msgspec
 
 from crucible_core.errors import ConflictError, CrucibleError, FieldError, InvalidError
 from crucible_core.protocol.events import Appended, NewEvent
-from crucible_core.subjects import EXPECTED_SEQUENCE, EXPECTED_SUBJECT, NO_REACTION, VERSIONED, Names
+from crucible_core.subjects import EXPECTED_SEQUENCE, EXPECTED_SUBJECT, KEEP, NO_REACTION, VERSIONED, Names
 from crucible_kit.frames import Outgoing
 
+from .keeping import DEFAULT, Keeping
 from .stamping import Defaults, Stamped, stamp
 
 _MOST_ERRORS = 100
@@ -23,6 +24,7 @@ class Candidate(msgspec.Struct, frozen=True):
     defaults: Defaults
     stamped: Stamped
     most: int
+    keeping: Keeping = DEFAULT
 
     @property
     def brought(self) -> list[str]:
@@ -69,7 +71,9 @@ class Candidate(msgspec.Struct, frozen=True):
             headers[EXPECTED_SEQUENCE] = str(expected)
             headers[EXPECTED_SUBJECT] = self.versions(names)
         subject = names.event(about.world_id, about.room_id, event.type, event.data.event, about.entity)
-        return Outgoing(subject, stamped.raw, headers, stamped.message_id, "never" if stamped.forever else None)
+        if self.keeping.keep_s is not None:
+            headers[KEEP] = str(self.keeping.keep_s)
+        return Outgoing(subject, stamped.raw, headers, stamped.message_id, self.keeping.ttl)
 
     def changed(self, payload: bytes) -> "Candidate":
         """The same event with another payload. Raises as `stamp` does."""

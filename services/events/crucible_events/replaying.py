@@ -21,6 +21,7 @@ from crucible_kit.tasks import finish
 
 from . import ranges, targets
 from .jobs import LEASE_S, Job
+from .places import Places
 from .replays import CANCELLED, FAILED, PAUSED, RUNNING, Record, Replays, view
 from .selection import select
 
@@ -50,9 +51,10 @@ class ListRequest(msgspec.Struct):
 class Replaying:
     """The requests, and the jobs of this replica, each of which holds a lease."""
 
-    def __init__(self, bus: Bus, replays: Replays, metrics: Metrics) -> None:
+    def __init__(self, bus: Bus, replays: Replays, places: Places, metrics: Metrics) -> None:
         self._bus = bus
         self._replays = replays
+        self._places = places
         self._me = secrets.token_hex(8)
         self._jobs: dict[str, tuple[Job, asyncio.Task[None]]] = {}
         self._news = asyncio.Event()
@@ -117,6 +119,7 @@ class Replaying:
     async def _checked(self, request: StartReplay, replay: str, context: Context) -> Record:
         filters = _EVERYTHING if request.filters is None else request.filters
         selection = select(filters, request.world_id, request.room_id, self._bus.names)
+        await self._places.check_readable(request.world_id, request.room_id)
         if request.rate is not None and not (math.isfinite(request.rate) and 0 < request.rate <= MAX_RATE):
             message = f"must be more than 0 and at most {MAX_RATE} events a second"
             raise InvalidError(f"rate: {message}", errors=[FieldError("rate", message)])

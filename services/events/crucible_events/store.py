@@ -15,9 +15,11 @@ from crucible_kit.index import Index, insert
 from crucible_kit.message import Message
 from crucible_kit.metrics import Metrics
 
+from .keeping import expiry_of
+
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 SPAN_BITS = 10
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
@@ -25,7 +27,7 @@ CREATE TABLE IF NOT EXISTS events (
   id TEXT NOT NULL, type TEXT NOT NULL, category TEXT NOT NULL, time INTEGER NOT NULL, actor TEXT NOT NULL,
   correlation_id TEXT NOT NULL, causation_id TEXT, entity TEXT, world_id TEXT NOT NULL, room_id TEXT NOT NULL,
   source_kind TEXT NOT NULL, source_id TEXT NOT NULL,
-  message_id TEXT, stored_ms INTEGER NOT NULL, forever INTEGER NOT NULL, raw BLOB NOT NULL
+  message_id TEXT, stored_ms INTEGER NOT NULL, forever INTEGER NOT NULL, expires_ms INTEGER, raw BLOB NOT NULL
 );
 CREATE INDEX IF NOT EXISTS by_id ON events (id);
 CREATE INDEX IF NOT EXISTS by_type ON events (type);
@@ -37,11 +39,13 @@ CREATE INDEX IF NOT EXISTS by_entity ON events (entity) WHERE entity IS NOT NULL
 CREATE INDEX IF NOT EXISTS by_world_id ON events (world_id);
 CREATE INDEX IF NOT EXISTS by_room_id ON events (room_id);
 CREATE INDEX IF NOT EXISTS by_message_id ON events (message_id) WHERE message_id IS NOT NULL;
+CREATE INDEX IF NOT EXISTS by_expires_ms ON events (expires_ms) WHERE expires_ms IS NOT NULL;
 CREATE TABLE IF NOT EXISTS spans (span INTEGER PRIMARY KEY, low INTEGER NOT NULL, high INTEGER NOT NULL);
 """
-"""`time` is microseconds; `message_id` is set where it is not the event's id. `spans` has the least and the greatest
-time of each 1,024 sequences: a query by time finds its place in the log with it, without an index on time. Every index
-has one column, after which SQLite puts the sequence: it is read in the log's order without sorting."""
+"""`time` is microseconds; `message_id` is set where it is not the event's id; `forever` and `expires_ms` are as
+`keeping.expiry_of` gives them. `spans` has the least and the greatest time of each 1,024 sequences: a query by time
+finds its place in the log with it, without an index on time. Every index has one column, after which SQLite puts the
+sequence: it is read in the log's order without sorting."""
 
 INSERT = "INSERT OR IGNORE INTO events VALUES"
 _WIDEN = (
@@ -112,6 +116,7 @@ def row_of(message: Message) -> tuple[Any, ...]:
     event = _decoder.decode(message.data)
     about = event.metadata
     message_id = message.headers.get(subjects.MSG_ID) if message.headers else None
+    forever, expires_ms = expiry_of(message.headers, message.time_ms)
     return (
         message.sequence,
         about.id,
@@ -128,7 +133,8 @@ def row_of(message: Message) -> tuple[Any, ...]:
         about.source.id,
         None if message_id == about.id else message_id,
         message.time_ms,
-        message.headers.get(subjects.TTL) == "never" if message.headers else False,
+        forever,
+        expires_ms,
         message.data,
     )
 
@@ -141,18 +147,46 @@ def _spans(rows: Iterable[Sequence[Any]]) -> list[tuple[int, int, int]]:
     return [(span, min(found), max(found)) for span, found in times.items()]
 
 
-async def expire(index: Index, before_ms: int) -> int:
-    """Forgets what the stream has forgotten: events stored before a moment, except those that are kept for ever."""
-    kept = "SELECT sequence FROM events WHERE stored_ms >= ? ORDER BY sequence LIMIT 1"
-    found = await select(index, kept, (before_ms,))
-    end = found[0][0] if found else index.sequence + 1
+async def first_since(index: Index, moment_ms: int, after: int) -> int:
+    """The first sequence after one that was stored at a moment or later, or the first that is still to come."""
+    kept = "SELECT sequence FROM events WHERE sequence > ? AND stored_ms >= ? ORDER BY sequence LIMIT 1"
+    found = await select(index, kept, (after, moment_ms))
+    return int(found[0][0]) if found else index.sequence + 1
+
+
+async def forget_range(index: Index, first: int, end: int) -> int:
+    """Forgets the events from a sequence to just before another, except those that the stream's limit passes by."""
+    return await _forget(index, "sequence >= ? AND sequence < ? AND NOT forever", (first, end))
+
+
+async def forget_expired(index: Index, now_ms: int) -> int:
+    """Forgets the events whose own time has come."""
+    return await _forget(index, "expires_ms <= ?", (now_ms,))
+
+
+async def forget_world(index: Index, world_id: str, through: int) -> int:
+    """Forgets the events of a world up to a sequence."""
+    return await _forget(index, "world_id = ? AND sequence <= ?", (world_id, through))
+
+
+async def forget_sequences(index: Index, sequences: Sequence[int]) -> int:
+    return await _forget(index, f"sequence IN ({', '.join('?' * len(sequences))})", sequences)
+
+
+async def overdue(index: Index, now_ms: int, most: int) -> list[int]:
+    """Events that the stream keeps until it is told not to, and whose time has come."""
+    statement = "SELECT sequence FROM events WHERE expires_ms <= ? AND forever LIMIT ?"
+    return [row[0] for row in await select(index, statement, (now_ms, most))]
+
+
+async def _forget(index: Index, condition: str, values: Sequence[Any]) -> int:
     # A little at a time: the writer is shared with what arrives.
-    some = "SELECT sequence FROM events WHERE sequence < ? AND NOT forever ORDER BY sequence LIMIT ?"
+    some = f"SELECT sequence FROM events WHERE {condition} LIMIT {_EXPIRE_AT_ONCE}"
     statement = f"DELETE FROM events WHERE sequence IN ({some})"
     gone = 0
     while True:
         try:
-            part = await index.writer.run(lambda writer: writer.execute(statement, (end, _EXPIRE_AT_ONCE)).rowcount)
+            part = await index.writer.run(lambda writer: writer.execute(statement, values).rowcount)
         except sqlite3.OperationalError as error:
             raise UnavailableError(f"the index cannot be written: {error}", retry_after=1) from error
         gone += part
@@ -232,7 +266,7 @@ async def kept_forever(index: Index, sequences: Sequence[int]) -> frozenset[int]
     for start in range(0, len(sequences), _AT_ONCE):
         part = sequences[start : start + _AT_ONCE]
         marks = ", ".join("?" * len(part))
-        statement = f"SELECT sequence FROM events WHERE forever AND sequence IN ({marks})"
+        statement = f"SELECT sequence FROM events WHERE forever AND expires_ms IS NULL AND sequence IN ({marks})"
         found += [row[0] for row in await select(index, statement, part)]
     return frozenset(found)
 

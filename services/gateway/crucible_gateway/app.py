@@ -22,7 +22,7 @@ from .correlation import show_correlation
 from .hub import Hub
 from .observing import Counting, Observing
 from .problems import exception_handlers
-from .routes import events, export, hooks, memory, ops, reference, replays, stream, webhooks
+from .routes import events, export, hooks, memory, ops, reference, replays, retention, stream, webhooks, worlds
 from .settings import Settings
 
 SERVICE = "gateway"
@@ -97,6 +97,15 @@ def _api() -> Router:
         memory.update_memory,
         memory.delete_memory,
         memory.query_memory,
+        worlds.create_world,
+        worlds.list_worlds,
+        worlds.get_world,
+        worlds.delete_world,
+        worlds.create_room,
+        worlds.list_rooms,
+        worlds.delete_room,
+        retention.get_retention,
+        retention.put_retention,
     ]
     return Router(path="/", route_handlers=handlers, guards=[authenticated])
 

@@ -241,3 +241,19 @@ REPLAY: Final[Json] = {
     "duplicate": False,
 }
 REPLAY_LIST: Final[Json] = {"replays": [REPLAY]}
+
+WORLD: Final[Json] = {"id": "acme", "description": "Our own notes"}
+ROOM: Final[Json] = {"id": "lab"}
+_MAIN: Final[Json] = {"id": "main", "created_at": "2026-11-21T09:00:00.000000Z"}
+ROOM_VIEW: Final[Json] = {"id": "lab", "created_at": "2026-11-21T09:05:00.000000Z"}
+ROOM_LIST: Final[Json] = {"rooms": [_MAIN, ROOM_VIEW]}
+WORLD_VIEW: Final[Json] = {**WORLD, "created_at": "2026-11-21T09:00:00.000000Z", "rooms": [_MAIN, ROOM_VIEW]}
+WORLD_LIST: Final[Json] = {"worlds": [WORLD_VIEW], "next_cursor": None}
+
+RETENTION_RULES: Final[Json] = {
+    "rules": [
+        {"type": "Task.*", "keep": "forever", "world_id": None},
+        {"type": "Tool.*", "keep": "12h", "world_id": "default"},
+    ]
+}
+RETENTION: Final[Json] = {**RETENTION_RULES, "default": "30d", "revision": 1}

@@ -79,6 +79,15 @@ class PageParams(Params, frozen=True):
     cursor: Annotated[str, Meta(description="`next_cursor` of the page before")] | None = None
 
 
+class WorldsParams(Params, frozen=True):
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
+    cursor: Annotated[str, Meta(description="`next_cursor` of the page before")] | None = None
+
+
+class DeleteWorldParams(Params, frozen=True):
+    purge: Annotated[bool, Meta(description="Also remove the world's events, for good")] = False
+
+
 class StreamParams(Params, frozen=True, rename={"start": "from"}):
     type: Annotated[list[str], Meta(description="Types, aliases or wildcards; repeatable; all if none")] = []
     filter: Annotated[str, Meta(description="A filter as JSON, for every type asked for")] | None = None

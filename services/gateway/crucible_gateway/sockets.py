@@ -31,6 +31,7 @@ from .bodies import strictly
 from .following import follow
 from .hub import Hub
 from .params import Name
+from .places import check_place
 from .problems import document
 from .subscriptions import CaughtUp, Gap, Item, Record, Start, Wanted, read_start
 
@@ -138,6 +139,7 @@ class Session:
     async def _subscribe(self, wish: Subscribe) -> None:
         self._check_room()
         wanted = Wanted(compile_filters(wish.filters, at="filters"), wish.world_id, wish.room_id)
+        await check_place(self._hub.bus, wish.world_id, wish.room_id)
         start = read_start(wish.start, await self._hub.head())
         subscription = fresh_id("sub")
         position = {} if start.since_ms is not None else {"sequence": start.after}

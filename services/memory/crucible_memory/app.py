@@ -10,9 +10,11 @@ import aiosqlite
 from starlette.applications import Starlette
 
 from crucible_kit.asgi import ops_app
+from crucible_kit.buckets import View, open_bucket
 from crucible_kit.bus import Bus
 from crucible_kit.index import Index, open_index
 from crucible_kit.metrics import Metrics
+from crucible_kit.purging import Purging, note_purge
 from crucible_kit.rpc import serve
 from crucible_kit.service import open_service
 from crucible_kit.settings import load
@@ -48,15 +50,19 @@ def create_app(settings: Settings | None = None) -> Starlette:
             metrics.gauge("index_sequence", "The last sequence that the index holds").set_function(
                 lambda: index.sequence
             )
+            purging = Purging(index, partial(store.forget_world, index))
+            worlds = View(await open_bucket(bus, "worlds", settings.stream_replicas), partial(note_purge, purging))
             async with asyncio.TaskGroup() as tasks:
                 apply = partial(store.apply, skipped.inc)
                 following = tasks.create_task(index.follow(bus, apply, [bus.names.events_of("Memory")]))
+                forgetting = [tasks.create_task(worlds.follow()), tasks.create_task(purging.run())]
                 serving = tasks.create_task(_serve(bus, index, searcher, answering, telemetry, metrics))
                 yield
                 # What has begun still reads the index: it goes on until that is done.
                 serving.cancel()
                 await asyncio.wait([serving])
-                following.cancel()
+                for task in (following, *forgetting):
+                    task.cancel()
 
     return ops_app(SERVICE, lifespan, metrics)
 

@@ -11,9 +11,11 @@ import aiosqlite
 import msgspec
 
 from crucible_core.envelope import DEFAULT_WORLD
+from crucible_core.errors import UnavailableError
 from crucible_core.ids import is_id
 from crucible_core.protocol.memory import MemoryView
 from crucible_kit.bus import Message
+from crucible_kit.index import Index
 
 from .projection import Recorded, fold, read_recorded
 from .state import Memory
@@ -70,11 +72,7 @@ def apply(skipped: Callable[[], None], writer: sqlite3.Connection, messages: lis
     for event in events:
         key = (event.memory_id, event.world_id)
         after[key] = fold(after[key] if key in after else before.get(key), event)
-    gone = [(memory.key,) for memory in before.values()]
-    writer.executemany("DELETE FROM memories WHERE key = ?", gone)
-    writer.executemany("DELETE FROM tags WHERE memory = ?", gone)
-    writer.executemany("DELETE FROM links WHERE source = ?", gone)
-    writer.executemany("DELETE FROM names WHERE memory = ?", gone)
+    _remove(writer, [(memory.key,) for memory in before.values()])
     kept = [memory for memory in after.values() if memory]
     writer.executemany("INSERT INTO memories VALUES (?, ?, ?, ?, ?, ?, ?, ?)", map(_row, kept))
     writer.executemany("INSERT INTO tags VALUES (?, ?)", [(tag, m.key) for m in kept for tag in m.tags])
@@ -86,6 +84,29 @@ def apply(skipped: Callable[[], None], writer: sqlite3.Connection, messages: lis
         "INSERT OR IGNORE INTO names VALUES (?, ?, ?, ?)",
         [(m.world_id, name, kind, m.key) for m in kept for name, kind in names_of(m)],
     )
+
+
+async def forget_world(index: Index, world: str, through: int) -> None:
+    """Forgets the memories of a world that were made up to a sequence."""
+    some = "SELECT key FROM memories WHERE world = ? AND key <= ? LIMIT ?"
+
+    def forget(writer: sqlite3.Connection) -> int:
+        gone = writer.execute(some, (world, through, _AT_ONCE)).fetchall()
+        _remove(writer, gone)
+        return len(gone)
+
+    try:
+        while await index.writer.run(forget) == _AT_ONCE:
+            pass
+    except sqlite3.OperationalError as error:
+        raise UnavailableError(f"the index cannot be written: {error}", retry_after=1) from error
+
+
+def _remove(writer: sqlite3.Connection, keys: Sequence[tuple[int]]) -> None:
+    writer.executemany("DELETE FROM memories WHERE key = ?", keys)
+    writer.executemany("DELETE FROM tags WHERE memory = ?", keys)
+    writer.executemany("DELETE FROM links WHERE source = ?", keys)
+    writer.executemany("DELETE FROM names WHERE memory = ?", keys)
 
 
 def _read(message: Message, skipped: Callable[[], None]) -> Recorded | None:

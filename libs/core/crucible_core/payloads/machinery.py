@@ -106,6 +106,8 @@ class SystemWorldCreated(_System):
 class SystemWorldDeleted(_System):
     """A world was removed."""
 
+    purged: bool | None = None
+
 
 class SystemFault(_System):
     """Something went wrong that nobody had asked for."""

@@ -17,6 +17,7 @@ from crucible_gateway.correlation import correlation_of
 from crucible_gateway.following import follow
 from crucible_gateway.openapi import Operation, described
 from crucible_gateway.params import StreamParams, filter_param, read_params, restore_plus
+from crucible_gateway.places import check_place
 from crucible_gateway.sockets import Session
 from crucible_gateway.subscriptions import Start, Wanted, read_start
 from crucible_kit.asgi import problem
@@ -60,6 +61,7 @@ async def stream_events(request: Http) -> Response[Any]:
     spec = filter_param(params.filter)
     filters = [TypeFilter(event_type=name, filter=spec or {}) for name in params.type or ["*"]]
     wanted = Wanted(compile_filters(filters, at="filters"), params.world_id, params.room_id)
+    await check_place(gateway.bus, params.world_id, params.room_id)
     start = _start(request.headers, params.start, await gateway.hub.head())
     items = follow(gateway.hub, wanted, start, gateway.settings.stream_queue)
     frames = sse.frames(

@@ -1,0 +1,42 @@
+"""`crucible retention`: how long events are kept."""
+
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from .given import text_of
+from .session import Session, command
+from .tables import retention_table
+
+app = typer.Typer(no_args_is_help=True, help="Show and set how long events are kept.")
+
+
+@command(app)
+def show(session: Session) -> None:
+    """The rules, in their order: the first that fits an event counts."""
+    with session.connect() as crucible:
+        session.show(crucible.retention.get(), retention_table)
+
+
+@command(app, "set")
+def set_(
+    session: Session,
+    rules: Annotated[
+        str, typer.Argument(help='A list of {"type", "keep", "world_id"}, or {"rules": […]}: JSON, @FILE or -.')
+    ],
+    revision: Annotated[
+        int | None, typer.Option(min=0, help="Only if the rules are still those of this revision (see `show`).")
+    ] = None,
+) -> None:
+    """Replace the rules, for events that are written from now on."""
+    with session.connect() as crucible:
+        session.show(crucible.retention.put(_rules(rules), expected_revision=revision), retention_table)
+
+
+def _rules(given: str) -> list[dict[str, Any]]:
+    try:
+        found = msgspec.json.decode(text_of(given, "RULES"))
+        return msgspec.convert(found["rules"] if isinstance(found, dict) else found, list[dict[str, Any]])
+    except (msgspec.MsgspecError, KeyError) as error:
+        raise typer.BadParameter(f"RULES: not a JSON list of rules: {error}") from error

@@ -1,0 +1,174 @@
+"""The rules that say how long which events are kept: this process's copy, the requests, and what JetStream is told."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import msgspec
+
+from crucible_core.catalogue import ANY_CUSTOM, CATALOGUE, Catalogue
+from crucible_core.durations import format_keep, parse_keep
+from crucible_core.envelope import Event
+from crucible_core.errors import ConflictError, CrucibleError, FieldError, InvalidError
+from crucible_core.protocol.retention import (
+    MAX_RULES,
+    PutRetention,
+    ReachedRequest,
+    RetentionRule,
+    RetentionRules,
+    RetentionView,
+)
+from crucible_kit.buckets import Bucket, Change, View
+from crucible_kit.bus import Bus
+from crucible_kit.rpc import Context, Endpoint, call_all
+
+from .keeping import DEFAULT, Keeping, keeping
+from .places import Places
+
+log = logging.getLogger(__name__)
+
+BUCKET = "retention"
+KEY = "rules"
+_PATIENCE_S = 5.0
+_REMEMBERED = 10_000
+_TOLD = 20
+"""Mistakes after which the rest is not looked at."""
+_rules = msgspec.json.Decoder(RetentionRules)
+
+
+class Rule(msgspec.Struct, frozen=True):
+    """`types` are as `Catalogue.expand` gives them: None is every type."""
+
+    types: frozenset[str] | None
+    world_id: str | None
+    keeping: Keeping
+
+    def fits(self, event: Event) -> bool:
+        if self.world_id is not None and self.world_id != event.metadata.world_id:
+            return False
+        return self.types is None or event.dotted in self.types or (event.type == "Custom" and ANY_CUSTOM in self.types)
+
+
+def compile_rule(rule: RetentionRule, at: str, max_age_s: float, catalogue: Catalogue = CATALOGUE) -> Rule:
+    """Raises InvalidError with paths below `at`."""
+    types = catalogue.expand(rule.type, f"{at}.type")
+    return Rule(types, rule.world_id, keeping(parse_keep(rule.keep, f"{at}.keep"), max_age_s))
+
+
+class RetentionRequest(msgspec.Struct):
+    """Nothing is asked."""
+
+
+class Retention:
+    """The rules, and the requests about them."""
+
+    def __init__(self, bus: Bus, bucket: Bucket, places: Places, max_age_s: float) -> None:
+        """`max_age_s` is how long the stream keeps what no rule is about."""
+        self._bus = bus
+        self._bucket = bucket
+        self._places = places
+        self._max_age_s = max_age_s
+        self._rules: Sequence[Rule] = ()
+        self._written: Sequence[RetentionRule] = ()
+        self._revision = 0
+        self._found: dict[tuple[str, str], Keeping] = {}
+        self.view = View(bucket, self._changed)
+
+    def endpoints(self) -> Mapping[str, Endpoint]:
+        return {
+            "get_retention": Endpoint(RetentionRequest, self.get),
+            "put_retention": Endpoint(PutRetention, self.put),
+        }
+
+    async def ready(self) -> None:
+        """Raises UnavailableError while the rules are not known."""
+        await self.view.reach(0, _PATIENCE_S)
+
+    def of(self, event: Event) -> Keeping:
+        """What the first rule that fits says of an event."""
+        if not self._rules:
+            return DEFAULT
+        key = (event.dotted, event.metadata.world_id)
+        found = self._found.get(key)
+        if found is None:
+            if len(self._found) >= _REMEMBERED:
+                self._found.clear()
+            found = next((rule.keeping for rule in self._rules if rule.fits(event)), DEFAULT)
+            self._found[key] = found
+        return found
+
+    # ---- requests
+
+    async def get(self, request: RetentionRequest, context: Context) -> RetentionView:
+        await self.view.refresh()
+        return self._shown()
+
+    async def put(self, request: PutRetention, context: Context) -> RetentionView:
+        """Raises InvalidError with every mistake, and ConflictError where the rules are no longer those of the revision
+        that was read."""
+        await self._check(request.rules)
+        value = msgspec.json.encode(RetentionRules(rules=request.rules))
+        revision = await self._store(value, request.revision)
+        await self.view.reach(revision)
+        await call_all(self._bus, "events", "reached", ReachedRequest(bucket=BUCKET, revision=revision))
+        return RetentionView(rules=request.rules, default=format_keep(self._max_age_s), revision=revision)
+
+    async def _store(self, value: bytes, expected: int | None) -> int:
+        if expected is None:
+            return await self._bucket.put(KEY, value)
+        try:
+            return await self._bucket.update(KEY, value, expected)
+        except ConflictError:
+            entry = await self._bucket.get(KEY)
+            current = entry.revision if entry else 0
+            message = f"the rules are at revision {current}, not {expected}"
+            raise ConflictError(message, current_revision=current) from None
+
+    async def _check(self, rules: Sequence[RetentionRule]) -> None:
+        if len(rules) > MAX_RULES:
+            raise InvalidError(f"rules: may hold {MAX_RULES}", errors=[FieldError("rules", f"may hold {MAX_RULES}")])
+        await self._places.view.refresh()
+        errors: list[FieldError] = []
+        for place, rule in enumerate(rules):
+            errors += self._mistakes(rule, f"rules.{place}")
+            if len(errors) >= _TOLD:
+                break
+        if errors:
+            raise InvalidError(f"{errors[0].path}: {errors[0].message}", errors=errors)
+
+    def _mistakes(self, rule: RetentionRule, at: str) -> list[FieldError]:
+        found: list[FieldError] = []
+        for check in (partial(CATALOGUE.expand, rule.type, f"{at}.type"), partial(parse_keep, rule.keep, f"{at}.keep")):
+            try:
+                check()
+            except InvalidError as error:
+                found += error.errors
+        unknown = self._places.unreadable(rule.world_id, None)
+        if unknown is not None:
+            found += [msgspec.structs.replace(field, path=f"{at}.{field.path}") for field in unknown.errors]
+        return found
+
+    def _shown(self) -> RetentionView:
+        default = format_keep(self._max_age_s)
+        return RetentionView(rules=list(self._written), default=default, revision=self._revision)
+
+    # ---- the copy
+
+    def _changed(self, change: Change) -> None:
+        if change.key != KEY:
+            return
+        self._found.clear()
+        self._revision = change.revision
+        try:
+            self._written = [] if change.value is None else _rules.decode(change.value).rules
+        except msgspec.DecodeError as error:
+            log.error("the rules of retention cannot be read; the last ones hold: %s", error)
+            return
+        self._rules = [rule for place, written in enumerate(self._written) if (rule := self._compiled(written, place))]
+
+    def _compiled(self, rule: RetentionRule, place: int) -> Rule | None:
+        try:
+            return compile_rule(rule, f"rules.{place}", self._max_age_s)
+        except CrucibleError as error:
+            log.error("a rule of retention cannot be read, and is passed over: %s", error)
+            return None
