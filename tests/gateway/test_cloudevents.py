@@ -15,6 +15,7 @@ from crucible_core.attributes import Value, is_text
 from crucible_core.envelope import Event, Source, encode, with_sequence
 from crucible_core.protocol.events import NewEvent
 from crucible_events.stamping import Defaults, stamp
+from crucible_gateway import examples
 from crucible_gateway.accept import preferred
 from crucible_gateway.cloudevents import headers, incoming, outgoing
 from crucible_gateway.cloudevents.forms import asked_for_many, asked_for_one
@@ -495,6 +496,10 @@ async def test_single_event_in_every_form(door: Door) -> None:
     assert set(sent) == set(event) - {"data", "datacontenttype"}
     for form in (forms[STRUCTURED], binary):
         assert (await resent(door, form)).json() == answer.json() | {"duplicate": True}
+
+
+def test_documented_example_is_what_goes_out() -> None:
+    assert json.loads(outgoing.structured(json.dumps(examples.EVENT).encode())) == examples.SENT_CLOUD_EVENT
 
 
 async def test_unknown_cloudevents_format_is_406(door: Door) -> None:

@@ -163,7 +163,7 @@ async def _append(request: Http, events: AppendRequest) -> AppendReply:
             params=EventParams,
             reply=QueryReply,
             example=examples.EVENT_PAGE,
-            also={BATCH: Body(list[CloudEvent], [examples.CLOUD_EVENT])},
+            also={BATCH: Body(list[CloudEvent], [examples.SENT_CLOUD_EVENT])},
             refusals=("malformed", "not_acceptable", "invalid"),
         )
     ),
@@ -219,8 +219,8 @@ async def count_events(request: Http) -> Response[bytes]:
             reply=Event,
             example=examples.EVENT,
             also={
-                STRUCTURED: Body(CloudEvent, examples.CLOUD_EVENT),
-                BATCH: Body(list[CloudEvent], [examples.CLOUD_EVENT]),
+                STRUCTURED: Body(CloudEvent, examples.SENT_CLOUD_EVENT),
+                BATCH: Body(list[CloudEvent], [examples.SENT_CLOUD_EVENT]),
             },
             refusals=("not_found", "not_acceptable", "invalid"),
         )
