@@ -15,6 +15,8 @@ import uvicorn
 from crucible_core.envelope import Data, Event, Metadata, Source, encode
 from crucible_core.protocol.events import Appended, AppendReply, AppendRequest
 from crucible_core.subjects import Names
+from crucible_events import app as events_app
+from crucible_events.settings import Settings as EventsSettings
 from crucible_gateway.app import create_app
 from crucible_gateway.settings import Settings
 from crucible_kit.bus import Bus
@@ -62,11 +64,11 @@ def launch(
 @pytest.fixture
 def start(nats_url: str, names: Names) -> Serve:
     @contextlib.asynccontextmanager
-    async def started(**changes: Any) -> AsyncIterator[Served]:
+    async def started(connection: type[Connection] = Connection, **changes: Any) -> AsyncIterator[Served]:
         chosen = {"nats_url": nats_url, "bus_prefix": names.prefix, "admin_key": KEY, "port": 0, **changes}
         app = create_app(Settings(**chosen))
         config = uvicorn.Config(
-            app, port=0, ws="websockets-sansio", http=Connection, log_config=None, access_log=False, lifespan="on"
+            app, port=0, ws="websockets-sansio", http=connection, log_config=None, access_log=False, lifespan="on"
         )
         server = uvicorn.Server(config)
         task = asyncio.create_task(server._serve())
@@ -93,6 +95,15 @@ async def gateway(start: Serve) -> AsyncIterator[Served]:
 async def http(gateway: Served) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(base_url=gateway.url, headers=HEADERS, timeout=20) as client:
         yield client
+
+
+@pytest.fixture
+async def log(nats_url: str, names: Names, tmp_path: Path) -> AsyncIterator[None]:
+    """A real events service on the gateway's bus."""
+    app = events_app.create_app(EventsSettings(nats_url=nats_url, bus_prefix=names.prefix, data_dir=str(tmp_path)))
+    async with app.router.lifespan_context(app):
+        await until(lambda: not app.state.ready())
+        yield
 
 
 class Answers:

@@ -70,6 +70,8 @@ def checked(request: QueryRequest) -> Query:
     start = read(request.from_time, partial(parse_time, path="from_time"))
     end = read(request.to_time, partial(parse_time, path="to_time"))
     source = read(request.source, _source) or {}
+    if start is not None and end is not None and start > end:
+        errors.append(FieldError("to_time", "must not be before from_time"))
     predicate = read(request.filter or None, partial(_predicate, types))
     position = read(request.cursor, partial(_position, fingerprint))
     for path, value, least, most in (

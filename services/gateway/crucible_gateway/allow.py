@@ -1,15 +1,21 @@
-"""The Allow header of answers to OPTIONS: Litestar's own names the methods of a path's first handler only."""
+"""The Allow header: for OPTIONS, Litestar's own names the methods of a path's first handler only; for 405, it counts a
+WebSocket as a method."""
 
 from litestar.datastructures import MutableScopeHeaders
 from litestar.types import Message, Scope
 
-_OPTIONS = "OPTIONS"
+_NOT_ALLOWED = 405
 
 
 async def show_methods(message: Message, scope: Scope) -> None:
     """A `before_send` hook."""
-    if message["type"] == "http.response.start" and scope.get("method") == _OPTIONS:
+    if message["type"] != "http.response.start":
+        return
+    if scope.get("method") == "OPTIONS" or message["status"] == _NOT_ALLOWED:
+        headers = MutableScopeHeaders.from_message(message)
         template = scope.get("path_template")
         routes = [route for route in scope["litestar_app"].routes if route.path_format == template]
-        methods = sorted({method for route in routes for method in getattr(route, "methods", ())})
-        MutableScopeHeaders.from_message(message)["Allow"] = ", ".join(methods)
+        methods = {method for route in routes for method in getattr(route, "methods", ())}
+        known = methods or {method.strip() for method in headers.get("Allow", "").split(",")}
+        if allowed := sorted(method for method in known if method.isupper()):
+            headers["Allow"] = ", ".join(allowed)

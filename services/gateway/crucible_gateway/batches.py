@@ -8,7 +8,7 @@ import msgspec
 from crucible_core.errors import CrucibleError, FieldError, InvalidError, TooLargeError, UnavailableError, from_problem
 from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, NewEvent
 
-from .intake import Origin, Taken
+from .intake import MAX_EVENTS, Origin, Taken, too_many
 from .problems import document
 
 Append = Callable[[AppendRequest], Awaitable[AppendReply]]
@@ -16,6 +16,7 @@ Append = Callable[[AppendRequest], Awaitable[AppendReply]]
 CHUNK_EVENTS = 500
 CHUNK_BYTES = 4 * 1024 * 1024
 MAX_ATOMIC = 1000
+_TURN = 100
 _ENVELOPE_BYTES = 512
 """What an event's own fields may add to its payload on the way, about."""
 
@@ -56,8 +57,13 @@ class Batch:
         size += _ENVELOPE_BYTES
         if self._waiting and (len(self._waiting) >= CHUNK_EVENTS or self._bytes + size > CHUNK_BYTES):
             await self._flush()
+        if self._position >= MAX_EVENTS:
+            await self._flush()
+            raise too_many()
         if isinstance(event, NewEvent):
             self._origin.apply(event, self._position)
+        elif self._position % _TURN == 0:
+            await asyncio.sleep(0)  # what is refused waits for nobody, so others would wait for it
         self._waiting.append(event)
         self._bytes += size if isinstance(event, NewEvent) else 0
         self._position += 1

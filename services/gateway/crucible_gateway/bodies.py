@@ -93,14 +93,14 @@ async def array_or_one(request: Http) -> tuple[AsyncIterator[bytes] | None, byte
     """The pieces of an array, which may be as large as a request; or else the whole body, which may only be as large as
     an event. Raises TooLargeError, and MalformedError where there is none."""
     sent = pieces(request, lambda begun: MAX_REQUEST_BYTES if begun[:1] == b"[" else MAX_EVENT_BYTES)
-    begun = b""
+    begun = bytearray()
     async for piece in sent:
-        begun += piece
-        if begun.lstrip()[:1] == b"[":
-            return _again(begun, sent), b""
-    if not begun.strip():
+        begun += piece if begun else piece.lstrip()
+        if begun[:1] == b"[":
+            return _again(bytes(begun), sent), b""
+    if not begun:
         raise MalformedError("the body is empty")
-    return None, begun
+    return None, bytes(begun)
 
 
 async def _again(begun: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -53,6 +53,24 @@ COUNTED: Final[Json] = {
     "counted_to": 5310,
 }
 EXPORT: Final = '{"type": "Memory", "data": {…}, "metadata": {…}, "sequence": 42, "retention": "forever"}\n\n'
+SENT_CLOUD_EVENT: Final[Json] = {
+    "specversion": "1.0",
+    "id": EVENT["metadata"]["id"],
+    "source": "crucible:user:alice",
+    "type": "Memory.Created",
+    "subject": "mem_01kaj3x5v8e2q9rgyz7ncw4t6b",
+    "time": "2026-11-21T10:00:00.123456Z",
+    "datacontenttype": "application/json",
+    "correlationid": "cor_01kaj3x5vaf0y8nn4y6h4gq3zk",
+    "sequence": "0000000000000000042",
+    "partitionkey": "mem_01kaj3x5v8e2q9rgyz7ncw4t6b",
+    "authtype": "user",
+    "authid": "alice",
+    "traceparent": EVENT["metadata"]["traceparent"],
+    "worldid": "default",
+    "roomid": "main",
+    "data": EVENT["data"]["payload"],
+}
 EVENT_PAGE: Final[Json] = {"events": [EVENT], "next_cursor": None}
 TRACE: Final[Json] = {
     "correlation_id": "cor_01kaj3x5vaf0y8nn4y6h4gq3zk",

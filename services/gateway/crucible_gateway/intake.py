@@ -1,5 +1,6 @@
 """From what clients send to `NewEvent`s: the long and the short form of the contract, alone, in arrays and in lines."""
 
+import re
 from collections.abc import AsyncIterator
 from typing import Annotated, Literal
 
@@ -20,6 +21,9 @@ MAX_KEY = 180
 MAX_SENT_BYTES = MAX_EVENT_BYTES + 64
 """An event with what an export adds to it: its sequence and retention."""
 _EMPTY = Raw(b"{}")
+MAX_EVENTS = 100_000
+"""Of one request: each has a result in the answer."""
+_BLANK_LINES = re.compile(rb"\n[ \t\r\n]*\n")
 _SHORT_ONLY = ("payload", "entity", "world_id", "room_id", "id", "correlation_id", "causation_id")
 _Sequence = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
@@ -169,12 +173,17 @@ def taken(raw: bytes) -> Taken:
         return len(raw), error
 
 
+def too_many() -> TooLargeError:
+    return TooLargeError(f"a request may have {MAX_EVENTS} events", max_events=MAX_EVENTS)
+
+
 async def lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The lines of a body as they arrive, blank ones left out. A line that is too long for an event is cut just past
     the limit, so that it is refused and never held whole. Raises MalformedError where there is no line at all."""
     begun, any_line = bytearray(), False
     async for piece in pieces:
-        *ends, rest = piece.split(b"\n")
+        # A million blank lines would keep everybody waiting.
+        *ends, rest = (_BLANK_LINES.sub(b"\n", piece) if b"\n\n" in piece or b"\n\r" in piece else piece).split(b"\n")
         for end in ends:
             begun += end[: MAX_SENT_BYTES + 1]
             if line := bytes(begun).strip():

@@ -76,7 +76,7 @@ NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
                 "One event, in the short form or the long one, is answered with 201 and its place in the log, or with "
                 '200 and `"duplicate": true` if its id or Idempotency-Key was there. An array or NDJSON is a batch, '
                 "answered with 200, `committed` and a result for each event. CloudEvents are read in structured, batch "
-                "and binary mode. Limits: 1 MiB an event, 64 MiB a request."
+                "and binary mode. Limits: 1 MiB an event; 100,000 events and 64 MiB a request."
             ),
             tag=TAG,
             status=201,
@@ -163,7 +163,7 @@ async def _append(request: Http, events: AppendRequest) -> AppendReply:
             params=EventParams,
             reply=QueryReply,
             example=examples.EVENT_PAGE,
-            also={BATCH: Body(list[CloudEvent], [examples.CLOUD_EVENT])},
+            also={BATCH: Body(list[CloudEvent], [examples.SENT_CLOUD_EVENT])},
             refusals=("malformed", "not_acceptable", "invalid"),
         )
     ),
@@ -219,8 +219,8 @@ async def count_events(request: Http) -> Response[bytes]:
             reply=Event,
             example=examples.EVENT,
             also={
-                STRUCTURED: Body(CloudEvent, examples.CLOUD_EVENT),
-                BATCH: Body(list[CloudEvent], [examples.CLOUD_EVENT]),
+                STRUCTURED: Body(CloudEvent, examples.SENT_CLOUD_EVENT),
+                BATCH: Body(list[CloudEvent], [examples.SENT_CLOUD_EVENT]),
             },
             refusals=("not_found", "not_acceptable", "invalid"),
         )
