@@ -88,7 +88,7 @@ NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
             },
             bodies={
                 JSON: Body((SentEvent, list[SentEvent]), examples.SHORT_EVENT),
-                NDJSON[0]: Body({"type": "string", "description": "One event a line"}, examples.NDJSON),
+                NDJSON[0]: Body({"description": "One event a line"}, examples.NDJSON),
                 STRUCTURED: Body(CloudEvent, examples.CLOUD_EVENT),
                 BATCH: Body(list[CloudEvent], [examples.CLOUD_EVENT]),
             },
