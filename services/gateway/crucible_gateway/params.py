@@ -112,8 +112,8 @@ def read_params(query: bytes, kind: type[T]) -> T:
             found.setdefault(name, []).append(value)
         elif name in found:
             raise _wrong(name, "may be given only once")
-        elif value.lower() == "null" and name in _numbers(kind):
-            raise _wrong(name, "must be a number")
+        elif value.lower() == "null" and name in _not_text(kind):
+            raise _wrong(name, "null is no value")
         else:
             found[name] = value
     try:
@@ -156,8 +156,8 @@ def _lists(kind: type[msgspec.Struct]) -> frozenset[str]:
     return frozenset(field.encode_name for field in msgspec.structs.fields(kind) if _is_list(field.type))
 
 
-def _numbers(kind: type[msgspec.Struct]) -> frozenset[str]:
-    """The parameters that are no text, where msgspec takes the text `null` for no value."""
+def _not_text(kind: type[msgspec.Struct]) -> frozenset[str]:
+    """The parameters that are no free text: there, msgspec takes the text `null` for no value."""
     return frozenset(field.encode_name for field in msgspec.structs.fields(kind) if not _is_text(field.type))
 
 
@@ -165,7 +165,7 @@ def _is_text(kind: Any) -> bool:
     node = msgspec.inspect.type_info(kind)
     parts = node.types if isinstance(node, msgspec.inspect.UnionType) else (node,)
     plain = [part.type if isinstance(part, msgspec.inspect.Metadata) else part for part in parts]
-    return any(isinstance(part, msgspec.inspect.StrType | msgspec.inspect.LiteralType) for part in plain)
+    return any(isinstance(part, msgspec.inspect.StrType) for part in plain)
 
 
 def _is_list(kind: Any) -> bool:
