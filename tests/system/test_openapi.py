@@ -9,19 +9,12 @@ from pathlib import Path
 from .conftest import Stack
 
 HOOKS = Path(__file__).with_name("api_hooks.py")
-CHECKS = (
-    "not_a_server_error",
-    "status_code_conformance",
-    "content_type_conformance",
-    "response_headers_conformance",
-    "response_schema_conformance",
-    "negative_data_rejection",
-    "unsupported_method",
-    "allow_header_conformance",
-    "missing_required_header",
-)
 CONFIG = """
 hooks = {hooks}
+[checks]  # all of them but these
+positive_data_acceptance.enabled = false  # filters, types and names are checked more closely than JSON Schema can say
+use_after_free.enabled = false  # needs stateful testing
+ensure_resource_availability.enabled = false  # likewise
 [[operations]]
 include-path = "/api/v1/events/stream"  # an answer without an end
 enabled = false
@@ -38,7 +31,7 @@ def test_answers_are_as_the_description_says(stack: Stack, tmp_path: Path) -> No
         [
             str(Path(sys.executable).with_name("schemathesis")),
             *("--config-file", str(config), "run", f"{stack.url}/openapi.json", "--header", f"X-API-Key: {stack.key}"),
-            *("--checks", ",".join(CHECKS), "--phases", "examples,coverage,fuzzing", "--max-examples", "8"),
+            *("--phases", "examples,coverage,fuzzing", "--max-examples", "8"),
             *("--seed", "1", "--generation-deterministic", "--no-shrink"),
             *("--generation-with-security-parameters", "false", "--suppress-health-check", "all"),
             *("--request-timeout", "20", "--continue-on-failure", "--warnings", "off", "--no-color"),

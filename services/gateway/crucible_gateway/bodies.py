@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import msgspec
 from litestar import Request
 
-from crucible_core.decode import decode
+from crucible_core.decode import decode, inspected
 from crucible_core.envelope import MAX_EVENT_BYTES
 from crucible_core.errors import (
     FieldError,
@@ -139,7 +139,7 @@ def strictly(raw: bytes, kind: type[T], *, what: str = "body") -> T:
     """`raw` as `kind`. Raises MalformedError, and InvalidError that names every field which `kind` does not have: the
     services' Structs themselves skip unknown fields, so that services of two versions understand each other."""
     value = decode(raw, kind, what=what)
-    errors = list(_unknown(msgspec.json.decode(raw), msgspec.inspect.type_info(kind), ""))
+    errors = list(_unknown(msgspec.json.decode(raw), inspected(kind), ""))
     if errors:
         first = errors[0]
         asked = f' (did you mean "{first.suggestion}"?)' if first.suggestion else ""

@@ -112,8 +112,8 @@ def read_params(query: bytes, kind: type[T]) -> T:
             found.setdefault(name, []).append(value)
         elif name in found:
             raise _wrong(name, "may be given only once")
-        elif value.lower() == "null" and name in _never_null(kind):
-            raise _wrong(name, "null is none of its values")
+        elif value.lower() == "null" and name in _not_text(kind):
+            raise _wrong(name, "null is no value")
         else:
             found[name] = value
     try:
@@ -157,8 +157,8 @@ def _lists(kind: type[msgspec.Struct]) -> frozenset[str]:
 
 
 @functools.cache
-def _never_null(kind: type[msgspec.Struct]) -> frozenset[str]:
-    """The parameters that are no text, where msgspec takes the text `null` for no value."""
+def _not_text(kind: type[msgspec.Struct]) -> frozenset[str]:
+    """The parameters that are no free text: there, msgspec takes the text `null` for no value."""
     return frozenset(field.encode_name for field in msgspec.structs.fields(kind) if not _is_text(field.type))
 
 
