@@ -45,11 +45,16 @@ def test_version(run: Run) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_json(name: str) -> None:
-    command = load(name)
     assert COMMANDS[name]
-    for leaf in getattr(command, "commands", {name: command}).values():
+    for leaf in leaves(load(name)):
         assert "--json" in [text for option in leaf.params for text in option.opts], leaf.name
         assert leaf.help
+
+
+def leaves(command: Any) -> list[Any]:
+    """The commands of a group and of the groups in it."""
+    inner = getattr(command, "commands", None)
+    return [command] if inner is None else [leaf for one in inner.values() for leaf in leaves(one)]
 
 
 def test_unknown_command_is_a_usage_error(run: Run) -> None:
@@ -237,3 +242,30 @@ def _view(name: str) -> dict[str, Any]:
     counters = {"matched": 0, "invoked": 0, "ok": 0, "failed": 0, "skipped": 0}
     view = {"name": name, "state": "active", "timing": "Pre", "priority": 1, "origin": "api", "definition": None}
     return view | {"counters": counters, "updated_at": "", "order": 1}
+
+
+def test_types_are_listed_added_shown_and_removed(run: Run, played: Played, tmp_path: Path) -> None:
+    file = tmp_path / "order.json"
+    file.write_text(json.dumps({"type": "Order.Placed", "schema": {"required": ["id"]}, "aliases": ["new_order"]}))
+    assert "Order.Placed 1.0.0 is registered" in run("events", "types", "add", str(file)).stdout
+    schema = tmp_path / "schema.json"
+    schema.write_text("{}")
+    made = answer(run, "events", "types", "add", "--type", "Order.Sent", "--version", "1.2.0", "--schema", str(schema))
+    assert (made["type"], made["version"]) == ("Order.Sent", "1.2.0")
+    shown = run("events", "types").stdout
+    assert "Memory.Created" in shown
+    assert "new_order" in shown
+    listed = answer(run, "events", "types", "--registered")
+    assert [kind["type"] for kind in listed] == ["Order.Placed", "Order.Sent"]
+    assert '"required"' in run("events", "types", "show", "Order.Placed").stdout
+    assert answer(run, "events", "types", "rm", "Order.Placed") == {"deleted": "Order.Placed"}
+    assert run("events", "types", "rm", "Memory.Created").exit_code == 1
+
+
+def test_a_type_needs_a_name_and_a_schema(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "order.json"
+    for given in ({"type": "Order.Placed"}, {"type": "Order.Placed", "schema": {}, "verson": "1.0.0"}, []):
+        file.write_text(json.dumps(given))
+        assert run("events", "types", "add", str(file)).exit_code == 2
+    assert run("events", "types", "add").exit_code == 2
+    assert run("events", "types", "add", str(tmp_path / "absent.json")).exit_code == 2

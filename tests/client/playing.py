@@ -46,6 +46,7 @@ class Played:
         self.memories: dict[str, dict[str, Any]] = {}
         self.replays: dict[str, dict[str, Any]] = {}
         self.places = Places()
+        self.types = {"Memory.Created": _type("Memory.Created", description="A memory was made.")}
         self.verdicts: dict[str, str] = {}
         self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
         self.troubles: list[Response] = []
@@ -85,6 +86,19 @@ class Played:
         answer["correlation_id"] = metadata["correlation_id"]
         self.known[event_id] = self.known[key or event_id] = answer
         return answer
+
+
+def _type(
+    type: str,
+    schema: Any = None,
+    version: str = "1.0.0",
+    description: str = "",
+    aliases: Any = (),
+    registered: bool = False,
+) -> dict[str, Any]:
+    names = {"type": type, "description": description, "aliases": list(aliases), "open": False}
+    state = {"version": version, "versions": [version], "registered": registered, "count": 2}
+    return {**names, **state, "schema": schema or {}, "schemas": {version: schema or {}}}
 
 
 @contextlib.contextmanager
@@ -201,14 +215,25 @@ def create_app(played: Played) -> Any:
         return JSONResponse(reply)
 
     async def types(request: Request) -> Response:
-        one = {
-            "type": "Memory.Created",
-            "description": "A memory was made.",
-            "aliases": [],
-            "open": False,
-            "schema": {},
-        }
-        return JSONResponse({"types": [one]})
+        if request.method == "GET":
+            return JSONResponse({"types": list(played.types.values())})
+        sent = await request.json()
+        made = _type(**sent, registered=True)
+        created = played.types.get(sent["type"]) != made
+        played.types[sent["type"]] = made
+        return JSONResponse(made, 201 if created else 200)
+
+    async def type_(request: Request) -> Response:
+        name = request.path_params["type"]
+        if name not in played.types:
+            raise problem(404, "not_found", f"there is no event type {name}")
+        found = played.types[name]
+        if request.method == "GET":
+            return JSONResponse(found)
+        if not found["registered"]:
+            raise problem(409, "conflict", f"{name} is built in")
+        del played.types[name]
+        return Response(status_code=204)
 
     async def stream(request: Request) -> Response:
         after = request.headers.get("last-event-id") or request.query_params["from"]
@@ -305,7 +330,8 @@ def create_app(played: Played) -> Any:
         Route("/api/v1/events/count", count),
         Route("/api/v1/events/trace/{id}", trace),
         Route("/api/v1/events/{id}", event),
-        Route("/api/v1/event-types", types),
+        Route("/api/v1/event-types", types, methods=["GET", "POST"]),
+        Route("/api/v1/event-types/{type}", type_, methods=["GET", "DELETE"]),
         Route("/api/v1/hooks", hooks, methods=["GET", "POST"]),
         Route("/api/v1/hooks/{name}", hook, methods=["GET", "DELETE"]),
         Route("/api/v1/hooks/{name}/runs", runs),

@@ -30,6 +30,21 @@ def test_append_and_read_back(crucible: Crucible) -> None:
     assert [kind.type for kind in crucible.events.types()] == ["Memory.Created"]
 
 
+def test_types_are_registered_shown_and_deleted(crucible: Crucible, played: Played) -> None:
+    made = crucible.events.register_type("Order.Placed", {"required": ["id"]}, aliases=["new_order"])
+    assert (made.type, made.version, made.registered, made.aliases) == ("Order.Placed", "1.0.0", True, ["new_order"])
+    assert json.loads(played.requests[-1][3]) == {
+        "type": "Order.Placed",
+        "schema": {"required": ["id"]},
+        "version": "1.0.0",
+        "aliases": ["new_order"],
+    }
+    assert crucible.events.get_type("Order.Placed").schemas == {"1.0.0": {"required": ["id"]}}
+    crucible.events.delete_type("Order.Placed")
+    with pytest.raises(NotFoundError):
+        crucible.events.get_type("Order.Placed")
+
+
 def test_list_goes_through_all_pages(crucible: Crucible, played: Played) -> None:
     for number in range(7):
         crucible.events.append("Custom.Counted", {"number": number})

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 
+from crucible_core.catalogue import CATALOGUE
 from crucible_core.errors import InvalidError
 from crucible_core.protocol.events import CountReply, CountRequest, QueryRequest
 from crucible_events import counting, query, store
@@ -89,7 +90,7 @@ async def test_a_count_beyond_its_budget_goes_on_where_it_ended(
     total, after, parts, complete = 0, 0, 0, False
     async with open_index(path, log.bus, log.bus.names.events, store.VERSION, store.SCHEMA) as index:
         while not complete:
-            checked = query.checked(QueryRequest(**asked, after=after))
+            checked = query.checked(QueryRequest(**asked, after=after), CATALOGUE)
             part = await counting.count(index, checked, None, budget_s=0.0, window=4)
             total, after, parts, complete = total + part.count, part.counted_to, parts + 1, part.complete
     assert (total, after) == ((await counted(log, **asked)).count, 30)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 
+from crucible_core.catalogue import CATALOGUE
 from crucible_core.errors import InvalidError, NotFoundError
 from crucible_core.protocol.events import QueryRequest, TypesReply
 from crucible_events import answer, query, scan, store
@@ -194,7 +195,7 @@ def test_no_query_sorts(order: Any, asked: dict[str, Any]) -> None:
     """Rows come in the log's order from one index, or from several that are merged."""
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript(store.SCHEMA)
-        checked = query.checked(QueryRequest(order=order, from_time="2026-11-21T10:00:00Z", **asked))
+        checked = query.checked(QueryRequest(order=order, from_time="2026-11-21T10:00:00Z", **asked), CATALOGUE)
         statement, values = scan.page_statement(scan.plan(checked, 1, 10), 1, 10, 5)
         steps = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", values)]
     assert not [step for step in steps if "TEMP B-TREE" in step], steps

@@ -3,16 +3,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crucible_core.catalogue import CATALOGUE
 from crucible_core.envelope import MAX_EVENT_BYTES, Source, decode
 from crucible_core.errors import InvalidError, MalformedError, TooLargeError
 from crucible_core.protocol.events import NewEvent
 from crucible_events.stamping import Defaults, Stamped, stamp
+from crucible_events.validation import Payloads
 
 DEFAULTS = Defaults("evt_1", "2026-11-21T10:00:00.000000Z", "cor_1", "00-" + "1" * 32 + "-" + "2" * 16 + "-01")
+PAYLOADS = Payloads(lambda: CATALOGUE)
 
 
 def stamped(type: str = "Custom.note", payload: object = None, **fields: object) -> Stamped:
-    return stamp(NewEvent(type=type, payload=msgspec.Raw(msgspec.json.encode(payload or {})), **fields), DEFAULTS)
+    return stamp(
+        NewEvent(type=type, payload=msgspec.Raw(msgspec.json.encode(payload or {})), **fields), DEFAULTS, PAYLOADS
+    )
 
 
 def refused(**fields: object) -> list[str]:
@@ -109,12 +114,14 @@ def test_size_is_limited() -> None:
 
 
 def test_a_payload_is_an_object_on_one_line() -> None:
-    found = stamp(NewEvent(type="Custom.x", payload=msgspec.Raw(b'{\n "a": 1.50,\r\n "b": "\\n" }')), DEFAULTS)
+    found = stamp(
+        NewEvent(type="Custom.x", payload=msgspec.Raw(b'{\n "a": 1.50,\r\n "b": "\\n" }')), DEFAULTS, PAYLOADS
+    )
     assert b'{"a":1.50,"b":"\\n"}' in found.raw
     with pytest.raises(InvalidError):
-        stamp(NewEvent(type="Custom.x", payload=msgspec.Raw(b"[1]")), DEFAULTS)
+        stamp(NewEvent(type="Custom.x", payload=msgspec.Raw(b"[1]")), DEFAULTS, PAYLOADS)
     with pytest.raises(MalformedError):
-        stamp(NewEvent(type="Custom.x", payload=msgspec.Raw(b'{"a": "\xff"}')), DEFAULTS)
+        stamp(NewEvent(type="Custom.x", payload=msgspec.Raw(b'{"a": "\xff"}')), DEFAULTS, PAYLOADS)
 
 
 def test_a_broken_traceparent_is_as_good_as_none() -> None:
@@ -127,8 +134,8 @@ def test_idempotency_keys_are_scoped_to_who_used_them_where() -> None:
     }
     assert len(ids) == 4
     one = NewEvent(type="Custom.x", idempotency_key="k")
-    assert stamp(one, DEFAULTS, 0).message_id != stamp(one, DEFAULTS, 1).message_id
-    assert stamp(one, DEFAULTS, 0).message_id == stamp(one, DEFAULTS, 0).message_id
+    assert stamp(one, DEFAULTS, PAYLOADS, 0).message_id != stamp(one, DEFAULTS, PAYLOADS, 1).message_id
+    assert stamp(one, DEFAULTS, PAYLOADS, 0).message_id == stamp(one, DEFAULTS, PAYLOADS, 0).message_id
 
 
 @given(

@@ -12,9 +12,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from crucible_core.attributes import Value, is_text
+from crucible_core.catalogue import CATALOGUE
 from crucible_core.envelope import Event, Source, encode, with_sequence
+from crucible_core.errors import CrucibleError
 from crucible_core.protocol.events import NewEvent
 from crucible_events.stamping import Defaults, stamp
+from crucible_events.validation import Payloads
 from crucible_gateway import examples
 from crucible_gateway.accept import preferred
 from crucible_gateway.cloudevents import headers, incoming, outgoing
@@ -592,8 +595,9 @@ news = st.builds(
 def stamped(new: NewEvent) -> Event | None:
     """None for what the log refuses."""
     try:
-        return stamp(new, Defaults("evt_default", "2026-11-21T10:00:00.000000Z", "cor_default", PARENT)).event
-    except Exception:
+        defaults = Defaults("evt_default", "2026-11-21T10:00:00.000000Z", "cor_default", PARENT)
+        return stamp(new, defaults, Payloads(lambda: CATALOGUE)).event
+    except CrucibleError:
         return None
 
 

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from crucible_core.catalogue import CATALOGUE
 from crucible_core.errors import DeniedError, InvalidError
 from crucible_core.hooks import ShellAction
 from crucible_core.protocol.shared import TypeFilter
@@ -35,7 +36,7 @@ EVIL = ["; touch pwned", "$(touch pwned)", "`touch pwned`", "' ; touch pwned ; '
 
 
 async def shell(command: str, text: str, directory: Path, **env: Any) -> Any:
-    event = synthetic([TypeFilter(event_type="Custom.note")], {"text": text})
+    event = synthetic([TypeFilter(event_type="Custom.note")], {"text": text}, CATALOGUE)
     compiled = compile_shell(ShellAction(command=command, env=env), "action")
     context = {"event": event_view(event), "inputs": {}}
     return await run_shell(compiled, context, b'{"the": "event"}', "00-1-2-01", str(directory))

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crucible_core.catalogue import CATALOGUE
 from crucible_core.errors import InvalidError
 from crucible_core.hooks import Retry
 from crucible_core.matcher import compile_filters
@@ -118,7 +119,7 @@ def test_text_without_braces_is_itself(text: str) -> None:
 )
 def test_synthetic_event_is_what_the_filter_asks_for(type: str, filter: dict[str, Any]) -> None:
     filters = [TypeFilter(event_type=type, filter=filter)]
-    assert compile_filters(filters).matches(synthetic(filters, None))
+    assert compile_filters(filters).matches(synthetic(filters, None, CATALOGUE))
 
 
 def test_delays_double_and_end() -> None:

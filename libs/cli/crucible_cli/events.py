@@ -8,7 +8,7 @@ from rich.text import Text
 
 from crucible_core.protocol.events import CountBy
 
-from . import replays
+from . import replays, types
 from .emitting import emit, export, import_
 from .session import Session, command
 from .tables import count_table, event_line, event_panel
@@ -17,6 +17,7 @@ from .tree import render_trace
 from .wanted import Asked, wanting
 
 app = typer.Typer(no_args_is_help=True, help="Read, follow, append, count, move and replay events.")
+app.add_typer(types.app, name="types")
 
 PAGE = 500
 

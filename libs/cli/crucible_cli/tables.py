@@ -12,6 +12,7 @@ from rich.text import Text
 
 from crucible_client import Count
 from crucible_core.envelope import Event
+from crucible_core.protocol.events import EventType
 from crucible_core.protocol.hooks import HookView, RunRecord
 from crucible_core.protocol.memory import MemoryView, ScoredMemory
 from crucible_core.protocol.replays import Replay, ReplayTarget
@@ -207,6 +208,15 @@ def retention_table(retention: RetentionView) -> RenderableType:
         table.add_row(clean(rule.type), clean(rule.world_id or "any"), rule.keep)
     foot = Text(f"All other events: {retention.default}. Revision {retention.revision}.", "dim")
     return Group(table, foot) if retention.rules else foot
+
+
+def types_table(kinds: Sequence[EventType]) -> RenderableType:
+    table = _table("type", "version", "count", "registered", "other names", "when")
+    for kind in kinds:
+        mark = Text("✓", "green") if kind.registered else Text("")
+        aliases = clean(" ".join(kind.aliases[:4]), 120) + (" …" if len(kind.aliases) > 4 else "")
+        table.add_row(kind.type, kind.version, str(kind.count), mark, aliases, clean(kind.description, 100))
+    return table if kinds else Text("No types are registered. Add one: crucible events types add FILE.json", "dim")
 
 
 def clock(timestamp: str) -> str:

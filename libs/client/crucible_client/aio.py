@@ -164,6 +164,9 @@ class AsyncEvents(_Namespace):
     page = _sends(events.list_events)
     trace = _sends(events.trace)
     types = _sends(events.event_types)
+    register_type = _sends(events.register_event_type)
+    get_type = _sends(events.get_event_type)
+    delete_type = _sends(events.delete_event_type)
     replay = _sends(replays.start_replay)
 
     async def count(self, *types: str, by: CountBy | None = None, **wanted: Unpack[Wanted]) -> Count:

@@ -7,7 +7,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from .catalogue import ANY_CUSTOM, CATALOGUE, Catalogue
+from .catalogue import CATALOGUE, Catalogue
 from .envelope import Event
 from .errors import FieldError, InvalidError
 from .filters import Anchor, Predicate, anchors, compile_filter
@@ -33,7 +33,7 @@ class Alternative(msgspec.Struct, frozen=True):
 
 def _names(event: Event) -> tuple[str, ...]:
     """The names under which an alternative's `types` may hold the event's type."""
-    return (event.dotted, ANY_CUSTOM) if event.type == "Custom" else (event.dotted,)
+    return event.dotted, f"{event.type}.*"
 
 
 class CompiledFilters(msgspec.Struct, frozen=True):
@@ -43,7 +43,7 @@ class CompiledFilters(msgspec.Struct, frozen=True):
 
     @property
     def types(self) -> frozenset[str] | None:
-        """The types that can match, canonical or `Custom.*`; None for every type."""
+        """The types that can match, canonical or the wildcard of an open category; None for every type."""
         named = [alternative.types for alternative in self.alternatives]
         return None if None in named else frozenset[str]().union(*(types for types in named if types is not None))
 
@@ -57,14 +57,22 @@ class CompiledFilters(msgspec.Struct, frozen=True):
 
 
 def compile_filters(
-    filters: Sequence[TypeFilter], *, at: str = "event_filters", catalogue: Catalogue = CATALOGUE
+    filters: Sequence[TypeFilter],
+    *,
+    at: str = "event_filters",
+    catalogue: Catalogue = CATALOGUE,
+    any_path: bool = False,
 ) -> CompiledFilters:
-    """Raises InvalidError with the mistakes of all `filters`, each with its path (`event_filters.0.filter.tags`)."""
+    """What `filters` mean with the types of `catalogue`. With `any_path` they may name fields that no payload can have,
+    as do filters that were accepted before their type was registered.
+
+    Raises InvalidError with the mistakes of all `filters`, each with its path (`event_filters.0.filter.tags`).
+    """
     alternatives: list[Alternative] = []
     errors: list[FieldError] = []
     for i, wanted in enumerate(filters):
         try:
-            alternatives.append(_alternative(wanted, f"{at}.{i}", catalogue))
+            alternatives.append(_alternative(wanted, f"{at}.{i}", catalogue, any_path))
         except InvalidError as refused:
             errors += refused.errors
     if errors:
@@ -73,9 +81,9 @@ def compile_filters(
     return CompiledFilters(tuple(alternatives))
 
 
-def _alternative(wanted: TypeFilter, at: str, catalogue: Catalogue) -> Alternative:
+def _alternative(wanted: TypeFilter, at: str, catalogue: Catalogue, any_path: bool) -> Alternative:
     types = catalogue.expand(wanted.event_type, f"{at}.event_type")
-    check = partial(catalogue.check_path, types)
+    check = None if any_path else partial(catalogue.check_path, types)
     predicate = compile_filter(wanted.filter, check=check, at=f"{at}.filter")
     return Alternative(types, predicate, tuple(anchors(wanted.filter)))
 
@@ -85,10 +93,10 @@ class Matcher(Generic[T]):
 
     Immutable: build a new one for each change, from `CompiledFilters` that are kept. Building takes about a microsecond
     for each type that each filter names; the first event of a type then pays about 5 µs for each filter on that type,
-    once. Matching asks the tables of the event's type, of `Custom.*` and of `*`; each holds its filters by a value that
-    they require (`equals` or `in` of a scalar). So it costs one lookup for each field so required, and a call for each
-    filter whose value is the event's or that requires none. Type names that no filter has take no memory, however many
-    events bring.
+    once. Matching asks the tables of the event's type, of its category's wildcard and of `*`; each holds its filters by
+    a value that they require (`equals` or `in` of a scalar). So it costs one lookup for each field so required, and a
+    call for each filter whose value is the event's or that requires none. Type names that no filter has take no memory,
+    however many events bring.
     """
 
     def __init__(self, pairs: Iterable[tuple[T, CompiledFilters]]) -> None:

@@ -34,7 +34,7 @@ def _shape(node: inspect.Type) -> Shape | None:
         case inspect.Metadata():
             return _shape(node.type)
         case inspect.UnionType():
-            return _union([_shape(member) for member in node.types if not isinstance(member, inspect.NoneType)])
+            return union([_shape(member) for member in node.types if not isinstance(member, inspect.NoneType)])
         case inspect.StructType(forbid_unknown_fields=True):
             return {field.encode_name: _shape(field.type) for field in node.fields}
         case inspect.CollectionType():
@@ -44,12 +44,14 @@ def _shape(node: inspect.Type) -> Shape | None:
     return {}
 
 
-def _union(shapes: list[Shape | None]) -> Shape | None:
+def union(shapes: Iterable[Shape | None]) -> Shape | None:
+    """What stands in any of them; of a field that is not the same everywhere nothing is known below it."""
     merged: dict[str, Shape | None] = {}
     for shape in shapes:
         if shape is None:
             return None
-        merged.update(shape)
+        for name, below in shape.items():
+            merged[name] = below if merged.get(name, below) == below else None
     return merged
 
 

@@ -93,8 +93,8 @@ class Names(msgspec.Struct, frozen=True):
 
     # Buckets
     def bucket(self, name: str) -> str:
-        """`hooks`, `flows`, `webhooks`, `keys`, `artifacts`, `marks` (debounce marks), `replays`, `worlds` or
-        `retention`."""
+        """`hooks`, `flows`, `webhooks`, `keys`, `artifacts`, `event_types`, `marks` (debounce marks), `replays`,
+        `worlds` or `retention`."""
         return self._name(name)
 
     # Durable consumers

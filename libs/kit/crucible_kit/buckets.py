@@ -72,6 +72,14 @@ class Bucket:
         """Like put, but ConflictError unless `revision` is the key's present one."""
         return await self._put_after(key, value, revision, None)
 
+    async def change(self, key: str, value: bytes | None, revision: int) -> int:
+        """Puts, or deletes where `value` is None; ConflictError unless `revision` is that of the whole bucket, so that
+        what was decided on all of it still holds."""
+        headers = {subjects.EXPECTED_STREAM_SEQUENCE: str(revision)}
+        if value is None:
+            headers[subjects.KV_OPERATION] = "DEL"
+        return (await self._bus.store(Outgoing(self._subject(key), value or b"", headers))).sequence
+
     async def delete(self, key: str, mark_ttl: str | None = None, revision: int | None = None) -> None:
         """The mark of the deletion stays for ever, or for `mark_ttl`, a duration such as "3600s". ConflictError unless
         `revision`, where it is given, is the key's present one."""

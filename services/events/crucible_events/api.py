@@ -2,21 +2,22 @@
 
 from collections.abc import Mapping
 
-import msgspec
-
-from crucible_core.catalogue import CATALOGUE
 from crucible_core.envelope import with_sequence
 from crucible_core.errors import FieldError, InvalidError, NotFoundError, UnavailableError
 from crucible_core.protocol.events import (
     AppendRequest,
     CountReply,
     CountRequest,
+    DescribedType,
     EventsWanted,
     QueryReply,
     QueryRequest,
+    RegisteredType,
+    RegisterType,
     TraceReply,
     TraceRequest,
     TypesReply,
+    TypesRequest,
 )
 from crucible_core.protocol.hooks import GuardedRequest
 from crucible_core.protocol.retention import ReachedRequest
@@ -29,14 +30,11 @@ from crucible_kit.rpc import Context, Endpoint
 from . import answer, counting, query, store, tree
 from .appending import Appender
 from .copies import Copies
+from .registry import Registry
 from .replaying import Replaying
 
 MAX_REPLY_BYTES = 4 * 1024 * 1024
 _SOON_S = 0.25
-
-
-class TypesRequest(msgspec.Struct):
-    """Nothing is asked."""
 
 
 def room_for(bus: Bus) -> int:
@@ -49,9 +47,11 @@ def endpoints(
 ) -> Mapping[str, Endpoint]:
     """By operation; see `crucible_core.protocol` for what each takes and gives."""
     room = room_for(bus)
+    types = copies.types
+    registry = Registry(bus, types, index)
 
     async def guarded(request: GuardedRequest, context: Context) -> GuardedRequest:
-        await copies.guards.view.reach(request.revision)
+        await copies.guards.reach(request.revision)
         return request
 
     async def reached(request: ReachedRequest, context: Context) -> ReachedRequest:
@@ -59,14 +59,15 @@ def endpoints(
         return request
 
     async def find(request: QueryRequest, context: Context) -> QueryReply:
-        checked = query.checked(request)
+        checked = await types.settle(lambda catalogue: query.checked(request, catalogue))
         await copies.places.check_readable(request.world_id, request.room_id)
         await _caught_up(bus, index, request.min_sequence)
         return await answer.run(index, checked, room)
 
     async def count(request: CountRequest, context: Context) -> CountReply:
         wanted = {name: getattr(request, name) for name in EventsWanted.__struct_fields__}
-        checked = query.checked(QueryRequest(**wanted))
+        asked = QueryRequest(**wanted)
+        checked = await types.settle(lambda catalogue: query.checked(asked, catalogue))
         await copies.places.check_readable(request.world_id, request.room_id)
         await _caught_up(bus, index, request.min_sequence)
         return await counting.count(index, checked, request.by)
@@ -92,8 +93,22 @@ def endpoints(
         truncated = len(shown) < len(sized)
         return TraceReply(correlation_id=request.correlation_id, count=len(shown), truncated=truncated, roots=roots)
 
-    async def types(request: TypesRequest, context: Context) -> TypesReply:
-        return TypesReply(types=CATALOGUE.types())
+    async def list_types(request: TypesRequest, context: Context) -> TypesReply:
+        await types.view.refresh()
+        await _caught_up(bus, index, None)
+        return await registry.page(request.after, room)
+
+    async def get_type(request: GetRequest, context: Context) -> DescribedType:
+        await _caught_up(bus, index, None)
+        return await registry.get(request.id)
+
+    async def register_type(request: RegisterType, context: Context) -> RegisteredType:
+        await _caught_up(bus, index, None)
+        return await registry.register(request)
+
+    async def delete_type(request: GetRequest, context: Context) -> DescribedType:
+        await _caught_up(bus, index, None)
+        return await registry.delete(request.id)
 
     return {
         "append": Endpoint(AppendRequest, appender.append),
@@ -103,7 +118,11 @@ def endpoints(
         "count": Endpoint(CountRequest, count),
         "get": Endpoint(GetRequest, get),
         "trace": Endpoint(TraceRequest, trace),
-        "types": Endpoint(TypesRequest, types),
+        "types": Endpoint(TypesRequest, list_types),
+        "type": Endpoint(GetRequest, get_type),
+        "register_type": Endpoint(RegisterType, register_type),
+        "delete_type": Endpoint(GetRequest, delete_type),
+        **types.endpoints(),
         **replaying.endpoints(),
     }
 

@@ -19,6 +19,7 @@ from crucible_kit.service import open_service
 from crucible_kit.settings import load
 from crucible_kit.streams import DAY_S
 from crucible_kit.telemetry import Telemetry
+from crucible_kit.types import open_types
 
 from . import retention, store, worlds
 from .api import endpoints, room_for
@@ -33,6 +34,7 @@ from .replays import Replays
 from .settings import Settings
 
 SERVICE = "events"
+_START_S = 30.0
 _MIB = 1024 * 1024
 
 
@@ -62,13 +64,15 @@ async def _copies(settings: Settings, bus: Bus, index: Index, metrics: Metrics) 
         for name in ("hooks", worlds.BUCKET, retention.BUCKET, "replays")
     ]
     await worlds.ensure_default(atlas)
+    types = await open_types(bus, settings.stream_replicas)
     purging = Purging(index, partial(store.forget_world, index))
     places = Places(atlas, purging.note)
     max_age_s = settings.retention_days * DAY_S
     return Copies(
-        guards=Guards(bus, hooks, metrics),
+        types=types,
+        guards=Guards(bus, hooks, types, metrics),
         places=places,
-        retention=retention.Retention(bus, rules, places, max_age_s),
+        retention=retention.Retention(bus, rules, places, types, max_age_s),
         replays=Replays(replays),
         purging=purging,
         atlas=atlas,
@@ -82,11 +86,13 @@ async def _running(
     committer = Committer(bus, metrics, settings.events_queue, settings.events_queue_mib * _MIB)
     appender = Appender(bus, index, copies, committer, metrics)
     registry = worlds.Worlds(bus, copies.atlas, copies.places, appender.append, room_for(bus))
-    replaying = Replaying(bus, copies.replays, copies.places, metrics)
+    replaying = Replaying(bus, copies.replays, copies.types, copies.places, metrics)
     projection = store.Projection(metrics)
     expiry = Expiry(bus, index)
     async with asyncio.TaskGroup() as tasks:
-        running = [
+        running = [tasks.create_task(copies.types.view.follow())]
+        await copies.types.view.reach(0, _START_S)  # what the others hold is said in types
+        running += [
             *(tasks.create_task(view.follow()) for view in copies.views),
             tasks.create_task(index.follow(bus, projection.apply)),
             tasks.create_task(expiry.run()),
@@ -111,6 +117,7 @@ def waiting_for(bus: Bus, copies: Copies, index: Index) -> list[str]:
     held = {
         "nats": bus.connected,
         "hooks": copies.guards.view.ready,
+        "event types": copies.types.view.ready,
         "worlds": copies.places.view.ready,
         "retention": copies.retention.view.ready,
         "replays": copies.replays.view.ready,

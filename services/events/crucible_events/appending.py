@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Sequence
 
+from crucible_core.catalogue import UnknownTypeError
 from crucible_core.envelope import MAX_EVENT_BYTES, decode
 from crucible_core.errors import ConflictError, CrucibleError, FieldError, InvalidError
 from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, NewEvent
@@ -21,6 +22,7 @@ from .guards import Guard
 from .keeping import FOREVER
 from .stamping import Defaults, HopsError, stamp
 from .store import Known
+from .validation import Payloads
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,8 @@ class Appender:
         self._index = index
         self._ready = copies.ready
         self._guards = copies.guards
+        self._types = copies.types
+        self._payloads = Payloads(lambda: copies.types.catalogue)
         self._places = copies.places
         self._retention = copies.retention
         self._committer = committer
@@ -63,7 +67,7 @@ class Appender:
     # ---- each on its own
 
     async def _append_each(self, events: Sequence[NewEvent], traceparent: str) -> list[Appended]:
-        states = self._stamped(events, traceparent)
+        states = await self._stamped(events, traceparent)
         for candidate, first in await self._known(under_way(states)):
             states[candidate.position] = self._duplicate(first)
         await self._places.admit(states)
@@ -116,7 +120,7 @@ class Appender:
             message = f"an atomic append takes at most {MAX_BATCH} events"
             raise self._counted(InvalidError(message, errors=[FieldError("events", message)]))
         try:
-            states = self._stamped(events, traceparent)
+            states = await self._stamped(events, traceparent)
             candidates = _all(states)
             check_apart(candidates)
             known = await self._known(candidates)
@@ -155,18 +159,23 @@ class Appender:
 
     # ---- the steps
 
-    def _stamped(self, events: Sequence[NewEvent], traceparent: str) -> list[State]:
+    async def _stamped(self, events: Sequence[NewEvent], traceparent: str) -> list[State]:
         now = timestamp()
-        return [self._candidate(position, new, now, traceparent) for position, new in enumerate(events)]
+        states: list[State] = [self._candidate(place, new, now, traceparent) for place, new in enumerate(events)]
+        unknown = [place for place, state in enumerate(states) if isinstance(state, UnknownTypeError)]
+        if unknown and await self._types.renewed():
+            for place in unknown:
+                states[place] = self._candidate(place, events[place], now, traceparent)
+        return states
 
     def _candidate(self, position: int, new: NewEvent, now: str, traceparent: str) -> Candidate | CrucibleError:
         # A chain is named after its first event, where that is given its id here.
         fresh = fresh_id("evt") if new.id is None else fresh_id("cor")
         defaults = Defaults(new.id or fresh, now, new.correlation_id or f"cor_{fresh[4:]}", traceparent)
         try:
-            stamped = stamp(new, defaults, position, self._most)
+            stamped = stamp(new, defaults, self._payloads, position, self._most)
             keeping = FOREVER if stamped.forever else self._retention.of(stamped.event)
-            return Candidate(position, new, defaults, stamped, self._most, keeping)
+            return Candidate(position, new, defaults, stamped, self._most, self._payloads, keeping)
         except CrucibleError as error:
             return error
 

@@ -12,6 +12,7 @@ from crucible_kit.frames import Outgoing
 
 from .keeping import DEFAULT, Keeping
 from .stamping import Defaults, Stamped, stamp
+from .validation import Payloads
 
 _MOST_ERRORS = 100
 
@@ -24,6 +25,7 @@ class Candidate(msgspec.Struct, frozen=True):
     defaults: Defaults
     stamped: Stamped
     most: int
+    payloads: Payloads
     keeping: Keeping = DEFAULT
 
     @property
@@ -78,7 +80,7 @@ class Candidate(msgspec.Struct, frozen=True):
     def changed(self, payload: bytes) -> "Candidate":
         """The same event with another payload. Raises as `stamp` does."""
         new = msgspec.structs.replace(self.new, payload=msgspec.Raw(payload))
-        return msgspec.structs.replace(self, stamped=stamp(new, self.defaults, self.position, self.most))
+        return msgspec.structs.replace(self, stamped=stamp(new, self.defaults, self.payloads, self.position, self.most))
 
 
 State = Candidate | Appended | CrucibleError

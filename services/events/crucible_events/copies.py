@@ -1,5 +1,5 @@
-"""What a replica of events holds of the buckets, and works by: Pre hooks, worlds, replays, and the rules of
-retention."""
+"""What a replica of events holds of the buckets, and works by: event types, Pre hooks, worlds, replays, and the rules
+of retention."""
 
 import asyncio
 import contextlib
@@ -9,6 +9,7 @@ import msgspec
 from crucible_core.protocol.retention import ReachedRequest
 from crucible_kit.buckets import Bucket, View
 from crucible_kit.purging import Purging
+from crucible_kit.types import Types
 
 from . import retention, worlds
 from .guards import Guards
@@ -20,6 +21,7 @@ from .retention import Retention
 class Copies(msgspec.Struct, frozen=True, kw_only=True):
     """`atlas` is the bucket of the worlds."""
 
+    types: Types
     guards: Guards
     places: Places
     retention: Retention
@@ -29,10 +31,12 @@ class Copies(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def views(self) -> list[View]:
+        """What is followed once the types are known."""
         return [self.guards.view, self.places.view, self.retention.view, self.replays.view]
 
     async def ready(self) -> None:
         """Raises UnavailableError while something that an append needs is not known yet."""
+        await self.types.view.reach(0)
         await self.guards.ready()
         await self.places.ready()
         await self.retention.ready()

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from crucible_core import hooks
-from crucible_core.catalogue import ANY_CUSTOM
+from crucible_core.catalogue import Catalogue
 from crucible_core.envelope import Data, Event
 from crucible_core.errors import CrucibleError, DeniedError, InvalidError, UnavailableError
 from crucible_core.matcher import CompiledFilters, Matcher, compile_filters
@@ -17,6 +17,7 @@ from crucible_kit.buckets import Bucket, Change, View
 from crucible_kit.bus import Bus
 from crucible_kit.metrics import Metrics
 from crucible_kit.rpc import call
+from crucible_kit.types import Types
 
 log = logging.getLogger(__name__)
 
@@ -29,49 +30,86 @@ _record = msgspec.json.Decoder(HookRecord)
 
 class Guard(msgspec.Struct, frozen=True):
     """One enabled Pre hook. `broken` says why its stored form cannot be read: then it denies what it might watch, like
-    any gate that fails."""
+    any gate that fails. `partial`: it names types that this process does not know, of which nothing can be appended
+    here until it does."""
 
     name: str
     filters: CompiledFilters
     definition: Mapping[str, Any]
     fails_open: bool = False
     broken: str | None = None
+    partial: bool = False
 
 
-def read_guard(key: str, value: bytes) -> Guard | None:
+def read_guard(key: str, value: bytes, catalogue: Catalogue) -> Guard | None:
     """The guard that an entry of the `hooks` bucket describes; None where it is disabled, inert or a Post hook."""
     try:
         record = _record.decode(value)
         if not record.enabled or record.definition is None or hooks.timing(record.definition) != "Pre":
             return None
-        filters = compile_filters(hooks.trigger_filters(record.definition))
+        wanted = hooks.trigger_filters(record.definition)
+        known = [one for one in wanted if _is_known(one, catalogue)]
+        filters = compile_filters(known, catalogue=catalogue, any_path=True)
         fails_open = hooks.failure_policy(record.definition) == "allow"
-        return Guard(record.name, filters, record.definition, fails_open)
+        return Guard(record.name, filters, record.definition, fails_open, partial=len(known) < len(wanted))
     except (msgspec.DecodeError, InvalidError, KeyError, TypeError, AttributeError) as error:
         log.error("hook %s cannot be read, so it denies every event: %s", key, error)
         return Guard(key, compile_filters([TypeFilter(event_type="*")]), {}, broken=str(error))
 
 
+def _is_known(wanted: TypeFilter, catalogue: Catalogue) -> bool:
+    """Whether this process knows the type that is wanted. Raises InvalidError for one of Crucible's own categories:
+    that is of a newer version, where it may stand for a type that is known here by another name."""
+    try:
+        catalogue.expand(wanted.event_type)
+    except InvalidError:
+        if catalogue.is_own(wanted.event_type):
+            raise
+        return False
+    return True
+
+
 class Guards:
     """This process's copy of the Pre hooks. It is never asked before it has seen all of them."""
 
-    def __init__(self, bus: Bus, bucket: Bucket, metrics: Metrics) -> None:
+    def __init__(self, bus: Bus, bucket: Bucket, types: Types, metrics: Metrics) -> None:
         self._bus = bus
+        self._event_types = types
+        self._values: dict[str, bytes] = {}
         self._guards: dict[str, Guard] = {}
         self._matcher: Matcher[Guard] | None = None
         self._types: frozenset[str] | None = frozenset()
+        self._wildcards: frozenset[str] = frozenset()
         self._known = metrics.gauge("events_pre_hooks", "Enabled Pre hooks that this process knows")
         self._asked = metrics.counter("events_intercepts", "Events that Pre hooks judged", ("verdict",))
         self.view = View(bucket, self._changed)
+        types.changed.append(self._type_changed)
 
     def _changed(self, change: Change) -> None:
-        guard = None if change.value is None else read_guard(change.key, change.value)
-        if guard is None:
+        guard = None
+        self._values.pop(change.key, None)
+        if change.value is not None:
+            guard = read_guard(change.key, change.value, self._event_types.catalogue)
+        if guard is None or change.value is None:
             self._guards.pop(change.key, None)
         else:
             self._guards[change.key] = guard
+            self._values[change.key] = change.value
         self._known.set(len(self._guards))
         self._matcher = None
+
+    def _type_changed(self, dotted: str) -> None:
+        """What a guard's filters mean may be another thing now."""
+        category = dotted.partition(".")[0]
+        for key, guard in list(self._guards.items()):
+            if guard.partial or guard.filters.names_category(category):
+                self._changed(Change(key, self._values[key], self.view.revision))
+
+    async def reach(self, revision: int) -> None:
+        """Returns once the guards are those of a revision of the bucket, with every type that they name."""
+        await self.view.reach(revision)
+        if any(guard.partial for guard in self._guards.values()):
+            await self._event_types.view.refresh()
 
     async def ready(self) -> None:
         """Raises UnavailableError while it is not known which Pre hooks there are."""
@@ -81,7 +119,7 @@ class Guards:
         """The guards that watch a stamped event, whose payload is `msgspec.Raw`; most events have none."""
         matcher = self._matcher or self._rebuilt()
         dotted = event.dotted
-        if self._types is not None and dotted not in self._types and not self._watches_custom(event):
+        if self._types is not None and dotted not in self._types and event.type not in self._wildcards:
             return []
         payload = msgspec.json.decode(event.data.payload)
         matched = matcher.match(msgspec.structs.replace(event, data=Data(event.data.event, payload)))
@@ -123,14 +161,12 @@ class Guards:
         )
         return None if reply.payload is msgspec.UNSET else bytes(reply.payload)
 
-    def _watches_custom(self, event: Event) -> bool:
-        return event.type == "Custom" and self._types is not None and ANY_CUSTOM in self._types
-
     def _rebuilt(self) -> Matcher[Guard]:
         guards = list(self._guards.values())
         self._matcher = Matcher((guard, guard.filters) for guard in guards)
         named = [guard.filters.types for guard in guards]
         self._types = None if None in named else frozenset[str]().union(*(types for types in named if types))
+        self._wildcards = frozenset(name[:-2] for name in self._types or () if name.endswith(".*"))
         return self._matcher
 
 

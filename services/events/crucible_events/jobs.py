@@ -19,6 +19,7 @@ from crucible_kit.bus import Bus, Message
 from crucible_kit.clock import now_ms, timestamp
 from crucible_kit.metrics import Counter
 from crucible_kit.reading import read
+from crucible_kit.types import Types
 
 from . import targets
 from .replays import CANCELLED, DONE, FAILED, RUNNING, Record, Replays
@@ -48,8 +49,9 @@ class Stopped(Exception):
 class Job:
     """One replay, while this process works on it. `nudge` wakes it where it waits, to see what has changed."""
 
-    def __init__(self, bus: Bus, replays: Replays, record: Record, me: str, handed_on: Counter) -> None:
+    def __init__(self, bus: Bus, replays: Replays, types: Types, record: Record, me: str, handed_on: Counter) -> None:
         self._bus = bus
+        self._types = types
         self._replays = replays
         self._record = record
         self._me = me
@@ -96,7 +98,9 @@ class Job:
         if record.position >= record.to:
             return
         names = self._bus.names
-        selection = select(record.filters, record.world_id, record.room_id, names)
+        selection = await self._types.settle(
+            lambda known: select(record.filters, record.world_id, record.room_id, names, known)
+        )
         reading = read(self._bus, names.events, after=record.position, filters=selection.subjects, batch=_READ)
         async with contextlib.aclosing(reading) as batches:
             async for messages in batches:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_args
 
 import msgspec
 
-from crucible_core.catalogue import CATALOGUE
+from crucible_core.catalogue import Catalogue
 from crucible_core.envelope import SourceKind
 from crucible_core.errors import CrucibleError, FieldError, InvalidError
 from crucible_core.filters import Predicate, compile_filter
@@ -31,8 +31,8 @@ B = TypeVar("B")
 
 
 class Query(msgspec.Struct, frozen=True):
-    """A request that was checked: `types` are canonical or `Custom.*` (None: all); times are microseconds; `position`
-    is the sequence where the page before ended."""
+    """A request that was checked: `types` are as `Catalogue.expand` gives them (None: all); times are microseconds;
+    `position` is the sequence where the page before ended."""
 
     types: frozenset[str] | None
     equal: dict[str, str]
@@ -54,7 +54,7 @@ class _Cursor(msgspec.Struct):
     position: int
 
 
-def checked(request: QueryRequest) -> Query:
+def checked(request: QueryRequest, catalogue: Catalogue) -> Query:
     """Raises InvalidError with every mistake of the request."""
     errors: list[FieldError] = []
 
@@ -66,13 +66,13 @@ def checked(request: QueryRequest) -> Query:
             return None
 
     fingerprint = _fingerprint(request)
-    types = read(request.type or None, _types)
+    types = read(request.type or None, partial(_types, catalogue))
     start = read(request.from_time, partial(parse_time, path="from_time"))
     end = read(request.to_time, partial(parse_time, path="to_time"))
     source = read(request.source, _source) or {}
     if start is not None and end is not None and start > end:
         errors.append(FieldError("to_time", "must not be before from_time"))
-    predicate = read(request.filter or None, partial(_predicate, types))
+    predicate = read(request.filter or None, partial(_predicate, catalogue, types))
     position = read(request.cursor, partial(_position, fingerprint))
     for path, value, least, most in (
         ("limit", request.limit, 1, MAX_LIMIT),
@@ -102,10 +102,10 @@ def checked(request: QueryRequest) -> Query:
     )
 
 
-def _types(patterns: list[str]) -> frozenset[str] | None:
+def _types(catalogue: Catalogue, patterns: list[str]) -> frozenset[str] | None:
     if len(patterns) > MAX_TYPES:
         raise InvalidError("too many types", errors=[FieldError("type", f"may be given {MAX_TYPES} times")])
-    expanded = [CATALOGUE.expand(pattern) for pattern in patterns]
+    expanded = [catalogue.expand(pattern) for pattern in patterns]
     if None in expanded:
         return None
     return frozenset[str]().union(*(types for types in expanded if types is not None))
@@ -121,8 +121,8 @@ def _source(source: str) -> dict[str, str]:
     return {"source_kind": kind, "source_id": source_id} if colon else {"source_kind": kind}
 
 
-def _predicate(types: frozenset[str] | None, spec: dict[str, Any]) -> Predicate:
-    return compile_filter(spec, check=partial(CATALOGUE.check_path, types))
+def _predicate(catalogue: Catalogue, types: frozenset[str] | None, spec: dict[str, Any]) -> Predicate:
+    return compile_filter(spec, check=partial(catalogue.check_path, types))
 
 
 def _fingerprint(request: QueryRequest) -> str:

@@ -18,6 +18,7 @@ from crucible_kit.clock import fresh_id, now_ms, timestamp
 from crucible_kit.metrics import Metrics
 from crucible_kit.rpc import Context, Endpoint
 from crucible_kit.tasks import finish
+from crucible_kit.types import Types
 
 from . import ranges, targets
 from .jobs import LEASE_S, Job
@@ -51,8 +52,9 @@ class ListRequest(msgspec.Struct):
 class Replaying:
     """The requests, and the jobs of this replica, each of which holds a lease."""
 
-    def __init__(self, bus: Bus, replays: Replays, places: Places, metrics: Metrics) -> None:
+    def __init__(self, bus: Bus, replays: Replays, types: Types, places: Places, metrics: Metrics) -> None:
         self._bus = bus
+        self._types = types
         self._replays = replays
         self._places = places
         self._me = secrets.token_hex(8)
@@ -118,8 +120,9 @@ class Replaying:
 
     async def _checked(self, request: StartReplay, replay: str, context: Context) -> Record:
         filters = _EVERYTHING if request.filters is None else request.filters
-        selection = select(filters, request.world_id, request.room_id, self._bus.names)
-        await self._places.check_readable(request.world_id, request.room_id)
+        world_id, room_id, names = request.world_id, request.room_id, self._bus.names
+        selection = await self._types.settle(lambda known: select(filters, world_id, room_id, names, known))
+        await self._places.check_readable(world_id, room_id)
         if request.rate is not None and not (math.isfinite(request.rate) and 0 < request.rate <= MAX_RATE):
             message = f"must be more than 0 and at most {MAX_RATE} events a second"
             raise InvalidError(f"rate: {message}", errors=[FieldError("rate", message)])
@@ -180,7 +183,7 @@ class Replaying:
         return msgspec.structs.replace(record, owner=self._me, lease_until_ms=now_ms() + int(LEASE_S * 1000))
 
     def _work_on(self, record: Record) -> None:
-        job = Job(self._bus, self._replays, record, self._me, self._handed_on)
+        job = Job(self._bus, self._replays, self._types, record, self._me, self._handed_on)
         task = asyncio.create_task(job.run())
         self._jobs[record.id] = (job, task)
         task.add_done_callback(lambda _: self._ended(record.id))

@@ -6,7 +6,7 @@ from functools import partial
 
 import msgspec
 
-from crucible_core.catalogue import ANY_CUSTOM, CATALOGUE, Catalogue
+from crucible_core.catalogue import CATALOGUE, Catalogue
 from crucible_core.durations import format_keep, parse_keep
 from crucible_core.envelope import Event
 from crucible_core.errors import ConflictError, CrucibleError, FieldError, InvalidError
@@ -21,6 +21,7 @@ from crucible_core.protocol.retention import (
 from crucible_kit.buckets import Bucket, Change, View
 from crucible_kit.bus import Bus
 from crucible_kit.rpc import Context, Endpoint, call_all
+from crucible_kit.types import Types
 
 from .keeping import DEFAULT, Keeping, keeping
 from .places import Places
@@ -46,7 +47,7 @@ class Rule(msgspec.Struct, frozen=True):
     def fits(self, event: Event) -> bool:
         if self.world_id is not None and self.world_id != event.metadata.world_id:
             return False
-        return self.types is None or event.dotted in self.types or (event.type == "Custom" and ANY_CUSTOM in self.types)
+        return self.types is None or event.dotted in self.types or f"{event.type}.*" in self.types
 
 
 def compile_rule(rule: RetentionRule, at: str, max_age_s: float, catalogue: Catalogue = CATALOGUE) -> Rule:
@@ -62,17 +63,19 @@ class RetentionRequest(msgspec.Struct):
 class Retention:
     """The rules, and the requests about them."""
 
-    def __init__(self, bus: Bus, bucket: Bucket, places: Places, max_age_s: float) -> None:
+    def __init__(self, bus: Bus, bucket: Bucket, places: Places, types: Types, max_age_s: float) -> None:
         """`max_age_s` is how long the stream keeps what no rule is about."""
         self._bus = bus
         self._bucket = bucket
         self._places = places
+        self._types = types
         self._max_age_s = max_age_s
         self._rules: Sequence[Rule] = ()
         self._written: Sequence[RetentionRule] = ()
         self._revision = 0
         self._found: dict[tuple[str, str], Keeping] = {}
         self.view = View(bucket, self._changed)
+        types.changed.append(lambda _: self._compile())
 
     def endpoints(self) -> Mapping[str, Endpoint]:
         return {
@@ -128,6 +131,7 @@ class Retention:
         if len(rules) > MAX_RULES:
             raise InvalidError(f"rules: may hold {MAX_RULES}", errors=[FieldError("rules", f"may hold {MAX_RULES}")])
         await self._places.view.refresh()
+        await self._types.view.refresh()
         errors: list[FieldError] = []
         for place, rule in enumerate(rules):
             errors += self._mistakes(rule, f"rules.{place}")
@@ -138,7 +142,8 @@ class Retention:
 
     def _mistakes(self, rule: RetentionRule, at: str) -> list[FieldError]:
         found: list[FieldError] = []
-        for check in (partial(CATALOGUE.expand, rule.type, f"{at}.type"), partial(parse_keep, rule.keep, f"{at}.keep")):
+        expand = partial(self._types.catalogue.expand, rule.type, f"{at}.type")
+        for check in (expand, partial(parse_keep, rule.keep, f"{at}.keep")):
             try:
                 check()
             except InvalidError as error:
@@ -157,18 +162,21 @@ class Retention:
     def _changed(self, change: Change) -> None:
         if change.key != KEY:
             return
-        self._found.clear()
         self._revision = change.revision
         try:
             self._written = [] if change.value is None else _rules.decode(change.value).rules
         except msgspec.DecodeError as error:
             log.error("the rules of retention cannot be read; the last ones hold: %s", error)
             return
+        self._compile()
+
+    def _compile(self) -> None:
+        self._found.clear()
         self._rules = [rule for place, written in enumerate(self._written) if (rule := self._compiled(written, place))]
 
     def _compiled(self, rule: RetentionRule, place: int) -> Rule | None:
         try:
-            return compile_rule(rule, f"rules.{place}", self._max_age_s)
+            return compile_rule(rule, f"rules.{place}", self._max_age_s, self._types.catalogue)
         except CrucibleError as error:
             log.error("a rule of retention cannot be read, and is passed over: %s", error)
             return None

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
-from crucible_core.catalogue import ANY_CUSTOM, CATALOGUE
+from crucible_core.catalogue import CATALOGUE, CATEGORIES
 from crucible_kit.index import Index
 
 from . import store
@@ -66,8 +66,12 @@ def plan(query: Query, low: int, high: int) -> Scan:
 def _parts(types: frozenset[str]) -> tuple[list[str], list[str]]:
     """Whole categories, and single types of others."""
     categories = sorted({name.partition(".")[0] for name in types})
-    whole = [name for name in categories if (CATALOGUE.expand(f"{name}.*") or frozenset()) <= types]
-    return whole, sorted(name for name in types if name.partition(".")[0] not in whole and name != ANY_CUSTOM)
+    whole = [name for name in categories if f"{name}.*" in types or _all_of(name) <= types]
+    return whole, sorted(name for name in types if name.partition(".")[0] not in whole)
+
+
+def _all_of(category: str) -> frozenset[str]:
+    return (CATALOGUE.expand(f"{category}.*") if category in CATEGORIES else None) or frozenset({f"{category}.*"})
 
 
 def _type_branches(types: frozenset[str]) -> tuple[Branch, ...]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from crucible_core.catalogue import ANY_CUSTOM
+from crucible_core.catalogue import Catalogue
 from crucible_core.envelope import decode
 from crucible_core.errors import FieldError, InvalidError
 from crucible_core.matcher import CompiledFilters, compile_filters
@@ -36,12 +36,14 @@ class Selection(msgspec.Struct, frozen=True):
         return (category, event) in self.kinds or (category, _WHOLE) in self.kinds
 
 
-def select(filters: Sequence[TypeFilter], world_id: str | None, room_id: str | None, names: Names) -> Selection:
+def select(
+    filters: Sequence[TypeFilter], world_id: str | None, room_id: str | None, names: Names, catalogue: Catalogue
+) -> Selection:
     """Raises InvalidError with the path of each mistake (`filters.0.event_type`)."""
     if not 1 <= len(filters) <= MAX_FILTERS:
         message = f"must have 1 to {MAX_FILTERS} filters; without any, every event is replayed"
         raise InvalidError(f"filters: {message}", errors=[FieldError("filters", message)])
-    compiled = compile_filters(filters, at="filters")
+    compiled = compile_filters(filters, at="filters", catalogue=catalogue)
     kinds = _kinds(compiled.types)
     world, room = (_WHOLE if name is None else token(name) for name in (world_id, room_id))
     read = kinds
@@ -57,5 +59,5 @@ def _kinds(types: frozenset[str] | None) -> frozenset[tuple[str, str]] | None:
     if types is None:
         return None
     parts = [name.partition(".") for name in types]
-    custom = ANY_CUSTOM.partition(".")[0] if ANY_CUSTOM in types else None
-    return frozenset((category, _WHOLE if category == custom else token(event)) for category, _, event in parts)
+    whole = {category for category, _, event in parts if event == _WHOLE}
+    return frozenset((category, _WHOLE if category in whole else token(event)) for category, _, event in parts)

@@ -1,4 +1,4 @@
-"""From what somebody wants committed to an event: names and payload checked, metadata filled in. Pure."""
+"""From what somebody wants committed to an event: names and payload checked, metadata filled in."""
 
 import hashlib
 import re
@@ -7,13 +7,15 @@ from typing import Any
 import msgspec
 
 from crucible_core.attributes import MAX_EXTENSIONS, Extensions, mistake
-from crucible_core.catalogue import CATALOGUE
+from crucible_core.catalogue import CATEGORIES
 from crucible_core.envelope import MAX_EVENT_BYTES, MAX_HOPS, Data, Event, Metadata, Source, SourceKind, encode
 from crucible_core.errors import FieldError, InvalidError, TooLargeError
 from crucible_core.ids import is_id
 from crucible_core.protocol.events import NewEvent
 from crucible_core.times import format_time, parse_time
 from crucible_kit.telemetry import parse_traceparent
+
+from .validation import Payloads
 
 MAX_NAME = 200
 MAX_SOURCE = 2048
@@ -73,14 +75,17 @@ class HopsError(InvalidError):
     """The chain of effects is too deep."""
 
 
-def stamp(new: NewEvent, defaults: Defaults, position: int = 0, most: int = MAX_EVENT_BYTES) -> Stamped:
+def stamp(
+    new: NewEvent, defaults: Defaults, payloads: Payloads, position: int = 0, most: int = MAX_EVENT_BYTES
+) -> Stamped:
     """The event to commit; `position` is its place in the request, `most` the stored bytes that it may have.
 
-    Raises InvalidError with every mistake in the envelope, or the payload's; MalformedError and TooLargeError.
+    Raises InvalidError with every mistake in the envelope, or the payload's; MalformedError and TooLargeError; and
+    UnknownTypeError for a type or version that `payloads` does not have.
     """
     if len(new.payload) > most:
         raise _too_large(most)
-    dotted = CATALOGUE.resolve(new.type)
+    dotted = payloads.resolve(new)
     mistakes = _mistakes(new)
     if mistakes:
         raise _invalid(mistakes)
@@ -88,8 +93,8 @@ def stamp(new: NewEvent, defaults: Defaults, position: int = 0, most: int = MAX_
         message = f"{new.hop} effects deep; chains end at {MAX_HOPS}"
         raise HopsError(f"hop: {message}", errors=[FieldError("hop", message)])
     payload = bytes(new.payload)
-    CATALOGUE.validate(dotted, payload)
-    event = _event(new, defaults, dotted, one_line(payload))
+    version = payloads.check(dotted, new.version, payload)
+    event = _event(new, defaults, dotted, version, one_line(payload))
     _check_expectation(new, event)
     raw = encode(event)
     if len(raw) > most:
@@ -136,14 +141,14 @@ def who(source: Source | None, actor: str | None) -> tuple[Source, str]:
     return source, actor if actor is not None else f"{source.kind}:{source.id}"
 
 
-def _event(new: NewEvent, defaults: Defaults, dotted: str, payload: bytes) -> Event:
+def _event(new: NewEvent, defaults: Defaults, dotted: str, version: str, payload: bytes) -> Event:
     category, _, event = dotted.partition(".")
     source, actor = who(new.source, new.actor)
     timestamp = defaults.timestamp if new.timestamp is None else format_time(parse_time(new.timestamp, "timestamp"))
     metadata = Metadata(
         id=new.id or defaults.id,
         timestamp=timestamp,
-        version=new.version or "1.0.0",
+        version=version,
         source=source,
         actor=actor,
         correlation_id=new.correlation_id or defaults.correlation_id,
@@ -160,7 +165,7 @@ def _event(new: NewEvent, defaults: Defaults, dotted: str, payload: bytes) -> Ev
 
 def default_entity(category: str, payload: bytes) -> str | None:
     """What an event is about, by the payload's own word."""
-    decoder = _NAMING.get(category)
+    decoder = _NAMING.get(category if category in CATEGORIES else "Custom")
     if decoder is None:
         return None
     for value in msgspec.structs.astuple(decoder.decode(payload)):

@@ -240,6 +240,11 @@ async def of_correlation(index: Index, correlation_id: str, most: int) -> list[S
     return [Sized(*row) for row in await select(index, statement, (correlation_id, most))]
 
 
+async def counts_by_type(index: Index) -> dict[str, int]:
+    """How many events of each type there are, by canonical name."""
+    return dict(await select(index, "SELECT type, count(*) FROM events GROUP BY type"))
+
+
 async def bounds(index: Index, start: int | None, end: int | None) -> tuple[int, int]:
     """Between which sequences, both included, all events lie whose time is in [start, end)."""
     statement = "SELECT min(span), max(span) FROM spans WHERE high >= ? AND low < ?"

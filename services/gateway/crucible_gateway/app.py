@@ -13,6 +13,7 @@ from crucible_kit.metrics import Metrics
 from crucible_kit.rpc import serve
 from crucible_kit.service import open_service
 from crucible_kit.settings import load
+from crucible_kit.types import open_types
 
 from .allow import show_methods
 from .audience import Audience
@@ -22,7 +23,20 @@ from .correlation import show_correlation
 from .hub import Hub
 from .observing import Counting, Observing
 from .problems import exception_handlers
-from .routes import events, export, hooks, memory, ops, reference, replays, retention, stream, webhooks, worlds
+from .routes import (
+    events,
+    export,
+    hooks,
+    memory,
+    ops,
+    reference,
+    replays,
+    retention,
+    stream,
+    types,
+    webhooks,
+    worlds,
+)
 from .settings import Settings
 
 SERVICE = "gateway"
@@ -68,7 +82,10 @@ def _api() -> Router:
         export.export_events,
         events.get_event,
         events.trace_events,
-        events.list_event_types,
+        types.list_event_types,
+        types.register_event_type,
+        types.get_event_type,
+        types.delete_event_type,
         stream.stream_events,
         replays.start_replay,
         replays.list_replays,
@@ -121,12 +138,15 @@ def _lifespan(
             if settings.admin_key:
                 await keys.ensure_admin(settings.admin_key)
             hub = Hub(bus, metrics)
+            known = await open_types(bus, settings.stream_replicas)
             audience = Audience(bus, telemetry)
             stack.push_async_callback(audience.close)
-            app.state.gateway = Gateway(settings, bus, telemetry, metrics, keys, hub, audience)
-            await stack.enter_async_context(serve(bus, SERVICE, audience.endpoints(), telemetry))
+            app.state.gateway = Gateway(settings, bus, telemetry, metrics, keys, hub, audience, known)
+            answers = {**audience.endpoints(), **known.endpoints()}
+            await stack.enter_async_context(serve(bus, SERVICE, answers, telemetry))
             async with asyncio.TaskGroup() as tasks:
-                running = [tasks.create_task(keys.follow()), tasks.create_task(hub.run())]
+                following = (keys.follow, hub.run, known.view.follow)
+                running = [tasks.create_task(follow()) for follow in following]
                 yield
                 for task in running:
                     task.cancel()

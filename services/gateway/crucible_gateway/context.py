@@ -9,6 +9,7 @@ from crucible_kit.bus import Bus
 from crucible_kit.metrics import Metrics
 from crucible_kit.rpc import call
 from crucible_kit.telemetry import Telemetry
+from crucible_kit.types import Types
 
 from .audience import Audience
 from .auth import Keys
@@ -30,10 +31,11 @@ class Gateway(msgspec.Struct, frozen=True):
     keys: Keys
     hub: Hub
     audience: Audience
+    types: Types
 
     def waiting_for(self) -> list[str]:
         """What is not there yet; empty when ready."""
-        held = {"nats": self.bus.connected, "keys": self.keys.caught_up}
+        held = {"nats": self.bus.connected, "keys": self.keys.caught_up, "event types": self.types.view.ready}
         return [name for name, there in held.items() if not there]
 
 

@@ -86,8 +86,35 @@ EVENT_TYPES: Final[Json] = {
             "aliases": ["memory.tagged", "entry.tagged"],
             "open": False,
             "schema": {"type": "object", "required": ["id", "tag"]},
+            "version": "1.0.0",
+            "versions": ["1.0.0"],
+            "registered": False,
+            "count": 7,
         }
     ]
+}
+REGISTER_TYPE: Final[Json] = {
+    "type": "Order.Placed",
+    "version": "1.0.0",
+    "schema": {
+        "type": "object",
+        "properties": {"id": {"type": "string"}, "amount": {"type": "number", "minimum": 0}},
+        "required": ["id", "amount"],
+    },
+    "description": "A customer has ordered.",
+    "aliases": ["new_order"],
+}
+DESCRIBED_TYPE: Final[Json] = {
+    "type": "Order.Placed",
+    "description": "A customer has ordered.",
+    "aliases": ["order.placed", "order:placed", "order_placed", "new_order"],
+    "open": True,
+    "schema": REGISTER_TYPE["schema"],
+    "version": "1.0.0",
+    "versions": ["1.0.0"],
+    "registered": True,
+    "count": 3,
+    "schemas": {"1.0.0": REGISTER_TYPE["schema"]},
 }
 SSE_FRAMES: Final = 'id: 42\nevent: event\ndata: {"type":"Memory","data":{…},"metadata":{…},"sequence":42}\n\n'
 

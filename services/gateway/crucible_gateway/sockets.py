@@ -25,6 +25,7 @@ from crucible_core.protocol.shared import TypeFilter
 from crucible_core.suggest import nearest
 from crucible_kit.clock import fresh_id
 from crucible_kit.rpc import call
+from crucible_kit.types import Types
 
 from .audience import Audience
 from .bodies import strictly
@@ -102,10 +103,17 @@ class Session:
     """One open socket and its subscriptions. `send` waits while the client's connection is full."""
 
     def __init__(
-        self, hub: Hub, audience: Audience, queue: int, send: Callable[[bytes], Awaitable[None]], correlation_id: str
+        self,
+        hub: Hub,
+        audience: Audience,
+        types: Types,
+        queue: int,
+        send: Callable[[bytes], Awaitable[None]],
+        correlation_id: str,
     ) -> None:
         self._hub = hub
         self._audience = audience
+        self._types = types
         self._correlation_id = correlation_id
         self._queue = queue
         self._send = send
@@ -138,7 +146,10 @@ class Session:
 
     async def _subscribe(self, wish: Subscribe) -> None:
         self._check_room()
-        wanted = Wanted(compile_filters(wish.filters, at="filters"), wish.world_id, wish.room_id)
+        filters = await self._types.settle(
+            lambda catalogue: compile_filters(wish.filters, at="filters", catalogue=catalogue)
+        )
+        wanted = Wanted(filters, wish.world_id, wish.room_id)
         await check_place(self._hub.bus, wish.world_id, wish.room_id)
         start = read_start(wish.start, await self._hub.head())
         subscription = fresh_id("sub")

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from crucible_core.catalogue import ANY_CUSTOM
 from crucible_core.envelope import Event, decode, with_sequence
 from crucible_core.errors import FieldError, InvalidError
 from crucible_core.matcher import CompiledFilters
@@ -108,7 +107,7 @@ class Wanted(msgspec.Struct, frozen=True):
         types = self.filters.types
         if types is None:
             return [names.events_of(world=world, room=room)]
-        categories = {ANY_CUSTOM.partition(".")[0] if t == ANY_CUSTOM else t.partition(".")[0] for t in types}
+        categories = {name.partition(".")[0] for name in types}
         return [names.events_of(category, world=world, room=room) for category in sorted(categories)]
 
 

@@ -61,7 +61,7 @@ def endpoints(
 
     async def register(request: RegisterHook, context: Context) -> HookView:
         definition = typed(_given(request), no_files)
-        compile_hook(definition)
+        await registry.types.settle(lambda catalogue: compile_hook(definition, catalogue=catalogue))
         check_permitted(definition, settings.hooks_allow_api_shell)
         await registry.view.refresh()
         before = registry.records.get(definition.name)
@@ -109,6 +109,7 @@ def endpoints(
         "test": Endpoint(TestRequest, test),
         "replayable": Endpoint(GetRequest, replayer.replayable),
         "replay": Endpoint(ReplayBatch, replayer.replay),
+        **registry.types.endpoints(),
     }
 
 

@@ -16,6 +16,7 @@ from crucible_kit.metrics import Metrics
 from crucible_kit.rpc import serve
 from crucible_kit.service import open_service
 from crucible_kit.settings import load
+from crucible_kit.types import open_types
 
 from . import store
 from .api import endpoints
@@ -45,9 +46,9 @@ def create_app(settings: Settings | None = None) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
             bus, telemetry = await stack.enter_async_context(open_service(SERVICE, settings, metrics))
-            registry = Registry(
-                bus, await open_bucket(bus, "hooks", settings.stream_replicas), lambda: open_dispatch(bus)
-            )
+            types = await open_types(bus, settings.stream_replicas)
+            bucket = await open_bucket(bus, "hooks", settings.stream_replicas)
+            registry = Registry(bus, bucket, types, lambda: open_dispatch(bus))
             debounce = Debounce(await open_bucket(bus, "marks", settings.stream_replicas))
             path = Path(settings.data_dir) / "hooks.sqlite"
             opening = open_index(path, bus, bus.names.attempts, store.VERSION, store.SCHEMA)
@@ -63,7 +64,12 @@ def create_app(settings: Settings | None = None) -> Starlette:
             # Ends in the opposite order: requests first, then dispatch and workers, and the recorder when all is told.
             await stack.enter_async_context(running([recorder.run]))
             registry.changed += [workers.registry_changed]
-            following = [registry.view.follow, lambda: index.follow(bus, store.apply, [bus.names.run_attempts])]
+            registry.reloaded += [workers.reloaded]
+            following = [
+                types.view.follow,
+                registry.follow,
+                lambda: index.follow(bus, store.apply, [bus.names.run_attempts]),
+            ]
             await stack.enter_async_context(running([*following, workers.run]))
             await registry.view.reach(0, timeout=_START_S)
             registry.changed += told_of_changes(recorder, directory)
@@ -104,6 +110,7 @@ def waiting_for(bus: Bus, registry: Registry, index: Index, directory: Directory
     held = {
         "nats": bus.connected,
         "hooks": registry.view.ready,
+        "event types": registry.types.view.ready,
         "index": index.caught_up,
         "hook files": directory is None or directory.synced,
     }

@@ -36,7 +36,7 @@ class Checker:
 
     async def check(self, request: TestRequest) -> Check:
         """Live when each link of the chain holds. A disabled or inert hook is only reported."""
-        await self._registry.view.refresh()
+        await self._registry.catch_up(())
         record = self._registry.get(request.id)
         state = self._registry.state(record.name)
         hook = self._registry.hooks.get(record.name)
@@ -45,7 +45,7 @@ class Checker:
             return Check(name=record.name, verdict=verdict, reason=reason or state)
         began = time.perf_counter()
         steps = [CheckStep(step="registered", ok=True, detail=record.origin)]
-        event = synthetic(trigger_filters(record.definition or {}), request.payload)
+        event = synthetic(trigger_filters(record.definition or {}), request.payload, self._registry.types.catalogue)
         steps.append(matched(hook, event))
         steps += await (self._asked(hook, event) if hook.pre else self._queued(hook, event, request.dry_run))
         broken = next((step for step in steps if not step.ok), None)

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 from watchfiles import awatch
 
+from crucible_core.catalogue import CATALOGUE, Catalogue
 from crucible_core.errors import CrucibleError, InvalidError
 from crucible_core.protocol.hooks import HookRecord
 from crucible_kit.clock import timestamp
@@ -46,6 +47,7 @@ class Directory:
         self._registry = registry
         self._read: dict[str, tuple[tuple[Stamp, ...], Found]] = {}
         self._settled: list[Found] | None = None
+        self._catalogue = registry.types.catalogue
         self.synced = False
 
     def registry_changed(self, name: str, before: HookRecord | None, after: HookRecord | None, revision: int) -> None:
@@ -79,7 +81,7 @@ class Directory:
     async def sync(self) -> None:
         """Reads what has changed and writes what differs. Raises UnavailableError, or ConflictError where a record was
         changed meanwhile."""
-        found = await asyncio.to_thread(self._scan)
+        found = await asyncio.to_thread(self._scan, self._registry.types.catalogue)
         if found == self._settled:
             return
         await self._registry.view.refresh()
@@ -111,25 +113,28 @@ class Directory:
         ]
         return sorted(path for path in found if _is_shown(path.relative_to(self._root)))
 
-    def _scan(self) -> list[Found]:
+    def _scan(self, catalogue: Catalogue) -> list[Found]:
         root = self._root.resolve()
         paths = self._paths()
         if len(paths) > MAX_FILES:
             log.error("%s has more than %d hook files: the rest is passed over", self._root, MAX_FILES)
         known, self._read = self._read, {}
+        before, self._catalogue = self._catalogue, catalogue
+        if before is not catalogue:  # a file may have been refused for a type that is there now
+            known = {origin: (stamp, one) for origin, (stamp, one) in known.items() if one and not one.error}
         found = []
         for path in paths[:MAX_FILES]:
             origin = str(path)
             stamp, one = known.get(origin, ((), None))
             if one is None or tuple(_stamp(Path(name)) for name, *_ in stamp) != stamp:
-                stamp, one = read_file(path, root)
+                stamp, one = read_file(path, root, catalogue)
             if one is not None:
                 self._read[origin] = (stamp, one)
                 found.append(one)
         return found
 
 
-def read_file(path: Path, root: Path) -> tuple[tuple[Stamp, ...], Found | None]:
+def read_file(path: Path, root: Path, catalogue: Catalogue = CATALOGUE) -> tuple[tuple[Stamp, ...], Found | None]:
     """What a file holds, and the stamp of every file that it was made of; None for a text that is no hook."""
     # Stamped before they are read: a change in between is found the next time.
     used = [_stamp(path)]
@@ -151,7 +156,7 @@ def read_file(path: Path, root: Path) -> tuple[tuple[Stamp, ...], Found | None]:
                 return tuple(used), None
             raise InvalidError("there is no front matter: a hook file begins with YAML between two lines of ---")
         checked = typed({"name": path.stem, **given}, read_script)
-        compile_hook(checked)
+        compile_hook(checked, catalogue=catalogue)
         definition = msgspec.to_builtins(checked)
     except CrucibleError as refused:
         error = refused.detail

@@ -53,8 +53,7 @@ class Dispatcher:
         what was done. Raises `msgspec.DecodeError` for a message that is no event."""
         reacted_to = [message for message in messages if subjects.NO_REACTION not in message.headers]
         events = [(message, decode(message.data, message.sequence)) for message in reacted_to]
-        # An event is committed after the hook that waits for it: the copy must be as new as the batch.
-        await self._registry.view.refresh()
+        await self._registry.catch_up(event for _, event in events)
         batch = _Batch()
         for message, event in events:
             for hook in self._registry.match(event):

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from crucible_core.catalogue import CATALOGUE, Catalogue
 from crucible_core.decode import convert
 from crucible_core.errors import FieldError, InvalidError
 from crucible_core.hooks import (
@@ -53,14 +54,14 @@ class Hook(msgspec.Struct, frozen=True):
         return self.definition.trigger.timing == "Pre"
 
 
-def compile_hook(definition: HookDefinition, directory: str | None = None) -> Hook:
+def compile_hook(definition: HookDefinition, directory: str | None = None, *, catalogue: Catalogue = CATALOGUE) -> Hook:
     """Raises InvalidError with the path of what is refused in the definition."""
     trigger, plain = definition.trigger, msgspec.to_builtins(definition)
     _check_options(definition)
     return Hook(
         name=definition.name,
         definition=definition,
-        filters=_filters(plain),
+        filters=_filters(plain, catalogue),
         condition=_condition(definition.condition),
         action=_action(definition.action, trigger.timing == "Pre"),
         inputs=compile_value(definition.action.inputs, "action.inputs"),
@@ -69,9 +70,9 @@ def compile_hook(definition: HookDefinition, directory: str | None = None) -> Ho
     )
 
 
-def load_hook(definition: Mapping[str, Any], directory: str | None = None) -> Hook:
+def load_hook(definition: Mapping[str, Any], directory: str | None = None, *, catalogue: Catalogue) -> Hook:
     """The hook that a record's definition describes. Raises InvalidError."""
-    return compile_hook(convert(dict(definition), HookDefinition, what="hook"), directory)
+    return compile_hook(convert(dict(definition), HookDefinition, what="hook"), directory, catalogue=catalogue)
 
 
 def check_permitted(definition: HookDefinition, allow_shell: bool) -> None:
@@ -80,9 +81,9 @@ def check_permitted(definition: HookDefinition, allow_shell: bool) -> None:
         raise _refused("action.type", _NO_SHELL)
 
 
-def _filters(definition: Mapping[str, Any]) -> CompiledFilters:
+def _filters(definition: Mapping[str, Any], catalogue: Catalogue) -> CompiledFilters:
     try:
-        return compile_filters(trigger_filters(definition), at="trigger.events")
+        return compile_filters(trigger_filters(definition), at="trigger.events", catalogue=catalogue)
     except InvalidError as refused:
         errors = [
             msgspec.structs.replace(error, path=error.path.replace(".event_type", ".type", 1))

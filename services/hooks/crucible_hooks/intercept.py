@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from crucible_core.catalogue import CATALOGUE
+from crucible_core.catalogue import CATALOGUE, CATEGORIES
 from crucible_core.envelope import Data, Event, decode
 from crucible_core.errors import CrucibleError, DeniedError, MalformedError, UnavailableError
 from crucible_core.protocol.hooks import InterceptReply, InterceptRequest
@@ -90,6 +90,8 @@ class Interceptor:
     async def intercept(self, request: InterceptRequest, context: Context) -> InterceptReply:
         """Raises DeniedError, whose `extra` has `hook` and `reason`; UnavailableError where this replica is behind."""
         await self._registry.view.reach(request.revision, _WAIT_S)
+        if not self._registry.broken.keys().isdisjoint(request.hooks):
+            await self._registry.types.view.refresh()  # it may be that only an event type is not known here yet
         try:
             event = decode(bytes(request.event))
         except msgspec.DecodeError as error:
@@ -174,7 +176,8 @@ def _checked(payload: Mapping[str, Any], event: Event, judging: bool) -> Decisio
         return Decision()
     if judging:
         raise RunError("it would change the event again after a later hook has changed it")
-    CATALOGUE.validate(event.dotted, msgspec.json.encode(payload))
+    if event.type in CATEGORIES:  # of the types that users registered `events` has the validators
+        CATALOGUE.validate(event.dotted, msgspec.json.encode(payload))
     return Decision(payload=dict(payload))
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -17,12 +17,14 @@ from crucible_kit.buckets import Bucket, Change, View
 from crucible_kit.bus import Bus
 from crucible_kit.clock import timestamp
 from crucible_kit.rpc import call_all
+from crucible_kit.types import Types
 
 from .hook import Hook, load_hook
 
 log = logging.getLogger(__name__)
 
 API = "api"
+_START_S = 30.0
 _RUN_RECORDS = frozenset({"Executed", "Failed", "Triggered"})
 Changed = Callable[[str, HookRecord | None, HookRecord | None, int], None]
 """Called with a hook's name, its record before and after (None: it is gone), and the bucket's revision."""
@@ -31,10 +33,11 @@ Changed = Callable[[str, HookRecord | None, HookRecord | None, int], None]
 class Registry:
     """Follows the bucket. Disabled hooks are compiled too, so that enabling one cannot fail."""
 
-    def __init__(self, bus: Bus, bucket: Bucket, begin: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, bus: Bus, bucket: Bucket, types: Types, begin: Callable[[], Awaitable[None]]) -> None:
         """`begin` is awaited before the first change: what it opens is needed by hooks, and costs where there are
         none."""
         self._bus = bus
+        self.types = types
         self._bucket = bucket
         self._begin = begin
         self._begun = False
@@ -50,6 +53,9 @@ class Registry:
         self.broken: dict[str, str] = {}
         """Why a record's definition cannot be run."""
         self.changed: list[Changed] = []
+        self.reloaded: list[Callable[[str], None]] = []
+        """Called with the name of a hook that means another thing since an event type was registered or deleted."""
+        types.changed.append(self._type_changed)
 
     # ---- what runs
 
@@ -95,6 +101,19 @@ class Registry:
         return record
 
     # ---- changes
+
+    async def follow(self) -> None:
+        """Runs until cancelled. Filters name types, so that these are known first."""
+        await self.types.view.reach(0, _START_S)
+        await self.view.follow()
+
+    async def catch_up(self, events: Iterable[Event]) -> None:
+        """Returns once the copy is as new as some committed events: each was committed after the hooks that wait for
+        it, and after its type was registered."""
+        await self.view.refresh()
+        if self.broken:
+            await self.types.view.refresh()
+        await self.types.learn(event.dotted for event in events)
 
     async def save(self, record: HookRecord) -> None:
         """Returns once this process works with it and, for a Pre hook, so does every replica of `events`: it judges
@@ -143,6 +162,22 @@ class Registry:
         for listener in self.changed:
             listener(name, before, record, change.revision)
 
+    def _type_changed(self, dotted: str) -> None:
+        """A hook that named a type in vain can run now; one whose type is gone, or has closed, cannot."""
+        category = dotted.partition(".")[0]
+        for name, record in list(self.records.items()):
+            hook = self.hooks.get(name)
+            if record.definition is None or (hook is not None and not hook.filters.names_category(category)):
+                continue
+            self._matcher = self._pre = None
+            self.hooks.pop(name, None)
+            self.broken.pop(name, None)
+            self._load(record)
+            if (hook is None) != (name not in self.hooks):
+                log.info("hook %s is %s, since %s has changed", name, self.state(name), dotted)
+            for listener in self.reloaded:
+                listener(name)
+
     def _load(self, record: HookRecord) -> None:
         self.populated.set()
         self.records[record.name] = record
@@ -150,7 +185,9 @@ class Registry:
             return
         directory = None if record.origin == API else Path(record.origin).parent
         try:
-            self.hooks[record.name] = load_hook(record.definition, str(directory) if directory else None)
+            self.hooks[record.name] = load_hook(
+                record.definition, str(directory) if directory else None, catalogue=self.types.catalogue
+            )
         except CrucibleError as error:
             self.broken[record.name] = error.detail
             log.warning("hook %s cannot run: %s", record.name, error.detail)

@@ -58,6 +58,9 @@ class Workers:
     def registry_changed(self, name: str, before: HookRecord | None, after: HookRecord | None, revision: int) -> None:
         self._changed.put_nowait(name)
 
+    def reloaded(self, name: str) -> None:
+        self._changed.put_nowait(name)
+
     async def run(self) -> None:
         """Keeps the workers in step with the registry until cancelled."""
         try:

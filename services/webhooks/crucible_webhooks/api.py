@@ -40,7 +40,8 @@ def endpoints(
     """By operation; see `crucible_core.protocol` for what each takes and gives."""
 
     async def create(request: CreateWebhook, context: Context) -> WebhookView:
-        record = make_record(request, fresh_id("whk"), timestamp(), settings.webhooks_timeout_ms)
+        id, now, timeout_ms = fresh_id("whk"), timestamp(), settings.webhooks_timeout_ms
+        record = await registry.types.settle(lambda catalogue: make_record(request, id, now, timeout_ms, catalogue))
         await registry.create(record)
         await _tell(bus, "Webhook.Registered", record, context)
         shown = view(record, Counters())
@@ -78,8 +79,9 @@ def endpoints(
         return await store.attempts(index, request.id, request.limit, request.cursor)
 
     async def test(request: TestRequest, context: Context) -> Check:
-        await registry.view.refresh()
-        return await check(registry.get(request.id), request, sender, registry.inert.get(request.id))
+        await registry.catch_up(())
+        record, inert = registry.get(request.id), registry.inert.get(request.id)
+        return await check(record, request, sender, inert, registry.types.catalogue)
 
     return {
         "create": Endpoint(CreateWebhook, create),
@@ -91,6 +93,7 @@ def endpoints(
         "test": Endpoint(TestRequest, test),
         "replayable": Endpoint(GetRequest, replayer.replayable),
         "replay": Endpoint(ReplayBatch, replayer.replay),
+        **registry.types.endpoints(),
     }
 
 

@@ -16,6 +16,7 @@ from crucible_kit.rpc import serve
 from crucible_kit.service import open_service
 from crucible_kit.settings import load
 from crucible_kit.telemetry import Telemetry
+from crucible_kit.types import open_types
 
 from . import store
 from .api import endpoints
@@ -37,9 +38,9 @@ def create_app(settings: Settings | None = None) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
             bus, telemetry = await stack.enter_async_context(open_service(SERVICE, settings, metrics))
-            registry = Registry(
-                await open_bucket(bus, "webhooks", settings.stream_replicas), lambda: open_dispatch(bus)
-            )
+            types = await open_types(bus, settings.stream_replicas)
+            bucket = await open_bucket(bus, "webhooks", settings.stream_replicas)
+            registry = Registry(bucket, types, lambda: open_dispatch(bus))
             await stack.enter_async_context(_running(app, settings, bus, registry, telemetry, metrics))
             yield
 
@@ -66,7 +67,8 @@ async def _running(
                 workers = Workers(bus, registry, sender, telemetry, metrics)
                 registry.changed = workers.note
                 running.append(tasks.create_task(workers.run()))
-            running.append(tasks.create_task(registry.view.follow()))
+            running.append(tasks.create_task(registry.types.view.follow()))
+            running.append(tasks.create_task(registry.follow()))
             await registry.view.reach(0, timeout=30)
             if index is not None:
                 running.append(tasks.create_task(index.follow(bus, store.apply, [bus.names.delivery_attempts])))
@@ -83,6 +85,7 @@ def waiting_for(bus: Bus, registry: Registry, index: Index | None) -> list[str]:
     held = {
         "nats": bus.connected,
         "webhooks": registry.view.ready,
+        "event types": registry.types.view.ready,
         "index": index is None or index.caught_up,
     }
     return [name for name, ready in held.items() if not ready]

@@ -4,9 +4,10 @@ import time
 from typing import Any
 from urllib.parse import urlsplit
 
-from crucible_core.catalogue import CATALOGUE
+from crucible_core.catalogue import Catalogue
 from crucible_core.envelope import Data, Event, Metadata, Source, encode
 from crucible_core.errors import CrucibleError
+from crucible_core.matcher import CompiledFilters
 from crucible_core.protocol.shared import Check, CheckStep, TestRequest
 from crucible_core.protocol.webhooks import WebhookRecord
 from crucible_kit.clock import fresh_id, timestamp
@@ -20,7 +21,9 @@ from .verdict import judge
 _FALLBACK = "Custom.Test"
 
 
-async def check(record: WebhookRecord, request: TestRequest, sender: Sender, inert: str | None) -> Check:
+async def check(
+    record: WebhookRecord, request: TestRequest, sender: Sender, inert: str | None, catalogue: Catalogue
+) -> Check:
     """Live when the event matches the webhook's types, can be signed, and the endpoint answers: a connection for a dry
     run, a 2xx otherwise. A disabled or inert webhook is only reported."""
     if inert or not record.enabled:
@@ -28,8 +31,9 @@ async def check(record: WebhookRecord, request: TestRequest, sender: Sender, ine
         return Check(name=record.name, verdict=verdict, reason=inert or state(record))
     began = time.perf_counter()
     steps = [CheckStep(step="registered", ok=True, detail=record.id)]
-    event = synthetic(record, request.payload)
-    steps.append(_matched(record, event))
+    filters = compiled(record, catalogue)
+    event = synthetic(filters, request.payload, catalogue)
+    steps.append(_matched(filters, event))
     try:
         body = body_of(encode(event))
         headers = request_headers(record, event, fresh_id("dlv"), body, int(time.time()))
@@ -40,10 +44,10 @@ async def check(record: WebhookRecord, request: TestRequest, sender: Sender, ine
     return _verdict(record, steps, began)
 
 
-def synthetic(record: WebhookRecord, payload: dict[str, Any] | None) -> Event:
+def synthetic(filters: CompiledFilters, payload: dict[str, Any] | None, catalogue: Catalogue) -> Event:
     """An event of the first type that the webhook wants, with an example payload unless one is given."""
-    types = next((a.types for a in compiled(record).alternatives if a.types), None)
-    name = min((t for t in types if not t.endswith(".*")), default=_FALLBACK) if types else _FALLBACK
+    types = next((a.types for a in filters.alternatives if a.types), ())
+    name = min((t for t in catalogue.members(types) if not t.endswith(".*")), default=_FALLBACK)
     category, _, event = name.partition(".")
     metadata = Metadata(
         id=fresh_id("evt"),
@@ -52,11 +56,11 @@ def synthetic(record: WebhookRecord, payload: dict[str, Any] | None) -> Event:
         actor="system:test",
         correlation_id=fresh_id("cor"),
     )
-    return Event(category, Data(event, payload if payload is not None else CATALOGUE.example(name)), metadata)
+    return Event(category, Data(event, payload if payload is not None else catalogue.example(name)), metadata)
 
 
-def _matched(record: WebhookRecord, event: Event) -> CheckStep:
-    if compiled(record).matches(event):
+def _matched(filters: CompiledFilters, event: Event) -> CheckStep:
+    if filters.matches(event):
         return CheckStep(step="matches", ok=True, detail=f"a synthetic {event.dotted}")
     # A filter can ask for what no example has; its types are known to be right all the same.
     return CheckStep(step="matches", ok=True, detail=f"{event.dotted}: the type; the filter wants other values")

@@ -38,9 +38,11 @@ async def dispatch(bus: Bus, registry: Registry, metrics: Metrics) -> None:
     matched = metrics.counter("webhook_deliveries_enqueued", "Deliveries put into the queue")
 
     async def handle(messages: list[Message]) -> None:
-        # An event is committed after the webhook that waits for it: the copy must be as new as the batch.
-        await registry.view.refresh()
-        deliveries = [delivery for message in messages for delivery in _deliveries(bus, registry.match, message)]
+        reacted_to = [message for message in messages if subjects.NO_REACTION not in message.headers]
+        events = [_event(message) for message in reacted_to]
+        await registry.catch_up(events)
+        matched_events = zip(reacted_to, events, strict=True)
+        deliveries = [delivery for pair in matched_events for delivery in _deliveries(bus, registry.match, *pair)]
         if deliveries:
             await bus.store_all(deliveries)
             matched.inc(len(deliveries))
@@ -50,13 +52,16 @@ async def dispatch(bus: Bus, registry: Registry, metrics: Metrics) -> None:
     await work_batches(bus, bus.names.events, durable, handle, filters=filters, batch=_BATCH, deliver="new")
 
 
-def _deliveries(bus: Bus, match: Callable[[Event], list[WebhookRecord]], message: Message) -> list[Outgoing]:
-    if subjects.NO_REACTION in message.headers:
-        return []
+def _event(message: Message) -> Event:
     try:
-        event = decode(message.data, message.sequence)
+        return decode(message.data, message.sequence)
     except msgspec.DecodeError as error:
         raise Poison(f"not an event: {error}") from error
+
+
+def _deliveries(
+    bus: Bus, match: Callable[[Event], list[WebhookRecord]], message: Message, event: Event
+) -> list[Outgoing]:
     return [enqueued(bus, record.id, event, message) for record in match(event) if _is_after(message, record)]
 
 

@@ -2,6 +2,7 @@
 
 from urllib.parse import urlsplit
 
+from crucible_core.catalogue import Catalogue
 from crucible_core.errors import FieldError, InvalidError
 from crucible_core.matcher import CompiledFilters, compile_filters
 from crucible_core.protocol.shared import Counters
@@ -17,7 +18,9 @@ MAX_TIMEOUT_MS = 60_000
 _CREDENTIALS = {"bearer": ("token",), "basic": ("username", "password"), "hmac": ()}
 
 
-def make_record(wanted: CreateWebhook, webhook_id: str, now: str, default_timeout_ms: int) -> WebhookRecord:
+def make_record(
+    wanted: CreateWebhook, webhook_id: str, now: str, default_timeout_ms: int, catalogue: Catalogue
+) -> WebhookRecord:
     """The record of a new webhook, with a secret made where none is given. Raises InvalidError with every mistake."""
     auth = wanted.auth or Auth()
     options = wanted.options or WebhookOptions(timeout_ms=default_timeout_ms)
@@ -27,7 +30,7 @@ def make_record(wanted: CreateWebhook, webhook_id: str, now: str, default_timeou
     if not 1 <= len(wanted.event_filters) <= MAX_FILTERS:
         errors.append(FieldError("event_filters", f"must have 1 to {MAX_FILTERS} filters", '[{"event_type": "*"}]'))
     try:
-        compile_filters(wanted.event_filters)
+        compile_filters(wanted.event_filters, catalogue=catalogue)
     except InvalidError as error:
         errors += error.errors
     if errors:
@@ -45,8 +48,8 @@ def make_record(wanted: CreateWebhook, webhook_id: str, now: str, default_timeou
     )
 
 
-def compiled(record: WebhookRecord) -> CompiledFilters:
-    return compile_filters(record.event_filters)
+def compiled(record: WebhookRecord, catalogue: Catalogue) -> CompiledFilters:
+    return compile_filters(record.event_filters, catalogue=catalogue)
 
 
 def state(record: WebhookRecord, inert: str | None = None) -> str:

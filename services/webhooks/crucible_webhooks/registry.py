@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 import msgspec
 
@@ -12,19 +12,23 @@ from crucible_core.matcher import CompiledFilters, Matcher
 from crucible_core.protocol.webhooks import WebhookRecord
 from crucible_kit.buckets import Bucket, Change, View
 from crucible_kit.clock import timestamp
+from crucible_kit.types import Types
 
 from .records import compiled
 
 log = logging.getLogger(__name__)
 
+_START_S = 30.0
+
 
 class Registry:
     """Follows the bucket. `changed` is called with a webhook's id after each change of it."""
 
-    def __init__(self, bucket: Bucket, begin: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, bucket: Bucket, types: Types, begin: Callable[[], Awaitable[None]]) -> None:
         """`begin` is awaited before the first webhook is made: what it opens is needed by webhooks, and costs where
         there are none."""
         self._bucket = bucket
+        self.types = types
         self._begin = begin
         self.populated = asyncio.Event()
         """Set once there is a webhook."""
@@ -36,6 +40,7 @@ class Registry:
         self.inert: dict[str, str] = {}
         """Why a webhook that is enabled can not be matched."""
         self.changed: Callable[[str], None] = lambda _: None
+        types.changed.append(self._type_changed)
 
     def match(self, event: Event) -> list[WebhookRecord]:
         """The webhooks that this event goes to, disabled ones too: their deliveries wait in the queue."""
@@ -57,6 +62,19 @@ class Registry:
         if record is None:
             raise NotFoundError(f"there is no webhook {webhook_id[:100]!r}")
         return record
+
+    async def follow(self) -> None:
+        """Runs until cancelled. Filters name types, so that these are known first."""
+        await self.types.view.reach(0, _START_S)
+        await self.view.follow()
+
+    async def catch_up(self, events: Iterable[Event]) -> None:
+        """Returns once the copy is as new as some committed events: each was committed after the webhooks that wait for
+        it, and after its type was registered."""
+        await self.view.refresh()
+        if self.inert:
+            await self.types.view.refresh()
+        await self.types.learn(event.dotted for event in events)
 
     async def create(self, record: WebhookRecord) -> None:
         """Returns once this process works with it."""
@@ -105,8 +123,22 @@ class Registry:
             self.inert[key] = f"its record cannot be read: {error}"
             return
         self.records[key] = record
+        self._compile(key, record)
+
+    def _type_changed(self, dotted: str) -> None:
+        """A webhook that named a type in vain gets its events now; one whose type is gone is inert."""
+        category = dotted.partition(".")[0]
+        for key, record in self.records.items():
+            filters = self._compiled.get(key)
+            if filters is None or filters.names_category(category):
+                self._matcher = None
+                self._compiled.pop(key, None)
+                self.inert.pop(key, None)
+                self._compile(key, record)
+
+    def _compile(self, key: str, record: WebhookRecord) -> None:
         try:
-            self._compiled[key] = compiled(record)
+            self._compiled[key] = compiled(record, self.types.catalogue)
         except CrucibleError as error:
             self.inert[key] = error.detail
 

@@ -11,6 +11,7 @@ from crucible_client.answers import read_as
 from crucible_client.request import (
     Call,
     Json,
+    delete,
     get,
     json_text,
     keyed,
@@ -24,7 +25,15 @@ from crucible_client.request import (
 from crucible_client.results import Batch, Page
 from crucible_core.envelope import Event
 from crucible_core.ids import make_id
-from crucible_core.protocol.events import Appended, CountBy, CountReply, EventType, TraceReply, TypesReply
+from crucible_core.protocol.events import (
+    Appended,
+    CountBy,
+    CountReply,
+    DescribedType,
+    EventType,
+    TraceReply,
+    TypesReply,
+)
 
 NDJSON = "application/x-ndjson"
 
@@ -138,8 +147,37 @@ def trace(correlation_id: str, *, min_sequence: int | None = None) -> Call[Trace
 
 
 def event_types() -> Call[list[EventType]]:
-    """The catalogue, with the JSON Schema of each payload."""
+    """The catalogue, with the JSON Schema of each payload and how many events of each type the log has."""
     return get("/api/v1/event-types", lambda raw: read_as(raw, TypesReply).types)
+
+
+def register_event_type(
+    type: str,
+    schema: Json,
+    *,
+    version: str = "1.0.0",
+    description: str | None = None,
+    aliases: Sequence[str] | None = None,
+) -> Call[DescribedType]:
+    """Registers a type (`Category.Event` or `Custom.name`), or a later version of one, with the JSON Schema of its
+    payloads. The same again changes nothing.
+
+    Raises InvalidError with each thing that is wrong, or that breaks with the version before; ConflictError where the
+    name or the version is taken.
+    """
+    names = list(aliases) if aliases else None
+    body = present(type=type, schema=schema, version=version, description=description, aliases=names)
+    return post("/api/v1/event-types", body, reads(DescribedType))
+
+
+def get_event_type(type: str) -> Call[DescribedType]:
+    """One type, by its name or an alias, with the schema of each version. Raises NotFoundError."""
+    return get(f"/api/v1/event-types/{segment(type)}", reads(DescribedType))
+
+
+def delete_event_type(type: str) -> Call[None]:
+    """Removes a registered type. Raises ConflictError while the log has events of it."""
+    return delete(f"/api/v1/event-types/{segment(type)}")
 
 
 def stream_events(

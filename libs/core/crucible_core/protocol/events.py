@@ -1,4 +1,4 @@
-"""What `events` answers: append, query, count, get, trace and the types; and whether a replica knows a Pre hook."""
+"""What `events` answers: append, query, count, get, trace and the types; and its records in KV."""
 
 from typing import Any, Literal
 
@@ -142,14 +142,75 @@ class TraceReply(Message, omit_defaults=False):
 
 
 class EventType(Message, omit_defaults=False):
-    """`schema` is JSON Schema of the payload; `open` says whether other payload fields are accepted."""
+    """`schema` is JSON Schema of the payload, of the latest of `versions`; `open` says whether other payload fields are
+    accepted. `count` is how many events of the type the log has; for `Custom.*`, of all names without an entry."""
 
     type: str
     description: str
     aliases: list[str]
     open: bool
     schema: dict[str, Any]
+    version: str = "1.0.0"
+    versions: list[str] = []
+    registered: bool = False
+    count: int = 0
+
+
+class DescribedType(EventType, omit_defaults=False):
+    """One type with the schema of each version."""
+
+    schemas: dict[str, dict[str, Any]] = {}
+
+
+class TypesRequest(Message):
+    """`after` is the type that the part before ended with."""
+
+    after: str | None = None
 
 
 class TypesReply(Message):
+    """All types, or a part of them: then `next` is what the next request's `after` must be."""
+
     types: list[EventType]
+    next: str | None = None
+
+
+class RegisterType(Message, omit_defaults=False):
+    """A new type, or a later version of one. `aliases` come to those that it has; an empty description keeps it."""
+
+    type: str
+    schema: dict[str, Any]
+    version: str = "1.0.0"
+    description: str = ""
+    aliases: list[str] = []
+
+
+class RegisteredType(Message):
+    """`created` is false where all of it was registered before."""
+
+    type: DescribedType
+    created: bool = True
+
+
+class KnowTypes(Message):
+    """`events.know_types`, `hooks.know_types`, …, asked of every replica: answered, with the same, once the replica's
+    copy of the `event_types` bucket holds the revision. So a type that is answered as registered is known everywhere.
+    """
+
+    revision: int
+
+
+class TypeVersion(Message):
+    version: str
+    schema: dict[str, Any]
+    registered_at: str = ""
+
+
+class TypeRecord(Message):
+    """What the `event_types` bucket holds of a type: all its versions, the latest last."""
+
+    type: str
+    versions: list[TypeVersion]
+    description: str = ""
+    aliases: list[str] = []
+    updated_at: str = ""

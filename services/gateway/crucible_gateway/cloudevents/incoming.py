@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Raw
 
 from crucible_core.attributes import FIELDS, Extensions, Value, is_name, is_text, mistake
-from crucible_core.catalogue import CATALOGUE
+from crucible_core.catalogue import CATALOGUE, Catalogue
 from crucible_core.decode import decode
 from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD, MAX_EVENT_BYTES, Source
 from crucible_core.errors import CrucibleError, FieldError, InvalidError, MalformedError, TooLargeError
@@ -32,7 +32,7 @@ _NOT_IN_NAMES = re.compile(r"[^a-z0-9]")
 _INTEGER = re.compile(r"-?(?:0|[1-9]\d{0,9})", re.ASCII)
 
 
-def from_structured(raw: bytes) -> NewEvent:
+def from_structured(raw: bytes, catalogue: Catalogue = CATALOGUE) -> NewEvent:
     """A CloudEvent in the JSON format. Raises TooLargeError, MalformedError, InvalidError."""
     if len(raw) > MAX_EVENT_BYTES:
         raise TooLargeError(f"the event has more than {MAX_EVENT_BYTES} bytes", max_bytes=MAX_EVENT_BYTES)
@@ -42,25 +42,25 @@ def from_structured(raw: bytes) -> NewEvent:
     attributes = {name: _value(name, value) for name, value in members.items() if bytes(value) != b"null"}
     kind = _media_type(attributes)
     if encoded is None or bytes(encoded) == b"null":
-        return _event(attributes, content.from_member(kind, b"null" if data is None else bytes(data)))
+        return _event(attributes, content.from_member(kind, b"null" if data is None else bytes(data)), catalogue)
     if data is not None:
         raise refused("data_base64", "stands in place of data, never beside it")
-    return _event(attributes, content.from_base64(kind, _text_of("data_base64", encoded)))
+    return _event(attributes, content.from_base64(kind, _text_of("data_base64", encoded)), catalogue)
 
 
-def from_binary(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> NewEvent:
+def from_binary(headers: Iterable[tuple[bytes, bytes]], body: bytes, catalogue: Catalogue = CATALOGUE) -> NewEvent:
     """Attributes are `ce-` headers, the body is the data, of which there may be none. Raises as `from_structured`."""
     headers = list(headers)
     attributes: dict[str, Value] = {**decoded(headers)}
     attributes.pop("datacontenttype", None)  # Content-Type says it
     kind = next((value.decode("latin-1").strip() for name, value in headers if name == b"content-type"), None)
-    return _event(attributes, content.from_body(kind or None, body))
+    return _event(attributes, content.from_body(kind or None, body), catalogue)
 
 
-def taken(raw: bytes) -> tuple[int, NewEvent | CrucibleError]:
+def taken(raw: bytes, catalogue: Catalogue = CATALOGUE) -> tuple[int, NewEvent | CrucibleError]:
     """As `intake.taken`, for an element of a batch."""
     try:
-        return len(raw), from_structured(raw)
+        return len(raw), from_structured(raw, catalogue)
     except CrucibleError as error:
         return len(raw), error
 
@@ -68,7 +68,7 @@ def taken(raw: bytes) -> tuple[int, NewEvent | CrucibleError]:
 # ---- attributes ------------------------------------------------------------------------------------------------------
 
 
-def _event(attributes: dict[str, Value], data: Content) -> NewEvent:
+def _event(attributes: dict[str, Value], data: Content, catalogue: Catalogue) -> NewEvent:
     """Takes the attributes that the envelope has a field for; the rest are the event's extensions."""
     _check(attributes)
     rest = dict(attributes)
@@ -94,7 +94,7 @@ def _event(attributes: dict[str, Value], data: Content) -> NewEvent:
         rest.setdefault("originalid", id)
     if data.kind is not None:
         rest["datacontenttype"] = data.kind
-    dotted = resolved(type)
+    dotted = resolved(type, catalogue)
     if data.wrapped and not dotted.startswith("Custom."):
         raise refused("data", f"must be a JSON object; only Custom.… events may hold other data, not {dotted[:100]}")
     return NewEvent(
@@ -170,11 +170,11 @@ def _extensions(rest: dict[str, Value]) -> Extensions:
     return {name: value for name, value in rest.items() if value != ""}
 
 
-def resolved(name: str) -> str:
+def resolved(name: str, catalogue: Catalogue = CATALOGUE) -> str:
     """The type itself, or what is left of a reverse-DNS name such as `com.example.Memory.Created`."""
     for candidate in (name, ".".join(name.split(".")[-2:])):
         try:
-            return CATALOGUE.resolve(candidate)
+            return catalogue.resolve(candidate)
         except InvalidError:
             continue
     return name

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from crucible_core.attributes import PLAIN_JSON, Value, is_text
+from crucible_core.catalogue import OWN
 from crucible_core.envelope import Metadata, Source
 
 from .content import TYPE, body_of, unwrapped
@@ -97,7 +98,7 @@ def _attributes(event: Committed) -> dict[str, Value]:
         "worldid": about.world_id,
         "roomid": about.room_id,
         "cruciblehop": about.hop or None,
-        "crucibleversion": about.version if about.version != _FIRST_VERSION else None,
+        "crucibleversion": None if _has_one_version(event) else about.version,
         **extensions,
     }
     return {
@@ -107,6 +108,11 @@ def _attributes(event: Committed) -> dict[str, Value]:
         "type": f"{event.type}.{event.data.event}",
         **{name: value for name, value in optional.items() if value is not None and _may_stand(value)},
     }
+
+
+def _has_one_version(event: Committed) -> bool:
+    """Whether an event that says no version comes back with the same: of users' types that is the latest one."""
+    return event.metadata.version == _FIRST_VERSION and event.type.casefold() in OWN
 
 
 def _may_stand(value: Value) -> bool:

@@ -1,4 +1,4 @@
-"""Requests about events: append, query, count, get, trace and the types."""
+"""Requests about events: append, query, count, get and trace."""
 
 import functools
 from collections.abc import Awaitable, Callable
@@ -19,7 +19,6 @@ from crucible_core.protocol.events import (
     QueryRequest,
     TraceReply,
     TraceRequest,
-    TypesReply,
 )
 from crucible_core.protocol.shared import GetRequest
 from crucible_gateway import examples
@@ -38,7 +37,7 @@ from crucible_gateway.cloudevents.forms import (
     form_of,
 )
 from crucible_gateway.cloudevents.refusals import in_their_words
-from crucible_gateway.context import Nothing, ask
+from crucible_gateway.context import ask, gateway_of
 from crucible_gateway.correlation import correlation_of, sent_correlation
 from crucible_gateway.intake import (
     Origin,
@@ -128,14 +127,16 @@ async def append_events(request: Http) -> Response[bytes]:
 async def _append_cloud_events(
     request: Http, form: Form, origin: Origin, append: Append, many: Callable[..., Awaitable[bytes]]
 ) -> Response[bytes]:
+    catalogue = gateway_of(request).types.catalogue
     if form == "binary":
         expect_plain(request)
-        return await _one(append, origin, incoming.from_binary(request.scope["headers"], await anything(request)))
+        event = incoming.from_binary(request.scope["headers"], await anything(request), catalogue)
+        return await _one(append, origin, event)
     media_type(request)
     if form == "batch":
         sent = elements(pieces(request))
-        return passed(await many(append, origin, (incoming.taken(raw) async for raw in sent)))
-    return await _one(append, origin, incoming.from_structured(await whole(request)))
+        return passed(await many(append, origin, (incoming.taken(raw, catalogue) async for raw in sent)))
+    return await _one(append, origin, incoming.from_structured(await whole(request), catalogue))
 
 
 async def _one(append: Append, origin: Origin, event: NewEvent) -> Response[bytes]:
@@ -257,14 +258,3 @@ async def trace_events(request: Http) -> Response[bytes]:
     params = read_params(request.scope["query_string"], TraceParams)
     trace = TraceRequest(correlation_id=request.path_params["correlation_id"], min_sequence=params.min_sequence)
     return passed(await ask(request, "events", "trace", trace, bytes))
-
-
-@get(
-    "/api/v1/event-types",
-    opt=described(
-        Operation(summary="The catalogue of event types", tag=TAG, reply=TypesReply, example=examples.EVENT_TYPES)
-    ),
-)
-async def list_event_types(request: Http) -> Response[bytes]:
-    read_params(request.scope["query_string"], NoParams)
-    return passed(await ask(request, "events", "types", Nothing(), bytes))

@@ -60,7 +60,8 @@ async def stream_events(request: Http) -> Response[Any]:
     params = read_params(request.scope["query_string"], StreamParams)
     spec = filter_param(params.filter)
     filters = [TypeFilter(event_type=name, filter=spec or {}) for name in params.type or ["*"]]
-    wanted = Wanted(compile_filters(filters, at="filters"), params.world_id, params.room_id)
+    compiled = await gateway.types.settle(lambda catalogue: compile_filters(filters, at="filters", catalogue=catalogue))
+    wanted = Wanted(compiled, params.world_id, params.room_id)
     await check_place(gateway.bus, params.world_id, params.room_id)
     start = _start(request.headers, params.start, await gateway.hub.head())
     items = follow(gateway.hub, wanted, start, gateway.settings.stream_queue)
@@ -93,7 +94,7 @@ async def stream_socket(socket: WebSocket[Any, Any, Any]) -> None:
     sockets = gateway.metrics.gauge("open_sockets", "Open WebSockets")
     sockets.inc()
     queue, correlation_id = gateway.settings.stream_queue, correlation_of(socket.scope)
-    session = Session(gateway.hub, gateway.audience, queue, _sender(socket), correlation_id)
+    session = Session(gateway.hub, gateway.audience, gateway.types, queue, _sender(socket), correlation_id)
     try:
         while (raw := await _heard(socket)) is not None:
             await session.hear(raw)

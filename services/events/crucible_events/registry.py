@@ -1,0 +1,146 @@
+"""The event types of the installation: registering and deleting them, and how users read of them."""
+
+import asyncio
+from collections.abc import Mapping
+
+import msgspec
+
+from crucible_core.catalogue import ANY_CUSTOM, UnknownTypeError
+from crucible_core.errors import ConflictError, NotFoundError
+from crucible_core.protocol.events import (
+    DescribedType,
+    EventType,
+    KnowTypes,
+    RegisteredType,
+    RegisterType,
+    TypeRecord,
+    TypesReply,
+)
+from crucible_core.registering import check_request, registered
+from crucible_core.subjects import token
+from crucible_kit.bus import Bus
+from crucible_kit.clock import timestamp
+from crucible_kit.index import Index
+from crucible_kit.rpc import call_all
+from crucible_kit.types import KNOW_TYPES, Types
+
+from . import store
+from .validation import compiled
+
+TOLD = ("events", "hooks", "webhooks", "gateway")
+"""The services whose replicas know the types."""
+
+_TRIES = 20
+
+
+class Registry:
+    """Each change is decided on a state of the whole bucket, and stored only while that is still its state: so no two
+    types come to share a name, whoever registers them at the same time."""
+
+    def __init__(self, bus: Bus, types: Types, index: Index) -> None:
+        self._bus = bus
+        self._types = types
+        self._index = index
+
+    async def register(self, request: RegisterType) -> RegisteredType:
+        """Returns once every replica knows the type. Raises InvalidError, and ConflictError for a name or a version
+        that is taken."""
+        for _ in range(_TRIES):
+            await self._types.view.refresh()
+            catalogue, revision = self._types.catalogue, self._types.view.revision
+            check_request(request, catalogue)
+            compiled(request.schema)
+            record = registered(request, catalogue, timestamp())
+            if record is None or await self._stored(record.type, record, revision):
+                await self._tell()
+                return RegisteredType(type=await self.get(request.type), created=record is not None)
+        raise ConflictError("other event types are being registered at the moment: try again")
+
+    async def delete(self, name: str) -> DescribedType:
+        """Raises NotFoundError, and ConflictError for a type that is built in or has events."""
+        for _ in range(_TRIES):
+            await self._types.view.refresh()
+            catalogue, revision = self._types.catalogue, self._types.view.revision
+            shown = await self.get(name)
+            kind = catalogue.registered.get(shown.type)
+            if kind is None:
+                raise ConflictError(f"{shown.type} is not a registered type: it is built in and stays")
+            await self._check_unused(shown.type)
+            if await self._stored(shown.type, None, revision):
+                await self._tell()
+                await self._finish_delete(kind.record)
+                return shown
+        raise ConflictError("other event types are being registered at the moment: try again")
+
+    async def get(self, name: str) -> DescribedType:
+        """One type by its name or an alias. Raises NotFoundError with the nearest known type."""
+        try:
+            found = await self._types.settle(lambda catalogue: catalogue.type(name))
+        except UnknownTypeError as error:
+            raise NotFoundError(error.detail, errors=error.errors) from None
+        kind = self._types.catalogue.registered.get(found.type)
+        schemas = {name: one.schema for name, one in kind.versions.items()} if kind else {found.version: found.schema}
+        counted = _with_count(found, await store.counts_by_type(self._index), self._names())
+        return DescribedType(**msgspec.structs.asdict(counted), schemas=schemas)
+
+    async def page(self, after: str | None, room: int) -> TypesReply:
+        """The types that come after one, in the catalogue's order, as far as there is room (bytes)."""
+        counts, names = await store.counts_by_type(self._index), self._names()
+        everything = self._types.catalogue.types()
+        begun = next((place + 1 for place, one in enumerate(everything) if one.type == after), 0)
+        found: list[EventType] = []
+        for one in everything[begun:]:
+            counted = _with_count(one, counts, names)
+            room -= len(msgspec.json.encode(counted))
+            if room < 0 and found:
+                return TypesReply(types=found, next=found[-1].type)
+            found.append(counted)
+        return TypesReply(types=found)
+
+    # ---- the bucket
+
+    async def _stored(self, name: str, record: TypeRecord | None, revision: int) -> bool:
+        """False where the bucket has changed since a revision."""
+        value = None if record is None else msgspec.json.encode(record)
+        try:
+            await self._types.bucket.change(token(name), value, revision)
+        except ConflictError:
+            return False
+        return True
+
+    async def _tell(self) -> None:
+        """Returns once every replica that can be reached knows what is stored. Where a service has none, none need
+        know: each reads the bucket before it does anything."""
+        await self._types.view.refresh()
+        request = KnowTypes(revision=self._types.view.revision)
+        await asyncio.gather(*(call_all(self._bus, service, KNOW_TYPES, request) for service in TOLD))
+
+    # ---- deleting
+
+    async def _check_unused(self, name: str) -> None:
+        await self._index.reach(await self._bus.last_sequence(self._index.stream))
+        count = (await store.counts_by_type(self._index)).get(name, 0)
+        if count:
+            events = "one event" if count == 1 else f"{count} events"
+            raise ConflictError(f"the log has {events} of {name}: its type stays as long as they do", count=count)
+
+    async def _finish_delete(self, record: TypeRecord) -> None:
+        """No replica takes an event of the type any more. One may have come in before they knew: then it is kept."""
+        try:
+            await self._check_unused(record.type)
+        except ConflictError:
+            await self._types.view.refresh()
+            await self._stored(record.type, record, self._types.view.revision)
+            await self._tell()
+            raise
+
+    def _names(self) -> frozenset[str]:
+        return frozenset(self._types.catalogue.registered)
+
+
+def _with_count(kind: EventType, counts: Mapping[str, int], registered: frozenset[str]) -> EventType:
+    count = counts.get(kind.type, 0)
+    if kind.type == ANY_CUSTOM:
+        customs = (name for name in counts if name.startswith("Custom.") and name not in registered)
+        count = sum(counts[name] for name in customs)
+    return msgspec.structs.replace(kind, count=count)

@@ -1,0 +1,143 @@
+"""What a payload must be: the catalogue's own checks, and the JSON Schemas that users registered, compiled."""
+
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+import jsonschema_rs
+
+from crucible_core import schemas
+from crucible_core.catalogue import Catalogue, Registered, UnknownTypeError
+from crucible_core.errors import FieldError, InvalidError
+from crucible_core.kinds import BUILT_IN
+from crucible_core.protocol.events import NewEvent, TypeVersion
+from crucible_core.suggest import nearest
+
+_REGEX_BYTES = 256 * 1024
+"""What one pattern may take when it is compiled: it bounds how long it can take to match."""
+_MOST_ERRORS = 20
+_ALL_ERRORS_UNTIL = 64 * 1024
+"""Bytes of a payload up to which all its mistakes are looked for; of a larger one the first is told."""
+_MOST_COMPILED = 4_096
+_SHOWN = 300
+_VALUE = "the value"
+
+
+def compiled(schema: dict[str, Any]) -> jsonschema_rs.Draft202012Validator:
+    """Raises InvalidError, with paths `schema.…`, for a schema whose words are not well-formed."""
+    try:
+        return jsonschema_rs.Draft202012Validator(
+            schema,
+            validate_formats=True,
+            # Linear in the text, whatever the pattern is; nothing is ever fetched.
+            pattern_options=jsonschema_rs.RegexOptions(size_limit=_REGEX_BYTES),
+            offline=True,
+            mask=_VALUE,
+        )
+    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
+        way = [str(segment) for segment in getattr(error, "instance_path", ())]
+        message = str(getattr(error, "message", error)).replace(_VALUE, "this")[:_SHOWN]
+        if way and way[-1] in ("pattern", "patternProperties"):
+            message = "must be a regular expression without look-around and references back, and not too large"
+        path = schemas.dotted("schema", *way)
+        raise InvalidError(f"{path}: {message}", errors=[FieldError(path, message)]) from None
+
+
+class Payloads:
+    """Checks payloads against the types of the catalogue that there is at the moment. Validators are compiled once for
+    each version."""
+
+    def __init__(self, catalogue: Callable[[], Catalogue]) -> None:
+        self._catalogue = catalogue
+        self._compiled: dict[tuple[str, str], tuple[TypeVersion, jsonschema_rs.Draft202012Validator]] = {}
+
+    def resolve(self, new: NewEvent) -> str:
+        """The canonical type. Raises UnknownTypeError."""
+        return self._catalogue().resolve(new.type)
+
+    def check(self, dotted: str, version: str | None, payload: bytes) -> str:
+        """The version that a payload of a canonical type is of: the latest one, or `version`, which for a registered
+        type must be one of its own.
+
+        Raises MalformedError, and InvalidError with paths `payload.…`; UnknownTypeError for another version.
+        """
+        catalogue = self._catalogue()
+        kind = catalogue.registered.get(dotted)
+        if kind is None:
+            catalogue.validate(dotted, payload)
+            return version or BUILT_IN
+        wanted = _version(kind, version)
+        decoded = catalogue.validate(dotted, payload)
+        _validate(self._validator(kind, wanted), wanted.schema, decoded, dotted, len(payload))
+        return wanted.version
+
+    def _validator(self, kind: Registered, version: TypeVersion) -> jsonschema_rs.Draft202012Validator:
+        key = kind.dotted, version.version
+        found = self._compiled.get(key)
+        if found is None or found[0] is not version:  # the same version, registered anew after the type was deleted
+            if len(self._compiled) >= _MOST_COMPILED:
+                self._compiled.clear()
+            found = self._compiled[key] = version, compiled(version.schema)
+        return found[1]
+
+
+def _version(kind: Registered, version: str | None) -> TypeVersion:
+    if version is None:
+        return kind.latest
+    found = kind.versions.get(version)
+    if found is None:
+        message = f"{kind.dotted} has no version {version}; its versions: {', '.join(list(kind.versions)[-20:])}"
+        near = nearest(version, kind.versions)
+        raise UnknownTypeError(f"version: {message}", errors=[FieldError("version", message, near)])
+    return found
+
+
+def _validate(
+    validator: jsonschema_rs.Draft202012Validator, schema: dict[str, Any], payload: Any, dotted: str, size: int
+) -> None:
+    if validator.is_valid(payload):
+        return
+    errors: list[FieldError] = []
+    try:
+        if size > _ALL_ERRORS_UNTIL:
+            validator.validate(payload)
+        for error in islice(validator.iter_errors(payload), _MOST_ERRORS):
+            errors += _field_errors(error, schema)
+    except jsonschema_rs.ValidationError as error:
+        errors = _field_errors(error, schema)
+    first = errors[0]
+    asked = f' (did you mean "{first.suggestion}"?)' if first.suggestion else ""
+    raise InvalidError(f"{dotted[:100]} is refused: {first.path}: {first.message}{asked}", errors=errors[:_MOST_ERRORS])
+
+
+def _field_errors(error: jsonschema_rs.ValidationError, schema: dict[str, Any]) -> list[FieldError]:
+    way = [str(segment) for segment in error.instance_path]
+    kind, value = error.kind.name, error.kind.value
+    if kind == "required":
+        return [FieldError(_path(*way, str(value)), "required, but missing")]
+    if kind in ("additionalProperties", "unevaluatedProperties") and isinstance(value, list):
+        known = _declared(schema, error.schema_path)
+        unknown = value[:_MOST_ERRORS]
+        return [FieldError(_path(*way, name), "unknown field", nearest(name, known)) for name in unknown]
+    message = error.message.removeprefix(_VALUE).strip()
+    if kind in ("anyOf", "oneOf") and isinstance(value, list):
+        reasons = [part[0].message.removeprefix(_VALUE).strip() for part in value[:5] if part]
+        message = f"fits no alternative: {'; '.join(dict.fromkeys(reasons))}" if reasons else message
+    suggestion = None
+    if kind == "enum" and isinstance(value, list) and isinstance(error.instance, str):
+        suggestion = nearest(error.instance, [option for option in value if isinstance(option, str)])
+    return [FieldError(_path(*way), message[:_SHOWN], suggestion)]
+
+
+def _path(*segments: str) -> str:
+    return schemas.dotted("payload", *segments)
+
+
+def _declared(schema: Any, way: list[str | int]) -> list[str]:
+    """The fields that are declared where a word of the schema refused a field."""
+    for segment in way[:-1]:
+        if isinstance(schema, list) and isinstance(segment, int) and segment < len(schema):
+            schema = schema[segment]
+        else:
+            schema = schema.get(str(segment)) if isinstance(schema, dict) else None
+    return list(schema.get("properties", ())) if isinstance(schema, dict) else []
