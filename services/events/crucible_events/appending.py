@@ -15,8 +15,8 @@ from crucible_kit.metrics import Metrics
 from crucible_kit.rpc import Context
 
 from . import pinning, store
-from .candidates import Candidate, State, as_one, check_apart, under_way
-from .committer import Committer
+from .candidates import Candidate, State, as_one, check_apart, entities_of, runs, under_way
+from .committer import Committer, Outcome
 from .copies import Copies
 from .guards import Guard
 from .keeping import FOREVER
@@ -76,42 +76,51 @@ class Appender:
         return [self._outcome(state) for state in states]
 
     async def _commit_each(self, states: list[State]) -> None:
-        waiting: list[tuple[Candidate, asyncio.Future[list[Stored]]]] = []
+        waiting: list[tuple[list[Candidate], asyncio.Future[list[Outcome]]]] = []
         try:
-            for candidate in under_way(states):
+            for run in runs(under_way(states)):
                 try:
-                    if candidate.shares:
-                        states[candidate.position] = await self._stored(candidate, self._pinned(candidate))
-                        continue
-                    message = candidate.outgoing(self._bus.names)
-                    waiting.append((candidate, self._committer.submit([message], candidate.entity)))
+                    if run[0].shares:
+                        await self._tell(states, run, self._pinned(*run))
+                    else:
+                        messages = [candidate.outgoing(self._bus.names) for candidate in run]
+                        waiting.append((run, self._committer.submit_each(messages, entities_of(run))))
                 except CrucibleError as error:
-                    states[candidate.position] = error
-            for candidate, future in waiting:
-                try:
-                    states[candidate.position] = await self._stored(candidate, future)
-                except CrucibleError as error:
-                    states[candidate.position] = error
+                    for candidate in run:
+                        states[candidate.position] = error
+            for run, future in waiting:
+                await self._tell(states, run, future)
         finally:
             for _, future in waiting:
                 future.cancel()
 
-    async def _pinned(self, *candidates: Candidate, whole: bool = False) -> list[Stored]:
-        return await pinning.commit(self._bus, self._index, self._committer, candidates, whole=whole)
-
-    async def _stored(self, candidate: Candidate, future: Awaitable[list[Stored]]) -> Appended:
+    async def _tell(self, states: list[State], run: list[Candidate], committing: Awaitable[Sequence[Outcome]]) -> None:
+        """Puts each event's outcome in its place."""
+        outcomes: Sequence[Outcome]
         try:
-            stored = (await future)[0]
-        except ConflictError as error:
+            outcomes = await committing
+        except CrucibleError as error:
+            outcomes = [error] * len(run)
+        for candidate, outcome in zip(run, outcomes, strict=True):
+            try:
+                states[candidate.position] = await self._told(candidate, outcome)
+            except CrucibleError as error:
+                states[candidate.position] = error
+
+    async def _told(self, candidate: Candidate, outcome: Outcome) -> State:
+        if isinstance(outcome, ConflictError):
             # JetStream compares sequences before ids: the repetition of an append conflicts with its own first time.
             for _, first in await self._settled([candidate]):
                 return self._duplicate(first)
-            if candidate.shares:
-                raise
-            raise await self._conflict(candidate) from error
-        if stored.duplicate:
-            return self._duplicate(await self._first(candidate, stored.sequence))
-        return self._committed(candidate, stored.sequence)
+            return outcome if candidate.shares else await self._conflict(candidate)
+        if isinstance(outcome, CrucibleError):
+            return outcome
+        if outcome.duplicate:
+            return self._duplicate(await self._first(candidate, outcome.sequence))
+        return self._committed(candidate, outcome.sequence)
+
+    async def _pinned(self, *candidates: Candidate, whole: bool = False) -> list[Stored]:
+        return await pinning.commit(self._bus, self._index, self._committer, candidates, whole=whole)
 
     # ---- all or nothing
 
@@ -141,7 +150,7 @@ class Appender:
                 stored = await self._pinned(*judged, whole=True)
             else:
                 messages = [candidate.outgoing(self._bus.names) for candidate in judged]
-                stored = await self._committer.submit(messages, judged[0].entity)
+                stored = await self._committer.submit(messages, entities_of(judged))
         except (ConflictError, DuplicateError) as error:
             if repeated := self._repeated(judged, await self._settled(judged)):
                 return repeated

@@ -8,6 +8,7 @@ import msgspec
 from crucible_core.errors import ConflictError, CrucibleError, FieldError, InvalidError
 from crucible_core.protocol.events import Appended, NewEvent
 from crucible_core.subjects import EXPECTED_SEQUENCE, EXPECTED_SUBJECT, KEEP, NO_REACTION, VERSIONED, Names
+from crucible_kit.bus import MAX_BATCH
 from crucible_kit.frames import Outgoing
 
 from .keeping import DEFAULT, Keeping
@@ -81,6 +82,27 @@ class Candidate(msgspec.Struct, frozen=True):
         """The same event with another payload. Raises as `stamp` does."""
         new = msgspec.structs.replace(self.new, payload=msgspec.Raw(payload))
         return msgspec.structs.replace(self, stamped=stamp(new, self.defaults, self.payloads, self.position, self.most))
+
+
+def runs(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+    """Neighbours that can be committed in one go: they expect no sequence, and none has another's message id."""
+    found: list[list[Candidate]] = []
+    ids: set[str] = set()
+    for candidate in candidates:
+        stamped = candidate.stamped
+        alone = stamped.expected_sequence is not None
+        if alone or not ids or stamped.message_id in ids or len(ids) == MAX_BATCH:
+            found.append([])
+            ids.clear()
+        found[-1].append(candidate)
+        if not alone:
+            ids.add(stamped.message_id)
+    return found
+
+
+def entities_of(candidates: Sequence[Candidate]) -> set[str]:
+    """What names the subjects of their entities; one name for all that share a subject with others."""
+    return {candidate.entity or "" for candidate in candidates}
 
 
 State = Candidate | Appended | CrucibleError

@@ -4,7 +4,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import msgspec
 
@@ -26,17 +27,30 @@ _OVERHEAD = 256
 _SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
+Outcome = Stored | CrucibleError
+
+
 class Pending(msgspec.Struct, eq=False):
-    """Messages of one caller, stored together or not at all. `entity` names what is versioned."""
+    """Messages of one caller, stored `each` for itself, or together or not at all. `entities` names what is versioned
+    among them."""
 
     messages: Sequence[Outgoing]
-    outcome: "asyncio.Future[list[Stored]]"
+    outcome: "asyncio.Future[list[Any]]"
     size: int
-    entity: str | None = None
+    entities: Collection[str]
+    each: bool
+
+    @property
+    def whole(self) -> bool:
+        return not self.each and len(self.messages) > 1
 
     @property
     def expects(self) -> bool:
         return EXPECTED_SEQUENCE in self.messages[0].headers
+
+    @property
+    def ids(self) -> list[str | None]:
+        return [message.msg_id for message in self.messages]
 
 
 class Committer:
@@ -54,18 +68,30 @@ class Committer:
         self._sizes = metrics.histogram("events_commit_events", "Events of a commit", buckets=_SIZES)
         self._seconds = metrics.histogram("events_commit_seconds", "From taking events to JetStream's acknowledgement")
 
-    def submit(self, messages: Sequence[Outgoing], entity: str | None = None) -> "asyncio.Future[list[Stored]]":
+    def submit(self, messages: Sequence[Outgoing], entities: Collection[str] = ()) -> "asyncio.Future[list[Stored]]":
         """Asks for messages to be stored, several of them atomically (at most 1,000).
 
         Raises LimitedError at once when too much is waiting. The future raises ConflictError, DuplicateError (several
         messages, one of them known already) or UnavailableError. Cancelling it may come too late.
         """
+        return self._pending(messages, entities, each=False)
+
+    def submit_each(
+        self, messages: Sequence[Outgoing], entities: Collection[str] = ()
+    ) -> "asyncio.Future[list[Outcome]]":
+        """The same for messages that stand each for itself, expect no sequence and have different ids, at most 1,000:
+        each has an outcome of its own."""
+        return self._pending(messages, entities, each=True)
+
+    def _pending(
+        self, messages: Sequence[Outgoing], entities: Collection[str], each: bool
+    ) -> "asyncio.Future[list[Any]]":
         size = sum(len(message.data) + _OVERHEAD for message in messages)
         full = self._events + len(messages) > self._most_events or self._bytes + size > self._most_bytes
         if full and self._waiting:
             raise LimitedError("too many events are waiting for their commit", retry_after=1)
-        outcome: asyncio.Future[list[Stored]] = asyncio.get_running_loop().create_future()
-        self._waiting.append(Pending(messages, outcome, size, entity))
+        outcome: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        self._waiting.append(Pending(messages, outcome, size, entities, each))
         self._events += len(messages)
         self._bytes += size
         self._wake.set()
@@ -92,16 +118,18 @@ class Committer:
         """The next batch: all that waits, in order, as far as it fits together."""
         taken: list[Pending] = []
         ids: set[str | None] = set()
-        entities: set[str | None] = set()
-        size = 0
+        entities: set[str] = set()
+        count = size = 0
         while self._waiting:
             pending = self._waiting[0]
             if not pending.outcome.done() and taken:
-                whole = len(pending.messages) > 1
                 # JetStream checks each expectation of a batch against the stream as it was before the batch, and
                 # refuses a batch that has an id twice.
-                clashes = pending.messages[0].msg_id in ids or (pending.expects and pending.entity in entities)
-                if whole or clashes or len(taken) == MAX_BATCH or size + pending.size > MAX_BATCH_BYTES:
+                clashes = not ids.isdisjoint(pending.ids) or (
+                    pending.expects and not entities.isdisjoint(pending.entities)
+                )
+                full = count + len(pending.messages) > MAX_BATCH or size + pending.size > MAX_BATCH_BYTES
+                if pending.whole or clashes or full:
                     break
             self._waiting.popleft()
             self._events -= len(pending.messages)
@@ -109,10 +137,11 @@ class Committer:
             if pending.outcome.done():  # its caller has gone
                 continue
             taken.append(pending)
-            if len(pending.messages) > 1:
+            if pending.whole:
                 break
-            ids.add(pending.messages[0].msg_id)
-            entities.add(pending.entity)
+            ids.update(pending.ids)
+            entities.update(pending.entities)
+            count += len(pending.messages)
             size += pending.size
         return taken
 
@@ -122,7 +151,7 @@ class Committer:
         count = sum(len(pending.messages) for pending in taken)
         started = time.perf_counter()
         try:
-            if count > len(taken):
+            if taken[0].whole:
                 await self._whole(taken[0])
             elif count > FEW:
                 await self._batch(taken)
@@ -142,33 +171,44 @@ class Committer:
 
     async def _batch(self, taken: list[Pending]) -> None:
         try:
-            sequences = await self._bus.commit([pending.messages[0] for pending in taken])
+            messages = [message for pending in taken for message in pending.messages]
+            sequences = iter(await self._bus.commit(messages))
         except UnavailableError:
             raise
         except CrucibleError:
             # One of them spoils it for all (a known id, a version) and nothing was stored: one by one shows which.
             await self._singly(taken)
             return
-        for pending, sequence in zip(taken, sequences, strict=True):
-            _resolve(pending, [Stored(sequence)])
+        for pending in taken:
+            _resolve(pending, [Stored(next(sequences)) for _ in pending.messages])
 
     async def _singly(self, taken: list[Pending]) -> None:
         """All at once, but written in order to one connection: JetStream stores them in this order."""
         if len(taken) == 1:
-            await self._one(taken[0])
+            await self._alone(taken[0])
         else:
-            await asyncio.gather(*map(self._one, taken))
+            await asyncio.gather(*map(self._alone, taken))
 
-    async def _one(self, pending: Pending) -> None:
+    async def _alone(self, pending: Pending) -> None:
+        if len(pending.messages) > 1:
+            _resolve(pending, await asyncio.gather(*map(self._one, pending.messages)))
+        else:
+            _resolve(pending, [await self._one(pending.messages[0])])
+
+    async def _one(self, message: Outgoing) -> Outcome:
         try:
-            _resolve(pending, [await self._bus.store(pending.messages[0])])
+            return await self._bus.store(message)
         except CrucibleError as error:
-            _fail(pending, error)
+            return error
 
 
-def _resolve(pending: Pending, stored: list[Stored]) -> None:
-    if not pending.outcome.done():
-        pending.outcome.set_result(stored)
+def _resolve(pending: Pending, outcomes: Sequence[Outcome]) -> None:
+    if pending.outcome.done():
+        return
+    if not pending.each and isinstance(outcomes[0], CrucibleError):
+        pending.outcome.set_exception(outcomes[0])
+    else:
+        pending.outcome.set_result(list(outcomes))
 
 
 def _fail(pending: Pending, error: Exception) -> None:

@@ -8,7 +8,7 @@ from crucible_kit.bus import Bus, Stored
 from crucible_kit.index import Index
 
 from . import store
-from .candidates import Candidate
+from .candidates import Candidate, entities_of
 from .committer import Committer
 
 _ATTEMPTS = 100
@@ -26,7 +26,7 @@ async def commit(
         left = dict(pins)
         messages = [candidate.outgoing(bus.names, left) for candidate in candidates]
         try:
-            return await committer.submit(messages, candidates[0].entity)
+            return await committer.submit(messages, entities_of(candidates))
         except ConflictError:
             before, pins = pins, await _pins(bus, index, candidates, whole)
             if pins == before:  # it was about something else
