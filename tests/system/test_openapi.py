@@ -54,11 +54,13 @@ def _known(stack: Stack) -> dict[str, str]:
         event = http.post("/api/v1/events", json={"type": "Custom.Known", "payload": {}}).raise_for_status().json()
         webhook = {"name": "known", "url": "http://127.0.0.1:9/", "event_filters": [{"event_type": "Task.*"}]}
         created = http.post("/api/v1/webhooks", json=webhook).raise_for_status().json()
+        kind = http.post("/api/v1/event-types", json={"type": "Order.Placed", "schema": {}}).raise_for_status().json()
         hook = http.get("/api/v1/hooks").raise_for_status().json()["hooks"][0]["name"]
     return {
         "/api/v1/memory/": memory["id"],
         "/api/v1/events/trace/": event["correlation_id"],
         "/api/v1/events/{": event["id"],
         "/api/v1/webhooks/": created["id"],
+        "/api/v1/event-types/": kind["type"],
         "/api/v1/hooks/": hook,
     }
