@@ -7,7 +7,6 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import msgspec
 import nats.aio.client
@@ -19,6 +18,7 @@ from crucible_core import subjects
 from crucible_core.errors import CrucibleError, InvalidError, Problem, UnavailableError, from_problem
 from crucible_core.subjects import Names
 
+from .address import credentials, without_secrets
 from .frames import Outgoing, batch_frames, frame
 from .jetstream import MAX_BATCH, DuplicateError, JetStream
 from .message import DISCONNECTED, Handler, Message, Receiver, Stored
@@ -46,7 +46,7 @@ async def open_bus(url: str, names: Names, name: str = "crucible", patience: flo
     except (TimeoutError, OSError, nats.errors.Error) as error:
         reason = client.last_error or error
         await bus._close()
-        raise UnavailableError(f"NATS does not answer at {_without_secrets(url)}: {reason or 'timeout'}") from error
+        raise UnavailableError(f"NATS does not answer at {without_secrets(url)}: {reason or 'timeout'}") from error
     try:
         yield bus
     finally:
@@ -66,6 +66,7 @@ class Bus(JetStream):
         self._complaint = ""
         self._replies = ""
         self._numbers = itertools.count()
+        self._outgoing: list[bytes] = []
         # Whose messages arrive at which subject of ours: all of them hear when the connection breaks.
         self._receivers: dict[str, Receiver] = {}
         # nats-py has no public way to read faster than it does: see `wire`.
@@ -278,11 +279,18 @@ class Bus(JetStream):
                 await self._client._send_command(frames)
                 await self._client._flush_pending()
             else:
-                transport = self._client._transport
-                transport.write(frames)  # type: ignore[union-attr]
-                await transport.drain()  # type: ignore[union-attr]  # at once, unless too much waits
+                if not self._outgoing:
+                    asyncio.get_running_loop().call_soon(self._write)
+                self._outgoing.append(frames)
+                await self._client._transport.drain()  # type: ignore[union-attr]  # at once, unless too much waits
         except (OSError, nats.errors.Error) as error:
             raise UnavailableError(f"NATS cannot be written to: {error}", retry_after=1) from error
+
+    def _write(self) -> None:
+        """Once for each turn of the event loop: a write is a system call."""
+        outgoing, self._outgoing = self._outgoing, []
+        if self.connected:
+            self._client._transport.write(b"".join(outgoing))  # type: ignore[union-attr]
 
     async def _listen(self, subject: str, received: Receiver, queue: str = "") -> nats.aio.subscription.Subscription:
         self._check_connected()
@@ -325,7 +333,7 @@ class Bus(JetStream):
             disconnected_cb=self._lost,
             reconnected_cb=self._found,
             closed_cb=self._ended,
-            **_credentials(urls[0]) if urls else {},
+            **credentials(urls[0]) if urls else {},
         )
         self._replies = self._client.new_inbox()
         await self._listen(f"{self._replies}.*", self._replied)
@@ -374,21 +382,6 @@ def _problem(answer: Message) -> CrucibleError:
         return from_problem(msgspec.json.decode(answer.data, type=Problem))
     except (msgspec.DecodeError, TypeError) as error:
         return UnavailableError(f"an error came back that cannot be read: {error}")
-
-
-def _credentials(url: str) -> dict[str, Any]:
-    """Those of the first server, for all: the other servers that a cluster tells of come without any."""
-    parts = urlsplit(url if "://" in url else f"nats://{url}")
-    if not parts.username:
-        return {}
-    if parts.password is None:
-        return {"token": unquote(parts.username)}
-    return {"user": unquote(parts.username), "password": unquote(parts.password)}
-
-
-def _without_secrets(url: str) -> str:
-    parts = (part.strip().rpartition("://") for part in url.split(","))
-    return ",".join(f"{scheme}{separator}{rest.rpartition('@')[2]}" for scheme, separator, rest in parts)
 
 
 def _forgotten(ending: "asyncio.Future[Any]") -> None:

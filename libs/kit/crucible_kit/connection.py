@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .asgi import STATUS, status_problem
+from .corking import Corked
 
 MAX_HEAD_BYTES = 64 * 1024
 """Request line and headers."""
@@ -33,7 +34,7 @@ class Connection(HttpToolsProtocol):
         self._status = _BROKEN
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(Corked(transport))  # type: ignore[arg-type]
         self._timer = self.loop.call_later(self.head_s, self._too_slow)
 
     def connection_lost(self, exc: Exception | None) -> None:

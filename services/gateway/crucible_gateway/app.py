@@ -17,7 +17,7 @@ from crucible_kit.types import open_types
 
 from .allow import show_methods
 from .audience import Audience
-from .auth import Keys, authenticated
+from .auth import Authenticating, Keys
 from .context import Gateway
 from .correlation import show_correlation
 from .hub import Hub
@@ -124,7 +124,7 @@ def _api() -> Router:
         retention.get_retention,
         retention.put_retention,
     ]
-    return Router(path="/", route_handlers=handlers, guards=[authenticated])
+    return Router(path="/", route_handlers=handlers, middleware=[Authenticating()])
 
 
 def _lifespan(

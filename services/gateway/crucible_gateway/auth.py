@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 from litestar.connection import ASGIConnection
-from litestar.handlers import BaseRouteHandler
+from litestar.middleware import ASGIMiddleware
+from litestar.types import ASGIApp, Receive, Scope, Send
 
 from crucible_core.envelope import Source
 from crucible_core.errors import ConflictError, UnauthenticatedError, UnavailableError
@@ -95,11 +96,14 @@ def _presented(headers: Mapping[str, str]) -> str:
     return key
 
 
-async def authenticated(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
-    """A guard: leaves the `Principal` in `connection.scope["user"]`. Litestar would run one that is not async in a
-    thread."""
-    keys: Keys = connection.app.state.gateway.keys
-    connection.scope["user"] = keys.authenticate(connection.headers)
+class Authenticating(ASGIMiddleware):
+    """Leaves the `Principal` in `scope["user"]`. A guard would cost a copy of the handler for each request."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
+        keys: Keys = scope["litestar_app"].state.gateway.keys
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        scope["user"] = keys.authenticate(headers)
+        await next_app(scope, receive, send)
 
 
 def principal_of(connection: ASGIConnection[Any, Any, Any, Any]) -> Principal:
