@@ -10,6 +10,9 @@ HASH_BUCKETS = 64
 VERSIONED = frozenset({"Memory", "Graph"})
 """Categories whose entities have checked versions: their entity id is a token of the subject."""
 
+REDACTED = "Redacted"
+"""The event of a tombstone; its category is the redacted event's where entities are versioned, else System."""
+
 # Our own headers.
 ERROR = "Crucible-Error"
 ATTEMPT = "Crucible-Attempt"
@@ -21,6 +24,7 @@ CAUSE = "Crucible-Cause"
 DRY_RUN = "Crucible-Dry-Run"
 REPLAY = "Crucible-Replay"
 NO_REACTION = "Crucible-No-Reaction"
+REDACTS = "Crucible-Redacts"
 REPLY_TO = "Crucible-Reply-To"
 DEADLINE = "Crucible-Deadline"
 WORKING = "Crucible-Working"
@@ -123,6 +127,11 @@ class Names(msgspec.Struct, frozen=True):
     @property
     def all_events(self) -> str:
         return self._subject("evt", ">")
+
+    @property
+    def tombstones(self) -> list[str]:
+        """Wildcards over the events that may be a tombstone."""
+        return [self.events_of(category, REDACTED) for category in (*sorted(VERSIONED), "System")]
 
     @property
     def all_live(self) -> str:

@@ -57,3 +57,14 @@ class Closed(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defa
 
 class Open(msgspec.Struct, kw_only=True, omit_defaults=True):
     """The payload of an event of somebody else's program: other fields are accepted."""
+
+
+class Redacted(Closed, kw_only=True):
+    """The payload of an event was erased: of which one, and what is left of it (see `crucible_core.redaction`)."""
+
+    id: OtherPath | None = None
+    event_id: Word
+    sequence: Count
+    type: Word
+    reason: Text | None = None
+    envelope: Object
