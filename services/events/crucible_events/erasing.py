@@ -39,7 +39,9 @@ class Eraser:
 
     async def once(self) -> int:
         """Returns how many events are erased for good."""
-        due = await store.select(self._index, f"SELECT sequence, event_id FROM erasures WHERE NOT done LIMIT {_AT_ONCE}")
+        due = await store.select(
+            self._index, f"SELECT sequence, event_id FROM erasures WHERE NOT done LIMIT {_AT_ONCE}"
+        )
         for sequence, event_id in due:
             await self.erase(sequence, event_id)
         return len(due) if due and await self._forgotten([sequence for sequence, _ in due]) else 0
