@@ -86,7 +86,7 @@ async def test_an_index_that_is_built_anew_shows_the_same(running: Running, ask:
     async with running():
         await ask.one(new(payload={"text": SECRET}, id="evt_a"))
         await ask.one(new("Memory.Created", memory("m"), **forever))
-        memory_event = (await ask.found(type=["Memory.Created"]))[0].metadata.id
+        memory_event = (await ask.found(type=["Memory.Created"], min_sequence=2))[0].metadata.id
         await redact(ask, "evt_a")
         await redact(ask, memory_event, "old")
         before = await ask.query(with_retention=True)
@@ -253,7 +253,7 @@ async def test_what_the_index_was_told_before_a_crash_is_erased_after_it(
         restored = {**(await stored(ask))[-1].headers, "x": "y"}
     # As though the process had died before the erasure: its index has the tombstone already.
     with contextlib.closing(sqlite3.connect(Path(settings.data_dir) / "events.sqlite")) as connection, connection:
-        connection.execute("INSERT OR REPLACE INTO erasures VALUES (2, 'evt_other'), (1, 'evt_a')")
+        connection.execute("INSERT OR REPLACE INTO erasures VALUES (2, 'evt_other', 0), (1, 'evt_a', 0)")
     assert restored[REDACTS].startswith("1 ")
     async with running():
         await until(lambda: erasures(settings) == 0)
@@ -262,7 +262,7 @@ async def test_what_the_index_was_told_before_a_crash_is_erased_after_it(
 
 def erasures(settings: Settings) -> int:
     with contextlib.closing(sqlite3.connect(Path(settings.data_dir) / "events.sqlite")) as connection:
-        return int(connection.execute("SELECT count(*) FROM erasures").fetchone()[0])
+        return int(connection.execute("SELECT count(*) FROM erasures WHERE NOT done").fetchone()[0])
 
 
 async def test_every_replica_has_forgotten_when_it_is_answered(

@@ -79,7 +79,7 @@ async def tell(bus: Bus, sequence: int) -> int:
     raw = encode(Event("System", Data("Redacted", {"n": 0}), metadata))
     subject = bus.names.event("default", "main", "System", "Redacted", None)
     told = await bus.store(Outgoing(subject, raw, mark(Place(sequence, 0, ""))))
-    await bus.erase(bus.names.events, sequence)
+    await bus.remove(bus.names.events, sequence, erase=True)
     return told.sequence
 
 

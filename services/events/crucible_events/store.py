@@ -50,8 +50,8 @@ CREATE INDEX IF NOT EXISTS erasures_due ON erasures (sequence) WHERE NOT done;
 """`time` is microseconds; `message_id` is set where it is not the event's id; `forever` and `expires_ms` are as
 `keeping.expiry_of` gives them. `spans` has the least and the greatest time of each 1,024 sequences: a query by time
 finds its place in the log with it, without an index on time. Every index has one column, after which SQLite puts the
-sequence: it is read in the log's order without sorting. `erasures` has the redacted events; `done` says that their bytes
-are nowhere any more (see `erasing`)."""
+sequence: it is read in the log's order without sorting. `erasures` has the redacted events; `done` says that their
+bytes are nowhere any more (see `erasing`)."""
 
 INSERT = "INSERT OR IGNORE INTO events VALUES"
 _REPLACE = "INSERT OR REPLACE INTO events VALUES"
