@@ -14,18 +14,25 @@ from crucible_core.errors import ConflictError, DeniedError, InvalidError, NotFo
 from crucible_core.ids import derive_id
 from crucible_core.protocol.events import NewEvent, RedactRequest
 from crucible_core.protocol.hooks import HookRecord
+from crucible_core.protocol.worlds import ChangeWorld
 from crucible_core.redaction import Place, mark, tombstone
 from crucible_core.subjects import MSG_ID, NO_REACTION, REDACTS
+from crucible_events import store
 from crucible_events.app import create_app
+from crucible_events.erasing import Eraser
 from crucible_events.settings import Settings
 from crucible_kit.buckets import open_bucket
 from crucible_kit.bus import Message
 from crucible_kit.frames import Outgoing
+from crucible_kit.index import open_index
+from crucible_kit.metrics import Metrics
 from crucible_kit.reading import read
 from crucible_kit.rpc import call
+from tests.places import make_world
 
 from .conftest import Asker, Running, delete_index, eventually, index_files, new, until
 from .test_guards import allow, change, definition, deny, hooks
+from .test_retention import put, rule, told
 
 SECRET = "the colour of the vault is vermilion"
 
@@ -58,11 +65,11 @@ async def test_a_redacted_event_keeps_its_envelope_and_place(service: Starlette,
     assert msgspec.structs.replace(after, redacted=msgspec.UNSET) == msgspec.structs.replace(
         before, data=msgspec.structs.replace(before.data, payload={})
     )
-    told = (await ask.found(type=["System.Redacted"]))[0]
-    assert (after.redacted.tombstone, after.redacted.at) == (told.metadata.id, told.metadata.timestamp)
+    stone = (await ask.found(type=["System.Redacted"]))[0]
+    assert (after.redacted.tombstone, after.redacted.at) == (stone.metadata.id, stone.metadata.timestamp)
     assert (after.redacted.by, after.redacted.reason) == ("user:alice", "asked for by Bob")
-    assert (told.metadata.causation_id, told.metadata.entity) == ("evt_a", "vault")
-    assert told.data.payload["sequence"] == before.sequence == 2
+    assert (stone.metadata.causation_id, stone.metadata.entity) == ("evt_a", "vault")
+    assert stone.data.payload["sequence"] == before.sequence == 2
     assert not any(SECRET.encode() in message.data for message in await stored(ask))
     assert await ask.found(filter={"text": {"exists": True}}, type=["Custom.note"]) == []
 
@@ -196,7 +203,8 @@ async def test_no_update_is_lost_to_redactions(service: Starlette, ask: Asker) -
     await asyncio.gather(*(write() for _ in range(4)))
     done.set()
     await eraser
-    written = [event.metadata.correlation_id for event in await ask.found(type=["Memory.Updated"], limit=1000)]
+    found = await ask.found(type=["Memory.Updated"], limit=1000, min_sequence=await ask.last())
+    written = [event.metadata.correlation_id for event in found]
     assert written == [f"count-{n}" for n in range(1, 33)]
 
 
@@ -277,6 +285,41 @@ async def test_every_replica_has_forgotten_when_it_is_answered(
         for _ in range(20):  # whichever answers
             assert await ask.get("evt_a") == first
         await until(lambda: not secret_is_in_files(settings) and not secret_is_in_files(other))
+
+
+# ---- retention -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_tombstone_is_kept_as_its_event_was(service: Starlette, ask: Asker) -> None:
+    await put(ask.bus, rule("Custom.a", "12h"), rule("Custom.b", "90d"), rule("System.*", "1h"))
+    await ask.append(new("Custom.a"), new("Custom.b"), new("Custom.c"), new("Custom.d", retention="forever"))
+    for event in await ask.found(type=["Custom.*"], min_sequence=4):
+        await redact(ask, event.metadata.id)
+    kept = [("43200s", None), ("never", str(90 * 86_400)), (None, None), ("never", None)]
+    assert [await told(ask, sequence) for sequence in range(5, 9)] == kept
+
+
+async def test_what_a_new_index_learns_late_expires_in_time(service: Starlette, ask: Asker, tmp_path: Path) -> None:
+    await ask.append(new(id="evt_a"), new(id="evt_b", retention="forever"))
+    for event_id in ("evt_a", "evt_b"):
+        await redact(ask, event_id)
+    bus = ask.bus
+    async with open_index(tmp_path / "x.sqlite", bus, bus.names.events, store.VERSION, store.SCHEMA) as index:
+        following = asyncio.create_task(index.follow(bus, store.Projection(Metrics("t")).apply))
+        await index.reach(4)
+        assert await Eraser(bus, index).once() == 2
+        assert await store.forget_redacted(index, 0) == 0
+        assert await store.forget_redacted(index, 2**62) == 1
+        assert await store.by_id(index, "evt_a") is None
+        following.cancel()
+
+
+async def test_what_is_in_a_room_that_is_gone_can_be_redacted(service: Starlette, ask: Asker) -> None:
+    await make_world(ask.bus, "acme")
+    await ask.one(new(payload={"text": SECRET}, id="evt_a", world_id="acme"))
+    await call(ask.bus, "events", "delete_world", ChangeWorld(id="acme"), bytes)
+    assert (await ask.one(new(world_id="acme"))).error is not None
+    assert (await redact(ask, "evt_a")).redacted
 
 
 # ---- moving ----------------------------------------------------------------------------------------------------------

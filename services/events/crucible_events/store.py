@@ -54,9 +54,8 @@ sequence: it is read in the log's order without sorting. `erasures` has the reda
 bytes are nowhere any more (see `erasing`)."""
 
 INSERT = "INSERT OR IGNORE INTO events VALUES"
-_REPLACE = "INSERT OR REPLACE INTO events VALUES"
-# The same size, so that SQLite writes over the old bytes in their place.
 _OVERWRITE = "UPDATE events SET raw = zeroblob(length(raw)) WHERE sequence = ?"
+_LEAVE = "UPDATE events SET raw = ? WHERE sequence = ?"
 _REMEMBER = "INSERT OR IGNORE INTO erasures (sequence, event_id) VALUES"
 _WIDEN = (
     "INSERT INTO spans VALUES (?, ?, ?) ON CONFLICT (span)"
@@ -156,8 +155,18 @@ def _redact(writer: sqlite3.Connection, rows: Sequence[Sequence[Any]]) -> None:
     """Puts what is left of events in their places, whether the index has the events themselves or, built anew from a
     stream that has them no more, not."""
     for row in rows:
-        writer.execute(_OVERWRITE, row[:1])
-        insert(writer, _REPLACE, [row])
+        sequence, event_id, left = row[0], row[1], row[-1]
+        there = writer.execute("SELECT id, length(raw) FROM events WHERE sequence = ?", (sequence,)).fetchone()
+        if there is None:
+            insert(writer, INSERT, [row])
+        elif there[0] == event_id:
+            # What has the same size is written over the old bytes in their place. Of what moves, SQLite may leave
+            # copies behind: hence white space at the end.
+            writer.execute(_OVERWRITE, (sequence,))
+            writer.execute(_LEAVE, (left.ljust(there[1]), sequence))
+        else:
+            log.error("%s is redacted, and sequence %d holds %s: it is left alone", event_id, sequence, there[0])
+            continue
         insert(writer, _REMEMBER, [row[:2]])
 
 
