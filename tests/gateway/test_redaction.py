@@ -5,13 +5,11 @@ import json
 import httpx
 from websockets.asyncio.client import connect
 
-from crucible_core.envelope import Data, Event, Metadata, Source, encode
 from crucible_core.errors import DeniedError, NotFoundError
 from crucible_core.protocol.events import AppendRequest, RedactRequest
-from crucible_core.redaction import Place, mark
 from crucible_gateway import examples
 from crucible_kit.bus import Bus
-from crucible_kit.frames import Outgoing
+from tests.tombstones import tell
 
 from .conftest import HEADERS, Answers, Served, answering, commit, until
 from .test_streaming import ALL, numbers, said, subscribe
@@ -65,22 +63,6 @@ async def test_as_a_cloud_event_it_is_marked_and_not_taken_back(http: httpx.Asyn
         assert (found["crucibleredacted"], found["data"]) == (True, {})
         refused = await http.post("/api/v1/events", json=found, headers={"Content-Type": kind})
         assert (refused.status_code, refused.json()["errors"][0]["path"]) == (422, "crucibleredacted")
-
-
-async def tell(bus: Bus, sequence: int) -> int:
-    """A tombstone, as events commits it; then the event is gone."""
-    metadata = Metadata(
-        id="evt_t",
-        timestamp="2026-11-21T10:00:00.000000Z",
-        source=Source("user", "t"),
-        actor="user:t",
-        correlation_id="cor_t",
-    )
-    raw = encode(Event("System", Data("Redacted", {"n": 0}), metadata))
-    subject = bus.names.event("default", "main", "System", "Redacted", None)
-    told = await bus.store(Outgoing(subject, raw, mark(Place(sequence, 0, ""))))
-    await bus.remove(bus.names.events, sequence, erase=True)
-    return told.sequence
 
 
 async def test_who_joins_after_a_redaction_does_not_get_the_event(gateway: Served, bus: Bus) -> None:

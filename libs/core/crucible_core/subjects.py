@@ -181,6 +181,11 @@ class Names(msgspec.Struct, frozen=True):
     def delivery_schedules(self) -> str:
         return self._subject("sched", "dlv", ">")
 
+    def handler_of(self, subject: str) -> str:
+        """The hook or webhook, as a token, that a message or a schedule of a work queue is for."""
+        tokens = subject.removeprefix(self._subject("")).split(".")
+        return tokens[2] if tokens[0] == "sched" else tokens[1]
+
     # History
     def attempt(self, webhook: str, delivery: str) -> str:
         return self._subject("att", "dlv", token(webhook), token(delivery))

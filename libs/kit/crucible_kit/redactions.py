@@ -6,7 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from crucible_core.envelope import encode
-from crucible_core.errors import CrucibleError
+from crucible_core.errors import CrucibleError, UnavailableError
 from crucible_core.redaction import left_of, place_of
 from crucible_core.subjects import EVENT_SEQUENCE, MSG_ID, REDACTS
 
@@ -65,9 +65,18 @@ class Redacted:
                 if not messages:
                     self._complete.set()
 
-    async def complete(self) -> None:
-        """Returns once everything is known that was redacted before this process began to follow."""
-        await self._complete.wait()
+    async def complete(self, timeout: float = 30.0) -> None:
+        """Returns once everything is known that was redacted before this process began to follow. Raises
+        UnavailableError when that takes too long."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._complete.wait()
+        except TimeoutError as error:
+            raise UnavailableError("it is not known which events are redacted", retry_after=1) from error
+
+    def look_again(self) -> None:
+        """Somebody has put a message into a queue whose event was redacted meanwhile."""
+        self._news.set()
 
     async def sweep(self, stream: str, drop: Drop) -> None:
         """Erases from a work queue every message that carries a redacted event, when that is redacted, until cancelled.
