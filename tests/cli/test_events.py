@@ -49,6 +49,21 @@ def test_emit_many_names_the_lines_that_were_refused(run: Run, played: Played, t
     assert (told["committed"], told["refused"], [refusal["line"] for refusal in told["refusals"]]) == (2, 3, [3, 4, 5])
 
 
+def test_redact_asks_before_it_erases(run: Run, played: Played) -> None:
+    run("events", "emit", "Custom.Built", "vault=vermilion")
+    for answer in ("n\n", "", None):
+        result = run("events", "redact", "evt_1", input=answer)
+        assert result.exit_code == 1
+        assert "vermilion" in result.stderr
+    assert played.payloads == [{"vault": "vermilion"}]
+    result = run("events", "redact", "evt_1", "--reason", "asked for", input="y\n")
+    assert result.exit_code == 0
+    assert "redacted by user:alice asked for" in result.stdout
+    assert played.payloads == [{}]
+    assert json.loads(run("events", "redact", "evt_1", "--yes", "--json").stdout)["redacted"]["by"] == "user:alice"
+    assert run("events", "redact", "evt_nobody", "--yes").exit_code == 1
+
+
 def test_only_the_first_refusals_are_shown(run: Run) -> None:
     result = run("events", "emit", "-", input=events(*["Memori.Created"] * 30))
     assert result.stderr.count("line ") == 10

@@ -205,6 +205,15 @@ def create_app(played: Played) -> Any:
                 return JSONResponse(found)
         raise problem(404, "not_found", f"no event {request.path_params['id']}")
 
+    async def redact(request: Request) -> Response:
+        for event in played.log:
+            if event["metadata"]["id"] == request.path_params["id"]:
+                event["data"]["payload"] = {}
+                told = {"tombstone": "evt_t", "at": "2026-11-21T10:00:00.000000Z", "by": "user:alice"}
+                event["redacted"] = told | json.loads(await request.body())
+                return JSONResponse(event)
+        raise problem(404, "not_found", "there is no such event")
+
     async def trace(request: Request) -> Response:
         correlation = request.path_params["id"]
         chain = [found for found in played.log if found["metadata"]["correlation_id"] == correlation]
@@ -330,6 +339,7 @@ def create_app(played: Played) -> Any:
         Route("/api/v1/events/count", count),
         Route("/api/v1/events/trace/{id}", trace),
         Route("/api/v1/events/{id}", event),
+        Route("/api/v1/events/{id}/redact", redact, methods=["POST"]),
         Route("/api/v1/event-types", types, methods=["GET", "POST"]),
         Route("/api/v1/event-types/{type}", type_, methods=["GET", "DELETE"]),
         Route("/api/v1/hooks", hooks, methods=["GET", "POST"]),

@@ -45,6 +45,17 @@ def test_types_are_registered_shown_and_deleted(crucible: Crucible, played: Play
         crucible.events.get_type("Order.Placed")
 
 
+def test_redact_returns_what_is_left(crucible: Crucible) -> None:
+    appended = crucible.events.append("Memory.Created", {"id": "mem_1"})
+    left = crucible.events.redact(appended.id or "", reason="asked for")
+    assert left == crucible.events.get(appended.id or "")
+    assert left.data.payload == {}
+    assert left.redacted
+    assert (left.redacted.by, left.redacted.reason) == ("user:alice", "asked for")
+    with pytest.raises(NotFoundError):
+        crucible.events.redact("evt_nobody")
+
+
 def test_list_goes_through_all_pages(crucible: Crucible, played: Played) -> None:
     for number in range(7):
         crucible.events.append("Custom.Counted", {"number": number})

@@ -16,13 +16,13 @@ from crucible_core.protocol.hooks import RunRecord
 from crucible_core.protocol.webhooks import AttemptRecord
 
 CONTRACT = {
-    "Memory": "Created Updated Deleted Linked Unlinked Tagged Untagged Accessed Consolidated Pruned",
-    "Graph": "NodeAdded NodeRemoved EdgeCreated EdgeRemoved PathDiscovered CommunityDetected MetricsComputed",
+    "Memory": "Created Updated Deleted Linked Unlinked Tagged Untagged Accessed Consolidated Pruned Redacted",
+    "Graph": "NodeAdded NodeRemoved EdgeCreated EdgeRemoved PathDiscovered CommunityDetected MetricsComputed Redacted",
     "File": "Created Modified Deleted Renamed DirectoryCreated DirectoryDeleted Processed",
     "Agent": "Registered Unregistered JoinedRoom LeftRoom ActionExecuted MessageSent MessageReceived ToolCreated "
     "ToolUsed",
     "Flow": "Started StepCompleted Completed Failed Cancelled",
-    "System": "Started Shutdown RoomCreated RoomDeleted WorldCreated WorldDeleted Error ConfigChanged",
+    "System": "Started Shutdown RoomCreated RoomDeleted WorldCreated WorldDeleted Error ConfigChanged Redacted",
     "Hook": "Registered Triggered Executed Failed Unregistered",
     "Webhook": "Registered Unregistered Failing Exhausted Disabled Recovered",
 }

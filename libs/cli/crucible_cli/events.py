@@ -76,6 +76,28 @@ def get(session: Session, id: Annotated[str, typer.Argument(help="The event's id
 
 
 @command(app)
+def redact(
+    session: Session,
+    id: Annotated[str, typer.Argument(help="The event's id (evt_…).")],
+    reason: Annotated[
+        str | None, typer.Option("--reason", help="Why. It stays in the log: do not repeat what is erased.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Erase an event's payload for good; its envelope stays, and a tombstone says who did it.
+
+    \b
+    crucible events redact evt_01kaj3x5vae8jv6jq0f1d8c2hm --reason "asked for by the author"
+    """
+    with session.connect() as crucible:
+        if not yes:
+            event = crucible.events.get(id)
+            session.err.print(event_line(event), soft_wrap=True)
+            typer.confirm("Erase its payload? Nobody can bring it back.", abort=True, err=True)
+        session.show(crucible.events.redact(id, reason=reason), event_panel)
+
+
+@command(app)
 def trace(
     session: Session, id: Annotated[str, typer.Argument(help="A correlation id, or the id of any event of the chain.")]
 ) -> None:

@@ -13,6 +13,8 @@ LENGTH = 72
 
 def summarise(event: Event, length: int = LENGTH) -> str:
     """What happened, beyond the type's name."""
+    if event.redacted:
+        return clean(f"redacted by {event.redacted.by} {event.redacted.reason or ''}", length)
     payload = event.data.payload if isinstance(event.data.payload, dict) else {"payload": event.data.payload}
     words = _BY_TYPE.get(event.dotted) or _BY_CATEGORY.get(event.type) or _anything
     return clean(words(payload) or _anything(payload), length)
@@ -69,6 +71,10 @@ def _hook(payload: Mapping[str, Any]) -> str:
     return " ".join([part for part in parts if part] + ([duration(took)] if isinstance(took, int | float) else []))
 
 
+def _redacted(payload: Mapping[str, Any]) -> str:
+    return " ".join(str(payload.get(name) or "") for name in ("event_id", "type", "reason"))
+
+
 def _webhook(payload: Mapping[str, Any]) -> str:
     parts = (
         payload.get("name") or payload.get("id"),
@@ -99,4 +105,7 @@ _BY_TYPE: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "Memory.Unlinked": _link,
     "Memory.Tagged": _tag,
     "Memory.Untagged": _tag,
+    "Memory.Redacted": _redacted,
+    "Graph.Redacted": _redacted,
+    "System.Redacted": _redacted,
 }

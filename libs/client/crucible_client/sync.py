@@ -154,6 +154,7 @@ class Events(_Namespace):
     append = _sends(events.append)
     append_batch = _sends(events.append_batch)
     get = _sends(events.get_event)
+    redact = _sends(events.redact_event)
     list = _pages(events.list_events)
     page = _sends(events.list_events)
     trace = _sends(events.trace)

@@ -15,7 +15,7 @@ PLAIN_JSON = "application/json"
 FIELDS = frozenset(
     {
         "specversion", "id", "source", "type", "subject", "time", "data", "sequence", "traceparent", "correlationid",
-        "causationid", "authtype", "authid", "worldid", "roomid", "cruciblehop", "crucibleversion",
+        "causationid", "authtype", "authid", "worldid", "roomid", "cruciblehop", "crucibleredacted", "crucibleversion",
     }
 )  # fmt: skip
 """The attributes that are fields of the envelope: no extension may have such a name."""

@@ -48,13 +48,24 @@ class Data(msgspec.Struct, frozen=True):
     payload: Any
 
 
+class Redaction(msgspec.Struct, frozen=True):
+    """That an event's payload was erased: when, by whom, why, and the id of the event that says so."""
+
+    tombstone: str
+    at: str
+    by: str
+    reason: str | None = None
+
+
 class Event(msgspec.Struct, frozen=True, omit_defaults=False):
-    """A committed event; `sequence` is its place in the EVENTS stream and is not stored inside it."""
+    """A committed event; `sequence` is its place in the EVENTS stream and is not stored inside it. `redacted` is absent
+    where nothing was erased."""
 
     type: str
     data: Data
     metadata: Metadata
     sequence: int | None = None
+    redacted: Redaction | UnsetType = UNSET
 
     @property
     def dotted(self) -> str:
@@ -65,6 +76,7 @@ class _Stored(msgspec.Struct, frozen=True):
     type: str
     data: Data
     metadata: Metadata
+    redacted: Redaction | UnsetType = UNSET
 
 
 _encoder = msgspec.json.Encoder()
@@ -73,7 +85,7 @@ _decoder = msgspec.json.Decoder(Event)
 
 def encode(event: Event) -> bytes:
     """The stored form: JSON without `sequence`, which only the stream knows."""
-    return _encoder.encode(_Stored(event.type, event.data, event.metadata))
+    return _encoder.encode(_Stored(event.type, event.data, event.metadata, event.redacted))
 
 
 def decode(raw: bytes, sequence: int | None = None) -> Event:

@@ -10,6 +10,9 @@ HASH_BUCKETS = 64
 VERSIONED = frozenset({"Memory", "Graph"})
 """Categories whose entities have checked versions: their entity id is a token of the subject."""
 
+REDACTED = "Redacted"
+"""The event of a tombstone; its category is the redacted event's where entities are versioned, else System."""
+
 # Our own headers.
 ERROR = "Crucible-Error"
 ATTEMPT = "Crucible-Attempt"
@@ -21,6 +24,7 @@ CAUSE = "Crucible-Cause"
 DRY_RUN = "Crucible-Dry-Run"
 REPLAY = "Crucible-Replay"
 NO_REACTION = "Crucible-No-Reaction"
+REDACTS = "Crucible-Redacts"
 REPLY_TO = "Crucible-Reply-To"
 DEADLINE = "Crucible-Deadline"
 WORKING = "Crucible-Working"
@@ -125,6 +129,11 @@ class Names(msgspec.Struct, frozen=True):
         return self._subject("evt", ">")
 
     @property
+    def tombstones(self) -> list[str]:
+        """Wildcards over the events that may be a tombstone."""
+        return [self.events_of(category, REDACTED) for category in (*sorted(VERSIONED), "System")]
+
+    @property
     def all_live(self) -> str:
         return self._subject("live", ">")
 
@@ -171,6 +180,11 @@ class Names(msgspec.Struct, frozen=True):
     @property
     def delivery_schedules(self) -> str:
         return self._subject("sched", "dlv", ">")
+
+    def handler_of(self, subject: str) -> str:
+        """The hook or webhook, as a token, that a message or a schedule of a work queue is for."""
+        tokens = subject.removeprefix(self._subject("")).split(".")
+        return tokens[2] if tokens[0] == "sched" else tokens[1]
 
     # History
     def attempt(self, webhook: str, delivery: str) -> str:

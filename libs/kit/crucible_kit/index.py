@@ -45,6 +45,15 @@ class Writer:
         """Does a piece of work in a transaction of its own. Raises what it raises, with nothing of it done."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._done, work)
 
+    async def empty_log(self) -> bool:
+        """Puts the write-ahead log into the file and empties it, so that what rows held before is nowhere any more.
+        False where a reader was in its way."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._emptied)
+
+    def _emptied(self) -> bool:
+        busy, _, _ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not busy
+
     def _done(self, work: Callable[[sqlite3.Connection], T]) -> T:
         with self._connection:
             return work(self._connection)
@@ -175,7 +184,9 @@ async def open_index(path: Path, bus: Bus, stream: str, version: int, schema: st
 def _opened(path: Path, schema: str, identity: str) -> sqlite3.Connection:
     connection = sqlite3.connect(path)
     # The stream is the truth: after a crash the index may be a little behind, never wrong.
-    connection.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; {_META}; {schema}")
+    # What is deleted is overwritten: a payload that was redacted must not stay behind in a free page.
+    pragmas = "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA secure_delete=ON"
+    connection.executescript(f"{pragmas}; {_META}; {schema}")
     with connection:
         connection.execute("INSERT OR IGNORE INTO meta VALUES ('identity', ?), ('sequence', '0')", (identity,))
     return connection

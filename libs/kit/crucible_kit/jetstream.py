@@ -27,7 +27,7 @@ _WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
 _DUPLICATE_IN_BATCH = 10201
 _TOO_LARGE = frozenset({10054, 10097})
 _NO_MESSAGE = 10037
-_NOT_DELETED = 10057
+_NOT_DELETED = frozenset({10043, 10057})
 _NAME_IN_USE = 10058
 
 _SECONDS = frozenset({"max_age", "duplicate_window", "subject_delete_marker_ttl", "ack_wait", "inactive_threshold"})
@@ -230,10 +230,13 @@ class JetStream(abc.ABC):
         upto = {} if through is None else {"seq": through + 1}
         await self._api("STREAM.PURGE", stream, body={"filter": subject, **upto})
 
-    async def remove(self, stream: str, sequence: int) -> None:
-        """Removes one message. Idempotent."""
-        reply = await self._api_reply("STREAM.MSG.DELETE", stream, body={"seq": sequence, "no_erase": True})
-        if reply.error is not None and reply.error.err_code != _NOT_DELETED:
+    async def remove(self, stream: str, sequence: int, *, erase: bool = False) -> None:
+        """Removes one message; with `erase`, the server also writes over its bytes. Idempotent."""
+        reply = await self._api_reply("STREAM.MSG.DELETE", stream, body={"seq": sequence, "no_erase": not erase})
+        if reply.error is None:
+            return
+        gone = reply.error.err_code in _NOT_DELETED and await self.get(stream, sequence) is None
+        if not gone:
             raise _refused(reply.error, stream)
 
     async def delete_stream(self, stream: str) -> None:

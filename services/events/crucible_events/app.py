@@ -26,9 +26,11 @@ from .api import endpoints, room_for
 from .appending import Appender
 from .committer import Committer
 from .copies import Copies
+from .erasing import Eraser
 from .expiry import Expiry
 from .guards import Guards
 from .places import Places
+from .redacting import Redacting
 from .replaying import Replaying
 from .replays import Replays
 from .settings import Settings
@@ -87,6 +89,8 @@ async def _running(
     appender = Appender(bus, index, copies, committer, metrics)
     registry = worlds.Worlds(bus, copies.atlas, copies.places, appender.append, room_for(bus))
     replaying = Replaying(bus, copies.replays, copies.types, copies.places, metrics)
+    eraser = Eraser(bus, index)
+    redacting = Redacting(bus, index, appender, eraser)
     projection = store.Projection(metrics)
     expiry = Expiry(bus, index)
     async with asyncio.TaskGroup() as tasks:
@@ -100,11 +104,13 @@ async def _running(
             tasks.create_task(committer.run()),
             tasks.create_task(registry.resume()),
             tasks.create_task(replaying.run()),
+            tasks.create_task(eraser.run()),
         ]
         answers = {
             **endpoints(bus, index, appender, copies, replaying),
             **registry.endpoints(),
             **copies.retention.endpoints(),
+            **redacting.endpoints(),
         }
         async with serve(bus, SERVICE, answers, telemetry):
             yield

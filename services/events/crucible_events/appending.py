@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
+
+import msgspec
 
 from crucible_core.catalogue import UnknownTypeError
 from crucible_core.envelope import MAX_EVENT_BYTES, decode
-from crucible_core.errors import ConflictError, CrucibleError, FieldError, InvalidError
+from crucible_core.errors import ConflictError, CrucibleError, FieldError, InvalidError, from_problem
 from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, NewEvent
 from crucible_kit.bus import MAX_BATCH, Bus, DuplicateError, Stored
 from crucible_kit.clock import fresh_id, timestamp
@@ -19,7 +21,7 @@ from .candidates import Candidate, State, as_one, check_apart, entities_of, runs
 from .committer import Committer, Outcome
 from .copies import Copies
 from .guards import Guard
-from .keeping import FOREVER
+from .keeping import FOREVER, Keeping
 from .stamping import Defaults, HopsError, stamp
 from .store import Known
 from .validation import Payloads
@@ -66,11 +68,29 @@ class Appender:
 
     # ---- each on its own
 
+    async def append_own(
+        self, new: NewEvent, headers: Mapping[str, str], keeping: Keeping, traceparent: str
+    ) -> Appended:
+        """Appends an event of this service's own, whose message has headers that no client can set. It may be as large
+        as the bus allows, and go to a place that there is no more. Raises why it was refused: a hook may deny it."""
+        await self._ready()
+        with self._places.appending():
+            state = self._candidate(0, new, timestamp(), traceparent, self._bus.max_payload - _HEADERS_ROOM)
+            if isinstance(state, Candidate):
+                state = msgspec.structs.replace(state, headers=headers, keeping=keeping)
+            [outcome] = await self._brought_about([state], anywhere=True)
+        if outcome.error is not None:
+            raise from_problem(outcome.error)
+        return outcome
+
     async def _append_each(self, events: Sequence[NewEvent], traceparent: str) -> list[Appended]:
-        states = await self._stamped(events, traceparent)
+        return await self._brought_about(await self._stamped(events, traceparent))
+
+    async def _brought_about(self, states: list[State], *, anywhere: bool = False) -> list[Appended]:
         for candidate, first in await self._known(under_way(states)):
             states[candidate.position] = self._duplicate(first)
-        await self._places.admit(states)
+        if not anywhere:
+            await self._places.admit(states)
         await self._judge(states)
         await self._commit_each(states)
         return [self._outcome(state) for state in states]
@@ -177,14 +197,17 @@ class Appender:
                 states[place] = self._candidate(place, events[place], now, traceparent)
         return states
 
-    def _candidate(self, position: int, new: NewEvent, now: str, traceparent: str) -> Candidate | CrucibleError:
+    def _candidate(
+        self, position: int, new: NewEvent, now: str, traceparent: str, most: int = 0
+    ) -> Candidate | CrucibleError:
+        most = most or self._most
         # A chain is named after its first event, where that is given its id here.
         fresh = fresh_id("evt") if new.id is None else fresh_id("cor")
         defaults = Defaults(new.id or fresh, now, new.correlation_id or f"cor_{fresh[4:]}", traceparent)
         try:
-            stamped = stamp(new, defaults, self._payloads, position, self._most)
+            stamped = stamp(new, defaults, self._payloads, position, most)
             keeping = FOREVER if stamped.forever else self._retention.of(stamped.event)
-            return Candidate(position, new, defaults, stamped, self._most, self._payloads, keeping)
+            return Candidate(position, new, defaults, stamped, most, self._payloads, keeping)
         except CrucibleError as error:
             return error
 
@@ -223,6 +246,8 @@ class Appender:
                 payload = await self._guards.judge(guards, stamped.raw, stamped.event.metadata.traceparent)
         except CrucibleError as error:
             return error
+        if candidate.headers and payload is not None:
+            return InvalidError(f"a hook may deny {stamped.event.dotted}, and not change it")
         try:
             return candidate if payload is None else candidate.changed(payload)
         except CrucibleError as error:

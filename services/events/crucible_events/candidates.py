@@ -19,7 +19,8 @@ _MOST_ERRORS = 100
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """An event of a request, with what is needed to stamp it again when a hook has changed its payload."""
+    """An event of a request, with what is needed to stamp it again when a hook has changed its payload. `headers` are
+    those of the service's own events: such an event is not changed by hooks."""
 
     position: int
     new: NewEvent
@@ -28,6 +29,7 @@ class Candidate(msgspec.Struct, frozen=True):
     most: int
     payloads: Payloads
     keeping: Keeping = DEFAULT
+    headers: Mapping[str, str] = {}
 
     @property
     def brought(self) -> list[str]:
@@ -66,7 +68,8 @@ class Candidate(msgspec.Struct, frozen=True):
         """The message that commits it. It takes its bucket's pin, if there is one: only the first message of an atomic
         batch may say what it expects of a subject."""
         stamped, event, about = self.stamped, self.stamped.event, self.stamped.event.metadata
-        headers = {} if self.new.react else {NO_REACTION: "1"}
+        recorded_only = not self.new.react or self.new.redacted is not None
+        headers = {**self.headers, **({NO_REACTION: "1"} if recorded_only else {})}
         expected = stamped.expected_sequence
         if event.type not in VERSIONED:
             expected = pins.pop(self.versions(names), None) if pins else None

@@ -40,9 +40,11 @@ class Expiry:
         state = await self._bus.stream_state(self._index.stream)
         gone = 0
         if state.max_age_ms:
-            end = await store.first_since(self._index, state.now_ms - state.max_age_ms, self._looked_to - 1)
+            before_ms = state.now_ms - state.max_age_ms
+            end = await store.first_since(self._index, before_ms, self._looked_to - 1)
             gone += await store.forget_range(self._index, self._looked_to, end)
             self._looked_to = end
+            gone += await store.forget_redacted(self._index, before_ms)
         while due := await store.overdue(self._index, state.now_ms, _AT_ONCE):
             await asyncio.gather(*(self._remove(sequence, state.now_ms) for sequence in due))
             gone += await store.forget_sequences(self._index, due)

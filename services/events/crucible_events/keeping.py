@@ -34,3 +34,9 @@ def expiry_of(headers: Mapping[str, str], stored_ms: int) -> tuple[bool, int | N
     never = ttl == "never"
     seconds = headers.get(KEEP, "") if never else ttl.removesuffix("s")
     return never, stored_ms + int(seconds) * 1000 if seconds.isdecimal() and len(seconds) <= 12 else None
+
+
+def kept_as(headers: Mapping[str, str]) -> Keeping:
+    """The keeping that a stored message was given."""
+    seconds = headers.get(KEEP, "")
+    return Keeping(headers.get(TTL), int(seconds) if seconds.isdecimal() and len(seconds) <= 12 else None)

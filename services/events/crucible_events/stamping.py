@@ -11,7 +11,9 @@ from crucible_core.catalogue import CATEGORIES
 from crucible_core.envelope import MAX_EVENT_BYTES, MAX_HOPS, Data, Event, Metadata, Source, SourceKind, encode
 from crucible_core.errors import FieldError, InvalidError, TooLargeError
 from crucible_core.ids import is_id
+from crucible_core.kinds import BUILT_IN
 from crucible_core.protocol.events import NewEvent
+from crucible_core.redaction import checked_empty
 from crucible_core.times import format_time, parse_time
 from crucible_kit.telemetry import parse_traceparent
 
@@ -93,7 +95,11 @@ def stamp(
         message = f"{new.hop} effects deep; chains end at {MAX_HOPS}"
         raise HopsError(f"hop: {message}", errors=[FieldError("hop", message)])
     payload = bytes(new.payload)
-    version = payloads.check(dotted, new.version, payload)
+    if new.redacted is None:
+        version = payloads.check(dotted, new.version, payload)
+    else:
+        checked_empty(payload)
+        version = new.version or BUILT_IN
     event = _event(new, defaults, dotted, version, one_line(payload))
     _check_expectation(new, event)
     raw = encode(event)
@@ -160,7 +166,7 @@ def _event(new: NewEvent, defaults: Defaults, dotted: str, version: str, payload
         traceparent=new.traceparent if parse_traceparent(new.traceparent) else defaults.traceparent,
         extensions=new.extensions or msgspec.UNSET,
     )
-    return Event(category, Data(event, msgspec.Raw(payload)), metadata)
+    return Event(category, Data(event, msgspec.Raw(payload)), metadata, redacted=new.redacted or msgspec.UNSET)
 
 
 def default_entity(category: str, payload: bytes) -> str | None:

@@ -14,6 +14,7 @@ from crucible_core.times import parse_time
 from crucible_kit.index import Index, insert
 from crucible_kit.message import Message
 from crucible_kit.metrics import Metrics
+from crucible_kit.redactions import original_of
 
 from .keeping import expiry_of
 
@@ -41,13 +42,21 @@ CREATE INDEX IF NOT EXISTS by_room_id ON events (room_id);
 CREATE INDEX IF NOT EXISTS by_message_id ON events (message_id) WHERE message_id IS NOT NULL;
 CREATE INDEX IF NOT EXISTS by_expires_ms ON events (expires_ms) WHERE expires_ms IS NOT NULL;
 CREATE TABLE IF NOT EXISTS spans (span INTEGER PRIMARY KEY, low INTEGER NOT NULL, high INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS erasures (
+  sequence INTEGER PRIMARY KEY, event_id TEXT NOT NULL, done INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX IF NOT EXISTS erasures_due ON erasures (sequence) WHERE NOT done;
 """
 """`time` is microseconds; `message_id` is set where it is not the event's id; `forever` and `expires_ms` are as
 `keeping.expiry_of` gives them. `spans` has the least and the greatest time of each 1,024 sequences: a query by time
 finds its place in the log with it, without an index on time. Every index has one column, after which SQLite puts the
-sequence: it is read in the log's order without sorting."""
+sequence: it is read in the log's order without sorting. `erasures` has the redacted events; `done` says that their
+bytes are nowhere any more (see `erasing`)."""
 
 INSERT = "INSERT OR IGNORE INTO events VALUES"
+_OVERWRITE = "UPDATE events SET raw = zeroblob(length(raw)) WHERE sequence = ?"
+_LEAVE = "UPDATE events SET raw = ? WHERE sequence = ?"
+_REMEMBER = "INSERT OR IGNORE INTO erasures (sequence, event_id) VALUES"
 _WIDEN = (
     "INSERT INTO spans VALUES (?, ?, ?) ON CONFLICT (span)"
     " DO UPDATE SET low = min(low, excluded.low), high = max(high, excluded.high)"
@@ -98,15 +107,18 @@ class Projection:
         self._sequence = metrics.gauge("events_index_sequence", "The last message of EVENTS that the index holds")
 
     def apply(self, writer: sqlite3.Connection, messages: list[Message]) -> None:
-        rows = []
+        rows, redacted = [], []
         for message in messages:
             try:
                 rows.append(row_of(message))
+                if (original := original_of(message)) is not None:
+                    redacted.append(row_of(original))
             except (msgspec.DecodeError, InvalidError) as error:
                 self._skipped.inc()
                 log.error("message %d of EVENTS is no event: %s", message.sequence, error)
         insert(writer, INSERT, rows)
-        writer.executemany(_WIDEN, _spans(rows))
+        _redact(writer, redacted)
+        writer.executemany(_WIDEN, _spans([*rows, *redacted]))
         self._lag.set(messages[-1].pending)
         self._sequence.set(messages[-1].sequence)
 
@@ -137,6 +149,25 @@ def row_of(message: Message) -> tuple[Any, ...]:
         expires_ms,
         message.data,
     )
+
+
+def _redact(writer: sqlite3.Connection, rows: Sequence[Sequence[Any]]) -> None:
+    """Puts what is left of events in their places, whether the index has the events themselves or, built anew from a
+    stream that has them no more, not."""
+    for row in rows:
+        sequence, event_id, left = row[0], row[1], row[-1]
+        there = writer.execute("SELECT id, length(raw) FROM events WHERE sequence = ?", (sequence,)).fetchone()
+        if there is None:
+            insert(writer, INSERT, [row])
+        elif there[0] == event_id:
+            # What has the same size is written over the old bytes in their place. Of what moves, SQLite may leave
+            # copies behind: hence white space at the end.
+            writer.execute(_OVERWRITE, (sequence,))
+            writer.execute(_LEAVE, (left.ljust(there[1]), sequence))
+        else:
+            log.error("%s is redacted, and sequence %d holds %s: it is left alone", event_id, sequence, there[0])
+            continue
+        insert(writer, _REMEMBER, [row[:2]])
 
 
 def _spans(rows: Iterable[Sequence[Any]]) -> list[tuple[int, int, int]]:
@@ -171,6 +202,13 @@ async def forget_world(index: Index, world_id: str, through: int) -> int:
 
 async def forget_sequences(index: Index, sequences: Sequence[int]) -> int:
     return await _forget(index, f"sequence IN ({', '.join('?' * len(sequences))})", sequences)
+
+
+async def forget_redacted(index: Index, before_ms: int) -> int:
+    """Forgets the redacted events that the stream's limit would have reached: in a new index they come late, with their
+    tombstones."""
+    redacted = "sequence IN (SELECT sequence FROM erasures WHERE done)"
+    return await _forget(index, f"{redacted} AND NOT forever AND stored_ms < ?", (before_ms,))
 
 
 async def overdue(index: Index, now_ms: int, most: int) -> list[int]:

@@ -71,6 +71,16 @@ SENT_CLOUD_EVENT: Final[Json] = {
     "roomid": "main",
     "data": EVENT["data"]["payload"],
 }
+REDACTED: Final[Json] = {
+    **EVENT,
+    "data": {"event": "Created", "payload": {}},
+    "redacted": {
+        "tombstone": "evt_01kaj4c7m2f9x8s6v4q3t1b0zn",
+        "at": "2026-11-22T08:30:00.000000Z",
+        "by": "user:alice",
+        "reason": "asked for by the author",
+    },
+}
 EVENT_PAGE: Final[Json] = {"events": [EVENT], "next_cursor": None}
 TRACE: Final[Json] = {
     "correlation_id": "cor_01kaj3x5vaf0y8nn4y6h4gq3zk",

@@ -10,6 +10,7 @@ import msgspec
 
 from crucible_core.errors import CrucibleError, UnavailableError
 from crucible_core.matcher import Matcher
+from crucible_core.redaction import place_of
 from crucible_core.subjects import STREAM_SEQUENCE
 from crucible_kit.bus import Bus, Message
 from crucible_kit.metrics import Metrics
@@ -162,7 +163,7 @@ class Hub:
             if sequence > self._last + 1:
                 await self._fill(sequence - 1)
             if sequence > self._last:
-                self._offer(Record(sequence, message.data))
+                self._offer(message, sequence)
 
     async def _fill(self, until: int) -> None:
         """Offers what the stream still has after the last event, up to a sequence."""
@@ -171,14 +172,17 @@ class Hub:
             async for messages in batches:
                 for message in messages:
                     self._filled.inc()
-                    self._offer(Record(message.sequence, message.data))
+                    self._offer(message, message.sequence)
                 if not messages or self._last >= until:
                     break
         self._last = max(self._last, until)
         log.info("live events %d to %d were read from the stream", first, self._last)
 
-    def _offer(self, record: Record) -> None:
-        self._last = record.sequence
+    def _offer(self, message: Message, sequence: int) -> None:
+        record = Record(sequence, message.data)
+        self._last = sequence
+        if (redacted := place_of(message.headers)) is not None:
+            self._drop(redacted.sequence)
         try:
             event = record.event
         except msgspec.DecodeError as error:
@@ -191,6 +195,11 @@ class Hub:
             if reader.wanted.confines(event) and not reader.offer(record):
                 self._gaps.inc()
                 self.leave(reader)
+
+    def _drop(self, sequence: int) -> None:
+        """Whoever joins from now on does not get it any more, as it would not from the stream."""
+        self._recent = deque(record for record in self._recent if record.sequence != sequence)
+        self._recent_bytes = sum(len(record.raw) for record in self._recent)
 
     def _remember(self, record: Record) -> None:
         self._recent.append(record)

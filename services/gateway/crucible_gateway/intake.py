@@ -9,7 +9,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 
 from crucible_core.attributes import Extensions
 from crucible_core.decode import decode
-from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD, MAX_EVENT_BYTES, Source
+from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD, MAX_EVENT_BYTES, Redaction, Source
 from crucible_core.errors import CrucibleError, FieldError, InvalidError, MalformedError, TooLargeError
 from crucible_core.protocol.events import NewEvent
 from crucible_kit.telemetry import parse_traceparent
@@ -58,7 +58,8 @@ class SentMetadata(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 class SentEvent(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """An event in the short form (`payload` beside `type`) or the long one (`data` and `metadata`), never both.
 
-    A committed event, sent again, is a long form; its `sequence` is skipped.
+    A committed event, sent again, is a long form; its `sequence` is skipped. One that is `redacted` stays so: it has no
+    payload, and is only recorded.
     """
 
     type: str
@@ -74,6 +75,7 @@ class SentEvent(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     sequence: _Sequence | UnsetType | None = UNSET
     expected_sequence: _Sequence | None = None
     retention: Literal["default", "forever"] = "default"
+    redacted: Redaction | UnsetType | None = UNSET
 
 
 class Origin(msgspec.Struct, frozen=True):
@@ -111,8 +113,8 @@ def read_event(raw: bytes, what: str = "event") -> NewEvent:
 
 
 def _from_short(sent: SentEvent) -> NewEvent:
-    if sent.metadata or sent.sequence is not UNSET:
-        named = "metadata" if sent.metadata else "sequence"
+    if sent.metadata or sent.sequence is not UNSET or sent.redacted:
+        named = "metadata" if sent.metadata else "redacted" if sent.redacted else "sequence"
         raise _refused(
             named, 'belongs to the long form, which has {"data": {"event": …, "payload": …}} and no "payload" beside it'
         )
@@ -157,6 +159,7 @@ def _from_long(sent: SentEvent, data: SentData) -> NewEvent:
         extensions=known.extensions or {},
         expected_sequence=sent.expected_sequence,
         retention=sent.retention,
+        redacted=sent.redacted or None,
     )
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from crucible_kit.buckets import open_bucket
 from crucible_kit.bus import Bus
 from crucible_kit.index import Index, open_index
 from crucible_kit.metrics import Metrics
+from crucible_kit.redactions import Redacted
 from crucible_kit.rpc import serve
 from crucible_kit.service import open_service
 from crucible_kit.settings import load
+from crucible_kit.streams import DAY_S
 from crucible_kit.types import open_types
 
 from . import store
@@ -57,13 +60,16 @@ def create_app(settings: Settings | None = None) -> Starlette:
             client = await stack.enter_async_context(open_client())
             runner = Runner(bus, await stack.enter_async_context(sandbox), client, telemetry, metrics)
             recorder = Recorder(bus)
-            workers = Workers(bus, registry, runner, debounce)
+            redacted = Redacted(bus, settings.retention_days * DAY_S)
+            workers = Workers(bus, registry, redacted, runner, debounce)
             directory = Directory(Path(root), registry) if (root := settings.root) else None
             app.state.ready = lambda: waiting_for(bus, registry, index, directory)
 
             # Ends in the opposite order: requests first, then dispatch and workers, and the recorder when all is told.
             await stack.enter_async_context(running([recorder.run]))
             registry.changed += [workers.registry_changed]
+            await stack.enter_async_context(running([redacted.follow]))
+            await redacted.complete()
             registry.reloaded += [workers.reloaded]
             following = [
                 types.view.follow,
@@ -75,7 +81,8 @@ def create_app(settings: Settings | None = None) -> Starlette:
             registry.changed += told_of_changes(recorder, directory)
             watching = [directory.follow] if directory else []
             dispatcher = Dispatcher(bus, registry, debounce, metrics)
-            await stack.enter_async_context(running([dispatcher.run, *watching]))
+            sweep = partial(redacted.sweep, bus.names.hook_runs, workers.drop)
+            await stack.enter_async_context(running([dispatcher.run, sweep, *watching]))
             answers = endpoints(
                 registry,
                 index,

@@ -14,6 +14,7 @@ from crucible_core.errors import CrucibleError, UnavailableError
 from crucible_core.protocol.hooks import HookRecord, RunRecord
 from crucible_kit.bus import Bus, Message
 from crucible_kit.clock import now_ms, timestamp
+from crucible_kit.redactions import Redacted, event_sequence
 from crucible_kit.work import Poison, work
 
 from .debounce import Debounce
@@ -46,9 +47,10 @@ class Trial(msgspec.Struct):
 class Workers:
     """One worker for each Post hook that is enabled: a slow hook has its own places and holds up nobody else."""
 
-    def __init__(self, bus: Bus, registry: Registry, runner: Runner, debounce: Debounce) -> None:
+    def __init__(self, bus: Bus, registry: Registry, redacted: Redacted, runner: Runner, debounce: Debounce) -> None:
         self._bus = bus
         self._registry = registry
+        self._redacted = redacted
         self._runner = runner
         self._debounce = debounce
         self._running: dict[str, tuple[Wanted, asyncio.Task[None]]] = {}
@@ -139,6 +141,9 @@ class Workers:
         if subjects.DRY_RUN in message.headers:
             await self._answer(message, await self._tried_out(hook, event, run))
             return
+        if event.sequence in self._redacted:
+            await self.drop(message)
+            return
         # A replay that was interrupted may hand on an event again, long after the queue has forgotten the first one.
         again = message.delivered > 1 or subjects.REPLAY in message.headers
         record = await self._recorded(name, run, attempt) if again else None
@@ -195,6 +200,22 @@ class Workers:
             _kept(message.headers) | {subjects.ATTEMPT: str(following)},
             f"{record.run_id}:{following}",
         )
+        if event_sequence(message) in self._redacted:
+            self._redacted.look_again()
+
+    async def drop(self, message: Message) -> None:
+        """Records that a run, waiting or parked, is not made because its event was redacted. Safe to do twice."""
+        name = self._bus.names.handler_of(message.subject)
+        hook = next((hook for hook in self._registry.hooks.values() if subjects.token(hook.name) == name), None)
+        try:
+            event, (run, attempt) = decode(message.data, event_sequence(message)), _place(message)
+        except (msgspec.DecodeError, Poison):
+            return
+        if hook is not None:
+            record = run_record(hook, event, run, attempt, "skipped", timestamp())
+            record.error = "not run: the event was redacted before"
+            record.replay = message.headers.get(subjects.REPLAY)
+            await self._bus.store(stored(self._bus.names, record))
 
     async def _tried_out(self, hook: Hook, event: Event, run: str) -> Trial:
         """A dry run, of which nothing is recorded."""

@@ -23,6 +23,7 @@ from crucible_kit.telemetry import Telemetry
 from . import store
 from .api import Api
 from .files import Files
+from .refolding import Refolding
 from .search import open_searcher
 from .settings import Settings
 from .truth import last_change
@@ -55,8 +56,9 @@ def create_app(settings: Settings | None = None) -> Starlette:
             async with asyncio.TaskGroup() as tasks:
                 apply = partial(store.apply, skipped.inc)
                 following = tasks.create_task(index.follow(bus, apply, [bus.names.events_of("Memory")]))
-                forgetting = [tasks.create_task(worlds.follow()), tasks.create_task(purging.run())]
-                serving = tasks.create_task(_serve(bus, index, searcher, answering, telemetry, metrics))
+                refolding = Refolding(bus, index, skipped.inc)
+                forgetting = [tasks.create_task(forget()) for forget in (worlds.follow, purging.run, refolding.run)]
+                serving = tasks.create_task(_serve(bus, index, refolding, searcher, answering, telemetry, metrics))
                 yield
                 # What has begun still reads the index: it goes on until that is done.
                 serving.cancel()
@@ -70,6 +72,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
 async def _serve(
     bus: Bus,
     index: Index,
+    refolding: Refolding,
     searcher: aiosqlite.Connection,
     answering: asyncio.Event,
     telemetry: Telemetry,
@@ -77,6 +80,7 @@ async def _serve(
 ) -> None:
     """Answers and works, once the index holds what was there at the start: until then other replicas do."""
     await index.reach(await last_change(bus), _REBUILD_S)
+    await refolding.rested.wait()
     writer = Writer(bus, index)
     async with serve(bus, SERVICE, Api(bus, index, searcher, writer, metrics).endpoints(), telemetry):
         answering.set()

@@ -14,6 +14,7 @@ from crucible_core.envelope import DEFAULT_WORLD
 from crucible_core.errors import UnavailableError
 from crucible_core.ids import is_id
 from crucible_core.protocol.memory import MemoryView
+from crucible_core.redaction import place_of
 from crucible_kit.bus import Message
 from crucible_kit.index import Index
 
@@ -41,6 +42,9 @@ CREATE INDEX IF NOT EXISTS names_by_memory ON names (memory);
 CREATE VIRTUAL TABLE IF NOT EXISTS texts USING fts5(
   title, content, words, content='memories', content_rowid='key', tokenize='porter unicode61 remove_diacritics 2'
 );
+CREATE TABLE IF NOT EXISTS refolds (
+  id TEXT, world TEXT, seen INTEGER NOT NULL, PRIMARY KEY (id, world)
+) WITHOUT ROWID;
 CREATE TRIGGER IF NOT EXISTS memory_inserted AFTER INSERT ON memories BEGIN
   INSERT INTO texts (rowid, title, content, words) VALUES (new.key, new.title, new.content, new.words);
 END;
@@ -49,7 +53,8 @@ CREATE TRIGGER IF NOT EXISTS memory_deleted AFTER DELETE ON memories BEGIN
   VALUES ('delete', old.key, old.title, old.content, old.words);
 END;
 """
-"""`words` holds tags and entities for the full text; `state` is the Memory without its content."""
+"""`words` holds tags and entities for the full text; `state` is the Memory without its content. `refolds`
+has the memories of which an event was redacted, and the last of their events that the index has: see `refolding`."""
 
 _PATH, _FILE, _TITLE, _ALIAS = range(4)
 """The kinds of names, the strongest first."""
@@ -72,8 +77,14 @@ def apply(skipped: Callable[[], None], writer: sqlite3.Connection, messages: lis
     for event in events:
         key = (event.memory_id, event.world_id)
         after[key] = fold(after[key] if key in after else before.get(key), event)
-    _remove(writer, [(memory.key,) for memory in before.values()])
-    kept = [memory for memory in after.values() if memory]
+    put(writer, before.values(), after.values())
+    _note_redacted(writer, messages, events)
+
+
+def put(writer: sqlite3.Connection, before: Iterable[Memory], after: Iterable[Memory | None]) -> None:
+    """Memories in the place of others."""
+    _remove(writer, [(memory.key,) for memory in before])
+    kept = [memory for memory in after if memory]
     writer.executemany("INSERT INTO memories VALUES (?, ?, ?, ?, ?, ?, ?, ?)", map(_row, kept))
     writer.executemany("INSERT INTO tags VALUES (?, ?)", [(tag, m.key) for m in kept for tag in m.tags])
     writer.executemany(
@@ -84,6 +95,36 @@ def apply(skipped: Callable[[], None], writer: sqlite3.Connection, messages: lis
         "INSERT OR IGNORE INTO names VALUES (?, ?, ?, ?)",
         [(m.world_id, name, kind, m.key) for m in kept for name, kind in names_of(m)],
     )
+
+
+def replace(writer: sqlite3.Connection, id: str, world: str, memory: Memory | None, last: int) -> bool:
+    """Puts a memory as its events up to `last` make it in the place of the one that there is; False where the index has
+    taken a later one of them."""
+    seen = writer.execute("SELECT seen FROM refolds WHERE id = ? AND world = ?", (id, world)).fetchone()
+    if seen is None or seen[0] > last:
+        return False
+    put(writer, _by_key(writer.execute(*_states({(id, world)}))).values(), [memory])
+    return True
+
+
+def clean(writer: sqlite3.Connection) -> None:
+    """Takes the words of what was deleted out of the full text: it only marks them as gone."""
+    writer.execute("INSERT INTO texts (texts) VALUES ('optimize')")
+
+
+def settled(writer: sqlite3.Connection, id: str, world: str, last: int) -> None:
+    writer.execute("DELETE FROM refolds WHERE id = ? AND world = ? AND seen <= ?", (id, world, last))
+
+
+def _note_redacted(writer: sqlite3.Connection, messages: list[Message], events: list[Recorded]) -> None:
+    told = {message.sequence for message in messages if place_of(message.headers) is not None}
+    for event in events:
+        if event.sequence in told:
+            row = (event.memory_id, event.world_id, event.sequence)
+            writer.execute("INSERT OR IGNORE INTO refolds VALUES (?, ?, ?)", row)
+    if writer.execute("SELECT 1 FROM refolds LIMIT 1").fetchone():
+        seen = [(event.sequence, event.memory_id, event.world_id) for event in events]
+        writer.executemany("UPDATE refolds SET seen = max(seen, ?) WHERE id = ? AND world = ?", seen)
 
 
 async def forget_world(index: Index, world: str, through: int) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -12,15 +13,17 @@ from crucible_kit.buckets import open_bucket
 from crucible_kit.bus import Bus
 from crucible_kit.index import Index, open_index
 from crucible_kit.metrics import Metrics
+from crucible_kit.redactions import Redacted
 from crucible_kit.rpc import serve
 from crucible_kit.service import open_service
 from crucible_kit.settings import load
+from crucible_kit.streams import DAY_S
 from crucible_kit.telemetry import Telemetry
 from crucible_kit.types import open_types
 
 from . import store
 from .api import endpoints
-from .deliver import Workers
+from .deliver import Workers, drop
 from .dispatch import dispatch, open_dispatch
 from .registry import Registry
 from .replaying import Replayer
@@ -62,9 +65,11 @@ async def _running(
             index = await stack.enter_async_context(opening)
         app.state.ready = lambda: waiting_for(bus, registry, index)
         async with asyncio.TaskGroup() as tasks:
-            running = []
+            redacted = Redacted(bus, settings.retention_days * DAY_S)
+            running = [tasks.create_task(redacted.follow())]
+            await redacted.complete()
             if delivers:
-                workers = Workers(bus, registry, sender, telemetry, metrics)
+                workers = Workers(bus, registry, redacted, sender, telemetry, metrics)
                 registry.changed = workers.note
                 running.append(tasks.create_task(workers.run()))
             running.append(tasks.create_task(registry.types.view.follow()))
@@ -73,6 +78,7 @@ async def _running(
             if index is not None:
                 running.append(tasks.create_task(index.follow(bus, store.apply, [bus.names.delivery_attempts])))
                 running.append(tasks.create_task(dispatch(bus, registry, metrics)))
+                running.append(tasks.create_task(redacted.sweep(bus.names.deliveries, partial(drop, bus))))
                 answers = endpoints(bus, registry, index, sender, Replayer(bus, registry, metrics), settings)
                 await stack.enter_async_context(serve(bus, SERVICE, answers, telemetry))
             yield

@@ -17,6 +17,7 @@ from crucible_kit.bus import Bus, Message
 from crucible_kit.clock import now_ms, timestamp
 from crucible_kit.frames import Outgoing
 from crucible_kit.metrics import Metrics
+from crucible_kit.redactions import Redacted, event_sequence
 from crucible_kit.rpc import call
 from crucible_kit.streams import DUPLICATE_WINDOW_S
 from crucible_kit.telemetry import Attribute, Telemetry
@@ -26,7 +27,7 @@ from .records import told_url
 from .registry import Registry
 from .sending import Sender
 from .signing import USER_AGENT, authorization, body_of, sign, signing_key
-from .verdict import GONE, Response, Verdict, judge
+from .verdict import GONE, SKIPPED, Response, Verdict, judge
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +42,18 @@ _SPARE_S = 15.0
 class Workers:
     """One worker for each webhook that is enabled: a slow endpoint has its own places and holds up nobody else."""
 
-    def __init__(self, bus: Bus, registry: Registry, sender: Sender, telemetry: Telemetry, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        registry: Registry,
+        redacted: Redacted,
+        sender: Sender,
+        telemetry: Telemetry,
+        metrics: Metrics,
+    ) -> None:
         self._bus = bus
         self._registry = registry
+        self._redacted = redacted
         self._sender = sender
         self._telemetry = telemetry
         self._attempts = metrics.counter("webhook_attempts", "Attempts by outcome", ("outcome",))
@@ -116,6 +126,10 @@ class Workers:
         if earlier is not None:
             await self._tell_of(record, event, earlier)
             return
+        if event.sequence in self._redacted:
+            self._attempts.labels(SKIPPED.outcome).inc()
+            await drop(self._bus, message)
+            return
         outcome, verdict = await self._made(record, event, message, delivery, attempt)
         outcome.replay = message.headers.get(subjects.REPLAY)
         self._attempts.labels(verdict.outcome).inc()
@@ -128,7 +142,7 @@ class Workers:
         began, started_at = time.perf_counter(), timestamp()
         if subjects.REPLAY in message.headers and record.options.replay == "dry":
             dry = Verdict("dry")
-            return _attempt_record(record, event, delivery, attempt, started_at, Response(), dry), dry
+            return _attempt_record(record.id, event, delivery, attempt, started_at, Response(), dry), dry
         parent = message.headers.get(subjects.TRACEPARENT)
         attributes: dict[str, Attribute | None] = {
             "webhook.id": record.id,
@@ -141,7 +155,7 @@ class Workers:
         took = time.perf_counter() - began
         verdict = judge(response, attempt, record.options.retry_delays_s)
         self._seconds.observe(took)
-        outcome = _attempt_record(record, event, delivery, attempt, started_at, response, verdict)
+        outcome = _attempt_record(record.id, event, delivery, attempt, started_at, response, verdict)
         outcome.duration_ms = round(took * 1000, 3)
         return outcome, verdict
 
@@ -172,6 +186,8 @@ class Workers:
                 headers,
                 f"{outcome.delivery_id}:{outcome.attempt + 1}",
             )
+            if event.sequence in self._redacted:
+                self._redacted.look_again()
         await self._bus.store(
             Outgoing(
                 names.attempt(record.id, outcome.delivery_id),
@@ -219,8 +235,21 @@ class Workers:
             log.warning("%s of %s was refused: %s", event_type, record.id, error)
 
 
+async def drop(bus: Bus, message: Message) -> None:
+    """Records that a delivery, waiting or parked, is not made because its event was redacted. Safe to do twice."""
+    try:
+        event, (delivery, attempt) = decode(message.data, event_sequence(message)), _place(message)
+    except (msgspec.DecodeError, Poison):
+        return
+    webhook_id = bus.names.handler_of(message.subject)
+    record = _attempt_record(webhook_id, event, delivery, attempt, timestamp(), Response(), SKIPPED)
+    record.replay = message.headers.get(subjects.REPLAY)
+    subject = bus.names.attempt(webhook_id, delivery)
+    await bus.store(Outgoing(subject, msgspec.json.encode(record), msg_id=f"{delivery}:{attempt}"))
+
+
 def _attempt_record(
-    record: WebhookRecord,
+    webhook_id: str,
     event: Event,
     delivery: str,
     attempt: int,
@@ -230,7 +259,7 @@ def _attempt_record(
 ) -> AttemptRecord:
     return AttemptRecord(
         delivery_id=delivery,
-        webhook_id=record.id,
+        webhook_id=webhook_id,
         event_id=event.metadata.id,
         event_type=event.dotted,
         event_sequence=event.sequence or 0,

@@ -26,6 +26,7 @@ CREATE TABLE IF NOT EXISTS counters (
 ) WITHOUT ROWID;
 """
 _FINAL_FAILURES = ("failed", "exhausted")
+_NOT_MADE = ("dry", "skipped")
 
 
 def apply(writer: sqlite3.Connection, messages: list[Message]) -> None:
@@ -46,10 +47,10 @@ def apply(writer: sqlite3.Connection, messages: list[Message]) -> None:
             (
                 record.webhook_id,
                 record.attempt == 1,
-                record.outcome != "dry",
+                record.outcome not in _NOT_MADE,
                 record.outcome == "delivered",
                 record.outcome in _FINAL_FAILURES,
-                None if record.outcome == "dry" else record.started_at,
+                None if record.outcome in _NOT_MADE else record.started_at,
             ),
         )
 

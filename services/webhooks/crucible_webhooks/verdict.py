@@ -8,6 +8,7 @@ import msgspec
 _RETRIED = frozenset({408, 425, 429})
 GONE = 410
 MAX_RETRY_AFTER_S = 3600.0
+_NOT_SENT = "the event was redacted before it was sent"
 
 
 class Response(msgspec.Struct, frozen=True):
@@ -20,12 +21,15 @@ class Response(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """`outcome` is delivered, retrying, failed (for good, by its answer), exhausted (no attempt is left) or dry (there
-    was none to make)."""
+    """`outcome` is delivered, retrying, failed (for good, by its answer), exhausted (no attempt is left), dry (there
+    was none to make) or skipped (its event was redacted)."""
 
-    outcome: Literal["delivered", "retrying", "failed", "exhausted", "dry"]
+    outcome: Literal["delivered", "retrying", "failed", "exhausted", "dry", "skipped"]
     delay_s: float = 0.0
     reason: str | None = None
+
+
+SKIPPED = Verdict("skipped", reason=_NOT_SENT)
 
 
 def judge(response: Response, attempt: int, delays_s: Sequence[float]) -> Verdict:

@@ -140,6 +140,12 @@ def get_event(id: str) -> Call[Event]:
     return get(f"/api/v1/events/{segment(id)}", reads(Event))
 
 
+def redact_event(id: str, *, reason: str | None = None) -> Call[Event]:
+    """Erases the payload of one event for good, and returns what is left of it; `redacted` says when and by whom. The
+    reason stays in the log. Raises NotFoundError, DeniedError (a Pre hook's veto), InvalidError for a tombstone."""
+    return post(f"/api/v1/events/{segment(id)}/redact", present(reason=reason), reads(Event))
+
+
 def trace(correlation_id: str, *, min_sequence: int | None = None) -> Call[TraceReply]:
     """Everything with that correlation id, as trees of causes and effects."""
     path = f"/api/v1/events/trace/{segment(correlation_id)}"

@@ -12,6 +12,8 @@ NodeId = Annotated[str, Meta(min_length=1, max_length=200, examples=["vector-clo
 OtherNodeId = Annotated[str, Meta(min_length=1, max_length=200, examples=["lamport-clocks"])]
 RunId = Annotated[str, Meta(min_length=1, max_length=200, examples=["run_01kak503n8fz2v4y6b9c1d3e5g"])]
 WebhookId = Annotated[str, Meta(min_length=1, max_length=200, examples=["whk_01kak51wq2e4r6t8y0a2s4d6f8"])]
+EventId = Annotated[str, Meta(min_length=1, max_length=200, examples=["evt_01kak4x9t0e5ra1m3v8d2h7c6b"])]
+EventType = Annotated[str, Meta(min_length=1, max_length=200, examples=["Custom.Note"])]
 Name = Annotated[str, Meta(min_length=1, max_length=200, examples=["auto-link-related"])]
 Word = Annotated[str, Meta(min_length=1, max_length=200)]
 Tag = Annotated[str, Meta(min_length=1, max_length=200, examples=["#research"])]
@@ -57,3 +59,14 @@ class Closed(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defa
 
 class Open(msgspec.Struct, kw_only=True, omit_defaults=True):
     """The payload of an event of somebody else's program: other fields are accepted."""
+
+
+class Redacted(Closed, kw_only=True):
+    """The payload of an event was erased: of which one, and what is left of it (see `crucible_core.redaction`)."""
+
+    id: OtherPath | None = None
+    event_id: EventId
+    sequence: Annotated[int, Meta(ge=0, examples=[42])]
+    type: EventType
+    reason: Text | None = None
+    envelope: Annotated[Object, Meta(examples=[{"type": "Custom", "data": {"event": "Note"}, "metadata": {}}])]

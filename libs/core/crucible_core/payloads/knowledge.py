@@ -15,6 +15,7 @@ from .fields import (
     OtherPath,
     Path,
     Payloads,
+    Redacted,
     References,
     Tag,
     Tags,
@@ -113,6 +114,10 @@ class MemoryPruned(_Memory):
     """A memory was dropped by a retention rule."""
 
 
+class MemoryRedacted(Redacted):
+    """The payload of a Memory event was erased; `envelope` is what is left of it."""
+
+
 # ---- Graph -----------------------------------------------------------------------------------------------------------
 
 
@@ -180,6 +185,10 @@ class GraphMetricsComputed(_Graph):
     """Measures of the graph were computed."""
 
 
+class GraphRedacted(Redacted):
+    """The payload of a Graph event was erased; `envelope` is what is left of it."""
+
+
 # ---- File ------------------------------------------------------------------------------------------------------------
 
 
@@ -245,6 +254,7 @@ MEMORY: Payloads = {
     "Accessed": MemoryAccessed,
     "Consolidated": MemoryConsolidated,
     "Pruned": MemoryPruned,
+    "Redacted": MemoryRedacted,
 }
 GRAPH: Payloads = {
     "NodeAdded": GraphNodeAdded,
@@ -254,6 +264,7 @@ GRAPH: Payloads = {
     "PathDiscovered": GraphPathDiscovered,
     "CommunityDetected": GraphCommunityDetected,
     "MetricsComputed": GraphMetricsComputed,
+    "Redacted": GraphRedacted,
 }
 FILE: Payloads = {
     "Created": FileCreated,

@@ -10,6 +10,7 @@ from .fields import (
     Name,
     Object,
     Payloads,
+    Redacted,
     RunId,
     Text,
     Time,
@@ -115,6 +116,10 @@ class SystemFault(_System):
 
 class SystemConfigChanged(_System):
     """A setting changed."""
+
+
+class SystemRedacted(Redacted):
+    """The payload of an event (other than Memory's and Graph's) was erased; `envelope` is what is left of it."""
 
 
 # ---- Hook ------------------------------------------------------------------------------------------------------------
@@ -253,6 +258,7 @@ SYSTEM: Payloads = {
     "WorldDeleted": SystemWorldDeleted,
     "Error": SystemFault,
     "ConfigChanged": SystemConfigChanged,
+    "Redacted": SystemRedacted,
 }
 HOOK: Payloads = {
     "Registered": HookRegistered,

@@ -1,11 +1,11 @@
-"""What `events` answers: append, query, count, get, trace and the types; and its records in KV."""
+"""What `events` answers: append, redact, query, count, get, trace and the types; and its records in KV."""
 
 from typing import Any, Literal
 
 import msgspec
 
 from crucible_core.attributes import Extensions
-from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD, Source
+from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD, Redaction, Source
 from crucible_core.errors import Problem
 
 from .shared import Message
@@ -15,7 +15,8 @@ class NewEvent(Message):
     """An event that wants to be committed; everything that is None is stamped by `events`.
 
     `payload` is JSON, passed through untouched. `expected_sequence` is that of the entity's last event (0: none yet).
-    Without `react` it is only recorded: Post hooks, webhooks and the reader of notes pass it over.
+    Without `react` it is only recorded: Post hooks, webhooks and the reader of notes pass it over. One that comes
+    `redacted`, as an export has it, has the payload `{}`, whatever its type, and is only recorded too.
     """
 
     type: str
@@ -37,6 +38,7 @@ class NewEvent(Message):
     retention: Literal["default", "forever"] = "default"
     idempotency_key: str | None = None
     react: bool = True
+    redacted: Redaction | None = None
 
 
 class AppendRequest(Message):
@@ -59,6 +61,22 @@ class AppendReply(Message):
     """`results` has one entry for each event asked, in order. An atomic append is refused as a whole, by an error."""
 
     results: list[Appended]
+
+
+class RedactRequest(Message):
+    """Erase the payload of one event; the rest says who asks. Answered with the event in its public form."""
+
+    id: str
+    reason: str | None = None
+    source: Source | None = None
+    actor: str | None = None
+    correlation_id: str | None = None
+
+
+class IndexedRequest(Message):
+    """Answered once the replica's index holds a sequence."""
+
+    sequence: int
 
 
 class EventsWanted(Message):

@@ -89,6 +89,8 @@ def _event(attributes: dict[str, Value], data: Content, catalogue: Catalogue) ->
     if rest.get("partitionkey") == subject:
         rest.pop("partitionkey", None)
     rest.pop("sequence", None)
+    if take("crucibleredacted"):
+        raise refused("crucibleredacted", "a redacted event has no data; import it in Crucible's own form")
     own = is_id("evt", id)
     if not own:
         rest.setdefault("originalid", id)

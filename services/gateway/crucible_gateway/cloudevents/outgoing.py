@@ -6,11 +6,11 @@ from typing import Any
 from urllib.parse import quote
 
 import msgspec
-from msgspec import UNSET, Raw
+from msgspec import UNSET, Raw, UnsetType
 
 from crucible_core.attributes import PLAIN_JSON, Value, is_text
 from crucible_core.catalogue import OWN
-from crucible_core.envelope import Metadata, Source
+from crucible_core.envelope import Metadata, Redaction, Source
 
 from .content import TYPE, body_of, unwrapped
 from .headers import encoded
@@ -43,6 +43,7 @@ class Committed(msgspec.Struct):
     data: _Data
     metadata: Metadata
     sequence: int
+    redacted: Redaction | UnsetType = UNSET
 
 
 _decoder = msgspec.json.Decoder(Committed)
@@ -98,6 +99,7 @@ def _attributes(event: Committed) -> dict[str, Value]:
         "worldid": about.world_id,
         "roomid": about.room_id,
         "cruciblehop": about.hop or None,
+        "crucibleredacted": True if event.redacted else None,
         "crucibleversion": None if _has_one_version(event) else about.version,
         **extensions,
     }

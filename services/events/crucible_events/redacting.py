@@ -1,0 +1,127 @@
+"""Redaction: one event's payload is erased for good; its envelope stays in its place, and a tombstone says so."""
+
+from collections.abc import Mapping
+
+import msgspec
+from msgspec import UNSET, Raw
+
+from crucible_core.envelope import Event, decode, with_sequence
+from crucible_core.errors import ConflictError, FieldError, InvalidError, NotFoundError
+from crucible_core.ids import derive_id
+from crucible_core.protocol.events import IndexedRequest, NewEvent, RedactRequest
+from crucible_core.redaction import MAX_REASON, Place, mark, place_of, tombstone, type_of
+from crucible_core.subjects import MSG_ID
+from crucible_kit.bus import Bus, Message
+from crucible_kit.index import Index
+from crucible_kit.rpc import Context, Endpoint, call_all
+
+from . import store
+from .appending import Appender
+from .erasing import Eraser, holds
+from .keeping import kept_as
+
+
+class Redacting:
+    """The tombstone is committed first, then the event is erased: who meets the one does the other. So a process may
+    die at any moment, and the request may come again."""
+
+    def __init__(self, bus: Bus, index: Index, appender: Appender, eraser: Eraser) -> None:
+        self._bus = bus
+        self._index = index
+        self._appender = appender
+        self._eraser = eraser
+
+    def endpoints(self) -> Mapping[str, Endpoint]:
+        return {
+            "redact": Endpoint(RedactRequest, self.redact),
+            "indexed": Endpoint(IndexedRequest, self.indexed, every_replica=True),
+        }
+
+    async def indexed(self, request: IndexedRequest, context: Context) -> IndexedRequest:
+        await self._index.reach(request.sequence)
+        return request
+
+    async def redact(self, request: RedactRequest, context: Context) -> bytes:
+        """Answered once the payload is gone from the stream, and every replica that is there shows it no more.
+
+        Raises NotFoundError, InvalidError for a tombstone, and a hook's DeniedError.
+        """
+        _check_reason(request.reason)
+        sequence, raw = await self._found(request.id)
+        message = await self._bus.get(self._index.stream, sequence)
+        if message is None:
+            # Another replica is at it, or it has expired: what is committed by now tells.
+            await self._index.reach(await self._bus.last_sequence(self._index.stream))
+            sequence, raw = await self._found(request.id)
+            if decode(raw).redacted is UNSET:
+                raise _missing(request.id)
+            return with_sequence(raw, sequence)
+        if not holds(message, request.id):
+            raise _missing(request.id)
+        if decode(message.data).redacted is not UNSET:  # it came so, with an import
+            return with_sequence(raw, sequence)
+        told = await self._tell(request, message, context)
+        await self._eraser.erase(sequence, request.id)
+        await call_all(self._bus, "events", "indexed", IndexedRequest(sequence=told))
+        await self._index.reach(told)
+        sequence, raw = await self._found(request.id)
+        return with_sequence(raw, sequence)
+
+    async def _tell(self, request: RedactRequest, message: Message, context: Context) -> int:
+        """The sequence of the tombstone, which is committed now or was before."""
+        if place_of(message.headers) is not None:
+            text = f"{request.id} is the tombstone of a redaction: it has nothing that could be erased"
+            raise InvalidError(text, errors=[FieldError("id", text)])
+        event = decode(message.data, message.sequence)
+        new = _tombstone(event, request, message)
+        place = Place(message.sequence, message.time_ms, message.headers.get(MSG_ID, ""))
+        kept = kept_as(message.headers)
+        appended = await self._appender.append_own(new, mark(place), kept, context.traceparent)
+        assert appended.sequence is not None
+        if appended.duplicate:
+            await self._check_first(appended.sequence, request.id, place)
+        return appended.sequence
+
+    async def _check_first(self, sequence: int, event_id: str, place: Place) -> None:
+        """Anybody may have appended something by the id that the tombstone has."""
+        first = await self._bus.get(self._index.stream, sequence)
+        found = place_of(first.headers) if first is not None else None
+        if found is None or found.sequence != place.sequence:
+            raise ConflictError(f"another event has the id of the tombstone of {event_id}", current_sequence=sequence)
+
+    async def _found(self, event_id: str) -> tuple[int, bytes]:
+        found = await store.by_id(self._index, event_id)
+        if found is None:
+            # It may be so new that the index does not have it yet.
+            await self._index.reach(await self._bus.last_sequence(self._index.stream))
+            found = await store.by_id(self._index, event_id)
+        if found is None:
+            raise _missing(event_id)
+        return found
+
+
+def _tombstone(event: Event, request: RedactRequest, message: Message) -> NewEvent:
+    """The same event always has the same tombstone. It is an effect in the event's own chain, and kept as long."""
+    about = event.metadata
+    return NewEvent(
+        type=type_of(event.type),
+        payload=Raw(msgspec.json.encode(tombstone(event, request.reason))),
+        id=derive_id("evt", message.time_ms, "redaction", about.id),
+        source=request.source,
+        actor=request.actor,
+        correlation_id=request.correlation_id or about.correlation_id,
+        causation_id=about.id,
+        world_id=about.world_id,
+        room_id=about.room_id,
+        entity=about.entity,
+    )
+
+
+def _check_reason(reason: str | None) -> None:
+    if reason is not None and not 0 < len(reason) <= MAX_REASON:
+        message = f"must have 1 to {MAX_REASON} characters"
+        raise InvalidError(f"reason: {message}", errors=[FieldError("reason", message)])
+
+
+def _missing(event_id: str) -> NotFoundError:
+    return NotFoundError(f"there is no event {event_id[:100]}")

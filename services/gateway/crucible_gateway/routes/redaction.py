@@ -1,0 +1,60 @@
+"""The request to erase one event's payload."""
+
+from typing import Annotated
+
+import msgspec
+from litestar import Response, post
+from msgspec import Meta
+
+from crucible_core.envelope import Event
+from crucible_core.protocol.events import RedactRequest
+from crucible_core.redaction import MAX_REASON
+from crucible_gateway import examples
+from crucible_gateway.auth import principal_of
+from crucible_gateway.bodies import JSON, Http, read_if_any
+from crucible_gateway.context import ask
+from crucible_gateway.correlation import sent_correlation
+from crucible_gateway.openapi import Body, Operation, described
+from crucible_gateway.params import NoParams, read_params
+
+from .events import TAG
+from .replies import passed
+
+
+class RedactBody(msgspec.Struct):
+    """Why it is erased. It stays in the log for ever: it must not repeat what is erased."""
+
+    reason: Annotated[str, Meta(min_length=1, max_length=MAX_REASON)] | None = None
+
+
+@post(
+    "/api/v1/events/{id:str}/redact",
+    opt=described(
+        Operation(
+            summary="Erase an event's payload for good",
+            description=(
+                "Its envelope stays in its place, with `redacted`, and a tombstone (`Memory.Redacted`, `Graph.Redacted`"
+                " or `System.Redacted`) is committed. Answered once the payload is gone from the log; the same request "
+                "again is answered the same. A Pre hook on the tombstone's type may deny it."
+            ),
+            tag=TAG,
+            bodies={JSON: Body(RedactBody, {"reason": "asked for by the author"})},
+            body_required=False,
+            reply=Event,
+            example=examples.REDACTED,
+            refusals=("malformed", "not_found", "conflict", "too_large", "unsupported", "invalid"),
+        )
+    ),
+)
+async def redact_event(request: Http) -> Response[bytes]:
+    read_params(request.scope["query_string"], NoParams)
+    body = await read_if_any(request, RedactBody)
+    principal = principal_of(request)
+    asked = RedactRequest(
+        id=request.path_params["id"],
+        reason=body.reason,
+        source=principal.source,
+        actor=principal.actor,
+        correlation_id=sent_correlation(request.headers),
+    )
+    return passed(await ask(request, "events", "redact", asked, bytes))

@@ -1,0 +1,31 @@
+"""Redactions without a running events service."""
+
+from crucible_core.envelope import Data, Event, Metadata, Source, encode
+from crucible_core.redaction import Place, mark
+from crucible_kit.bus import Bus
+from crucible_kit.frames import Outgoing
+
+
+async def tell(bus: Bus, sequence: int) -> int:
+    """Commits a tombstone as events does, then removes the event; returns the tombstone's sequence."""
+    metadata = Metadata(
+        id=f"evt_t{sequence}",
+        timestamp="2026-11-21T10:00:00.000000Z",
+        source=Source("user", "t"),
+        actor="user:t",
+        correlation_id="cor_t",
+    )
+    raw = encode(Event("System", Data("Redacted", {"n": 0}), metadata))
+    subject = bus.names.event("default", "main", "System", "Redacted", None)
+    told = await bus.store(Outgoing(subject, raw, mark(Place(sequence, 0, ""))))
+    await bus.remove(bus.names.events, sequence, erase=True)
+    return told.sequence
+
+
+async def queued(bus: Bus, stream: str, text: str) -> int:
+    """How many messages of a stream have a text in them."""
+    end, sequence, found = await bus.last_sequence(stream), 0, 0
+    while sequence < end and (message := await bus.next(stream, sequence + 1, ">")) is not None:
+        sequence = message.sequence
+        found += text.encode() in message.data
+    return found
