@@ -15,7 +15,8 @@ class NewEvent(Message):
     """An event that wants to be committed; everything that is None is stamped by `events`.
 
     `payload` is JSON, passed through untouched. `expected_sequence` is that of the entity's last event (0: none yet).
-    Without `react` it is only recorded: Post hooks, webhooks and the reader of notes pass it over.
+    Without `react` it is only recorded: Post hooks, webhooks and the reader of notes pass it over. With a `fingerprint`
+    of what was sent, another one under the same idempotency key is refused.
     """
 
     type: str
@@ -36,6 +37,7 @@ class NewEvent(Message):
     expected_sequence: int | None = None
     retention: Literal["default", "forever"] = "default"
     idempotency_key: str | None = None
+    fingerprint: str | None = None
     react: bool = True
 
 
