@@ -179,10 +179,10 @@ def test_stale_processes_are_ended_and_strangers_are_not(tmp_path: Path) -> None
 
 
 def test_delays_grow_to_a_limit() -> None:
-    delays = [FIRST_DELAY_S]
-    while len(delays) < 8:
+    delays = [0.0]
+    while len(delays) < 9:
         delays.append(next_delay(delays[-1]))
-    assert delays == [0.2, 0.4, 0.8, 1.6, 3.2, LAST_DELAY_S, LAST_DELAY_S, LAST_DELAY_S]
+    assert delays == [0, FIRST_DELAY_S, 0.4, 0.8, 1.6, 3.2, LAST_DELAY_S, LAST_DELAY_S, LAST_DELAY_S]
 
 
 @pytest.mark.parametrize(("code", "words"), [(0, "exit code 0"), (3, "exit code 3"), (-9, "killed by SIGKILL")])

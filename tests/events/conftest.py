@@ -20,6 +20,7 @@ from crucible_kit.bus import Bus
 from crucible_kit.rpc import call
 
 Running = Callable[[], contextlib.AbstractAsyncContextManager[Starlette]]
+Replicas = Callable[[int], contextlib.AbstractAsyncContextManager[None]]
 
 
 @pytest.fixture
@@ -40,6 +41,21 @@ def starter(settings: Settings) -> Running:
         async with app.router.lifespan_context(app):
             await until(lambda: not app.state.ready())
             yield app
+
+    return start
+
+
+@pytest.fixture
+def replicas(settings: Settings) -> Replicas:
+    """Starts the service so many times; each has an index of its own, and requests go to any of them."""
+
+    @contextlib.asynccontextmanager
+    async def start(count: int) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            for number in range(count):
+                one = msgspec.structs.replace(settings, data_dir=f"{settings.data_dir}{number}")
+                await stack.enter_async_context(starter(one)())
+            yield
 
     return start
 

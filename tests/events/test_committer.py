@@ -119,6 +119,26 @@ async def test_what_was_given_up_in_time_is_not_stored(committer: Committer, bus
     assert await bus.last_sequence(bus.names.events) == 3
 
 
+async def test_what_comes_after_something_that_failed_waits_for_its_repetition(
+    committer: Committer, bus: Bus, settings: Settings
+) -> None:
+    await bus.delete_stream(bus.names.events)
+    async with committing(committer):
+        first = committer.submit([message(bus.names, "a")])
+        with pytest.raises(UnavailableError):
+            await first
+        await declare_streams(bus, settings)
+        second = committer.submit_each([message(bus.names, "b")], after=first)
+        third = committer.submit_each([message(bus.names, "c"), message(bus.names, "d")], after=second)
+        for late in (second, third):
+            with pytest.raises(UnavailableError):
+                await late
+        conflict = committer.submit([message(bus.names, "e", "m2", expected=9)], ["m2"])
+        with pytest.raises(ConflictError):
+            await conflict
+        assert await committer.submit_each([message(bus.names, "f", "m2")], ["m2"], after=conflict) == [Stored(1)]
+
+
 async def test_too_much_is_refused_at_once(committer: Committer, bus: Bus) -> None:
     waiting = [committer.submit([one]) for one in messages(bus.names, 2000)]
     with pytest.raises(LimitedError) as error:

@@ -138,6 +138,19 @@ async def test_without_hooks_a_gate_keeps_its_events_out(running: Running, ask: 
         assert kept.error.code == "unavailable"
 
 
+async def test_what_comes_after_an_event_that_waits_for_its_verdict_waits_too(
+    running: Running, ask: Asker, put: Any
+) -> None:
+    """Otherwise it would be before it once the request comes again."""
+    await put("gate", definition("Custom.gated"))
+    async with running():
+        before, gated, after, other, without = await ask.append(
+            new(entity="e"), new("Custom.gated", entity="e"), new(entity="e"), new(entity="o"), new()
+        )
+        assert [one.error is None for one in (before, other, without)] == [True] * 3
+        assert [one.error and one.error.code for one in (gated, after)] == ["unavailable"] * 2
+
+
 async def test_hooks_that_are_too_slow_are_as_good_as_away(running: Running, ask: Asker, put: Any) -> None:
     async def sleep(request: InterceptRequest) -> InterceptReply:
         await asyncio.sleep(4)

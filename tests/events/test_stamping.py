@@ -134,8 +134,7 @@ def test_idempotency_keys_are_scoped_to_who_used_them_where() -> None:
     }
     assert len(ids) == 4
     one = NewEvent(type="Custom.x", idempotency_key="k")
-    assert stamp(one, DEFAULTS, PAYLOADS, 0).message_id != stamp(one, DEFAULTS, PAYLOADS, 1).message_id
-    assert stamp(one, DEFAULTS, PAYLOADS, 0).message_id == stamp(one, DEFAULTS, PAYLOADS, 0).message_id
+    assert stamp(one, DEFAULTS, PAYLOADS).message_id == stamp(one, DEFAULTS, PAYLOADS).message_id
 
 
 @given(

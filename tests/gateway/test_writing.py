@@ -8,8 +8,8 @@ import httpx
 import msgspec
 import pytest
 
-from crucible_core.errors import ConflictError, DeniedError, FieldError, InvalidError
-from crucible_core.protocol.events import Appended, AppendReply, NewEvent
+from crucible_core.errors import ConflictError, DeniedError, FieldError, InvalidError, UnavailableError
+from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, NewEvent
 from crucible_kit.bus import Bus
 
 from .conftest import KEY, Answers, Served
@@ -184,6 +184,55 @@ async def test_batch_key_tells_its_events_apart(http: httpx.AsyncClient, events:
     assert first.json()["committed"] == again.json()["committed"] == 2
     assert [result["sequence"] for result in again.json()["results"]] == [1, 2]
     assert all(result["duplicate"] for result in again.json()["results"])
+
+
+async def test_batch_key_is_for_events_without_a_name_of_their_own(http: httpx.AsyncClient, events: Answers) -> None:
+    """A part of the batch may come again: then their places are others."""
+    await http.post(PATH, json=[SHORT, SHORT | {"id": "evt_own"}], headers={"Idempotency-Key": "k"})
+    assert [event.idempotency_key for event in events.last.events] == ["k/0", None]
+    batch = json.dumps([CLOUD, CLOUD | {"id": "other"}])
+    headers = {"Content-Type": "application/cloudevents-batch+json"}
+    await http.post(PATH, content=batch, headers=headers)
+    own = [event.idempotency_key for event in events.last.events]
+    await http.post(PATH, content=batch, headers=headers | {"Idempotency-Key": "k"})
+    assert [event.idempotency_key for event in events.last.events] == own
+
+
+async def test_fingerprint_is_of_what_is_said_not_of_how_it_is_written(
+    http: httpx.AsyncClient, events: Answers
+) -> None:
+    async def sent(body: str, headers: dict[str, str] = {}) -> str | None:  # noqa: B006 - never changed
+        key = {"Idempotency-Key": "k", "Content-Type": "application/json"}
+        assert (await http.post(PATH, content=body, headers=key | headers)).is_success
+        return new(events).fingerprint
+
+    first = await sent('{"type": "Custom.Ping", "payload": {"a": 1, "b": [2, {}]}}')
+    assert first is not None
+    assert await sent('{"payload":{"b":[2,{}],"a":1}, "type":"Custom.Ping"}', {"X-Correlation-Id": "cor_2"}) == first
+    for other in (
+        '{"type": "Custom.Pong", "payload": {"a": 1, "b": [2, {}]}}',
+        '{"type": "Custom.Ping", "payload": {"a": 1, "b": [{}, 2]}}',
+        '{"type": "Custom.Ping", "payload": {"a": 1, "b": [2, {}]}, "entity": "e"}',
+        '{"type": "Custom.Ping", "payload": {"a": 1, "b": [2, {}]}, "expected_sequence": 0, "entity": "e"}',
+    ):
+        assert await sent(other) != first
+    await http.post(PATH, json=SHORT)
+    assert new(events).fingerprint is None
+
+
+async def test_chunks_after_an_event_that_must_come_again_are_not_asked(
+    http: httpx.AsyncClient, events: Answers
+) -> None:
+    def append(request: AppendRequest) -> AppendReply:
+        results = [Appended(id="evt_x", sequence=1, type="Custom.Ping", correlation_id="cor_x") for _ in request.events]
+        results[7] = Appended(error=UnavailableError("not now").problem())
+        return AppendReply(results=results)
+
+    events.replies["append"] = append
+    body = b"\n".join([json.dumps(SHORT).encode()] * 1200)
+    answer = await http.post(PATH, content=body, headers={"Content-Type": "application/x-ndjson"})
+    assert (answer.status_code, answer.json()["committed"], len(events.asked)) == (200, 499, 1)
+    assert [result.get("error", {}).get("status") for result in answer.json()["results"][499:502]] == [None, 503, 503]
 
 
 async def test_atomic_is_one_request_or_nothing(http: httpx.AsyncClient, events: Answers) -> None:

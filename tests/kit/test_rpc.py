@@ -218,12 +218,49 @@ async def test_who_works_for_long_says_so(bus: Bus) -> None:
 
 
 async def test_who_was_killed_is_not_waited_for(bus: Bus) -> None:
-    """The request was taken, and whoever took it says nothing more."""
+    """The request was taken, and whoever took it says nothing more; another replica is there."""
     taken: list[object] = []
-    leave = await bus.listen(bus.names.rpc("svc", "op"), taken.append)
+    leaving = [await bus.listen(bus.names.rpc("svc", name), taken.append) for name in ("op", "alive")]
     began = asyncio.get_running_loop().time()
     with pytest.raises(UnavailableError) as caught:
         await ask(bus, timeout=15)
-    assert asyncio.get_running_loop().time() - began < rpc.SILENCE_S + 2
-    assert (len(taken), caught.value.extra["retry_after"]) == (1, 1)
-    await leave()
+    assert rpc.SILENCE_S <= asyncio.get_running_loop().time() - began < rpc.SILENCE_S + 2
+    assert caught.value.extra["retry_after"] == 1
+    for leave in leaving:
+        await leave()
+
+
+async def test_a_service_of_which_nobody_is_left_is_not_waited_for(bus: Bus, nats_url: str) -> None:
+    gone = asyncio.Event()
+
+    async def stuck(request: Ask, context: Context) -> Answer:
+        gone.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with contextlib.AsyncExitStack() as stack:
+        other = await stack.enter_async_context(open_bus(nats_url, bus.names))
+        await stack.enter_async_context(serving(other, stuck))
+        asking = asyncio.create_task(ask(bus, timeout=15))
+        await gone.wait()
+        await other._client.close()  # as a process ends that is killed
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(UnavailableError, match="went away"):
+            await asking
+        assert asyncio.get_running_loop().time() - began < rpc.SILENCE_S - 1
+
+
+async def test_requests_are_finished_by_a_service_that_ends(bus: Bus, nats_url: str) -> None:
+    """It takes no more of them, and still counts as there."""
+    begun = asyncio.Event()
+
+    async def slow(request: Ask, context: Context) -> Answer:
+        begun.set()
+        await asyncio.sleep(2)
+        return Answer("done")
+
+    async with open_bus(nats_url, bus.names) as other:
+        async with serving(other, slow):
+            asking = asyncio.create_task(ask(bus, timeout=15))
+            await begun.wait()
+        assert await asking == Answer("done")

@@ -85,6 +85,12 @@ class Stack:
     def client(self) -> Crucible:
         return Crucible(self.url, self.key)
 
+    def nats_url(self) -> str:
+        """Where its NATS is, with the secret."""
+        state = msgspec.json.decode((self.data / "up.json").read_bytes())
+        token = (self.data / "nats" / "token").read_text().strip()
+        return f"nats://{token}@127.0.0.1:{state['ports']['nats']}"
+
     def http(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, timeout=20)
 

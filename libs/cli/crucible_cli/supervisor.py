@@ -17,8 +17,10 @@ from .processes import describe_exit, kill_group, record, send, spawn
 
 FIRST_DELAY_S = 0.2
 LAST_DELAY_S = 5.0
-STEADY_S = 10.0
-"""A process that lived this long is started again after the first delay."""
+STEADY_S = 5.0
+"""A process that lived this long is started again at once; one that dies sooner than that only the first time."""
+CALM_S = 10.0
+"""How often a program's warnings are let through to the screen again."""
 GRACE_S = 12.0
 """How long a process may take to end when asked to: a little more than the services give their requests."""
 HOPELESS = 5
@@ -52,7 +54,7 @@ Report = Callable[[Notice], None]
 
 def next_delay(delay: float) -> float:
     """The wait before the next restart, after a wait of `delay` that did not help."""
-    return min(delay * 2, LAST_DELAY_S)
+    return min(max(delay * 2, FIRST_DELAY_S), LAST_DELAY_S)
 
 
 class Supervisor:
@@ -126,7 +128,7 @@ class _Keeper:
     async def keep(self) -> None:
         loop = asyncio.get_running_loop()
         loop.add_reader(self.output, self.output.drain)
-        delay = FIRST_DELAY_S
+        delay = 0.0
         try:
             while not self._stopping.is_set():
                 began = loop.time()
@@ -134,7 +136,7 @@ class _Keeper:
                 if self._stopping.is_set():
                     break
                 if loop.time() - began >= STEADY_S:
-                    delay = FIRST_DELAY_S
+                    delay = 0.0
                 self._deaths += 1
                 self._tell("died", f"died ({end}), restarting")
                 await self._pause(delay)
@@ -195,7 +197,7 @@ class _Keeper:
         self._tell("ready", "is ready again" if self.was_ready else "is ready")
         self.was_ready = True
         while True:
-            await asyncio.sleep(STEADY_S)
+            await asyncio.sleep(CALM_S)
             self.output.calm()
 
     async def _pause(self, delay: float) -> None:

@@ -6,6 +6,7 @@ The file holds nothing that the stream does not: whoever deletes it while the se
 import asyncio
 import contextlib
 import logging
+import math
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -72,6 +73,7 @@ class Index:
         self.stream = stream
         self.sequence = sequence
         self.caught_up = False
+        self._current_at = -math.inf
         self._moved = asyncio.Condition()
 
     async def follow(self, bus: Bus, apply: Apply, filters: Sequence[str] = ()) -> None:
@@ -84,7 +86,10 @@ class Index:
         async with contextlib.aclosing(reading) as batches:
             async for messages in batches:
                 if messages:
+                    arrived = _now()
                     await self._take(messages, apply)
+                    if messages[-1].pending == 0:
+                        self._current_at = arrived
                 async with self._moved:
                     if not messages:
                         self.caught_up = True
@@ -105,6 +110,14 @@ class Index:
         except TimeoutError as error:
             message = f"the index is at sequence {self.sequence}, not yet at {sequence}"
             raise UnavailableError(message, retry_after=1) from error
+
+    async def current(self, bus: Bus, within_s: float) -> None:
+        """Returns once the index holds everything that the stream held `within_s` seconds ago, for which it seldom has
+        to ask. Raises UnavailableError when it takes too long: it is being built, or cannot be written."""
+        if not self.caught_up or _now() - self._current_at > within_s:
+            asked = _now()
+            await self.reach(await bus.last_sequence(self.stream))
+            self._current_at = asked
 
     async def _soon(self, sequence: int) -> bool:
         try:
@@ -144,6 +157,10 @@ class Index:
             else:
                 self.sequence = last.sequence
                 return
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def insert(connection: sqlite3.Connection, head: str, rows: Sequence[Sequence[Any]]) -> None:

@@ -25,6 +25,9 @@ _GRACE_S = 10.0
 _SIGN_EVERY_S = 1.0
 SILENCE_S = 3.0
 """Who works longer on a request than a second says so every second; who has said nothing for so long has gone."""
+_PROBE_S = 0.5
+_ALIVE = "alive"
+"""The operation of every service that is never answered: NATS says so at once where no replica is left to hear it."""
 
 Reply = TypeVar("Reply")
 _Refusal = tuple[bytes, dict[str, str]]
@@ -65,9 +68,10 @@ async def call(
     if traceparent:
         headers[subjects.TRACEPARENT] = traceparent
     data = msgspec.json.encode(request)
-    answer = await bus.request(
-        bus.names.rpc(service, operation), data, timeout=timeout, silence=SILENCE_S, headers=headers
-    )
+    async with _while_served(bus, service, operation):
+        answer = await bus.request(
+            bus.names.rpc(service, operation), data, timeout=timeout, silence=SILENCE_S, headers=headers
+        )
     if reply is bytes:
         return answer.data  # type: ignore[return-value]
     try:
@@ -101,6 +105,7 @@ async def serve(bus: Bus, service: str, endpoints: Mapping[str, Endpoint], telem
     async with contextlib.AsyncExitStack() as stack:
         signs = asyncio.create_task(_signs_of_life(bus, tasks))
         stack.callback(signs.cancel)
+        stack.push_async_callback(await bus.listen(bus.names.rpc(service, _ALIVE), _ignore, service))
         stack.push_async_callback(finish, tasks, _GRACE_S)
         for operation, endpoint in endpoints.items():
             received = _receiver(bus, f"{service}.{operation}", endpoint, telemetry, tasks)
@@ -149,6 +154,45 @@ def _receiver(
         task.add_done_callback(tasks.pop)
 
     return received
+
+
+@contextlib.asynccontextmanager
+async def _while_served(bus: Bus, service: str, operation: str) -> AsyncIterator[None]:
+    """Ends the wait for an answer by UnavailableError as soon as no replica is left that could give it."""
+    loop = asyncio.get_running_loop()
+    probes: list[asyncio.Task[None]] = []
+    served = asyncio.timeout(None)
+
+    async def probe() -> None:
+        async with bus.inbox() as (reply, nobody):
+            while True:
+                await bus.ask(bus.names.rpc(service, _ALIVE), b"", reply)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_PROBE_S):
+                        await nobody.get()
+                    break
+        served.reschedule(loop.time())
+
+    # Most answers are there long before: no task for those.
+    later = loop.call_later(_PROBE_S, lambda: probes.append(asyncio.create_task(_quietly(probe()))))
+    try:
+        async with served:
+            yield
+    except TimeoutError as error:
+        raise UnavailableError(f"{service} went away during {operation}", retry_after=1) from error
+    finally:
+        later.cancel()
+        for task in probes:
+            task.cancel()
+
+
+async def _quietly(work: Awaitable[None]) -> None:
+    with contextlib.suppress(CrucibleError):  # the connection broke, which the request hears by itself
+        await work
+
+
+def _ignore(message: Message) -> None:
+    """Nothing is to be said."""
 
 
 async def _signs_of_life(bus: Bus, tasks: Mapping[asyncio.Task[None], str]) -> None:

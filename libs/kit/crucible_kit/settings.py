@@ -47,6 +47,14 @@ class KitSettings(msgspec.Struct, frozen=True, kw_only=True):
     retention_days: Annotated[
         float, Meta(description="How long events of the default retention are kept", gt=0, extra={"unit": "days"})
     ] = 30.0
+    duplicate_window_s: Annotated[
+        float,
+        Meta(
+            description="How long NATS itself remembers the ids of events; the index of events remembers all",
+            ge=0.1,
+            extra={"unit": "s"},
+        ),
+    ] = 120.0
     shutdown_grace_s: Annotated[
         float, Meta(description="How long open requests may take to end at shutdown", ge=0, extra={"unit": "s"})
     ] = 10.0

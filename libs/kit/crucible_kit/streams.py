@@ -6,7 +6,7 @@ from .bus import Bus
 from .settings import KitSettings
 
 DUPLICATE_WINDOW_S = 120.0
-"""How long JetStream itself remembers a message id; the events index remembers older ones."""
+"""How long JetStream remembers the message ids of work and history."""
 HISTORY_S = 30 * 86_400.0
 DAY_S = 86_400.0
 
@@ -26,7 +26,7 @@ async def declare_streams(bus: Bus, settings: KitSettings, service: str = "event
         subjects=[names.all_events],
         num_replicas=replicas,
         max_age=retention_s,
-        duplicate_window=window_s,
+        duplicate_window=min(settings.duplicate_window_s, retention_s),
         allow_direct=True,
         allow_atomic=True,
         allow_msg_ttl=True,

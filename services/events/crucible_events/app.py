@@ -86,7 +86,7 @@ async def _running(
     settings: Settings, bus: Bus, copies: Copies, index: Index, telemetry: Telemetry, metrics: Metrics
 ) -> AsyncIterator[None]:
     committer = Committer(bus, metrics, settings.events_queue, settings.events_queue_mib * _MIB)
-    appender = Appender(bus, index, copies, committer, metrics)
+    appender = Appender(bus, index, copies, committer, metrics, settings.duplicate_window_s)
     registry = worlds.Worlds(bus, copies.atlas, copies.places, appender.append, room_for(bus))
     replaying = Replaying(bus, copies.replays, copies.types, copies.places, metrics)
     eraser = Eraser(bus, index)

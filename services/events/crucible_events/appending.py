@@ -8,8 +8,17 @@ import msgspec
 
 from crucible_core.catalogue import UnknownTypeError
 from crucible_core.envelope import MAX_EVENT_BYTES, decode
-from crucible_core.errors import ConflictError, CrucibleError, FieldError, InvalidError, from_problem
+from crucible_core.errors import (
+    ConflictError,
+    CrucibleError,
+    FieldError,
+    InvalidError,
+    LimitedError,
+    UnavailableError,
+    from_problem,
+)
 from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, NewEvent
+from crucible_core.subjects import FINGERPRINT
 from crucible_kit.bus import MAX_BATCH, Bus, DuplicateError, Stored
 from crucible_kit.clock import fresh_id, timestamp
 from crucible_kit.index import Index
@@ -17,7 +26,7 @@ from crucible_kit.metrics import Metrics
 from crucible_kit.rpc import Context
 
 from . import pinning, store
-from .candidates import Candidate, State, as_one, check_apart, entities_of, runs, under_way
+from .candidates import Candidate, State, as_one, check_apart, entities_of, hold_back, runs, under_way
 from .committer import Committer, Outcome
 from .copies import Copies
 from .guards import Guard
@@ -43,7 +52,9 @@ class Appender:
         copies: Copies,
         committer: Committer,
         metrics: Metrics,
+        remembered_s: float,
     ) -> None:
+        """`remembered_s` is how long JetStream remembers message ids."""
         self._bus = bus
         self._index = index
         self._ready = copies.ready
@@ -53,6 +64,7 @@ class Appender:
         self._places = copies.places
         self._retention = copies.retention
         self._committer = committer
+        self._remembered_s = remembered_s
         self._judging = asyncio.Semaphore(JUDGED_AT_ONCE)
         self._most = min(MAX_EVENT_BYTES, bus.max_payload - _HEADERS_ROOM)
         self._appended = metrics.counter("events_appended", "Events that were committed", ("category",))
@@ -88,26 +100,38 @@ class Appender:
 
     async def _brought_about(self, states: list[State], *, anywhere: bool = False) -> list[Appended]:
         for candidate, first in await self._known(under_way(states)):
-            states[candidate.position] = self._duplicate(first)
+            try:
+                states[candidate.position] = self._duplicate(candidate, first)
+            except CrucibleError as error:
+                states[candidate.position] = error
+        sent = under_way(states)
         if not anywhere:
             await self._places.admit(states)
         await self._judge(states)
+        hold_back(sent, states)
         await self._commit_each(states)
         return [self._outcome(state) for state in states]
 
     async def _commit_each(self, states: list[State]) -> None:
         waiting: list[tuple[list[Candidate], asyncio.Future[list[Outcome]]]] = []
+        missed: State | None = None
         try:
             for run in runs(under_way(states)):
                 try:
-                    if run[0].shares:
+                    if missed is not None:  # what comes after it would be before it once it comes again
+                        for candidate in run:
+                            states[candidate.position] = missed
+                    elif run[0].shares:
                         await self._tell(states, run, self._pinned(*run))
                     else:
+                        before = waiting[-1][1] if waiting else None
                         messages = [candidate.outgoing(self._bus.names) for candidate in run]
-                        waiting.append((run, self._committer.submit_each(messages, entities_of(run))))
+                        waiting.append((run, self._committer.submit_each(messages, entities_of(run), before)))
                 except CrucibleError as error:
                     for candidate in run:
                         states[candidate.position] = error
+                if isinstance(states[run[0].position], LimitedError | UnavailableError):
+                    missed = states[run[0].position]
             for run, future in waiting:
                 await self._tell(states, run, future)
         finally:
@@ -131,12 +155,12 @@ class Appender:
         if isinstance(outcome, ConflictError):
             # JetStream compares sequences before ids: the repetition of an append conflicts with its own first time.
             for _, first in await self._settled([candidate]):
-                return self._duplicate(first)
+                return self._duplicate(candidate, first)
             return outcome if candidate.shares else await self._conflict(candidate)
         if isinstance(outcome, CrucibleError):
             return outcome
         if outcome.duplicate:
-            return self._duplicate(await self._first(candidate, outcome.sequence))
+            return self._duplicate(candidate, await self._first(candidate, outcome.sequence))
         return self._committed(candidate, outcome.sequence)
 
     async def _pinned(self, *candidates: Candidate, whole: bool = False) -> list[Stored]:
@@ -176,7 +200,7 @@ class Appender:
                 return repeated
             raise error if "current_sequence" in error.extra else await self._conflict_among(judged) from None
         if stored[0].duplicate:
-            return [self._duplicate(await self._first(judged[0], stored[0].sequence))]
+            return [self._duplicate(judged[0], await self._first(judged[0], stored[0].sequence))]
         return [self._committed(one, place.sequence) for one, place in zip(judged, stored, strict=True)]
 
     def _repeated(self, candidates: list[Candidate], known: list[tuple[Candidate, Known]]) -> list[Appended]:
@@ -184,7 +208,7 @@ class Appender:
         if known and len(known) < len(candidates):
             places = ", ".join(f"events.{candidate.position}" for candidate, _ in known[:5])
             raise ConflictError(f"{places}: known already, and other events of the request are not")
-        return [self._duplicate(first) for _, first in known]
+        return [self._duplicate(candidate, first) for candidate, first in known]
 
     # ---- the steps
 
@@ -205,7 +229,7 @@ class Appender:
         fresh = fresh_id("evt") if new.id is None else fresh_id("cor")
         defaults = Defaults(new.id or fresh, now, new.correlation_id or f"cor_{fresh[4:]}", traceparent)
         try:
-            stamped = stamp(new, defaults, self._payloads, position, most)
+            stamped = stamp(new, defaults, self._payloads, most)
             keeping = FOREVER if stamped.forever else self._retention.of(stamped.event)
             return Candidate(position, new, defaults, stamped, most, self._payloads, keeping)
         except CrucibleError as error:
@@ -216,8 +240,8 @@ class Appender:
         wanted = [message_id for candidate in candidates for message_id in candidate.brought]
         if not wanted:
             return []
-        if not self._index.caught_up:
-            await self._index.reach(await self._bus.last_sequence(self._index.stream))
+        # What JetStream has forgotten must be in the index.
+        await self._index.current(self._bus, self._remembered_s / 2)
         found = await store.known(self._index, wanted)
         firsts = [(one, next((found[id] for id in one.brought if id in found), None)) for one in candidates]
         return [(candidate, first) for candidate, first in firsts if first is not None]
@@ -258,7 +282,8 @@ class Appender:
         """What an append's first time was answered, by the stream itself."""
         message = await self._bus.get(self._index.stream, sequence)
         event = candidate.stamped.event if message is None else decode(message.data)
-        return Known(sequence, event.metadata.id, event.dotted, event.metadata.correlation_id)
+        fingerprint = None if message is None else message.headers.get(FINGERPRINT)
+        return Known(sequence, event.metadata.id, event.dotted, event.metadata.correlation_id, fingerprint)
 
     # ---- outcomes
 
@@ -281,7 +306,8 @@ class Appender:
         self._appended.labels(event.type).inc()
         return Appended(id=about.id, sequence=sequence, type=event.dotted, correlation_id=about.correlation_id)
 
-    def _duplicate(self, first: Known) -> Appended:
+    def _duplicate(self, candidate: Candidate, first: Known) -> Appended:
+        candidate.check_repeats(first)
         self._duplicates.inc()
         return Appended(
             id=first.id, sequence=first.sequence, type=first.type, correlation_id=first.correlation_id, duplicate=True

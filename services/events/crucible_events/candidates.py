@@ -5,14 +5,15 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from crucible_core.errors import ConflictError, CrucibleError, FieldError, InvalidError
+from crucible_core.errors import ConflictError, CrucibleError, FieldError, InvalidError, LimitedError, UnavailableError
 from crucible_core.protocol.events import Appended, NewEvent
-from crucible_core.subjects import EXPECTED_SEQUENCE, EXPECTED_SUBJECT, KEEP, NO_REACTION, VERSIONED, Names
+from crucible_core.subjects import EXPECTED_SEQUENCE, EXPECTED_SUBJECT, FINGERPRINT, KEEP, NO_REACTION, VERSIONED, Names
 from crucible_kit.bus import MAX_BATCH
 from crucible_kit.frames import Outgoing
 
 from .keeping import DEFAULT, Keeping
 from .stamping import Defaults, Stamped, stamp
+from .store import Known
 from .validation import Payloads
 
 _MOST_ERRORS = 100
@@ -33,9 +34,9 @@ class Candidate(msgspec.Struct, frozen=True):
 
     @property
     def brought(self) -> list[str]:
-        """The ids by which the log may know the event already; none where it got them here."""
-        stamped = self.stamped
-        return sorted({stamped.message_id, stamped.event.metadata.id}) if stamped.brought else []
+        """The ids by which the log may know the event already, its key first; none where it got them here."""
+        ids = (self.stamped.message_id if self.stamped.brought else None, self.new.id)
+        return list(dict.fromkeys(id for id in ids if id is not None))
 
     @property
     def entity(self) -> str | None:
@@ -64,12 +65,20 @@ class Candidate(msgspec.Struct, frozen=True):
         about = f"the last event of {self.stamped.event.metadata.entity} has sequence {current}"
         return ConflictError(f"{place}{about}, not {self.stamped.expected_sequence}", current_sequence=current)
 
+    def check_repeats(self, first: Known) -> None:
+        """Raises InvalidError where the event that has its idempotency key was another request's."""
+        if self.new.fingerprint and first.fingerprint and self.new.fingerprint != first.fingerprint:
+            message = f"was used for another request, which made {first.id} at sequence {first.sequence}"
+            raise InvalidError(f"Idempotency-Key: {message}", errors=[FieldError("Idempotency-Key", message)])
+
     def outgoing(self, names: Names, pins: dict[str, int] | None = None) -> Outgoing:
         """The message that commits it. It takes its bucket's pin, if there is one: only the first message of an atomic
         batch may say what it expects of a subject."""
         stamped, event, about = self.stamped, self.stamped.event, self.stamped.event.metadata
         recorded_only = not self.new.react or self.new.redacted is not None
         headers = {**self.headers, **({NO_REACTION: "1"} if recorded_only else {})}
+        if self.new.fingerprint is not None:
+            headers[FINGERPRINT] = self.new.fingerprint
         expected = stamped.expected_sequence
         if event.type not in VERSIONED:
             expected = pins.pop(self.versions(names), None) if pins else None
@@ -84,7 +93,7 @@ class Candidate(msgspec.Struct, frozen=True):
     def changed(self, payload: bytes) -> "Candidate":
         """The same event with another payload. Raises as `stamp` does."""
         new = msgspec.structs.replace(self.new, payload=msgspec.Raw(payload))
-        return msgspec.structs.replace(self, stamped=stamp(new, self.defaults, self.payloads, self.position, self.most))
+        return msgspec.structs.replace(self, stamped=stamp(new, self.defaults, self.payloads, self.most))
 
 
 def runs(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
@@ -114,6 +123,21 @@ State = Candidate | Appended | CrucibleError
 
 def under_way(states: Sequence[State]) -> list[Candidate]:
     return [state for state in states if isinstance(state, Candidate)]
+
+
+def hold_back(sent: Sequence[Candidate], states: list[State]) -> None:
+    """Keeps the order of an entity's events, of those that were `sent`: what comes after one that cannot be committed
+    for now waits with it for the repetition of the request."""
+    missed: set[str | None] = set()
+    for candidate in sent:
+        state = states[candidate.position]
+        if candidate.about is None:
+            continue
+        if isinstance(state, LimitedError | UnavailableError):
+            missed.add(candidate.about)
+        elif isinstance(state, Candidate) and candidate.about in missed:
+            message = "an earlier event of its entity could not be committed"
+            states[candidate.position] = UnavailableError(message, retry_after=1)
 
 
 def check_apart(candidates: Sequence[Candidate]) -> None:

@@ -32,13 +32,14 @@ Outcome = Stored | CrucibleError
 
 class Pending(msgspec.Struct, eq=False):
     """Messages of one caller, stored `each` for itself, or together or not at all. `entities` names what is versioned
-    among them."""
+    among them. Where what they come `after` could not be stored for now, they are not either."""
 
     messages: Sequence[Outgoing]
     outcome: "asyncio.Future[list[Any]]"
     size: int
     entities: Collection[str]
     each: bool
+    after: "asyncio.Future[list[Any]] | None" = None
 
     @property
     def whole(self) -> bool:
@@ -77,21 +78,29 @@ class Committer:
         return self._pending(messages, entities, each=False)
 
     def submit_each(
-        self, messages: Sequence[Outgoing], entities: Collection[str] = ()
+        self,
+        messages: Sequence[Outgoing],
+        entities: Collection[str] = (),
+        after: "asyncio.Future[list[Any]] | None" = None,
     ) -> "asyncio.Future[list[Outcome]]":
         """The same for messages that stand each for itself, expect no sequence and have different ids, at most 1,000:
-        each has an outcome of its own."""
-        return self._pending(messages, entities, each=True)
+        each has an outcome of its own. Nothing of them is stored where something that was submitted before them,
+        `after` which they come, could not be for now: its repetition would be too late."""
+        return self._pending(messages, entities, each=True, after=after)
 
     def _pending(
-        self, messages: Sequence[Outgoing], entities: Collection[str], each: bool
+        self,
+        messages: Sequence[Outgoing],
+        entities: Collection[str],
+        each: bool,
+        after: "asyncio.Future[list[Any]] | None" = None,
     ) -> "asyncio.Future[list[Any]]":
         size = sum(len(message.data) + _OVERHEAD for message in messages)
         full = self._events + len(messages) > self._most_events or self._bytes + size > self._most_bytes
         if full and self._waiting:
             raise LimitedError("too many events are waiting for their commit", retry_after=1)
         outcome: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        self._waiting.append(Pending(messages, outcome, size, entities, each))
+        self._waiting.append(Pending(messages, outcome, size, entities, each, after))
         self._events += len(messages)
         self._bytes += size
         self._wake.set()
@@ -122,6 +131,8 @@ class Committer:
         count = size = 0
         while self._waiting:
             pending = self._waiting[0]
+            if pending.after is not None and (error := _missed(pending.after)):
+                _fail(pending, error)
             if not pending.outcome.done() and taken:
                 # JetStream checks each expectation of a batch against the stream as it was before the batch, and
                 # refuses a batch that has an id twice.
@@ -209,6 +220,15 @@ def _resolve(pending: Pending, outcomes: Sequence[Outcome]) -> None:
         pending.outcome.set_exception(outcomes[0])
     else:
         pending.outcome.set_result(list(outcomes))
+
+
+def _missed(before: "asyncio.Future[list[Any]]") -> UnavailableError | None:
+    """Why something of what was submitted could not be stored for now; None where it was, or was refused for good."""
+    if not before.done() or before.cancelled():
+        return None
+    error = before.exception()
+    outcomes = [error] if error else before.result()
+    return next((each for each in outcomes if isinstance(each, UnavailableError)), None)
 
 
 def _fail(pending: Pending, error: Exception) -> None:

@@ -77,10 +77,8 @@ class HopsError(InvalidError):
     """The chain of effects is too deep."""
 
 
-def stamp(
-    new: NewEvent, defaults: Defaults, payloads: Payloads, position: int = 0, most: int = MAX_EVENT_BYTES
-) -> Stamped:
-    """The event to commit; `position` is its place in the request, `most` the stored bytes that it may have.
+def stamp(new: NewEvent, defaults: Defaults, payloads: Payloads, most: int = MAX_EVENT_BYTES) -> Stamped:
+    """The event to commit; `most` is the stored bytes that it may have.
 
     Raises InvalidError with every mistake in the envelope, or the payload's; MalformedError and TooLargeError; and
     UnknownTypeError for a type or version that `payloads` does not have.
@@ -108,23 +106,18 @@ def stamp(
     return Stamped(
         event=event,
         raw=raw,
-        message_id=message_id(new, event, position),
+        message_id=message_id(new, event),
         brought=new.id is not None or new.idempotency_key is not None,
         expected_sequence=new.expected_sequence,
         forever=new.retention == "forever",
     )
 
 
-def message_id(new: NewEvent, event: Event, position: int) -> str:
-    """What JetStream and the index know the event by: its id, or a hash of the idempotency key and who used it where.
-
-    A key belongs to a request; its second and later events are told apart by their position.
-    """
+def message_id(new: NewEvent, event: Event) -> str:
+    """What JetStream knows the event by: a hash of its idempotency key and who used it where, else its id."""
     if new.idempotency_key is None:
         return event.metadata.id
     scope = [event.metadata.actor, event.metadata.world_id, new.idempotency_key]
-    if position:
-        scope.append(str(position))
     return f"key:{hashlib.sha256(chr(31).join(scope).encode()).hexdigest()}"
 
 

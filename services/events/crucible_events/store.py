@@ -20,7 +20,7 @@ from .keeping import expiry_of
 
 log = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 SPAN_BITS = 10
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
@@ -28,7 +28,8 @@ CREATE TABLE IF NOT EXISTS events (
   id TEXT NOT NULL, type TEXT NOT NULL, category TEXT NOT NULL, time INTEGER NOT NULL, actor TEXT NOT NULL,
   correlation_id TEXT NOT NULL, causation_id TEXT, entity TEXT, world_id TEXT NOT NULL, room_id TEXT NOT NULL,
   source_kind TEXT NOT NULL, source_id TEXT NOT NULL,
-  message_id TEXT, stored_ms INTEGER NOT NULL, forever INTEGER NOT NULL, expires_ms INTEGER, raw BLOB NOT NULL
+  message_id TEXT, fingerprint TEXT,
+  stored_ms INTEGER NOT NULL, forever INTEGER NOT NULL, expires_ms INTEGER, raw BLOB NOT NULL
 );
 CREATE INDEX IF NOT EXISTS by_id ON events (id);
 CREATE INDEX IF NOT EXISTS by_type ON events (type);
@@ -66,12 +67,13 @@ _EXPIRE_AT_ONCE = 5_000
 
 
 class Known(NamedTuple):
-    """An event of the log, by what an append answers."""
+    """An event of the log, by what an append answers, and the fingerprint of the request under its idempotency key."""
 
     sequence: int
     id: str
     type: str
     correlation_id: str
+    fingerprint: str | None = None
 
 
 class Sized(NamedTuple):
@@ -127,7 +129,8 @@ def row_of(message: Message) -> tuple[Any, ...]:
     """The columns of an event. Raises `msgspec.DecodeError` or InvalidError for what is none."""
     event = _decoder.decode(message.data)
     about = event.metadata
-    message_id = message.headers.get(subjects.MSG_ID) if message.headers else None
+    headers = message.headers or {}
+    message_id = headers.get(subjects.MSG_ID)
     forever, expires_ms = expiry_of(message.headers, message.time_ms)
     return (
         message.sequence,
@@ -144,6 +147,7 @@ def row_of(message: Message) -> tuple[Any, ...]:
         about.source.kind,
         about.source.id,
         None if message_id == about.id else message_id,
+        headers.get(subjects.FINGERPRINT),
         message.time_ms,
         forever,
         expires_ms,
@@ -245,13 +249,14 @@ async def select(index: Index, statement: str, values: Sequence[Any] = ()) -> li
 
 
 async def known(index: Index, message_ids: Sequence[str]) -> dict[str, Known]:
-    """By message id (see `stamping.message_id`), the events that the log has already."""
+    """By id and by message id (see `stamping.message_id`), the events that the log has already."""
     found: dict[str, Known] = {}
     for start in range(0, len(message_ids), _AT_ONCE):
         part = message_ids[start : start + _AT_ONCE]
         marks = ", ".join("?" * len(part))
-        for column in ("id", "message_id"):
-            statement = f"SELECT {column}, sequence, id, type, correlation_id FROM events WHERE {column} IN ({marks})"
+        for column, fingerprint in (("id", "NULL"), ("message_id", "fingerprint")):
+            columns = f"{column}, sequence, id, type, correlation_id, {fingerprint}"
+            statement = f"SELECT {columns} FROM events WHERE {column} IN ({marks})"
             found |= {row[0]: Known(*row[1:]) for row in await select(index, statement, part)}
     return found
 

@@ -5,7 +5,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 
-from crucible_core.errors import CrucibleError, FieldError, InvalidError, TooLargeError, UnavailableError, from_problem
+from crucible_core.errors import (
+    CrucibleError,
+    FieldError,
+    InvalidError,
+    LimitedError,
+    TooLargeError,
+    UnavailableError,
+    from_problem,
+)
 from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, NewEvent
 
 from .intake import MAX_EVENTS, Origin, Taken, too_many
@@ -50,7 +58,7 @@ class Batch:
         self._position = 0
         self._results: list[bytes] = []
         self._committed = 0
-        self._away: UnavailableError | None = None
+        self._away: UnavailableError | LimitedError | None = None
         self._committing: asyncio.Task[None] | None = None
 
     async def add(self, size: int, event: NewEvent | CrucibleError) -> None:
@@ -69,7 +77,7 @@ class Batch:
         self._position += 1
 
     async def end(self) -> bytes:
-        """The answer's body. Raises UnavailableError where nothing was committed because something is away."""
+        """The answer's body. Raises what was away, or too much, where nothing was committed because of it."""
         await self._flush()
         await self.settle()
         if self._away is not None and not self._committed:
@@ -104,10 +112,13 @@ class Batch:
         try:
             reply = await self._append(AppendRequest(events=events))
         except CrucibleError as error:
-            if isinstance(error, UnavailableError):
+            if isinstance(error, UnavailableError | LimitedError):
                 self._away = error
             return [error for _ in events]
-        return [outcome(appended) for appended in reply.results]
+        outcomes = [outcome(appended) for appended in reply.results]
+        # Where one has to come again, so do all that come after the chunk: those of its entity would be before it.
+        self._away = next((each for each in outcomes if isinstance(each, UnavailableError | LimitedError)), None)
+        return outcomes
 
 
 async def append_each(append: Append, origin: Origin, events: AsyncIterator[Taken]) -> bytes:

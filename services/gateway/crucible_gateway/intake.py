@@ -1,8 +1,9 @@
 """From what clients send to `NewEvent`s: the long and the short form of the contract, alone, in arrays and in lines."""
 
+import hashlib
 import re
 from collections.abc import AsyncIterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
@@ -25,6 +26,7 @@ MAX_EVENTS = 100_000
 """Of one request: each has a result in the answer."""
 _BLANK_LINES = re.compile(rb"\n[ \t\r\n]*\n")
 _SHORT_ONLY = ("payload", "entity", "world_id", "room_id", "id", "correlation_id", "causation_id")
+_NOT_SAID = frozenset({"payload", "traceparent", "idempotency_key", "fingerprint", "react"})
 _Sequence = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
@@ -92,15 +94,19 @@ class Origin(msgspec.Struct, frozen=True):
     react: bool = True
 
     def apply(self, event: NewEvent, position: int | None = None) -> NewEvent:
-        """`event`, completed; `position` is its place in a batch, which tells it apart under one idempotency key."""
+        """`event`, completed; `position` is its place in a batch, which tells it apart under one idempotency key.
+
+        In a batch the key is for events without a name of their own: their places change where a part comes again.
+        """
+        if self.idempotency_key is not None and (position is None or not (event.id or event.idempotency_key)):
+            event.fingerprint = fingerprint(event)
+            event.idempotency_key = self.idempotency_key if position is None else f"{self.idempotency_key}/{position}"
         if event.source is None and event.actor is None:
             event.source, event.actor = self.principal.source, self.principal.actor
         alone = self.request_id if position is None else None
         event.correlation_id = event.correlation_id or self.correlation_id or alone
         event.traceparent = event.traceparent or self.traceparent
         event.react = self.react
-        if self.idempotency_key is not None:
-            event.idempotency_key = self.idempotency_key if position is None else f"{self.idempotency_key}/{position}"
         return event
 
 
@@ -207,6 +213,16 @@ def idempotency_key(sent: str | None) -> str | None:
     if not 0 < len(sent) <= MAX_KEY or not sent.isprintable():
         raise _refused("Idempotency-Key", f"must be 1 to {MAX_KEY} printable characters")
     return sent
+
+
+def fingerprint(event: NewEvent) -> str:
+    """The same for all events that say the same, however it is written. Each attempt may have a trace of its own."""
+    try:
+        payload: Any = msgspec.json.decode(event.payload)
+    except (msgspec.DecodeError, UnicodeError):
+        payload = bytes(event.payload)
+    fields = {name: getattr(event, name) for name in event.__struct_fields__ if name not in _NOT_SAID}
+    return hashlib.sha256(msgspec.json.encode([fields, payload], order="sorted")).hexdigest()[:32]
 
 
 def _refused(path: str, message: str) -> InvalidError:

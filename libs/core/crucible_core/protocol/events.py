@@ -16,7 +16,8 @@ class NewEvent(Message):
 
     `payload` is JSON, passed through untouched. `expected_sequence` is that of the entity's last event (0: none yet).
     Without `react` it is only recorded: Post hooks, webhooks and the reader of notes pass it over. One that comes
-    `redacted`, as an export has it, has the payload `{}`, whatever its type, and is only recorded too.
+    `redacted`, as an export has it, has the payload `{}`, whatever its type, and is only recorded too. With a
+    `fingerprint` of what was sent, another one under the same idempotency key is refused.
     """
 
     type: str
@@ -37,6 +38,7 @@ class NewEvent(Message):
     expected_sequence: int | None = None
     retention: Literal["default", "forever"] = "default"
     idempotency_key: str | None = None
+    fingerprint: str | None = None
     react: bool = True
     redacted: Redaction | None = None
 
