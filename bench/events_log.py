@@ -23,7 +23,7 @@ from crucible_kit.settings import KitSettings
 from crucible_kit.streams import declare_streams
 
 FIRST = 200_000
-ALL = 300_000
+ALL = 1_000_000
 QUERIES = 200
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 EVERY = timedelta(milliseconds=500)

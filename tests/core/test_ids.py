@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crucible_core.ids import ALPHABET, derive_id, is_id, make_id
+from crucible_core.ids import ALPHABET, derive_id, is_id, make_id, make_ids
 
 moments = st.integers(0, 2**48 - 1)
 randoms = st.binary(min_size=10, max_size=32)
@@ -70,3 +70,11 @@ def test_users_ids_are_accepted(text: str) -> None:
 )
 def test_unsafe_ids_are_refused(text: str) -> None:
     assert not is_id("evt", text)
+
+
+@given(moments, randoms, st.integers(0, 2000))
+def test_many_ids_are_uuid7s_in_order(at_ms: int, random: bytes, count: int) -> None:
+    made = make_ids("evt", at_ms, random, count)
+    assert len(set(made)) == count
+    assert made == sorted(made)
+    assert all(as_uuid(one).version == 7 and as_uuid(one).int >> 80 == at_ms for one in made[:3] + made[-3:])

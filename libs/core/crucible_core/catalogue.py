@@ -141,7 +141,9 @@ class Catalogue:
         """The payload (JSON), decoded and checked against its type: a Struct, or an object of a type that users
         registered, whose schema is not asked here. Raises MalformedError, or InvalidError with paths `payload.…`."""
         check_depth(payload, "payload")
-        read = self._readers.get(dotted) or self._reader_of(dotted)
+        read = self._readers.get(dotted)
+        if read is None:
+            read = read_object if dotted.startswith("Custom.") else self._reader_of(dotted)
         try:
             return read(payload)
         except msgspec.ValidationError as error:

@@ -15,6 +15,14 @@ def make_id(prefix: str, at_ms: int, random: bytes) -> str:
     return f"{prefix}_{_moment(at_ms)}{_chance(int.from_bytes(random[:10], 'big'))}"
 
 
+def make_ids(prefix: str, at_ms: int, random: bytes, count: int) -> list[str]:
+    """TypeIDs of one moment that follow one another: random together, then counted in the lowest 20 bits (RFC 9562,
+    6.2). At most half a million."""
+    head = make_id(prefix, at_ms, random)[:-4]
+    start = int.from_bytes(random[:10], "big") & 0x7FFFF
+    return [f"{head}{_PAIRS[n >> 10 & 1023]}{_PAIRS[n & 1023]}" for n in range(start, start + count)]
+
+
 def derive_id(prefix: str, at_ms: int, *parts: str) -> str:
     """The same id for the same arguments, so that an effect made twice has one name."""
     digest = hashlib.sha256("\x1f".join(parts).encode()).digest()

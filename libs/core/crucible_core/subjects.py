@@ -1,5 +1,6 @@
 """Every name on the bus: subjects, streams, durables, buckets and headers, built by functions."""
 
+import functools
 import hashlib
 import re
 import zlib
@@ -54,6 +55,7 @@ STORED_SUBJECT = "Nats-Subject"
 _SAFE = re.compile(r"[A-Za-z0-9_-]{1,120}")
 
 
+@functools.lru_cache(maxsize=4096)  # worlds, rooms and types come again with every event
 def token(text: str) -> str:
     """`text` as one subject token, injectively: safe characters stay, others become `=XX`, long texts a hash."""
     if _SAFE.fullmatch(text):
@@ -215,6 +217,7 @@ class Names(msgspec.Struct, frozen=True):
         return self._subject("rpc", service, operation)
 
 
+@functools.lru_cache(maxsize=4096)
 def event_key(category: str, entity: str | None) -> str:
     """The last token of an event's subject: the entity where versions are checked, else one of 64 buckets."""
     if category in VERSIONED and entity:

@@ -1,5 +1,6 @@
 """Times as users write them, RFC 3339, and as they are compared: microseconds since 1970 in UTC."""
 
+import functools
 import re
 from datetime import UTC, datetime, timedelta
 
@@ -13,16 +14,24 @@ _SHOWN = 64
 
 def parse_time(text: str, path: str) -> int:
     """RFC 3339 to microseconds (finer digits are cut off). Raises InvalidError at `path`, with a suggestion."""
-    found = _RFC3339.fullmatch(text)
-    if found:
-        try:
-            return _microseconds(datetime.fromisoformat(_plain(text, found["fraction"])).astimezone(UTC))
-        except (ValueError, OverflowError):
-            pass
+    parsed = _parsed(text)
+    if parsed is not None:
+        return parsed
     suggestion = _suggestion(text)
     asked = f' (did you mean "{suggestion}"?)' if suggestion else ""
     message = f'"{text[:_SHOWN]}" is not an RFC 3339 time such as "2026-11-21T10:00:00Z"'
     raise InvalidError(f"{path}: {message}{asked}", errors=[FieldError(path, message, suggestion)])
+
+
+@functools.lru_cache(maxsize=256)  # the events of one request have one time
+def _parsed(text: str) -> int | None:
+    found = _RFC3339.fullmatch(text)
+    if found is None:
+        return None
+    try:
+        return _microseconds(datetime.fromisoformat(_plain(text, found["fraction"])).astimezone(UTC))
+    except (ValueError, OverflowError):
+        return None
 
 
 def format_time(microseconds: int) -> str:

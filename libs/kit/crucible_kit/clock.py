@@ -4,7 +4,7 @@ import random
 import time
 from datetime import UTC, datetime
 
-from crucible_core.ids import make_id
+from crucible_core.ids import make_id, make_ids
 
 
 def now_ms() -> int:
@@ -21,3 +21,8 @@ def timestamp(at_ms: int | None = None) -> str:
 def fresh_id(prefix: str) -> str:
     """A new TypeID of this moment. It is a name, not a secret: the generator need not be a cryptographic one."""
     return make_id(prefix, now_ms(), random.randbytes(10))
+
+
+def fresh_ids(prefix: str, count: int) -> list[str]:
+    """New TypeIDs of this moment, in order."""
+    return make_ids(prefix, now_ms(), random.randbytes(10), count)

@@ -1,5 +1,6 @@
 """NATS protocol frames as bytes: what is published, without the client library's work for each message."""
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -73,6 +74,7 @@ def check_size(size: int, most: int) -> None:
         raise TooLargeError(f"a message of {size} bytes, at most {most}")
 
 
+@functools.lru_cache(maxsize=4096)
 def checked_subject(subject: str) -> str:
     """The subject, if it is one word. Raises InvalidError."""
     if not _SUBJECT.fullmatch(subject):

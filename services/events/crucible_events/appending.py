@@ -1,6 +1,7 @@
 """Appends: each event stamped, looked up, judged by its guards and committed, and the outcome told for each."""
 
 import asyncio
+import functools
 import logging
 from collections.abc import Awaitable, Mapping, Sequence
 
@@ -20,7 +21,7 @@ from crucible_core.errors import (
 from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, NewEvent
 from crucible_core.subjects import FINGERPRINT
 from crucible_kit.bus import MAX_BATCH, Bus, DuplicateError, Stored
-from crucible_kit.clock import fresh_id, timestamp
+from crucible_kit.clock import fresh_id, fresh_ids, timestamp
 from crucible_kit.index import Index
 from crucible_kit.metrics import Metrics
 from crucible_kit.rpc import Context
@@ -67,7 +68,8 @@ class Appender:
         self._remembered_s = remembered_s
         self._judging = asyncio.Semaphore(JUDGED_AT_ONCE)
         self._most = min(MAX_EVENT_BYTES, bus.max_payload - _HEADERS_ROOM)
-        self._appended = metrics.counter("events_appended", "Events that were committed", ("category",))
+        appended = metrics.counter("events_appended", "Events that were committed", ("category",))
+        self._appended_of = functools.cache(appended.labels)
         self._duplicates = metrics.counter("events_duplicates", "Appends of what the log had already")
         self._refused = metrics.counter("events_refused", "Events that were refused", ("reason",))
 
@@ -87,7 +89,9 @@ class Appender:
         as the bus allows, and go to a place that there is no more. Raises why it was refused: a hook may deny it."""
         await self._ready()
         with self._places.appending():
-            state = self._candidate(0, new, timestamp(), traceparent, self._bus.max_payload - _HEADERS_ROOM)
+            state = self._candidate(
+                0, new, fresh_id("evt"), timestamp(), traceparent, self._bus.max_payload - _HEADERS_ROOM
+            )
             if isinstance(state, Candidate):
                 state = msgspec.structs.replace(state, headers=headers, keeping=keeping)
             [outcome] = await self._brought_about([state], anywhere=True)
@@ -213,20 +217,21 @@ class Appender:
     # ---- the steps
 
     async def _stamped(self, events: Sequence[NewEvent], traceparent: str) -> list[State]:
-        now = timestamp()
-        states: list[State] = [self._candidate(place, new, now, traceparent) for place, new in enumerate(events)]
+        now, fresh = timestamp(), fresh_ids("evt", len(events))
+        states: list[State] = [
+            self._candidate(place, new, fresh[place], now, traceparent) for place, new in enumerate(events)
+        ]
         unknown = [place for place, state in enumerate(states) if isinstance(state, UnknownTypeError)]
         if unknown and await self._types.renewed():
             for place in unknown:
-                states[place] = self._candidate(place, events[place], now, traceparent)
+                states[place] = self._candidate(place, events[place], fresh[place], now, traceparent)
         return states
 
     def _candidate(
-        self, position: int, new: NewEvent, now: str, traceparent: str, most: int = 0
+        self, position: int, new: NewEvent, fresh: str, now: str, traceparent: str, most: int = 0
     ) -> Candidate | CrucibleError:
         most = most or self._most
         # A chain is named after its first event, where that is given its id here.
-        fresh = fresh_id("evt") if new.id is None else fresh_id("cor")
         defaults = Defaults(new.id or fresh, now, new.correlation_id or f"cor_{fresh[4:]}", traceparent)
         try:
             stamped = stamp(new, defaults, self._payloads, most)
@@ -303,7 +308,7 @@ class Appender:
 
     def _committed(self, candidate: Candidate, sequence: int) -> Appended:
         event, about = candidate.stamped.event, candidate.stamped.event.metadata
-        self._appended.labels(event.type).inc()
+        self._appended_of(event.type).inc()
         return Appended(id=about.id, sequence=sequence, type=event.dotted, correlation_id=about.correlation_id)
 
     def _duplicate(self, candidate: Candidate, first: Known) -> Appended:

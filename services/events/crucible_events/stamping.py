@@ -1,5 +1,6 @@
 """From what somebody wants committed to an event: names and payload checked, metadata filled in."""
 
+import functools
 import hashlib
 import re
 from typing import Any
@@ -168,8 +169,8 @@ def default_entity(category: str, payload: bytes) -> str | None:
     if decoder is None:
         return None
     for value in msgspec.structs.astuple(decoder.decode(payload)):
-        if _is_name(value, MAX_ENTITY):
-            return str(value)
+        if isinstance(value, str) and _is_name(value, MAX_ENTITY):
+            return value
     return None
 
 
@@ -217,9 +218,10 @@ def _extension_mistakes(extensions: Extensions) -> list[FieldError]:
     return [FieldError(f"extensions.{name[:MAX_NAME]}", wrong) for name, wrong in checked if wrong]
 
 
-def _is_name(value: Any, most: int) -> bool:
+@functools.lru_cache(maxsize=4096)  # actors, worlds and rooms come again with every event
+def _is_name(value: str, most: int) -> bool:
     # What is printable has no control characters; the opposite does not follow.
-    return isinstance(value, str) and 0 < len(value) <= most and (value.isprintable() or not _CONTROL.search(value))
+    return 0 < len(value) <= most and (value.isprintable() or not _CONTROL.search(value))
 
 
 def _check_expectation(new: NewEvent, event: Event) -> None:

@@ -19,6 +19,7 @@ _MOST_ERRORS = 20
 _ALL_ERRORS_UNTIL = 64 * 1024
 """Bytes of a payload up to which all its mistakes are looked for; of a larger one the first is told."""
 _MOST_COMPILED = 4_096
+_MOST_RESOLVED = 10_000
 _SHOWN = 300
 _VALUE = "the value"
 
@@ -49,11 +50,19 @@ class Payloads:
 
     def __init__(self, catalogue: Callable[[], Catalogue]) -> None:
         self._catalogue = catalogue
+        self._resolved: dict[str, str] = {}
+        self._resolved_by: Catalogue | None = None
         self._compiled: dict[tuple[str, str], tuple[TypeVersion, jsonschema_rs.Draft202012Validator]] = {}
 
     def resolve(self, new: NewEvent) -> str:
         """The canonical type. Raises UnknownTypeError."""
-        return self._catalogue().resolve(new.type)
+        catalogue = self._catalogue()
+        if catalogue is not self._resolved_by or len(self._resolved) >= _MOST_RESOLVED:
+            self._resolved_by, self._resolved = catalogue, {}
+        found = self._resolved.get(new.type)
+        if found is None:
+            found = self._resolved[new.type] = catalogue.resolve(new.type)
+        return found
 
     def check(self, dotted: str, version: str | None, payload: bytes) -> str:
         """The version that a payload of a canonical type is of: the latest one, or `version`, which for a registered
