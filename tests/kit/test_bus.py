@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -392,3 +393,22 @@ async def test_a_connection_that_is_closed_for_good_is_said(tmp_path: Path) -> N
         await until(lambda: not bus.connected)
         with pytest.raises(UnavailableError, match="for good"):
             await bus.wait_connected()
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_a_connection_that_has_just_broken_is_unavailable(nats_url: str, names: Names, turns: int) -> None:
+    """The client library hears of it a moment after the transport, on the event loop that services run on."""
+    unhandled: list[object] = []
+
+    async def broken() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: unhandled.append(context))
+        async with open_bus(nats_url, names) as bus:
+            bus._client._transport._io_writer.transport.abort()  # type: ignore[union-attr]
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            with pytest.raises(UnavailableError):
+                await bus.request(f"{names.prefix}.nobody")
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(broken())
+    assert not unhandled

@@ -289,8 +289,9 @@ class Bus(JetStream):
     def _write(self) -> None:
         """Once for each turn of the event loop: a write is a system call."""
         outgoing, self._outgoing = self._outgoing, []
-        if self.connected:
-            self._client._transport.write(b"".join(outgoing))  # type: ignore[union-attr]
+        with contextlib.suppress(RuntimeError):  # uvloop: it broke just now, as all who wait hear in a moment
+            if self.connected:
+                self._client._transport.write(b"".join(outgoing))  # type: ignore[union-attr]
 
     async def _listen(self, subject: str, received: Receiver, queue: str = "") -> nats.aio.subscription.Subscription:
         self._check_connected()
