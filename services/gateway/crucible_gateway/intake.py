@@ -99,7 +99,7 @@ class Origin(msgspec.Struct, frozen=True):
         In a batch the key is for events without a name of their own: their places change where a part comes again.
         """
         if self.idempotency_key is not None and (position is None or not (event.id or event.idempotency_key)):
-            event.fingerprint = fingerprint(event)
+            event.fingerprint = fingerprint(event, self.idempotency_key)
             event.idempotency_key = self.idempotency_key if position is None else f"{self.idempotency_key}/{position}"
         if event.source is None and event.actor is None:
             event.source, event.actor = self.principal.source, self.principal.actor
@@ -215,14 +215,17 @@ def idempotency_key(sent: str | None) -> str | None:
     return sent
 
 
-def fingerprint(event: NewEvent) -> str:
-    """The same for all events that say the same, however it is written. Each attempt may have a trace of its own."""
+def fingerprint(event: NewEvent, key: str) -> str:
+    """The same for all events that say the same, however it is written. Each attempt may have a trace of its own.
+
+    Who does not know the key cannot find out by it what the event said, should that be redacted.
+    """
     try:
         payload: Any = msgspec.json.decode(event.payload)
     except (msgspec.DecodeError, UnicodeError):
         payload = bytes(event.payload)
     fields = {name: getattr(event, name) for name in event.__struct_fields__ if name not in _NOT_SAID}
-    return hashlib.sha256(msgspec.json.encode([fields, payload], order="sorted")).hexdigest()[:32]
+    return hashlib.sha256(msgspec.json.encode([key, fields, payload], order="sorted")).hexdigest()[:32]
 
 
 def _refused(path: str, message: str) -> InvalidError:

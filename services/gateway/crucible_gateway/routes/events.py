@@ -82,7 +82,7 @@ NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
             instead="A batch, or an event that was there already",
             params=AppendParams,
             headers={
-                "Idempotency-Key": "The same key again is answered with the first event",
+                "Idempotency-Key": "The same request again is answered with the first event; another one is 422",
                 "X-Correlation-Id": "The correlation id of events that bring none",
             },
             bodies={
