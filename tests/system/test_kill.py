@@ -154,6 +154,3 @@ def _report(ledger: Ledger, kills: list[tuple[float, str]]) -> None:
         f"refused {len(ledger.refused)}, without an answer {ledger.ambiguous} (given up {len(ledger.open)}), "
         f"longest outage {seconds:.1f} s ({who}; {', '.join(during)})"
     )
-    for seconds, ended, who in sorted(ledger.outages, reverse=True)[1:8]:
-        during = [f"{service} +{at - ended + seconds:.1f}" for at, service in kills if ended - seconds - 1 < at < ended]
-        print(f"  then {seconds:.1f} s ({who}; {', '.join(during)})")
