@@ -22,6 +22,7 @@ from crucible_core.subjects import Names
 from crucible_kit.bus import MAX_BATCH, Bus, DuplicateError, Message, open_bus
 from crucible_kit.clock import now_ms
 from crucible_kit.frames import Outgoing, batch_frames, clean
+from crucible_kit.queueing import MOST_WAITING
 from tests.kit.outage import private_server, until
 
 MANY = 1024 * 1024
@@ -412,3 +413,22 @@ def test_a_connection_that_has_just_broken_is_unavailable(nats_url: str, names: 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(broken())
     assert not unhandled
+
+
+async def test_messages_for_a_handler_that_hangs_do_not_fill_the_memory(bus: Bus) -> None:
+    handled: list[int] = []
+    go = asyncio.Event()
+
+    async def slow(message: Message) -> None:
+        await go.wait()
+        handled.append(len(message.data))
+
+    leave = await bus.subscribe(subject(bus, "live"), slow)
+    sent = 2 * MOST_WAITING // MANY
+    for _ in range(sent):
+        await bus.publish(subject(bus, "live"), bytes(MANY))
+    await bus.stream_names()  # its answer comes after them
+    go.set()
+    await until(lambda: len(handled) >= MOST_WAITING // MANY)
+    await leave()
+    assert len(handled) <= MOST_WAITING // MANY + 2

@@ -52,18 +52,26 @@ STREAM_SEQUENCE = "Nats-Sequence"
 LAST_SEQUENCE = "Nats-Last-Sequence"
 STORED_SUBJECT = "Nats-Subject"
 
+_SHORT = 128
 _SAFE = re.compile(r"[A-Za-z0-9_-]{1,120}")
 
 
-@functools.lru_cache(maxsize=4096)  # worlds, rooms and types come again with every event
 def token(text: str) -> str:
     """`text` as one subject token, injectively: safe characters stay, others become `=XX`, long texts a hash."""
+    return _remembered_token(text) if len(text) <= _SHORT else _token(text)
+
+
+def _token(text: str) -> str:
     if _SAFE.fullmatch(text):
         return text
     quoted = "".join(c if c.isascii() and (c.isalnum() or c in "_-") else _quote(c) for c in text)
     if 0 < len(quoted) <= 120:
         return quoted
     return "=h" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:40]
+
+
+_remembered_token = functools.lru_cache(maxsize=4096)(_token)
+"""Worlds, rooms and types come again with every event. What senders make as long as they like is not remembered."""
 
 
 def _quote(char: str) -> str:
@@ -217,7 +225,6 @@ class Names(msgspec.Struct, frozen=True):
         return self._subject("rpc", service, operation)
 
 
-@functools.lru_cache(maxsize=4096)
 def event_key(category: str, entity: str | None) -> str:
     """The last token of an event's subject: the entity where versions are checked, else one of 64 buckets."""
     if category in VERSIONED and entity:

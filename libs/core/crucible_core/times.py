@@ -14,7 +14,7 @@ _SHOWN = 64
 
 def parse_time(text: str, path: str) -> int:
     """RFC 3339 to microseconds (finer digits are cut off). Raises InvalidError at `path`, with a suggestion."""
-    parsed = _parsed(text)
+    parsed = _parsed(text) if len(text) <= _SHOWN else None
     if parsed is not None:
         return parsed
     suggestion = _suggestion(text)

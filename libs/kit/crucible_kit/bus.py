@@ -22,6 +22,7 @@ from .address import credentials, without_secrets
 from .frames import Outgoing, batch_frames, frame
 from .jetstream import MAX_BATCH, DuplicateError, JetStream
 from .message import DISCONNECTED, Handler, Message, Receiver, Stored
+from .queueing import Line
 from .wire import Wire
 
 __all__ = ["MAX_BATCH", "Bus", "DuplicateError", "Handler", "Message", "Stored", "open_bus"]
@@ -126,36 +127,22 @@ class Bus(JetStream):
         await self._publish(subject, data, None, reply)
 
     async def subscribe(self, subject: str, handler: Handler, queue: str = "") -> Callable[[], Awaitable[None]]:
-        """Calls `handler` for each message, one after another. Survives reconnects.
+        """Calls `handler` for each message, one after another. Survives reconnects. Core NATS keeps nothing: what comes
+        while too much waits for the handler (`queueing.MOST_WAITING`) is dropped.
 
         Returns what ends it, once everything that was sent to it before has been handled (for at most 2 s).
         """
 
-        arrived: asyncio.Queue[Message] = asyncio.Queue()
-
-        async def handle() -> None:
-            while True:
-                message = await arrived.get()
-                try:
-                    await handler(message)
-                except Exception:
-                    log.exception("the handler of %s failed", subject)
-                finally:
-                    arrived.task_done()
-
-        handling = asyncio.create_task(handle())
+        line = Line(subject, handler)
         try:
-            leave = await self.listen(subject, arrived.put_nowait, queue)
+            leave = await self.listen(subject, line.received, queue)
         except BaseException:
-            handling.cancel()
+            await line.end(0)
             raise
 
         async def end() -> None:
             await leave()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_DRAIN_S):
-                    await arrived.join()
-            handling.cancel()
+            await line.end(_DRAIN_S)
 
         return end
 

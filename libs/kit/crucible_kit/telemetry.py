@@ -13,6 +13,7 @@ Kind = Literal["internal", "server", "client", "producer", "consumer"]
 Attribute = str | bool | int | float | Sequence[str]
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_USUAL = 64
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII | re.DOTALL)
 
 
@@ -95,16 +96,26 @@ def exporters(environ: Mapping[str, str]) -> list[str]:
     return [_otlp(environ) if name == "otlp" else name for name in names if name and name != "none"]
 
 
-@functools.lru_cache(maxsize=256)  # all events of a request have the same one
 def parse_traceparent(text: str | None) -> TraceContext | None:
     """The context in a traceparent, or None where it is not valid. Later versions are read as version 00."""
-    found = _TRACEPARENT.fullmatch(text) if text else None
+    if not text:
+        return None
+    # What senders make as long as they like is not remembered.
+    return _remembered(text) if len(text) <= _USUAL else _parsed(text)
+
+
+def _parsed(text: str) -> TraceContext | None:
+    found = _TRACEPARENT.fullmatch(text)
     if not found:
         return None
     version, trace, span, flags, more = found.groups()
     if version == "ff" or (version == "00" and more) or not int(trace, 16) or not int(span, 16):
         return None
     return TraceContext(int(trace, 16), int(span, 16), int(flags, 16) & 1)
+
+
+_remembered = functools.lru_cache(maxsize=256)(_parsed)
+"""All events of a request have the same one."""
 
 
 def fresh_context() -> TraceContext:

@@ -1,6 +1,5 @@
 """From what somebody wants committed to an event: names and payload checked, metadata filled in."""
 
-import functools
 import hashlib
 import re
 from typing import Any
@@ -218,7 +217,6 @@ def _extension_mistakes(extensions: Extensions) -> list[FieldError]:
     return [FieldError(f"extensions.{name[:MAX_NAME]}", wrong) for name, wrong in checked if wrong]
 
 
-@functools.lru_cache(maxsize=4096)  # actors, worlds and rooms come again with every event
 def _is_name(value: str, most: int) -> bool:
     # What is printable has no control characters; the opposite does not follow.
     return 0 < len(value) <= most and (value.isprintable() or not _CONTROL.search(value))
