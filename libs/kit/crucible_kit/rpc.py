@@ -164,17 +164,19 @@ async def _while_served(bus: Bus, service: str, operation: str) -> AsyncIterator
     served = asyncio.timeout(None)
 
     async def probe() -> None:
-        async with bus.inbox() as (reply, nobody):
-            while True:
-                await bus.ask(bus.names.rpc(service, _ALIVE), b"", reply)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_PROBE_S):
-                        await nobody.get()
-                    break
-        served.reschedule(loop.time())
+        # A connection that breaks, the request hears by itself.
+        with contextlib.suppress(CrucibleError):
+            async with bus.inbox() as (reply, nobody):
+                while True:
+                    await bus.ask(bus.names.rpc(service, _ALIVE), b"", reply)
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(_PROBE_S):
+                            await nobody.get()
+                        break
+            served.reschedule(loop.time())
 
     # Most answers are there long before: no task for those.
-    later = loop.call_later(_PROBE_S, lambda: probes.append(asyncio.create_task(_quietly(probe()))))
+    later = loop.call_later(_PROBE_S, lambda: probes.append(asyncio.create_task(probe())))
     try:
         async with served:
             yield
@@ -184,11 +186,6 @@ async def _while_served(bus: Bus, service: str, operation: str) -> AsyncIterator
         later.cancel()
         for task in probes:
             task.cancel()
-
-
-async def _quietly(work: Awaitable[None]) -> None:
-    with contextlib.suppress(CrucibleError):  # the connection broke, which the request hears by itself
-        await work
 
 
 def _ignore(message: Message) -> None:
