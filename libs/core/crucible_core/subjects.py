@@ -74,6 +74,12 @@ _remembered_token = functools.lru_cache(maxsize=4096)(_token)
 """Worlds, rooms and types come again with every event. What senders make as long as they like is not remembered."""
 
 
+@functools.lru_cache(maxsize=1024)
+def _place(prefix: str, world: str, room: str, category: str, event: str) -> str:
+    """All of an event's subject but its last token: few, and each of many events. Their names have been checked."""
+    return Names(prefix)._subject("evt", token(world), token(room), category, token(event))
+
+
 def _quote(char: str) -> str:
     return "".join(f"={byte:02X}" for byte in char.encode("utf-8", "surrogatepass"))
 
@@ -119,7 +125,7 @@ class Names(msgspec.Struct, frozen=True):
     # Subjects of committed events
     def event(self, world: str, room: str, category: str, event: str, entity: str | None) -> str:
         """`evt.<world>.<room>.<Category>.<Event>.<key>`."""
-        return self._subject("evt", token(world), token(room), category, token(event), event_key(category, entity))
+        return f"{_place(self.prefix, world, room, category, event)}.{event_key(category, entity)}"
 
     def versions(self, world: str | None, category: str, entity: str) -> str:
         """Every event of one versioned entity, for expected-sequence checks and its last event. Without a world: of
@@ -225,11 +231,14 @@ class Names(msgspec.Struct, frozen=True):
         return self._subject("rpc", service, operation)
 
 
+_BUCKETS = [f"b{number:02d}" for number in range(HASH_BUCKETS)]
+
+
 def event_key(category: str, entity: str | None) -> str:
     """The last token of an event's subject: the entity where versions are checked, else one of 64 buckets."""
     if category in VERSIONED and entity:
         return token(entity)
-    return f"b{zlib.crc32((entity or '').encode('utf-8', 'surrogatepass')) % HASH_BUCKETS:02d}"
+    return _BUCKETS[zlib.crc32(entity.encode("utf-8", "surrogatepass")) % HASH_BUCKETS if entity else 0]
 
 
 # JetStream's own API (docs.nats.io, "JetStream wire API reference") and the key-value mapping (ADR-8).

@@ -63,7 +63,11 @@ def batch_frames(messages: Sequence[Outgoing], batch_id: str, reply: str, most: 
 
 
 def _header(message: Outgoing, opening: str, place: int, *, commit: bool) -> bytes:
-    lines = "".join([f"{name}: {clean(value)}\r\n" for name, value in message.header_lines().items()])
+    lines = f"{MSG_ID}: {clean(message.msg_id)}\r\n" if message.msg_id is not None else ""
+    if message.ttl is not None:
+        lines += f"{TTL}: {clean(message.ttl)}\r\n"
+    for name, value in message.headers.items():
+        lines += f"{name}: {clean(value)}\r\n"
     ending = f"{BATCH_COMMIT}: 1\r\n" if commit else ""
     return f"{opening}{place}\r\n{lines}{ending}\r\n".encode()
 
@@ -84,6 +88,8 @@ def checked_subject(subject: str) -> str:
 
 def clean(value: str) -> str:
     """A header value on one line: what comes from users must never begin a header of its own."""
+    if value.isprintable():
+        return value
     if not value.isascii():
         value = value.encode("utf-8", "replace").decode()  # half of a surrogate pair cannot be sent
     return _LINE_BREAKS.sub(" ", value)

@@ -56,8 +56,7 @@ async def run(index: Index, query: Query, most_bytes: int) -> QueryReply:
     low, high = await store.bounds(index, query.start, query.end) if _timed(query) else (0, MAX_SEQUENCE)
     scan = plan(query, low, high)
     answer = Answer(query, most_bytes)
-    plain = query.predicate is None and scan.wanted == "1"
-    async for rows in pages(index, scan, query.limit + 1 if plain else PAGE):
+    async for rows in pages(index, scan, PAGE, first=query.limit + 1):
         for chunk in chunks(rows, query.limit + 1 if query.predicate is None else PAGE):
             wanted = [row.sequence for row in chunk if row.size is not None]
             fetched = dict(await store.raws(index, wanted))

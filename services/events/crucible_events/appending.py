@@ -150,12 +150,16 @@ class Appender:
         except CrucibleError as error:
             outcomes = [error] * len(run)
         for candidate, outcome in zip(run, outcomes, strict=True):
+            if isinstance(outcome, Stored) and not outcome.duplicate:
+                states[candidate.position] = self._committed(candidate, outcome.sequence)
+                continue
             try:
                 states[candidate.position] = await self._told(candidate, outcome)
             except CrucibleError as error:
                 states[candidate.position] = error
 
     async def _told(self, candidate: Candidate, outcome: Outcome) -> State:
+        """What became of an event that this append did not add to the log."""
         if isinstance(outcome, ConflictError):
             # JetStream compares sequences before ids: the repetition of an append conflicts with its own first time.
             for _, first in await self._settled([candidate]):
@@ -163,9 +167,7 @@ class Appender:
             return outcome if candidate.shares else await self._conflict(candidate)
         if isinstance(outcome, CrucibleError):
             return outcome
-        if outcome.duplicate:
-            return self._duplicate(candidate, await self._first(candidate, outcome.sequence))
-        return self._committed(candidate, outcome.sequence)
+        return self._duplicate(candidate, await self._first(candidate, outcome.sequence))
 
     async def _pinned(self, *candidates: Candidate, whole: bool = False) -> list[Stored]:
         return await pinning.commit(self._bus, self._index, self._committer, candidates, whole=whole)
@@ -242,7 +244,7 @@ class Appender:
 
     async def _known(self, candidates: list[Candidate]) -> list[tuple[Candidate, Known]]:
         """Those that the index knows already, by the ids and keys that clients brought."""
-        wanted = [message_id for candidate in candidates for message_id in candidate.brought]
+        wanted = [id for candidate in candidates if candidate.stamped.brought for id in candidate.brought]
         if not wanted:
             return []
         # What JetStream has forgotten must be in the index.

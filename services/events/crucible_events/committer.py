@@ -5,6 +5,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Collection, Sequence
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -183,7 +184,7 @@ class Committer:
     async def _batch(self, taken: list[Pending]) -> None:
         try:
             messages = [message for pending in taken for message in pending.messages]
-            sequences = iter(await self._bus.commit(messages))
+            stored = map(Stored, await self._bus.commit(messages))
         except UnavailableError:
             raise
         except CrucibleError:
@@ -191,7 +192,7 @@ class Committer:
             await self._singly(taken)
             return
         for pending in taken:
-            _resolve(pending, [Stored(next(sequences)) for _ in pending.messages])
+            _resolve(pending, list(islice(stored, len(pending.messages))))
 
     async def _singly(self, taken: list[Pending]) -> None:
         """All at once, but written in order to one connection: JetStream stores them in this order."""

@@ -103,16 +103,19 @@ def page_statement(scan: Scan, low: int, high: int, most: int) -> tuple[str, lis
     return f"{' UNION ALL '.join(parts)} ORDER BY 1 {order} LIMIT ?", [*values, most]
 
 
-async def pages(index: Index, scan: Scan, most: int) -> AsyncIterator[list[Sized]]:
-    """Pages of rows, each of `most` but the last."""
+async def pages(index: Index, scan: Scan, most: int, first: int | None = None) -> AsyncIterator[list[Sized]]:
+    """Pages of `most` rows, the last of fewer. They may begin smaller, with what an answer needs where all rows that
+    are found are wanted, and grow from there."""
     low, high = scan.low, scan.high
+    size = most if first is None else first
     while low <= high:
-        statement, values = page_statement(scan, low, high, most)
+        statement, values = page_statement(scan, low, high, size)
         rows = [Sized(*row) for row in await store.select(index, statement, values)]
         yield rows
-        if len(rows) < most:
+        if len(rows) < size:
             return
         low, high = (low, rows[-1].sequence - 1) if scan.descending else (rows[-1].sequence + 1, high)
+        size = min(2 * size, most)
 
 
 def chunks(rows: list[Sized], most: int) -> list[list[Sized]]:

@@ -196,8 +196,10 @@ def _mistakes(new: NewEvent) -> list[FieldError]:
         new.entity,
     )
     for path, value in zip(_NAMES, names, strict=True):
+        if value is None:
+            continue
         most = _LONGER.get(path, MAX_NAME)
-        if value is not None and not _is_name(value, most):
+        if not _is_name(value, most):
             found.append(FieldError(path, f"must be 1 to {most} characters, none of them a control character"))
     if new.version is not None and not _VERSION.fullmatch(new.version):
         found.append(FieldError("version", "must be a version such as 1.0.0"))
