@@ -10,6 +10,8 @@ _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?P<fraction>\.\d{1,9}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _SHOWN = 64
+_STORED = len("2026-11-21T10:00:00.123456Z")
+"""The form that `format_time` gives needs no preparation."""
 
 
 def parse_time(text: str, path: str) -> int:
@@ -29,6 +31,8 @@ def _parsed(text: str) -> int | None:
     if found is None:
         return None
     try:
+        if len(text) == _STORED and text[-1] == "Z" and text[10] == "T":
+            return _microseconds(datetime.fromisoformat(text))
         return _microseconds(datetime.fromisoformat(_plain(text, found["fraction"])).astimezone(UTC))
     except (ValueError, OverflowError):
         return None

@@ -32,6 +32,9 @@ _PAUSE_S = 1.0
 _SOON_S = 0.05
 _AT_ONCE = (1000, 100, 10, 1)
 """Rows of one statement: few sizes, whose statements stay prepared. SQLite takes 32,766 values."""
+_LOG_PAGES = 4096
+"""4 KiB each; what the write-ahead log grows to, and what memory holds of the file."""
+_CACHE_KIB = 16 * 1024
 _FILES = ("", "-wal", "-shm", "-journal")
 
 
@@ -203,7 +206,9 @@ def _opened(path: Path, schema: str, identity: str) -> sqlite3.Connection:
     # The stream is the truth: after a crash the index may be a little behind, never wrong.
     # What is deleted is overwritten: a payload that was redacted must not stay behind in a free page.
     pragmas = "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA secure_delete=ON"
-    connection.executescript(f"{pragmas}; {_META}; {schema}")
+    # A checkpoint writes each page once, however often it changed, and waits for the disk.
+    sizes = f"PRAGMA wal_autocheckpoint={_LOG_PAGES}; PRAGMA cache_size=-{_CACHE_KIB}"
+    connection.executescript(f"{pragmas}; {sizes}; {_META}; {schema}")
     with connection:
         connection.execute("INSERT OR IGNORE INTO meta VALUES ('identity', ?), ('sequence', '0')", (identity,))
     return connection

@@ -144,8 +144,8 @@ async def _batches(bus: Bus, stream: str, consumer: str, batch: int) -> AsyncGen
     seen = 0
     async with open_pull(bus, stream, consumer, arrived.append) as pull:
         while True:
-            # Asked before it runs dry, so that the server never waits for the reader's round trip.
-            if pull.outstanding + len(arrived) <= batch // 2:
+            # Asked for ahead, so that one batch arrives while its reader is at work on the one before.
+            if pull.outstanding + len(arrived) <= batch:
                 await pull.ask(batch)
             if not arrived:
                 await pull.news()
