@@ -132,6 +132,7 @@ def test_hooks(run: Run, played: Played, tmp_path: Path) -> None:
     file = tmp_path / "hook.json"
     file.write_text('{"name": "tidy"}')
     assert answer(run, "hooks", "add", str(file))["name"] == "tidy"
+    assert "crucible hooks test tidy" in run("hooks", "add", str(file)).stdout
     assert "tidy" in run("hooks", "list").stdout
     assert answer(run, "hooks", "disable", "tidy")["state"] == "disabled"
     assert "active" in run("hooks", "enable", "tidy").stdout

@@ -41,7 +41,7 @@ def add(
     """Register a hook, or a new version of it. A script beside the file goes with it."""
     definition, markdown = read_hook_file(file)
     with session.connect() as crucible:
-        session.show(crucible.hooks.add(definition, markdown=markdown), _hook)
+        session.show(crucible.hooks.add(definition, markdown=markdown), _added)
 
 
 @command(app)
@@ -95,6 +95,13 @@ def try_(
 
 def _state(hook: HookView) -> Text:
     return Text.assemble((hook.name, "bold"), "  ", state_text(hook.state))
+
+
+def _added(hook: HookView) -> RenderableType:
+    name = hook.name
+    return Group(
+        _state(hook), Text(f"Try it: crucible hooks test {name} · what it did: crucible hooks runs {name}", "dim")
+    )
 
 
 def _hook(hook: HookView) -> RenderableType:
