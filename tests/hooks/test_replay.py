@@ -22,8 +22,8 @@ from crucible_core.protocol.replays import (
     StartReplay,
 )
 from crucible_core.protocol.shared import EnableHook, GetRequest, TypeFilter
-from crucible_hooks.replaying import MOST_WAITING
 from crucible_kit.bus import Message
+from crucible_kit.replaying import MOST_WAITING
 from crucible_kit.rpc import call
 
 from .conftest import System, until

@@ -1,12 +1,7 @@
-"""Replays into webhooks: stored events become deliveries of their own of one webhook, a bounded number at a time, so
-that what is live never waits behind a long past."""
-
-import logging
-
-import msgspec
+"""Replays into webhooks: stored events become deliveries of their own of one webhook."""
 
 from crucible_core import subjects
-from crucible_core.envelope import Event, decode
+from crucible_core.envelope import Event
 from crucible_core.errors import FieldError, InvalidError, NotFoundError, UnavailableError
 from crucible_core.ids import derive_id
 from crucible_core.protocol.replays import Replayable, ReplayBatch, ReplayedEvent, ReplayTaken
@@ -16,15 +11,12 @@ from crucible_core.suggest import nearest
 from crucible_kit.bus import Bus
 from crucible_kit.frames import Outgoing
 from crucible_kit.metrics import Metrics
+from crucible_kit.replaying import Queue, enqueue, headers_of
 from crucible_kit.rpc import Context
 
 from .records import state
 from .registry import Registry
 
-log = logging.getLogger(__name__)
-
-MOST_WAITING = 1000
-"""Deliveries of one webhook, live ones among them, beyond which a replay waits."""
 _AT = "target.webhook"
 
 
@@ -58,34 +50,18 @@ class Replayer:
         if (reason := self._registry.inert.get(request.target)) is not None:
             raise UnavailableError(f"webhook {request.target} is inert: {reason}")
         record = self._registry.get(request.target)
-        waiting = await self._waiting(record)
-        deliveries: list[Outgoing] = []
-        skipped = 0
-        for replayed in request.events:
-            event = _event(replayed)
-            if event is None or not self._takes(record, event):
-                skipped += 1
-            elif len(deliveries) + waiting < MOST_WAITING:
-                deliveries.append(_delivery(self._bus, record.id, event, replayed, request.replay))
-            else:
-                break
-        if deliveries:
-            await self._bus.store_all(deliveries)
-            self._replayed.inc(len(deliveries))
-        taken = len(deliveries) + skipped
-        why = None if taken == len(request.events) else _why(record, waiting + len(deliveries))
-        return ReplayTaken(taken=taken, sent=len(deliveries), skipped=skipped, waiting=why)
-
-    def _takes(self, record: WebhookRecord, event: Event) -> bool:
-        return record.options.replay != "skip" and self._registry.wants(record.id, event)
-
-    async def _waiting(self, record: WebhookRecord) -> int:
-        """How many deliveries wait for the webhook or are under way."""
         names = self._bus.names
-        try:
-            return sum(await self._bus.consumer_backlog(names.deliveries, names.durable(record.id)))
-        except NotFoundError:
-            raise UnavailableError(f"webhook {record.name} has no worker yet", retry_after=1) from None
+        queue = Queue(
+            names.deliveries, names.durable(record.id), f"webhook {record.name}", "deliveries", enabled=record.enabled
+        )
+
+        def delivery(event: Event, replayed: ReplayedEvent) -> Outgoing | None:
+            wanted = record.options.replay != "skip" and self._registry.wants(record.id, event)
+            return _delivery(self._bus, record.id, event, replayed, request.replay) if wanted else None
+
+        taken = await enqueue(self._bus, queue, request, delivery)
+        self._replayed.inc(taken.sent)
+        return taken
 
 
 def find(registry: Registry, name: str) -> WebhookRecord:
@@ -109,29 +85,9 @@ def _missing(registry: Registry, name: str) -> NotFoundError:
     return NotFoundError(f"there is no webhook {name[:100]!r}{hint}", errors=[error])
 
 
-def _why(record: WebhookRecord, waiting: int) -> str:
-    disabled = "" if record.enabled else ", which is disabled"
-    return f"{waiting} deliveries wait for webhook {record.name}{disabled}"
-
-
-def _event(replayed: ReplayedEvent) -> Event | None:
-    try:
-        return decode(bytes(replayed.event), replayed.sequence)
-    except msgspec.DecodeError as error:
-        log.error("event %d cannot be read: %s", replayed.sequence, error)
-        return None
-
-
 def _delivery(bus: Bus, webhook_id: str, event: Event, replayed: ReplayedEvent, replay: str) -> Outgoing:
     delivery = derive_id("dlv", replayed.time_ms, webhook_id, event.metadata.id, replay)
-    headers = {
-        subjects.DELIVERY: delivery,
-        subjects.ATTEMPT: "1",
-        subjects.EVENT_SEQUENCE: str(replayed.sequence),
-        subjects.REPLAY: replay,
-    }
-    if event.metadata.traceparent:
-        headers[subjects.TRACEPARENT] = event.metadata.traceparent
+    headers = headers_of(event, replayed, replay) | {subjects.DELIVERY: delivery}
     return Outgoing(bus.names.delivery(webhook_id), bytes(replayed.event), headers, delivery)
 
 
