@@ -18,7 +18,7 @@ CrucibleError
 The HTTP statuses are shown for orientation; the mapping itself lives in `crucible_kit.asgi`.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import msgspec
 
@@ -53,6 +53,12 @@ class CrucibleError(Exception):
 
     def problem(self) -> Problem:
         return Problem(self.code, self.detail, self.errors, self.extra)
+
+    def as_value(self) -> Self:
+        """Itself, to be kept and not raised: without the frames that it came through. Those lead to their callers, one
+        of which keeps it: all that they hold, payloads too, would stay until the garbage collector comes."""
+        self.__traceback__ = self.__context__ = self.__cause__ = None
+        return self
 
 
 class MalformedError(CrucibleError):

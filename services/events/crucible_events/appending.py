@@ -107,7 +107,7 @@ class Appender:
             try:
                 states[candidate.position] = self._duplicate(candidate, first)
             except CrucibleError as error:
-                states[candidate.position] = error
+                states[candidate.position] = error.as_value()
         sent = under_way(states)
         if not anywhere:
             await self._places.admit(states)
@@ -133,7 +133,7 @@ class Appender:
                         waiting.append((run, self._committer.submit_each(messages, entities_of(run), before)))
                 except CrucibleError as error:
                     for candidate in run:
-                        states[candidate.position] = error
+                        states[candidate.position] = error.as_value()
                 if isinstance(states[run[0].position], LimitedError | UnavailableError):
                     missed = states[run[0].position]
             for run, future in waiting:
@@ -148,7 +148,7 @@ class Appender:
         try:
             outcomes = await committing
         except CrucibleError as error:
-            outcomes = [error] * len(run)
+            outcomes = [error.as_value()] * len(run)
         for candidate, outcome in zip(run, outcomes, strict=True):
             if isinstance(outcome, Stored) and not outcome.duplicate:
                 states[candidate.position] = self._committed(candidate, outcome.sequence)
@@ -156,7 +156,7 @@ class Appender:
             try:
                 states[candidate.position] = await self._told(candidate, outcome)
             except CrucibleError as error:
-                states[candidate.position] = error
+                states[candidate.position] = error.as_value()
 
     async def _told(self, candidate: Candidate, outcome: Outcome) -> State:
         """What became of an event that this append did not add to the log."""
@@ -240,7 +240,7 @@ class Appender:
             keeping = FOREVER if stamped.forever else self._retention.of(stamped.event)
             return Candidate(position, new, defaults, stamped, most, self._payloads, keeping)
         except CrucibleError as error:
-            return error
+            return error.as_value()
 
     async def _known(self, candidates: list[Candidate]) -> list[tuple[Candidate, Known]]:
         """Those that the index knows already, by the ids and keys that clients brought."""
@@ -276,7 +276,7 @@ class Appender:
             async with self._judging:
                 payload = await self._guards.judge(guards, stamped.raw, stamped.event.metadata.traceparent)
         except CrucibleError as error:
-            return error
+            return error.as_value()
         if candidate.headers and payload is not None:
             return InvalidError(f"a hook may deny {stamped.event.dotted}, and not change it")
         try:

@@ -211,7 +211,7 @@ class Committer:
         try:
             return await self._bus.store(message)
         except CrucibleError as error:
-            return error
+            return error.as_value()
 
 
 def _resolve(pending: Pending, outcomes: Sequence[Outcome]) -> None:

@@ -81,7 +81,7 @@ class Batch:
         await self._flush()
         await self.settle()
         if self._away is not None and not self._committed:
-            raise self._away
+            raise from_problem(self._away.problem())
         return b'{"committed":%d,"results":[%b]}' % (self._committed, b",".join(self._results))
 
     async def settle(self) -> int:
@@ -114,7 +114,7 @@ class Batch:
         except CrucibleError as error:
             if isinstance(error, UnavailableError | LimitedError):
                 self._away = error
-            return [error for _ in events]
+            return [error.as_value() for _ in events]
         outcomes = [outcome(appended) for appended in reply.results]
         # Where one has to come again, so do all that come after the chunk: those of its entity would be before it.
         self._away = next((each for each in outcomes if isinstance(each, UnavailableError | LimitedError)), None)
@@ -161,17 +161,19 @@ async def append_all(append: Append, origin: Origin, events: AsyncIterator[Taken
         reply = await append(AppendRequest(events=kept, atomic=True)) if kept else AppendReply(results=[])
     except CrucibleError as error:
         raise _as_sent(error) from None
-    results = [outcome(appended) for appended in reply.results]
-    for result in results:
-        if isinstance(result, CrucibleError):
-            raise result
+    results = [result_of(appended) for appended in reply.results]
     return msgspec.json.encode({"committed": len(results), "results": results})
 
 
-def outcome(appended: Appended) -> Result | CrucibleError:
+def result_of(appended: Appended) -> Result:
+    """Raises the error of an event that was refused."""
     if appended.error is not None:
-        return from_problem(appended.error)
+        raise from_problem(appended.error)
     return Result(appended.id, appended.sequence, appended.type, appended.correlation_id, appended.duplicate)
+
+
+def outcome(appended: Appended) -> Result | CrucibleError:
+    return result_of(appended) if appended.error is None else from_problem(appended.error)
 
 
 def _encode(result: Result | CrucibleError, request_id: str | None) -> bytes:

@@ -179,7 +179,7 @@ def taken(raw: bytes) -> Taken:
     try:
         return len(raw), read_event(raw)
     except CrucibleError as error:
-        return len(raw), error
+        return len(raw), error.as_value()
 
 
 def too_many() -> TooLargeError:

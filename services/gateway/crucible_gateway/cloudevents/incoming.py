@@ -62,7 +62,7 @@ def taken(raw: bytes, catalogue: Catalogue = CATALOGUE) -> tuple[int, NewEvent |
     try:
         return len(raw), from_structured(raw, catalogue)
     except CrucibleError as error:
-        return len(raw), error
+        return len(raw), error.as_value()
 
 
 # ---- attributes ------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from litestar import Response, get, post
 
 from crucible_core.attributes import essence
 from crucible_core.envelope import Event
-from crucible_core.errors import CrucibleError, UnsupportedError
+from crucible_core.errors import UnsupportedError
 from crucible_core.protocol.events import (
     AppendReply,
     AppendRequest,
@@ -24,7 +24,7 @@ from crucible_core.protocol.shared import GetRequest
 from crucible_gateway import examples
 from crucible_gateway.arrays import elements
 from crucible_gateway.auth import principal_of
-from crucible_gateway.batches import Append, Committed, Result, append_all, append_each, outcome
+from crucible_gateway.batches import Append, Committed, Result, append_all, append_each, result_of
 from crucible_gateway.bodies import JSON, Http, anything, array_or_one, expect_plain, media_type, pieces, whole
 from crucible_gateway.cloudevents import incoming, outgoing
 from crucible_gateway.cloudevents.forms import (
@@ -141,9 +141,7 @@ async def _append_cloud_events(
 
 async def _one(append: Append, origin: Origin, event: NewEvent) -> Response[bytes]:
     reply = await append(AppendRequest(events=[origin.apply(event)]))
-    result = outcome(reply.results[0])
-    if isinstance(result, CrucibleError):
-        raise result
+    result = result_of(reply.results[0])
     return encoded(result, 200 if result.duplicate else 201)
 
 
