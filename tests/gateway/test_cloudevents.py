@@ -447,6 +447,21 @@ async def test_broken_json_is_malformed(door: Door) -> None:
         assert (await door.structured(body)).status_code in (400, 422)
 
 
+BEYOND = (b"{", b'{"a":1},"id":"evt_chosen"', b'{}},{"type":"Custom.Two"', b'{"a":01}')
+
+
+async def test_data_ends_where_its_json_does(door: Door) -> None:
+    for body in BEYOND:
+        answer = await door.binary(FEATURE, body)
+        assert (answer.status_code, answer.json()["detail"][:16]) == (400, "data is not JSON"), answer.text
+        encoded = FEATURE | {"data_base64": base64.b64encode(body).decode(), "datacontenttype": "application/json"}
+        assert (await door.structured(encoded)).status_code == 400
+        batch = await door.structured([encoded, FEATURE | {"id": repr(body)}], BATCH)
+        refused, committed = batch.json()["results"]
+        assert refused["error"]["status"] == 400
+        assert committed["sequence"] >= 1, "the others of a batch are not drawn in"
+
+
 async def test_bytes_of_data_pass_through(door: Door) -> None:
     data = b'{"n" : 1.0, "big":12345678901234567890, "\\u00e9" : "\xc3\xa9"}'
     answer = await door.binary(FEATURE, data)
