@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crucible_core.envelope import MAX_EVENT_BYTES
 from crucible_core.errors import MalformedError
 from crucible_gateway.arrays import Splitter
+from crucible_gateway.intake import MAX_SENT_BYTES
 
 texts = st.text(st.sampled_from('a"\\[]{},: \n\u00e4\U0001f600'), max_size=8)
 values = st.recursive(
@@ -46,8 +46,8 @@ def test_what_is_no_array_is_malformed(raw: bytes, cuts: list[int]) -> None:
 
 
 def test_too_long_an_element_is_cut_and_the_next_one_is_whole() -> None:
-    raw = b'["%b", {"a": 1}]' % (b"x\\n" * MAX_EVENT_BYTES)
+    raw = b'["%b", {"a": 1}]' % (b"x\\n" * MAX_SENT_BYTES)
     splitter = Splitter()
     found = [element for at in range(0, len(raw), 50_001) for element in splitter.feed(raw[at : at + 50_001])]
     splitter.end()
-    assert [len(element) for element in found] == [MAX_EVENT_BYTES + 1, 8]
+    assert [len(element) for element in found] == [MAX_SENT_BYTES + 1, 8]

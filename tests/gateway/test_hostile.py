@@ -10,11 +10,13 @@ from typing import Any
 import httpx
 import pytest
 
+from crucible_core.envelope import MAX_EVENT_BYTES
 from crucible_kit.connection import MAX_HEAD_BYTES, MAX_HEADERS, Connection
 
 from .conftest import HEADERS, KEY, Answers, Serve, Served, until
 
 PATH = "/api/v1/events"
+JSON = {"Content-Type": "application/json"}
 NDJSON = {"Content-Type": "application/x-ndjson"}
 PROBLEM = "application/problem+json"
 
@@ -74,6 +76,17 @@ async def test_refused(http: httpx.AsyncClient, log: None) -> None:
         first, second = (await http.post(PATH, content=lines, headers=NDJSON)).json()["results"]
         assert first["error"]["status"] == status, (body[:99], first)
         assert second["sequence"] >= 1
+
+
+@pytest.mark.parametrize("size", [MAX_EVENT_BYTES, MAX_EVENT_BYTES + 100, 3 * MAX_EVENT_BYTES])
+async def test_too_long_an_event_is_413_in_every_batch(http: httpx.AsyncClient, log: None, size: int) -> None:
+    long, short = event('{"n": "' + "x" * size + '"}'), event("{}")
+    for kind, body in ((JSON, b"[%b, %b]" % (long, short)), (NDJSON, long + b"\n" + short)):
+        first, second = (await http.post(PATH, content=body, headers=kind)).json()["results"]
+        assert (first["error"]["status"], first["error"]["max_bytes"]) == (413, MAX_EVENT_BYTES)
+        assert second["sequence"] >= 1
+        answer = await http.post(PATH, content=body, headers=kind, params={"atomic": "true"})
+        assert answer.status_code == 413, answer.text
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 import msgspec
 
 from crucible_core.decode import malformed
-from crucible_core.envelope import MAX_EVENT_BYTES
 from crucible_core.errors import MalformedError
+
+from .intake import MAX_SENT_BYTES
 
 # Neither pattern backtracks; a string that does not end yet matches as far as it goes, with nothing in its group.
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+("?)|[\[\]{},]', re.DOTALL)
@@ -83,7 +84,7 @@ class Splitter:
         return match.end()
 
     def _keep(self, data: bytes, start: int, end: int) -> None:
-        room = MAX_EVENT_BYTES + 1 - len(self._begun)
+        room = MAX_SENT_BYTES + 1 - len(self._begun)
         if room > 0:
             self._begun += memoryview(data)[start : min(end, start + room)]
 
@@ -94,7 +95,7 @@ class Splitter:
         self._count += 1
         if last and self._count == 1 and not element:
             return
-        if len(element) <= MAX_EVENT_BYTES:
+        if len(element) <= MAX_SENT_BYTES:
             try:
                 _anything.decode(element)
             except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
