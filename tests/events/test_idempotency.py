@@ -108,9 +108,43 @@ async def test_the_key_goes_before_the_id(service: Starlette, ask: Asker) -> Non
     first = await ask.one(new(id="evt_a", idempotency_key="k"))
     other_id = await ask.one(new(id="evt_b", idempotency_key="k"))
     assert (other_id.id, other_id.sequence, other_id.duplicate) == ("evt_a", first.sequence, True)
-    await ask.query(min_sequence=first.sequence)
     other_key = await ask.one(new(id="evt_a", idempotency_key="other"))
     assert (other_key.id, other_key.sequence, other_key.duplicate) == ("evt_a", first.sequence, True)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_an_id_is_known_whatever_key_comes_with_it(replicas: Replicas, ask: Asker, count: int) -> None:
+    """One after the other without a pause, and at once: before any index has the first of them."""
+    keys = [{}, {"idempotency_key": "a", "fingerprint": "a"}, {"idempotency_key": "b", "fingerprint": "b"}]
+    async with replicas(count):
+        for first in range(3):
+            for n in range(20):
+                ordered = keys[first:] + keys[:first]
+                one_by_one = [
+                    await ask.one(new(id=f"evt_{first}_{n}", **suffixed(key, f"{first}.{n}"))) for key in ordered
+                ]
+                assert [one.duplicate for one in one_by_one] == [False, True, True]
+                assert len({one.sequence for one in one_by_one}) == 1
+        for n in range(20):
+            at_once = await asyncio.gather(*(ask.one(new(id=f"evt_{n}", **suffixed(key, str(n)))) for key in keys))
+            assert sorted(one.duplicate for one in at_once) == [False, True, True]
+        assert await ask.last() == 80
+
+
+def suffixed(key: dict[str, str], suffix: str) -> dict[str, str]:
+    return {name: f"{value}.{suffix}" for name, value in key.items()}
+
+
+async def test_a_key_is_known_by_the_index_where_an_id_came_with_it(settings: Settings, ask: Asker) -> None:
+    async with starter(settings)():
+        first = await ask.one(new(id="evt_a", idempotency_key="k", fingerprint="one"))
+    delete_index(settings)
+    async with starter(settings)():
+        again = await ask.one(new(id="evt_a", idempotency_key="k", fingerprint="one"))
+        assert (again.sequence, again.duplicate) == (first.sequence, True)
+        other = await ask.one(new(idempotency_key="k", fingerprint="two"))
+        assert other.error is not None
+        assert other.error.errors[0].path == "Idempotency-Key"
 
 
 async def test_a_key_does_not_serve_for_another_request(service: Starlette, ask: Asker) -> None:

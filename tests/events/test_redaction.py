@@ -90,8 +90,9 @@ async def test_the_payload_is_nowhere_in_the_index_file(service: Starlette, ask:
 
 async def test_an_index_that_is_built_anew_shows_the_same(running: Running, ask: Asker, settings: Settings) -> None:
     forever = {"retention": "forever", "idempotency_key": "k"}
+    keyed = {"idempotency_key": "k2"}
     async with running():
-        await ask.one(new(payload={"text": SECRET}, id="evt_a"))
+        await ask.one(new(payload={"text": SECRET}, id="evt_a", **keyed))
         await ask.one(new("Memory.Created", memory("m"), **forever))
         memory_event = (await ask.found(type=["Memory.Created"], min_sequence=2))[0].metadata.id
         await redact(ask, "evt_a")
@@ -102,6 +103,7 @@ async def test_an_index_that_is_built_anew_shows_the_same(running: Running, ask:
         assert await ask.query(with_retention=True) == before
         assert len(before.events) == 4
         assert (await ask.one(new("Memory.Created", memory("m"), **forever))).duplicate
+        assert (await ask.one(new(**keyed))).id == "evt_a"
         assert (await redact(ask, "evt_a")).redacted
 
 

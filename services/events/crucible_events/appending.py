@@ -32,7 +32,7 @@ from .committer import Committer, Outcome
 from .copies import Copies
 from .guards import Guard
 from .keeping import FOREVER, Keeping
-from .stamping import Defaults, HopsError, stamp
+from .stamping import Defaults, HopsError, stamp, stored_key
 from .store import Known
 from .validation import Payloads
 
@@ -247,8 +247,12 @@ class Appender:
         wanted = [id for candidate in candidates if candidate.stamped.brought for id in candidate.brought]
         if not wanted:
             return []
-        # What JetStream has forgotten must be in the index.
-        await self._index.current(self._bus, self._remembered_s / 2)
+        if any(len(candidate.brought) > 1 for candidate in candidates):
+            # JetStream knows an event by one name only: of two, the index must tell what has come by now.
+            await self._index.reach(await self._bus.last_sequence(self._index.stream))
+        else:
+            # What JetStream has forgotten must be in the index.
+            await self._index.current(self._bus, self._remembered_s / 2)
         found = await store.known(self._index, wanted)
         firsts = [(one, next((found[id] for id in one.brought if id in found), None)) for one in candidates]
         return [(candidate, first) for candidate, first in firsts if first is not None]
@@ -289,7 +293,8 @@ class Appender:
         """What an append's first time was answered, by the stream itself."""
         message = await self._bus.get(self._index.stream, sequence)
         event = candidate.stamped.event if message is None else decode(message.data)
-        fingerprint = None if message is None else message.headers.get(FINGERPRINT)
+        same_key = message is not None and candidate.stamped.key == stored_key(message.headers)
+        fingerprint = message.headers.get(FINGERPRINT) if message is not None and same_key else None
         return Known(sequence, event.metadata.id, event.dotted, event.metadata.correlation_id, fingerprint)
 
     # ---- outcomes

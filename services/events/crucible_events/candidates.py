@@ -7,7 +7,16 @@ import msgspec
 
 from crucible_core.errors import ConflictError, CrucibleError, FieldError, InvalidError, LimitedError, UnavailableError
 from crucible_core.protocol.events import Appended, NewEvent
-from crucible_core.subjects import EXPECTED_SEQUENCE, EXPECTED_SUBJECT, FINGERPRINT, KEEP, NO_REACTION, VERSIONED, Names
+from crucible_core.subjects import (
+    EXPECTED_SEQUENCE,
+    EXPECTED_SUBJECT,
+    FINGERPRINT,
+    KEEP,
+    KEY,
+    NO_REACTION,
+    VERSIONED,
+    Names,
+)
 from crucible_kit.bus import MAX_BATCH
 from crucible_kit.frames import Outgoing
 
@@ -35,7 +44,7 @@ class Candidate(msgspec.Struct, frozen=True):
     @property
     def brought(self) -> list[str]:
         """The ids by which the log may know the event already, its key first; none where it got them here."""
-        ids = (self.stamped.message_id if self.stamped.brought else None, self.new.id)
+        ids = (self.stamped.key, self.new.id)
         return list(dict.fromkeys(id for id in ids if id is not None))
 
     @property
@@ -79,6 +88,8 @@ class Candidate(msgspec.Struct, frozen=True):
         headers = {**self.headers, **({NO_REACTION: "1"} if recorded_only else {})}
         if self.new.fingerprint is not None:
             headers[FINGERPRINT] = self.new.fingerprint
+        if stamped.key is not None and stamped.key != stamped.message_id:
+            headers[KEY] = stamped.key
         expected = stamped.expected_sequence
         if event.type not in VERSIONED:
             expected = pins.pop(self.versions(names), None) if pins else None

@@ -10,7 +10,6 @@ from crucible_core.errors import ConflictError, FieldError, InvalidError, NotFou
 from crucible_core.ids import derive_id
 from crucible_core.protocol.events import IndexedRequest, NewEvent, RedactRequest
 from crucible_core.redaction import MAX_REASON, Place, mark, place_of, tombstone, type_of
-from crucible_core.subjects import MSG_ID
 from crucible_kit.bus import Bus, Message
 from crucible_kit.index import Index
 from crucible_kit.rpc import Context, Endpoint, call_all
@@ -19,6 +18,7 @@ from . import store
 from .appending import Appender
 from .erasing import Eraser, holds
 from .keeping import kept_as
+from .stamping import stored_key
 
 
 class Redacting:
@@ -74,7 +74,7 @@ class Redacting:
             raise InvalidError(text, errors=[FieldError("id", text)])
         event = decode(message.data, message.sequence)
         new = _tombstone(event, request, message)
-        place = Place(message.sequence, message.time_ms, message.headers.get(MSG_ID, ""))
+        place = Place(message.sequence, message.time_ms, stored_key(message.headers) or "")
         kept = kept_as(message.headers)
         appended = await self._appender.append_own(new, mark(place), kept, context.traceparent)
         assert appended.sequence is not None

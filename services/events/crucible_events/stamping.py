@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from crucible_core.ids import is_id
 from crucible_core.kinds import BUILT_IN
 from crucible_core.protocol.events import NewEvent
 from crucible_core.redaction import checked_empty
+from crucible_core.subjects import KEY, MSG_ID
 from crucible_core.times import format_time, parse_time
 from crucible_kit.telemetry import parse_traceparent
 
@@ -62,13 +64,15 @@ class Defaults(msgspec.Struct, frozen=True):
 
 
 class Stamped(msgspec.Struct, frozen=True):
-    """An event, its stored form, and the message id that stands for it (see `message_id`). `brought` tells whether the
-    id is the client's, so that the log may know it already. The event's payload is `msgspec.Raw`."""
+    """An event, its stored form, and what JetStream knows it by: its id where a client brought that, else `key`, which
+    stands for its idempotency key (see `key_of`), else the id that it was given. With `brought`, the log may know it
+    already. The event's payload is `msgspec.Raw`."""
 
     event: Event
     raw: bytes
     message_id: str
     brought: bool
+    key: str | None = None
     expected_sequence: int | None = None
     forever: bool = False
 
@@ -103,22 +107,29 @@ def stamp(new: NewEvent, defaults: Defaults, payloads: Payloads, most: int = MAX
     raw = encode(event)
     if len(raw) > most:
         raise _too_large(most)
+    key = key_of(new, event)
     return Stamped(
         event=event,
         raw=raw,
-        message_id=message_id(new, event),
-        brought=new.id is not None or new.idempotency_key is not None,
+        message_id=event.metadata.id if new.id is not None or key is None else key,
+        brought=new.id is not None or key is not None,
+        key=key,
         expected_sequence=new.expected_sequence,
         forever=new.retention == "forever",
     )
 
 
-def message_id(new: NewEvent, event: Event) -> str:
-    """What JetStream knows the event by: a hash of its idempotency key and who used it where, else its id."""
+def key_of(new: NewEvent, event: Event) -> str | None:
+    """What stands for an idempotency key: a hash of it and of who used it where."""
     if new.idempotency_key is None:
-        return event.metadata.id
+        return None
     scope = [event.metadata.actor, event.metadata.world_id, new.idempotency_key]
     return f"key:{hashlib.sha256(chr(31).join(scope).encode()).hexdigest()}"
+
+
+def stored_key(headers: Mapping[str, str]) -> str | None:
+    """What stands for the idempotency key of a stored event; where it has none, its id."""
+    return headers.get(KEY) or headers.get(MSG_ID)
 
 
 def one_line(payload: bytes) -> bytes:
