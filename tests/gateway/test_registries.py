@@ -1,13 +1,15 @@
 """Hooks, webhooks, memories and queries: what the services are asked, and how their answers come back."""
 
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import msgspec
+import pytest
 
 from crucible_core.errors import ConflictError, NotFoundError
 from crucible_core.protocol import shared
-from crucible_core.protocol.events import QueryRequest, TraceRequest
+from crucible_core.protocol.events import QueryRequest, TraceReply, TraceRequest
 from crucible_core.protocol.hooks import HookList, HookView, RegisterHook, RunList, RunsRequest
 from crucible_core.protocol.memory import MemoryList, MemoryQuery, WriteMemory, WrittenMemory
 from crucible_core.protocol.shared import Check, Counters, EnableHook, GetRequest
@@ -162,3 +164,12 @@ async def test_bad_parameters_name_themselves(http: httpx.AsyncClient) -> None:
         assert answer.status_code == status, (query, answer.text)
         if path:
             assert answer.json()["errors"][0]["path"] == path, query
+
+
+@pytest.mark.parametrize("id", ["cor_1", "https://a.example/b//c?d=1#e", "//a/", "a%2Fb", "a b\u00e9", "trace/trace/"])
+async def test_a_correlation_id_may_have_any_character(bus: Bus, http: httpx.AsyncClient, id: str) -> None:
+    async with answering(bus, "events", trace=TraceRequest) as events:
+        events.replies["trace"] = lambda request: TraceReply(request.correlation_id, 0, False, [])
+        answer = await http.get(f"/api/v1/events/trace/{quote(id, safe='')}")
+        assert answer.json()["correlation_id"] == id
+    assert (await http.get("/api/v1/events/trace/")).status_code in (404, 503)

@@ -1,6 +1,7 @@
 """What a request says beside its body: who asks, and which version it has seen; and how an answer tells the version."""
 
 import re
+from urllib.parse import unquote
 
 from crucible_core.errors import FieldError, InvalidError
 from crucible_core.protocol.memory import Cause
@@ -23,6 +24,13 @@ def cause_of(request: Http, key: str | None = None, *, alone: bool = False) -> C
         traceparent=traceparent_of(request.scope),
         key=key,
     )
+
+
+def rest_of_path(request: Http, after: str) -> str:
+    """What stands behind a segment of the path, as it was sent: there may be slashes in it, escaped or not, of which
+    Litestar's own parameter keeps only some."""
+    raw: bytes = request.scope["raw_path"]
+    return unquote(raw.partition(f"/{after}/".encode())[2].decode("latin-1").removesuffix("/"))
 
 
 def etag(version: int) -> dict[str, str]:

@@ -59,6 +59,7 @@ from crucible_gateway.params import (
     wanted_fields,
 )
 
+from .asked import rest_of_path
 from .replies import encoded, passed
 
 TAG = "Events"
@@ -75,7 +76,7 @@ NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
                 "One event, in the short form or the long one, is answered with 201 and its place in the log, or with "
                 '200 and `"duplicate": true` if its id or Idempotency-Key was there. An array or NDJSON is a batch, '
                 "answered with 200, `committed` and a result for each event. CloudEvents are read in structured, batch "
-                "and binary mode. Limits: 1 MiB an event; 100,000 events and 64 MiB a request."
+                "and binary mode. Limits: 1 MiB an event; 100,000 events and 64 MiB a request, 1,000 and 4 MiB if atomic."
             ),
             tag=TAG,
             status=201,
@@ -240,7 +241,7 @@ async def get_event(request: Http) -> Response[bytes]:
 
 
 @get(
-    "/api/v1/events/trace/{correlation_id:str}",
+    "/api/v1/events/trace/{correlation_id:path}",
     opt=described(
         Operation(
             summary="Everything with one cause, as a tree",
@@ -254,5 +255,5 @@ async def get_event(request: Http) -> Response[bytes]:
 )
 async def trace_events(request: Http) -> Response[bytes]:
     params = read_params(request.scope["query_string"], TraceParams)
-    trace = TraceRequest(correlation_id=request.path_params["correlation_id"], min_sequence=params.min_sequence)
+    trace = TraceRequest(correlation_id=rest_of_path(request, "trace"), min_sequence=params.min_sequence)
     return passed(await ask(request, "events", "trace", trace, bytes))
