@@ -184,6 +184,9 @@ REFUSED_PARAMETERS: list[tuple[str, str]] = [
     ('filter={"n": {"matches": "(?=a)"}}', "filter.n.match"),
     ('filter={"n": {"matches": "(((a{1,99}){1,99}){1,99}){1,99}"}}', "filter.n.match"),
     ('filter={"n": {"matchs": "a"}}', "filter.n.match"),
+    ("filter=[]", "filter"),
+    ("filter=null", "filter"),
+    ("filter=%22x%22", "filter"),
     (f"min_sequence={2**62}", "min_sequence"),
     ("min_sequence=null", "min_sequence"),
 ]

@@ -49,8 +49,8 @@ CREATE TABLE IF NOT EXISTS erasures (
 );
 CREATE INDEX IF NOT EXISTS erasures_due ON erasures (sequence) WHERE NOT done;
 """
-"""`time` is microseconds; `message_id` stands for the idempotency key, if there is one; `forever` and `expires_ms` are as
-`keeping.expiry_of` gives them. `spans` has the least and the greatest time of each 1,024 sequences: a query by time
+"""`time` is microseconds; `message_id` stands for an idempotency key, if there is one; `forever` and `expires_ms` are
+as `keeping.expiry_of` gives them. `spans` has the least and the greatest time of each 1,024 sequences: a query by time
 finds its place in the log with it, without an index on time. Every index has one column, after which SQLite puts the
 sequence: it is read in the log's order without sorting. `erasures` has the redacted events; `done` says that their
 bytes are nowhere any more (see `erasing`)."""
@@ -250,7 +250,7 @@ async def select(index: Index, statement: str, values: Sequence[Any] = ()) -> li
 
 
 async def known(index: Index, message_ids: Sequence[str]) -> dict[str, Known]:
-    """By id and by what stands for their idempotency key (see `stamping.key_of`), the events that the log has already."""
+    """By id and by what stands for a key (see `stamping.key_of`), the events that the log has already."""
     found: dict[str, Known] = {}
     for start in range(0, len(message_ids), _AT_ONCE):
         part = message_ids[start : start + _AT_ONCE]

@@ -31,7 +31,7 @@ class NoParams(Params, frozen=True):
 
 
 class AppendParams(Params, frozen=True):
-    atomic: Annotated[bool, Meta(description="Commit all events or none; at most 1,000")] = False
+    atomic: Annotated[bool, Meta(description="Commit all events or none; at most 1,000, with 4 MiB in all")] = False
     react: Annotated[
         bool,
         Meta(description="`false`: Post hooks, webhooks and the reader of notes pass the events over, as in an import"),
@@ -131,7 +131,12 @@ def wanted_fields(params: WantedParams) -> dict[str, Any]:
 
 def filter_param(text: str | None) -> dict[str, Any] | None:
     """The filter in a parameter. Raises MalformedError or InvalidError."""
-    return None if text is None else decode(text.encode(), dict[str, Any], what="filter")
+    if text is None:
+        return None
+    try:
+        return decode(text.encode(), dict[str, Any], what="filter")
+    except InvalidError as error:
+        raise _wrong("filter", error.errors[0].message) from None
 
 
 def time_param(text: str | None, name: str) -> str | None:

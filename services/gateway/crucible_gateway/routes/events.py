@@ -76,7 +76,8 @@ NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
                 "One event, in the short form or the long one, is answered with 201 and its place in the log, or with "
                 '200 and `"duplicate": true` if its id or Idempotency-Key was there. An array or NDJSON is a batch, '
                 "answered with 200, `committed` and a result for each event. CloudEvents are read in structured, batch "
-                "and binary mode. Limits: 1 MiB an event; 100,000 events and 64 MiB a request, 1,000 and 4 MiB if atomic."
+                "and binary mode. Limits: 1 MiB an event; 100,000 events and 64 MiB a request, or 1,000 and 4 MiB if "
+                "it is atomic."
             ),
             tag=TAG,
             status=201,
