@@ -1,7 +1,9 @@
 """Events from the command line: many at once, counted, followed, exported and put back."""
 
 import json
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +216,20 @@ def test_a_giant_line_is_never_held_whole(tmp_path: Path) -> None:
     assert [line.number for line in found] == [1, 3, 4]
     assert MAX_EVENT_BYTES < len(found[0].raw) < MAX_EVENT_BYTES + 2000
     assert sum(line.size for line in found) + 1 == size
+
+
+def test_an_export_writes_through_what_is_no_file_of_its_own(run: Run, played: Played, tmp_path: Path) -> None:
+    """A link stays a link, and a pipe a pipe, whatever rights the user has over their directory."""
+    run("events", "emit", "-", input=events("Custom.A"))
+    target, link, pipe = tmp_path / "target.ndjson", tmp_path / "link.ndjson", tmp_path / "pipe"
+    target.write_text("before")
+    link.symlink_to(target)
+    assert run("events", "export", str(link)).exit_code == 0
+    assert link.is_symlink()
+    assert json.loads(target.read_text())["sequence"] == 1
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(pipe.read_text)
+        assert run("events", "export", str(pipe)).exit_code == 0
+        assert pipe.is_fifo()
+        assert json.loads(read.result(10))["sequence"] == 1

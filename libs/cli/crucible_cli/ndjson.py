@@ -53,12 +53,18 @@ def reading(name: str) -> Iterator[tuple[BinaryIO, int | None]]:
 
 @contextlib.contextmanager
 def writing(name: str) -> Iterator[BinaryIO]:
-    """A file that appears under its name once it is complete, or stdout for `-`."""
+    """A file that appears under its name once it is complete, or stdout for `-`. A pipe or a device is written to, and
+    a link stays one."""
     if name == "-":
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    path = Path(name).expanduser()
+    given = Path(name).expanduser()
+    if given.exists() and not given.is_file() and not given.is_dir():
+        with _onto(name, given) as file:
+            yield file
+        return
+    path = given.resolve()
     part = path.with_name(f"{path.name}.part")
     try:
         with part.open("wb") as file:
@@ -70,3 +76,12 @@ def writing(name: str) -> Iterator[BinaryIO]:
         raise typer.BadParameter(f"cannot write {name}: {error.strerror}") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _onto(name: str, path: Path) -> Iterator[BinaryIO]:
+    try:
+        with path.open("wb") as file:
+            yield file
+    except OSError as error:
+        raise typer.BadParameter(f"cannot write {name}: {error.strerror}") from error
