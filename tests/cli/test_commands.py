@@ -270,3 +270,26 @@ def test_a_type_needs_a_name_and_a_schema(run: Run, tmp_path: Path) -> None:
         assert run("events", "types", "add", str(file)).exit_code == 2
     assert run("events", "types", "add").exit_code == 2
     assert run("events", "types", "add", str(tmp_path / "absent.json")).exit_code == 2
+
+
+def test_types_are_exported_and_added_again(run: Run, played: Played, tmp_path: Path) -> None:
+    """What `types export` and `types show --json` print is what `types add` reads; derived aliases stay out of it."""
+    file = tmp_path / "types.json"
+    assert run("events", "types", "export", str(file)).exit_code == 0
+    assert "nothing to register" in run("events", "types", "add", str(file)).stdout
+    run("events", "types", "add", "--type", "Order.Placed", "--schema", "{}", "--alias", "new_order")
+    kind = played.types["Order.Placed"]
+    kind["aliases"] = ["order.placed", "order:placed", "order_placed", "new_order"]
+    kind["schemas"] = {"1.0.0": {}, "1.1.0": {"title": "later"}}
+    shown = run("events", "types", "show", "Order.Placed", "--json").stdout
+    assert run("events", "types", "export", str(file)).exit_code == 0
+    for text in (file.read_text(), shown):
+        del played.types["Order.Placed"]
+        played.requests.clear()
+        run("events", "types", "add", "-", input=text)
+        sent = [json.loads(body) for method, _, _, body in played.requests if method == "POST"]
+        assert [(one["version"], one["schema"]) for one in sent] == [("1.0.0", {}), ("1.1.0", {"title": "later"})]
+        assert [one["aliases"] for one in sent] == [["new_order"], ["new_order"]]
+    assert run("events", "types", "add", str(file), "--version", "3.0.0").exit_code == 2
+    file.write_text('{"types": [1]}')
+    assert run("events", "types", "add", str(file)).exit_code == 2

@@ -133,6 +133,44 @@ def test_import_makes_the_places_that_are_missing(run: Run, played: Played) -> N
     assert [request[0] for request in played.requests[asked:]] == ["GET", "POST"]
 
 
+ORDER = {"type": "Order", "data": {"event": "Placed", "payload": {"id": "o_1"}}, "metadata": {"version": "1.0.0"}}
+
+
+def _imported(played: Played) -> list[str]:
+    return [f"{event['type']}.{event['data']['event']}" for event in played.log]
+
+
+def test_import_sends_nothing_while_types_are_missing(run: Run, played: Played, tmp_path: Path) -> None:
+    """Events that came later would be out of order; of a registered type the version counts, too."""
+    file, types = tmp_path / "log.ndjson", tmp_path / "types.json"
+    later = {**ORDER, "metadata": {"version": "2.0.0"}}
+    file.write_text(events("Custom.A") + "".join(json.dumps(event) + "\n" for event in (ORDER, later, ORDER)))
+    result = run("events", "import", str(file))
+    assert result.exit_code == 1
+    assert "Order.Placed: 3 events, the first in line 2" in result.stderr
+    assert "crucible events types add" in result.stderr
+    types.write_text(json.dumps({"type": "Order.Placed", "schema": {}}))
+    run("events", "types", "add", str(types))
+    result = run("events", "import", str(file))
+    assert "Order.Placed 2.0.0: one event, in line 3" in result.stderr
+    assert run("events", "import", "-", input=file.read_text()).exit_code == 1
+    assert played.log == []
+
+
+def test_import_can_pass_over_unknown_types(run: Run, played: Played) -> None:
+    result = run("events", "import", "-", "--skip-unknown", input=events("Custom.A", "Memori.Created"))
+    assert "1 refused" in result.stdout
+    assert _imported(played) == ["Custom.A"]
+
+
+def test_an_export_says_what_is_not_in_it(run: Run, tmp_path: Path) -> None:
+    file = str(tmp_path / "log.ndjson")
+    assert "types export" not in run("events", "export", file).stderr
+    run("events", "types", "add", "--type", "Order.Placed", "--schema", "{}")
+    assert "crucible events types export types.json" in run("events", "export", file).stderr
+    assert "types export" not in run("events", "export", file, "--type", "Custom.A").stderr
+
+
 def test_count(run: Run) -> None:
     assert run("events", "count").stdout.strip() == "0 events"
     run("events", "emit", "-", input=events("Custom.A", "Custom.B", "Custom.A"))

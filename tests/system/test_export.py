@@ -22,7 +22,7 @@ NOTE = (
 
 
 def test_export_wipe_import(make_stack: Callable[..., Stack], tmp_path: Path) -> None:
-    before, after = tmp_path / "before.ndjson", tmp_path / "after.ndjson"
+    before, after, types = tmp_path / "before.ndjson", tmp_path / "after.ndjson", tmp_path / "types.json"
     stack = make_stack()
     stack.install_hooks()
     with stack.client() as crucible:
@@ -30,6 +30,7 @@ def test_export_wipe_import(make_stack: Callable[..., Stack], tmp_path: Path) ->
         _settle(stack, crucible)
         views = {id: crucible.memory.get(id) for id in memories}
     stack.run("events", "export", str(before))
+    stack.run("events", "types", "export", str(types))
     stack.stop()
 
     stack = make_stack()
@@ -37,6 +38,10 @@ def test_export_wipe_import(make_stack: Callable[..., Stack], tmp_path: Path) ->
     with stack.client() as crucible:
         exported = _lines(before)
         print(len(exported), "events:", Counter(f"{event['type']}.{event['data']['event']}" for event in exported))
+        refused = stack.run("events", "import", str(before), check=False)
+        assert (refused.returncode, refused.stdout) == (1, ""), "nothing is sent while a type is missing"
+        assert "Order.Placed: 3 events" in refused.stderr
+        stack.run("events", "types", "add", str(types))
         told = json.loads(stack.run("events", "import", str(before), "--json").stdout)
         assert (told["committed"], told["duplicates"], told["refused"]) == (len(exported), 0, 0), told
         told = json.loads(stack.run("events", "import", str(before), "--json").stdout)
@@ -71,7 +76,22 @@ def _live(crucible: Crucible) -> list[str]:
     crucible.events.append("File.Created", {"path": "notes/gone.md", "content": NOTE})
     crucible.events.append("File.Deleted", {"path": "notes/gone.md"})
     crucible.events.append("File.Modified", {"path": "notes/logs.md", "content": NOTE + "More."})
+    _ordered(crucible)
     return [id for id in made if id != made[1]]
+
+
+def _ordered(crucible: Crucible) -> None:
+    """Events of both versions of a registered type, one of them in a world of its own, one of them redacted."""
+    fields = {"id": {"type": "string"}}
+    strict = {"type": "object", "properties": fields, "required": ["id"], "additionalProperties": False}
+    crucible.events.register_type("Order.Placed", strict, aliases=["new_order"])
+    crucible.events.append("new_order", {"id": "o_1"}, retention="forever")
+    wider = {**strict, "properties": {**fields, "note": {"type": "string"}}}
+    crucible.events.register_type("Order.Placed", wider, version="1.1.0")
+    crucible.worlds.create("acme")
+    crucible.rooms.create("acme", "lab")
+    crucible.events.append("Order.Placed", {"id": "o_2", "note": "2"}, world_id="acme", room_id="lab")
+    crucible.events.redact(crucible.events.append("Order.Placed", {"id": "o_3"}).id, reason="asked for")
 
 
 def _mixed(count: int) -> Iterator[dict[str, Any]]:

@@ -97,6 +97,8 @@ def export(
                 size += out.write(line + b"\n")
                 bar.advance(len(line))
             out.write(b"\n")  # as in the export itself: it is complete
+        if not asked.types and any(kind.registered for kind in crucible.events.types()):
+            session.note("The types that you registered are not in it: crucible events types export types.json")
     if file == "-":
         session.note(f"{bar.events:,} events")
     else:
@@ -110,17 +112,21 @@ def import_(
         bool, typer.Option("--react/--no-react", help="Let Post hooks, webhooks and the reader of notes react.")
     ] = False,
     stop: Annotated[bool, typer.Option("--stop-on-error", help="End after the first refusal.")] = False,
+    skip: Annotated[
+        bool, typer.Option("--skip-unknown", help="Pass over events whose types are not registered here.")
+    ] = False,
 ) -> None:
     """Put exported events back: the same ids, times, order and causes; what is there already stays as it is.
 
-    Worlds and rooms that are missing are made. A broken import is started again with the same file: it goes on where it
-    was.
+    Types that were registered must be registered here first (`crucible events types export`, `add`). Worlds and rooms
+    that are missing are made. A broken import is started again with the same file: it goes on where it was.
 
     \b
     crucible events import backup.ndjson
     gunzip -c memories.ndjson.gz | crucible events import -
     """
-    _end(session, send_file(session, file, "importing", react=react, stop_on_error=stop, make_places=True))
+    sent = send_file(session, file, "importing", react=react, stop_on_error=stop, make_places=True, know_types=not skip)
+    _end(session, sent)
 
 
 def _emit_file(session: Session, file: str, atomic: bool, stop: bool) -> None:

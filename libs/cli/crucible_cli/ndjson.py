@@ -40,6 +40,8 @@ def lines(file: BinaryIO) -> Iterator[Line]:
 def reading(name: str) -> Iterator[tuple[BinaryIO, int | None]]:
     """A file, or stdin for `-`, and its size where that is known. A usage error where it cannot be read."""
     if name == "-":
+        if sys.stdin is None:
+            raise typer.BadParameter("cannot read stdin: it is closed")
         yield sys.stdin.buffer, None
         return
     try:

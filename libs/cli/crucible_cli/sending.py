@@ -13,6 +13,7 @@ from crucible_client.calls.events import append_lines, line_of
 from crucible_core.errors import CrucibleError, FieldError, InvalidError, UnavailableError
 
 from .atlas import Atlas
+from .lexicon import Lexicon
 from .ndjson import Line, lines, reading
 from .progress import BYTES, progress
 from .session import Session
@@ -62,36 +63,47 @@ def send_file(
     react: bool = True,
     stop_on_error: bool = False,
     make_places: bool = False,
+    know_types: bool = False,
 ) -> Sent:
     """Sends the lines of a file (`-`: stdin). What is refused is told and passed over, or with `stop_on_error` ends it:
-    no batch is sent after the one it was in. With `make_places` missing worlds and rooms are made. Raises
-    UnavailableError, having told how far it has come."""
+    no batch is sent after the one it was in. With `make_places` missing worlds and rooms are made. With `know_types`
+    InvalidError is raised for types that are not registered: before anything is sent, or of what cannot be read twice,
+    before the batch with the first such event. What is raised later is raised having told how far it has come."""
     sent = Sent()
     began = time.monotonic()
     with reading(name) as (file, size), session.connect() as crucible, progress(session.err, what, size, BYTES) as bar:
+        lexicon = Lexicon(crucible) if know_types else None
+        if lexicon is not None and size is not None:
+            lexicon.check(lines(file))
+            file.seek(0)
+            lexicon = None
         try:
-            for line, item in _outcomes(crucible, file, react, make_places):
+            for line, item in _outcomes(crucible, file, react, Atlas(crucible) if make_places else None, lexicon):
                 refusal = sent.take(line, item)
                 bar.advance(line.size)
                 if refusal is not None:
                     session.err.print(_refused(refusal, item), soft_wrap=True)
                 if stop_on_error and sent.refused:
                     break
-        except UnavailableError:
-            session.note(f"{sent.committed + sent.duplicates} events, up to line {sent.last_line}, are in the log")
+        except (UnavailableError, InvalidError):
+            if sent.last_line:
+                session.note(f"{sent.committed + sent.duplicates} events, up to line {sent.last_line}, are in the log")
             raise
     sent.seconds = round(time.monotonic() - began, 3)
     return sent
 
 
-def _outcomes(crucible: Crucible, file: BinaryIO, react: bool, make_places: bool) -> Iterator[tuple[Line, BatchItem]]:
+def _outcomes(
+    crucible: Crucible, file: BinaryIO, react: bool, atlas: Atlas | None, lexicon: Lexicon | None
+) -> Iterator[tuple[Line, BatchItem]]:
     waiting: deque[Line] = deque()
-    atlas = Atlas(crucible)
 
     def raws() -> Iterator[bytes]:
         for line in lines(file):
+            if lexicon is not None:
+                lexicon.check([line])
             waiting.append(line)
-            if make_places:
+            if atlas is not None:
                 atlas.prepare(line.raw)
             yield line.raw
 

@@ -1,15 +1,21 @@
 """`crucible events types`: the catalogue of event types, and what users add to it."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
+import msgspec
 import typer
 from rich.console import Group
 from rich.text import Text
 from typer.core import TyperGroup
 
+from crucible_core.protocol.events import EventType
+
 from .given import payload_of
+from .ndjson import writing
 from .session import Session, command
 from .tables import as_json, types_table
+from .typefile import definitions, written
 
 
 class Listing(TyperGroup):
@@ -61,19 +67,35 @@ def add(
     description: Annotated[str | None, typer.Option(help="When such an event happens.")] = None,
     alias: Annotated[list[str] | None, typer.Option("--alias", help="Another name for it; repeat for more.")] = None,
 ) -> None:
-    """Register an event type, or a later version of one. Options go before what the file says."""
-    given = {} if file is None else payload_of(_source(file), "FILE")
-    if schema is not None:
-        given["schema"] = payload_of(_source(schema), "--schema")
-    options = {"type": type, "version": version, "description": description, "aliases": alias}
-    given |= {name: value for name, value in options.items() if value is not None}
-    if missing := [name for name in ("type", "schema") if name not in given]:
-        raise typer.BadParameter(f"{' and '.join(missing)} missing: give a FILE.json, or --type and --schema")
-    if unknown := given.keys() - {"type", "version", "schema", "description", "aliases"}:
-        raise typer.BadParameter(f"{min(unknown)} is not known: a type has type, version, schema, description, aliases")
+    """Register an event type, or a later version of one, or all that `types export` wrote. Options go before what the
+    file says."""
+    found = definitions({} if file is None else payload_of(_source(file), "FILE"))
+    options: dict[str, Any] = {"type": type, "version": version, "description": description, "aliases": alias}
+    options["schema"] = None if schema is None else payload_of(_source(schema), "--schema")
+    chosen = {name: value for name, value in options.items() if value is not None}
+    if chosen and len(found) != 1:
+        raise typer.BadParameter("options are for a file of one version of one type")
+    wanted = [{**one, **chosen} for one in found]
+    for one in wanted:
+        if missing := [name for name in ("type", "schema") if name not in one]:
+            raise typer.BadParameter(f"{' and '.join(missing)} missing: give a FILE.json, or --type and --schema")
     with session.connect() as crucible:
-        registered = crucible.events.register_type(given.pop("type"), given.pop("schema"), **given)
-    session.show(registered, lambda kind: Text.assemble((kind.type, "bold"), f" {kind.version} is registered"))
+        made = [crucible.events.register_type(one.pop("type"), one.pop("schema"), **one) for one in wanted]
+    session.show(made[0] if len(made) == 1 else made, lambda _: _registered(made))
+
+
+@command(app)
+def export(
+    session: Session,
+    file: Annotated[str, typer.Argument(help="Where to; - is stdout.")] = "-",
+) -> None:
+    """Write all registered types with their versions: what `crucible events types add` reads."""
+    with session.connect() as crucible:
+        names = [kind.type for kind in crucible.events.types() if kind.registered]
+        found = written([crucible.events.get_type(name) for name in names])
+    with writing(file) as out:
+        out.write(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
+    session.note(f"{len(names):,} types")
 
 
 @command(app)
@@ -82,6 +104,12 @@ def rm(session: Session, type: Type) -> None:
     with session.connect() as crucible:
         crucible.events.delete_type(type)
     session.show({"deleted": type}, lambda _: Text.assemble("deleted ", (type, "bold")))
+
+
+def _registered(made: Sequence[EventType]) -> Text:
+    if not made:
+        return Text("The file has no types: nothing to register.", "dim")
+    return Text("\n").join(Text.assemble((kind.type, "bold"), f" {kind.version} is registered") for kind in made)
 
 
 def _source(given: str) -> str:
