@@ -1,6 +1,7 @@
 """Each command against the played gateway: what people see, what machines see, and how it ends."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from crucible_cli.main import COMMANDS, load
-from tests.client.playing import Played, trouble
+from tests.client.playing import KEY, Played, trouble
 
 Run = Callable[..., Any]
 
@@ -293,3 +294,18 @@ def test_types_are_exported_and_added_again(run: Run, played: Played, tmp_path: 
     assert run("events", "types", "add", str(file), "--version", "3.0.0").exit_code == 2
     file.write_text('{"types": [1]}')
     assert run("events", "types", "add", str(file)).exit_code == 2
+
+
+def test_a_conflict_with_what_always_holds_is_not_to_be_retried(run: Run) -> None:
+    run("events", "types", "add", "--type", "Order.Placed", "--schema", "{}")
+    assert "retry" not in run("events", "types", "rm", "Memory.Created").stderr
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_full_disk_is_said_in_one_line(played: Played, options: tuple[str, ...]) -> None:
+    environ = {**os.environ, "CRUCIBLE_URL": played.url, "CRUCIBLE_API_KEY": KEY}
+    command = [sys.executable, "-m", "crucible_cli", "events", "types", *options]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environ, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: [Errno 28] No space left on device\n"

@@ -10,12 +10,14 @@ from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
 import msgspec
 import typer
 from rich.console import Console, RenderableType
+from rich.text import Text
 
 from crucible_client import Crucible
 from crucible_core.errors import CrucibleError
 
 from .place import Place, find_place
 from .state import DataDir, default_root
+from .summary import clean
 from .trouble import explain
 
 P = ParamSpec("P")
@@ -85,6 +87,11 @@ def command(
                 function(open_session(url, key, data, json), *args, **kwargs)
             except CrucibleError as error:
                 console.print(explain(error), soft_wrap=True)
+                raise typer.Exit(1) from error
+            except OSError as error:
+                if isinstance(error, BrokenPipeError):
+                    raise  # whoever reads has had enough: that ends the command, and needs no word
+                console.print(Text.assemble(("error: ", "bold red"), clean(str(error), 600)), soft_wrap=True)
                 raise typer.Exit(1) from error
 
         app.command(name or function.__name__.removesuffix("_").replace("_", "-"))(_disguised(run, function))

@@ -19,10 +19,11 @@ NEXT_STEPS: tuple[tuple[type[CrucibleError], str], ...] = (
     (UnreachableError, "is `crucible up` running?"),
     (UnauthenticatedError, "give --key or CRUCIBLE_API_KEY; a local `crucible up` keeps its key in admin.key (--data)"),
     (ForbiddenError, "use another key"),
-    (ConflictError, "read it again and retry"),
     (LimitedError, "wait a moment"),
     (UnavailableError, "a service is away; it comes back by itself, so try again"),
 )
+_CURRENT = frozenset(("current_sequence", "current_revision"))
+"""What a conflict has that somebody else's change has caused: not one with what always holds."""
 
 
 def explain(error: CrucibleError) -> Text:
@@ -33,8 +34,14 @@ def explain(error: CrucibleError) -> Text:
         text.append(clean(field.message, 400))
         if field.suggestion and field.suggestion not in field.message:
             text.append(f" (did you mean {clean(field.suggestion, 200)}?)")
-    step = next((step for kind, step in NEXT_STEPS if isinstance(error, kind)), None)
+    step = _next_step(error)
     return text if step is None else text.append(f" — {step}", "yellow")
+
+
+def _next_step(error: CrucibleError) -> str | None:
+    if isinstance(error, ConflictError) and error.extra.keys() & _CURRENT:
+        return "read it again and retry"
+    return next((step for kind, step in NEXT_STEPS if isinstance(error, kind)), None)
 
 
 def _headline(error: CrucibleError) -> str:
