@@ -46,12 +46,16 @@ def test_commands(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (code, "rpl_1  done  100%  into h" in shown) == (0, True), shown
     sent = json.loads(next(body for method, _, _, body in played.requests if method == "POST"))
     assert (sent["from"], sent["filters"]) == ("3", [{"event_type": "Custom.*", "filter": {"n": 1}}])
+    assert run(played, monkeypatch, "events", "replay", "--to-hook", "h", "--from", "2h", "--to", "10m")[0] == 0
+    bodies = [json.loads(body) for method, _, _, body in played.requests if method == "POST"]
+    assert bodies[-1]["from"].endswith("Z")
+    assert bodies[-1]["from"] < bodies[-1]["to"]
     code, shown = run(played, monkeypatch, "events", "replay", "--to-hook", "broken", "--wait", "--json")
     assert (code, json.loads(shown)["state"]) == (1, "failed: it broke")
     assert run(played, monkeypatch, "events", "replay")[0] == 2
     assert run(played, monkeypatch, "events", "replay", "--to-hook", "nobody")[0] == 1
     code, shown = run(played, monkeypatch, "replays", "list")
-    assert "rpl_2" in shown
+    assert "rpl_3" in shown
     for action, state in (("pause", "paused"), ("resume", "running"), ("cancel", "cancelled")):
         assert json.loads(run(played, monkeypatch, "replays", action, "rpl_1", "--json")[1])["state"] == state
     assert "cancelled" in run(played, monkeypatch, "replays", "show", "rpl_1")[1]

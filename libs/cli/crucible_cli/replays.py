@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from crucible_client import Crucible
 from crucible_core.protocol.replays import Replay
 
-from .given import json_object
+from .given import json_object, moment_of
 from .session import Session, command
 from .tables import replay_view, replays_table, target_text
 
@@ -26,8 +26,12 @@ def start(
     to_webhook: Annotated[
         str | None, typer.Option("--to-webhook", help="The webhook that they go to, by id or name.")
     ] = None,
-    from_: Annotated[str, typer.Option("--from", help="start, a sequence (exclusive) or a time (RFC 3339).")] = "start",
-    until: Annotated[str, typer.Option("--to", help="now, a sequence (inclusive) or a time (RFC 3339).")] = "now",
+    from_: Annotated[
+        str, typer.Option("--from", help="start, a sequence (exclusive), a time (RFC 3339), or 10m, 2h, 3d ago.")
+    ] = "start",
+    until: Annotated[
+        str, typer.Option("--to", help="now, a sequence (inclusive), a time (RFC 3339), or 10m, 2h, 3d ago.")
+    ] = "now",
     type: Annotated[
         list[str] | None, typer.Option("--type", "-t", help="A type, alias or wildcard; repeat for more.")
     ] = None,
@@ -46,12 +50,13 @@ def start(
         raise typer.BadParameter("one of --to-hook and --to-webhook is wanted")
     found = json_object(filter, "--filter") or {}
     filters: list[Any] = [{"event_type": kind, "filter": found} for kind in type or ["*"]]
+    now = time.time_ns() // 1000
     with session.connect() as crucible:
         replay = crucible.events.replay(
             hook=to_hook,
             webhook=to_webhook,
-            start=from_,
-            to=until,
+            start=moment_of(from_, now) or from_,
+            to=moment_of(until, now) or until,
             filters=filters,
             rate=rate,
             world_id=world,
