@@ -271,3 +271,19 @@ def test_an_export_writes_through_what_is_no_file_of_its_own(run: Run, played: P
         assert run("events", "export", str(pipe)).exit_code == 0
         assert pipe.is_fifo()
         assert json.loads(read.result(10))["sequence"] == 1
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_event(run: Run, played: Played, tmp_path: Path) -> None:
+    file = tmp_path / "log.ndjson"
+    file.write_text(events("Custom.A").replace("\n", "\r\n"), "utf-8-sig", newline="")
+    assert run("events", "import", str(file)).exit_code == 0
+    assert _imported(played) == ["Custom.A"]
+
+
+def test_an_import_ends_at_what_a_service_is_away_for(run: Run, played: Played, tmp_path: Path) -> None:
+    """What comes after it would be out of order for good."""
+    played.troubles = [trouble(503, "unavailable", "3600")]
+    result = run("events", "import", "-", input=events("Custom.A", "Custom.B"))
+    assert result.exit_code == 1
+    assert "try again" in result.stderr
+    assert "committed" not in result.stdout

@@ -12,7 +12,7 @@ from crucible_client.export import Export
 from crucible_client.results import Batch
 from crucible_client.shipment import BATCH_BYTES, Packer, Shipment, packed
 from crucible_core.errors import InvalidError, UnavailableError
-from tests.client.playing import BROKEN, Played, trouble
+from tests.client.playing import BROKEN, KEY, Played, trouble
 
 
 def numbered(count: int) -> Iterator[dict[str, Any]]:
@@ -42,6 +42,28 @@ def test_append_many_survives_a_lost_answer(crucible: Crucible, played: Played) 
     played.after_commit = [BROKEN]
     assert [item.duplicate for item in crucible.events.append_many(numbered(3))] == [True] * 3
     assert len(played.log) == 3
+
+
+def test_append_many_waits_for_a_gateway_that_goes_away(crucible: Crucible, played: Played) -> None:
+    """More often than one request is sent again. One that was never there is told at once."""
+    items = crucible.events.append_many(numbered(4), batch_size=2)
+    assert next(items).sequence == 1
+    played.troubles = [trouble(503, "unavailable", "0") for _ in range(5)]
+    assert [item.sequence for item in items] == [2, 3, 4]
+    with Crucible("http://127.0.0.1:1", KEY, environ={}) as nowhere, pytest.raises(UnavailableError):
+        next(nowhere.events.append_many(numbered(1)))
+
+
+async def test_async_append_many_waits_for_a_gateway_that_goes_away(
+    async_crucible: AsyncCrucible, played: Played
+) -> None:
+    played.troubles = [trouble(503, "unavailable", "0") for _ in range(5)]
+    assert [item.sequence async for item in async_crucible.events.append_many(numbered(2))] == [1, 2]
+
+
+def test_nobody_waits_longer_than_patience_lasts() -> None:
+    with pytest.raises(UnavailableError):
+        Export((), {}).failed(UnavailableError("for an hour", retry_after=3600.0), 0.0)
 
 
 async def test_append_many_from_an_async_iterator(async_crucible: AsyncCrucible) -> None:

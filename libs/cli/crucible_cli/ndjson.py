@@ -1,5 +1,6 @@
 """Files of events, one a line: read a line at a time however long, and written so that half of one is never left."""
 
+import codecs
 import contextlib
 import os
 import sys
@@ -29,7 +30,7 @@ def lines(file: BinaryIO) -> Iterator[Line]:
     while part := file.readline(_LONGEST):
         number += 1
         size = len(part)
-        begun = part
+        begun = part.removeprefix(codecs.BOM_UTF8) if number == 1 else part
         while not part.endswith(b"\n") and (part := file.readline(_LONGEST)):
             size += len(part)
         if begun.strip():

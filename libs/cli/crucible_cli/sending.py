@@ -10,7 +10,7 @@ from rich.text import Text
 
 from crucible_client import BatchItem, Crucible
 from crucible_client.calls.events import append_lines, line_of
-from crucible_core.errors import CrucibleError, FieldError, InvalidError, UnavailableError
+from crucible_core.errors import CrucibleError, FieldError, InvalidError, LimitedError, UnavailableError
 
 from .atlas import Atlas
 from .lexicon import Lexicon
@@ -68,7 +68,8 @@ def send_file(
     """Sends the lines of a file (`-`: stdin). What is refused is told and passed over, or with `stop_on_error` ends it:
     no batch is sent after the one it was in. With `make_places` missing worlds and rooms are made. With `know_types`
     InvalidError is raised for types that are not registered: before anything is sent, or of what cannot be read twice,
-    before the batch with the first such event. What is raised later is raised having told how far it has come."""
+    before the batch with the first such event; UnavailableError and LimitedError for a service that stays
+    away. What is raised once events were sent is raised having told how far it has come."""
     sent = Sent()
     began = time.monotonic()
     with reading(name) as (file, size), session.connect() as crucible, progress(session.err, what, size, BYTES) as bar:
@@ -79,13 +80,15 @@ def send_file(
             lexicon = None
         try:
             for line, item in _outcomes(crucible, file, react, Atlas(crucible) if make_places else None, lexicon):
+                if isinstance(away := item.exception, UnavailableError | LimitedError):
+                    raise away  # what comes after it would be out of order; the same file sent again goes on from here
                 refusal = sent.take(line, item)
                 bar.advance(line.size)
                 if refusal is not None:
                     session.err.print(_refused(refusal, item), soft_wrap=True)
                 if stop_on_error and sent.refused:
                     break
-        except (UnavailableError, InvalidError):
+        except (UnavailableError, LimitedError, InvalidError):
             if sent.last_line:
                 session.note(f"{sent.committed + sent.duplicates} events, up to line {sent.last_line}, are in the log")
             raise

@@ -8,10 +8,8 @@ from crucible_core.errors import CrucibleError, UnavailableError
 
 from .answers import read_as
 from .calls.events import Wanted, export_events
-from .patience import Patience
+from .patience import AWAY_S, Patience
 from .request import Call
-
-_PATIENCE_S = 60.0
 
 
 class _Placed(msgspec.Struct):
@@ -24,7 +22,7 @@ class Export:
     def __init__(self, types: Sequence[str], wanted: Wanted) -> None:
         self._types = tuple(types)
         self._wanted = wanted
-        self._patience = Patience(_PATIENCE_S, from_start=True)
+        self._patience = Patience(AWAY_S, from_start=True)
         self._begun = b""
         self._last: int | None = None
         self.complete = False

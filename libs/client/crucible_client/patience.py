@@ -5,6 +5,8 @@ from crucible_core.errors import CrucibleError, LimitedError, UnavailableError
 from .errors import UnreachableError
 from .retries import retry_after
 
+AWAY_S = 60.0
+"""How long the other side may be away in the middle of something that goes on where it was."""
 _FIRST_WAIT_S = 0.2
 _LONGEST_WAIT_S = 5.0
 
@@ -38,5 +40,7 @@ class Patience:
             raise error
         self._failures += 1
         wanted = retry_after(error)
+        if wanted is not None and self._patience_s is not None and wanted > self._patience_s:
+            raise error
         backoff: float = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0 ** (self._failures - 1))
         return backoff if wanted is None else wanted

@@ -21,6 +21,7 @@ from .calls import events, hooks, memory, places, replays, webhooks
 from .calls.events import Wanted
 from .errors import unreachable
 from .export import Export
+from .patience import AWAY_S, Patience
 from .request import Call, Json, described, request_of
 from .results import BatchItem, Page
 from .retries import CONNECT_RETRIES, Retries, wait_s
@@ -180,12 +181,19 @@ class Events(_Namespace):
         An event is an object in the short or the full form, or a line of JSON as bytes (an export's, say); each gets an
         id when it has none. One that is refused does not raise: its item has the error. What is refused because a
         service is away is sent again for a while. Without `react` events are only recorded: Post hooks, webhooks and
-        the reader of notes pass them over. Raises UnavailableError where the gateway stays away.
+        the reader of notes pass them over. A gateway that goes away is waited for, a minute at most: then, or where it
+        is away from the start, UnavailableError is raised.
         """
+        patience = Patience(AWAY_S, from_start=True)
         for lines in packed(events, batch_size):
             shipment = Shipment(lines, react)
             while True:
-                answer = self._client.send(shipment.call())
+                try:
+                    answer = self._client.send(shipment.call())
+                except CrucibleError as error:
+                    time.sleep(patience.wait_s(error, time.monotonic()))
+                    continue
+                patience.went_well()
                 wait = shipment.take(answer, self._client.retries, random.random())
                 if wait is None:
                     break
