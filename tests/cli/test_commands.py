@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from crucible_cli.main import COMMANDS, load
+from crucible_cli.trouble import explain
+from crucible_core.errors import FieldError, InvalidError
 from tests.client.playing import KEY, Played, trouble
 
 Run = Callable[..., Any]
@@ -309,3 +311,11 @@ def test_a_full_disk_is_said_in_one_line(played: Played, options: tuple[str, ...
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environ, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == "error: [Errno 28] No space left on device\n"
+
+
+def test_a_mistake_is_told_once() -> None:
+    told = 'from: "x" is no time'
+    error = InvalidError(told, errors=[FieldError("from", '"x" is no time')])
+    assert explain(error).plain == f"error: {told}"
+    other = FieldError("to", "is no time", "now")
+    assert explain(InvalidError(told, errors=[other])).plain.endswith("\n  to: is no time (did you mean now?)")

@@ -7,6 +7,7 @@ from crucible_core.errors import (
     ConflictError,
     CrucibleError,
     DeniedError,
+    FieldError,
     ForbiddenError,
     LimitedError,
     UnauthenticatedError,
@@ -27,15 +28,21 @@ _CURRENT = frozenset(("current_sequence", "current_revision"))
 
 
 def explain(error: CrucibleError) -> Text:
-    """One line, and one more for each refused field."""
-    text = Text.assemble(("error: ", "bold red"), clean(_headline(error), 600))
-    for field in error.errors:
+    """One line, and one more for each refused field that it does not name."""
+    headline = _headline(error)
+    text = Text.assemble(("error: ", "bold red"), clean(headline, 600))
+    said = len(error.errors) == 1 and all(part in headline for part in _words(error.errors[0]))
+    for field in () if said else error.errors:
         text.append(f"\n  {clean(field.path, 200)}: ", "bold")
         text.append(clean(field.message, 400))
         if field.suggestion and field.suggestion not in field.message:
             text.append(f" (did you mean {clean(field.suggestion, 200)}?)")
     step = _next_step(error)
     return text if step is None else text.append(f" — {step}", "yellow")
+
+
+def _words(field: FieldError) -> tuple[str, ...]:
+    return field.path, field.message, field.suggestion or ""
 
 
 def _next_step(error: CrucibleError) -> str | None:
