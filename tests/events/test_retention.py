@@ -1,4 +1,6 @@
+import asyncio
 import time
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -8,13 +10,15 @@ from crucible_core.durations import format_keep, parse_keep
 from crucible_core.errors import ConflictError, InvalidError
 from crucible_core.protocol.retention import PutRetention, RetentionRule, RetentionRules, RetentionView
 from crucible_core.subjects import KEEP, TTL
+from crucible_events import store
 from crucible_events.keeping import DEFAULT, FOREVER, Keeping, expiry_of, keeping
 from crucible_events.retention import RetentionRequest
 from crucible_events.settings import Settings
 from crucible_kit.buckets import open_bucket
 from crucible_kit.bus import Bus
+from crucible_kit.index import open_index
 from crucible_kit.rpc import call
-from crucible_kit.streams import DAY_S
+from crucible_kit.streams import DAY_S, declare_streams
 from tests.places import make_world
 
 from .conftest import Asker, Running, delete_index, eventually, new, starter
@@ -287,3 +291,13 @@ async def stream(ask: Asker) -> set[str]:
 async def test_default_keeping_costs_no_header(service: Starlette, ask: Asker) -> None:
     assert Keeping() == DEFAULT
     assert await told(ask, (await ask.one(new())).sequence) == (None, None)
+
+
+async def test_what_arrives_while_the_index_is_looked_through_has_not_expired(bus: Bus, tmp_path: Path) -> None:
+    await declare_streams(bus, Settings())
+    async with open_index(tmp_path / "index", bus, bus.names.events, store.VERSION, store.SCHEMA) as index:
+        looking = asyncio.ensure_future(store.first_since(index, 0, -1))
+        await asyncio.sleep(0)
+        time.sleep(0.1)  # noqa: ASYNC251 - the file has been read, and its answer waits for the event loop
+        index.sequence = 1000  # as `follow` says it meanwhile
+        assert await looking == 1

@@ -185,9 +185,10 @@ def _spans(rows: Iterable[Sequence[Any]]) -> list[tuple[int, int, int]]:
 
 async def first_since(index: Index, moment_ms: int, after: int) -> int:
     """The first sequence after one that was stored at a moment or later, or the first that is still to come."""
+    held = index.sequence  # as it was before: what arrives while the file is read is not what was looked through
     kept = "SELECT sequence FROM events WHERE sequence > ? AND stored_ms >= ? ORDER BY sequence LIMIT 1"
     found = await select(index, kept, (after, moment_ms))
-    return int(found[0][0]) if found else index.sequence + 1
+    return int(found[0][0]) if found else held + 1
 
 
 async def forget_range(index: Index, first: int, end: int) -> int:
