@@ -278,3 +278,39 @@ async def test_requests_are_finished_by_a_service_that_ends(bus: Bus, nats_url: 
             asking = asyncio.create_task(ask(bus, timeout=15))
             await begun.wait()
         assert await asking == Answer("done")
+
+
+async def test_all_are_waited_for_that_have_been_heard_of(bus: Bus, nats_url: str) -> None:
+    """Who answers at once does not speak for who works on it, longer than until he says so again."""
+    done: list[str] = []
+
+    def working(seconds: float) -> Endpoint:
+        async def handle(request: Ask, context: Context) -> Answer:
+            await asyncio.sleep(seconds)
+            done.append(request.text)
+            return Answer("")
+
+        return Endpoint(Ask, handle, every_replica=True)
+
+    async with (
+        open_bus(nats_url, bus.names) as other,
+        serve(bus, "svc", {"op": working(0)}, Telemetry()),
+        serve(other, "svc", {"op": working(2.5)}, Telemetry()),
+    ):
+        assert await rpc.call_all(bus, "svc", "op", Ask("x")) == 2
+        assert len(done) == 2
+
+
+async def test_a_replica_that_dies_at_work_is_not_waited_for_by_who_asks_all(bus: Bus, nats_url: str) -> None:
+    async def handle(request: Ask, context: Context) -> Answer:
+        await other._client.close()  # as a process ends that is killed
+        return Answer("")
+
+    async with open_bus(nats_url, bus.names) as other:
+        await other._client.flush()
+        stack = contextlib.AsyncExitStack()
+        await stack.enter_async_context(serve(other, "svc", {"op": Endpoint(Ask, handle, True)}, Telemetry()))
+        began = asyncio.get_running_loop().time()
+        assert await rpc.call_all(bus, "svc", "op", Ask("x")) == 0
+        assert asyncio.get_running_loop().time() - began < rpc.SILENCE_S + 1
+        await stack.aclose()

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
@@ -83,18 +84,25 @@ async def call(
 async def call_all(
     bus: Bus, service: str, operation: str, request: msgspec.Struct, *, patience: float = 1.0, quiet: float = 0.05
 ) -> int:
-    """Asks every replica, and returns how many answered. Waits `patience` seconds for the first answer, and for further
-    ones until none comes for `quiet` seconds, since nobody knows how many replicas there are."""
+    """Asks every replica, and returns how many answered. Waits `patience` seconds for the first word, for each replica
+    that has said it is there as long as somebody works on it, and `quiet` seconds for others to be heard of, since
+    nobody knows how many there are."""
     answered = 0
+    working: set[str] = set()
     async with bus.inbox() as (reply, arrived):
         await bus.ask(bus.names.rpc(service, operation), msgspec.json.encode(request), reply)
         with contextlib.suppress(TimeoutError):
             while True:
-                async with asyncio.timeout(quiet if answered else patience):
+                async with asyncio.timeout(SILENCE_S if working else quiet if answered else patience):
                     answer = await arrived.get()
                 if answer.status is not None:
                     break
-                answered += subjects.ERROR not in answer.headers
+                replica = answer.headers.get(subjects.REPLICA, "")
+                if subjects.WORKING not in answer.headers:
+                    working.discard(replica)
+                    answered += subjects.ERROR not in answer.headers
+                elif replica:
+                    working.add(replica)
     return answered
 
 
@@ -102,22 +110,25 @@ async def call_all(
 async def serve(bus: Bus, service: str, endpoints: Mapping[str, Endpoint], telemetry: Telemetry) -> AsyncIterator[None]:
     """Answers requests while the context is open, sharing them with the service's other replicas; drains at its end."""
     tasks: dict[asyncio.Task[None], str] = {}
+    replica = secrets.token_hex(8)
     async with contextlib.AsyncExitStack() as stack:
         signs = asyncio.create_task(_signs_of_life(bus, tasks))
         stack.callback(signs.cancel)
         stack.push_async_callback(await bus.listen(bus.names.rpc(service, _ALIVE), _ignore, service))
         stack.push_async_callback(finish, tasks, _GRACE_S)
         for operation, endpoint in endpoints.items():
-            received = _receiver(bus, f"{service}.{operation}", endpoint, telemetry, tasks)
+            received = _receiver(bus, f"{service}.{operation}", endpoint, telemetry, tasks, replica)
             queue = "" if endpoint.every_replica else service
             stack.push_async_callback(await bus.listen(bus.names.rpc(service, operation), received, queue))
         yield
 
 
 def _receiver(
-    bus: Bus, name: str, endpoint: Endpoint, telemetry: Telemetry, tasks: dict[asyncio.Task[None], str]
+    bus: Bus, name: str, endpoint: Endpoint, telemetry: Telemetry, tasks: dict[asyncio.Task[None], str], replica: str
 ) -> Receiver:
     decoder = msgspec.json.Decoder(endpoint.request)
+    # Who asks all waits for those whom he has heard of: each says at once that it is there, and which one answers.
+    named = {subjects.REPLICA: replica} if endpoint.every_replica else {}
 
     async def handle(message: Message, deadline: float) -> bytes:
         parent = message.headers.get(subjects.TRACEPARENT)
@@ -127,7 +138,9 @@ def _receiver(
         return result if isinstance(result, bytes) else msgspec.json.encode(result)
 
     async def answer(message: Message, deadline: float) -> None:
-        headers: dict[str, str] | None = None
+        headers: dict[str, str] = {}
+        if named:
+            await _reply(bus, message, b"", {subjects.WORKING: "1", **named})
         waiting = asyncio.timeout_at(None if deadline == math.inf else deadline)
         try:
             async with waiting:
@@ -141,7 +154,7 @@ def _receiver(
                 return  # nobody waits
             log.exception("%s failed", name)
             reply, headers = _refusal(Problem("internal", f"{name} failed; its log says why"))
-        await _reply(bus, message, reply, headers)
+        await _reply(bus, message, reply, {**headers, **named})
 
     def received(message: Message) -> None:
         if len(tasks) < MAX_AT_ONCE:
