@@ -43,6 +43,7 @@ class Proxy:
         self._port = urlsplit(url).port or 0
         self._writers: set[asyncio.StreamWriter] = set()
         self._copying: set[asyncio.Task[None]] = set()
+        self._stalled: set[asyncio.Task[None]] = set()
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream, downstream = await asyncio.open_connection("127.0.0.1", self._port)
@@ -58,15 +59,22 @@ class Proxy:
             writer.transport.abort()
         self._writers.clear()
 
+    def stall(self) -> None:
+        """What is connected now moves nothing any more, and nobody is told: as when a machine is gone."""
+        self._stalled |= self._copying
+
     async def end(self) -> None:
+        for task in self._stalled:
+            task.cancel()
         self.drop()
         if self._copying:
             await asyncio.wait(self._copying, timeout=5)
 
-    @staticmethod
-    async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(4096):
+                if asyncio.current_task() in self._stalled:
+                    await asyncio.Event().wait()
                 writer.write(data)
                 await writer.drain()
         writer.transport.abort()

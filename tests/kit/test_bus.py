@@ -5,6 +5,7 @@ import contextlib
 import logging
 from pathlib import Path
 
+import nats.errors
 import pytest
 import uvloop
 from hypothesis import given
@@ -23,7 +24,7 @@ from crucible_kit.bus import MAX_BATCH, Bus, DuplicateError, Message, open_bus
 from crucible_kit.clock import now_ms
 from crucible_kit.frames import Outgoing, batch_frames, clean
 from crucible_kit.queueing import MOST_WAITING
-from tests.kit.outage import private_server, until
+from tests.kit.outage import private_server, proxied, until
 
 MANY = 1024 * 1024
 
@@ -315,6 +316,31 @@ async def test_a_server_that_stays_away_is_named_without_its_secret() -> None:
 async def test_one_server_of_a_list_is_enough(nats_url: str, names: Names) -> None:
     async with open_bus(f"nats://127.0.0.1:1, {nats_url}", names, patience=5) as bus:
         assert bus.connected
+
+
+async def test_a_server_that_is_gone_without_a_word_is_not_waited_for(nats_url: str, names: Names) -> None:
+    """It leaves unsent what was written last, and acknowledges no end of the connection."""
+    async with proxied(nats_url) as (proxy, url), open_bus(url, names) as bus:
+        proxy.stall()
+        await stuff(bus)
+        await bus._client._process_op_err(nats.errors.StaleConnectionError())  # as after two pings, in 15 s
+        await until(lambda: bus.connected, 5)
+        await bus._round_trip()
+
+
+async def test_a_bus_is_closed_though_the_server_takes_nothing(nats_url: str, names: Names) -> None:
+    async with asyncio.timeout(10), proxied(nats_url) as (proxy, url), open_bus(url, names) as bus:
+        proxy.stall()
+        await stuff(bus)
+
+
+async def stuff(bus: Bus) -> None:
+    """Writes until the connection takes no more."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(1):
+            while True:
+                await bus.publish("x", bytes(MANY // 2))
+                await asyncio.sleep(0)  # it is written at the end of a turn
 
 
 async def test_an_outage_fails_at_once_and_ends_by_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

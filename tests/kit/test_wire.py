@@ -41,7 +41,7 @@ class Library:
 
 def wired() -> tuple[Wire, Library, list[Message]]:
     library, arrived = Library(), list[Message]()
-    wire = Wire(library, library.undirected)
+    wire = Wire(library, library.undirected, lambda: None)
     wire.receivers[1] = arrived.append
     return wire, library, arrived
 

@@ -33,17 +33,20 @@ class Rest(Protocol):
 class Wire:
     """The protocol of docs.nats.io/reference/reference-protocols/nats-protocol, as a client reads it."""
 
-    def __init__(self, rest: Rest, undirected: Undirected) -> None:
+    def __init__(self, rest: Rest, undirected: Undirected, broken: Callable[[], None]) -> None:
+        """`broken` is called when the library has given the connection up."""
         self.receivers: dict[int, Receiver] = {}
         """By the number of a subscription."""
         self._rest = rest
         self._undirected = undirected
+        self._broken = broken
         self._left = bytearray()
         self._needed = 0
         self._connection = 0
 
     def reset(self) -> None:
-        """A new connection begins."""
+        """The connection is broken, and a new one will begin."""
+        self._broken()
         self._rest.reset()
         self._left.clear()
         self._needed = 0
