@@ -212,6 +212,8 @@ async def test_what_a_client_says_wrong_is_answered(socket: ClientConnection) ->
         ('{"action": "subscribe", "filters": [{"event_type": "*", "filtr": {}}]}', "filters.0.filtr", "filter"),
         ('{"action": "subscribe", "from": "tomorrow"}', "from", None),
         ('{"action": "subscribe", "from": -1}', "from", None),
+        ('{"action": "subscribe", "from": "٣"}', "from", None),
+        ('{"action": "subscribe", "from": 7}', "from", None),
         ('{"action": "unsubscribe", "subscription": "sub_x"}', None, None),
     ]:
         await socket.send(raw)
@@ -285,7 +287,9 @@ async def test_silent_stream_beats(start: Serve) -> None:
         ('filter={"n":{"foo":1}}', SSE, 422),
         ("from=soon", SSE, 422),
         ("frm=now", SSE, 422),
+        ("from=7", SSE, 422),
         ("", SSE | {"Last-Event-ID": "x"}, 422),
+        ("", SSE | {"Last-Event-ID": "7"}, 422),
     ],
 )
 async def test_bad_stream_request_is_a_problem(

@@ -66,21 +66,27 @@ class Start(msgspec.Struct, frozen=True):
     head: int = 0
 
 
-def read_start(text: str | int, now: int) -> Start:
-    """`now` (the log's last sequence), `start`, a sequence, or an RFC 3339 time. Raises InvalidError."""
+def read_start(text: str | int, now: int, path: str = "from") -> Start:
+    """`now` (the log's last sequence), `start`, a sequence, or an RFC 3339 time. Raises InvalidError at `path`, also
+    for a sequence that the log has not reached: who goes on after it knows another log, and would miss events."""
     if text == "now":
         return Start(now, past=False)
     if text == "start":
         return Start(head=now)
-    if isinstance(text, str) and not text.isdecimal():
+    if isinstance(text, str) and not (text.isascii() and text.isdecimal()):
         if not text[:1].isdecimal():
-            message = f'"{text[:64]}" is neither now, start, a sequence nor a time'
-            raise InvalidError(f"from: {message}", errors=[FieldError("from", message)])
-        return Start(since_ms=parse_time(text, "from") // 1000, head=now)
+            raise _refused(path, f'"{text[:64]}" is neither now, start, a sequence nor a time')
+        return Start(since_ms=parse_time(text, path) // 1000, head=now)
     sequence = int(text) if len(str(text)) < 20 else -1
     if not 0 <= sequence < 2**63:
-        raise InvalidError("from: is no sequence", errors=[FieldError("from", "is no sequence")])
+        raise _refused(path, "is no sequence")
+    if sequence > now:
+        raise _refused(path, f"the log ends at {now}, before {sequence}: was it made anew? Begin at start or a time")
     return Start(sequence, head=now)
+
+
+def _refused(path: str, message: str) -> InvalidError:
+    return InvalidError(f"{path}: {message}", errors=[FieldError(path, message)])
 
 
 class Wanted(msgspec.Struct, frozen=True):

@@ -78,7 +78,7 @@ def _start(headers: Headers, asked: str, head: int) -> Start:
         if not seen.isdecimal():
             message = "must be the id of an event of this stream"
             raise InvalidError(f"Last-Event-ID: {message}", errors=[FieldError("Last-Event-ID", message)])
-        return read_start(seen, head)
+        return read_start(seen, head, "Last-Event-ID")
     return read_start(restore_plus(asked), head)
 
 
