@@ -3,6 +3,7 @@
 import functools
 import inspect
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
@@ -85,6 +86,7 @@ def command(
             console = _console(True)
             try:
                 function(open_session(url, key, data, json), *args, **kwargs)
+                sys.stdout.flush()
             except CrucibleError as error:
                 console.print(explain(error), soft_wrap=True)
                 raise typer.Exit(1) from error
@@ -92,12 +94,21 @@ def command(
                 if isinstance(error, BrokenPipeError):
                     raise  # whoever reads has had enough: that ends the command, and needs no word
                 console.print(Text.assemble(("error: ", "bold red"), clean(str(error), 600)), soft_wrap=True)
+                _let_go()
                 raise typer.Exit(1) from error
 
         app.command(name or function.__name__.removesuffix("_").replace("_", "-"))(_disguised(run, function))
         return function
 
     return register
+
+
+def _let_go() -> None:
+    """What could not be written is not tried again as the process ends, which would complain once more."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _disguised(run: Callable[..., None], function: Callable[..., None]) -> Callable[..., None]:
