@@ -31,7 +31,11 @@ def server(sync: str = SYNC) -> Iterator[str]:
     """The URL of a nats-server on an empty store."""
     root = Path(tempfile.mkdtemp(prefix="crucible-floor-"))
     prepared = nats_server.prepare(root, _free_port(), sync=sync)
-    with (root / "log").open("wb") as log, subprocess.Popen(prepared.command, stdout=log, stderr=log) as process:
+    environ = nats_server.environment(os.environ)
+    with (
+        (root / "log").open("wb") as log,
+        subprocess.Popen(prepared.command, env=environ, stdout=log, stderr=log) as process,
+    ):
         try:
             deadline = time.monotonic() + 20
             while not asyncio.run(prepared.ready()):

@@ -113,3 +113,8 @@ def test_bad_sync_interval_is_refused(text: str) -> None:
 
 def test_binary_is_the_packages() -> None:
     assert nats_server.find_binary() == str(Path(sys.executable).with_name("nats-server"))
+
+
+def test_memory_is_aimed_at_unless_the_user_says_otherwise() -> None:
+    assert nats_server.environment({"A": "b"}) == {"A": "b", "GOMEMLIMIT": "384MiB"}
+    assert nats_server.environment({"GOMEMLIMIT": "1GiB"}) == {"GOMEMLIMIT": "1GiB"}

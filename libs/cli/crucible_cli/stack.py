@@ -41,7 +41,7 @@ def plan(data: DataDir, hooks: Path, base: int, admin_key: str, environ: Mapping
     ports = service_ports(base)
     nats = nats_server.prepare(data.nats, _nats_port(base), sync)
     shared = {key: value for key, value in environ.items() if key != _SECRET and key not in decided()}
-    programs = [Program("nats", nats.command, environ, data.log("nats"), nats.ready)]
+    programs = [Program("nats", nats.command, nats_server.environment(environ), data.log("nats"), nats.ready)]
     for service, port in ports.items():
         own = _environ(service, port, data, nats.url)
         if service == "gateway":
