@@ -30,7 +30,7 @@ def run(only: str = "") -> list[Row]:
 
 def batches() -> list[Row]:
     """NDJSON, 500 a request, over four connections, so that requests are read while others are committed. The floor is
-    measured before and after, as for the index."""
+    measured before and after, as for 64 connections and the index."""
     payload = json.dumps(PAYLOAD).encode()
     before_it = floors.batches(payload, SECONDS / 2)
     with running() as stack:
@@ -47,9 +47,10 @@ def batches() -> list[Row]:
 
 def single() -> list[Row]:
     body = json.dumps(PAYLOAD).encode()
-    floor = len(floors.handler(body, 64, SECONDS)) / SECONDS
+    before_it = len(floors.handler(body, 64, SECONDS / 2))
     with running() as stack:
         before, took = _singles(stack, 64)
+        floor = (before_it + len(floors.handler(body, 64, SECONDS / 2))) / SECONDS
         return [stack.row("single POST, 64 connections", len(took) / SECONDS, floor, "requests/s", 0.7, before=before)]
 
 
