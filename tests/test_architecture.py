@@ -25,10 +25,21 @@ ALLOWED = {
     **{f"crucible_{service}": {"crucible_core", "crucible_kit"} for service in SERVICES},
 }
 PURE = {
-    *("__future__", "abc", "base64", "bisect", "collections", "contextlib", "dataclasses", "datetime", "decimal"),
+    *(
+        "__future__",
+        "abc",
+        "base64",
+        "bisect",
+        "codecs",
+        "collections",
+        "contextlib",
+        "dataclasses",
+        "datetime",
+        "decimal",
+    ),
     *("difflib", "enum", "fractions", "functools", "hashlib", "hmac", "ipaddress", "itertools", "json", "math"),
     *("operator", "re", "reprlib", "string", "types", "typing", "unicodedata", "urllib", "zlib"),
-    *("msgspec", "re2"),
+    *("msgspec", "re2", "yaml"),
 }
 """What the core may import: no I/O, no clock, no environment, no randomness."""
 IMPURE_CALLS = {"now", "utcnow", "today", "open", "input", "print"}
