@@ -139,7 +139,7 @@ def test_hooks(run: Run, played: Played, tmp_path: Path) -> None:
     assert "tidy" in run("hooks", "list").stdout
     assert answer(run, "hooks", "disable", "tidy")["state"] == "disabled"
     assert "active" in run("hooks", "enable", "tidy").stdout
-    assert len(answer(run, "hooks", "runs", "tidy", "-n", "2")) == 2
+    assert len(answer(run, "hooks", "runs", "tidy", "-n", "2")["runs"]) == 2
     assert "run_0" in run("hooks", "runs", "tidy").stdout
     assert "dry_run=True" in run("hooks", "test", "tidy").stdout
     assert "dry_run=False" in run("hooks", "test", "tidy", "--real").stdout
@@ -169,7 +169,7 @@ def test_webhooks(run: Run, played: Played) -> None:
     assert made["secret"] == "whsec_c2VjcmV0"
     assert "whsec_c2VjcmV0" in run("webhooks", "create", "cd", "https://example.com").stdout
     assert "Memory.*" in run("webhooks", "list").stdout
-    assert len(answer(run, "webhooks", "attempts", made["id"])) == 3
+    assert len(answer(run, "webhooks", "attempts", made["id"])["attempts"]) == 3
     assert "dlv_0" in run("webhooks", "attempts", made["id"]).stdout
     assert answer(run, "webhooks", "test", made["id"])["verdict"] == "live"
     assert answer(run, "webhooks", "delete", made["id"]) == {"deleted": made["id"]}
@@ -179,19 +179,53 @@ def test_memory(run: Run, played: Played) -> None:
     written = answer(run, "memory", "add", "Clocks tick", "--tag", "#time", "--link", "Lamport")
     assert "Clocks tick" in run("memory", "get", written["id"]).stdout
     assert "Clocks tick" in run("memory", "query", "tick").stdout
-    assert [memory["score"] for memory in answer(run, "memory", "query", "tick")] == [0.5]
+    assert [memory["score"] for memory in answer(run, "memory", "query", "tick")["memories"]] == [0.5]
     assert "Nothing found" in run("memory", "query", "zzz").stdout
+
+
+def test_output_without_unicode_shows_question_marks(played: Played, tmp_path: Path) -> None:
+    env = {**os.environ, "CRUCIBLE_URL": played.url, "CRUCIBLE_API_KEY": KEY, "XDG_DATA_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "crucible_cli"]
+    for words in (
+        ("events", "emit", "Memory.Created", "content=Café 👩‍💻 会議"),
+        ("events", "list"),
+        ("memory", "query"),
+    ):
+        done = subprocess.run(
+            [*command, *words], env={**env, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True, check=True
+        )
+        assert done.stderr == ""
+    shown = subprocess.run([*command, "events", "list"], env={**env, "PYTHONIOENCODING": "ascii"}, capture_output=True)
+    assert b"Caf? " in shown.stdout
+    found = subprocess.run(
+        [*command, "events", "list", "--json"], env={**env, "PYTHONIOENCODING": "ascii"}, capture_output=True
+    )
+    assert "Café 👩‍💻 会議" in json.loads(found.stdout)["data"]["payload"]["content"]
+
+
+def test_latest_events_are_shown_in_the_order_of_the_log(run: Run, played: Played) -> None:
+    for number in range(5):
+        run("events", "emit", "Custom.Note", f"n={number}")
+
+    def numbers(*options: str) -> list[int]:
+        lines = run("events", "list", *options, "--json").stdout.splitlines()
+        return [json.loads(line)["data"]["payload"]["n"] for line in lines]
+
+    assert numbers("-n", "2") == [3, 4]
+    assert numbers("-n", "2", "--desc") == [4, 3]
+    assert numbers("-n", "2", "--asc") == [0, 1]
+    assert numbers("--all") == [0, 1, 2, 3, 4]
 
 
 def test_worlds_and_rooms(run: Run, played: Played) -> None:
     assert answer(run, "worlds", "add", "acme", "--description", "Our own")["id"] == "acme"
     assert "lab in acme" in run("rooms", "add", "acme", "lab").stdout
-    assert [room["id"] for room in answer(run, "rooms", "list", "acme")] == ["main", "lab"]
+    assert [room["id"] for room in answer(run, "rooms", "list", "acme")["rooms"]] == ["main", "lab"]
     shown = run("worlds", "list").stdout
     assert "Our own" in shown
     assert "main lab" in shown
     assert answer(run, "rooms", "rm", "acme", "lab") == {"deleted": "lab"}
-    assert [world["id"] for world in answer(run, "worlds", "list")] == ["acme", "default"]
+    assert [world["id"] for world in answer(run, "worlds", "list")["worlds"]] == ["acme", "default"]
     assert answer(run, "worlds", "rm", "acme", "--purge") == {"deleted": "acme", "purged": True}
     missing = run("worlds", "rm", "acme")
     assert (missing.exit_code, "no world acme" in missing.stderr) == (1, True)
@@ -259,7 +293,7 @@ def test_types_are_listed_added_shown_and_removed(run: Run, played: Played, tmp_
     shown = run("events", "types").stdout
     assert "Memory.Created" in shown
     assert "new_order" in shown
-    listed = answer(run, "events", "types", "--registered")
+    listed = answer(run, "events", "types", "--registered")["types"]
     assert [kind["type"] for kind in listed] == ["Order.Placed", "Order.Sent"]
     assert '"required"' in run("events", "types", "show", "Order.Placed").stdout
     assert answer(run, "events", "types", "rm", "Order.Placed") == {"deleted": "Order.Placed"}

@@ -2,21 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import msgspec
 import typer
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from crucible_client import Crucible
 from crucible_core.errors import CrucibleError
 from crucible_core.protocol.shared import Check, CheckStep
 
+from .listing import Column, Listing
 from .session import Session, command
 from .summary import clean, duration
-from .tables import state_text, steps_text
+from .tables import check_view, state_text
 
 app = typer.Typer()
 AT_ONCE = 8
@@ -37,7 +36,7 @@ class Diagnosis(msgspec.Struct, frozen=True):
     findings: list[Finding]
 
 
-@command(app)
+@command(app, table=True)
 def doctor(session: Session) -> None:
     """Prove the wiring: a synthetic event goes through every hook and webhook, in dry run; nothing is changed.
 
@@ -71,21 +70,20 @@ def diagnosis_view(diagnosis: Diagnosis) -> RenderableType:
     """A table of all, and one line that says what to do."""
     if not diagnosis.findings:
         return Text("No hooks and no webhooks: nothing to prove. Add one: crucible hooks add FILE.md", "dim")
-    table = Table(header_style="bold", show_lines=True)
-    for column in ("handler", "verdict", "steps", "took"):
-        table.add_column(column, overflow="fold")
-    for finding in diagnosis.findings:
-        table.add_row(*_row(finding))
-    return Group(table, _conclusion(diagnosis.findings))
+    columns = (
+        Column("handler", floor=16),
+        Column("kind", 3),
+        Column("verdict", floor=10),
+        Column("took", 2, right=True),
+    )
+    table = Listing(columns, [_row(finding.kind, finding.check) for finding in diagnosis.findings])
+    faults = [check_view(finding.check) for finding in diagnosis.findings if finding.check.verdict == "inert"]
+    return Group(table, *(part for fault in faults for part in ("", fault)), "", _conclusion(diagnosis.findings))
 
 
-def _row(finding: Finding) -> Sequence[Any]:
-    check = finding.check
-    name = Text.assemble((clean(check.name), "bold"), (f"\n{finding.kind}", "dim"))
-    verdict = state_text(check.verdict)
-    if check.reason:
-        verdict.append(f"\n{clean(check.reason, 300)}", "default")
-    return name, verdict, steps_text(check), "" if check.duration_ms is None else duration(check.duration_ms)
+def _row(kind: str, check: Check) -> tuple[Text | str, ...]:
+    took = "" if check.duration_ms is None else duration(check.duration_ms)
+    return Text(clean(check.name, 200), "bold"), kind, state_text(check.verdict), took
 
 
 def _conclusion(findings: Sequence[Finding]) -> Text:

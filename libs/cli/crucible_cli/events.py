@@ -1,11 +1,14 @@
 """`crucible events`: read, follow, append, count, move and replay events."""
 
+from collections.abc import Iterable
+from functools import partial
 from itertools import islice
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
+from crucible_core.envelope import Event
 from crucible_core.protocol.events import CountBy
 
 from . import replays, types
@@ -22,16 +25,18 @@ app.add_typer(types.app, name="types")
 PAGE = 500
 
 
-@command(app)
+@command(app, table=True)
 @wanting
 def list_(
     session: Session,
     asked: Asked,
-    desc: Annotated[bool, typer.Option("--desc/--asc", help="The latest first, or the earliest.")] = True,
+    desc: Annotated[
+        bool | None, typer.Option("--desc/--asc", help="The latest first, or from the earliest on.", show_default=False)
+    ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")] = 20,
     all: Annotated[bool, typer.Option("--all", help="As many as there are.")] = False,
 ) -> None:
-    """Events of the past, by type, cause, place, time and filter; with --json one a line.
+    """The latest events, in the order of the log: by type, cause, place, time and filter; with --json one a line.
 
     \b
     crucible events list --type "Memory.*" --since 2h
@@ -39,19 +44,22 @@ def list_(
     crucible events list --actor user:alice --asc --all --json
     """
     found = 0
+    backwards = desc or (desc is None and not all)
     with session.connect() as crucible:
         page_size = PAGE if all else min(limit, PAGE)
-        events = crucible.events.list(
-            *asked.types, order="desc" if desc else "asc", page_size=page_size, **asked.wanted
+        events: Iterable[Event] = crucible.events.list(
+            *asked.types, order="desc" if backwards else "asc", page_size=page_size, **asked.wanted
         )
-        for event in events if all else islice(events, limit):
-            session.line(event, event_line)
+        if not all:
+            events = islice(events, limit)
+        for event in reversed(list(events)) if backwards and desc is None else events:
+            session.line(event, partial(event_line, wide=session.wide))
             found += 1
     if not found and not session.json:
         session.out.print(Text("No events match.", "dim"))
 
 
-@command(app)
+@command(app, table=True)
 @wanting
 def count(
     session: Session,
@@ -107,7 +115,7 @@ def trace(
         session.show(crucible.events.trace(correlation), render_trace)
 
 
-command(app)(tail)
+command(app, table=True)(tail)
 command(app)(emit)
 command(app)(wanting(export))
 command(app)(import_)

@@ -20,11 +20,11 @@ app = typer.Typer(no_args_is_help=True, help="List, add and try hooks.")
 Name = Annotated[str, typer.Argument(help="The hook's name.")]
 
 
-@command(app)
+@command(app, table=True)
 def list_(session: Session) -> None:
     """All hooks, with their states and counters; Pre hooks in the order they run."""
     with session.connect() as crucible:
-        session.show(crucible.hooks.list(), hooks_table)
+        session.list("hooks", crucible.hooks.list(), hooks_table)
 
 
 @command(app)
@@ -66,7 +66,7 @@ def delete(session: Session, name: Name) -> None:
     session.show({"deleted": name}, lambda _: Text.assemble("deleted ", (name, "bold")))
 
 
-@command(app)
+@command(app, table=True)
 def runs(
     session: Session,
     name: Name,
@@ -75,7 +75,7 @@ def runs(
     """The latest runs of a hook: when, how long, and how they ended."""
     with session.connect() as crucible:
         found = list(islice(crucible.hooks.runs(name, page_size=min(limit, 500)), limit))
-    session.show(found, runs_table)
+    session.list("runs", found, runs_table)
 
 
 @command(app, "test")

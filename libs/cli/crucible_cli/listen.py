@@ -71,7 +71,13 @@ def delivery_view(delivery: Delivery) -> RenderableType:
         parts.append(as_json(delivery.event.data.payload))
     answer = Text(f"answered {delivery.status}", "green" if delivery.status < 300 else "red")
     return Panel(
-        Group(*parts), title=head, title_align="left", subtitle=answer, subtitle_align="right", box=box.ROUNDED
+        Group(*parts),
+        title=head,
+        title_align="left",
+        subtitle=answer,
+        subtitle_align="right",
+        box=box.ROUNDED,
+        expand=False,
     )
 
 

@@ -4,7 +4,9 @@ A command's module is imported when the command is asked for, so that `crucible 
 """
 
 import importlib
+import sys
 from importlib.metadata import version
+from io import TextIOWrapper
 from typing import Annotated, Any
 
 import typer
@@ -76,4 +78,8 @@ def build() -> typer.Typer:
 
 
 def main() -> None:
+    # An output that cannot show a character shows `?` for it.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     build()()

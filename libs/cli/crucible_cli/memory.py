@@ -38,7 +38,7 @@ def get(session: Session, id: Annotated[str, typer.Argument(help="The memory's i
         session.show(crucible.memory.get(id), memory_panel)
 
 
-@command(app)
+@command(app, table=True)
 def query(
     session: Session,
     text: Annotated[str | None, typer.Argument(help="Words to look for; none: the latest.")] = None,
@@ -49,7 +49,7 @@ def query(
     """The best matches, the best first."""
     with session.connect() as crucible:
         found = crucible.memory.query(text, tags=tag, filter=json_object(filter, "--filter"), limit=limit)
-    session.show(found, memories_table)
+    session.list("memories", found, memories_table)
 
 
 def _written(written: Written) -> Text:

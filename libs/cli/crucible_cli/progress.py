@@ -47,7 +47,13 @@ class _Rate(ProgressColumn):
 @contextmanager
 def progress(console: Console, what: str, total: int | None, unit: Unit) -> Iterator[Bar]:
     """A bar on a terminal, which goes away in the end; nothing anywhere else."""
-    columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), _Rate()]
+    columns = [
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        _Rate(),
+    ]
     columns += [TimeElapsedColumn(), TimeRemainingColumn()]
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
         yield Bar(shown, what, total, unit)

@@ -65,11 +65,11 @@ def start(
         _shown(session, crucible, replay, wait)
 
 
-@command(app)
+@command(app, table=True)
 def list_(session: Session) -> None:
     """All replays, the newest first."""
     with session.connect() as crucible:
-        session.show(crucible.replays.list(), replays_table)
+        session.list("replays", crucible.replays.list(), replays_table)
 
 
 @command(app)
@@ -115,7 +115,7 @@ def _shown(session: Session, crucible: Crucible, replay: Replay, wait: bool) -> 
 
 def _followed(session: Session, crucible: Crucible, replay: Replay) -> Replay:
     """The replay once it no longer runs; a bar shows its way there."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), MofNCompleteColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=session.err, transient=True) as progress:
         bar = progress.add_task(f"into {target_text(replay.target)}", total=max(replay.total, 1))
         while replay.state == "running":

@@ -12,7 +12,7 @@ from .tables import retention_table
 app = typer.Typer(no_args_is_help=True, help="Show and set how long events are kept.")
 
 
-@command(app)
+@command(app, table=True)
 def show(session: Session) -> None:
     """The rules, in their order: the first that fits an event counts."""
     with session.connect() as crucible:

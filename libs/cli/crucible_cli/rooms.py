@@ -14,11 +14,11 @@ World = Annotated[str, typer.Argument(help="The world.")]
 Id = Annotated[str, typer.Argument(help="The room: letters, digits, _, - and .")]
 
 
-@command(app)
+@command(app, table=True)
 def list_(session: Session, world: World = "default") -> None:
     """The rooms of a world."""
     with session.connect() as crucible:
-        session.show(crucible.rooms.list(world), rooms_table)
+        session.list("rooms", crucible.rooms.list(world), rooms_table)
 
 
 @command(app)

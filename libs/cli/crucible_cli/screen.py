@@ -37,7 +37,11 @@ def open_screen(json: bool, ports: Mapping[str, int]) -> Screen:
     """The screen that suits where our output goes, for the programs of `ports`."""
     if json:
         return PlainScreen(sys.stderr, sys.stdout)
-    return LiveScreen(Console(highlight=False), ports) if sys.stdout.isatty() else PlainScreen(sys.stdout)
+    return (
+        LiveScreen(Console(highlight=False, markup=False, emoji=False), ports)
+        if sys.stdout.isatty()
+        else PlainScreen(sys.stdout)
+    )
 
 
 class PlainScreen:

@@ -4,7 +4,7 @@ import functools
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
 
@@ -16,6 +16,7 @@ from rich.text import Text
 from crucible_client import Crucible
 from crucible_core.errors import CrucibleError
 
+from .listing import UNCUT
 from .place import Place, find_place
 from .state import DataDir, default_root
 from .summary import clean
@@ -32,16 +33,19 @@ Data = Annotated[
     Path | None, typer.Option("--data", help="The data directory of `crucible up`.", rich_help_panel="Gateway")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Wide = Annotated[bool, typer.Option("--wide", help="Cut nothing to the width of the terminal.")]
 
 
 class Session(msgspec.Struct, frozen=True):
-    """`out` is for what was asked, `err` for everything else; with `json`, `out` gets JSON only."""
+    """`out` is for what was asked, `err` for everything else; with `json`, `out` gets JSON only. `wide` asks for all
+    there is to see."""
 
     place: Place
     data: DataDir
     json: bool
     out: Console
     err: Console
+    wide: bool = False
 
     def connect(self) -> Crucible:
         """A client; use it in a `with`."""
@@ -53,6 +57,10 @@ class Session(msgspec.Struct, frozen=True):
             typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
         else:
             self.out.print(view(value))
+
+    def list(self, name: str, values: Sequence[T], view: Callable[[Sequence[T]], RenderableType]) -> None:
+        """A list as the answer: in JSON an object with that one member, as the API has it."""
+        self.show({name: values}, lambda _: view(values))
 
     def line(self, value: T, view: Callable[[T], RenderableType]) -> None:
         """One entry of a stream: a line of NDJSON, or what `view` makes of it."""
@@ -67,25 +75,36 @@ class Session(msgspec.Struct, frozen=True):
 
 
 def open_session(
-    url: str | None, key: str | None, data: Path | None, json: bool, environ: Mapping[str, str] = os.environ
+    url: str | None,
+    key: str | None,
+    data: Path | None,
+    json: bool,
+    wide: bool = False,
+    environ: Mapping[str, str] = os.environ,
 ) -> Session:
     where = DataDir((data or default_root(environ)).expanduser().absolute())
-    return Session(find_place(url, key, where, environ), where, json, _console(False), _console(True))
+    return Session(find_place(url, key, where, environ), where, json, _console(False, wide), _console(True), wide)
 
 
 def command(
-    app: typer.Typer, name: str | None = None
+    app: typer.Typer, name: str | None = None, *, table: bool = False
 ) -> Callable[[Callable[Concatenate[Session, P], None]], Callable[Concatenate[Session, P], None]]:
-    """Registers a function of a session as a command: it gains --url, --key, --data and --json, and its errors become
-    a line on stderr and exit code 1."""
+    """Registers a function of a session as a command: it gains --url, --key, --data and --json (and --wide where it
+    shows a `table`), and its errors become a line on stderr and exit code 1."""
 
     def register(function: Callable[Concatenate[Session, P], None]) -> Callable[Concatenate[Session, P], None]:
         def run(
-            url: Url = None, key: Key = None, data: Data = None, json: Json = False, *args: P.args, **kwargs: P.kwargs
+            url: Url = None,
+            key: Key = None,
+            data: Data = None,
+            json: Json = False,
+            wide: Wide = False,
+            *args: P.args,
+            **kwargs: P.kwargs,
         ) -> None:
             console = _console(True)
             try:
-                function(open_session(url, key, data, json), *args, **kwargs)
+                function(open_session(url, key, data, json, wide), *args, **kwargs)
                 sys.stdout.flush()
             except CrucibleError as error:
                 console.print(explain(error), soft_wrap=True)
@@ -97,7 +116,7 @@ def command(
                 _let_go()
                 raise typer.Exit(1) from error
 
-        app.command(name or function.__name__.removesuffix("_").replace("_", "-"))(_disguised(run, function))
+        app.command(name or function.__name__.removesuffix("_").replace("_", "-"))(_disguised(run, function, table))
         return function
 
     return register
@@ -111,10 +130,11 @@ def _let_go() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _disguised(run: Callable[..., None], function: Callable[..., None]) -> Callable[..., None]:
-    """`run` with the parameters of `function` (the session aside) before its own four, for typer to read."""
+def _disguised(run: Callable[..., None], function: Callable[..., None], table: bool) -> Callable[..., None]:
+    """`run` with the parameters of `function` (the session aside) before its own, for typer to read."""
     theirs = list(inspect.signature(function).parameters.values())[1:]
-    ours = [p for p in inspect.signature(run).parameters.values() if p.name in ("url", "key", "data", "json")]
+    names = ("url", "key", "data", "json", *(("wide",) if table else ()))
+    ours = [p for p in inspect.signature(run).parameters.values() if p.name in names]
     parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in (*theirs, *ours)]
 
     def command(**given: Any) -> None:
@@ -126,8 +146,9 @@ def _disguised(run: Callable[..., None], function: Callable[..., None]) -> Calla
     return command
 
 
-def _console(stderr: bool) -> Console:
-    console = Console(stderr=stderr, highlight=False)
-    if not console.is_terminal:
-        console.width = 160
+def _console(stderr: bool, wide: bool = False) -> Console:
+    """Strings are data, not markup. Off a terminal nothing is cut, unless COLUMNS is set."""
+    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    if wide or (not console.is_terminal and "COLUMNS" not in os.environ):
+        console.width = UNCUT
     return console

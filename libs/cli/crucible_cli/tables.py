@@ -1,13 +1,12 @@
 """What people see of lists and single things: one function for each kind, none of which prints."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 from rich import box
 from rich.console import Group, RenderableType
 from rich.json import JSON
 from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
 from crucible_client import Count
@@ -21,6 +20,7 @@ from crucible_core.protocol.shared import Check, Counters
 from crucible_core.protocol.webhooks import AttemptRecord, WebhookView
 from crucible_core.protocol.worlds import RoomView, WorldView
 
+from .listing import Cell, Column, Fitted, Listing
 from .summary import clean, duration, headline, summarise
 from .tree import type_text
 
@@ -34,11 +34,14 @@ def state_text(state: str) -> Text:
     return Text(clean(state, 300), colour)
 
 
-def event_line(event: Event) -> Text:
-    """One event on one line."""
+def event_line(event: Event, *, wide: bool = False) -> RenderableType:
+    """One event on one line; `wide` adds its id."""
     line = Text.assemble((f"{event.sequence or '-':>6}", "dim"), "  ", (clock(event.metadata.timestamp), "dim"), "  ")
-    line.append(type_text(event)).append("  ").append(summarise(event))
-    return line.append(f"  {clean(event.metadata.actor, 40)}", "dim")
+    line.append(type_text(event)).append("  ")
+    tail = Text(f"  {clean(event.metadata.actor, 40)}", "dim")
+    if wide:
+        tail.append(f"  {event.metadata.id}")
+    return Fitted(line, Text(summarise(event, LONG)), tail)
 
 
 def event_panel(event: Event) -> RenderableType:
@@ -49,10 +52,9 @@ def count_table(count: Count) -> RenderableType:
     total = Text.assemble((f"{count.count:,}", "bold"), " event" if count.count == 1 else " events")
     if not count.groups:
         return total
-    table = _table("group", "count", "share")
-    for key, number in count.groups.items():
-        table.add_row(clean(key, 200), f"{number:,}", f"{number / count.count:.1%}")
-    return Group(table, total)
+    columns = (Column("group", floor=20), Column("count", right=True), Column("share", right=True))
+    rows = [(clean(key, LONG), f"{number:,}", f"{number / count.count:.1%}") for key, number in count.groups.items()]
+    return Group(Listing(columns, rows), total)
 
 
 def as_json(value: object) -> JSON:
@@ -60,23 +62,52 @@ def as_json(value: object) -> JSON:
 
 
 def hooks_table(hooks: Sequence[HookView]) -> RenderableType:
-    table = _table("hook", "state", "timing", "order", *COUNTS, "last fired", "from")
-    for hook in hooks:
-        order = "" if hook.order is None else str(hook.order)
-        counts, last = _counted(hook.counters)
-        table.add_row(
-            hook.name, state_text(hook.state), hook.timing or "", order, *counts, last, clean(hook.origin, 60)
+    columns = (
+        Column("hook", floor=16),
+        Column("state", floor=12),
+        Column("timing", 2),
+        Column("order", 6, right=True),
+        *COUNTS,
+        Column("last fired", 4),
+        Column("from", 8, floor=12),
+    )
+    rows: list[tuple[Cell, ...]] = [
+        (
+            hook.name,
+            state_text(hook.state),
+            hook.timing or "",
+            "" if hook.order is None else str(hook.order),
+            *_counted(hook.counters),
+            clean(hook.origin, LONG),
         )
-    return table if hooks else Text("No hooks yet. Add one: crucible hooks add FILE.md", "dim")
+        for hook in hooks
+    ]
+    return Listing(columns, rows) if rows else Text("No hooks yet. Add one: crucible hooks add FILE.md", "dim")
 
 
 def webhooks_table(webhooks: Sequence[WebhookView]) -> RenderableType:
-    table = _table("id", "name", "state", "events", "url", *COUNTS, "last fired")
-    for hook in webhooks:
-        events = " ".join(entry.event_type for entry in hook.event_filters)
-        counts, last = _counted(hook.counters)
-        table.add_row(hook.id, hook.name, state_text(hook.state), clean(events), clean(hook.url, 200), *counts, last)
-    return table if webhooks else Text("No webhooks yet. Make one: crucible webhooks create NAME URL --on TYPE", "dim")
+    columns = (
+        Column("id", ids=True),
+        Column("name", floor=10),
+        Column("state", floor=10),
+        Column("events", 5, floor=12),
+        Column("url", 4, floor=16),
+        *COUNTS,
+        Column("last fired", 7),
+    )
+    rows: list[tuple[Cell, ...]] = [
+        (
+            hook.id,
+            clean(hook.name, LONG),
+            state_text(hook.state),
+            clean(" ".join(entry.event_type for entry in hook.event_filters), LONG),
+            clean(hook.url, LONG),
+            *_counted(hook.counters),
+        )
+        for hook in webhooks
+    ]
+    none = Text("No webhooks yet. Make one: crucible webhooks create NAME URL --on TYPE", "dim")
+    return Listing(columns, rows) if rows else none
 
 
 def webhook_panel(webhook: WebhookView) -> RenderableType:
@@ -89,24 +120,49 @@ def webhook_panel(webhook: WebhookView) -> RenderableType:
 
 
 def runs_table(runs: Sequence[RunRecord]) -> RenderableType:
-    table = _table("started", "outcome", "event", "attempt", "took", "run", "error")
-    for run in runs:
-        table.add_row(
+    columns = (
+        Column("started"),
+        Column("outcome"),
+        Column("event", 4, floor=10),
+        Column("attempt", 6, right=True),
+        Column("took", 3, right=True),
+        Column("run", 1, ids=True),
+        Column("said", 2, floor=20),
+    )
+    rows = [
+        (
             clock(run.started_at),
             state_text(run.outcome),
             run.event_type,
             str(run.attempt),
             duration(run.duration_ms),
             run.run_id,
-            clean(run.error or "", 120),
+            clean(_said(run), LONG),
         )
-    return table if runs else Text("No runs yet.", "dim")
+        for run in runs
+    ]
+    return Listing(columns, rows) if rows else Text("No runs yet.", "dim")
+
+
+def _said(run: RunRecord) -> str:
+    """The error of a run, else what it logged, else its output."""
+    output = "" if run.output is None else msgspec.json.encode(run.output).decode()
+    return run.error or " · ".join([*run.log, *([output] if output else [])])
 
 
 def attempts_table(attempts: Sequence[AttemptRecord]) -> RenderableType:
-    table = _table("started", "outcome", "status", "event", "attempt", "took", "delivery", "error")
-    for attempt in attempts:
-        table.add_row(
+    columns = (
+        Column("started"),
+        Column("outcome"),
+        Column("status", 2, right=True),
+        Column("event", 4, floor=10),
+        Column("attempt", 6, right=True),
+        Column("took", 5, right=True),
+        Column("delivery", 3, ids=True),
+        Column("error", 1, floor=20),
+    )
+    rows = [
+        (
             clock(attempt.started_at),
             state_text(attempt.outcome),
             "" if attempt.status is None else str(attempt.status),
@@ -114,18 +170,30 @@ def attempts_table(attempts: Sequence[AttemptRecord]) -> RenderableType:
             str(attempt.attempt),
             duration(attempt.duration_ms),
             attempt.delivery_id,
-            clean(attempt.error or "", 120),
+            clean(attempt.error or "", LONG),
         )
-    return table if attempts else Text("No attempts yet.", "dim")
+        for attempt in attempts
+    ]
+    return Listing(columns, rows) if rows else Text("No attempts yet.", "dim")
 
 
 def replays_table(replays: Sequence[Replay]) -> RenderableType:
-    table = _table("id", "state", "into", "from", "to", "progress", "sent", "skipped", "started")
-    for replay in replays:
-        table.add_row(
+    columns = (
+        Column("id", ids=True),
+        Column("state", floor=10),
+        Column("into", 1, floor=10),
+        Column("from", 4, right=True),
+        Column("to", 4, right=True),
+        Column("progress", 2, right=True),
+        Column("sent", 3, right=True),
+        Column("skipped", 6, right=True),
+        Column("started", 7),
+    )
+    rows = [
+        (
             replay.id,
             state_text(replay.state),
-            clean(target_text(replay.target), 80),
+            clean(target_text(replay.target), LONG),
             str(replay.start),
             str(replay.to),
             f"{replay.progress:.0%}",
@@ -133,7 +201,9 @@ def replays_table(replays: Sequence[Replay]) -> RenderableType:
             str(replay.skipped),
             clean(replay.created_at[:19]),
         )
-    return table if replays else Text("No replays yet. Start one: crucible events replay", "dim")
+        for replay in replays
+    ]
+    return Listing(columns, rows) if rows else Text("No replays yet. Start one: crucible events replay", "dim")
 
 
 def replay_view(replay: Replay) -> RenderableType:
@@ -175,48 +245,59 @@ def memory_panel(memory: MemoryView) -> RenderableType:
         foot.append("\n" + clean(" ".join(memory.tags), 300), "cyan")
     for link in memory.links:
         foot.append(f"\n→ {clean(link.target, 200)} ({clean(link.type)})", "green")
-    return Group(Panel(Text(_printable(memory.content)), box=box.ROUNDED, border_style="dim"), foot)
+    return Group(Panel(Text(_printable(memory.content)), box=box.ROUNDED, border_style="dim", expand=False), foot)
 
 
 def memories_table(memories: Sequence[ScoredMemory]) -> RenderableType:
-    table = _table("score", "id", "memory", "tags")
-    for memory in memories:
-        table.add_row(
-            f"{memory.score:.2f}", memory.id, clean(headline(memory.content), 100), clean(" ".join(memory.tags))
-        )
-    return table if memories else Text("Nothing found.", "dim")
+    columns = (
+        Column("score", right=True),
+        Column("id", ids=True),
+        Column("memory", floor=24),
+        Column("tags", 1, floor=10),
+    )
+    rows = [
+        (f"{memory.score:.2f}", memory.id, clean(headline(memory.content), LONG), clean(" ".join(memory.tags), LONG))
+        for memory in memories
+    ]
+    return Listing(columns, rows) if rows else Text("Nothing found.", "dim")
 
 
 def worlds_table(worlds: Sequence[WorldView]) -> RenderableType:
-    table = _table("world", "description", "rooms", "created")
+    columns = (Column("world"), Column("description", 2, floor=12), Column("rooms", 1, floor=12), Column("created", 3))
+    rows = []
     for world in worlds:
         rooms = " ".join(room.id for room in world.rooms[:_ROOMS]) + (" …" if len(world.rooms) > _ROOMS else "")
-        table.add_row(world.id, clean(world.description, 100), clean(rooms, 400), world.created_at[:19])
-    return table
+        rows.append((world.id, clean(world.description, LONG), clean(rooms, LONG), world.created_at[:19]))
+    return Listing(columns, rows)
 
 
 def rooms_table(rooms: Sequence[RoomView]) -> RenderableType:
-    table = _table("room", "created")
-    for room in rooms:
-        table.add_row(room.id, room.created_at[:19])
-    return table
+    return Listing((Column("room"), Column("created", 1)), [(room.id, room.created_at[:19]) for room in rooms])
 
 
 def retention_table(retention: RetentionView) -> RenderableType:
-    table = _table("type", "world", "keep")
-    for rule in retention.rules:
-        table.add_row(clean(rule.type), clean(rule.world_id or "any"), rule.keep)
+    columns = (Column("type", floor=20), Column("world", floor=12), Column("keep"))
+    rows = [(clean(rule.type, LONG), clean(rule.world_id or "any", LONG), rule.keep) for rule in retention.rules]
     foot = Text(f"All other events: {retention.default}. Revision {retention.revision}.", "dim")
-    return Group(table, foot) if retention.rules else foot
+    return Group(Listing(columns, rows), foot) if rows else foot
 
 
 def types_table(kinds: Sequence[EventType]) -> RenderableType:
-    table = _table("type", "version", "count", "registered", "other names", "when")
+    columns = (
+        Column("type", floor=20),
+        Column("version", 1),
+        Column("count", 1, right=True),
+        Column("registered", 5),
+        Column("other names", 4, floor=14),
+        Column("when", 3, floor=20),
+    )
+    rows = []
     for kind in kinds:
         mark = Text("✓", "green") if kind.registered else Text("")
-        aliases = clean(" ".join(kind.aliases[:4]), 120) + (" …" if len(kind.aliases) > 4 else "")
-        table.add_row(kind.type, kind.version, str(kind.count), mark, aliases, clean(kind.description, 100))
-    return table if kinds else Text("No types are registered. Add one: crucible events types add FILE.json", "dim")
+        aliases = clean(" ".join(kind.aliases[:4]), LONG) + (" …" if len(kind.aliases) > 4 else "")
+        rows.append((kind.type, kind.version, str(kind.count), mark, aliases, clean(kind.description, LONG)))
+    none = Text("No types are registered. Add one: crucible events types add FILE.json", "dim")
+    return Listing(columns, rows) if rows else none
 
 
 def clock(timestamp: str) -> str:
@@ -224,21 +305,20 @@ def clock(timestamp: str) -> str:
     return clean(timestamp[11:23].rstrip("Z"), 12)
 
 
+LONG = 200
+"""Characters of a cell or summary where the width does not cut it."""
 _ROOMS = 20
-COUNTS = ("matched", "ok", "failed", "skipped")
+COUNTS = (
+    Column("matched", 3, right=True),
+    Column("ok", 5, right=True),
+    Column("failed", 1, right=True),
+    Column("skipped", 6, right=True),
+)
 
 
-def _counted(counters: Counters) -> tuple[Iterable[str], str]:
+def _counted(counters: Counters) -> tuple[str, ...]:
     numbers = (counters.matched, counters.ok, counters.failed, counters.skipped)
-    return map(str, numbers), (counters.last_fired or "never")[:19]
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for column in columns:
-        right = column in (*COUNTS, "attempt", "took", "order", "score", "count", "share")
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
-    return table
+    return *map(str, numbers), (counters.last_fired or "never")[:19]
 
 
 def _printable(text: str) -> str:

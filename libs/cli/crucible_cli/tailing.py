@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from functools import partial
 from itertools import islice
 from typing import Annotated
 
@@ -49,7 +50,7 @@ def tail(
         with contextlib.closing(events):
             for event in islice(events, limit):
                 teller.away = False
-                session.line(event, event_line)
+                session.line(event, partial(event_line, wide=session.wide))
 
 
 class Teller:

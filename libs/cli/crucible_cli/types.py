@@ -33,7 +33,7 @@ app = typer.Typer(cls=Listing, help="List, show and register event types.")
 Type = Annotated[str, typer.Argument(help="A type or an alias, such as Order.Placed.")]
 
 
-@command(app)
+@command(app, table=True)
 def list_(
     session: Session,
     registered: Annotated[bool, typer.Option("--registered", help="Only what users registered.")] = False,
@@ -41,10 +41,10 @@ def list_(
     """All event types: version, aliases, and how many events of each the log has."""
     with session.connect() as crucible:
         found = [kind for kind in crucible.events.types() if kind.registered or not registered]
-    session.show(found, types_table)
+    session.list("types", found, types_table)
 
 
-@command(app)
+@command(app, table=True)
 def show(session: Session, type: Type) -> None:
     """One event type, with the JSON Schema of its payload."""
     with session.connect() as crucible:

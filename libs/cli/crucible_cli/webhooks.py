@@ -42,21 +42,21 @@ def create(
         session.show(crucible.webhooks.create(name, endpoint, filters, auth=auth, options=options), webhook_panel)
 
 
-@command(app)
+@command(app, table=True)
 def list_(session: Session) -> None:
     """All webhooks, with their states and counters."""
     with session.connect() as crucible:
-        session.show(crucible.webhooks.list(), webhooks_table)
+        session.list("webhooks", crucible.webhooks.list(), webhooks_table)
 
 
-@command(app)
+@command(app, table=True)
 def attempts(
     session: Session, id: Id, limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")] = 20
 ) -> None:
     """The latest attempts at deliveries: status, time and what went wrong."""
     with session.connect() as crucible:
         found = list(islice(crucible.webhooks.attempts(id, page_size=min(limit, 500)), limit))
-    session.show(found, attempts_table)
+    session.list("attempts", found, attempts_table)
 
 
 @command(app, "test")

@@ -13,11 +13,11 @@ app = typer.Typer(no_args_is_help=True, help="List, add and remove worlds.")
 Id = Annotated[str, typer.Argument(help="The world: letters, digits, _, - and .")]
 
 
-@command(app)
+@command(app, table=True)
 def list_(session: Session) -> None:
     """All worlds, with their rooms."""
     with session.connect() as crucible:
-        session.show(list(crucible.worlds.list(page_size=1000)), worlds_table)
+        session.list("worlds", list(crucible.worlds.list(page_size=1000)), worlds_table)
 
 
 @command(app)
