@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from crucible_cli.main import COMMANDS, load
+from crucible_cli.state import DataDir, read_admin_key
 from crucible_cli.trouble import explain
 from crucible_core.errors import FieldError, InvalidError
 from tests.client.playing import KEY, Played, trouble
@@ -161,6 +162,62 @@ def test_script_beside_a_hook_file_goes_with_it(run: Run, played: Played, tmp_pa
     (tmp_path / "link.py").write_text("log('hi')\n")
     run("hooks", "add", str(tmp_path / "hook.md"))
     assert played.hooks["linker"]["definition"]["action"] == {"type": "Script", "script": "log('hi')\n"}
+
+
+@pytest.mark.parametrize("name", ["hook.md", "tidy.yaml", "tidy.YML", "tidy.md"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_hook_file_may_be_plain_yaml(run: Run, played: Played, tmp_path: Path, name: str, encoding: str) -> None:
+    text = "name: linker\ntrigger: {events: [{type: Memory}]}\naction: {type: Script, script: link.py}\n"
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    (tmp_path / "link.py").write_text("log('hi')\n")
+    assert run("hooks", "add", str(tmp_path / name)).exit_code == 0
+    assert played.hooks["linker"]["definition"]["action"]["script"] == "log('hi')\n"
+
+
+def test_hook_without_a_name_is_called_like_its_file(run: Run, played: Played, tmp_path: Path) -> None:
+    (tmp_path / "tidy.yaml").write_text("trigger: {events: [{type: Memory}]}\naction: {type: HTTP, url: http://x}\n")
+    run("hooks", "add", str(tmp_path / "tidy.yaml"))
+    assert "tidy" in played.hooks
+
+
+def test_hook_is_read_from_stdin(run: Run, played: Played) -> None:
+    text = "trigger: {}\naction: {}\n"
+    assert run("hooks", "add", "-", input=text).exit_code == 0
+    assert played.hooks["from-file"]["definition"]["text"] == text
+
+
+@pytest.mark.parametrize("command", ["hooks add", "events import", "events types add", "events emit Custom.x", "key"])
+@pytest.mark.parametrize("kind", ["pipe", "zero", "directory", "loop", "binary", "gone\x1b[31m"])
+def test_what_is_no_file_is_refused_and_not_waited_for(run: Run, tmp_path: Path, command: str, kind: str) -> None:
+    odd = tmp_path / "data" / "crucible" / "admin.key" if command == "key" else tmp_path / kind
+    odd.parent.mkdir(parents=True, exist_ok=True)
+    match kind:
+        case "pipe":
+            os.mkfifo(odd)
+        case "zero":
+            odd.symlink_to("/dev/zero")
+        case "directory":
+            odd.mkdir()
+        case "loop":
+            odd.symlink_to(odd)
+        case "binary":
+            odd.write_bytes(bytes(range(128, 256)))
+    if command == "key":
+        assert read_admin_key(DataDir(odd.parent)) is None
+        return
+    at = "" if command.endswith(("import", "hooks add")) else "@"
+    result = run(*command.split(), f"{at}{odd}")
+    assert result.exit_code in (1, 2), result.output
+    assert "\x1b[31m" not in result.output
+    assert "Traceback" not in result.output
+
+
+def test_file_that_a_shell_made_of_a_command_is_read(run: Run, played: Played) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"trigger: {}\naction: {}\n")
+    os.close(writer)
+    assert run("hooks", "add", f"/dev/fd/{reader}").exit_code == 0
+    os.close(reader)
 
 
 def test_webhooks(run: Run, played: Played) -> None:

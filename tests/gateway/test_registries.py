@@ -52,6 +52,13 @@ async def test_hooks(http: httpx.AsyncClient, bus: Bus) -> None:
         assert hooks.last.markdown == "---\nname: ü\n---"
         assert (await http.post("/api/v1/hooks", content=b"\xff", headers=markdown)).status_code == 400
         assert (await http.post("/api/v1/hooks", json=[])).status_code == 422
+        for kind in ("text/yaml", "application/yaml", "application/x-yaml", "text/x-yaml", "TEXT/YAML; charset=utf-8"):
+            sent = await http.post("/api/v1/hooks", content="name: ü".encode("utf-16"), headers={"Content-Type": kind})
+            assert (sent.status_code, hooks.last.markdown) == (201, "name: ü"), kind
+        twice = await http.post(
+            "/api/v1/hooks", content='{"a": {"b": 1, "b": 2}}', headers={"Content-Type": "application/json"}
+        )
+        assert (twice.status_code, "stands twice" in twice.json()["detail"]) == (422, True)
         assert (await http.get("/api/v1/hooks/a%20b")).json()["state"] == "active"
         assert hooks.last.id == "a b"
         assert (await http.post("/api/v1/hooks/h/enable")).status_code == 200

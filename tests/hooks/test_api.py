@@ -71,6 +71,38 @@ async def test_definition_is_refused_where_it_is_wrong(
     assert await system.state("wrong") is None
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        MARKDOWN,
+        MARKDOWN.split("---")[1],
+        '{"name": "from-markdown", "trigger": {"events": [{"type": "*"}]}, '
+        '"action": {"type": "Script", "script": "1"}}',
+    ],
+)
+async def test_text_of_every_form_is_registered(system: System, text: str) -> None:
+    view: HookView = await system.ask("register", RegisterHook(markdown=text), HookView)
+    assert (view.name, view.state) == ("from-markdown", "active")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("---\ntrigger: " + "[" * 30_000 + "\n---\n", "nested more than 64 deep"),
+        ("trigger:\n " + "- " * 30_000, "nested more than 64 deep"),
+        ('{"trigger": ' + "[" * 30_000, "nested deeper than 64"),
+        ("---\n" + "? " * 30_000 + "\n---\n", "not YAML"),
+        (MARKDOWN.replace("action:", "name: again\naction:"), "line 4: the key 'name' stands twice (first in line 2)"),
+        ("words", "no front matter"),
+    ],
+)
+async def test_text_that_cannot_be_read_harms_nothing(system: System, text: str, told: str) -> None:
+    with pytest.raises(InvalidError) as refused:
+        await system.ask("register", RegisterHook(markdown=text), HookView)
+    assert told in refused.value.detail
+    assert not system.ready()
+
+
 async def test_pre_hook_may_not_have_effects_or_take_long(system: System) -> None:
     with pytest.raises(InvalidError, match="only decides"):
         await system.register("gate", "emit('Custom.x')", pre=True)

@@ -1,14 +1,20 @@
 """The watched directory: what saving, breaking, moving and deleting hook files does, within a second."""
 
 import asyncio
+import os
+import socket
+import textwrap
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from crucible_core.errors import ConflictError
-from crucible_core.protocol.hooks import HookRecord, HookView
+from crucible_core.protocol.hooks import HookRecord, HookView, RegisterHook
 from crucible_core.protocol.shared import EnableHook, GetRequest
 from crucible_hooks.directory import Found, plan, read_file
+from crucible_hooks.files import stamp
 
 from .conftest import System, until
 
@@ -20,6 +26,11 @@ NOTE = """
     ---
     # A hook
     """
+
+PLAIN = 'name: note\ntrigger: {events: [{type: Custom.note}]}\naction: {type: Script, script: "1"}\n'
+JSON = msgspec.json.encode(
+    {"trigger": {"events": [{"type": "Custom.note"}]}, "action": {"type": "Script", "script": "1"}}
+).decode()
 
 
 async def live(system: System, hook: str, state: str | None) -> None:
@@ -105,11 +116,12 @@ async def test_broken_file_is_reported_and_its_last_good_version_runs(system: Sy
     [
         ("no front matter", "there is no front matter"),
         ("---\n- 1\n---\n", "not an object"),
-        ("---\n? [1, 2]\n: 3\n---\n", "unhashable"),
+        ("---\n? [1, 2]\n: 3\n---\n", "line 2: a list or a mapping is no key"),
         ('---\nname: "\\ud800"\n---\n', "front matter"),
-        ("---\nname: 2024-99-99\n---\n", "front matter"),
+        ("---\nname: a\ntrigger: {}\nname: b\n---\n", "line 4: the key 'name' stands twice"),
         ("---\n" + "a: {" * 2000 + "}" * 2000 + "\n---\n", "front matter"),
-        ("---\na: &x [1]\nb: *x\n---\n", "alias"),
+        ("---\n" + "- " * 30_000 + "\n---\n", "nested more than 64 deep"),
+        ("---\nname: &x note\ndescription: *x\n---\n", "trigger: required"),
         ("---\ntriger: {}\n---\n", 'triger: unknown field (did you mean "trigger"?)'),
         (NOTE.replace("Custom.note", "Memory.Creatd") % "1", 'did you mean "Memory.Created"?'),
         (
@@ -132,15 +144,137 @@ def test_file_that_is_refused_says_why(tmp_path: Path, text: str, reason: str) -
     (tmp_path / "secret.py").write_text("1")
     path = tmp_path / "hooks" / "note.md"
     path.write_text("\n".join(line.removeprefix("    ") for line in text.lstrip("\n").splitlines()))
-    _, found = read_file(path, tmp_path / "hooks")
+    _, found = read_file(str(path), str(tmp_path / "hooks"))
     assert found is not None
     assert found.definition is None
     assert reason in (found.error or "")
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("note.yaml", PLAIN),
+        ("note.YML", PLAIN),
+        ("note.md", PLAIN),
+        ("note.json", JSON),
+        ("note.markdown", f"---\n{PLAIN}---\n"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_every_form_of_a_hook_file_is_read(tmp_path: Path, name: str, text: str, encoding: str) -> None:
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    found = read_file(str(tmp_path / name), str(tmp_path))[1]
+    assert found is not None
+    assert found.error is None
+    assert found.name == "note"
+
+
+@pytest.mark.parametrize("name", ["package.json", "compose.yaml", "README.MD", "broken.yml"])
+def test_files_of_others_are_passed_over(tmp_path: Path, name: str) -> None:
+    texts = {"package.json": '{"scripts": {}}', "compose.yaml": "services: {}\n", "broken.yml": "a: ["}
+    (tmp_path / name).write_text(texts.get(name, "# Hooks"))
+    assert read_file(str(tmp_path / name), str(tmp_path))[1] is None
+
+
+def hostile(folder: Path) -> list[socket.socket]:
+    """Everything that a directory may hold; what is returned keeps a socket's file in use."""
+    name = os.fsencode(folder)
+    for odd in (b"x\xff.bak", b"x\xff.md", b"caf\xe9/x.md", b"a\nb.py", b"\x1b[31mred.txt"):
+        (os.makedirs(os.path.dirname(name + b"/" + odd), exist_ok=True))
+        Path(os.fsdecode(name + b"/" + odd)).write_text("---\nname: odd\n---\n")
+    os.mkfifo(folder / "pipe.md")
+    os.mkfifo(folder / "pipe.py")
+    (folder / "zero.md").symlink_to("/dev/zero")
+    (folder / "zero.py").symlink_to("/dev/zero")
+    (folder / "directory.md").mkdir()
+    (folder / "loop.md").symlink_to(folder / "loop.md")
+    (folder / "up").symlink_to(folder)
+    (folder / "gone.md").symlink_to(folder / "nowhere.md")
+    with (folder / "sparse.md").open("wb") as sparse:
+        sparse.truncate(1 << 40)
+    (folder / "binary.md").write_bytes(bytes(range(256)))
+    (folder / "deep.md").write_text("---\n" + "[" * 30_000 + "\n---\n")
+    (folder / "deep.yaml").write_text("trigger: " + "- " * 30_000)
+    (folder / "deep.json").write_text('{"trigger":' * 30_000)
+    (folder / "pipe-script.md").write_text(textwrap.dedent(NOTE).lstrip() % "pipe.py")
+    (folder / "zero-script.md").write_text(textwrap.dedent(NOTE).lstrip() % "zero.py")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(folder / "socket.md"))
+    return [listener]
+
+
+async def test_no_file_stops_the_service(stopped: System) -> None:
+    stopped.write("before.md", (NOTE % "1").replace("name: note", "name: before"))
+    folder = stopped.folder / "first"
+    folder.mkdir()
+    kept = hostile(folder)
+    async with stopped.running():
+        assert await stopped.state("before") == "active"
+        (stopped.folder / "later").mkdir()
+        kept += hostile(stopped.folder / "later")
+        stopped.write("after.md", (NOTE % "2").replace("name: note", "name: after"))
+        await live(stopped, "after", "active")
+        assert not stopped.ready()
+        found = {view["name"]: view["state"] for view in (await stopped.ask("list", RegisterHook(), Any))["hooks"]}
+    assert found.pop("before") == found.pop("after") == "active"
+    assert not {"odd", "pipe", "zero", "socket", "directory"} & {name.rpartition("/")[2][:-3] for name in found}
+    assert "no regular file" in found["note"]
+    assert all(state.startswith("inert: ") for state in found.values())
+    for one in kept:
+        one.close()
+
+
+def touch(path: str, text: str) -> None:
+    Path(path).write_text(text)
+
+
+async def test_touched_again_and_again_a_name_that_is_no_text_holds_nothing_up(system: System) -> None:
+    odd = os.fsdecode(os.fsencode(system.folder) + b"/x\xff.bak")
+    for n in range(3):
+        touch(odd, str(n))
+        system.write(f"n{n}.md", (NOTE % n).replace("name: note", f"name: n{n}"))
+        await live(system, f"n{n}", "active")
+        assert not system.ready()
+
+
+@pytest.mark.parametrize("name", ["会議　メモ.md", "a\u00a0b.md", "👩‍💻 dev.md", "line\nfeed.md", "\x1b]0;x\x07.md"])
+async def test_name_of_a_file_may_be_any_text(system: System, name: str) -> None:
+    system.write(name, NOTE % "1")
+    await live(system, "note", "active")
+    assert (await system.view("note")).origin == str(system.folder / name)
+
+
+async def test_another_directory_at_its_place_is_watched(system: System) -> None:
+    system.folder.rename(system.folder.with_name("old"))
+    system.folder.mkdir()
+    system.write("note.md", NOTE % "1")
+    await until(lambda: is_active(system, "note"), 5.0)
+    system.write("second.md", (NOTE % "2").replace("name: note", "name: second"))
+    await live(system, "second", "active")
+
+
+def test_hooks_below_a_directory_that_cannot_be_read_stay() -> None:
+    kept = HookRecord(name="kept", origin="/h/locked/kept.md")
+    gone = HookRecord(name="gone", origin="/h/open/gone.md")
+    assert plan([], {"kept": kept, "gone": gone}, "/h", "t", ["/h/locked"]) == ([], ["gone"])
+    other = Found("/h/open/kept.md", "kept", {"name": "kept"})
+    writes, _ = plan([other], {"kept": kept}, "/h", "t", ["/h/locked"])
+    assert [(record.name, record.error) for record in writes] == [
+        ("open/kept.md", "the name kept is taken by /h/locked/kept.md")
+    ]
+
+
+def test_permission_that_is_given_again_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "note.md"
+    path.write_text("")
+    before = stamp(str(path))
+    path.chmod(0)
+    assert stamp(str(path)) != before
+
+
 def test_readme_is_no_hook(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("# Hooks")
-    assert read_file(tmp_path / "README.md", tmp_path)[1] is None
+    assert read_file(str(tmp_path / "README.md"), str(tmp_path))[1] is None
 
 
 def test_other_spellings_are_taken(tmp_path: Path) -> None:
@@ -148,7 +282,7 @@ def test_other_spellings_are_taken(tmp_path: Path) -> None:
     path.write_text(
         "---\nversion: 1.0\ntrigger: {events: [{type: memory.created}]}\naction: {type: RuneScript, script: '1'}\n---\n"
     )
-    found = read_file(path, tmp_path)[1]
+    found = read_file(str(path), str(tmp_path))[1]
     assert found is not None
     assert found.definition is not None, found.error
     assert (found.definition["name"], found.definition["version"]) == ("a-hook", "1.0")

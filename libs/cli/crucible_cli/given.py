@@ -9,7 +9,12 @@ from typing import Any
 import msgspec
 import typer
 
+from crucible_core.errors import CrucibleError, InvalidError
+from crucible_core.limits import GIVEN_BYTES
+from crucible_core.text import decode_text
 from crucible_core.times import format_time
+
+from .files import read_text
 
 _AGO = re.compile(r"(\d{1,9})([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -19,12 +24,27 @@ _OPERATORS = {"!=": "not_equals", ">=": "gte", "<=": "lte", "~": "matches", ">":
 
 def text_of(given: str, what: str) -> str:
     """The text itself, the content of `@FILE`, or stdin for `-`. A usage error where it cannot be read."""
+    if given == "-":
+        return stdin_text(what)
+    if not given.startswith("@"):
+        return given
     try:
-        if given == "-":
-            return sys.stdin.read()
-        return Path(given[1:]).expanduser().read_text() if given.startswith("@") else given
-    except (OSError, UnicodeDecodeError) as error:
-        raise typer.BadParameter(f"{what}: cannot read {given}: {error}") from error
+        return read_text(Path(given[1:]).expanduser(), GIVEN_BYTES)
+    except (InvalidError, RuntimeError) as error:  # ~nobody has no home
+        raise typer.BadParameter(f"{what}: {error}") from error
+
+
+def stdin_text(what: str) -> str:
+    """All of stdin. A usage error where it is closed, too long, or no text."""
+    if sys.stdin is None:
+        raise typer.BadParameter(f"{what}: cannot read stdin: it is closed")
+    try:
+        data = sys.stdin.buffer.read(GIVEN_BYTES + 1)
+        if len(data) > GIVEN_BYTES:
+            raise InvalidError(f"stdin is larger than {GIVEN_BYTES // 1024} KiB")
+        return decode_text(data)
+    except (CrucibleError, OSError) as error:
+        raise typer.BadParameter(f"{what}: {error}") from error
 
 
 def payload_of(given: str, what: str) -> dict[str, Any]:

@@ -1,60 +1,56 @@
-"""A hook file on this machine as the API takes it: with the script that lies beside it inlined."""
+"""A hook file on this machine as the API takes it: with its name, and the script that lies beside it inlined."""
 
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import typer
-import yaml
 
-FENCE = "---"
+from crucible_core.errors import InvalidError
+from crucible_core.hookfile import read_hook, script_file, with_default_name
+from crucible_core.limits import HOOK_FILE_BYTES
+
+from .files import read_text
+from .given import stdin_text
+from .summary import clean
 
 
 def read_hook_file(file: Path) -> tuple[dict[str, Any] | None, str | None]:
-    """(definition, None) where something had to be inlined or the file is JSON, else (None, the file's text).
+    """(definition, None) where something was added to what the file says, else (None, the file's text).
 
-    The gateway cannot see the files here, so scripts that the front matter names are put in their places.
+    The gateway cannot see the files here, so scripts that the hook names are put in their places. Mistakes in the text
+    are for the gateway to explain. `-` is stdin.
     """
+    if str(file) == "-":
+        return None, stdin_text("FILE")
     text = _read(file)
-    if file.suffix == ".json":
-        try:
-            return msgspec.json.decode(text, type=dict[str, Any]), None
-        except msgspec.DecodeError as error:
-            raise typer.BadParameter(f"{file}: not a JSON object: {error}") from error
-    definition = front_matter(text)
-    return (definition, None) if definition and _inlined(definition, file.parent) else (None, text)
-
-
-def front_matter(text: str) -> dict[str, Any] | None:
-    """The YAML between the first two `---` lines, or None; its errors are for the gateway to explain."""
-    lines = text.removeprefix("\ufeff").splitlines()
-    marks = [number for number, line in enumerate(lines) if line.rstrip() == FENCE]
-    if len(marks) < 2 or marks[0] != 0:
-        return None
     try:
-        found = yaml.safe_load("\n".join(lines[1 : marks[1]]))
-    except yaml.YAMLError:
-        return None
-    return found if isinstance(found, dict) else None
+        given = read_hook(text)
+    except InvalidError:
+        return None, text
+    if given is None:
+        return (_object(file, text), None) if file.suffix.lower() == ".json" else (None, text)
+    complete = with_default_name(_inlined(given, file.parent), file.name)
+    return (None, text) if complete == given else (complete, None)
 
 
-def _inlined(definition: dict[str, Any], beside: Path) -> bool:
-    """Puts scripts for their names in `condition` and `action`; whether there was any."""
-    done = False
-    for part in (definition.get("condition"), definition.get("action")):
-        name = part.get("script") if isinstance(part, dict) else None
-        if isinstance(part, dict) and isinstance(name, str) and _is_beside(name, beside):
-            part["script"] = _read(beside / name)
-            done = True
-    return done
+def _object(file: Path, text: str) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        raise typer.BadParameter(f"{clean(file.name, 400)}: not a JSON object: {error}") from error
 
 
-def _is_beside(name: str, beside: Path) -> bool:
-    return "\n" not in name and len(name) < 256 and Path(name).suffix == ".py" and (beside / name).is_file()
+def _inlined(given: dict[str, Any], beside: Path) -> dict[str, Any]:
+    """The hook with scripts for their names in `condition` and `action`."""
+    parts = {part: given[part] for part in ("condition", "action") if isinstance(given.get(part), dict)}
+    names = {part: script_file(holder.get("script")) for part, holder in parts.items()}
+    scripts = {part: _read(beside / name) for part, name in names.items() if name and not name.endswith(".rn")}
+    return given | {part: parts[part] | {"script": script} for part, script in scripts.items()}
 
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise typer.BadParameter(f"cannot read {file}: {error}") from error
+        return read_text(file, HOOK_FILE_BYTES)
+    except InvalidError as error:
+        raise typer.BadParameter(error.detail) from error

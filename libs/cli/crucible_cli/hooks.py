@@ -36,7 +36,8 @@ def get(session: Session, name: Name) -> None:
 
 @command(app)
 def add(
-    session: Session, file: Annotated[Path, typer.Argument(help="A hook file (.md), or a hook object (.json).")]
+    session: Session,
+    file: Annotated[Path, typer.Argument(help="A hook file: Markdown with front matter, YAML or JSON; - is stdin.")],
 ) -> None:
     """Register a hook, or a new version of it. A script beside the file goes with it."""
     definition, markdown = read_hook_file(file)

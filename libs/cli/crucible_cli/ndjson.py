@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import BinaryIO, NamedTuple
 import typer
 
 from crucible_core.envelope import MAX_EVENT_BYTES
+
+from .files import open_file
+from .summary import clean
 
 _LONGEST = MAX_EVENT_BYTES + 1024
 """What the gateway refuses anyway is cut off here, and never held whole."""
@@ -46,12 +50,13 @@ def reading(name: str) -> Iterator[tuple[BinaryIO, int | None]]:
         yield sys.stdin.buffer, None
         return
     try:
-        path = Path(name).expanduser()
-        file = path.open("rb")
-    except OSError as error:
-        raise typer.BadParameter(f"cannot read {name}: {error.strerror}") from error
+        file = open_file(Path(name).expanduser())
+    except (OSError, ValueError, RuntimeError) as error:  # ~nobody has no home
+        told = getattr(error, "strerror", None) or clean(str(error), 400)
+        raise typer.BadParameter(f"cannot read {clean(name, 400)}: {told}") from error
     with file:
-        yield file, path.stat().st_size if path.is_file() else None
+        status = os.fstat(file.fileno())
+        yield file, status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 @contextlib.contextmanager

@@ -6,8 +6,12 @@ from collections.abc import Mapping
 import msgspec
 
 from crucible_client.settings import DEFAULT_URL
+from crucible_core.errors import InvalidError
 
+from .files import read_bytes
 from .state import DataDir, UpState, read_admin_key
+
+_UP_FILE_BYTES = 64 * 1024
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -28,8 +32,8 @@ def find_place(url: str | None, key: str | None, data: DataDir, environ: Mapping
 def running(data: DataDir) -> UpState | None:
     """The `crucible up` that runs on this data, or None; what a killed one left behind does not count."""
     try:
-        state = msgspec.json.decode(data.up_file.read_bytes(), type=UpState)
+        state = msgspec.json.decode(read_bytes(data.up_file, _UP_FILE_BYTES), type=UpState)
         os.kill(state.pid, 0)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, InvalidError, msgspec.DecodeError):
         return None
     return state

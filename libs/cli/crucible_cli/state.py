@@ -9,9 +9,12 @@ from pathlib import Path
 
 import msgspec
 
-from crucible_core.errors import ConflictError, UnavailableError
+from crucible_core.errors import ConflictError, InvalidError, UnavailableError
+
+from .files import read_text
 
 KEY_PREFIX = "ck_"
+_KEY_FILE_BYTES = 4096
 
 
 class UpState(msgspec.Struct, frozen=True):
@@ -118,8 +121,8 @@ def admin_key(data: DataDir) -> str:
 def read_admin_key(data: DataDir) -> str | None:
     """The admin key, or None where there is none or this user may not read it."""
     try:
-        return data.key_file.read_text().strip() or None
-    except OSError:
+        return read_text(data.key_file, _KEY_FILE_BYTES).strip() or None
+    except InvalidError:
         return None
 
 

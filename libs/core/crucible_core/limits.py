@@ -8,3 +8,12 @@ YAML_DEPTH = 64
 
 YAML_VALUES = 10_000
 """Keys and values of a YAML document, with each alias counted as what it stands for."""
+
+HOOK_FILE_BYTES = 512 * 1024
+"""Bytes of a hook file or of a script beside it: a script may have 256 KiB, and JSON may write each byte as two."""
+
+HOOK_FILES = 5000
+"""Files of one hooks directory: all of them are looked at every second."""
+
+GIVEN_BYTES = 64 * 1024 * 1024
+"""Bytes of a file or of stdin that an argument of the CLI names (`@FILE`, `-`): what one request may have."""

@@ -156,6 +156,7 @@ action:
 ---
 Why this hook is here.
 """
+HOOK_YAML: Final = HOOK_FILE.split("---\n")[1]
 _COUNTERS: Final[Json] = {
     "matched": 3,
     "invoked": 3,

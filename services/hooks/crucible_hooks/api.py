@@ -1,5 +1,6 @@
 """The requests that hooks answers."""
 
+import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import msgspec
 
 from crucible_core.errors import ConflictError, InvalidError
+from crucible_core.hookfile import NO_HOOK, read_hook
 from crucible_core.protocol.hooks import (
     HookList,
     HookRecord,
@@ -24,7 +26,7 @@ from crucible_kit.rpc import Context, Endpoint
 
 from . import store
 from .check import Checker
-from .definition import front_matter, no_files, typed
+from .definition import no_files, typed
 from .hook import check_permitted, compile_hook
 from .intercept import Interceptor
 from .registry import API, Registry
@@ -60,7 +62,7 @@ def endpoints(
         return await shown(registry.get(request.id))
 
     async def register(request: RegisterHook, context: Context) -> HookView:
-        definition = typed(_given(request), no_files)
+        definition = typed(await _given(request), no_files)
         await registry.types.settle(lambda catalogue: compile_hook(definition, catalogue=catalogue))
         check_permitted(definition, settings.hooks_allow_api_shell)
         await registry.view.refresh()
@@ -135,14 +137,14 @@ def _listed(shown: HookView) -> tuple[Any, ...]:
     return (shown.order is None, shown.order or 0, shown.name)
 
 
-def _given(request: RegisterHook) -> dict[str, Any]:
+async def _given(request: RegisterHook) -> dict[str, Any]:
     if request.definition is not None:
         return request.definition
     if request.markdown is None:
         raise InvalidError("definition or markdown is needed")
-    given = front_matter(request.markdown)
+    given = await asyncio.to_thread(read_hook, request.markdown)
     if given is None:
-        raise InvalidError("there is no front matter: a hook file begins with YAML between two lines of ---")
+        raise InvalidError(NO_HOOK)
     return given
 
 

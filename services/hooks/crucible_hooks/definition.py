@@ -1,46 +1,15 @@
-"""Hook definitions as users send them, from Markdown, YAML or JSON, made whole and typed."""
+"""Hook definitions as users send them, made whole and typed."""
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import msgspec
-import yaml
-
 from crucible_core.decode import convert
 from crucible_core.errors import FieldError, InvalidError
+from crucible_core.hookfile import script_file
 from crucible_core.hooks import HookDefinition
 
-MAX_FRONT_MATTER = 64 * 1024
 ReadScript = Callable[[str], str]
 """The text of a script file; raises InvalidError where it cannot be had."""
-
-_FRONT_MATTER = re.compile(r"\ufeff?---[ \t]*\r?\n(.*?)(?:^|\n)---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
-_SCRIPT_FILE = re.compile(r"[^\n\r(){}=\"']{1,250}\.(?:py|rn)")
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-def front_matter(text: str) -> dict[str, Any] | None:
-    """The YAML between the `---` lines that a Markdown text begins with; None where there is none.
-
-    Raises InvalidError for what is no YAML object. Aliases are refused: they can make a small text enormous.
-    """
-    found = _FRONT_MATTER.match(text)
-    if found is None:
-        return None
-    if len(found[1]) > MAX_FRONT_MATTER:
-        raise InvalidError(f"the front matter is larger than {MAX_FRONT_MATTER // 1024} KiB")
-    try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(found[1], Loader=_LOADER)):
-            raise InvalidError("the front matter has a YAML alias (*name): write the value out")
-        document = msgspec.json.decode(msgspec.json.encode(yaml.load(found[1], Loader=_LOADER)))
-    except yaml.YAMLError as error:
-        raise InvalidError(f"the front matter is not YAML: {_problem(error)}") from None
-    except (ValueError, TypeError, RecursionError, OverflowError, msgspec.MsgspecError) as error:
-        raise InvalidError(f"the front matter cannot be read: {error}") from None
-    if not isinstance(document, dict):
-        raise InvalidError("the front matter is not an object of names and values")
-    return document
 
 
 def typed(given: Mapping[str, Any], read_script: ReadScript) -> HookDefinition:
@@ -61,9 +30,17 @@ def _normal(given: Mapping[str, Any]) -> dict[str, Any]:
     if type(hook.get("version")) in (int, float):
         hook["version"] = str(hook["version"])
     action = hook.get("action")
-    if isinstance(action, dict) and action.get("type") == "RuneScript":
-        hook["action"] = {**action, "type": "Script"}
+    if isinstance(action, dict):
+        hook["action"] = _normal_action(action)
     return hook
+
+
+def _normal_action(action: dict[str, Any]) -> dict[str, Any]:
+    if action.get("type") == "RuneScript":
+        return {**action, "type": "Script"}
+    if action.get("type") == "TriggerFlow" and "flow_name" in action and "flow" not in action:
+        return {("flow" if name == "flow_name" else name): value for name, value in action.items()}
+    return action
 
 
 def _inlined(hook: dict[str, Any], read_script: ReadScript) -> dict[str, Any]:
@@ -71,8 +48,7 @@ def _inlined(hook: dict[str, Any], read_script: ReadScript) -> dict[str, Any]:
         holder = hook.get(part)
         if not isinstance(holder, dict) or not isinstance(holder.get("script"), str):
             continue
-        name = holder["script"].strip()
-        if _SCRIPT_FILE.fullmatch(name):
+        if name := script_file(holder["script"]):
             try:
                 hook = {**hook, part: {**holder, "script": _read(name, read_script)}}
             except InvalidError as error:
@@ -89,10 +65,3 @@ def _read(name: str, read_script: ReadScript) -> str:
 def _check_language(name: str) -> None:
     if name.endswith(".rn"):
         raise InvalidError(f"{name} is a Rune script; scripts are Python here: rewrite it as a .py file")
-
-
-def _problem(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    text = getattr(error, "problem", None) or str(error).splitlines()[0]
-    # The mark counts from the line after the opening `---`.
-    return f"line {mark.line + 2}: {text}" if mark else text

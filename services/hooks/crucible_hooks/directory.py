@@ -1,35 +1,30 @@
 """The watched directory: hook files, and the records in the bucket that follow from them."""
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
-from watchfiles import awatch
 
 from crucible_core.catalogue import CATALOGUE, Catalogue
 from crucible_core.errors import CrucibleError, InvalidError
+from crucible_core.hookfile import NO_HOOK, is_hook_file, read_hook, with_default_name
+from crucible_core.limits import HOOK_FILE_BYTES, HOOK_FILES
 from crucible_core.protocol.hooks import HookRecord
 from crucible_kit.clock import timestamp
 
-from .definition import front_matter, typed
+from .definition import typed
+from .files import OtherKindError, Stamp, hints, read_text, stamp, walk
 from .hook import compile_hook
 from .registry import API, Registry
 
 log = logging.getLogger(__name__)
 
-MAX_FILE = 512 * 1024
-MAX_FILES = 5000
-_STEP_MS = 50
-_GATHER_MS = 150
-_RESCAN_MS = 1000
-"""How often the files are looked at anyway: network mounts tell nothing of their changes."""
 _PAUSE_S = 1.0
-
-Stamp = tuple[str, int, int, int]
-"""A file as it was: path, time of change, size, inode."""
+_MAX_TOLD = 1000
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -45,7 +40,9 @@ class Directory:
     def __init__(self, root: Path, registry: Registry) -> None:
         self._root = root
         self._registry = registry
-        self._read: dict[str, tuple[tuple[Stamp, ...], Found]] = {}
+        self._read: dict[str, tuple[tuple[Stamp, ...], Found | None]] = {}
+        self._unread: list[str] = []
+        self._told: set[tuple[str, str]] = set()
         self._settled: list[Found] | None = None
         self._catalogue = registry.types.catalogue
         self.synced = False
@@ -55,27 +52,25 @@ class Directory:
         self._settled = None
 
     async def follow(self) -> None:
-        """Keeps the records in step with the files until cancelled."""
+        """Keeps the records in step with the files until cancelled, whatever lies in the directory."""
+        root = str(self._root)
         while True:
             try:
                 if not self._has_records():
                     await asyncio.to_thread(self._root.mkdir, parents=True, exist_ok=True)
                 await self.sync()
-                async for _ in awatch(
-                    self._root,
-                    watch_filter=None,
-                    step=_STEP_MS,
-                    debounce=_GATHER_MS,
-                    rust_timeout=_RESCAN_MS,
-                    yield_on_timeout=True,
-                ):
-                    await self.sync()
-            except (OSError, RuntimeError) as error:
+                async with contextlib.aclosing(hints(root)) as changes:
+                    async for _ in changes:
+                        await self.sync()
+                continue
+            except (OSError, ValueError) as error:
                 # A directory that is away, such as one that is not mounted, says nothing of its hooks: all are kept.
                 self.synced = False
-                log.warning("%s cannot be read; its hooks stay as they are: %s", self._root, error)
+                self._tell(root, f"it cannot be read, and its hooks stay as they are: {error}")
             except CrucibleError as error:
                 log.info("hook files are read again: %s", error)
+            except Exception:
+                log.exception("hook files are read again")
             await asyncio.sleep(_PAUSE_S)
 
     async def sync(self) -> None:
@@ -85,7 +80,7 @@ class Directory:
         if found == self._settled:
             return
         await self._registry.view.refresh()
-        writes, deletes = plan(found, self._registry.records, str(self._root), timestamp())
+        writes, deletes = plan(found, self._registry.records, str(self._root), timestamp(), self._unread)
         for record in writes:
             log.info("hook %s from %s%s", record.name, record.origin, f": {record.error}" if record.error else "")
             await self._registry.save(record)
@@ -99,84 +94,97 @@ class Directory:
         origin = f"{self._root}/"
         return any(record.origin.startswith(origin) for record in self._registry.records.values())
 
-    def _paths(self) -> list[Path]:
-        """The hook files. Raises OSError where any directory cannot be read."""
+    def _tell(self, path: str, reason: str) -> None:
+        """Says once why a path is passed over."""
+        if (path, reason) not in self._told:
+            if len(self._told) >= _MAX_TOLD:
+                self._told.clear()
+            self._told.add((path, reason))
+            log.warning("%s: %s", os.fsencode(path).decode(errors="backslashreplace"), reason)
 
-        def fail(error: OSError) -> None:
-            raise error
-
-        found = [
-            Path(folder) / name
-            for folder, _, names in os.walk(self._root, onerror=fail)
-            for name in names
-            if name.endswith(".md")
-        ]
-        return sorted(path for path in found if _is_shown(path.relative_to(self._root)))
+    def _paths(self) -> list[str]:
+        """The files that may be hooks. Raises OSError where the directory cannot be read."""
+        tree = walk(str(self._root))
+        self._unread = tree.unread
+        for folder in tree.unread:
+            self._tell(folder, "it cannot be read, and its hooks stay as they are")
+        found = [path for path in tree.paths if is_hook_file(path)]
+        for path in found:
+            if not _is_unicode(path):
+                self._tell(path, "its name is not UTF-8, and it is passed over: rename it")
+        found = [path for path in found if _is_unicode(path)]
+        if len(found) > HOOK_FILES:
+            self._tell(str(self._root), f"it has more than {HOOK_FILES} hook files, and the rest is passed over")
+        return found[:HOOK_FILES]
 
     def _scan(self, catalogue: Catalogue) -> list[Found]:
-        root = self._root.resolve()
+        root = os.path.realpath(self._root)
         paths = self._paths()
-        if len(paths) > MAX_FILES:
-            log.error("%s has more than %d hook files: the rest is passed over", self._root, MAX_FILES)
         known, self._read = self._read, {}
         before, self._catalogue = self._catalogue, catalogue
         if before is not catalogue:  # a file may have been refused for a type that is there now
-            known = {origin: (stamp, one) for origin, (stamp, one) in known.items() if one and not one.error}
-        found = []
-        for path in paths[:MAX_FILES]:
-            origin = str(path)
-            stamp, one = known.get(origin, ((), None))
-            if one is None or tuple(_stamp(Path(name)) for name, *_ in stamp) != stamp:
-                stamp, one = read_file(path, root, catalogue)
-            if one is not None:
-                self._read[origin] = (stamp, one)
-                found.append(one)
-        return found
+            known = {origin: (stamps, one) for origin, (stamps, one) in known.items() if one and not one.error}
+        for path in paths:
+            stamps, one = known.get(path, ((), None))
+            if not stamps or tuple(stamp(name) for name, *_ in stamps) != stamps:
+                stamps, one = read_file(path, root, catalogue)
+                if one is None:
+                    self._tell(path, "it is no hook file, and it is passed over")
+            self._read[path] = (stamps, one)
+        return [one for _, one in self._read.values() if one is not None]
 
 
-def read_file(path: Path, root: Path, catalogue: Catalogue = CATALOGUE) -> tuple[tuple[Stamp, ...], Found | None]:
-    """What a file holds, and the stamp of every file that it was made of; None for a text that is no hook."""
+def read_file(path: str, root: str, catalogue: Catalogue = CATALOGUE) -> tuple[tuple[Stamp, ...], Found | None]:
+    """What a file holds, and the stamp of every file that it was made of; None for what is no hook."""
     # Stamped before they are read: a change in between is found the next time.
-    used = [_stamp(path)]
+    used = [stamp(path)]
     given: dict[str, object] | None = None
 
     def read_script(name: str) -> str:
-        script = (path.parent / name).resolve()
-        if not script.is_relative_to(root):
+        script = os.path.realpath(os.path.join(os.path.dirname(path), name))
+        if not script.startswith(os.path.join(root, "")):
             raise InvalidError(f"{name} is outside of the hooks directory")
-        used.append(_stamp(script))
-        return _text(script)
+        used.append(stamp(script))
+        try:
+            return read_text(script, HOOK_FILE_BYTES)
+        except OtherKindError:
+            raise InvalidError(f"{name} is no regular file") from None
 
     error = None
     definition = None
     try:
-        given = front_matter(_text(path))
+        given = read_hook(read_text(path, HOOK_FILE_BYTES))
         if given is None:
-            if path.name.lower() == "readme.md":
+            if not path.lower().endswith((".md", ".markdown")) or os.path.basename(path).lower() == "readme.md":
                 return tuple(used), None
-            raise InvalidError("there is no front matter: a hook file begins with YAML between two lines of ---")
-        checked = typed({"name": path.stem, **given}, read_script)
+            raise InvalidError(NO_HOOK)
+        given = with_default_name(given, path)
+        checked = typed(given, read_script)
         compile_hook(checked, catalogue=catalogue)
         definition = msgspec.to_builtins(checked)
+    except OtherKindError:
+        return tuple(used), None
     except CrucibleError as refused:
         error = refused.detail
     except Exception:
         log.exception("%s cannot be read", path)
         error = "the file cannot be read; the log of the hooks service says why"
-    name = (given or {}).get("name", path.stem) if definition is None else definition["name"]
-    return tuple(used), Found(str(path), name if isinstance(name, str) else None, definition, error)
+    name = (given or with_default_name({}, path))["name"] if definition is None else definition["name"]
+    return tuple(used), Found(path, name if isinstance(name, str) else None, definition, error)
 
 
 def plan(
-    found: Sequence[Found], records: Mapping[str, HookRecord], root: str, now: str
+    found: Sequence[Found], records: Mapping[str, HookRecord], root: str, now: str, unread: Sequence[str] = ()
 ) -> tuple[list[HookRecord], list[str]]:
-    """The records to write and the names to delete, so that the bucket follows the files under `root`.
+    """The records to write and the names to delete, so that the bucket follows the files under `root`. The records of
+    files below the directories in `unread` stay as they are.
 
     A broken file keeps the last definition that was good. Of two that claim one name the one that has it keeps it; the
     other is inert under its path. Whether a hook is enabled is the file's to say when it is new or says so anew, and
     otherwise stays what the API has made of it.
     """
     mine = {record.origin: record for record in records.values() if _inside(record.origin, root)}
+    mine = {origin: record for origin, record in mine.items() if not any(_inside(origin, away) for away in unread)}
     kept: dict[str, HookRecord] = {}
     for one in sorted(found, key=lambda one: (not _holds(one, records), one.origin)):
         before = mine.get(one.origin)
@@ -227,26 +235,10 @@ def _inside(origin: str, root: str) -> bool:
     return origin != API and Path(origin).is_relative_to(root)
 
 
-def _is_shown(relative: Path) -> bool:
-    """Whether a file counts: no part of its path is hidden, and all of it is text."""
-    return str(relative).isprintable() and not any(part.startswith(".") for part in relative.parts)
-
-
-def _text(path: Path) -> str:
-    """Raises InvalidError, for a file that is not there too."""
+def _is_unicode(path: str) -> bool:
+    """Whether a path can be written down: one that is not UTF-8 has half a surrogate pair for each odd byte."""
     try:
-        if path.stat().st_size > MAX_FILE:
-            raise InvalidError(f"{path.name} is larger than {MAX_FILE // 1024} KiB")
-        return path.read_text("utf-8")
-    except OSError as error:
-        raise InvalidError(f"{path.name} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InvalidError(f"{path.name} is not UTF-8") from None
-
-
-def _stamp(path: Path) -> Stamp:
-    try:
-        status = path.stat()
-    except OSError:
-        return str(path), 0, 0, 0
-    return str(path), status.st_mtime_ns, status.st_size, status.st_ino
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -5,10 +5,11 @@ from typing import Any
 import msgspec
 from litestar import Response, delete, get, post
 
-from crucible_core.errors import MalformedError
+from crucible_core.hookfile import check_keys
 from crucible_core.hooks import HookDefinition
 from crucible_core.protocol.hooks import HookList, HookView, RegisterHook, RunList, RunsRequest
 from crucible_core.protocol.shared import Check, EnableHook, GetRequest, TestRequest
+from crucible_core.text import decode_text
 from crucible_gateway import examples
 from crucible_gateway.bodies import JSON, Http, expect, read_if_any, strictly, whole
 from crucible_gateway.context import Nothing, ask
@@ -19,6 +20,9 @@ from .replies import passed
 
 TAG = "Hooks"
 MARKDOWN = "text/markdown"
+YAML = "text/yaml"
+TEXTS = (MARKDOWN, YAML, "application/yaml", "application/x-yaml", "text/x-yaml")
+"""Media types of a hook file. RFC 9512 has application/yaml; the others are older and common."""
 
 
 class TestBody(msgspec.Struct):
@@ -46,12 +50,13 @@ async def list_hooks(request: Http) -> Response[bytes]:
     opt=described(
         Operation(
             summary="Register a hook, or a new version of one",
-            description="The hook object, or the text of a hook file (Markdown with YAML front matter).",
+            description="The hook object, or the text of a hook file: Markdown with YAML front matter, or YAML.",
             tag=TAG,
             status=201,
             bodies={
                 JSON: Body(HookDefinition, examples.HOOK),
                 MARKDOWN: Body({"type": "string"}, examples.HOOK_FILE),
+                YAML: Body({"type": "string"}, examples.HOOK_YAML),
             },
             reply=HookView,
             example=examples.HOOK_VIEW,
@@ -61,20 +66,14 @@ async def list_hooks(request: Http) -> Response[bytes]:
 )
 async def register_hook(request: Http) -> Response[bytes]:
     read_params(request.scope["query_string"], NoParams)
-    kind = expect(request, JSON, MARKDOWN)
+    kind = expect(request, JSON, *TEXTS)
     raw = await whole(request)
     if kind == JSON:
         asked = RegisterHook(definition=strictly(raw, dict[str, Any]))
+        check_keys(decode_text(raw))
     else:
-        asked = RegisterHook(markdown=_text(raw))
+        asked = RegisterHook(markdown=decode_text(raw))
     return passed(await ask(request, "hooks", "register", asked, bytes), 201)
-
-
-def _text(raw: bytes) -> str:
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise MalformedError(f"the hook file is not UTF-8 (byte {error.start})") from None
 
 
 @get(
