@@ -101,6 +101,7 @@ def test_up_runs_everything_and_ctrl_c_stops_it(fakes: Path, base: int, tmp_path
 
 def test_services_get_their_settings_and_no_others_secrets(fakes: Path, base: int, tmp_path: Path) -> None:
     theirs = {"CRUCIBLE_LOG_LEVEL": "debug", "CRUCIBLE_API_KEY": "mine", "CRUCIBLE_PORT": "1", "OTEL_X": "y"}
+    theirs["CRUCIBLE_EGRESS_ALLOW"] = "10.0.0.0/8"
     with running(fakes, tmp_path / "data", base, **theirs) as (process, facts):
         got = {service: ask(facts["ports"][service]) for service in SERVICES}
         process.send_signal(signal.SIGTERM)
@@ -114,6 +115,7 @@ def test_services_get_their_settings_and_no_others_secrets(fakes: Path, base: in
         assert environ["CRUCIBLE_NATS_URL"].endswith(f"@127.0.0.1:{facts['ports']['nats']}")
         assert environ["CRUCIBLE_LOG_LEVEL"] == "debug"
         assert environ["OTEL_X"] == "y"
+        assert environ["CRUCIBLE_EGRESS_ALLOW"] == "127.0.0.0/8,::1,10.0.0.0/8"
         assert "CRUCIBLE_API_KEY" not in environ
         assert ("CRUCIBLE_ADMIN_KEY" in environ) == (service == "gateway")
     assert len({environ["CRUCIBLE_DATA_DIR"] for environ in got.values()}) == 5

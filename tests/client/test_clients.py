@@ -2,12 +2,14 @@
 
 import inspect
 import json
+import time
 from itertools import islice
 
 import pytest
 from starlette.responses import PlainTextResponse
 
 from crucible_client import AsyncCrucible, Crucible, UnreachableError, aio, sync
+from crucible_client.answers import raise_for
 from crucible_core.errors import (
     ConflictError,
     CrucibleError,
@@ -172,6 +174,15 @@ def test_a_long_retry_after_is_the_callers_to_wait(crucible: Crucible, played: P
     with pytest.raises(LimitedError) as caught:
         crucible.hooks.list()
     assert caught.value.extra["retry_after"] == 3600.0
+
+
+@pytest.mark.parametrize("form", ["%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"])
+def test_retry_after_may_be_a_date(form: str) -> None:
+    at = time.time() + 30
+    for body in (b"", b'{"type": "limited"}'):
+        with pytest.raises(LimitedError) as caught:
+            raise_for(429, {"retry-after": time.strftime(form, time.gmtime(at))}, body)
+        assert 25 < caught.value.extra["retry_after"] <= 30
 
 
 def test_hooks(crucible: Crucible, played: Played) -> None:

@@ -23,6 +23,7 @@ from crucible_events.settings import Settings as EventsSettings
 from crucible_hooks.app import create_app
 from crucible_hooks.settings import Settings
 from crucible_kit.bus import Bus
+from crucible_kit.egress import LOOPBACK
 from crucible_kit.rpc import Context, Endpoint, call, serve
 from crucible_kit.telemetry import Telemetry
 
@@ -157,6 +158,7 @@ def settings(nats_url: str, names: Names, tmp_path: Path) -> Settings:
         data_dir=str(tmp_path / "data"),
         hooks_dir=str(folder),
         hooks_allow_api_shell=True,
+        egress_allow=LOOPBACK,
     )
 
 

@@ -19,11 +19,12 @@ from starlette.routing import Route
 
 from crucible_core.catalogue import CATALOGUE
 from crucible_core.errors import DeniedError, InvalidError
-from crucible_core.hooks import ShellAction
+from crucible_core.hooks import HttpAction, ShellAction
+from crucible_core.limits import ANSWER_BYTES
 from crucible_core.protocol.shared import TypeFilter
 from crucible_hooks.context import event_view
 from crucible_hooks.failures import RunError
-from crucible_hooks.http import MAX_ANSWER
+from crucible_hooks.http import compile_http
 from crucible_hooks.shell import MAX_OUTPUT, compile_shell, run_shell
 from crucible_hooks.synthesis import synthetic
 
@@ -241,7 +242,7 @@ async def test_values_stay_in_their_place_of_the_url_and_body(system: System, en
     [
         (Response(b"sorry", 500), "answered 500: sorry"),
         (RedirectResponse("http://127.0.0.1:1/"), "redirects are not followed"),
-        (Response(b"x" * (MAX_ANSWER + 1)), "larger than"),
+        (Response(b"x" * (ANSWER_BYTES + 1)), "larger than"),
         (Response(b"x", headers={"content-encoding": "gzip"}), "compressed"),
     ],
 )
@@ -268,9 +269,42 @@ async def test_endpoint_that_never_answers_costs_only_its_own_time(system: Syste
 
 
 async def test_refused_connection_fails_the_run(system: System) -> None:
-    await system.register("caller", action={"type": "HTTP", "url": "http://127.0.0.1:1/"})
+    await system.register("caller", action={"type": "HTTP", "url": "http://127.0.0.1:1/?token=secret"})
     await system.append()
-    assert "127.0.0.1:1" in ((await system.run_of("caller", "failed")).error or "")
+    assert (await system.run_of("caller", "failed")).error == "POST http://127.0.0.1:1/: the connection was refused"
+
+
+async def test_url_of_an_event_reaches_nothing_that_is_closed(stopped: System, endpoint: Endpoint) -> None:
+    stopped.settings = msgspec.structs.replace(stopped.settings, egress_allow=())
+    port = endpoint.url.rpartition(":")[2]
+    async with stopped.running():
+        await stopped.register("whole", action={"type": "HTTP", "url": "{{event.payload.url}}"})
+        await stopped.register("part", action={"type": "HTTP", "url": "http://{{event.payload.host}}:" + port})
+        for host in ("127.0.0.1", "127。0。0。1", "[::1]", "127.1", "u@127.0.0.1"):
+            await stopped.append(payload={"url": f"http://{host}:{port}/", "host": host})
+        await until(lambda: ran(stopped, "whole", 5, "failed"))
+        await until(lambda: ran(stopped, "part", 5, "failed"))
+        runs = [*await stopped.runs("whole"), *await stopped.runs("part")]
+        assert sum("CRUCIBLE_EGRESS_ALLOW" in (run.error or "") for run in runs) >= 4
+    assert endpoint.requests == []
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://h/", "http://", "http://u:p@h/", "http://h:0/", "http://" + "a" * 300, "http://a b/"]
+)
+def test_url_that_cannot_be_read_is_refused_at_registration(url: str) -> None:
+    with pytest.raises(InvalidError) as refused:
+        compile_http(HttpAction(url=url), "action")
+    assert refused.value.errors[0].path == "action.url"
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a b", "a:", "a\r\nb", "ä", "Host", "content-length", "Transfer-Encoding", "Proxy-X"]
+)
+def test_header_that_is_not_the_hooks_to_set_is_refused_at_registration(name: str) -> None:
+    with pytest.raises(InvalidError) as refused:
+        compile_http(HttpAction(url="http://h/", headers={"X-Good": "1", name: "x"}), "action")
+    assert refused.value.errors[0].path == f"action.headers.{name}"
 
 
 async def test_pre_http_hook_decides_by_its_answer(system: System, endpoint: Endpoint) -> None:
@@ -290,5 +324,5 @@ async def test_pre_http_hook_decides_by_its_answer(system: System, endpoint: End
         await system.append(payload={"n": 4})
 
 
-async def ran(system: System, hook: str, times: int) -> bool:
-    return [run.outcome for run in await system.runs(hook)].count("ok") == times
+async def ran(system: System, hook: str, times: int, outcome: str = "ok") -> bool:
+    return [run.outcome for run in await system.runs(hook)].count(outcome) == times

@@ -24,6 +24,7 @@ from crucible_core.protocol.webhooks import AttemptList, AttemptsRequest, Webhoo
 from crucible_core.subjects import Names
 from crucible_kit.bus import Bus, Message
 from crucible_kit.clock import fresh_id, timestamp
+from crucible_kit.egress import LOOPBACK
 from crucible_kit.frames import Outgoing
 from crucible_kit.rpc import Context, Endpoint, call, serve
 from crucible_kit.telemetry import Telemetry
@@ -147,7 +148,9 @@ class Service:
 
 @pytest.fixture
 async def service(bus: Bus, nats_url: str, names: Names, told: list[str], tmp_path: Path) -> AsyncIterator[Service]:
-    settings = Settings(nats_url=nats_url, bus_prefix=names.prefix, data_dir=str(tmp_path / "data"))
+    settings = Settings(
+        nats_url=nats_url, bus_prefix=names.prefix, data_dir=str(tmp_path / "data"), egress_allow=LOOPBACK
+    )
     found = Service(bus, settings)
     async with found.running():
         yield found

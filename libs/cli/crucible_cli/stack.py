@@ -24,6 +24,8 @@ _READY_S = 2.0
 _OURS = ("NATS_URL", "PORT", "HOST", "DATA_DIR", "ADMIN_KEY", "HOOKS_DIR")
 """Settings, less their prefix, that `up` decides; a user's own values of these do not reach the services."""
 _SECRET = "CRUCIBLE_API_KEY"  # the CLI's; no service needs it
+_EGRESS = "CRUCIBLE_EGRESS_ALLOW"
+_THIS_MACHINE = "127.0.0.0/8,::1"
 
 
 class Stack(msgspec.Struct, frozen=True):
@@ -41,6 +43,8 @@ def plan(data: DataDir, hooks: Path, base: int, admin_key: str, environ: Mapping
     ports = service_ports(base)
     nats = nats_server.prepare(data.nats, _nats_port(base), sync)
     shared = {key: value for key, value in environ.items() if key != _SECRET and key not in decided()}
+    # On a laptop, endpoints are mostly here, too.
+    shared[_EGRESS] = ",".join(filter(None, (_THIS_MACHINE, environ.get(_EGRESS))))
     programs = [Program("nats", nats.command, nats_server.environment(environ), data.log("nats"), nats.ready)]
     for service, port in ports.items():
         own = _environ(service, port, data, nats.url)

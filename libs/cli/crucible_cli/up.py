@@ -142,6 +142,8 @@ def _welcome(data: DataDir, stack: Stack) -> list[str]:
         f"  data     {data.root}",
         f"  logs     {data.logs}",
         f"  hooks    {stack.hooks}",
+        "  egress   webhooks and hooks may send to public addresses and to this machine (127.0.0.1, ::1);",
+        "           CRUCIBLE_EGRESS_ALLOW opens more",
         "",
         "Try next:",
         f"  {crucible} demo{option}       the whole chain on a real file",

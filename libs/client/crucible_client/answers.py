@@ -1,16 +1,19 @@
 """From an HTTP answer to a result or a typed error."""
 
+import time
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
 
-from crucible_core.errors import CrucibleError, FieldError, Problem, UnavailableError, from_problem
+from crucible_core.errors import CrucibleError, FieldError, LimitedError, Problem, UnavailableError, from_problem
+from crucible_core.times import parse_retry_after
 
 T = TypeVar("T")
 
 _STANDARD = frozenset({"type", "title", "status", "detail", "errors", "instance"})
 _GATEWAY_ERRORS = frozenset({502, 503, 504})
+_TOO_MANY = 429
 
 
 def read_as(raw: bytes, kind: type[T]) -> T:
@@ -28,7 +31,7 @@ def raise_for(status: int, headers: Mapping[str, str], body: bytes) -> None:
     document = _document(body)
     if document is None or "type" not in document:
         raise _foreign(status, headers)
-    wait = _seconds(headers.get("retry-after"))
+    wait = _wait(headers)
     raise error_from(document if wait is None else {"retry_after": wait, **document})
 
 
@@ -44,7 +47,9 @@ def error_from(document: Mapping[str, Any]) -> CrucibleError:
 def _foreign(status: int, headers: Mapping[str, str]) -> CrucibleError:
     detail = f"HTTP {status} without a problem document: is this the address of a Crucible gateway?"
     if status in _GATEWAY_ERRORS:
-        return UnavailableError(detail, retry_after=_seconds(headers.get("retry-after")))
+        return UnavailableError(detail, retry_after=_wait(headers))
+    if status == _TOO_MANY:  # of a proxy before the gateway
+        return LimitedError(f"HTTP {status}: too many requests", retry_after=_wait(headers))
     return CrucibleError(detail)
 
 
@@ -62,8 +67,5 @@ def _field_errors(found: Any) -> tuple[FieldError, ...]:
         return ()
 
 
-def _seconds(text: str | None) -> float | None:
-    try:
-        return None if text is None else max(0.0, float(text))
-    except ValueError:
-        return None
+def _wait(headers: Mapping[str, str]) -> float | None:
+    return parse_retry_after(headers.get("retry-after"), time.time())

@@ -35,7 +35,7 @@ def wait_s(policy: Retries, attempt: int, error: CrucibleError, *, repeatable: b
 def retry_after(error: CrucibleError) -> float | None:
     """Seconds that the gateway asked to wait."""
     found = error.extra.get("retry_after")
-    return float(found) if isinstance(found, int | float) else None
+    return max(0.0, float(found)) if isinstance(found, int | float) else None
 
 
 def _worth(error: CrucibleError, repeatable: bool) -> bool:

@@ -17,3 +17,15 @@ HOOK_FILES = 5000
 
 GIVEN_BYTES = 64 * 1024 * 1024
 """Bytes of a file or of stdin that an argument of the CLI names (`@FILE`, `-`): what one request may have."""
+
+URL_LENGTH = 2_048
+"""Characters of a URL that Crucible sends requests to: what servers and proxies commonly take."""
+
+ANSWER_BYTES = 64 * 1024
+"""Bytes that are read of an answer's body, unpacked: receivers answer with a few words, and nobody reads more."""
+
+ANSWER_HEADER_BYTES = 64 * 1024
+"""Bytes of an answer's headers. Browsers allow 256 KiB, most servers send less than 8 KiB."""
+
+RETRY_AFTER_S = 86_400
+"""The longest wait in seconds that another side's Retry-After can ask for."""

@@ -1,10 +1,11 @@
-"""Times as users write them, RFC 3339, and as they are compared: microseconds since 1970 in UTC."""
+"""Times as users write them (RFC 3339) and as HTTP does, and as they are compared: microseconds since 1970 in UTC."""
 
 import functools
 import re
 from datetime import UTC, datetime, timedelta
 
 from .errors import FieldError, InvalidError
+from .limits import RETRY_AFTER_S
 
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?P<fraction>\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -12,6 +13,18 @@ _MICROSECOND = timedelta(microseconds=1)
 _SHOWN = 64
 _STORED = len("2026-11-21T10:00:00.123456Z")
 """The form that `format_time` gives needs no preparation."""
+
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_MONTH, _CLOCK = f"(?P<month>{'|'.join(_MONTHS)})", r"(?P<clock>\d\d:\d\d:\d\d)"
+_HTTP_DATES = [
+    re.compile(form, re.ASCII)
+    for form in (
+        rf"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), (?P<day>\d\d) {_MONTH} (?P<year>\d{{4}}) {_CLOCK} GMT",
+        rf"(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day, (?P<day>\d\d)-{_MONTH}-(?P<year>\d\d) {_CLOCK} GMT",
+        rf"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) {_MONTH} (?P<day>[ \d]\d) {_CLOCK} (?P<year>\d{{4}})",
+    )
+]
+"""IMF-fixdate, and the two obsolete forms that receivers must read: RFC 850 and asctime (RFC 9110, 5.6.7)."""
 
 
 def parse_time(text: str, path: str) -> int:
@@ -41,6 +54,36 @@ def _parsed(text: str) -> int | None:
 def format_time(microseconds: int) -> str:
     """RFC 3339 in UTC with microseconds and `Z`, the form of every stored timestamp."""
     return f"{(_EPOCH + microseconds * _MICROSECOND).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
+
+
+def parse_retry_after(text: str | None, now_s: float) -> float | None:
+    """Seconds to wait, at most a day, from a Retry-After (RFC 9110, 10.2.3): a number of them, or an HTTP date. `now_s`
+    is Unix time. None where there is none, or it is neither."""
+    text = (text or "").strip()
+    if text.isascii() and text.isdigit():
+        return min(float(text[:_SHOWN]), float(RETRY_AFTER_S))
+    moment = _http_date(text, now_s) if len(text) <= _SHOWN else None
+    return None if moment is None else min(max(0.0, moment - now_s), float(RETRY_AFTER_S))
+
+
+def _http_date(text: str, now_s: float) -> float | None:
+    """Unix time."""
+    found = next(filter(None, (form.fullmatch(text) for form in _HTTP_DATES)), None)
+    if found is None:
+        return None
+    year, month = int(found["year"]), _MONTHS.index(found["month"]) + 1
+    if len(found["year"]) == 2:
+        this_year = datetime.fromtimestamp(now_s, UTC).year
+        year += this_year // 100 * 100
+        year -= 100 if year > this_year + 50 else 0  # RFC 9110: more than 50 years ahead is the past
+    hour, minute, second = map(int, found["clock"].split(":"))
+    try:
+        # RFC 9110 allows a leap second, Python none.
+        leap = second == 60
+        moment = datetime(year, month, int(found["day"]), hour, minute, second - leap, tzinfo=UTC)
+    except ValueError:
+        return None
+    return moment.timestamp() + leap
 
 
 def _microseconds(moment: datetime) -> int:

@@ -59,6 +59,14 @@ class KitSettings(msgspec.Struct, frozen=True, kw_only=True):
         float, Meta(description="How long open requests may take to end at shutdown", ge=0, extra={"unit": "s"})
     ] = 10.0
 
+    egress_allow: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="The networks (CIDRs) and hosts (globs) that requests of webhooks and hooks may go to beside"
+            " public addresses"
+        ),
+    ] = ()
+
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         return [(field.name, _shown(field, getattr(self, field.name))) for field in msgspec.structs.fields(self)]
 

@@ -12,6 +12,8 @@ from starlette.applications import Starlette
 from crucible_kit.asgi import ops_app
 from crucible_kit.buckets import open_bucket
 from crucible_kit.bus import Bus
+from crucible_kit.egress import open_guard
+from crucible_kit.exchange import open_exchanger
 from crucible_kit.index import Index, open_index
 from crucible_kit.metrics import Metrics
 from crucible_kit.redactions import Redacted
@@ -27,7 +29,6 @@ from .check import Checker
 from .debounce import Debounce
 from .directory import Directory
 from .dispatch import Dispatcher, open_dispatch
-from .http import open_client
 from .intercept import Interceptor
 from .recorder import Recorder
 from .registry import Changed, Registry
@@ -57,8 +58,8 @@ def create_app(settings: Settings | None = None) -> Starlette:
             opening = open_index(path, bus, bus.names.attempts, store.VERSION, store.SCHEMA)
             index = await stack.enter_async_context(opening)
             sandbox = open_sandbox(settings.hooks_script_workers, settings.hooks_script_memory_mb)
-            client = await stack.enter_async_context(open_client())
-            runner = Runner(bus, await stack.enter_async_context(sandbox), client, telemetry, metrics)
+            exchanger = await stack.enter_async_context(open_exchanger(open_guard(settings.egress_allow)))
+            runner = Runner(bus, await stack.enter_async_context(sandbox), exchanger, telemetry, metrics)
             recorder = Recorder(bus)
             redacted = Redacted(bus, settings.retention_days * DAY_S)
             workers = Workers(bus, registry, redacted, runner, debounce)

@@ -1,21 +1,28 @@
-"""The HTTP action: one request, whose answer is bounded and whose redirects are not followed."""
+"""The HTTP action: one request through the egress guard; its answer is bounded, its redirects are not followed."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
-import httpx
 import msgspec
 
 from crucible_core.errors import FieldError, InvalidError
 from crucible_core.hooks import HttpAction
+from crucible_core.limits import ANSWER_BYTES
+from crucible_kit.egress import Target, parse_target
+from crucible_kit.exchange import Answer, ExchangeError, Exchanger
 
 from .failures import RunError
 from .templates import Context, Render, compile_text, compile_value
 
-MAX_ANSWER = 256 * 1024
 _SHOWN = 300
 _USER_AGENT = "crucible-hooks/0.1"
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}", re.ASCII)
+_FRAMING = frozenset(
+    {"connection", "content-length", "expect", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
+)
+"""The headers that say where a request goes and where it ends: those are ours."""
 
 
 class Http(msgspec.Struct, frozen=True):
@@ -25,66 +32,61 @@ class Http(msgspec.Struct, frozen=True):
     body: Render | None
 
 
-def open_client() -> httpx.AsyncClient:
-    """The client that all hooks share; each run has its own time-out."""
-    limits = httpx.Limits(max_connections=200, max_keepalive_connections=20)
-    return httpx.AsyncClient(timeout=None, limits=limits, follow_redirects=False, headers={"User-Agent": _USER_AGENT})
+class Request(msgspec.Struct, frozen=True):
+    method: str
+    target: Target
+    headers: Mapping[str, str]
+    body: bytes | None
+
+    @property
+    def place(self) -> str:
+        """Method and URL without what may be secret in it."""
+        return f"{self.method} {self.target.url.with_query(None)}"[:_SHOWN]
 
 
 def compile_http(action: HttpAction, at: str) -> Http:
     """Values inside a URL are percent-encoded, so that they stay in their place of it; a URL that is one template is
     taken as it is. Raises InvalidError."""
     where = f"{at}.url"
-    if not action.url.startswith(("http://", "https://", "{{")):
+    if "{{" not in action.url:
+        parse_target(action.url, where)
+    elif not action.url.startswith(("http://", "https://", "{{")):
         raise InvalidError(f"{where}: not an http or https URL", errors=[FieldError(where, "not an http or https URL")])
     url = compile_text(action.url, where, lambda value: quote(value, safe=""))
     headers = {name: compile_text(text, f"{at}.headers.{name}") for name, text in action.headers.items()}
+    if errors := [error for name in headers for error in _name_errors(name, f"{at}.headers")]:
+        raise InvalidError(f"{errors[0].path}: {errors[0].message}", errors=errors)
     body = None if action.body is None else compile_value(action.body, f"{at}.body")
     return Http(action.method, url, headers, body)
 
 
-def build_request(http: Http, context: Context, event: bytes, run_id: str, traceparent: str) -> httpx.Request:
+def build_request(http: Http, context: Context, event: bytes, run_id: str, traceparent: str) -> Request:
     """The request of one run; `event` is sent where the hook gives no body. Raises RunError."""
-    url = http.url(context)
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise RunError(f"not an http or https URL: {url[:_SHOWN]}")
-    headers = {"Content-Type": "application/json", "Idempotency-Key": run_id, "traceparent": traceparent}
-    headers |= {"Accept-Encoding": "identity"}
-    own = {name: _one_line(render(context)) for name, render in http.headers.items()}
     try:
-        merged = httpx.Headers(headers)
-        merged.update(own)
-        return httpx.Request(http.method, url, headers=merged, content=_body(http, context, event))
-    except (httpx.InvalidURL, ValueError, TypeError) as error:
-        raise RunError(f"the request cannot be built: {error}") from None
+        target = parse_target(http.url(context))
+    except InvalidError as error:
+        raise RunError(error.detail) from None
+    headers = {
+        "content-type": "application/json",
+        "idempotency-key": run_id,
+        "traceparent": traceparent,
+        "user-agent": _USER_AGENT,
+    }
+    headers |= {name.lower(): _one_line(render(context)) for name, render in http.headers.items()}
+    return Request(http.method, target, headers, _body(http, context, event))
 
 
-async def send(client: httpx.AsyncClient, request: httpx.Request) -> Any:
+async def send(exchanger: Exchanger, request: Request, timeout_s: float) -> Any:
     """The answer's JSON, or its text; None where it is empty. Raises RunError for any status but 2xx."""
     try:
-        response = await client.send(request, stream=True)
-        try:
-            body = await _bounded(response)
-        finally:
-            await response.aclose()
-    except httpx.HTTPError as error:
-        raise RunError(f"{request.method} {_place(request)}: {error or type(error).__name__}") from None
-    if not response.is_success:
-        hint = "; redirects are not followed" if response.is_redirect else f": {body.decode(errors='replace')[:_SHOWN]}"
-        raise RunError(f"{request.method} {_place(request)} answered {response.status_code}{hint}")
-    return _decoded(body)
-
-
-async def _bounded(response: httpx.Response) -> bytes:
-    # Raw, so that a small compressed answer cannot become a large one in memory.
-    if response.headers.get("content-encoding", "identity") != "identity":
-        raise RunError("the answer is compressed, which was not asked for")
-    body = bytearray()
-    async for chunk in response.aiter_raw():
-        body += chunk
-        if len(body) > MAX_ANSWER:
-            raise RunError(f"the answer is larger than {MAX_ANSWER // 1024} KiB")
-    return bytes(body)
+        answer = await exchanger.send(request.method, request.target, request.headers, request.body, timeout_s)
+    except ExchangeError as error:
+        raise RunError(f"{request.place}: {error}") from None
+    if not 200 <= answer.status < 300:
+        said = answer.body.decode(errors="replace")[:_SHOWN]
+        hint = "; redirects are not followed" if 300 <= answer.status < 400 else f": {said}"
+        raise RunError(f"{request.place} answered {answer.status}{hint}")
+    return _decoded(answer)
 
 
 def _body(http: Http, context: Context, event: bytes) -> bytes | None:
@@ -94,19 +96,26 @@ def _body(http: Http, context: Context, event: bytes) -> bytes | None:
     return value.encode() if isinstance(value, str) else msgspec.json.encode(value)
 
 
-def _decoded(body: bytes) -> Any:
-    if not body.strip():
+def _decoded(answer: Answer) -> Any:
+    if "content-encoding" in answer.headers:
+        raise RunError("the answer is compressed in a way that was not asked for")
+    if not answer.complete:
+        raise RunError(f"the answer is larger than {ANSWER_BYTES // 1024} KiB")
+    if not answer.body.strip():
         return None
     try:
-        return msgspec.json.decode(body)
+        return msgspec.json.decode(answer.body)
     except (msgspec.DecodeError, RecursionError):
-        return body.decode(errors="replace")
+        return answer.body.decode(errors="replace")
 
 
-def _place(request: httpx.Request) -> str:
-    """The URL without what may be secret in it."""
-    return str(request.url.copy_with(query=None, fragment=None, userinfo=b""))[:_SHOWN]
+def _name_errors(name: str, at: str) -> list[FieldError]:
+    if not _NAME.fullmatch(name):
+        return [FieldError(f"{at}.{name[:100]}", "is not a header's name")]
+    if name.lower() in _FRAMING or name.lower().startswith("proxy-"):
+        return [FieldError(f"{at}.{name}", "must not be set: it is the connection's")]
+    return []
 
 
 def _one_line(value: str) -> str:
-    return value.replace("\r", " ").replace("\n", " ").strip()
+    return value.replace("\r", " ").replace("\n", " ").replace("\0", " ").strip()

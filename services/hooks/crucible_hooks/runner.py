@@ -5,13 +5,13 @@ import logging
 import time
 from typing import Any
 
-import httpx
 import msgspec
 
 from crucible_core.envelope import Event
 from crucible_core.errors import CrucibleError, UnavailableError
 from crucible_kit.bus import Bus
 from crucible_kit.clock import timestamp
+from crucible_kit.exchange import Exchanger
 from crucible_kit.metrics import Metrics
 from crucible_kit.telemetry import Attribute, Telemetry
 
@@ -48,11 +48,11 @@ class Runner:
     """What every run needs; Pre and Post hooks run alike."""
 
     def __init__(
-        self, bus: Bus, sandbox: Sandbox, client: httpx.AsyncClient, telemetry: Telemetry, metrics: Metrics
+        self, bus: Bus, sandbox: Sandbox, exchanger: Exchanger, telemetry: Telemetry, metrics: Metrics
     ) -> None:
         self._bus = bus
         self._sandbox = sandbox
-        self._client = client
+        self._exchanger = exchanger
         self._telemetry = telemetry
         self._runs = metrics.counter("hook_runs", "Attempts at runs by outcome", ("timing", "outcome"))
         self._seconds = metrics.histogram("hook_run_seconds", "How long an attempt took", ("timing",))
@@ -123,8 +123,10 @@ class Runner:
     async def request(self, http: Http, context: Context, event: bytes, work: "_Attempt") -> Any:
         request = build_request(http, context, event, work.run, work.traceparent)
         if work.dry_run:
-            return f"would send {request.method} to {request.url.host}"
-        return await send(self._client, request)
+            self._exchanger.guard.check(request.target)
+            return f"would send {request.method} to {request.target.host}"
+        # The time-out of the whole run comes first, and tells more.
+        return await send(self._exchanger, request, work.hook.timeout_ms / 1000 + 1)
 
 
 class _Attempt(msgspec.Struct, frozen=True):

@@ -20,6 +20,7 @@ from crucible_core.protocol.webhooks import (
 )
 from crucible_kit.bus import Bus
 from crucible_kit.clock import fresh_id, timestamp
+from crucible_kit.exchange import Exchanger
 from crucible_kit.index import Index
 from crucible_kit.rpc import Context, Endpoint, call
 
@@ -28,20 +29,21 @@ from .check import check
 from .records import make_record, told_url, view
 from .registry import Registry
 from .replaying import Replayer
-from .sending import Sender
 from .settings import Settings
 
 log = logging.getLogger(__name__)
 
 
 def endpoints(
-    bus: Bus, registry: Registry, index: Index, sender: Sender, replayer: Replayer, settings: Settings
+    bus: Bus, registry: Registry, index: Index, exchanger: Exchanger, replayer: Replayer, settings: Settings
 ) -> Mapping[str, Endpoint]:
     """By operation; see `crucible_core.protocol` for what each takes and gives."""
 
     async def create(request: CreateWebhook, context: Context) -> WebhookView:
         id, now, timeout_ms = fresh_id("whk"), timestamp(), settings.webhooks_timeout_ms
-        record = await registry.types.settle(lambda catalogue: make_record(request, id, now, timeout_ms, catalogue))
+        record = await registry.types.settle(
+            lambda catalogue: make_record(request, id, now, timeout_ms, exchanger.guard, catalogue)
+        )
         await registry.create(record)
         await _tell(bus, "Webhook.Registered", record, context)
         shown = view(record, Counters())
@@ -81,7 +83,7 @@ def endpoints(
     async def test(request: TestRequest, context: Context) -> Check:
         await registry.catch_up(())
         record, inert = registry.get(request.id), registry.inert.get(request.id)
-        return await check(record, request, sender, inert, registry.types.catalogue)
+        return await check(record, request, exchanger, inert, registry.types.catalogue)
 
     return {
         "create": Endpoint(CreateWebhook, create),

@@ -11,6 +11,8 @@ from starlette.applications import Starlette
 from crucible_kit.asgi import ops_app
 from crucible_kit.buckets import open_bucket
 from crucible_kit.bus import Bus
+from crucible_kit.egress import open_guard
+from crucible_kit.exchange import open_exchanger
 from crucible_kit.index import Index, open_index
 from crucible_kit.metrics import Metrics
 from crucible_kit.redactions import Redacted
@@ -27,7 +29,6 @@ from .deliver import Workers, drop
 from .dispatch import dispatch, open_dispatch
 from .registry import Registry
 from .replaying import Replayer
-from .sending import open_sender
 from .settings import Settings
 
 SERVICE = "webhooks"
@@ -57,7 +58,7 @@ async def _running(
     dispatches = settings.webhooks_role in ("all", "dispatch")
     delivers = settings.webhooks_role in ("all", "deliver")
     async with contextlib.AsyncExitStack() as stack:
-        sender = await stack.enter_async_context(open_sender(settings.webhooks_private_targets))
+        exchanger = await stack.enter_async_context(open_exchanger(open_guard(settings.egress_allow)))
         index: Index | None = None
         if dispatches:
             path = Path(settings.data_dir) / "webhooks.sqlite"
@@ -69,7 +70,7 @@ async def _running(
             running = [tasks.create_task(redacted.follow())]
             await redacted.complete()
             if delivers:
-                workers = Workers(bus, registry, redacted, sender, telemetry, metrics)
+                workers = Workers(bus, registry, redacted, exchanger, telemetry, metrics)
                 registry.changed = workers.note
                 running.append(tasks.create_task(workers.run()))
             running.append(tasks.create_task(registry.types.view.follow()))
@@ -79,7 +80,7 @@ async def _running(
                 running.append(tasks.create_task(index.follow(bus, store.apply, [bus.names.delivery_attempts])))
                 running.append(tasks.create_task(dispatch(bus, registry, metrics)))
                 running.append(tasks.create_task(redacted.sweep(bus.names.deliveries, partial(drop, bus))))
-                answers = endpoints(bus, registry, index, sender, Replayer(bus, registry, metrics), settings)
+                answers = endpoints(bus, registry, index, exchanger, Replayer(bus, registry, metrics), settings)
                 await stack.enter_async_context(serve(bus, SERVICE, answers, telemetry))
             yield
             for task in running:

@@ -2,27 +2,29 @@
 
 import time
 from typing import Any
-from urllib.parse import urlsplit
 
 from crucible_core.catalogue import Catalogue
 from crucible_core.envelope import Data, Event, Metadata, Source, encode
-from crucible_core.errors import CrucibleError
+from crucible_core.errors import CrucibleError, InvalidError
 from crucible_core.matcher import CompiledFilters
 from crucible_core.protocol.shared import Check, CheckStep, TestRequest
 from crucible_core.protocol.webhooks import WebhookRecord
 from crucible_kit.clock import fresh_id, timestamp
+from crucible_kit.egress import parse_target
+from crucible_kit.exchange import ExchangeError, Exchanger
 
 from .deliver import request_headers
 from .records import compiled, state
-from .sending import Sender
+from .sending import post
 from .signing import body_of
 from .verdict import judge
 
 _FALLBACK = "Custom.Test"
+_CONNECT_S = 5.0
 
 
 async def check(
-    record: WebhookRecord, request: TestRequest, sender: Sender, inert: str | None, catalogue: Catalogue
+    record: WebhookRecord, request: TestRequest, exchanger: Exchanger, inert: str | None, catalogue: Catalogue
 ) -> Check:
     """Live when the event matches the webhook's types, can be signed, and the endpoint answers: a connection for a dry
     run, a 2xx otherwise. A disabled or inert webhook is only reported."""
@@ -40,7 +42,7 @@ async def check(
         steps.append(CheckStep(step="signed", ok=True, detail=headers["webhook-signature"][:16] + "…"))
     except CrucibleError as error:
         return _verdict(record, [*steps, CheckStep(step="signed", ok=False, detail=error.detail)], began)
-    steps.append(await (_connected(record, sender) if request.dry_run else _sent(record, sender, headers, body)))
+    steps.append(await (_connected(record, exchanger) if request.dry_run else _sent(record, exchanger, headers, body)))
     return _verdict(record, steps, began)
 
 
@@ -66,16 +68,20 @@ def _matched(filters: CompiledFilters, event: Event) -> CheckStep:
     return CheckStep(step="matches", ok=True, detail=f"{event.dotted}: the type; the filter wants other values")
 
 
-async def _connected(record: WebhookRecord, sender: Sender) -> CheckStep:
-    parts = urlsplit(record.url)
-    tls = parts.scheme == "https"
-    port = parts.port or (443 if tls else 80)
-    error = await sender.reach(parts.hostname or "", port, tls, min(record.options.timeout_ms / 1000, 5.0))
-    return CheckStep(step="endpoint accepts connections", ok=error is None, detail=error or f"{parts.hostname}:{port}")
+async def _connected(record: WebhookRecord, exchanger: Exchanger) -> CheckStep:
+    step = "endpoint accepts connections"
+    try:
+        target = parse_target(record.url)
+        await exchanger.reach(target, min(record.options.timeout_ms / 1000, _CONNECT_S))
+    except ExchangeError as error:
+        return CheckStep(step=step, ok=False, detail=str(error))
+    except InvalidError as error:
+        return CheckStep(step=step, ok=False, detail=error.detail)
+    return CheckStep(step=step, ok=True, detail=f"{target.host}:{target.port}")
 
 
-async def _sent(record: WebhookRecord, sender: Sender, headers: dict[str, str], body: bytes) -> CheckStep:
-    response = await sender.send(record.url, headers, body, record.options.timeout_ms / 1000)
+async def _sent(record: WebhookRecord, exchanger: Exchanger, headers: dict[str, str], body: bytes) -> CheckStep:
+    response = await post(exchanger, record.url, headers, body, record.options.timeout_ms / 1000)
     delivered = judge(response, 1, []).outcome == "delivered"
     return CheckStep(
         step="delivered", ok=delivered, detail=response.error or f"the endpoint answered {response.status}"

@@ -15,6 +15,7 @@ from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent
 from crucible_core.protocol.webhooks import AttemptRecord, WebhookRecord
 from crucible_kit.bus import Bus, Message
 from crucible_kit.clock import now_ms, timestamp
+from crucible_kit.exchange import Exchanger
 from crucible_kit.frames import Outgoing
 from crucible_kit.metrics import Metrics
 from crucible_kit.redactions import Redacted, event_sequence
@@ -25,7 +26,7 @@ from crucible_kit.work import Poison, work
 
 from .records import told_url
 from .registry import Registry
-from .sending import Sender
+from .sending import post
 from .signing import USER_AGENT, authorization, body_of, sign, signing_key
 from .verdict import GONE, SKIPPED, Response, Verdict, judge
 
@@ -47,14 +48,14 @@ class Workers:
         bus: Bus,
         registry: Registry,
         redacted: Redacted,
-        sender: Sender,
+        exchanger: Exchanger,
         telemetry: Telemetry,
         metrics: Metrics,
     ) -> None:
         self._bus = bus
         self._registry = registry
         self._redacted = redacted
-        self._sender = sender
+        self._exchanger = exchanger
         self._telemetry = telemetry
         self._attempts = metrics.counter("webhook_attempts", "Attempts by outcome", ("outcome",))
         self._seconds = metrics.histogram("webhook_attempt_seconds", "How long an exchange with an endpoint took")
@@ -167,7 +168,7 @@ class Workers:
         headers = request_headers(record, event, delivery, body, now_ms() // 1000) | {"traceparent": traceparent}
         if replay:
             headers[REPLAYED] = "true"
-        return await self._sender.send(record.url, headers, body, record.options.timeout_ms / 1000)
+        return await post(self._exchanger, record.url, headers, body, record.options.timeout_ms / 1000)
 
     async def _settle(
         self, record: WebhookRecord, event: Event, message: Message, outcome: AttemptRecord, verdict: Verdict

@@ -21,6 +21,3 @@ class Settings(KitSettings, frozen=True, kw_only=True):
             extra={"unit": "ms"},
         ),
     ] = 15_000
-    webhooks_private_targets: Annotated[
-        bool, Meta(description="Whether webhooks may go to loopback and private addresses")
-    ] = True

@@ -7,12 +7,12 @@ import msgspec
 
 _RETRIED = frozenset({408, 425, 429})
 GONE = 410
-MAX_RETRY_AFTER_S = 3600.0
 _NOT_SENT = "the event was redacted before it was sent"
 
 
 class Response(msgspec.Struct, frozen=True):
-    """An endpoint's answer, or `error` where there was none. `body` is its beginning; `retry_after_s` its own wish."""
+    """An endpoint's answer, or `error` where there was none. `body` is its beginning; `retry_after_s` its own
+    wish, at most a day."""
 
     status: int | None = None
     body: str = ""
@@ -44,5 +44,4 @@ def judge(response: Response, attempt: int, delays_s: Sequence[float]) -> Verdic
         return Verdict("failed", reason=reason)
     if attempt > len(delays_s):
         return Verdict("exhausted", reason=reason)
-    wish = min(response.retry_after_s or 0.0, MAX_RETRY_AFTER_S)
-    return Verdict("retrying", max(delays_s[attempt - 1], wish), reason=reason)
+    return Verdict("retrying", max(delays_s[attempt - 1], response.retry_after_s or 0.0), reason=reason)

@@ -1,0 +1,288 @@
+"""One HTTP exchange with a URL: through the egress guard, bounded in time and size, its failures in plain words. The
+only module that imports aiohttp."""
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import logging
+import socket
+import ssl
+import zlib
+from collections.abc import AsyncIterator, Callable, Mapping
+
+import aiodns
+import aiohappyeyeballs
+import aiohttp
+import msgspec
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from crucible_core.limits import ANSWER_BYTES, ANSWER_HEADER_BYTES
+
+from .egress import Guard, Target
+
+log = logging.getLogger(__name__)
+
+SocketFactory = Callable[[aiohappyeyeballs.AddrInfoType], socket.socket]
+
+_LOOKUP_S = 5.0
+_FIELD_BYTES = 16 * 1024
+_EYEBALLS_S = 0.25
+_PACKED = {"gzip": 31, "x-gzip": 31, "deflate": 47}
+"""The window bits by which zlib unpacks each encoding."""
+
+
+class ExchangeError(Exception):
+    """There is no answer; the text says why, for users."""
+
+
+class _LookupError(OSError):
+    """A name leads nowhere; the text says why, for users."""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """`headers` are by lower-case name. `complete` is False where the body was longer than what is read of it; a
+    `content-encoding` among the headers says that the body could not be unpacked."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    complete: bool = True
+
+
+class Exchanger:
+    """A pool of connections to all endpoints; whoever sends limits how many there are to each."""
+
+    def __init__(
+        self, session: aiohttp.ClientSession, guard: Guard, resolver: "GuardedResolver", tls: ssl.SSLContext
+    ) -> None:
+        self._session = session
+        self._resolver = resolver
+        self._tls = tls
+        self.guard = guard
+
+    async def send(
+        self, method: str, target: Target, headers: Mapping[str, str], body: bytes | None, timeout_s: float
+    ) -> Answer:
+        """`timeout_s` bounds the whole exchange. Redirects are answers as any other. Raises ExchangeError."""
+        self._check(target)
+        try:
+            async with (
+                asyncio.timeout(timeout_s),
+                self._session.request(
+                    method, target.url, data=body, headers=headers, allow_redirects=False
+                ) as response,
+            ):
+                return await _answer(response)
+        except TimeoutError:
+            raise ExchangeError(f"no answer within {timeout_s:g} s") from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            log.debug("%s %s: %r", method, target.origin, error)
+            raise ExchangeError(reason_of(error)) from None
+
+    async def reach(self, target: Target, timeout_s: float) -> None:
+        """Connects, to where `send` would, and hangs up. Raises ExchangeError."""
+        self._check(target)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._connect(target)
+        except TimeoutError:
+            raise ExchangeError(f"no connection within {timeout_s:g} s") from None
+        except OSError as error:
+            log.debug("%s: %r", target.origin, error)
+            raise ExchangeError(reason_of(error)) from None
+
+    async def _connect(self, target: Target) -> None:
+        hosts = await self._resolver.addresses(target)
+        places = [(host["family"], socket.SOCK_STREAM, 0, "", (host["host"], target.port)) for host in hosts]
+        opened = await aiohappyeyeballs.start_connection(
+            places, happy_eyeballs_delay=_EYEBALLS_S, socket_factory=self._resolver.socket_factory
+        )
+        tls, name = (self._tls, target.host) if target.tls else (None, None)
+        try:
+            _, writer = await asyncio.open_connection(sock=opened, ssl=tls, server_hostname=name)
+        except BaseException:
+            opened.close()
+            raise
+        writer.close()
+
+    def _check(self, target: Target) -> None:
+        if target.address is not None and (refusal := self.guard.refusal(target.host, target.address)):
+            raise ExchangeError(refusal)
+
+
+class GuardedResolver(AbstractResolver):
+    """Looks hosts up, and gives only those addresses that the guard lets through: connections go to these alone."""
+
+    def __init__(
+        self, guard: Guard, resolver: AbstractResolver | None = None, socket_factory: SocketFactory | None = None
+    ) -> None:
+        # Not in threads: look-ups that hang cannot be cancelled there, and would use up the threads of everybody else.
+        self._resolver = resolver or aiohttp.AsyncResolver(timeout=_LOOKUP_S, tries=2)
+        self._guard = guard
+        self.socket_factory = socket_factory
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        try:
+            found = await self._resolver.resolve(host, port, family)
+        except OSError as error:
+            raise _LookupError(_not_found(host, error)) from None
+        refusals = [self._guard.refusal(host, ipaddress.ip_address(result["host"])) for result in found]
+        allowed = [result for result, refusal in zip(found, refusals, strict=True) if refusal is None]
+        if not allowed:
+            raise _LookupError(next(filter(None, refusals), f"the name {host} has no address"))
+        return allowed
+
+    async def addresses(self, target: Target) -> list[ResolveResult]:
+        if target.address is None:
+            return await self.resolve(target.host, target.port)
+        family = socket.AF_INET if target.address.version == 4 else socket.AF_INET6
+        return [
+            ResolveResult(hostname=target.host, host=target.host, port=target.port, family=family, proto=0, flags=0)
+        ]
+
+    async def close(self) -> None:
+        await self._resolver.close()
+
+
+@contextlib.asynccontextmanager
+async def open_exchanger(
+    guard: Guard, resolver: AbstractResolver | None = None, socket_factory: SocketFactory | None = None
+) -> AsyncIterator[Exchanger]:
+    """`resolver` looks names up and `socket_factory` makes the socket for an address, where those of the system do not.
+
+    No variable of the environment (HTTP_PROXY and the like) changes where requests go.
+    """
+    guarded = GuardedResolver(guard, resolver, socket_factory)
+    tls = ssl.create_default_context()
+    connector = aiohttp.TCPConnector(
+        limit=0,
+        ssl=tls,
+        resolver=guarded,
+        keepalive_timeout=30,
+        happy_eyeballs_delay=_EYEBALLS_S,
+        socket_factory=socket_factory,
+    )
+    async with aiohttp.ClientSession(
+        connector=connector,
+        timeout=aiohttp.ClientTimeout(total=None),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers={"Accept-Encoding": "identity"},
+        auto_decompress=False,
+        trust_env=False,
+        max_line_size=_FIELD_BYTES,
+        max_field_size=_FIELD_BYTES,
+    ) as session:
+        yield Exchanger(session, guard, guarded, tls)
+
+
+# ---- The answer
+
+
+async def _answer(response: aiohttp.ClientResponse) -> Answer:
+    # aiohttp bounds each header and their number, together at some MiB.
+    if sum(len(name) + len(value) for name, value in response.raw_headers) > ANSWER_HEADER_BYTES:
+        response.close()
+        raise ExchangeError(f"the answer's headers are larger than {ANSWER_HEADER_BYTES // 1024} KiB")
+    body = await _beginning(response)
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    encoding = headers.get("content-encoding", "").strip().lower()
+    unpacked = _unpacked(body, encoding)
+    if unpacked is not None:
+        body = unpacked
+        headers.pop("content-encoding", None)
+    return Answer(response.status, headers, body[:ANSWER_BYTES], len(body) <= ANSWER_BYTES)
+
+
+async def _beginning(response: aiohttp.ClientResponse) -> bytes:
+    """The body up to one byte more than is read of it."""
+    body = bytearray()
+    while len(body) <= ANSWER_BYTES and (more := await response.content.read(ANSWER_BYTES + 1 - len(body))):
+        body += more
+    if len(body) > ANSWER_BYTES:
+        response.close()  # the rest is not read, so the connection cannot be kept
+    return bytes(body)
+
+
+def _unpacked(body: bytes, encoding: str) -> bytes | None:
+    """The body, up to one byte more than is read of it; None where it cannot be unpacked."""
+    if encoding in ("", "identity"):
+        return body
+    if encoding not in _PACKED:
+        return None
+    unpacker = zlib.decompressobj(_PACKED[encoding])
+    try:
+        found = unpacker.decompress(body, ANSWER_BYTES + 1)
+    except zlib.error:
+        return None
+    return found if unpacker.eof or len(found) > ANSWER_BYTES else None
+
+
+# ---- Failures
+
+
+_REASONS = {
+    errno.ECONNREFUSED: "the connection was refused",
+    errno.ECONNRESET: "the endpoint broke the connection off",
+    errno.ECONNABORTED: "the endpoint broke the connection off",
+    errno.EPIPE: "the endpoint broke the connection off",
+    errno.ETIMEDOUT: "no connection: the endpoint does not react",
+    errno.EHOSTUNREACH: "the endpoint's address cannot be reached from here",
+    errno.ENETUNREACH: "the endpoint's network cannot be reached from here",
+    errno.EADDRNOTAVAIL: "no connection: this machine has no free port left for one",
+    errno.EMFILE: "no connection: this process has too many files open",
+    errno.ENFILE: "no connection: this machine has too many files open",
+}
+_TLS = "TLS: "
+_CERTIFICATE = {
+    9: "the endpoint's certificate is not valid yet",
+    10: "the endpoint's certificate has expired",
+    18: "the endpoint's certificate is signed by itself, which is not trusted",
+    19: "the endpoint's certificate comes from an authority that is not trusted",
+    20: "the endpoint's certificate comes from an authority that is not trusted",
+    21: "the endpoint's certificate comes from an authority that is not trusted",
+    23: "the endpoint's certificate was revoked",
+    62: "the endpoint's certificate is for another host",
+    64: "the endpoint's certificate is for another address",
+}
+"""By the code of OpenSSL's verification (X509_V_ERR_…)."""
+
+
+def reason_of(error: BaseException) -> str:
+    """What went wrong with a connection or an answer, in words for users."""
+    match error:
+        case aiohttp.ClientConnectorCertificateError():
+            return reason_of(error.certificate_error)
+        case aiohttp.ClientConnectorError():
+            return reason_of(error.os_error)
+        case ssl.SSLCertVerificationError():
+            return _TLS + _CERTIFICATE.get(error.verify_code, "the endpoint's certificate is not trusted")
+        case ssl.SSLError():
+            return _TLS + "the endpoint does not speak it at this port, or no version of it that is safe"
+        case aiohttp.ServerDisconnectedError():
+            return "the endpoint closed the connection without an answer"
+        case aiohttp.ClientPayloadError():
+            return "the endpoint broke the connection off within its answer"
+        case aiohttp.ClientResponseError():
+            return "the answer is not HTTP, or a header of it is too long"
+        case _LookupError():
+            return str(error)
+        case OSError(errno=int(number)):
+            return _REASONS.get(number, f"the connection failed ({errno.errorcode.get(number, number)})")
+        case ValueError():
+            return "the request cannot be sent: a header of it holds what HTTP does not allow"
+    return "the connection failed"
+
+
+def _not_found(host: str, error: OSError) -> str:
+    code = error.__cause__.args[0] if isinstance(error.__cause__, aiodns.error.DNSError) else None
+    match code:
+        case aiodns.error.ARES_ENOTFOUND:
+            return f"the name {host} was not found"
+        case aiodns.error.ARES_ENODATA:
+            return f"the name {host} has no address"
+        case aiodns.error.ARES_ETIMEOUT | aiodns.error.ARES_ECONNREFUSED:
+            return f"the name {host} could not be looked up: no name server answered"
+    return f"the name {host} could not be looked up"
