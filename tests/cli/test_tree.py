@@ -11,7 +11,7 @@ from rich.console import Console
 from crucible_cli.summary import clean, duration, headline, summarise
 from crucible_cli.tree import render_trace
 from crucible_core.envelope import Data, Event, Metadata, Source
-from crucible_core.protocol.events import TraceNode, TraceReply
+from crucible_core.protocol.events import TracedDelivery, TraceNode, TraceReply
 
 
 def event(dotted: str, payload: dict[str, Any]) -> Event:
@@ -39,6 +39,22 @@ def test_effects_stand_under_their_causes() -> None:
         "        ├── Memory.Linked  mem_a → mem_b (0.82)  +140 ms",
         "        └── Hook.Executed  auto-link-related 31 ms  +151 ms",
     ]
+
+
+def test_deliveries_stand_under_their_events() -> None:
+    def shown(**fields: Any) -> str:
+        found = node("Custom.X", 0.0, {})
+        found.deliveries = [
+            TracedDelivery("dlv_1", "whk_1", "ci", "evt_1", ended_at="", elapsed_ms=12.0, **fields),
+        ]
+        console = Console(width=100, file=io.StringIO())
+        with console.capture() as capture:
+            console.print(render_trace(TraceReply("cor_1", 1, False, [found], complete=False)))
+        return capture.get()
+
+    assert "└── webhook delivered  ci  dlv_1  +12 ms" in shown(outcome="delivered", attempts=1)
+    assert "webhook exhausted  ci  dlv_1  attempt 5  503  +12 ms" in shown(outcome="exhausted", attempts=5, error="503")
+    assert "without deliveries: webhooks is away" in shown(outcome="delivered", attempts=1)
 
 
 def test_summaries_say_what_matters() -> None:

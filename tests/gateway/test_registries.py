@@ -9,11 +9,11 @@ import pytest
 
 from crucible_core.errors import ConflictError, NotFoundError
 from crucible_core.protocol import shared
-from crucible_core.protocol.events import QueryRequest, TraceReply, TraceRequest
+from crucible_core.protocol.events import QueryRequest, TracedDelivery, TraceNode, TraceReply, TraceRequest
 from crucible_core.protocol.hooks import HookList, HookView, RegisterHook, RunList, RunsRequest
 from crucible_core.protocol.memory import MemoryList, MemoryQuery, WriteMemory, WrittenMemory
 from crucible_core.protocol.shared import Check, Counters, EnableHook, GetRequest
-from crucible_core.protocol.webhooks import CreateWebhook
+from crucible_core.protocol.webhooks import CreateWebhook, TracedDeliveries, TracedRequest
 from crucible_gateway import examples
 from crucible_kit.bus import Bus
 
@@ -119,10 +119,10 @@ async def test_memory(http: httpx.AsyncClient, bus: Bus) -> None:
 
 
 async def test_query_passes_through(http: httpx.AsyncClient, bus: Bus) -> None:
-    kinds = {"query": QueryRequest, "get": GetRequest, "trace": TraceRequest}
+    kinds = {"query": QueryRequest, "get": GetRequest}
     async with answering(bus, "events", types=msgspec.defstruct("Nothing", []), **kinds) as events:
         page = b'{"events":[{"exact": 1.0 }],"next_cursor":null}'
-        events.replies = dict.fromkeys(("query", "get", "trace", "types"), page)
+        events.replies = dict.fromkeys(("query", "get", "types"), page)
         params = [
             ("type", "Memory.*"),
             ("type", "file.created"),
@@ -143,8 +143,29 @@ async def test_query_passes_through(http: httpx.AsyncClient, bus: Bus) -> None:
         # What a shell sends where the + of an offset was not escaped.
         await http.get("/api/v1/events?from_time=2026-11-21T10:00:00+01:00")
         assert events.last.from_time == "2026-11-21T10:00:00+01:00"
-        for path in ("/api/v1/events/evt_1", "/api/v1/events/trace/cor_1"):
-            assert (await http.get(path)).content == page
+        assert (await http.get("/api/v1/events/evt_1")).content == page
+
+
+def _node(id: str, *effects: TraceNode) -> TraceNode:
+    event = {"metadata": {"id": id, "timestamp": "2026-11-21T10:00:00.000000Z"}, "exact": 1.0}
+    return TraceNode(msgspec.Raw(msgspec.json.encode(event)), 0.0, list(effects))
+
+
+def _delivery(event_id: str) -> TracedDelivery:
+    return TracedDelivery("dlv_1", "whk_1", "ci", event_id, "delivered", 2, "2026-11-21T10:00:01.500000Z", 200)
+
+
+async def test_trace_has_the_deliveries_of_each_event(http: httpx.AsyncClient, bus: Bus) -> None:
+    async with answering(bus, "events", trace=TraceRequest) as events:
+        events.replies["trace"] = lambda _: TraceReply("cor_1", 2, False, [_node("evt_1", _node("evt_2"))])
+        async with answering(bus, "webhooks", traced=TracedRequest) as webhooks:
+            webhooks.replies["traced"] = TracedDeliveries([_delivery("evt_2")])
+            found = (await http.get("/api/v1/events/trace/cor_1")).json()
+        assert found["complete"] is True
+        assert found["roots"][0]["deliveries"] == []
+        [delivery] = found["roots"][0]["effects"][0]["deliveries"]
+        assert (delivery["webhook"], delivery["attempts"], delivery["elapsed_ms"]) == ("ci", 2, 1500.0)
+        assert (await http.get("/api/v1/events/trace/cor_1")).json()["complete"] is False
 
 
 BAD = [

@@ -1,6 +1,7 @@
 """The demo on a running system: twice in a row, and after each service was killed."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from .conftest import SERVICES, Stack, until
@@ -21,7 +22,29 @@ def test_demo_shows_the_chain_twice_and_after_every_service_was_killed(stack: St
     assert stack.run("doctor", "--json", check=False).returncode == 0
 
 
+def test_demo_leaves_nothing_behind(stack: Stack) -> None:
+    def left() -> tuple[list[str], ...]:
+        with stack.client() as crucible:
+            return (
+                [hook.name for hook in crucible.hooks.list()],
+                [webhook.name for webhook in crucible.webhooks.list()],
+                [world.id for world in crucible.worlds.list()],
+                sorted(str(file) for file in stack.data.rglob("*.md")),
+            )
+
+    before = left()
+    for _ in range(2):
+        _check(stack)
+    assert left() == before
+    found = json.loads(stack.run("demo", "--keep", "--json").stdout)
+    assert Path(found["note"]).exists()
+    assert "auto-link-related" in left()[0]
+    shown = stack.run("events", "trace", found["trace"]["correlation_id"]).stdout
+    assert "webhook delivered  crucible-demo" in shown
+
+
 def test_demo_waits_for_the_debounce_of_the_shipped_hook(stack: Stack) -> None:
+    stack.install_hooks()
     for _ in range(2):
         _check(stack)
 

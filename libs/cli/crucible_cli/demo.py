@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 import typer
@@ -29,7 +29,7 @@ from crucible_core.protocol.hooks import RunRecord
 from .place import running
 from .receiver import Delivery, receiver
 from .session import Session, command
-from .summary import clean, duration
+from .summary import clean
 from .tree import render_trace
 from .watch import Folder, Watched, Watcher
 
@@ -38,6 +38,7 @@ T = TypeVar("T")
 app = typer.Typer()
 
 LINKER, GUARD, WEBHOOK = "auto-link-related", "require-tags", "crucible-demo"
+LINK = "Memory.Linked"
 WORLD = "Made by crucible demo"
 PATIENCE_S = 20.0
 # The finished note has no word that the related one has not: they are as alike as two notes can be.
@@ -55,9 +56,7 @@ class Demo(msgspec.Struct, frozen=True):
 
     note: str
     trace: TraceReply
-    delivered_ms: float
     delivery_id: str | None
-    delivered_event: str
     verified: bool | None
     invalid_note: str
     denied: TraceReply
@@ -65,7 +64,12 @@ class Demo(msgspec.Struct, frozen=True):
 
 
 @command(app)
-def demo(session: Session) -> None:
+def demo(
+    session: Session,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave its hooks, its world and its notes; else nothing stays but the log.")
+    ] = False,
+) -> None:
     """Edit a real note and show all that follows: the memory, the hook, the link, the signed webhook; then a denial."""
     if running(session.data) is None:
         raise CrucibleError(f"no `crucible up` runs on {session.data.root}; start it, or name its --data")
@@ -73,19 +77,17 @@ def demo(session: Session) -> None:
     arrived: queue.Queue[Delivery] = queue.Queue()
     with session.connect() as crucible, endpoint(secret, arrived.put) as url, _progress(session) as say:
         say("installing the example hooks")
-        _install_hooks(session, crucible)
-        with _webhook(crucible, url, secret):
-            found = _play(session, crucible, arrived, say)
+        with _hooks(session, crucible, keep), _webhook(crucible, url, secret), _world(session, crucible, keep) as world:
+            found = _play(session, crucible, world, arrived, say)
     session.show(found, demo_view)
 
 
 def demo_view(found: Demo) -> RenderableType:
     signature = Text("signature verified", "green") if found.verified else Text("signature NOT verified", "red")
-    delivered = Text.assemble(("webhook delivered", "bold cyan"), f"  {found.delivery_id}  ", signature)
-    delivered.append(f"  +{duration(found.delivered_ms)}", "dim")
     return Group(
         Text.assemble(("1. ", "bold"), "A note was edited: ", (clean(found.note, 300), "bold")),
-        render_trace(found.trace, {found.delivered_event: delivered}),
+        render_trace(found.trace),
+        Text.assemble(f"The endpoint of {WEBHOOK} got {found.delivery_id}: ", signature),
         "",
         Text.assemble(("2. ", "bold"), "An invalid note was written: ", (clean(found.invalid_note, 300), "bold")),
         render_trace(found.denied),
@@ -94,7 +96,8 @@ def demo_view(found: Demo) -> RenderableType:
         ),
         Text(f"{found.denial.event_type} was never stored; the file's own event was.", "dim"),
         "",
-        Text(f"See more: crucible events trace {found.trace.correlation_id} · crucible hooks runs {LINKER}", "dim"),
+        Text(f"Read it again: crucible events trace {found.trace.correlation_id}", "dim"),
+        Text("Its hooks are in examples/hooks; crucible demo --keep leaves them at work.", "dim"),
     )
 
 
@@ -103,10 +106,10 @@ def _reason(denial: RunRecord) -> str:
     return clean(str(output.get("deny") if isinstance(output, dict) else denial.error), 300)
 
 
-def _play(session: Session, crucible: Crucible, arrived: "queue.Queue[Delivery]", say: Callable[[str], None]) -> Demo:
-    world = _fresh_world(crucible)
-    folder = session.data.root / "demo" / world
-    folder.mkdir(parents=True)
+def _play(
+    session: Session, crucible: Crucible, world: str, arrived: "queue.Queue[Delivery]", say: Callable[[str], None]
+) -> Demo:
+    folder = _folder(session, world)
     (folder / "retrieval-basics.md").write_text(RELATED)
     note = folder / "retrieval.md"
     note.write_text(DRAFT)
@@ -116,29 +119,17 @@ def _play(session: Session, crucible: Crucible, arrived: "queue.Queue[Delivery]"
             _traced(crucible, _next(saved, "File.Created"), "Memory.Created")
         _rest(crucible, say)
         say("editing the note")
-        began = time.time()
         note.write_text(FINISHED)
         edit = _next(saved, "File.Modified")
         delivery = _delivered(arrived, _correlation(crucible, edit))
         say("reading what the log says of it")
-        trace = _traced(crucible, edit, "Memory.Linked", "Hook.Executed")
+        trace = _traced(crucible, edit, LINK, "Hook.Executed")
         invalid = folder / "unfinished.md"
         invalid.write_text(INVALID)
         refused = _next(saved, "File.Created")
         denial = _denied(crucible, refused)
         denied = _traced(crucible, refused, "Hook.Executed")
-    took = (datetime.fromisoformat(delivery.at).timestamp() - began) * 1000
-    return Demo(
-        str(note),
-        trace,
-        took,
-        delivery.delivery_id,
-        delivery.event.metadata.id if delivery.event else "",
-        delivery.verified,
-        str(invalid),
-        denied,
-        denial,
-    )
+    return Demo(str(note), trace, delivery.delivery_id, delivery.verified, str(invalid), denied, denial)
 
 
 # ---- what the demo needs around it -----------------------------------------------------------------------------------
@@ -159,13 +150,28 @@ def endpoint(secret: str, tell: Callable[[Delivery], None]) -> Iterator[str]:
             thread.join(5)
 
 
-def _fresh_world(crucible: Crucible) -> str:
-    """A world where no earlier note is found. Those of earlier demos are deleted; what they showed can be read."""
-    for world in crucible.worlds.list(page_size=1000):
-        if world.description == WORLD:
-            crucible.worlds.delete(world.id)
+@contextlib.contextmanager
+def _world(session: Session, crucible: Crucible, keep: bool) -> Iterator[str]:
+    """A world where no earlier note is found, with a folder for its notes. What happened there stays in the log."""
+    for old in crucible.worlds.list(page_size=1000):
+        if old.description == WORLD and not keep:  # a demo that was killed
+            crucible.worlds.delete(old.id)
     name = f"demo-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    return crucible.worlds.create(name, description=WORLD).id
+    world = crucible.worlds.create(name, description=WORLD).id
+    folder = _folder(session, world)
+    folder.mkdir(parents=True)
+    try:
+        yield world
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                folder.parent.rmdir()
+            crucible.worlds.delete(world)
+
+
+def _folder(session: Session, world: str) -> Path:
+    return session.data.root / "demo" / world
 
 
 @contextlib.contextmanager
@@ -173,7 +179,7 @@ def _webhook(crucible: Crucible, url: str, secret: str) -> Iterator[None]:
     for old in crucible.webhooks.list():
         if old.name == WEBHOOK:  # a demo that was killed
             crucible.webhooks.delete(old.id)
-    made = crucible.webhooks.create(WEBHOOK, url, ["Memory.Linked"], auth={"type": "hmac", "secret": secret})
+    made = crucible.webhooks.create(WEBHOOK, url, [LINK], auth={"type": "hmac", "secret": secret})
     try:
         yield
     finally:
@@ -207,14 +213,34 @@ def examples() -> Path:
     return installed if installed.is_dir() else Path(__file__).parents[3] / "examples" / "hooks"
 
 
-def _install_hooks(session: Session, crucible: Crucible) -> None:
-    """Puts the examples into the watched directory, where their users can edit them; own versions are kept."""
-    for file in sorted(examples().iterdir(), key=lambda file: file.suffix == ".md"):
-        wanted = session.data.hooks / file.name
-        if not wanted.exists():
-            shutil.copy(file, wanted)
-    for name in (LINKER, GUARD):
-        _until(partial(_is_active, crucible, name), f"the hook {name} to become active")
+@contextlib.contextmanager
+def _hooks(session: Session, crucible: Crucible, keep: bool) -> Iterator[None]:
+    """The examples in the watched directory; what was there before stays as it is, and stays there."""
+    added = []
+    try:
+        for file in sorted(examples().iterdir(), key=lambda file: file.suffix == ".md"):
+            wanted = session.data.hooks / file.name
+            if not wanted.exists():
+                added.append(wanted)
+                shutil.copy(file, wanted)
+        for name in (LINKER, GUARD):
+            _until(partial(_is_active, crucible, name), f"the hook {name} to become active")
+        yield
+    finally:
+        if not keep:
+            for file in added:
+                file.unlink(missing_ok=True)
+            for file in added:
+                if file.suffix == ".md":
+                    _until(partial(_is_gone, crucible, file.stem), f"the hook {file.stem} to end")
+
+
+def _is_gone(crucible: Crucible, name: str) -> bool:
+    try:
+        crucible.hooks.get(name)
+    except NotFoundError:
+        return True
+    return False
 
 
 def _is_active(crucible: Crucible, name: str) -> bool:
@@ -266,9 +292,14 @@ def _traced(crucible: Crucible, event_id: str, *types: str) -> TraceReply:
 
     def complete() -> TraceReply | None:
         trace = crucible.events.trace(correlation)
-        return trace if set(types) <= {event.dotted for event in _events(trace.roots)} else None
+        found = {event.dotted for event in _events(trace.roots)}
+        return trace if set(types) <= found and (LINK not in types or _has_delivery(trace.roots)) else None
 
     return _until(complete, f"{' and '.join(types)} after {event_id}")
+
+
+def _has_delivery(nodes: list[TraceNode]) -> bool:
+    return any(node.deliveries or _has_delivery(node.effects) for node in nodes)
 
 
 def _denied(crucible: Crucible, event_id: str) -> RunRecord:

@@ -1,29 +1,29 @@
 """A trace as a tree on the terminal: each event under its cause, with the time since the chain began."""
 
-from collections.abc import Mapping
-
 import msgspec
 from rich.text import Text
 from rich.tree import Tree
 
 from crucible_core.envelope import Event
-from crucible_core.protocol.events import TraceNode, TraceReply
+from crucible_core.protocol.events import TracedDelivery, TraceNode, TraceReply
 
-from .summary import duration, summarise
+from .summary import clean, duration, summarise
 
 COLOURS = {"File": "blue", "Memory": "green", "Graph": "green", "Hook": "magenta", "Webhook": "cyan", "System": "dim"}
 FAILED = ("Failed", "Exhausted", "Disabled", "Error")
 
 
-def render_trace(trace: TraceReply, notes: Mapping[str, Text] = {}) -> Tree:
-    """The whole of one correlation id; `notes` are further leaves, by the id of the event that they belong to."""
+def render_trace(trace: TraceReply) -> Tree:
+    """The whole of one correlation id: its events, and the deliveries of each."""
     many = "event" if trace.count == 1 else "events"
     head = Text.assemble(("trace ", "dim"), (trace.correlation_id, "bold"), (f"  {trace.count} {many}", "dim"))
     if trace.truncated:
         head.append("  (more were left out)", "yellow")
+    if not trace.complete:
+        head.append("  (without deliveries: webhooks is away)", "yellow")
     tree = Tree(head, guide_style="dim")
     for root in trace.roots:
-        _grow(tree, root, notes)
+        _grow(tree, root)
     return tree
 
 
@@ -33,15 +33,27 @@ def type_text(event: Event) -> Text:
     return Text(event.dotted, f"bold {colour}")
 
 
-def _grow(branch: Tree, node: TraceNode, notes: Mapping[str, Text]) -> None:
+def _grow(branch: Tree, node: TraceNode) -> None:
     event = msgspec.json.decode(node.event, type=Event)
     below = branch.add(_label(event, node.elapsed_ms))
-    if event.metadata.id in notes:
-        below.add(notes[event.metadata.id])
+    for delivery in node.deliveries:
+        below.add(_delivery(delivery))
     for effect in node.effects:
-        _grow(below, effect, notes)
+        _grow(below, effect)
 
 
 def _label(event: Event, elapsed_ms: float) -> Text:
     label = Text.assemble(type_text(event), "  ", summarise(event))
     return label.append(f"  +{duration(elapsed_ms)}", "dim")
+
+
+def _delivery(delivery: TracedDelivery) -> Text:
+    good = delivery.outcome == "delivered"
+    name = clean(delivery.webhook or delivery.webhook_id)
+    label = Text.assemble((f"webhook {delivery.outcome}", "bold cyan" if good else "bold red"), f"  {name}")
+    label.append(f"  {delivery.delivery_id}", "dim")
+    if delivery.attempts > 1:
+        label.append(f"  attempt {delivery.attempts}")
+    if not good and delivery.error:
+        label.append(f"  {clean(delivery.error, 100)}", "yellow")
+    return label.append(f"  +{duration(delivery.elapsed_ms)}", "dim")

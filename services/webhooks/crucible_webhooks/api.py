@@ -7,17 +7,21 @@ import msgspec
 
 from crucible_core.envelope import Source
 from crucible_core.errors import CrucibleError
-from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent
+from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent, TracedDelivery
 from crucible_core.protocol.replays import ReplayBatch
 from crucible_core.protocol.shared import Check, Counters, EnableHook, GetRequest, TestRequest
 from crucible_core.protocol.webhooks import (
     AttemptList,
+    AttemptRecord,
     AttemptsRequest,
     CreateWebhook,
+    TracedDeliveries,
+    TracedRequest,
     WebhookList,
     WebhookRecord,
     WebhookView,
 )
+from crucible_core.times import format_time, parse_time
 from crucible_kit.bus import Bus
 from crucible_kit.clock import fresh_id, timestamp
 from crucible_kit.exchange import Exchanger
@@ -80,6 +84,10 @@ def endpoints(
         registry.get(request.id)
         return await store.attempts(index, request.id, request.limit, request.cursor)
 
+    async def traced(request: TracedRequest, context: Context) -> TracedDeliveries:
+        latest = await store.latest_attempts(index, request.correlation_id)
+        return TracedDeliveries(deliveries=[_traced(attempt) for attempt in latest])
+
     async def test(request: TestRequest, context: Context) -> Check:
         await registry.catch_up(())
         record, inert = registry.get(request.id), registry.inert.get(request.id)
@@ -92,11 +100,27 @@ def endpoints(
         "delete": Endpoint(GetRequest, delete),
         "enable": Endpoint(EnableHook, enable),
         "attempts": Endpoint(AttemptsRequest, attempts),
+        "traced": Endpoint(TracedRequest, traced),
         "test": Endpoint(TestRequest, test),
         "replayable": Endpoint(GetRequest, replayer.replayable),
         "replay": Endpoint(ReplayBatch, replayer.replay),
         **registry.types.endpoints(),
     }
+
+
+def _traced(attempt: AttemptRecord) -> TracedDelivery:
+    ended = parse_time(attempt.started_at, "started_at") + int(attempt.duration_ms * 1000)
+    return TracedDelivery(
+        delivery_id=attempt.delivery_id,
+        webhook_id=attempt.webhook_id,
+        webhook=attempt.webhook,
+        event_id=attempt.event_id,
+        outcome=attempt.outcome,
+        attempts=attempt.attempt,
+        ended_at=format_time(ended),
+        status=attempt.status,
+        error=attempt.error,
+    )
 
 
 async def _tell(bus: Bus, event_type: str, record: WebhookRecord, context: Context) -> None:

@@ -132,7 +132,7 @@ class Workers:
             await drop(self._bus, message)
             return
         outcome, verdict = await self._made(record, event, message, delivery, attempt)
-        outcome.replay = message.headers.get(subjects.REPLAY)
+        outcome.webhook, outcome.replay = record.name, message.headers.get(subjects.REPLAY)
         self._attempts.labels(verdict.outcome).inc()
         await self._settle(record, event, message, outcome, verdict)
 

@@ -13,13 +13,15 @@ from crucible_kit.index import Index
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+MAX_TRACED = 1000
+VERSION = 2
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS attempts (
   sequence INTEGER PRIMARY KEY, webhook_id TEXT NOT NULL, delivery_id TEXT NOT NULL, outcome TEXT NOT NULL,
-  started_at TEXT NOT NULL, record BLOB NOT NULL
+  started_at TEXT NOT NULL, correlation_id TEXT NOT NULL, record BLOB NOT NULL
 );
 CREATE INDEX IF NOT EXISTS attempts_by_webhook ON attempts (webhook_id, sequence);
+CREATE INDEX IF NOT EXISTS attempts_by_correlation ON attempts (correlation_id, sequence);
 CREATE TABLE IF NOT EXISTS counters (
   webhook_id TEXT PRIMARY KEY, deliveries INTEGER NOT NULL, attempts INTEGER NOT NULL, ok INTEGER NOT NULL,
   failed INTEGER NOT NULL, last_fired TEXT
@@ -38,7 +40,9 @@ def apply(writer: sqlite3.Connection, messages: list[Message]) -> None:
             log.error("attempt %d cannot be read: %s", message.sequence, error)
             continue
         row = (message.sequence, record.webhook_id, record.delivery_id, record.outcome, record.started_at)
-        writer.execute("INSERT OR IGNORE INTO attempts VALUES (?, ?, ?, ?, ?, ?)", (*row, message.data))
+        writer.execute(
+            "INSERT OR IGNORE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, record.correlation_id, message.data)
+        )
         writer.execute(
             "INSERT INTO counters VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (webhook_id) DO UPDATE SET"
             " deliveries = deliveries + excluded.deliveries, attempts = attempts + excluded.attempts,"
@@ -67,6 +71,16 @@ async def attempts(index: Index, webhook_id: str, limit: int, cursor: str | None
     page = rows[:limit]
     records = [msgspec.json.decode(row[1], type=AttemptRecord) for row in page]
     return AttemptList(attempts=records, next_cursor=str(page[-1][0]) if len(rows) > limit else None)
+
+
+async def latest_attempts(index: Index, correlation_id: str) -> list[AttemptRecord]:
+    """The latest attempt of each delivery of the events with that correlation id, at most MAX_TRACED."""
+    query = (
+        "SELECT record, max(sequence) FROM attempts WHERE correlation_id = ? GROUP BY delivery_id"
+        " ORDER BY min(sequence) LIMIT ?"
+    )
+    rows = await index.reader.execute_fetchall(query, (correlation_id, MAX_TRACED))
+    return [msgspec.json.decode(row[0], type=AttemptRecord) for row in rows]
 
 
 async def counters(index: Index) -> dict[str, Counters]:

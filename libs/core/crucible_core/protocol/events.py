@@ -146,19 +146,40 @@ class TraceRequest(Message):
     min_sequence: int | None = None
 
 
+class TracedDelivery(Message, omit_defaults=False):
+    """A webhook's delivery of an event, as its latest attempt left it. `webhook` is the name that it had;
+    `ended_at` is that attempt's end."""
+
+    delivery_id: str
+    webhook_id: str
+    webhook: str | None
+    event_id: str
+    outcome: str
+    attempts: int
+    ended_at: str
+    status: int | None = None
+    error: str | None = None
+    elapsed_ms: float = 0.0
+
+
 class TraceNode(Message, omit_defaults=False):
-    """An event and what it caused, each in order of sequence. `elapsed_ms` counts from the chain's first event."""
+    """An event and what it caused: events in order of sequence, and deliveries. `elapsed_ms` counts from the chain's
+    first event."""
 
     event: msgspec.Raw
     elapsed_ms: float
     effects: list["TraceNode"] = []
+    deliveries: list[TracedDelivery] = []
 
 
 class TraceReply(Message, omit_defaults=False):
+    """`complete` is false where the deliveries could not be had."""
+
     correlation_id: str
     count: int
     truncated: bool
     roots: list[TraceNode]
+    complete: bool = True
 
 
 class EventType(Message, omit_defaults=False):

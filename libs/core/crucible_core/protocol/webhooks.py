@@ -4,6 +4,7 @@ from typing import Literal
 
 import msgspec
 
+from .events import TracedDelivery
 from .replays import ReplayPolicy
 from .shared import Counters, Message, TypeFilter
 
@@ -78,9 +79,20 @@ class AttemptsRequest(Message):
     cursor: str | None = None
 
 
+class TracedRequest(Message):
+    """`webhooks.traced`: the deliveries of all events with one correlation id."""
+
+    correlation_id: str
+
+
+class TracedDeliveries(Message):
+    deliveries: list[TracedDelivery]
+
+
 class AttemptRecord(Message, omit_defaults=False):
     """One attempt at one delivery, as kept in ATTEMPTS. `outcome` is delivered, retrying, failed, exhausted or dry (a
-    replayed event that was not sent). `replay` is the id of the replay that it belongs to."""
+    replayed event that was not sent). `replay` is the id of the replay that it belongs to. `webhook` is the name that
+    the webhook had."""
 
     delivery_id: str
     webhook_id: str
@@ -97,6 +109,7 @@ class AttemptRecord(Message, omit_defaults=False):
     response: str | None = None
     next_attempt_at: str | None = None
     replay: str | None = None
+    webhook: str | None = None
 
 
 class AttemptList(Message, omit_defaults=False):

@@ -1,14 +1,16 @@
 """Requests about events: append, query, count, get and trace."""
 
 import functools
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlencode
 
+import msgspec
 from litestar import Response, get, post
 
 from crucible_core.attributes import essence
 from crucible_core.envelope import Event
-from crucible_core.errors import UnsupportedError
+from crucible_core.errors import UnavailableError, UnsupportedError
 from crucible_core.protocol.events import (
     AppendReply,
     AppendRequest,
@@ -17,10 +19,14 @@ from crucible_core.protocol.events import (
     NewEvent,
     QueryReply,
     QueryRequest,
+    TracedDelivery,
+    TraceNode,
     TraceReply,
     TraceRequest,
 )
 from crucible_core.protocol.shared import GetRequest
+from crucible_core.protocol.webhooks import TracedDeliveries, TracedRequest
+from crucible_core.times import parse_time
 from crucible_gateway import examples
 from crucible_gateway.arrays import elements
 from crucible_gateway.auth import principal_of
@@ -256,5 +262,42 @@ async def get_event(request: Http) -> Response[bytes]:
 )
 async def trace_events(request: Http) -> Response[bytes]:
     params = read_params(request.scope["query_string"], TraceParams)
-    trace = TraceRequest(correlation_id=rest_of_path(request, "trace"), min_sequence=params.min_sequence)
-    return passed(await ask(request, "events", "trace", trace, bytes))
+    correlation_id = rest_of_path(request, "trace")
+    asked = TraceRequest(correlation_id=correlation_id, min_sequence=params.min_sequence)
+    trace = await ask(request, "events", "trace", asked, TraceReply)
+    try:
+        found = await ask(request, "webhooks", "traced", TracedRequest(correlation_id), TracedDeliveries)
+    except UnavailableError:
+        trace.complete = False
+    else:
+        _attach(trace, found.deliveries)
+    return encoded(trace)
+
+
+class _Stamp(msgspec.Struct):
+    id: str
+    timestamp: str
+
+
+class _Stamped(msgspec.Struct):
+    metadata: _Stamp
+
+
+def _attach(trace: TraceReply, deliveries: list[TracedDelivery]) -> None:
+    """Hangs each delivery under its event, with the time since the chain's first event."""
+    if not deliveries or not trace.roots:
+        return
+    began = parse_time(_stamp(trace.roots[0]).timestamp, "timestamp")
+    by_event = defaultdict(list)
+    for delivery in deliveries:
+        delivery.elapsed_ms = (parse_time(delivery.ended_at, "ended_at") - began) / 1000
+        by_event[delivery.event_id].append(delivery)
+    waiting = list(trace.roots)
+    while waiting:
+        node = waiting.pop()
+        node.deliveries = by_event.get(_stamp(node).id, [])
+        waiting += node.effects
+
+
+def _stamp(node: TraceNode) -> _Stamp:
+    return msgspec.json.decode(node.event, type=_Stamped).metadata
