@@ -77,6 +77,7 @@ def test_aliases_are_written_out() -> None:
     [
         ("title: Plan: part two", 'line 1: mapping values are not allowed.*: put a value that contains ": "'),
         ("a:\n\tb: 1", "line 2: .*: indent with spaces, not tabs"),
+        ("a: 1\n\tb: 2", "line 2: .*: indent with spaces, not tabs"),
         ("a: 1\nwho: @sam", "line 2: .*: put the value in quotes"),
         ("a: `code`", "line 1: .*: put the value in quotes"),
         ("a: %x", "line 1: .*: put the value in quotes"),

@@ -156,13 +156,13 @@ async def test_other_files_are_ignored(service: Starlette, memory: Memories) -> 
     assert await results(service) == {"ignored": 5}
 
 
-async def test_note_that_cannot_be_read_is_passed_over(service: Starlette, memory: Memories) -> None:
+async def test_a_note_with_broken_front_matter_is_kept_and_found(service: Starlette, memory: Memories) -> None:
     await file(memory, "Created", content=NOTE)
-    await file(memory, "Modified", content="---\na: [\n---\ntext")
-    await file(memory, "Created", "next.md", content="text")
-    assert (await memory.get(ID)).title == "Clocks"
-    assert (await memory.get(note_id("default", "next.md"))).content == "text"
-    assert await results(service) == {"changed": 2, "refused": 1}
+    await file(memory, "Modified", content="---\ntitle: Plan: part two\ntags: [time]\n---\nthe zebra")
+    found = await memory.get(ID)
+    assert (found.title, found.content, found.tags) == ("Plan: part two", "the zebra", ["#time"])
+    assert [one.id for one in await memory.query("zebra")] == [ID]
+    assert await memory.query("Lamport") == []
 
 
 async def test_chain_that_is_too_deep_ends(service: Starlette, memory: Memories) -> None:
@@ -263,6 +263,19 @@ async def test_wikilinks_lead_to_notes_once_they_exist(service: Starlette, memor
     assert [link.target for link in found.links] == [*(note_id("default", path) for path in notes), "nowhere"]
     again = await memory.link(found.id, note_id("default", "c.md"), type="wikilink")
     assert not again.changed
+
+
+async def test_links_lead_to_notes_by_any_spelling(service: Starlette, memory: Memories) -> None:
+    text = '---\nup: "[[cafe\u0301 strasse]]"\n---\n[[Cafe]] [[café]] [[CAFE]] [[none]] [[None]]'
+    await file(memory, "Created", "a.md", text)
+    for path in ("Café Straße.md", "café.md", "Cafe.md"):
+        await file(memory, "Created", path, "text")
+    found = await memory.get(note_id("default", "a.md"))
+    street, accent, plain = (note_id("default", path) for path in ("Café Straße.md", "café.md", "Cafe.md"))
+    links = [(link.target, link.type) for link in found.links]
+    assert links[:3] == [(street, "up"), (plain, "wikilink"), (accent, "wikilink")]
+    assert [target for target, _ in links[3:]] == ["none", "None"]
+    assert not (await memory.link(found.id, "NONE", type="wikilink")).changed
 
 
 async def _delivered(memory: Memories) -> bool:

@@ -29,3 +29,28 @@ ANSWER_HEADER_BYTES = 64 * 1024
 
 RETRY_AFTER_S = 86_400
 """The longest wait in seconds that another side's Retry-After can ask for."""
+
+MEMORY_QUERY_CHARS = 100_000
+"""Characters of a query's text that are read; of a longer one, the beginning."""
+
+MEMORY_QUERY_LIMIT = 100
+"""Memories of one answer."""
+
+MEMORY_TAGS = 100
+"""Tags of one memory; of a note with more, the first."""
+
+MEMORY_TAG_CHARS = 100
+"""Characters of a tag, with its `#`."""
+
+MEMORY_ENTITIES = 1000
+"""Entities of one memory."""
+
+MEMORY_LINKS = 1000
+"""Links of one memory; of a note with more, the first."""
+
+MEMORY_WORD_CHARS = 200
+"""Characters of an entity, a link's target or a link's type."""
+
+NOTE_READ_CHARS = 128 * 1024
+"""Characters of a note in which tags and links are looked for: a Markdown parser is slow, and hostile texts make it
+slower. The whole note is found by its words."""

@@ -26,6 +26,7 @@ _HEX = re2.compile(r"0x[0-9a-fA-F]+")
 _FLOAT = re2.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _QUOTE = "put the value in quotes"
 _FIXES = (
+    ("tab character", "indent with spaces, not tabs"),
     ("mapping values are not allowed", 'put a value that contains ": " in quotes'),
     ("scanning an alias", f"{_QUOTE} if it begins with *"),
     ("scanning an anchor", f"{_QUOTE} if it begins with &"),

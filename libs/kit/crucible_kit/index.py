@@ -181,7 +181,7 @@ def insert(connection: sqlite3.Connection, head: str, rows: Sequence[Sequence[An
 
 
 @contextlib.asynccontextmanager
-async def open_index(path: Path, bus: Bus, stream: str, version: int, schema: str) -> AsyncIterator[Index]:
+async def open_index(path: Path, bus: Bus, stream: str, version: int | str, schema: str) -> AsyncIterator[Index]:
     """The index in a file. It is made anew when it is missing, damaged, of another schema `version`, or not of this
     stream (whose identity is the moment of its creation). `schema` is a script of CREATE statements."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,12 +6,12 @@ from typing import Any
 import msgspec
 
 from crucible_core.errors import ConflictError, NotFoundError
+from crucible_core.ids import is_id
+from crucible_core.limits import MEMORY_LINKS, MEMORY_TAGS
 from crucible_core.protocol.memory import CreateMemory, Link, UpdateMemory
 
 from .notes import Note
 from .state import (
-    MAX_LINKS,
-    MAX_TAGS,
     Memory,
     checked_content,
     checked_link,
@@ -20,9 +20,10 @@ from .state import (
     checked_tags,
     checked_words,
     refused,
-    same_link,
-    unique,
+    unique_links,
+    unique_tags,
 )
+from .words import name_key, tag_key
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -72,10 +73,10 @@ def delete(memory: Memory) -> Change:
 
 def tag(memory: Memory, wanted: str) -> Change | None:
     tag = checked_tag(wanted)
-    if tag in memory.tags:
+    if tag_key(tag) in map(tag_key, memory.tags):
         return None
-    if len(memory.tags) >= MAX_TAGS:
-        raise refused("tag", f"a memory may have {MAX_TAGS} tags")
+    if len(memory.tags) >= MEMORY_TAGS:
+        raise refused("tag", f"a memory may have {MEMORY_TAGS} tags")
     return Change("Tagged", {"id": memory.id, "tag": tag})
 
 
@@ -86,13 +87,13 @@ def link(memory: Memory, wanted: Link, ids: Mapping[str, str]) -> Change | None:
     if target == memory.id:
         raise refused("link.target", "a memory cannot be linked to itself")
     for known in memory.links:
-        if (ids.get(known.target, known.target), known.type) == (target, link.type):
+        if (_place(known, ids), known.type) == (_place(link, ids), link.type):
             if link.weight is None or link.weight == known.weight:
                 return None
             # The link keeps the name that it has, so that the new weight is that of the same one.
             return Change("Linked", {"id": memory.id, **_link(Link(known.target, known.type, link.weight))})
-    if len(memory.links) >= MAX_LINKS:
-        raise refused("link", f"a memory may have {MAX_LINKS} links")
+    if len(memory.links) >= MEMORY_LINKS:
+        raise refused("link", f"a memory may have {MEMORY_LINKS} links")
     return Change("Linked", {"id": memory.id, **_link(Link(target, link.type, link.weight))})
 
 
@@ -105,9 +106,9 @@ def note(memory: Memory | None, id: str, path: str, note: Note, earlier: Memory 
         "content": note.content,
         "title": note.title,
         "path": path,
-        "tags": unique([*note.tags, *added_tags])[:MAX_TAGS],
+        "tags": unique_tags([*note.tags, *added_tags])[:MEMORY_TAGS],
         "entities": before.entities if before else [],
-        "links": _merged(note.links, added_links)[:MAX_LINKS],
+        "links": unique_links([*note.links, *added_links])[:MEMORY_LINKS],
         "metadata": note.metadata,
     }
     return Change("Created", _payload(id, state)) if memory is None else _updated(memory, state)
@@ -138,5 +139,6 @@ def _link(link: Link) -> dict[str, Any]:
     return {"target": link.target, "type": link.type, **weight}
 
 
-def _merged(links: list[Link], added: list[Link]) -> list[Link]:
-    return [*links, *(link for link in added if not any(same_link(link, other) for other in links))]
+def _place(link: Link, ids: Mapping[str, str]) -> str:
+    """Where a link leads: a memory's id, or the key of a name that none has."""
+    return ids.get(link.target) or (link.target if is_id("mem", link.target) else name_key(link.target))

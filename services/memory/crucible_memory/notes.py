@@ -1,4 +1,4 @@
-"""A Markdown note as a memory sees it: title, text, tags and links. Pure.
+"""A Markdown note as a memory sees it: title, text, tags, links, and what is wrong with its front matter. Pure.
 
 Tags and links are looked for in the text that a reader sees, as CommonMark has it: not in code, HTML or addresses.
 """
@@ -9,40 +9,59 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import msgspec
+import regex
 from markdown_it import MarkdownIt
 from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 
+from crucible_core.errors import InvalidError
+from crucible_core.limits import MEMORY_LINKS, MEMORY_TAG_CHARS, MEMORY_TAGS, MEMORY_WORD_CHARS, NOTE_READ_CHARS
 from crucible_core.protocol.memory import Link
+from crucible_core.yaml import load, split_front_matter
 
-from .frontmatter import split
-from .state import MAX_LINKS, MAX_TAG, MAX_TAGS, MAX_WORD, clean_tag, unique
+from .state import clean_name, clean_tags, unique, unique_links
 
 NOTE_LINK = "wikilink"
-"""The type of the links that `[[…]]` makes."""
+"""The type of the links that `[[…]]` makes in the text; in front matter it is the key that has it."""
 MAX_TITLE = 1000
 _ENDINGS = (".md", ".markdown")
 _MAX_WIKILINK = 500
+_MAX_KEYS = 500
+"""Keys of a front matter that does not parse as a whole, which are read one by one."""
 
-MAX_READ = 128 * 1024
-"""Characters in which tags and links are looked for: a Markdown parser is slow, and hostile texts make it slower."""
+_HEAD_LINE = 2
+"""The line of the file in which front matter begins."""
+_AS_WRITTEN = ("title", "tags", "tag", "aliases", "alias")
+_TAGS = ("tags", "tag")
+_ALIASES = ("aliases", "alias")
+_KEY = re.compile(r"^(?=[^\s#-])([^:\n]{1,200}):(?=\s|$)", re.MULTILINE)
+"""The beginning of a key of the first level."""
 
-# As Obsidian has it: letters, digits, _, - and /, at least one of them no digit, after a space or an opening mark.
-_TAG = re.compile(r"(?:(?<=^)|(?<=[\s(\[{,;\"'“«*_~]))#(?=[\d_/-]*[^\W\d_])[\w/-]+", re.MULTILINE)
+# As Obsidian has it: letters, digits, emoji, _, - and /, at least one of them no digit, after a space or an opening
+# mark. The marks within words are those of Twitter's hashtags, such as the middle dots of Catalan and of katakana.
+_IN_TAG = r"[\p{L}\p{M}\p{N}\p{So}\U0001F3FB-\U0001F3FF\u200C\u200D\U000E0020-\U000E007F_/\-·־׳״・゠〜～゛゜་༌]"
+_TAG = regex.compile(
+    rf"(?:(?<=^)|(?<=[\s(\[{{,;\"'“‘«*_~|（「『【〈《、。，；：！？]))#{_IN_TAG}+", regex.MULTILINE | regex.V1
+)
+_NO_TAG = regex.compile(r"#(\p{N}*|[^\p{L}\p{N}\p{So}]*)")
 _DESTINATION = re.compile(r"\]\([^)\n]{0,2000}\)")
 """The address of a link: its anchor is no tag."""
+_LINKED = re.compile(r"\[\[([^\[\]\n]{1,500})\]\]")
+_LONE_CR = re.compile(r"\r(?!\n)")
 _HIDDEN = "\ufffc"
 """Stands in the text for what a reader does not take for words."""
 
 
 class Note(msgspec.Struct, frozen=True):
-    """`content` is the text below the front matter; `metadata` what else the front matter says."""
+    """`content` is the text below the front matter, `metadata` what else the front matter says, `problems` what its
+    writer should mend, each with its line."""
 
     title: str
     content: str
     tags: list[str]
     links: list[Link]
     metadata: dict[str, Any]
+    problems: list[str] = []
 
 
 def is_note(path: str) -> bool:
@@ -50,31 +69,68 @@ def is_note(path: str) -> bool:
 
 
 def parse(text: str, path: str) -> Note:
-    """Raises InvalidError where the front matter cannot be read. More tags or links than a memory may have are cut."""
-    head, body = split(text)
-    tags = [tag for tag in map(clean_tag, _words(_take(head, "tags", "tag"))) if tag and len(tag) <= MAX_TAG]
-    targets: list[str] = []
+    """Never fails: front matter that does not parse is a problem of the note, and as much of it is taken as can be."""
+    head, body, problems = _split(text)
+    named_tags, aliases, title = _take(head, _TAGS), unique(_lines(_take(head, _ALIASES))), head.pop("title", None)
+    links = list(_front_links(head, NOTE_LINK))
+    tags = list(_words(named_tags))
     heading = ""
-    for is_heading, token in _inlines(body[:MAX_READ]):
-        words, linked = _read(token)
+    for is_heading, token in _inlines(body[:NOTE_READ_CHARS]):
+        words, targets = _read(token)
         tags += _tags_in(words)
-        targets += linked
+        links += [Link(target=target, type=NOTE_LINK) for target in targets]
         heading = heading or (_plain_text(token.content) if is_heading else "")
-    title = head.pop("title", None)
-    aliases = unique(_lines(_take(head, "aliases", "alias")))
+    tags = [tag for tag in clean_tags(tags) if len(tag) <= MEMORY_TAG_CHARS]
+    links = unique_links(links)
     return Note(
         title=_title(title) or heading or PurePosixPath(path).stem,
         content=body,
-        tags=unique(tags)[:MAX_TAGS],
-        links=[Link(target=target, type=NOTE_LINK) for target in unique(targets)[:MAX_LINKS]],
+        tags=tags[:MEMORY_TAGS],
+        links=links[:MEMORY_LINKS],
         metadata=head | ({"aliases": aliases} if aliases else {}),
+        problems=[*problems, *_too_many(tags, MEMORY_TAGS, "tags"), *_too_many(links, MEMORY_LINKS, "links")],
     )
+
+
+def _too_many(found: list[Any], most: int, name: str) -> list[str]:
+    return [f"{len(found)} {name}: the first {most} count"] if len(found) > most else []
 
 
 # ---- front matter ----------------------------------------------------------------------------------------------------
 
 
-def _take(head: dict[str, Any], *names: str) -> Any:
+def _split(text: str) -> tuple[dict[str, Any], str, list[str]]:
+    """The front matter, the text after it, and what is wrong with it. A note that begins with `---` but has no mapping
+    there has none, since that is a line across the page too."""
+    text = _LONE_CR.sub("\n", text)
+    head, body = split_front_matter(text)
+    if head is None:
+        return {}, body, []
+    try:
+        found = load(head, first_line=_HEAD_LINE, as_text=_AS_WRITTEN)
+    except InvalidError as error:
+        return _key_by_key(head), body, [f"front matter, {error.detail}"]
+    if found is None and not head.strip():
+        return {}, body, []
+    return (found, body, []) if isinstance(found, dict) else ({}, text.removeprefix("\ufeff"), [])
+
+
+def _key_by_key(head: str) -> dict[str, Any]:
+    """The keys that parse by themselves; a value of one line that does not is taken as it is written."""
+    starts = [match.start() for match in _KEY.finditer(head)][:_MAX_KEYS]
+    found: dict[str, Any] = {}
+    for start, end in zip(starts, [*starts[1:], len(head)], strict=True):
+        part = head[start:end]
+        try:
+            value = load(part, as_text=_AS_WRITTEN)
+        except InvalidError:
+            key, _, written = part.partition(":")
+            value = {} if "\n" in written.rstrip() else {key.strip(): written.strip()[:MAX_TITLE]}
+        found = (value if isinstance(value, dict) else {}) | found
+    return found
+
+
+def _take(head: dict[str, Any], names: tuple[str, ...]) -> Any:
     found = [head.pop(name, None) for name in names]
     return next((value for value in found if value is not None), None)
 
@@ -84,13 +140,11 @@ def _words(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield from re.split(r"[,\s]+", value)
     elif isinstance(value, list):
-        yield from (str(item) for item in value if isinstance(item, str | int | float))
-    elif isinstance(value, int | float):
-        yield str(value)
+        yield from (item for item in value if isinstance(item, str))
 
 
 def _title(value: Any) -> str:
-    return str(value).strip()[:MAX_TITLE] if isinstance(value, str | int | float) else ""
+    return value.strip()[:MAX_TITLE] if isinstance(value, str) else ""
 
 
 def _lines(value: Any) -> Iterator[str]:
@@ -98,6 +152,28 @@ def _lines(value: Any) -> Iterator[str]:
     for name in value.split(",") if isinstance(value, str) else _words(value):
         if name.strip():
             yield name.strip()
+
+
+def _front_links(value: Any, type: str) -> Iterator[Link]:
+    """The `[[…]]` in a value and in what it holds. Without quotes, YAML reads them as a list in a list."""
+    match value:
+        case str():
+            for match_ in _LINKED.finditer(value):
+                yield from _link(match_[1], type)
+        case [[str() as name]]:
+            yield from _link(name, type)
+        case list():
+            for item in value:
+                yield from _front_links(item, type)
+        case dict():
+            for key, item in value.items():
+                yield from _front_links(item, clean_name(key)[:MEMORY_WORD_CHARS] or type)
+
+
+def _link(inner: str, type: str) -> Iterator[Link]:
+    target, _ = _parts(inner)
+    if 0 < len(target) <= MEMORY_WORD_CHARS:
+        yield Link(target=target, type=type)
 
 
 # ---- text ------------------------------------------------------------------------------------------------------------
@@ -143,7 +219,7 @@ def _read(token: Token) -> tuple[str, list[str]]:
             case "wikilink":
                 target, _ = _parts(child.content)
                 words.append(_HIDDEN)
-                targets += [target] if 0 < len(target) <= MAX_WORD else []
+                targets += [target] if 0 < len(target) <= MEMORY_WORD_CHARS else []
             case "link_open" | "link_close":
                 address = child.type == "link_open"
             case "text" if not address:
@@ -160,14 +236,14 @@ def _read(token: Token) -> tuple[str, list[str]]:
 def _parts(inner: str) -> tuple[str, str]:
     """(target, what is shown) of `target#heading|shown`; in tables the bar is escaped."""
     target, _, shown = inner.replace("\\|", "|").partition("|")
-    target = target.partition("#")[0].strip()
+    target = clean_name(target.partition("#")[0])
     return target, shown.strip() or target
 
 
 def _tags_in(text: str) -> Iterator[str]:
     for match in _TAG.finditer(_DESTINATION.sub("]", text)):
         tag = match[0].rstrip("/_")
-        if len(tag) <= MAX_TAG:
+        if not _NO_TAG.fullmatch(tag):
             yield tag
 
 

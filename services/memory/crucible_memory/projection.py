@@ -7,7 +7,8 @@ import msgspec
 from crucible_core.envelope import Metadata
 from crucible_core.protocol.memory import Link
 
-from .state import Memory, clean_tag, same_link, unique
+from .state import Memory, clean_tag, clean_tags, link_key
+from .words import tag_key
 
 
 class Payload(msgspec.Struct, frozen=True):
@@ -86,7 +87,7 @@ def _created(event: Recorded) -> Memory | None:
         content=payload.content,
         title=payload.title,
         path=payload.path,
-        tags=_tags(payload.tags or []),
+        tags=clean_tags(payload.tags or []),
         entities=payload.entities or [],
         links=payload.links or [],
         metadata=payload.metadata or {},
@@ -111,7 +112,7 @@ def _changed(memory: Memory, kind: str, payload: Payload) -> Memory:
 
 
 def _updated(memory: Memory, payload: Payload) -> Memory:
-    tags = memory.tags if payload.tags is None else _tags(payload.tags)
+    tags = memory.tags if payload.tags is None else clean_tags(payload.tags)
     links = memory.links if payload.links is None else payload.links
     return msgspec.structs.replace(
         memory,
@@ -128,9 +129,10 @@ def _updated(memory: Memory, payload: Payload) -> Memory:
 
 
 def _tagged(memory: Memory, tag: str, present: bool) -> Memory:
-    if present == (tag in memory.tags):
+    key = tag_key(tag)
+    if present == (key in map(tag_key, memory.tags)):
         return memory
-    tags, added = ([name for name in names if name != tag] for names in (memory.tags, memory.added_tags))
+    tags, added = ([name for name in names if tag_key(name) != key] for names in (memory.tags, memory.added_tags))
     if present:
         tags, added = [*tags, tag], [*added, tag]
     return msgspec.structs.replace(memory, tags=tags, added_tags=added)
@@ -138,20 +140,18 @@ def _tagged(memory: Memory, tag: str, present: bool) -> Memory:
 
 def _linked(memory: Memory, link: Link, present: bool) -> Memory:
     """A link that is there already takes the new weight, in its place."""
-    if not present:
-        links, added = (
-            [other for other in group if not same_link(other, link)] for group in (memory.links, memory.added_links)
-        )
-    else:
-        links, added = (_put(group, link) for group in (memory.links, memory.added_links))
+    change = _put if present else _taken
+    links, added = change(memory.links, link), change(memory.added_links, link)
     return msgspec.structs.replace(memory, links=links, added_links=added)
 
 
 def _put(links: list[Link], link: Link) -> list[Link]:
-    if any(same_link(other, link) for other in links):
-        return [link if same_link(other, link) else other for other in links]
-    return [*links, link]
+    keys = [link_key(other) for other in links]
+    if (key := link_key(link)) not in keys:
+        return [*links, link]
+    return [link if other_key == key else other for other, other_key in zip(links, keys, strict=True)]
 
 
-def _tags(tags: list[str]) -> list[str]:
-    return unique(tag for tag in map(clean_tag, tags) if tag)
+def _taken(links: list[Link], link: Link) -> list[Link]:
+    key = link_key(link)
+    return [other for other in links if link_key(other) != key]

@@ -7,20 +7,21 @@ newest come first, and every score is 1.
 """
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
 import aiosqlite
 import msgspec
 
 from crucible_core.filters import DocumentPredicate, compile_document_filter
+from crucible_core.limits import MEMORY_QUERY_LIMIT, MEMORY_TAGS
 from crucible_core.protocol.memory import MemoryList, MemoryQuery, MemoryView, ScoredMemory
 
-from .state import MAX_TAGS, checked_tag, refused
+from .state import checked_tag, refused
 from .store import memories, views
 from .terms import MAX_TERMS, Term, idf_ratio, telling, terms_of, worth
+from .words import tag_key
 
-MAX_LIMIT = 100
 _AT_ONCE = 100
 _WEIGHTS = "4.0, 1.0, 2.0"
 _Match = tuple[int, float]
@@ -28,7 +29,7 @@ _Match = tuple[int, float]
 
 
 class Search(msgspec.Struct, frozen=True):
-    """A query that was checked; without a text it has no terms."""
+    """A query that was checked; without a text it has no terms. `tags` are keys."""
 
     terms: list[Term] | None
     tags: list[str]
@@ -51,11 +52,11 @@ async def open_searcher(path: Path) -> AsyncIterator[aiosqlite.Connection]:
 
 def prepare(query: MemoryQuery) -> Search:
     """Raises InvalidError."""
-    if not 1 <= query.limit <= MAX_LIMIT:
-        raise refused("limit", f"must be 1 to {MAX_LIMIT}")
-    if len(query.tags) > MAX_TAGS:
-        raise refused("tags", f"may hold {MAX_TAGS}")
-    tags = [checked_tag(tag, f"tags.{place}") for place, tag in enumerate(query.tags)]
+    if not 1 <= query.limit <= MEMORY_QUERY_LIMIT:
+        raise refused("limit", f"must be 1 to {MEMORY_QUERY_LIMIT}")
+    if len(query.tags) > MEMORY_TAGS:
+        raise refused("tags", f"may hold {MEMORY_TAGS}")
+    tags = [tag_key(checked_tag(tag, f"tags.{place}")) for place, tag in enumerate(query.tags)]
     holds = compile_document_filter(query.filter, MemoryView.__struct_fields__) if query.filter else None
     text = (query.text or "").strip()
     terms = terms_of(text) if text else None
@@ -66,14 +67,15 @@ async def search(reader: aiosqlite.Connection, wanted: Search, room: int) -> Mem
     """The best matches; the last of them are left out where they do not fit into `room` bytes."""
     found: list[ScoredMemory] = []
     size = 0
-    async for view, score in _matches(reader, wanted):
-        scored = ScoredMemory(**msgspec.structs.asdict(view), score=_rounded(score))
-        size += len(msgspec.json.encode(scored))
-        if found and size > room:
-            break
-        found.append(scored)
-        if len(found) == wanted.limit:
-            break
+    async with contextlib.aclosing(_matches(reader, wanted)) as matches:
+        async for view, score in matches:
+            scored = ScoredMemory(**msgspec.structs.asdict(view), score=_rounded(score))
+            size += len(msgspec.json.encode(scored))
+            if found and size > room:
+                break
+            found.append(scored)
+            if len(found) == wanted.limit:
+                break
     return MemoryList(memories=found)
 
 
@@ -82,16 +84,17 @@ def _rounded(score: float) -> float:
     return min(max(round(score, 2), 0.01), 1.0)
 
 
-async def _matches(reader: aiosqlite.Connection, wanted: Search) -> AsyncIterator[tuple[MemoryView, float]]:
-    async for part in _candidates(reader, wanted):
-        scores = dict(part)
-        found = await memories(reader, list(scores))
-        for memory, view in zip(found, await views(reader, found) if found else [], strict=True):
-            if wanted.holds is None or wanted.holds(msgspec.to_builtins(view)):
-                yield view, scores[memory.key]
+async def _matches(reader: aiosqlite.Connection, wanted: Search) -> AsyncGenerator[tuple[MemoryView, float]]:
+    async with contextlib.aclosing(_candidates(reader, wanted)) as candidates:
+        async for part in candidates:
+            scores = dict(part)
+            found = await memories(reader, list(scores))
+            for memory, view in zip(found, await views(reader, found) if found else [], strict=True):
+                if wanted.holds is None or wanted.holds(msgspec.to_builtins(view)):
+                    yield view, scores[memory.key]
 
 
-async def _candidates(reader: aiosqlite.Connection, wanted: Search) -> AsyncIterator[list[_Match]]:
+async def _candidates(reader: aiosqlite.Connection, wanted: Search) -> AsyncGenerator[list[_Match]]:
     """What the index alone can tell apart, the best first, some at a time."""
     terms = wanted.terms
     if terms is not None and len(terms) > MAX_TERMS:

@@ -1,19 +1,20 @@
-"""A memory as its events have made it, the bounds on its parts, and the one spelling of a tag."""
+"""A memory as its events have made it, the checks of its parts, and the one spelling of each tag and name."""
 
 from collections.abc import Iterable
 from typing import Any
+from unicodedata import normalize
 
 import msgspec
+import regex
 
 from crucible_core.errors import FieldError, InvalidError
+from crucible_core.limits import MEMORY_ENTITIES, MEMORY_LINKS, MEMORY_TAG_CHARS, MEMORY_TAGS, MEMORY_WORD_CHARS
 from crucible_core.protocol.memory import Link
 
-MAX_TAGS = 100
-MAX_TAG = 100
-MAX_ENTITIES = 1000
-MAX_LINKS = 1000
-MAX_WORD = 200
-"""Characters of an entity, a link's target or a link's type."""
+from .words import tag_key
+
+_UNSEEN = regex.compile(r"[[\p{Cc}--\s]\u00AD\u061C\u200B\u200E\u200F\u202A-\u202E\u2060-\u206F\uFEFF]", regex.V1)
+"""What nobody sees and no script needs within a word."""
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,15 +42,40 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     sequence: int
 
 
+def clean_name(text: str) -> str:
+    """The one spelling of a name: composed, without what nobody sees, and with one space between two words."""
+    return " ".join(normalize("NFC", _UNSEEN.sub("", text)).split())
+
+
 def clean_tag(text: str) -> str | None:
-    """The one spelling of a tag, with its `#`; None where nothing is left of it."""
-    name = text.strip().lstrip("#").strip()
-    return f"#{name}" if name else None
+    """The one spelling of a tag, with its `#`; None where nothing is left of it. Its case stays."""
+    name = clean_name(text).lstrip("#＃").strip(" /")
+    return f"#{name}" if tag_key(name) else None
 
 
-def same_link(one: Link, other: Link) -> bool:
-    """Whether both stand for one link; its weight may differ."""
-    return (one.target, one.type) == (other.target, other.type)
+def clean_tags(tags: Iterable[str]) -> list[str]:
+    """Each in its one spelling; of several with one key, the first."""
+    return unique_tags(tag for tag in map(clean_tag, tags) if tag)
+
+
+def unique_tags(tags: Iterable[str]) -> list[str]:
+    found: dict[str, str] = {}
+    for tag in tags:
+        found.setdefault(tag_key(tag), tag)
+    return list(found.values())
+
+
+def link_key(link: Link) -> tuple[str, str]:
+    """The same for two that are written alike; their weights may differ. Two notes may have names of one key."""
+    return clean_name(link.target), link.type
+
+
+def unique_links(links: Iterable[Link]) -> list[Link]:
+    """Of several that stand for one link, the first."""
+    found: dict[tuple[str, str], Link] = {}
+    for link in links:
+        found.setdefault(link_key(link), link)
+    return list(found.values())
 
 
 # ---- checks of what users send ---------------------------------------------------------------------------------------
@@ -60,19 +86,19 @@ def checked_tag(text: str, path: str = "tag") -> str:
     tag = clean_tag(text)
     if tag is None:
         raise refused(path, "a tag is a # and a name")
-    if len(tag) > MAX_TAG:
-        raise refused(path, f"a tag may have {MAX_TAG} characters")
+    if len(tag) > MEMORY_TAG_CHARS:
+        raise refused(path, f"a tag may have {MEMORY_TAG_CHARS} characters")
     return tag
 
 
 def checked_tags(tags: list[str], path: str = "tags") -> list[str]:
     """Each in its one spelling, and once."""
-    _bound(tags, MAX_TAGS, path)
-    return unique(checked_tag(tag, f"{path}.{place}") for place, tag in enumerate(tags))
+    _bound(tags, MEMORY_TAGS, path)
+    return unique_tags(checked_tag(tag, f"{path}.{place}") for place, tag in enumerate(tags))
 
 
 def checked_words(words: list[str], path: str) -> list[str]:
-    _bound(words, MAX_ENTITIES, path)
+    _bound(words, MEMORY_ENTITIES, path)
     return unique(_checked_word(word, f"{path}.{place}") for place, word in enumerate(words))
 
 
@@ -83,12 +109,8 @@ def checked_link(link: Link, path: str = "link") -> Link:
 
 def checked_links(links: list[Link], path: str = "links") -> list[Link]:
     """Of two that stand for one link, the first counts."""
-    _bound(links, MAX_LINKS, path)
-    found: dict[tuple[str, str], Link] = {}
-    for place, link in enumerate(links):
-        checked = checked_link(link, f"{path}.{place}")
-        found.setdefault((checked.target, checked.type), checked)
-    return list(found.values())
+    _bound(links, MEMORY_LINKS, path)
+    return unique_links(checked_link(link, f"{path}.{place}") for place, link in enumerate(links))
 
 
 def checked_content(content: str, path: str = "content") -> str:
@@ -106,9 +128,9 @@ def refused(path: str, message: str) -> InvalidError:
 
 
 def _checked_word(text: str, path: str) -> str:
-    word = text.strip()
-    if not 0 < len(word) <= MAX_WORD:
-        raise refused(path, f"must have 1 to {MAX_WORD} characters")
+    word = normalize("NFC", text).strip()
+    if not 0 < len(word) <= MEMORY_WORD_CHARS:
+        raise refused(path, f"must have 1 to {MEMORY_WORD_CHARS} characters")
     return word
 
 

@@ -2,7 +2,6 @@
 
 import logging
 import sqlite3
-import unicodedata
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -13,48 +12,37 @@ import msgspec
 from crucible_core.envelope import DEFAULT_WORLD
 from crucible_core.errors import UnavailableError
 from crucible_core.ids import is_id
-from crucible_core.protocol.memory import MemoryView
+from crucible_core.protocol.memory import Link, MemoryView
 from crucible_core.redaction import place_of
 from crucible_kit.bus import Message
-from crucible_kit.index import Index
+from crucible_kit.index import Index, insert
 
+from . import words
 from .projection import Recorded, fold, read_recorded
-from .state import Memory
+from .state import Memory, clean_name
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = f"2 {words.VERSION}"
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS memories (
-  key INTEGER PRIMARY KEY, id TEXT NOT NULL, world TEXT NOT NULL, room TEXT NOT NULL, title TEXT NOT NULL,
-  content TEXT NOT NULL, words TEXT NOT NULL, state BLOB NOT NULL, UNIQUE (id, world)
+  key INTEGER PRIMARY KEY, id TEXT NOT NULL, world TEXT NOT NULL, room TEXT NOT NULL, content TEXT NOT NULL,
+  state BLOB NOT NULL, UNIQUE (id, world)
 );
 CREATE TABLE IF NOT EXISTS tags (tag TEXT, memory INTEGER, PRIMARY KEY (tag, memory)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS tags_by_memory ON tags (memory);
-CREATE TABLE IF NOT EXISTS links (
-  source INTEGER, place INTEGER, target TEXT NOT NULL, type TEXT NOT NULL, weight REAL, PRIMARY KEY (source, place)
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS links_by_target ON links (target);
 CREATE TABLE IF NOT EXISTS names (
-  world TEXT, name TEXT, kind INTEGER, memory INTEGER, PRIMARY KEY (world, name, kind, memory)
+  world TEXT, name TEXT, kind INTEGER, memory INTEGER, spelled TEXT NOT NULL, PRIMARY KEY (world, name, kind, memory)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS names_by_memory ON names (memory);
-CREATE VIRTUAL TABLE IF NOT EXISTS texts USING fts5(
-  title, content, words, content='memories', content_rowid='key', tokenize='porter unicode61 remove_diacritics 2'
-);
+CREATE VIRTUAL TABLE IF NOT EXISTS texts USING fts5(title, content, words, content='', tokenize='porter ascii');
 CREATE TABLE IF NOT EXISTS refolds (
   id TEXT, world TEXT, seen INTEGER NOT NULL, PRIMARY KEY (id, world)
 ) WITHOUT ROWID;
-CREATE TRIGGER IF NOT EXISTS memory_inserted AFTER INSERT ON memories BEGIN
-  INSERT INTO texts (rowid, title, content, words) VALUES (new.key, new.title, new.content, new.words);
-END;
-CREATE TRIGGER IF NOT EXISTS memory_deleted AFTER DELETE ON memories BEGIN
-  INSERT INTO texts (texts, rowid, title, content, words)
-  VALUES ('delete', old.key, old.title, old.content, old.words);
-END;
 """
-"""`words` holds tags and entities for the full text; `state` is the Memory without its content. `refolds`
-has the memories of which an event was redacted, and the last of their events that the index has: see `refolding`."""
+"""`state` is the Memory without its content; `tags` and `names` hold keys, `spelled` is what a name's key was made of.
+`texts` has the full text as `words.indexed` makes it; its `words` are tags and entities. `refolds` has the memories of
+which an event was redacted, and the last of their events that the index has: see `refolding`."""
 
 _PATH, _FILE, _TITLE, _ALIAS = range(4)
 """The kinds of names, the strongest first."""
@@ -83,18 +71,14 @@ def apply(skipped: Callable[[], None], writer: sqlite3.Connection, messages: lis
 
 def put(writer: sqlite3.Connection, before: Iterable[Memory], after: Iterable[Memory | None]) -> None:
     """Memories in the place of others."""
-    _remove(writer, [(memory.key,) for memory in before])
+    _remove(writer, before)
     kept = [memory for memory in after if memory]
-    writer.executemany("INSERT INTO memories VALUES (?, ?, ?, ?, ?, ?, ?, ?)", map(_row, kept))
-    writer.executemany("INSERT INTO tags VALUES (?, ?)", [(tag, m.key) for m in kept for tag in m.tags])
-    writer.executemany(
-        "INSERT INTO links VALUES (?, ?, ?, ?, ?)",
-        [(m.key, place, link.target, link.type, link.weight) for m in kept for place, link in enumerate(m.links)],
-    )
-    writer.executemany(
-        "INSERT OR IGNORE INTO names VALUES (?, ?, ?, ?)",
-        [(m.world_id, name, kind, m.key) for m in kept for name, kind in names_of(m)],
-    )
+    insert(writer, "INSERT INTO memories VALUES", [_row(memory) for memory in kept])
+    insert(writer, "INSERT INTO texts (rowid, title, content, words) VALUES", [_text(memory) for memory in kept])
+    tags = [(key, memory.key) for memory in kept for tag in memory.tags for key in words.tag_keys(tag)]
+    insert(writer, "INSERT OR IGNORE INTO tags VALUES", tags)
+    names = [(m.world_id, words.name_key(name), kind, m.key, name) for m in kept for name, kind in names_of(m)]
+    insert(writer, "INSERT OR IGNORE INTO names VALUES", names)
 
 
 def replace(writer: sqlite3.Connection, id: str, world: str, memory: Memory | None, last: int) -> bool:
@@ -129,10 +113,10 @@ def _note_redacted(writer: sqlite3.Connection, messages: list[Message], events: 
 
 async def forget_world(index: Index, world: str, through: int) -> None:
     """Forgets the memories of a world that were made up to a sequence."""
-    some = "SELECT key FROM memories WHERE world = ? AND key <= ? LIMIT ?"
+    some = "SELECT state, content FROM memories WHERE world = ? AND key <= ? LIMIT ?"
 
     def forget(writer: sqlite3.Connection) -> int:
-        gone = writer.execute(some, (world, through, _AT_ONCE)).fetchall()
+        gone = [_memory(*row) for row in writer.execute(some, (world, through, _AT_ONCE))]
         _remove(writer, gone)
         return len(gone)
 
@@ -143,11 +127,14 @@ async def forget_world(index: Index, world: str, through: int) -> None:
         raise UnavailableError(f"the index cannot be written: {error}", retry_after=1) from error
 
 
-def _remove(writer: sqlite3.Connection, keys: Sequence[tuple[int]]) -> None:
-    writer.executemany("DELETE FROM memories WHERE key = ?", keys)
-    writer.executemany("DELETE FROM tags WHERE memory = ?", keys)
-    writer.executemany("DELETE FROM links WHERE source = ?", keys)
-    writer.executemany("DELETE FROM names WHERE memory = ?", keys)
+def _remove(writer: sqlite3.Connection, gone: Iterable[Memory]) -> None:
+    for memory in gone:
+        # A full text without its own copy of the words has to be told which ones to forget.
+        writer.execute(
+            "INSERT INTO texts (texts, rowid, title, content, words) VALUES ('delete', ?, ?, ?, ?)", _text(memory)
+        )
+        for table, column in (("memories", "key"), ("tags", "memory"), ("names", "memory")):
+            writer.execute(f"DELETE FROM {table} WHERE {column} = ?", (memory.key,))
 
 
 def _read(message: Message, skipped: Callable[[], None]) -> Recorded | None:
@@ -160,10 +147,13 @@ def _read(message: Message, skipped: Callable[[], None]) -> Recorded | None:
 
 
 def _row(memory: Memory) -> tuple[Any, ...]:
-    words = " ".join([*memory.tags, *memory.entities])
     state = _encoder.encode(msgspec.structs.replace(memory, content=""))
-    where = (memory.key, memory.id, memory.world_id, memory.room_id)
-    return (*where, memory.title or "", memory.content, words, state)
+    return (memory.key, memory.id, memory.world_id, memory.room_id, memory.content, state)
+
+
+def _text(memory: Memory) -> tuple[int, str, str, str]:
+    also = " ".join([*memory.tags, *memory.entities])
+    return memory.key, words.indexed(memory.title or ""), words.indexed(memory.content), words.indexed(also)
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -187,19 +177,25 @@ async def memories(reader: aiosqlite.Connection, keys: Sequence[int]) -> list[Me
 
 
 async def ids_of(reader: aiosqlite.Connection, world: str, targets: Iterable[str]) -> dict[str, str]:
-    """The memories that links' targets lead to by path, file, title or alias, in this order; the oldest of several."""
-    wanted = {target: name_key(target) for target in targets if not is_id("mem", target)}
-    found: dict[str, str] = {}
-    names = list(set(wanted.values()))
-    for start in range(0, len(names), _AT_ONCE):
-        part = names[start : start + _AT_ONCE]
+    """The memories that links' targets lead to by path, file, title or alias, in this order; of several those that are
+    spelled like the target, then the oldest."""
+    wanted = {target: words.name_key(target) for target in targets if not is_id("mem", target)}
+    found: dict[str, list[tuple[str, int, str]]] = {}
+    keys = list(set(wanted.values()))
+    for start in range(0, len(keys), _AT_ONCE):
+        part = keys[start : start + _AT_ONCE]
         query = (
-            "SELECT n.name, m.id FROM names n JOIN memories m ON m.key = n.memory"
+            "SELECT n.name, n.spelled, n.kind, m.id FROM names n JOIN memories m ON m.key = n.memory"
             f" WHERE n.world = ? AND n.name IN ({_marks(part)}) ORDER BY n.kind, m.key"
         )
-        for name, id in await reader.execute_fetchall(query, (world, *part)):
-            found.setdefault(name, id)
-    return {target: found[name] for target, name in wanted.items() if name in found}
+        for name, *named in await reader.execute_fetchall(query, (world, *part)):
+            found.setdefault(name, []).append(tuple(named))
+    return {target: _best(clean_name(target), found[key]) for target, key in wanted.items() if key in found}
+
+
+def _best(target: str, named: list[tuple[str, int, str]]) -> str:
+    _, strongest, first = named[0]
+    return next((id for spelled, kind, id in named if kind == strongest and spelled == target), first)
 
 
 async def views(reader: aiosqlite.Connection, found: Sequence[Memory]) -> list[MemoryView]:
@@ -210,9 +206,12 @@ async def views(reader: aiosqlite.Connection, found: Sequence[Memory]) -> list[M
 
 
 def _view(memory: Memory, ids: dict[str, str]) -> MemoryView:
-    links = [msgspec.structs.replace(link, target=ids.get(link.target, link.target)) for link in memory.links]
+    links: dict[tuple[str, str], Link] = {}
+    for link in memory.links:
+        target = ids.get(link.target, link.target)
+        links.setdefault((target, link.type), msgspec.structs.replace(link, target=target))
     fields = {name: getattr(memory, name) for name in MemoryView.__struct_fields__}
-    return MemoryView(**fields | {"links": links})
+    return MemoryView(**fields | {"links": list(links.values())})
 
 
 def _states(keys: Collection[_Key]) -> tuple[str, list[str]]:
@@ -249,15 +248,10 @@ def names_of(memory: Memory) -> list[tuple[str, int]]:
         names.append((memory.title, _TITLE))
     aliases = memory.metadata.get("aliases")
     names += [(alias, _ALIAS) for alias in aliases if isinstance(alias, str)] if isinstance(aliases, list) else []
-    return [(name_key(name), kind) for name, kind in names]
+    return [(clean_name(name), kind) for name, kind in names]
 
 
 def _tails(parts: tuple[str, ...]) -> list[tuple[int, tuple[str, ...]]]:
     """The whole path, then its ends: `c/b/a.md` is also `b/a.md` and `a.md`."""
     shorter = [(_FILE, parts[-length:]) for length in range(min(len(parts) - 1, _MAX_FOLDERS), 0, -1)]
     return [(_PATH, parts), *shorter]
-
-
-def name_key(name: str) -> str:
-    """One spelling for names that differ in case, spaces or the form of their accents."""
-    return " ".join(unicodedata.normalize("NFC", name).casefold().split()).removeprefix("./").strip("/")

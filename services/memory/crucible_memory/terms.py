@@ -1,24 +1,23 @@
-"""From a text that somebody looks for to full-text queries of one word each, and what each is worth. Pure.
+"""From a text that somebody looks for to full-text queries of one word or phrase each, and what each is worth. Pure.
 
 A word's worth is Lucene's BM25 idf, ln(1 + (N - n + 0.5) / (n + 0.5)) for n of N texts, which stays above zero where
 SQLite's does not: among few memories, a word that most of them have still tells that they are alike.
 """
 
 import math
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from crucible_core.limits import MEMORY_QUERY_CHARS
+
+from .words import Gram, grams
+
 MAX_TERMS = 20
 """Words of a query. Of a longer text, such as another memory's content, the most telling ones are taken."""
 MAX_CANDIDATES = 60
-_MAX_TEXT = 100_000
-_MAX_WORD = 64
 _SHORT = 3
 _FEW = 100
-_WORD = re.compile(r"[^\W_]+")
 
 
 class Term(NamedTuple):
@@ -30,13 +29,15 @@ class Term(NamedTuple):
 
 
 def terms_of(text: str) -> list[Term]:
-    """At most `MAX_CANDIDATES`, the longest words where there are more. The last word of a short text also stands for
-    those that begin with it."""
-    words = _words(text[:_MAX_TEXT])
-    counted = Counter(words)
-    chosen = sorted(counted, key=lambda word: (-len(word), word))[:MAX_CANDIDATES]
-    terms = [Term(f'"{word}"', 1 + math.log(counted[word] if len(word) > _SHORT else 1)) for word in chosen]
-    return [*terms, Term(f'"{words[-1]}"*', 1.0)] if 0 < len(terms) < MAX_TERMS else terms
+    """At most `MAX_CANDIDATES`, those that promise most where there are more. The last word of a short text also stands
+    for those that begin with it."""
+    found = list(grams(text[:MEMORY_QUERY_CHARS]))
+    counted = Counter(found)
+    chosen = sorted(counted, key=lambda gram: -gram.weight)[:MAX_CANDIDATES]
+    terms = [Term(f'"{gram.text}"', _boost(gram, counted[gram])) for gram in chosen]
+    if 0 < len(terms) < MAX_TERMS and found[-1].is_word:
+        terms.append(Term(f'"{found[-1].text}"*', 1.0))
+    return terms
 
 
 def telling(terms: Sequence[Term], counts: Sequence[int], total: int) -> list[Term]:
@@ -64,5 +65,5 @@ def idf_ratio(count: int, total: int) -> float:
     return idf(min(count, total), total) / (theirs if theirs > 0 else 1e-6)
 
 
-def _words(text: str) -> list[str]:
-    return [word[:_MAX_WORD] for word in _WORD.findall(unicodedata.normalize("NFC", text).casefold())]
+def _boost(gram: Gram, count: int) -> float:
+    return 1 + math.log(count if gram.is_word and len(gram.text) > _SHORT else 1)
