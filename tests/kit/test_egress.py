@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001
 """The egress guard as a function: which URLs can be read, which addresses are public, and what the setting opens."""
 
 import ipaddress
