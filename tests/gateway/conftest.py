@@ -23,6 +23,7 @@ from crucible_kit.bus import Bus
 from crucible_kit.connection import Connection
 from crucible_kit.frames import Outgoing
 from crucible_kit.rpc import Context, Endpoint, serve
+from crucible_kit.server import WEBSOCKET
 from crucible_kit.telemetry import Telemetry
 
 KEY = "the-admin-key"
@@ -68,7 +69,7 @@ def start(nats_url: str, names: Names) -> Serve:
         chosen = {"nats_url": nats_url, "bus_prefix": names.prefix, "admin_key": KEY, "port": 0, **changes}
         app = create_app(Settings(**chosen))
         config = uvicorn.Config(
-            app, port=0, ws="websockets-sansio", http=connection, log_config=None, access_log=False, lifespan="on"
+            app, port=0, ws=WEBSOCKET, http=connection, log_config=None, access_log=False, lifespan="on"
         )
         server = uvicorn.Server(config)
         task = asyncio.create_task(server._serve())

@@ -416,3 +416,35 @@ async def test_large_heads_within_the_limits_are_read(gateway: Served) -> None:
         assert (await answered(reader))[0] == 200
         writer.write(head("GET", "/healthz") * 3)
         assert [(await answered(reader))[0] for _ in range(3)] == [200] * 3, "one after another, sent at once"
+
+
+# ---- offers to upgrade -----------------------------------------------------------------------------------------------
+
+H2C = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2_Settings": "AAMAAABkAAQCAAAAAAIAAAAA"}
+CLOUD = {"ce_specversion": "1.0", "ce_id": "1", "ce_source": "urn:x", "ce_type": "Custom.X"}
+
+
+@pytest.mark.parametrize("fields", [{}, CLOUD], ids=["json", "cloudevents"])
+async def test_an_event_beside_an_offer_of_http2_is_stored_whole(
+    gateway: Served, events: Answers, fields: dict[str, str]
+) -> None:
+    payload = b'{"n": 1}'
+    body = payload if fields else event(payload.decode())
+    kind = {"Content_Type": "application/json"}
+    async with connected(gateway) as (reader, writer):
+        writer.write(head(**H2C, **fields, **kind, Content_Length=len(body)) + body)
+        assert (await answered(reader))[0] == 201
+        writer.write(
+            head(**H2C, **fields, **kind, Transfer_Encoding="chunked") + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        )
+        assert (await answered(reader))[0] in (200, 201)
+        assert [bytes(request.events[0].payload) for _, request, _ in events.asked] == [payload, payload]
+
+
+async def test_a_handshake_with_a_body_is_400_and_stores_nothing(gateway: Served, events: Answers) -> None:
+    for path in (PATH, f"{PATH}/stream", "/healthz", "/nope"):
+        async with connected(gateway) as (reader, writer):
+            writer.write(head(path=path, Connection="Upgrade", Upgrade="websocket", Content_Length=2) + b"{}")
+            status, fields, _ = await answered(reader)
+            assert (status, fields["content-type"]) == (400, PROBLEM)
+    assert events.asked == []

@@ -1,114 +1,309 @@
-"""An HTTP/1.1 connection: uvicorn's, which bounds neither a request's head nor the time that one may take to come."""
+"""An HTTP/1.1 connection: uvicorn's, with bounds on what may come and how long it may take, and what HTTP asks for."""
 
 import asyncio
 from typing import Any, ClassVar
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from .asgi import STATUS, status_problem
-from .corking import Corked
 
 MAX_HEAD_BYTES = 64 * 1024
-"""Request line and headers."""
+"""Request line and headers, and as much between two pieces of a body: the sizes of its chunks, and its trailers."""
 MAX_HEADERS = 200
 
-_BROKEN, _SLOW, _LARGE = STATUS["malformed"], STATUS["too_slow"], 431
-_PHRASES = {_BROKEN: b"Bad Request", _SLOW: b"Request Timeout", _LARGE: b"Request Header Fields Too Large"}
+_BROKEN, _SLOW, _LARGE, _NO_METHOD = STATUS["malformed"], STATUS["too_slow"], 431, 405
+_PHRASES = {
+    _BROKEN: b"Bad Request",
+    _SLOW: b"Request Timeout",
+    _LARGE: b"Request Header Fields Too Large",
+    _NO_METHOD: b"Method Not Allowed",
+}
+_NO_HTTP = "this is not HTTP/1.1"
+_TOO_LARGE = f"a request may have {MAX_HEADERS} headers, and {MAX_HEAD_BYTES} bytes before its body"
+_HANDSHAKE = "a WebSocket handshake is a GET that has no body"
 
 
 class Connection(HttpToolsProtocol):
-    """What uvicorn itself would refuse in plain text is a problem document here."""
+    """What uvicorn itself would refuse in plain text is a problem document here.
+
+    An offer to upgrade that is no WebSocket handshake is ignored (RFC 9110, 7.8). HEAD is answered by what answers GET.
+    HTTP/1.0 gets no chunks. A connection has a time for each thing that it may wait for; the app has one for a body.
+    """
 
     head_s: ClassVar[float] = 10.0
     """How long a head may take from its first byte on, and a connection until the first byte."""
     linger_s: ClassVar[float] = 5.0
     """How long a client may go on sending what is not read: closed at once, it might not see why."""
+    stall_s: ClassVar[float] = 120.0
+    """How long a client may take nothing at all of an answer that waits for it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._head: int | None = 0
-        """Bytes of the head that is being read; None while a body is."""
+        self._in_body = False
+        self._framing = 0
+        """Bytes since the last message, or the last piece of its body."""
         self._one_large_piece = False
-        self._refused = False
+        self._offered: tuple[bytes, str] | None = None
+        """Method and version of a head that offers an upgrade: the parser pauses after it."""
+        self._running: RequestResponseCycle | None = None
+        """The request that is being answered."""
+        self._refusal: tuple[int, str] | None = None
+        """Why nothing more is read."""
+        self._lingers = False
+        self._error = (_BROKEN, _NO_HTTP)
         self._timer: asyncio.TimerHandle | None = None
-        self._status = _BROKEN
+        self._stall: asyncio.TimerHandle | None = None
+
+    # ---- what comes --------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(Corked(transport))  # type: ignore[arg-type]
+        super().connection_made(Corked(transport, self.linger_s))  # type: ignore[arg-type]
         self._timer = self.loop.call_later(self.head_s, self._too_slow)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._stop_watching()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._refused:
+        if self._refusal:
             return
+        self._unset_keepalive_if_required()
         self._one_large_piece = len(data) > MAX_HEAD_BYTES
-        if self._head is not None:
-            self._head += len(data)
-        super().data_received(data)
-        if self._head and not self._refused:
-            if self._head > MAX_HEAD_BYTES:
-                self._refuse(_LARGE)
-            elif self._timer is None:
-                self._timer = self.loop.call_later(self.head_s, self._too_slow)
+        self._framing += len(data)
+        self._parse(data)
+        if self._framing > MAX_HEAD_BYTES:
+            self._refuse(_LARGE, _TOO_LARGE)
+        elif self._framing and not self._in_body and self._timer is None and not self._refusal:
+            self._timer = self.loop.call_later(self.head_s, self._too_slow)
+
+    def _parse(self, data: bytes) -> None:
+        left: list[bytes | memoryview] = [memoryview(data)]
+        while left and not self._refusal:
+            piece = left.pop()
+            try:
+                self.parser.feed_data(piece)
+            except httptools.HttpParserUpgrade as pause:
+                left += self._take_offer(memoryview(piece)[pause.args[0] :])
+            except httptools.HttpParserError:
+                self._refuse(*self._error)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_body:
+            return  # a trailer, which nobody here waits for
         super().on_header(name, value)
         if len(self.headers) > MAX_HEADERS:
-            self._status = _LARGE
-            raise ValueError("too many headers")
+            self._fail(_LARGE, _TOO_LARGE)
 
     def on_headers_complete(self) -> None:
-        self._head = None
+        self._in_body, self._framing = True, 0
         self._stop_timer()
         if self._one_large_piece and self._size() > MAX_HEAD_BYTES:
-            self._status = _LARGE
-            raise ValueError("too large a head")
-        super().on_headers_complete()
+            self._fail(_LARGE, _TOO_LARGE)
+        version = self.parser.get_http_version()
+        if version != "1.1":
+            self._check_version(version)
+        if self.parser.should_upgrade():
+            self._offered = self.parser.get_method(), version
+        else:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._framing = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
-        super().on_message_complete()
-        self._head = 0
+        self._in_body, self._framing = False, 0
+        if self._offered is None:
+            super().on_message_complete()
 
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if self.cycle.more_body:
-            self.loop.call_later(self.linger_s, self._close_unless_read, self.cycle)
+    def _check_version(self, version: str) -> None:
+        chunked = any(name == b"transfer-encoding" for name, _ in self.headers)
+        if version != "1.0" or chunked:
+            self._fail(_BROKEN, "HTTP/1.0 has no Transfer-Encoding" if chunked else _NO_HTTP)
 
-    def send_400_response(self, msg: str) -> None:
-        """uvicorn's answer to what is no HTTP, and to an error that a callback above raised."""
-        self._refuse(self._status)
+    def _fail(self, status: int, why: str) -> None:
+        """Out of a callback of the parser."""
+        self._error = status, why
+        raise ValueError(why)
 
     def _size(self) -> int:
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
+    # ---- upgrades ----------------------------------------------------------------------------------------------------
+
+    def _take_offer(self, rest: memoryview) -> list[bytes | memoryview]:
+        """Goes on after a head that offers an upgrade; what is left to be parsed, the last first.
+
+        The parser takes whatever comes after such a head for another protocol's, a body too. So where the offer is
+        ignored it reads the head once more, without the offer.
+        """
+        assert self._offered is not None
+        method, version = self._offered
+        self._offered = None
+        websocket = version == "1.1" and b"websocket" in self._tokens(b"upgrade")
+        if method == b"CONNECT":
+            self._refuse(_NO_METHOD, "this server is no proxy")
+        elif websocket and (method != b"GET" or self._has_body()):
+            self._refuse(_BROKEN, _HANDSHAKE)
+        elif websocket and self.ws_protocol_class is not None and self._running is None:
+            self._open_websocket(bytes(rest))
+        else:
+            # This parser may have come to its end with a head that also says "close".
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            return [rest, self._without_offer(method, version)]
+        return []
+
+    def _without_offer(self, method: bytes, version: str) -> bytes:
+        lines = [b"%b %b HTTP/%b" % (method, self.url, version.encode())]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
+
+    def _open_websocket(self, rest: bytes) -> None:
+        """Hands the connection over; `rest` are frames that came with the handshake."""
+        self._stop_timer()
+        self._stop_watching()
+        self.connections.discard(self)
+        make: Any = self.ws_protocol_class
+        protocol = make(config=self.config, server_state=self.server_state, app_state=self.app_state)
+        protocol.connection_made(self.transport)
+        self.transport.set_protocol(protocol)
+        protocol.open(self.url, self.headers, rest)
+
+    def _tokens(self, header: bytes) -> set[bytes]:
+        return {token.strip().lower() for name, value in self.headers if name == header for token in value.split(b",")}
+
+    def _has_body(self) -> bool:
+        return any(
+            name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0") != b"")
+            for name, value in self.headers
+        )
+
+    # ---- what goes ---------------------------------------------------------------------------------------------------
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        if not cycle.keep_alive or cycle.waiting_for_100_continue or cycle.scope["method"] == "HEAD":
+            app = self._adapted(app, cycle)
+        super()._start_asgi_task(cycle, app)
+
+    def _adapted(self, app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:
+        """`app`, whose answer has no body (HEAD), no chunks (HTTP/1.0), or is the last one of its connection."""
+        head, old = cycle.scope["method"] == "HEAD", cycle.scope["http_version"] == "1.0"
+        cycle.waiting_for_100_continue = cycle.waiting_for_100_continue and not old
+        unframed = False
+
+        async def send(message: Any) -> None:
+            nonlocal unframed
+            if message["type"] == "http.response.start":
+                # A client that waits for a 100 may send its body all the same, or another request in its place.
+                cycle.keep_alive = cycle.keep_alive and not cycle.waiting_for_100_continue
+                unframed = old and not any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))
+                cycle.chunked_encoding = False if unframed else None
+            elif head and cycle.response_complete:
+                return
+            elif head:
+                message = {"type": message["type"], "body": b""}
+            elif unframed:
+                cycle.expected_content_length = len(message.get("body", b""))
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                self._let_linger(cycle)
+            await cycle.send(message)
+
+        async def adapted(scope: Scope, receive: Receive, _: Send) -> None:
+            await app({**scope, "method": "GET"} if head else scope, receive, send)
+
+        return adapted
+
+    def _let_linger(self, cycle: RequestResponseCycle) -> None:
+        """Closes the connection a while after its last answer, where the client may still be sending: closed at once,
+        it would be reset, and the answer lost."""
+        if not cycle.keep_alive and cycle.more_body:
+            cycle.keep_alive = True
+            self._lingers = True
+
+    def on_response_complete(self) -> None:
+        cycle, self._running = self._running, None
+        super().on_response_complete()
+        if self._lingers:
+            self._refusal = _BROKEN, ""
+            self._end()
+        elif self._refusal and self._running is None:
+            self._answer_refusal()
+        elif cycle is self.cycle and self.cycle.more_body:
+            self.loop.call_later(self.linger_s, self._close_unless_read, cycle)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stall = self.loop.call_later(self.stall_s, self._end_stall, self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_watching()
+
+    def _stop_watching(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+    def _end_stall(self, before: int) -> None:
+        """Ends the connection where not one byte has gone since the last look."""
+        waiting = self.transport.get_write_buffer_size()
+        if waiting >= before:
+            self.transport.abort()
+        else:
+            self._stall = self.loop.call_later(self.stall_s, self._end_stall, waiting)
+
+    # ---- refusals ----------------------------------------------------------------------------------------------------
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(*self._error)
+
     def _too_slow(self) -> None:
         self._timer = None
-        if self._head:
-            self._refuse(_SLOW)
+        if self._framing:
+            self._refuse(_SLOW, f"the head of a request may take {self.head_s:g} s to arrive")
         else:
             self.transport.close()
 
-    def _refuse(self, status: int) -> None:
-        self._refused = True
+    def _refuse(self, status: int, why: str) -> None:
+        """Reads no more, and answers so after what was asked before."""
+        self._refusal = status, why
         self._stop_timer()
+        cycle = self.cycle
+        if self._in_body and cycle is not None and cycle.more_body:
+            if cycle.response_started:
+                self.transport.close()  # there is no place for a second answer
+                return
+            self._abandon(cycle)
+        if self._running is None:
+            self._answer_refusal()
+
+    def _abandon(self, cycle: RequestResponseCycle) -> None:
+        """Ends a request whose body is refused."""
+        if self.pipeline and self.pipeline[0][0] is cycle:
+            self.pipeline.popleft()
+            return
+        self._running = None
+        cycle.disconnected = True
+        cycle.message_event.set()
+
+    def _answer_refusal(self) -> None:
+        assert self._refusal is not None
+        self.transport.write(_answer(*self._refusal))
+        self._end()
+
+    def _end(self) -> None:
+        """Closes once the client has had time to read what was sent, and to stop sending."""
         if self.transport.is_closing():
             return
-        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
-            self.transport.close()  # an answer here would stand in the middle of another
-            return
-        self.transport.write(_answer(status, self._why(status)))
+        self._unset_keepalive_if_required()
+        self.flow.resume_reading()
         self.transport.write_eof()
         self.loop.call_later(self.linger_s, self.transport.close)
-
-    def _why(self, status: int) -> str:
-        if status == _LARGE:
-            return f"a request may have {MAX_HEADERS} headers, and {MAX_HEAD_BYTES} bytes before its body"
-        if status == _SLOW:
-            return f"the head of a request may take {self.head_s:g} s to arrive"
-        return "this is not HTTP/1.1"
 
     def _close_unless_read(self, cycle: Any) -> None:
         if self.cycle is cycle and cycle.more_body:
@@ -129,3 +324,37 @@ def _answer(status: int, detail: str) -> bytes:
         b"connection: close",
     ]
     return b"\r\n".join([*lines, b"", body])
+
+
+class Corked:
+    """A transport whose writes go out together once all that is ready has run, since a write is a system call; and
+    which is closed within a time, whether the client takes what is left or not. In all else it is the transport."""
+
+    def __init__(self, transport: Any, linger_s: float) -> None:
+        self._transport = transport
+        self._linger_s = linger_s
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        if not self._waiting:
+            self._loop.call_soon(self.flush)
+        self._waiting.append(data)
+
+    def flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        if waiting and not self._transport.is_closing():
+            self._transport.write(waiting[0] if len(waiting) == 1 else b"".join(waiting))
+
+    def write_eof(self) -> None:
+        self.flush()
+        self._transport.write_eof()
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+        if self._transport.get_write_buffer_size():
+            self._loop.call_later(self._linger_s, self._transport.abort)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)

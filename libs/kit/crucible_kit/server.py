@@ -21,10 +21,12 @@ from .connection import Connection
 from .logs import describe_error, leaves, setup_logging
 from .settings import KitSettings, load
 
-__all__ = ["main", "run", "setup_logging"]
+__all__ = ["WEBSOCKET", "main", "run", "setup_logging"]
 
 log = logging.getLogger(__name__)
 
+WEBSOCKET = "crucible_kit.websocket:WebSocket"
+"""By name: loading it costs a process 2 MB, which only one with sockets has to pay."""
 _COLLECT_AFTER = 20_000
 _SWITCH_S = 0.0005
 """An SQLite thread asks for the interpreter's lock after every row: with Python's own 5 ms, a busy event loop makes
@@ -146,7 +148,7 @@ def _config(app: Any, guard: LifespanGuard, settings: KitSettings) -> uvicorn.Co
         port=settings.port,
         loop="auto",
         http=Connection,
-        ws="websockets-sansio" if _has_websockets(app) else "none",
+        ws=WEBSOCKET if _has_websockets(app) else "none",
         lifespan="on",
         log_config=None,
         access_log=False,
@@ -157,7 +159,7 @@ def _config(app: Any, guard: LifespanGuard, settings: KitSettings) -> uvicorn.Co
 
 
 def _has_websockets(app: Any) -> bool:
-    """Whether the app may have WebSocket routes: loading the protocol costs each process 2 MB."""
+    """Whether the app may have WebSocket routes."""
     return not isinstance(app, Starlette) or any(isinstance(route, WebSocketRoute) for route in app.routes)
 
 
