@@ -1,14 +1,17 @@
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from crucible_core.errors import ConflictError, LimitedError, UnavailableError
+from crucible_core.errors import ConflictError, LimitedError, UnavailableError, UnknownOutcomeError
 from crucible_core.subjects import EXPECTED_SEQUENCE, EXPECTED_SUBJECT, Names
 from crucible_events.committer import FEW, Committer
 from crucible_events.settings import Settings
+from crucible_kit import deadline
 from crucible_kit.bus import Bus, DuplicateError, Stored
+from crucible_kit.deadline import Caller
 from crucible_kit.frames import Outgoing
 from crucible_kit.metrics import Metrics
 from crucible_kit.streams import declare_streams
@@ -119,6 +122,22 @@ async def test_what_was_given_up_in_time_is_not_stored(committer: Committer, bus
     assert await bus.last_sequence(bus.names.events) == 3
 
 
+@pytest.mark.parametrize("count", [1, FEW, MANY])
+async def test_what_nobody_waits_for_any_more_is_not_stored(committer: Committer, bus: Bus, count: int) -> None:
+    """Also not what shares its batch with what is waited for."""
+    now = time.monotonic()
+    with deadline.on_behalf_of(Caller(now - 1, now)):
+        late = [committer.submit([one]) for one in messages(bus.names, count, "late")]
+    with deadline.on_behalf_of(Caller(now + 60, now)):
+        waiting = [committer.submit([one]) for one in messages(bus.names, count)]
+    async with committing(committer):
+        assert [(await one)[0].sequence for one in waiting] == list(range(1, count + 1))
+        for one in late:
+            with pytest.raises(UnavailableError, match="not done"):
+                await one
+    assert await bus.last_sequence(bus.names.events) == count
+
+
 async def test_what_comes_after_something_that_failed_waits_for_its_repetition(
     committer: Committer, bus: Bus, settings: Settings
 ) -> None:
@@ -159,7 +178,19 @@ async def test_what_waits_at_the_end_is_refused(committer: Committer, bus: Bus) 
     waiting = [committer.submit([one]) for one in messages(bus.names, 3)]
     task.cancel()
     for outcome in await asyncio.gather(*waiting, return_exceptions=True):
-        assert isinstance(outcome, UnavailableError)
+        assert type(outcome) is UnavailableError
+
+
+async def test_of_what_was_being_stored_at_the_end_it_is_said_that_it_may_be(committer: Committer, bus: Bus) -> None:
+    first = committer.submit([message(bus.names, "a")])
+    second = committer.submit([message(bus.names, "b")])
+    task = asyncio.create_task(committer.run())
+    for _ in range(3):  # it has taken the first ones, and waits for JetStream
+        await asyncio.sleep(0)
+    waiting = committer.submit([message(bus.names, "c")])
+    task.cancel()
+    outcomes = await asyncio.gather(first, second, waiting, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [UnknownOutcomeError, UnknownOutcomeError, UnavailableError]
 
 
 @pytest.mark.parametrize("count", [1, FEW, MANY])

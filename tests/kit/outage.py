@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,15 @@ class Server:
             self._process.kill()
             await self._process.wait()
             self._process = None
+
+    def stop(self) -> None:
+        """As Ctrl-Z does it: it neither ends nor answers."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     async def restart(self) -> None:
         await self.kill()

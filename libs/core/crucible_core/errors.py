@@ -14,6 +14,7 @@ CrucibleError
 ├── DeniedError           422  a pre-hook said no: the reason tells why
 ├── LimitedError          429  too much at once: wait `retry_after` seconds
 └── UnavailableError      503  something needed is away: wait `retry_after` seconds
+    └── UnknownOutcomeError  503  no answer came: it may have been done; the same request again does it once
 
 The HTTP statuses are shown for orientation; the mapping itself lives in `crucible_kit.asgi`.
 """
@@ -114,9 +115,20 @@ class LimitedError(CrucibleError):
 
 
 class UnavailableError(CrucibleError):
-    """`extra["retry_after"]` is in seconds."""
+    """`extra["retry_after"]` is in seconds. Of what was asked for, nothing was done."""
 
     code = "unavailable"
+
+
+class UnknownOutcomeError(UnavailableError):
+    """It was sent, and no answer came: it may have been done, or not."""
+
+    code = "outcome_unknown"
+
+
+def untried(error: CrucibleError) -> CrucibleError:
+    """What is to be said of something that was not tried because of `error`: nothing of it is open."""
+    return UnavailableError(error.detail, **error.extra) if isinstance(error, UnknownOutcomeError) else error
 
 
 def _tree(root: type[CrucibleError]) -> dict[str, type[CrucibleError]]:

@@ -43,6 +43,7 @@ STATUS: Mapping[str, int] = MappingProxyType(
         "limited": 429,
         "internal": 500,
         "unavailable": 503,
+        "outcome_unknown": 503,
     }
 )
 """The HTTP status of each error's code."""
@@ -63,11 +64,14 @@ TITLES: Mapping[str, str] = MappingProxyType(
         "limited": "Too many requests",
         "internal": "Internal error",
         "unavailable": "Something needed is away",
+        "outcome_unknown": "It may have been done, or not",
     }
 )
-WAITING = frozenset({"limited", "unavailable"})
+WAITING = frozenset({"limited", "unavailable", "outcome_unknown"})
 """The errors that say when to come again."""
-_CODES: Mapping[int, str] = MappingProxyType({status: code for code, status in STATUS.items() if code != "denied"})
+_UNKNOWN = "the same request again, with the same id or Idempotency-Key, does it once"
+_SPECIAL = frozenset({"denied", "outcome_unknown"})
+_CODES: Mapping[int, str] = MappingProxyType({status: code for code, status in STATUS.items() if code not in _SPECIAL})
 
 
 def problem(error: CrucibleError, correlation_id: str | None = None) -> Rendered:
@@ -82,6 +86,8 @@ def problem(error: CrucibleError, correlation_id: str | None = None) -> Rendered
     if code == "unauthenticated":
         headers["WWW-Authenticate"] = "Bearer"
     detail = INTERNAL_DETAIL if code == "internal" else error.detail
+    if code == "outcome_unknown":
+        detail = f"{detail}; it may have been done, or not: {_UNKNOWN}"
     members = {name: value for name, value in error.extra.items() if name != "retry_after"}
     return _render(code, TITLES[code], STATUS[code], detail, correlation_id, headers, list(error.errors), members)
 

@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import logging
 import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,10 +16,19 @@ import nats.aio.subscription
 import nats.errors
 
 from crucible_core import subjects
-from crucible_core.errors import CrucibleError, InvalidError, Problem, UnavailableError, from_problem
+from crucible_core.errors import (
+    CrucibleError,
+    InvalidError,
+    Problem,
+    UnavailableError,
+    UnknownOutcomeError,
+    from_problem,
+)
 from crucible_core.subjects import Names
 
+from . import deadline
 from .address import credentials, without_secrets
+from .deadline import Caller
 from .frames import Outgoing, batch_frames, frame
 from .jetstream import MAX_BATCH, DuplicateError, JetStream
 from .message import DISCONNECTED, Handler, Message, Receiver, Stored
@@ -30,6 +40,8 @@ __all__ = ["MAX_BATCH", "Bus", "DuplicateError", "Handler", "Message", "Stored",
 log = logging.getLogger(__name__)
 
 _DRAIN_S = 2.0
+_PROMPT_S = 0.5
+"""An answer that took longer says too little of the server's clock."""
 _NO_RESPONDERS = "503"
 
 
@@ -68,6 +80,11 @@ class Bus(JetStream):
         self._replies = ""
         self._numbers = itertools.count()
         self._outgoing: list[bytes] = []
+        # By place in it: what is not written once its caller has given up, and what is called then.
+        self._mortal: dict[int, tuple[Caller, Callable[[], None]]] = {}
+        self._clock_ms = (time.time() - time.monotonic()) * 1000
+        self.clock_doubted = asyncio.Event()
+        """Set where the server's clock may be another than `now_ms` says."""
         # Whose messages arrive at which subject of ours: all of them hear when the connection breaks.
         self._receivers: dict[str, Receiver] = {}
         # nats-py has no public way to read faster than it does: see `wire`.
@@ -92,6 +109,19 @@ class Bus(JetStream):
         if self._client.is_closed:
             raise UnavailableError(f"NATS closed the connection for good: {self._client.last_error or 'no reason'}")
 
+    def now_ms(self) -> float:
+        """Unix ms by the clock of the NATS server, which is one for all that are connected to it; by this machine's
+        until `set_clock`."""
+        return time.monotonic() * 1000 + self._clock_ms
+
+    async def set_clock(self) -> None:
+        """Compares clocks with the server. An answer that is long on its way changes nothing."""
+        began = time.monotonic()
+        now_ms = (await self.stream_state(self.names.events)).now_ms
+        ended = time.monotonic()
+        if now_ms and ended - began < _PROMPT_S:
+            self._clock_ms = now_ms - (began + ended) * 500
+
     # ---- core NATS
 
     async def request(
@@ -102,15 +132,21 @@ class Bus(JetStream):
         timeout: float = 5.0,
         silence: float | None = None,
         headers: Mapping[str, str] | None = None,
+        effect: bool = False,
     ) -> Message:
         """The answer to a request. An answer that is a Problem is raised as the error that it describes.
 
         `silence` is how long it may be without a sign that somebody works on it (`subjects.WORKING`): a process that
-        was killed answers no more. Raises UnavailableError when nobody answers, TooLargeError when the server would
-        not take it.
+        was killed answers no more. What has an `effect` is not sent any more once the caller on whose behalf it is has
+        given up. Raises UnavailableError when nobody answers (UnknownOutcomeError where that has an effect),
+        TooLargeError when the server would not take it.
         """
         answer = await self._answer(
-            subject, lambda reply: self._publish(subject, data, headers, reply), timeout, silence=silence
+            subject,
+            lambda reply: frame(subject, data, headers, reply, self._client.max_payload),
+            timeout,
+            silence=silence,
+            effect=effect,
         )
         if answer.status == _NO_RESPONDERS:
             raise UnavailableError(f"nothing answers {subject} at the moment", retry_after=1)
@@ -188,17 +224,19 @@ class Bus(JetStream):
     async def _answer(
         self,
         what: str,
-        send: Callable[[str], Awaitable[None]],
+        frames: Callable[[str], bytes],
         timeout: float,
         *,
         silence: float | None = None,
         skip_empty: bool = False,
+        effect: bool = False,
     ) -> Message:
-        """The first message (with `skip_empty`: that says something) at the reply subject that `send` is given."""
+        """The first message (with `skip_empty`: that says something) at the reply subject that `frames` is given."""
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[Message] = loop.create_future()
         began = loop.time()
         patience = timeout if silence is None else min(timeout, silence)
+        unanswered = UnknownOutcomeError if effect else UnavailableError
         waiting = asyncio.timeout_at(began + patience)
 
         def received(message: Message) -> None:
@@ -210,15 +248,21 @@ class Bus(JetStream):
             elif message.data or message.headers or not skip_empty:
                 answered.set_result(message)
 
+        def dropped() -> None:
+            if not answered.done():
+                answered.set_exception(deadline.late(what))
+
         with self._expected(received) as reply:
             try:
                 async with waiting:
-                    await send(reply)
+                    if effect:
+                        deadline.check_waited_for(what)
+                    await self._send(frames(reply), dropped if effect else None)
                     answer = await answered
             except TimeoutError as error:
-                raise UnavailableError(f"{what} did not answer within {patience:g} s", retry_after=1) from error
+                raise unanswered(f"{what} did not answer within {patience:g} s", retry_after=1) from error
         if answer is DISCONNECTED:
-            raise UnavailableError(f"NATS went away during {what}", retry_after=1)
+            raise unanswered(f"NATS went away during {what}", retry_after=1)
         return answer
 
     @contextlib.contextmanager
@@ -240,7 +284,7 @@ class Bus(JetStream):
 
         The client's own `flush` must not be cancelled: its late answer would end the client's reading.
         """
-        await self._answer("NATS", lambda reply: self._publish(reply, b"", None, ""), 5.0)
+        await self._answer("NATS", lambda reply: frame(reply, b"", None, "", self._client.max_payload), 5.0)
 
     # ---- the client
 
@@ -248,18 +292,19 @@ class Bus(JetStream):
         await self._send(frame(subject, data, headers, reply, self._client.max_payload))
 
     async def _send_batch(self, messages: Sequence[Outgoing], timeout: float) -> Message:
-        async def send(reply: str) -> None:
-            await self._send(batch_frames(messages, secrets.token_hex(12), reply, self._client.max_payload))
+        def frames(reply: str) -> bytes:
+            return batch_frames(messages, secrets.token_hex(12), reply, self._client.max_payload)
 
         # The first message's answer is empty once the batch is open; the last one's acknowledges.
-        answer = await self._answer("a batch", send, timeout, skip_empty=True)
+        answer = await self._answer("a batch", frames, timeout, skip_empty=True, effect=True)
         if answer.status == _NO_RESPONDERS:
             raise UnavailableError(f"no stream takes {messages[0].subject} at the moment", retry_after=1)
         return answer
 
-    async def _send(self, frames: bytes) -> None:
+    async def _send(self, frames: bytes, dropped: Callable[[], None] | None = None) -> None:
         """nats-py has no public way to write finished frames; its header encoder is slower than the server, and a task
-        of its own writes a little later."""
+        of its own writes a little later. With `dropped`, which is called then, frames are not written once the caller
+        on whose behalf they are sent has given up."""
         self._check_connected()
         try:
             if self._client._pending:  # the library's own commands were first
@@ -268,6 +313,8 @@ class Bus(JetStream):
             else:
                 if not self._outgoing:
                     asyncio.get_running_loop().call_soon(self._write)
+                if dropped is not None and (caller := deadline.caller()) is not None:
+                    self._mortal[len(self._outgoing)] = (caller, dropped)
                 self._outgoing.append(frames)
                 await self._client._transport.drain()  # type: ignore[union-attr]  # at once, unless too much waits
         except (OSError, nats.errors.Error) as error:
@@ -276,6 +323,11 @@ class Bus(JetStream):
     def _write(self) -> None:
         """Once for each turn of the event loop: a write is a system call."""
         outgoing, self._outgoing = self._outgoing, []
+        mortal, self._mortal = self._mortal, {}
+        for place, (caller, dropped) in mortal.items():
+            if caller.gone:  # this process was stopped in between
+                outgoing[place] = b""
+                dropped()
         with contextlib.suppress(RuntimeError):  # uvloop: it broke just now, as all who wait hear in a moment
             if self.connected:
                 self._client._transport.write(b"".join(outgoing))  # type: ignore[union-attr]
@@ -350,6 +402,7 @@ class Bus(JetStream):
         log.info("nats: connected")
         self._complaint = ""
         self._up.set()
+        self.clock_doubted.set()
 
     async def _lost(self) -> None:
         """What was under way when the connection broke will not be answered: all who wait hear so at once."""

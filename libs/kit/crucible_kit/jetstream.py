@@ -29,6 +29,7 @@ _TOO_LARGE = frozenset({10054, 10097})
 _NO_MESSAGE = 10037
 _NOT_DELETED = frozenset({10043, 10057})
 _NAME_IN_USE = 10058
+_REMOVING = frozenset({"STREAM.PURGE", "STREAM.MSG.DELETE", "STREAM.DELETE"})
 
 _SECONDS = frozenset({"max_age", "duplicate_window", "subject_delete_marker_ttl", "ack_wait", "inactive_threshold"})
 """Options that are seconds here and nanoseconds on the wire."""
@@ -98,7 +99,13 @@ class JetStream(abc.ABC):
 
     @abc.abstractmethod
     async def request(
-        self, subject: str, data: bytes = b"", *, timeout: float = 5.0, headers: Mapping[str, str] | None = None
+        self,
+        subject: str,
+        data: bytes = b"",
+        *,
+        timeout: float = 5.0,
+        headers: Mapping[str, str] | None = None,
+        effect: bool = False,
     ) -> Message: ...
 
     @abc.abstractmethod
@@ -107,9 +114,11 @@ class JetStream(abc.ABC):
     # ---- writing
 
     async def store(self, message: Outgoing, *, timeout: float = 5.0) -> Stored:
-        """Stores one message; returns once JetStream has acknowledged it. ConflictError: another sequence expected."""
+        """Stores one message; returns once JetStream has acknowledged it. ConflictError: another sequence expected.
+        UnknownOutcomeError leaves open whether it is stored; any other UnavailableError says that it is not."""
         headers = message.header_lines() or None
-        ack = _acknowledged(await self.request(message.subject, message.data, timeout=timeout, headers=headers))
+        answer = await self.request(message.subject, message.data, timeout=timeout, headers=headers, effect=True)
+        ack = _acknowledged(answer)
         return Stored(ack.seq, ack.duplicate)
 
     async def store_all(self, messages: Sequence[Outgoing], *, timeout: float = 5.0) -> list[Stored]:
@@ -134,7 +143,7 @@ class JetStream(abc.ABC):
         """Stores at most 1,000 messages as one atomic batch and returns their sequences.
 
         DuplicateError (a known message id), ConflictError (an expected sequence) and TooLargeError say that nothing was
-        stored. UnavailableError leaves it open; message ids make the repetition safe.
+        stored. UnknownOutcomeError leaves it open; message ids make the repetition safe.
         """
         if not messages:
             return []
@@ -266,7 +275,7 @@ class JetStream(abc.ABC):
 
     async def _api_reply(self, operation: str, *tokens: str, body: Mapping[str, Any] | None = None) -> _Reply:
         data = msgspec.json.encode(body) if body else b""
-        answer = await self.request(subjects.js_api(operation, *tokens), data)
+        answer = await self.request(subjects.js_api(operation, *tokens), data, effect=operation in _REMOVING)
         return _reply_decoder.decode(answer.data)
 
 

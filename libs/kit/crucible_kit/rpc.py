@@ -5,15 +5,25 @@ import contextlib
 import logging
 import math
 import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
 
 from crucible_core import subjects
-from crucible_core.errors import CrucibleError, MalformedError, Problem, TooLargeError, UnavailableError
+from crucible_core.errors import (
+    CrucibleError,
+    MalformedError,
+    Problem,
+    TooLargeError,
+    UnavailableError,
+    UnknownOutcomeError,
+)
 
+from . import deadline
 from .bus import Bus
+from .deadline import SILENCE_S, Caller
 from .message import Message, Receiver
 from .tasks import finish
 from .telemetry import Telemetry
@@ -24,9 +34,8 @@ MAX_AT_ONCE = 512
 """Requests that one process works on at once; past that it refuses, rather than queue without bound."""
 _GRACE_S = 10.0
 _SIGN_EVERY_S = 1.0
-SILENCE_S = 3.0
-"""Who works longer on a request than a second says so every second; who has said nothing for so long has gone."""
 _PROBE_S = 0.5
+_MOST_DIGITS = 15
 _ALIVE = "alive"
 """The operation of every service that is never answered: NATS says so at once where no replica is left to hear it."""
 
@@ -35,17 +44,17 @@ _Refusal = tuple[bytes, dict[str, str]]
 
 
 class Context(msgspec.Struct, frozen=True):
-    """What comes with a request: the W3C trace context of the span that handles it, and the event loop's time after
-    which nobody waits for the answer."""
+    """What comes with a request: the W3C trace context of the span that handles it. `deadline` knows how long its
+    caller waits."""
 
     traceparent: str
-    deadline: float = math.inf
 
 
 class Endpoint(msgspec.Struct, frozen=True):
     """`handler(request, context)` gets the decoded request; it returns a Struct, or bytes that are the reply.
 
-    It is cancelled when its caller has stopped waiting. With `every_replica` each replica gets the request: `call_all`.
+    It is cancelled when its caller has stopped waiting, and not begun for one who has. With `every_replica` each
+    replica gets the request: `call_all`.
     """
 
     request: type[Any]
@@ -63,15 +72,17 @@ async def call(
     timeout: float = 10.0,
     traceparent: str | None = None,
 ) -> Reply:
-    """Asks any replica of a service. Raises the error that it answered, or UnavailableError. `reply` may be `bytes`."""
-    # A duration, not a moment: the clocks of two machines differ.
-    headers = {subjects.DEADLINE: str(math.ceil(timeout * 1000))}
+    """Asks any replica of a service. Raises the error that it answered, or UnavailableError: UnknownOutcomeError where
+    it may have done what was asked. `reply` may be `bytes`. It waits no longer than the caller of what it is part of.
+    """
+    timeout = deadline.within(timeout)
+    headers = {subjects.DEADLINE: str(math.ceil(timeout * 1000)), subjects.SENT: str(int(bus.now_ms()))}
     if traceparent:
         headers[subjects.TRACEPARENT] = traceparent
     data = msgspec.json.encode(request)
     async with _while_served(bus, service, operation):
         answer = await bus.request(
-            bus.names.rpc(service, operation), data, timeout=timeout, silence=SILENCE_S, headers=headers
+            bus.names.rpc(service, operation), data, timeout=timeout, silence=SILENCE_S, headers=headers, effect=True
         )
     if reply is bytes:
         return answer.data  # type: ignore[return-value]
@@ -109,7 +120,7 @@ async def call_all(
 @contextlib.asynccontextmanager
 async def serve(bus: Bus, service: str, endpoints: Mapping[str, Endpoint], telemetry: Telemetry) -> AsyncIterator[None]:
     """Answers requests while the context is open, sharing them with the service's other replicas; drains at its end."""
-    tasks: dict[asyncio.Task[None], str] = {}
+    tasks: dict[asyncio.Task[None], Caller] = {}
     replica = secrets.token_hex(8)
     async with contextlib.AsyncExitStack() as stack:
         signs = asyncio.create_task(_signs_of_life(bus, tasks))
@@ -124,27 +135,34 @@ async def serve(bus: Bus, service: str, endpoints: Mapping[str, Endpoint], telem
 
 
 def _receiver(
-    bus: Bus, name: str, endpoint: Endpoint, telemetry: Telemetry, tasks: dict[asyncio.Task[None], str], replica: str
+    bus: Bus,
+    name: str,
+    endpoint: Endpoint,
+    telemetry: Telemetry,
+    tasks: dict[asyncio.Task[None], Caller],
+    replica: str,
 ) -> Receiver:
     decoder = msgspec.json.Decoder(endpoint.request)
     # Who asks all waits for those whom he has heard of: each says at once that it is there, and which one answers.
     named = {subjects.REPLICA: replica} if endpoint.every_replica else {}
 
-    async def handle(message: Message, deadline: float) -> bytes:
+    async def handle(message: Message) -> bytes:
         parent = message.headers.get(subjects.TRACEPARENT)
         with telemetry.span(name, parent, kind="server") as span:
             request = decoder.decode(message.data)
-            result = await endpoint.handler(request, Context(span.traceparent, deadline))
+            result = await endpoint.handler(request, Context(span.traceparent))
         return result if isinstance(result, bytes) else msgspec.json.encode(result)
 
-    async def answer(message: Message, deadline: float) -> None:
+    async def answer(message: Message, caller: Caller) -> None:
         headers: dict[str, str] = {}
         if named:
             await _reply(bus, message, b"", {subjects.WORKING: "1", **named})
-        waiting = asyncio.timeout_at(None if deadline == math.inf else deadline)
+        waiting = asyncio.timeout(None if caller.deadline == math.inf else caller.deadline - time.monotonic())
         try:
-            async with waiting:
-                reply = await handle(message, deadline)
+            with deadline.on_behalf_of(caller):
+                deadline.check_waited_for(name)
+                async with waiting:
+                    reply = await handle(message)
         except CrucibleError as error:
             reply, headers = _refusal(error.problem())
         except msgspec.DecodeError as error:
@@ -157,13 +175,17 @@ def _receiver(
         await _reply(bus, message, reply, {**headers, **named})
 
     def received(message: Message) -> None:
+        caller = _caller(message, bus.now_ms())
+        if caller.gone:
+            log.warning("%s: a request came after its time, and is not done", name)
+            bus.clock_doubted.set()
         if len(tasks) < MAX_AT_ONCE:
-            answering = answer(message, _deadline(message))
+            answering = answer(message, caller)
         else:
             busy = UnavailableError(f"{name}: too many requests at once", retry_after=1)
             answering = _reply(bus, message, *_refusal(busy.problem()))
         task = asyncio.create_task(answering)
-        tasks[task] = message.reply
+        tasks[task] = caller
         task.add_done_callback(tasks.pop)
 
     return received
@@ -194,7 +216,7 @@ async def _while_served(bus: Bus, service: str, operation: str) -> AsyncIterator
         async with served:
             yield
     except TimeoutError as error:
-        raise UnavailableError(f"{service} went away during {operation}", retry_after=1) from error
+        raise UnknownOutcomeError(f"{service} went away during {operation}", retry_after=1) from error
     finally:
         later.cancel()
         for task in probes:
@@ -205,16 +227,19 @@ def _ignore(message: Message) -> None:
     """Nothing is to be said."""
 
 
-async def _signs_of_life(bus: Bus, tasks: Mapping[asyncio.Task[None], str]) -> None:
-    """Tells those who wait for long that their request is being worked on."""
+async def _signs_of_life(bus: Bus, tasks: Mapping[asyncio.Task[None], Caller]) -> None:
+    """Tells those who wait for long that their request is being worked on, and ends what nobody waits for."""
     before: set[str] = set()
     while True:
         await asyncio.sleep(_SIGN_EVERY_S)
-        open_requests = {reply for reply in tasks.values() if reply}
-        for reply in open_requests & before:
-            with contextlib.suppress(CrucibleError):
-                await bus.publish(reply, b"", {subjects.WORKING: "1"})
-        before = open_requests
+        for task, caller in list(tasks.items()):
+            if caller.gone:  # this process was stopped for a while
+                task.cancel()
+            elif caller.reply in before:
+                with contextlib.suppress(CrucibleError):
+                    await bus.publish(caller.reply, b"", {subjects.WORKING: "1"})
+                    caller.heard = time.monotonic()
+        before = {caller.reply for caller in tasks.values() if caller.reply}
 
 
 async def _reply(bus: Bus, message: Message, data: bytes, headers: dict[str, str] | None) -> None:
@@ -228,9 +253,19 @@ async def _reply(bus: Bus, message: Message, data: bytes, headers: dict[str, str
             await bus.publish(message.reply, *_refusal(error.problem()))
 
 
-def _deadline(message: Message) -> float:
-    left_ms = message.headers.get(subjects.DEADLINE, "")
-    return asyncio.get_running_loop().time() + int(left_ms) / 1000 if left_ms.isdigit() else math.inf
+def _caller(message: Message, now_ms: float) -> Caller:
+    """Who sent a request, by its headers: without them nobody knows how long it waits, and it is done in any case."""
+    left_ms, sent_ms = _number(message, subjects.DEADLINE), _number(message, subjects.SENT)
+    if left_ms is None:
+        return Caller(math.inf, math.inf, message.reply)
+    age_s = 0.0 if sent_ms is None else max(0.0, (now_ms - sent_ms) / 1000)
+    sent = time.monotonic() - age_s
+    return Caller(sent + left_ms / 1000, sent, message.reply)
+
+
+def _number(message: Message, header: str) -> int | None:
+    text = message.headers.get(header, "")
+    return int(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else None
 
 
 def _refusal(problem: Problem) -> _Refusal:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+from crucible_core.errors import CrucibleError
 from crucible_core.subjects import Names
 
 from .bus import Bus, open_bus
@@ -11,6 +12,9 @@ from .metrics import Metrics
 from .settings import KitSettings
 from .streams import declare_streams
 from .telemetry import Telemetry, open_telemetry
+
+_CLOCK_S = 30.0
+"""How often the clock of the NATS server is looked at, by which requests are late."""
 
 
 @contextlib.asynccontextmanager
@@ -22,4 +26,18 @@ async def open_service(service: str, settings: KitSettings, metrics: Metrics) ->
         bus = await stack.enter_async_context(open_bus(settings.nats_url, Names(settings.bus_prefix), service))
         metrics.gauge("parked_messages", "Messages put aside since the start").set_function(lambda: bus.parked)
         await declare_streams(bus, settings, service)
+        await bus.set_clock()
+        clock = asyncio.create_task(_keep_clock(bus))
+        stack.callback(clock.cancel)
         yield bus, telemetry
+
+
+async def _keep_clock(bus: Bus) -> None:
+    while True:
+        await asyncio.sleep(1)
+        bus.clock_doubted.clear()
+        with contextlib.suppress(CrucibleError):
+            await bus.set_clock()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOCK_S):
+                await bus.clock_doubted.wait()

@@ -17,6 +17,7 @@ from crucible_core.errors import (
     LimitedError,
     UnavailableError,
     from_problem,
+    untried,
 )
 from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, NewEvent
 from crucible_core.subjects import FINGERPRINT
@@ -134,8 +135,9 @@ class Appender:
                 except CrucibleError as error:
                     for candidate in run:
                         states[candidate.position] = error.as_value()
-                if isinstance(states[run[0].position], LimitedError | UnavailableError):
-                    missed = states[run[0].position]
+                first = states[run[0].position]
+                if isinstance(first, LimitedError | UnavailableError):
+                    missed = untried(first)
             for run, future in waiting:
                 await self._tell(states, run, future)
         finally:

@@ -10,9 +10,11 @@ from typing import Any
 
 import msgspec
 
-from crucible_core.errors import CrucibleError, LimitedError, UnavailableError
+from crucible_core.errors import CrucibleError, LimitedError, UnavailableError, UnknownOutcomeError, untried
 from crucible_core.subjects import EXPECTED_SEQUENCE
+from crucible_kit import deadline
 from crucible_kit.bus import MAX_BATCH, Bus, Stored
+from crucible_kit.deadline import Caller
 from crucible_kit.frames import Outgoing
 from crucible_kit.metrics import Metrics
 
@@ -33,7 +35,8 @@ Outcome = Stored | CrucibleError
 
 class Pending(msgspec.Struct, eq=False):
     """Messages of one caller, stored `each` for itself, or together or not at all. `entities` names what is versioned
-    among them. Where what they come `after` could not be stored for now, they are not either."""
+    among them. Where what they come `after` could not be stored for now, they are not either. `caller` is who waits for
+    it: nothing is stored once it has given up."""
 
     messages: Sequence[Outgoing]
     outcome: "asyncio.Future[list[Any]]"
@@ -41,6 +44,7 @@ class Pending(msgspec.Struct, eq=False):
     entities: Collection[str]
     each: bool
     after: "asyncio.Future[list[Any]] | None" = None
+    caller: Caller | None = None
 
     @property
     def whole(self) -> bool:
@@ -74,7 +78,8 @@ class Committer:
         """Asks for messages to be stored, several of them atomically (at most 1,000).
 
         Raises LimitedError at once when too much is waiting. The future raises ConflictError, DuplicateError (several
-        messages, one of them known already) or UnavailableError. Cancelling it may come too late.
+        messages, one of them known already) or UnavailableError, which is an UnknownOutcomeError where they may have
+        been stored. Cancelling it may come too late.
         """
         return self._pending(messages, entities, each=False)
 
@@ -101,7 +106,7 @@ class Committer:
         if full and self._waiting:
             raise LimitedError("too many events are waiting for their commit", retry_after=1)
         outcome: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        self._waiting.append(Pending(messages, outcome, size, entities, each, after))
+        self._waiting.append(Pending(messages, outcome, size, entities, each, after, deadline.caller()))
         self._events += len(messages)
         self._bytes += size
         self._wake.set()
@@ -119,7 +124,9 @@ class Committer:
                 elif not self._waiting:
                     self._wake.clear()
         finally:
-            for pending in (*taken, *self._waiting):
+            for pending in taken:
+                _fail(pending, UnknownOutcomeError("events was shut down during the commit", retry_after=1))
+            for pending in self._waiting:
                 _fail(pending, UnavailableError("events is shutting down", retry_after=1))
 
     # ---- what goes together
@@ -134,6 +141,8 @@ class Committer:
             pending = self._waiting[0]
             if pending.after is not None and (error := _missed(pending.after)):
                 _fail(pending, error)
+            if pending.caller is not None and pending.caller.gone:
+                _fail(pending, deadline.late("the commit"))
             if not pending.outcome.done() and taken:
                 # JetStream checks each expectation of a batch against the stream as it was before the batch, and
                 # refuses a batch that has an id twice.
@@ -178,13 +187,15 @@ class Committer:
         self._seconds.observe(time.perf_counter() - started)
 
     async def _whole(self, pending: Pending) -> None:
-        sequences = await self._bus.commit(list(pending.messages))
+        with deadline.on_behalf_of(pending.caller):
+            sequences = await self._bus.commit(list(pending.messages))
         _resolve(pending, [Stored(sequence) for sequence in sequences])
 
     async def _batch(self, taken: list[Pending]) -> None:
         try:
             messages = [message for pending in taken for message in pending.messages]
-            stored = map(Stored, await self._bus.commit(messages))
+            with deadline.on_behalf_of(deadline.soonest([pending.caller for pending in taken])):
+                stored = map(Stored, await self._bus.commit(messages))
         except UnavailableError:
             raise
         except CrucibleError:
@@ -202,10 +213,12 @@ class Committer:
             await asyncio.gather(*map(self._alone, taken))
 
     async def _alone(self, pending: Pending) -> None:
-        if len(pending.messages) > 1:
-            _resolve(pending, await asyncio.gather(*map(self._one, pending.messages)))
-        else:
-            _resolve(pending, [await self._one(pending.messages[0])])
+        with deadline.on_behalf_of(pending.caller):
+            if len(pending.messages) > 1:
+                outcomes = await asyncio.gather(*map(self._one, pending.messages))
+            else:
+                outcomes = [await self._one(pending.messages[0])]
+        _resolve(pending, outcomes)
 
     async def _one(self, message: Outgoing) -> Outcome:
         try:
@@ -223,13 +236,13 @@ def _resolve(pending: Pending, outcomes: Sequence[Outcome]) -> None:
         pending.outcome.set_result(list(outcomes))
 
 
-def _missed(before: "asyncio.Future[list[Any]]") -> UnavailableError | None:
+def _missed(before: "asyncio.Future[list[Any]]") -> CrucibleError | None:
     """Why something of what was submitted could not be stored for now; None where it was, or was refused for good."""
     if not before.done() or before.cancelled():
         return None
     error = before.exception()
     outcomes = [error] if error else before.result()
-    return next((each for each in outcomes if isinstance(each, UnavailableError)), None)
+    return next((untried(each) for each in outcomes if isinstance(each, UnavailableError)), None)
 
 
 def _fail(pending: Pending, error: Exception) -> None:

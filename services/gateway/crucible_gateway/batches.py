@@ -13,6 +13,7 @@ from crucible_core.errors import (
     TooLargeError,
     UnavailableError,
     from_problem,
+    untried,
 )
 from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, NewEvent
 
@@ -106,7 +107,7 @@ class Batch:
     async def _outcomes(self, events: list[NewEvent]) -> list[Result | CrucibleError]:
         if self._away is not None:
             # What was away a moment ago is not asked again for each chunk of a long body.
-            return [self._away for _ in events]
+            return [untried(self._away) for _ in events]
         if not events:
             return []
         try:

@@ -8,13 +8,14 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException
 from litestar.types import ExceptionHandlersMap
 
-from crucible_core.errors import CrucibleError
+from crucible_core.errors import CrucibleError, untried
 from crucible_kit.asgi import PROBLEM_JSON, Rendered, problem, status_problem
 
 from .correlation import correlation_of
 
 log = logging.getLogger(__name__)
 
+_READING = frozenset({"GET", "HEAD"})
 _NOT_FOUND = 404
 _NOT_ALLOWED = 405
 _OWN_FAULT = 500
@@ -39,6 +40,8 @@ def document(error: CrucibleError, correlation_id: str | None = None) -> msgspec
 def _refused(request: Request[Any, Any, Any], error: CrucibleError) -> Response[bytes]:
     if error.code == CrucibleError.code:
         log.error("%s %s: %s", request.method, request.url.path, error.detail)
+    if request.method in _READING:
+        error = untried(error)
     return answer(problem(error, correlation_of(request.scope)))
 
 

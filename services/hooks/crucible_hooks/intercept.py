@@ -17,6 +17,7 @@ from crucible_core.envelope import Data, Event, decode
 from crucible_core.errors import CrucibleError, DeniedError, MalformedError, UnavailableError
 from crucible_core.protocol.hooks import InterceptReply, InterceptRequest
 from crucible_kit.bus import Bus
+from crucible_kit.deadline import check_waited_for
 from crucible_kit.rpc import Context
 
 from .failures import RunError
@@ -126,7 +127,8 @@ class Interceptor:
                 raise DeniedError(f"hook {name} denied the event: {reason}", hook=name, reason=reason)
 
     async def _ask(self, hook: Hook, event: Event, *, judging: bool = False) -> dict[str, Any] | None:
-        """The changed payload, or None. Raises DeniedError."""
+        """The changed payload, or None. Raises DeniedError, UnavailableError where nobody waits for the answer."""
+        check_waited_for(f"hook {hook.name}")
         run = run_id(hook.name, event, "judge" if judging else "pre")
         result, answer = await self._answer(hook, event, run, judging)
         await self._record(hook, event, run, result)

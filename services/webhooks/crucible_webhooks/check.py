@@ -10,6 +10,7 @@ from crucible_core.matcher import CompiledFilters
 from crucible_core.protocol.shared import Check, CheckStep, TestRequest
 from crucible_core.protocol.webhooks import WebhookRecord
 from crucible_kit.clock import fresh_id, timestamp
+from crucible_kit.deadline import check_waited_for
 from crucible_kit.egress import parse_target
 from crucible_kit.exchange import ExchangeError, Exchanger
 
@@ -81,6 +82,7 @@ async def _connected(record: WebhookRecord, exchanger: Exchanger) -> CheckStep:
 
 
 async def _sent(record: WebhookRecord, exchanger: Exchanger, headers: dict[str, str], body: bytes) -> CheckStep:
+    check_waited_for("the delivery")
     response = await post(exchanger, record.url, headers, body, record.options.timeout_ms / 1000)
     delivered = judge(response, 1, []).outcome == "delivered"
     return CheckStep(
