@@ -171,7 +171,7 @@ async def test_redirect_is_an_answer() -> None:
 async def test_dry_run_reaches_an_endpoint_that_listens() -> None:
     async with serving(saying(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as port, open_exchanger(HERE) as exchanger:
         await exchanger.reach(parse_target(f"http://127.0.0.1:{port}/"), 5.0)
-        with pytest.raises(ExchangeError, match="TLS: the endpoint does not speak it at this port"):
+        with pytest.raises(ExchangeError, match="TLS: the other side does not speak it at this port"):
             await exchanger.reach(parse_target(f"https://127.0.0.1:{port}/"), 5.0)
 
 
@@ -231,9 +231,9 @@ async def test_failures_are_told_in_plain_words() -> None:
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
 
-    assert await failure_of(hang_up) == "the endpoint closed the connection without an answer"
+    assert await failure_of(hang_up) == "the connection was closed without an answer"
     broken = await failure_of(saying(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx"))
-    assert broken == "the endpoint broke the connection off within its answer"
+    assert broken == "the connection broke off within the answer"
     assert "not HTTP" in await failure_of(saying(b"SSH-2.0-x\r\n\r\n"))
     assert "does not speak it" in await failure_of(saying(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "https")
     with socket.create_server(("127.0.0.1", 0)) as taken:

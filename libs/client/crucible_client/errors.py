@@ -6,11 +6,17 @@ CrucibleError
 └── SignatureError         a webhook's signature does not hold: do not trust the request
 """
 
+import socket
+import ssl
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 import httpx
 
 from crucible_core.errors import CrucibleError, UnavailableError
+from crucible_core.network import BROKEN, NO_ANSWER, NO_TLS, certificate_reason, connection_reason
+
+_LOOKUP = {socket.EAI_NONAME: "its name was not found", socket.EAI_AGAIN: "no name server answered"}
 
 SignaturePart = Literal["webhook-id", "webhook-timestamp", "webhook-signature", "x-crucible-signature", "secret"]
 
@@ -36,5 +42,32 @@ class SignatureError(CrucibleError):
 def unreachable(error: httpx.TransportError, url: str) -> UnreachableError:
     """httpx's failure in our words."""
     never_sent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
-    what = "timed out" if isinstance(error, httpx.TimeoutException) else str(error) or type(error).__name__
+    what = "it takes too long" if isinstance(error, httpx.TimeoutException) else reason_of(error)
     return UnreachableError(f"no answer from {url}: {what}", sent=not never_sent)
+
+
+def reason_of(error: BaseException) -> str:
+    """What is below the failure of a library, in words for users."""
+    for cause in _causes(error):
+        match cause:
+            case ssl.SSLCertVerificationError():
+                return certificate_reason(cause.verify_code)
+            case ssl.SSLError():
+                return NO_TLS
+            case socket.gaierror():
+                return _LOOKUP.get(cause.errno or 0, "its name could not be looked up")
+            case OSError(errno=int()):
+                return connection_reason(cause.errno)
+            case httpx.RemoteProtocolError() | EOFError():
+                return NO_ANSWER
+    return BROKEN
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from, the members of groups too."""
+    if error is not None:
+        yield error
+        yield from _causes(error.__cause__ or error.__context__)
+        if isinstance(error, BaseExceptionGroup):
+            for member in error.exceptions:
+                yield from _causes(member)

@@ -11,7 +11,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from crucible_core.errors import CrucibleError
 
 from .answers import raise_for
-from .errors import UnreachableError
+from .errors import UnreachableError, reason_of
 from .settings import ClientSettings
 
 PATH = "/api/v1/events/stream"
@@ -48,9 +48,17 @@ def _address(settings: ClientSettings) -> str:
 
 
 def _options(settings: ClientSettings) -> dict[str, Any]:
-    """The pings find out within a minute that the other side is gone. A frame holds one event."""
+    """The pings find out within a minute that the other side is gone. A frame holds one event. As for other requests,
+    proxies of the environment are not used."""
     headers = {"authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
-    limits = {"open_timeout": 10, "ping_interval": 20, "ping_timeout": 20, "close_timeout": 2, "max_size": 2**22}
+    limits = {
+        "open_timeout": 10,
+        "ping_interval": 20,
+        "ping_timeout": 20,
+        "close_timeout": 2,
+        "max_size": 2**22,
+        "proxy": None,
+    }
     return {"additional_headers": headers, **limits}
 
 
@@ -62,5 +70,14 @@ def _translated(error: Exception, url: str, opened: bool) -> CrucibleError:
             raise_for(response.status_code, headers, bytes(response.body))
         except CrucibleError as refusal:
             return refusal
-    what = str(error) or type(error).__name__
-    return UnreachableError(f"no answer from {url}: {what}", sent=opened)
+    return UnreachableError(f"no answer from {url}: {_reason(error)}", sent=opened)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError) and error.errno is None:
+        return "it takes too long"
+    if isinstance(error, ConnectionClosed) and error.rcvd and error.rcvd.reason:
+        return f"the connection was closed: {error.rcvd.reason}"
+    if isinstance(error, InvalidHandshake) and error.__cause__ is None:
+        return "it does not speak WebSocket"
+    return reason_of(error)

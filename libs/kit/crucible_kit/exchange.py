@@ -3,7 +3,6 @@ only module that imports aiohttp."""
 
 import asyncio
 import contextlib
-import errno
 import ipaddress
 import logging
 import socket
@@ -18,6 +17,7 @@ import msgspec
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from crucible_core.limits import ANSWER_BYTES, ANSWER_HEADER_BYTES
+from crucible_core.network import BROKEN, NO_ANSWER, NO_TLS, certificate_reason, connection_reason
 
 from .egress import Guard, Target
 
@@ -223,33 +223,6 @@ def _unpacked(body: bytes, encoding: str) -> bytes | None:
 # ---- Failures
 
 
-_REASONS = {
-    errno.ECONNREFUSED: "the connection was refused",
-    errno.ECONNRESET: "the endpoint broke the connection off",
-    errno.ECONNABORTED: "the endpoint broke the connection off",
-    errno.EPIPE: "the endpoint broke the connection off",
-    errno.ETIMEDOUT: "no connection: the endpoint does not react",
-    errno.EHOSTUNREACH: "the endpoint's address cannot be reached from here",
-    errno.ENETUNREACH: "the endpoint's network cannot be reached from here",
-    errno.EADDRNOTAVAIL: "no connection: this machine has no free port left for one",
-    errno.EMFILE: "no connection: this process has too many files open",
-    errno.ENFILE: "no connection: this machine has too many files open",
-}
-_TLS = "TLS: "
-_CERTIFICATE = {
-    9: "the endpoint's certificate is not valid yet",
-    10: "the endpoint's certificate has expired",
-    18: "the endpoint's certificate is signed by itself, which is not trusted",
-    19: "the endpoint's certificate comes from an authority that is not trusted",
-    20: "the endpoint's certificate comes from an authority that is not trusted",
-    21: "the endpoint's certificate comes from an authority that is not trusted",
-    23: "the endpoint's certificate was revoked",
-    62: "the endpoint's certificate is for another host",
-    64: "the endpoint's certificate is for another address",
-}
-"""By the code of OpenSSL's verification (X509_V_ERR_…)."""
-
-
 def reason_of(error: BaseException) -> str:
     """What went wrong with a connection or an answer, in words for users."""
     match error:
@@ -258,22 +231,22 @@ def reason_of(error: BaseException) -> str:
         case aiohttp.ClientConnectorError():
             return reason_of(error.os_error)
         case ssl.SSLCertVerificationError():
-            return _TLS + _CERTIFICATE.get(error.verify_code, "the endpoint's certificate is not trusted")
+            return certificate_reason(error.verify_code)
         case ssl.SSLError():
-            return _TLS + "the endpoint does not speak it at this port, or no version of it that is safe"
+            return NO_TLS
         case aiohttp.ServerDisconnectedError():
-            return "the endpoint closed the connection without an answer"
+            return NO_ANSWER
         case aiohttp.ClientPayloadError():
-            return "the endpoint broke the connection off within its answer"
+            return f"{BROKEN} within the answer"
         case aiohttp.ClientResponseError():
             return "the answer is not HTTP, or a header of it is too long"
         case _LookupError():
             return str(error)
-        case OSError(errno=int(number)):
-            return _REASONS.get(number, f"the connection failed ({errno.errorcode.get(number, number)})")
+        case OSError():
+            return connection_reason(error.errno)
         case ValueError():
             return "the request cannot be sent: a header of it holds what HTTP does not allow"
-    return "the connection failed"
+    return connection_reason(None)
 
 
 def _not_found(host: str, error: OSError) -> str:
