@@ -287,3 +287,16 @@ def test_an_import_ends_at_what_a_service_is_away_for(run: Run, played: Played, 
     assert result.exit_code == 1
     assert "try again" in result.stderr
     assert "committed" not in result.stdout
+
+
+def test_event_is_found_by_id_sequence_and_beginning(run: Run, played: Played) -> None:
+    first, second = "evt_01kb5t8pgvf8rr2q5a2qy4ch2m", "evt_01kb5t8pgvf8rr2q5a2qy4ch2n"
+    for id in (first, second):
+        played.append({"type": "Custom.Note", "payload": {}, "id": id})
+    for given, found in ((second, second), ("1", first), ("#2", second), (second[:-1] + "n", second)):
+        assert json.loads(run("events", "get", given, "--json").stdout)["metadata"]["id"] == found
+    several = run("events", "get", first[:20])
+    assert (several.exit_code, "may be any of 2 events" in several.stderr) == (1, True)
+    for unknown in ("7", "evt_01kb5t8pgz"):
+        assert run("events", "get", unknown).exit_code == 1
+    assert run("events", "trace", first[:-1] + "m").exit_code == 0

@@ -423,7 +423,8 @@ def _wanted(played: Played, request: Request) -> list[dict[str, Any]]:
 
 
 def _page(played: Played, request: Request) -> Response:
-    found = _wanted(played, request)
+    after = int(request.query_params.get("after", 0))
+    found = [event for event in _wanted(played, request) if event["sequence"] > after]
     if request.query_params.get("order") == "desc":
         found.reverse()
     events, cursor = _slice(request, found)

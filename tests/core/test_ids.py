@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crucible_core.ids import ALPHABET, derive_id, is_id, make_id, make_ids
+from crucible_core.ids import ALPHABET, derive_id, id_span, is_id, make_id, make_ids
 
 moments = st.integers(0, 2**48 - 1)
 randoms = st.binary(min_size=10, max_size=32)
@@ -78,3 +78,16 @@ def test_many_ids_are_uuid7s_in_order(at_ms: int, random: bytes, count: int) -> 
     assert len(set(made)) == count
     assert made == sorted(made)
     assert all(as_uuid(one).version == 7 and as_uuid(one).int >> 80 == at_ms for one in made[:3] + made[-3:])
+
+
+@pytest.mark.parametrize("size", range(8, 26))
+def test_beginning_of_an_id_names_its_time(size: int) -> None:
+    at_ms = 1_790_000_123_456
+    first, last = id_span(make_id("evt", at_ms, b"0123456789")[: 4 + size]) or (0, 0)
+    assert first <= at_ms <= last
+    assert last - first < 1024
+
+
+@pytest.mark.parametrize("text", ["evt_", "evt_01kb5t", "evt_01kb5t8pgvf8rr2q5a2qy4ch2m", "evt_01kb5t8pI", "nothing"])
+def test_what_is_no_beginning_of_an_id_has_no_time(text: str) -> None:
+    assert id_span(text) is None

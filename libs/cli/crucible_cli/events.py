@@ -8,8 +8,12 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from crucible_client import Crucible
 from crucible_core.envelope import Event
+from crucible_core.errors import ConflictError, NotFoundError
+from crucible_core.ids import id_span
 from crucible_core.protocol.events import CountBy
+from crucible_core.times import format_time
 
 from . import replays, types
 from .emitting import emit, export, import_
@@ -22,7 +26,13 @@ from .wanted import Asked, wanting
 app = typer.Typer(no_args_is_help=True, help="Read, follow, append, count, move and replay events.")
 app.add_typer(types.app, name="types")
 
+Id = Annotated[str, typer.Argument(help="The event's id (evt_…), a beginning of it, or its sequence.")]
+
 PAGE = 500
+SLACK_MS = 1000
+"""An id may be made a moment before or after its event's time."""
+MOST = 5000
+"""Events that are looked through for the beginning of an id."""
 
 
 @command(app, table=True)
@@ -77,16 +87,16 @@ def count(
 
 
 @command(app)
-def get(session: Session, id: Annotated[str, typer.Argument(help="The event's id (evt_…).")]) -> None:
+def get(session: Session, id: Id) -> None:
     """One event, whole."""
     with session.connect() as crucible:
-        session.show(crucible.events.get(id), event_panel)
+        session.show(find_event(crucible, id), event_panel)
 
 
 @command(app)
 def redact(
     session: Session,
-    id: Annotated[str, typer.Argument(help="The event's id (evt_…).")],
+    id: Id,
     reason: Annotated[
         str | None, typer.Option("--reason", help="Why. It stays in the log: do not repeat what is erased.")
     ] = None,
@@ -98,21 +108,48 @@ def redact(
     crucible events redact evt_01kaj3x5vae8jv6jq0f1d8c2hm --reason "asked for by the author"
     """
     with session.connect() as crucible:
+        event = find_event(crucible, id)
         if not yes:
-            event = crucible.events.get(id)
             session.err.print(event_line(event), soft_wrap=True)
             typer.confirm("Erase its payload? Nobody can bring it back.", abort=True, err=True)
-        session.show(crucible.events.redact(id, reason=reason), event_panel)
+        session.show(crucible.events.redact(event.metadata.id, reason=reason), event_panel)
 
 
 @command(app)
 def trace(
-    session: Session, id: Annotated[str, typer.Argument(help="A correlation id, or the id of any event of the chain.")]
+    session: Session,
+    id: Annotated[
+        str, typer.Argument(help="A correlation id, or any event of the chain: its id, a beginning of it, or sequence.")
+    ],
 ) -> None:
     """Everything that followed from one cause, as a tree with times."""
     with session.connect() as crucible:
-        correlation = crucible.events.get(id).metadata.correlation_id if id.startswith("evt_") else id
+        is_event = id.startswith("evt_") or id.lstrip("#").isdigit()
+        correlation = find_event(crucible, id).metadata.correlation_id if is_event else id
         session.show(crucible.events.trace(correlation), render_trace)
+
+
+def find_event(crucible: Crucible, given: str) -> Event:
+    """The event with that id, the one whose id begins so, or the one with that sequence. Raises NotFoundError, and
+    ConflictError where several ids begin so."""
+    number = given.removeprefix("#")
+    if number.isascii() and number.isdigit() and 0 < int(number) < 2**53:
+        found = list(islice(crucible.events.list(after=int(number) - 1, page_size=1), 1))
+        if not found or found[0].sequence != int(number):
+            raise NotFoundError(f"the log has no event with the sequence {number}")
+        return found[0]
+    span = id_span(given)
+    if span is None:
+        return crucible.events.get(given)
+    first, last = format_time((span[0] - SLACK_MS) * 1000), format_time((span[1] + SLACK_MS) * 1000)
+    events = crucible.events.list(from_time=first, to_time=last, page_size=PAGE)
+    matching = [event for event in islice(events, MOST) if event.metadata.id.startswith(given)]
+    if not matching:
+        raise NotFoundError(f"no event has an id that begins with {given}")
+    if len(matching) > 1:
+        shown = ", ".join(event.metadata.id for event in matching[:3])
+        raise ConflictError(f"{given} may be any of {len(matching)} events: {shown}{' …' if len(matching) > 3 else ''}")
+    return matching[0]
 
 
 command(app, table=True)(tail)

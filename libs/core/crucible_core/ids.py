@@ -7,6 +7,8 @@ import re
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _PAIRS = tuple(first + second for first in ALPHABET for second in ALPHABET)
 _RANDOM_BITS = 74
+_WHOLE, _TIME, _SHORTEST = 26, 10, 8
+"""Characters after the prefix: of a whole id, of its time, and of the shortest beginning that names a time."""
 _ID = re.compile(r"[a-z]{2,8}_[A-Za-z0-9_-]{1,64}")
 
 
@@ -32,6 +34,18 @@ def derive_id(prefix: str, at_ms: int, *parts: str) -> str:
 def is_id(prefix: str, text: str) -> bool:
     """Whether `text` can be an id with this prefix. Ids that users bring need not be UUIDs, only safe to print."""
     return text.startswith(f"{prefix}_") and _ID.fullmatch(text) is not None
+
+
+def id_span(beginning: str) -> tuple[int, int] | None:
+    """The earliest and latest Unix milliseconds of the TypeIDs that begin so; None where it is a whole id, too short to
+    name a time (a span of over a second), or no beginning of one."""
+    _, _, text = beginning.partition("_")
+    time = text[:_TIME]
+    if not _SHORTEST <= len(text) < _WHOLE or not all(char in ALPHABET for char in text):
+        return None
+    low = functools.reduce(lambda value, char: value << 5 | ALPHABET.index(char), time, 0)
+    free = 5 * (_TIME - len(time))
+    return low << free, (low + 1 << free) - 1
 
 
 @functools.lru_cache(maxsize=64)  # thousands of ids are made in one millisecond
