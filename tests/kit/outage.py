@@ -20,6 +20,10 @@ class Server:
         self._process: asyncio.subprocess.Process | None = None
         self.url = self._prepared.url
 
+    def cut_off(self) -> int:
+        """How many clients it has given up on because they did not read what they were sent."""
+        return self._log.read_text().count("Slow Consumer")
+
     async def start(self) -> None:
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(*self._prepared.command, stdout=log, stderr=log)

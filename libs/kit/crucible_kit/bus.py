@@ -28,6 +28,7 @@ from crucible_core.subjects import Names
 
 from . import deadline
 from .address import credentials, without_secrets
+from .budget import Budget
 from .deadline import Caller
 from .frames import Outgoing, batch_frames, frame
 from .jetstream import MAX_BATCH, DuplicateError, JetStream
@@ -39,6 +40,11 @@ __all__ = ["MAX_BATCH", "Bus", "DuplicateError", "Handler", "Message", "Stored",
 
 log = logging.getLogger(__name__)
 
+INFLOW_BYTES = 16 * 1024 * 1024
+"""What may be on its way to a connection of large messages, and as much again of small ones: a server cuts off a client
+that has 64 MiB to read, whatever the reason."""
+_LEAST_PULL_BYTES = 64 * 1024
+_MOST_PULL_BYTES = 2 * 1024 * 1024
 _DRAIN_S = 2.0
 _PROMPT_S = 0.5
 """An answer that took longer says too little of the server's clock."""
@@ -73,6 +79,12 @@ class Bus(JetStream):
         self.names = names
         self.parked = 0
         """Messages that this process has put aside as ones that can never be handled."""
+        self.inflow = Budget(INFLOW_BYTES)
+        """For all that was asked for and may be large."""
+        self.pulls = 0
+        """The consumers that are being pulled from."""
+        self.held_bytes = 0
+        """Of the messages that are being worked on."""
         self._client = client
         self._up = asyncio.Event()
         self._closing = False
@@ -99,6 +111,12 @@ class Bus(JetStream):
     def max_payload(self) -> int:
         """The bytes that the server takes in one message, headers included."""
         return self._client.max_payload
+
+    @property
+    def pull_bytes(self) -> int:
+        """What one pull request may bring; each consumer may have two open."""
+        part = INFLOW_BYTES // (2 * max(1, self.pulls))
+        return max(_LEAST_PULL_BYTES, min(part, _MOST_PULL_BYTES))
 
     async def wait_connected(self) -> None:
         """Returns at once while connected; retry loops wait here rather than fail in a circle.

@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 PARK_AFTER = 10
 """Failures after which a message that makes its handler fail is put aside."""
+HELD_BYTES = 32 * 1024 * 1024
+"""What messages in hand may come to, over all consumers of a process. Each may have one, whatever the others have."""
 _NAK_S = 1.0
 _LONGEST_NAK_S = 30.0
 _REMEMBERED = 10_000
@@ -36,15 +38,24 @@ class Hand:
         self.durable = durable
         self._bus = bus
         self._replies: dict[int, str] = {}
+        self._sizes: dict[int, int] = {}
         self._failures: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self._replies)
 
+    @property
+    def full(self) -> bool:
+        """Whether the process holds so much that whoever has something to do takes no more for now."""
+        return len(self._replies) > 0 and self._bus.held_bytes > HELD_BYTES
+
     def take(self, message: Message) -> bool:
         """False: it is in hand already, and was delivered again because a heartbeat did not get through."""
         new = message.sequence not in self._replies
         self._replies[message.sequence] = message.reply
+        if new:
+            self._sizes[message.sequence] = len(message.data)
+            self._bus.held_bytes += len(message.data)
         return new
 
     async def handle(self, handler: Handler, message: Message) -> None:
@@ -62,6 +73,7 @@ class Hand:
 
     async def answer(self, message: Message, word: bytes) -> None:
         reply = self._replies.pop(message.sequence, None)
+        self._bus.held_bytes -= self._sizes.pop(message.sequence, 0)
         if word == subjects.ACK:
             self._failures.pop(message.sequence, None)
         if reply is not None:
@@ -70,6 +82,8 @@ class Hand:
     async def give_back(self) -> None:
         """Whatever is in hand is delivered again, to anybody, at once."""
         replies, self._replies = self._replies, {}
+        self._bus.held_bytes -= sum(self._sizes.values())
+        self._sizes.clear()
         for reply in replies.values():
             await self._say(reply, subjects.NAK)
 

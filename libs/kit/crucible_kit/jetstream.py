@@ -2,7 +2,7 @@
 
 import abc
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,11 +17,15 @@ from crucible_core.errors import (
     UnavailableError,
 )
 
+from .budget import Budget
 from .frames import Outgoing
 from .message import Message, Stored
 
 MAX_BATCH = 1000
 """Messages in one atomic batch, the server's limit."""
+_PART_BYTES = 8 * 1024 * 1024
+_LOOKED_UP_BYTES = 2 * 1024 * 1024
+"""More than an event has in an answer, where it is base64."""
 # nats-server's error codes (server/errors.json).
 _WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
 _DUPLICATE_IN_BATCH = 10201
@@ -97,6 +101,8 @@ _reply_decoder = msgspec.json.Decoder(_Reply)
 class JetStream(abc.ABC):
     """Every method raises UnavailableError when NATS or JetStream is away."""
 
+    inflow: Budget
+
     @abc.abstractmethod
     async def request(
         self,
@@ -127,8 +133,7 @@ class JetStream(abc.ABC):
             return [await self.store(messages[0], timeout=timeout)]
         stored: list[Stored] = []
         failure: BaseException | None = None
-        for start in range(0, len(messages), MAX_BATCH):
-            part = messages[start : start + MAX_BATCH]
+        for part in _parts(messages):
             results = await asyncio.gather(*(self.store(m, timeout=timeout) for m in part), return_exceptions=True)
             for result in results:
                 if isinstance(result, BaseException):
@@ -187,7 +192,8 @@ class JetStream(abc.ABC):
         return StreamState(reply.created, reply.state.last_seq, now_ms, reply.config.get("max_age", 0) // 1_000_000)
 
     async def _stored_message(self, stream: str, query: dict[str, Any]) -> Message | None:
-        answer = await self.request(subjects.js_message(stream), msgspec.json.encode(query))
+        with await self.inflow.take(_LOOKED_UP_BYTES):
+            answer = await self.request(subjects.js_message(stream), msgspec.json.encode(query))
         reply = _reply_decoder.decode(answer.data)
         if reply.error is not None:
             if reply.error.err_code == _NO_MESSAGE:
@@ -277,6 +283,20 @@ class JetStream(abc.ABC):
         data = msgspec.json.encode(body) if body else b""
         answer = await self.request(subjects.js_api(operation, *tokens), data, effect=operation in _REMOVING)
         return _reply_decoder.decode(answer.data)
+
+
+def _parts(messages: Sequence[Outgoing]) -> Iterator[list[Outgoing]]:
+    """What is sent before the first of it is acknowledged."""
+    part: list[Outgoing] = []
+    size = 0
+    for message in messages:
+        if len(part) >= MAX_BATCH or (part and size + len(message.data) > _PART_BYTES):
+            yield part
+            part, size = [], 0
+        part.append(message)
+        size += len(message.data)
+    if part:
+        yield part
 
 
 def _acknowledged(answer: Message) -> _Ack:

@@ -9,6 +9,7 @@ import msgspec
 
 from crucible_core import subjects
 
+from .budget import Share
 from .bus import Bus
 from .message import Message, Receiver
 
@@ -16,8 +17,11 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 2.0
 EXPIRES_S = 60.0
-MOST_BYTES = 16 * 1024 * 1024
-"""What one pull request may bring: the bound of a reader's memory, whatever the number of its messages."""
+_LARGE_EXPIRES_S = 1.0
+_LARGE_BYTES = 2 * 1024 * 1024
+"""More than an event has with its headers. Only what a service itself writes may be larger."""
+_TOO_SMALL = "MaxBytes"
+"""What the server says where the next message does not fit into what is left of a request."""
 _LOST_AFTER_S = 3 * HEARTBEAT_S
 _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 5.0
@@ -29,13 +33,20 @@ class Lost(Exception):
 
 
 class Pull:
-    """The open pull requests of one consumer. `take` is called with each message as it arrives, in order."""
+    """The open pull requests of one consumer. `take` is called with each message as it arrives, in order.
+
+    Each request is bounded in bytes, by this pull's part of what may be on its way to the connection. A message that is
+    larger than that is asked for by itself, for a moment, within a budget that all pulls share.
+    """
 
     def __init__(self, bus: Bus, stream: str, consumer: str, take: Receiver) -> None:
         self._bus = bus
         self._subject = subjects.js_next(stream, consumer)
-        self._most_bytes = max(MOST_BYTES, 2 * bus.max_payload)
         self._take = take
+        self._large = 0
+        """The bytes that the next message is known to need at most; 0 where nothing is known of it."""
+        self._share: Share | None = None
+        self._came = False
         self._news = asyncio.Event()
         self._trouble: str | None = None
         self.reply = ""
@@ -45,8 +56,22 @@ class Pull:
         """The consumer sequence that the server named when it last said that nothing waits."""
 
     async def ask(self, count: int) -> None:
-        self.outstanding += count
-        await self._bus.ask(self._subject, _request(count, self._most_bytes), self.reply)
+        """Asks for so many messages, or for fewer where the next one is large."""
+        if self._share is not None:
+            return  # a large one is on its way
+        if self._large:
+            self._share = await self._bus.inflow.take(self._large)
+            self.outstanding += 1
+            await self._bus.ask(self._subject, _request(1, self._large, _LARGE_EXPIRES_S), self.reply)
+        else:
+            self.outstanding += count
+            request = _request(count, self._bus.pull_bytes, EXPIRES_S, HEARTBEAT_S)
+            await self._bus.ask(self._subject, request, self.reply)
+
+    def close(self) -> None:
+        if self._share is not None:
+            self._share.release()
+            self._share = None
 
     async def news(self) -> None:
         """Returns when something has arrived or `nudge` was called. Raises Lost when not even a heartbeat comes."""
@@ -67,6 +92,8 @@ class Pull:
     def received(self, message: Message) -> None:
         if message.status is None:
             self.outstanding = max(0, self.outstanding - 1)
+            self._came = True
+            self._settle(message.pending > 0 and 2 * len(message.data) > self._bus.pull_bytes)
             self._take(message)
         else:
             self._told(message.status, message)
@@ -78,16 +105,35 @@ class Pull:
             self.idle_at = int(message.headers.get(subjects.LAST_CONSUMER, -1))
         elif status in ("404", "408", "409") and unsent.isdigit():  # this request has ended; the consumer is well
             self.outstanding = max(0, self.outstanding - int(unsent))
+            too_small = _TOO_SMALL in message.headers.get(subjects.DESCRIPTION, "")
+            # One that has brought something may have had too little left for the next message.
+            self._settle(too_small and not self._came, larger=self._share is not None)
+            self._came = False
         else:
             self._trouble = f"status {status} {message.headers.get(subjects.DESCRIPTION, '').strip()}"
+
+    def _settle(self, large: bool, larger: bool = False) -> None:
+        """What is known of the next message: it is `large`, or `larger` than was thought."""
+        self.close()
+        if not large:
+            self._large = 0
+        elif larger or self._large > _LARGE_BYTES:
+            self._large = 2 * self._bus.max_payload
+        else:
+            self._large = _LARGE_BYTES
 
 
 @contextlib.asynccontextmanager
 async def open_pull(bus: Bus, stream: str, consumer: str, take: Receiver) -> AsyncIterator[Pull]:
     """When it ends, the server has stopped delivering; what was on its way has been taken."""
     pull = Pull(bus, stream, consumer, take)
-    async with bus.receive(pull.received) as pull.reply:
-        yield pull
+    bus.pulls += 1
+    try:
+        async with bus.receive(pull.received) as pull.reply:
+            yield pull
+    finally:
+        bus.pulls -= 1
+        pull.close()
 
 
 class Resumption:
@@ -111,13 +157,7 @@ class Resumption:
         self._began = clock()
 
 
-def _request(batch: int, most_bytes: int) -> bytes:
+def _request(batch: int, most_bytes: int, expires_s: float, heartbeat_s: float = 0.0) -> bytes:
     """The body of a pull request (docs.nats.io, "JetStream wire API reference")."""
-    return msgspec.json.encode(
-        {
-            "batch": batch,
-            "max_bytes": most_bytes,
-            "expires": int(EXPIRES_S * 1e9),
-            "idle_heartbeat": int(HEARTBEAT_S * 1e9),
-        }
-    )
+    body = {"batch": batch, "max_bytes": most_bytes, "expires": int(expires_s * 1e9)}
+    return msgspec.json.encode(body | ({"idle_heartbeat": int(heartbeat_s * 1e9)} if heartbeat_s else {}))

@@ -137,7 +137,7 @@ class _Workers:
                 while True:
                     room = self._concurrency - len(self._hand) - pull.outstanding
                     # Not for each place that becomes free: every open request has heartbeats of its own.
-                    if room > 0 and pull.outstanding <= self._concurrency // 2:
+                    if room > 0 and pull.outstanding <= self._concurrency // 2 and not self._hand.full:
                         await pull.ask(room)
                     await pull.news()
             except asyncio.CancelledError:

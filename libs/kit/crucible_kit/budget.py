@@ -1,0 +1,65 @@
+"""A budget of bytes: those who want some wait in line until there is room, so that the sum of all stays bounded."""
+
+import asyncio
+from collections import deque
+from types import TracebackType
+from typing import Self
+
+
+class Share:
+    """Bytes of a budget, until `release`; it may be called again."""
+
+    __slots__ = ("_budget", "_size")
+
+    def __init__(self, budget: "Budget", size: int) -> None:
+        self._budget = budget
+        self._size = size
+
+    def release(self) -> None:
+        size, self._size = self._size, 0
+        if size:
+            self._budget.give_back(size)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+class Budget:
+    """First come, first served: a large wish is not passed by small ones for ever."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.free = total
+        self._line: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    async def take(self, size: int) -> Share:
+        """Waits until so many bytes are free. More than there are at all counts as all."""
+        size = min(size, self.total)
+        if self._line or size > self.free:
+            await self._wait(size)
+        else:
+            self.free -= size
+        return Share(self, size)
+
+    def give_back(self, size: int) -> None:
+        self.free += size
+        while self._line and (self._line[0][1].done() or self._line[0][0] <= self.free):
+            wanted, turn = self._line.popleft()
+            if not turn.done():
+                self.free -= wanted
+                turn.set_result(None)
+
+    async def _wait(self, size: int) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._line.append((size, turn))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            # Cancelled in its turn: what it was given goes on to the next one. Cancelled before: nobody waits for it.
+            self.give_back(0 if turn.cancelled() else size)
+            raise

@@ -1,0 +1,172 @@
+"""What is on its way to a connection is bounded: the server cuts off a client that has too much to read."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from crucible_core.subjects import Names
+from crucible_kit import holding
+from crucible_kit.budget import Budget
+from crucible_kit.bus import INFLOW_BYTES, Bus, Message, open_bus
+from crucible_kit.frames import Outgoing
+from crucible_kit.reading import read
+from crucible_kit.work import work, work_batches
+from tests.kit.outage import Server, private_server, until
+
+MIB = 1024 * 1024
+COUNT = 40
+MANY = 12
+STREAM, QUEUE = "S", "W"
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    async with private_server(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+async def bus(server: Server) -> AsyncIterator[Bus]:
+    """On a log of large messages, and a queue of them for each of many consumers."""
+    async with open_bus(server.url, Names("p")) as bus:
+        await bus.ensure_stream(STREAM, subjects=["p.s.>"])
+        await bus.ensure_stream(QUEUE, subjects=["p.w.>"], retention="workqueue")
+        await bus.store_all([Outgoing("p.s.a", bytes(MIB)) for _ in range(COUNT)])
+        await bus.store_all([Outgoing(f"p.w.{n % MANY}", bytes(MIB)) for n in range(10 * MANY)])
+        yield bus
+
+
+@contextlib.asynccontextmanager
+async def busy() -> AsyncIterator[None]:
+    """An event loop that is again and again at something else for so long that the server could send everything."""
+
+    async def block() -> None:
+        while True:
+            await asyncio.sleep(0.02)
+            time.sleep(0.3)  # noqa: ASYNC251
+
+    blocking = asyncio.create_task(block())
+    try:
+        yield
+    finally:
+        blocking.cancel()
+
+
+async def test_many_readers_of_large_messages_are_never_too_much(server: Server, bus: Bus) -> None:
+    async def count() -> int:
+        found = 0
+        async with contextlib.aclosing(read(bus, STREAM)) as batches:
+            async for messages in batches:
+                found += len(messages)
+                if not messages:
+                    return found
+        return found
+
+    async with busy():
+        assert await asyncio.gather(*(count() for _ in range(MANY))) == [COUNT] * MANY
+    assert server.cut_off() == 0
+    assert bus.inflow.free == INFLOW_BYTES
+    assert bus.pulls == 0
+
+
+async def test_workers_of_many_queues_are_never_too_much(server: Server, bus: Bus) -> None:
+    done: list[int] = []
+    most = 0
+
+    async def handle(message: Message) -> None:
+        nonlocal most
+        most = max(most, bus.held_bytes)
+        await asyncio.sleep(0.05)
+        done.append(message.sequence)
+
+    workers = [
+        asyncio.create_task(work(bus, QUEUE, f"w{n}", handle, filters=[f"p.w.{n}"], concurrency=8)) for n in range(MANY)
+    ]
+    async with busy():
+        await until(lambda: len(done) == 10 * MANY, 40)
+    for worker in workers:
+        worker.cancel()
+    await asyncio.wait(workers)
+    assert server.cut_off() == 0
+    assert most <= holding.HELD_BYTES + MANY * 2 * MIB
+    assert bus.held_bytes == 0
+    assert bus.inflow.free == INFLOW_BYTES
+
+
+async def test_a_dispatcher_of_large_messages_takes_few_at_once(server: Server, bus: Bus) -> None:
+    sizes: list[int] = []
+
+    async def handle(messages: list[Message]) -> None:
+        sizes.append(len(messages))
+
+    working = asyncio.create_task(work_batches(bus, STREAM, "d", handle, filters=["p.s.>"]))
+    async with busy():
+        await until(lambda: sum(sizes) == COUNT)
+    working.cancel()
+    await asyncio.wait({working})
+    assert max(sizes) <= 2 * bus.pull_bytes // MIB + 1
+    assert server.cut_off() == 0
+
+
+async def test_lookups_at_once_are_never_too_much(server: Server, bus: Bus) -> None:
+    async with busy():
+        found = await asyncio.gather(*(bus.get(STREAM, n % COUNT + 1) for n in range(150)))
+    assert all(message and len(message.data) == MIB for message in found)
+    assert server.cut_off() == 0
+
+
+async def test_messages_of_every_size_come_though_requests_are_small(bus: Bus) -> None:
+    sizes = [10, bus.max_payload - 200, 3 * MIB, 100_000, MIB, bus.max_payload - 200, 10]
+    await bus.purge(STREAM, "p.s.>")
+    for size in sizes:
+        await bus.store(Outgoing("p.s.a", bytes(size)))
+    bus.pulls += 1000  # as where there are many consumers
+    found: list[int] = []
+    async with contextlib.aclosing(read(bus, STREAM)) as batches:
+        async for messages in batches:
+            found += [len(message.data) for message in messages]
+            if not messages:
+                break
+    assert found == sizes
+    assert bus.inflow.free == INFLOW_BYTES
+
+
+# ---- the budget
+
+
+async def test_budget_is_given_in_turn_and_never_exceeded() -> None:
+    budget = Budget(10)
+    order: list[str] = []
+
+    async def use(name: str, size: int) -> None:
+        with await budget.take(size):
+            order.append(name)
+            assert budget.free >= 0
+            await asyncio.sleep(0.01)
+
+    await asyncio.gather(use("a", 6), use("b", 5), use("c", 1), use("d", 99))
+    assert order == ["a", "b", "c", "d"]
+    assert budget.free == 10
+
+
+async def test_who_is_cancelled_in_line_takes_nothing_and_holds_up_nobody() -> None:
+    budget = Budget(10)
+    held = await budget.take(8)
+    waiting = [asyncio.create_task(budget.take(size)) for size in (9, 5, 5)]
+    await asyncio.sleep(0)
+    waiting[1].cancel()
+    waiting[0].cancel()
+    await asyncio.sleep(0)
+    held.release()
+    held.release()
+    waiting[2].cancel()  # just when it was given its part
+    await asyncio.wait(waiting)
+    assert budget.free == 10
+    small, last = [asyncio.create_task(budget.take(size)) for size in (1, 10)]
+    (await small).release()
+    (await last).release()
+    assert budget.free == 10
