@@ -58,4 +58,4 @@ def _check(status: os.stat_result, path: str | Path) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, "it is a directory", os.fspath(path))
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device: give its content on stdin", os.fspath(path))
+        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, and no file", os.fspath(path))

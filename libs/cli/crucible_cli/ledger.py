@@ -17,11 +17,13 @@ from .state import write_private
 
 
 class Ledger(msgspec.Struct):
-    """`notes` by path; `last_event` and `last_sequence` are those of the last event that was accepted."""
+    """`notes` by path; `last_event` and `last_sequence` are those of the last event that was accepted. `folders` says
+    that subfolders are among the notes: those that were there at first have no events."""
 
     root: str
     salt: str
     notes: dict[str, Note] = {}
+    folders: bool = False
     last_event: str | None = None
     last_sequence: int = 0
 
@@ -35,7 +37,7 @@ class Ledger(msgspec.Struct):
         former = self.notes.pop(change.old_path or change.path, None)
         if item.sequence is not None:
             self.last_event, self.last_sequence = item.id, max(item.sequence, self.last_sequence)
-        if change.event != "Deleted":
+        if change.event not in ("Deleted", "DirectoryDeleted"):
             sequence = item.sequence or (former.sequence if former else None)
             self.notes[change.path] = msgspec.structs.replace(change.note, sequence=sequence)
 

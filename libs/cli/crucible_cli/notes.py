@@ -3,150 +3,245 @@
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
-from io import BufferedReader
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import msgspec
 
-SUFFIX = ".md"
+from crucible_core.errors import MalformedError
+from crucible_core.limits import NOTE_CONTENT_BYTES, NOTE_HASHED_BYTES
+from crucible_core.text import decode_text
+
+from .files import open_file
+
+SUFFIXES = (".md", ".markdown")
 MIME = "text/markdown"
-CONTENT_LIMIT = 900 * 1024
-"""Bytes of text that an event carries, as UTF-8 and as JSON; a longer note's event has its hash only."""
+HIDDEN = "hidden files and folders, and editors' drafts (~… and #…)"
 
 
 class Note(msgspec.Struct, frozen=True):
-    """One file. `hash` is SHA-256 (hex); `sequence` that of its last event, None while the log does not know it."""
+    """One file, or one folder, whose path ends in `/`. `hash` is SHA-256 (hex), and empty for a folder and for a file
+    that is too long to be read; `sequence` that of its last event, None while the log knows none."""
 
     hash: str
     size: int
     mtime_ns: int
     sequence: int | None = None
+    inode: int = 0
 
 
 class Change(msgspec.Struct, frozen=True):
     """`note` is the file as it is now, or as it was when it was deleted."""
 
-    event: Literal["Created", "Modified", "Deleted", "Renamed"]
+    event: Literal["Created", "Modified", "Deleted", "Renamed", "DirectoryCreated", "DirectoryDeleted"]
     path: str
     note: Note
     old_path: str | None = None
 
 
+class Scan(NamedTuple):
+    """`notes` are by relative posix path; `passed` has the reason for what looks like a note and is none, by its path,
+    or by HIDDEN for all that is hidden."""
+
+    notes: dict[str, Note]
+    passed: dict[str, str]
+
+
 def is_note(path: str) -> bool:
-    """Whether a relative posix path is a note: `.md`, and neither hidden nor an editor's own file."""
+    """Whether a relative posix path is a note: Markdown by its name, and neither hidden nor an editor's own file."""
+    return path.lower().endswith(SUFFIXES) and not _is_hidden(path)
+
+
+def _is_hidden(path: str) -> bool:
     parts = path.split("/")
-    name = parts[-1]
-    return not any(part.startswith(".") for part in parts) and name.endswith(SUFFIX) and name[0] not in "~#"
+    return parts[-1][:1] in ("~", "#") or any(part.startswith(".") for part in parts)
 
 
-def scan(root: Path, before: Mapping[str, Note], touched: Collection[str] = ()) -> dict[str, Note]:
-    """Every note under `root` by its relative posix path.
+def scan(root: Path, before: Mapping[str, Note], touched: Collection[str] = ()) -> Scan:
+    """Every note and every folder under `root`.
 
-    A file is read when its size or time differs from `before`, or when it is in `touched`. Raises OSError when a folder
-    cannot be read: a folder that is away is not a folder whose notes were deleted.
+    A file is read when its size, time or inode differs from `before`, or when it is in `touched`. Raises OSError when
+    `root` cannot be read: a folder that is away is not a folder whose notes were deleted.
     """
-    found = {}
-    for path in _paths(root):
+    found = Scan({}, {})
+    for path in _paths(os.fspath(root), before, found):
         known = before.get(path)
         try:
-            status = os.stat(f"{root}/{path}")
-            if known and path not in touched and (known.size, known.mtime_ns) == (status.st_size, status.st_mtime_ns):
-                found[path] = known
+            if path.endswith("/"):
+                found.notes[path] = known or _folder(os.stat(f"{root}/{path}"))
             else:
-                found[path] = _read(root / path, known)[0]
+                found.notes[path] = _seen(f"{root}/{path}", None if path in touched else known, known)
         except FileNotFoundError:
             continue
-        except OSError:
-            if known:
-                found[path] = known
+        except OSError as error:
+            found.passed[path] = f"cannot be read: {error.strerror}"
+            if known and error.errno != errno.EINVAL:  # which is said of a pipe
+                found.notes[path] = known
     if not root.is_dir():  # asked last: it may have gone meanwhile
         raise NotADirectoryError(errno.ENOTDIR, "the folder is gone", str(root))
     return found
 
 
 def changes(before: Mapping[str, Note], after: Mapping[str, Note]) -> list[Change]:
-    """The differences: renames (the same content under a new path) and deletions first, then what is new or changed."""
+    """The differences: renames and deletions first, then what is new or changed."""
     gone = {path: note for path, note in before.items() if path not in after}
     fresh = {path: note for path, note in after.items() if path not in before}
     renamed = list(_renames(gone, fresh))
     moved = {change.old_path for change in renamed} | {change.path for change in renamed}
-    deleted = [Change("Deleted", path, note) for path, note in gone.items() if path not in moved and note.sequence]
-    written = [
-        Change("Modified" if note.sequence else "Created", path, note)
-        for path, note in sorted(after.items())
-        if path not in moved and (path not in before or before[path].hash != note.hash)
+    deleted = [
+        Change("DirectoryDeleted" if path.endswith("/") else "Deleted", path, note)
+        for path, note in sorted(gone.items(), reverse=True)  # what is inside goes before its folder
+        if path not in moved and (note.sequence or path.endswith("/"))
     ]
-    return [*renamed, *deleted, *written]
+    written = [
+        Change(_appeared(path, note), path, note)
+        for path, note in sorted(after.items())
+        if path not in moved and (path not in before or _differ(before[path], note))
+    ]
+    folders = [change for change in written if change.event == "DirectoryCreated"]
+    return [*folders, *renamed, *deleted, *(change for change in written if change.event != "DirectoryCreated")]
 
 
 def payload(root: Path, change: Change) -> tuple[Change, dict[str, Any]] | None:
     """The event's payload, and the change as the file is at this moment; None where it is gone again."""
+    if change.event.startswith("Directory"):
+        return change, {"path": change.path.rstrip("/"), "root": str(root)}
     if change.event == "Deleted":
-        return change, {"path": change.path, "root": str(root), "hash": change.note.hash}
+        known = {"hash": change.note.hash} if change.note.hash else {}
+        return change, {"path": change.path, "root": str(root), **known}
     try:
-        note, text = _read(root / change.path, change.note)
+        note, text = _read(f"{root}/{change.path}", change.note)
     except OSError:
         return None
-    fields: dict[str, Any] = {
-        "path": change.path,
-        "root": str(root),
-        "hash": note.hash,
-        "size": note.size,
-        "mime": MIME,
-    }
+    place = {"path": change.path, "old_path": change.old_path} if change.old_path else {"path": change.path}
+    fields: dict[str, Any] = {**place, "root": str(root), "size": note.size, "mime": MIME}
+    if note.hash:
+        fields["hash"] = note.hash
     fields["mtime"] = datetime.fromtimestamp(note.mtime_ns / 1e9, UTC).isoformat(timespec="microseconds")[:26] + "Z"
-    if change.old_path:
-        fields["old_path"] = change.old_path
     return msgspec.structs.replace(change, note=note), fields | _content(text)
 
 
 def _content(text: str | None) -> dict[str, str]:
-    if text is None or len(msgspec.json.encode(text)) > CONTENT_LIMIT + 64 * 1024:
-        return {"reason": f"the content is left out: it is over {CONTENT_LIMIT // 1024} KiB"}
+    if text is None or len(msgspec.json.encode(text)) > NOTE_CONTENT_BYTES + 64 * 1024:
+        return {"reason": f"the content is left out: it is over {NOTE_CONTENT_BYTES // 1024} KiB"}
     return {"content": text}
 
 
-def _paths(root: Path) -> Iterator[str]:
-    """Links to folders are not followed: they may lead back here."""
-    for folder, folders, files in os.walk(root, onerror=_failed):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = Path(folder).relative_to(root).as_posix()
-        for name in files:
-            path = name if inside == "." else f"{inside}/{name}"
-            if is_note(path) and path.isprintable():
-                yield path
+def _paths(root: str, before: Mapping[str, Note], found: Scan) -> Iterator[str]:
+    """What may be a note, and every folder. Links to folders are not followed: they may lead back here."""
+
+    def failed(error: OSError) -> None:
+        if error.filename == root:
+            raise error
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            return
+        inside = f"{os.path.relpath(error.filename, root)}/"
+        found.passed[inside] = f"cannot be read: {error.strerror}"
+        found.notes.update((path, note) for path, note in before.items() if path.startswith(inside))
+
+    for folder, folders, files in os.walk(root, onerror=failed):
+        inside = "" if folder == root else f"{os.path.relpath(folder, root)}/"
+        folders[:] = sorted(name for name in folders if _is_told(f"{inside}{name}/", found))
+        yield from (f"{inside}{name}/" for name in folders if not os.path.islink(f"{folder}/{name}"))
+        yield from (
+            f"{inside}{name}" for name in files if name.lower().endswith(SUFFIXES) and _is_told(inside + name, found)
+        )
 
 
-def _failed(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
-        raise error
+def _is_told(path: str, found: Scan) -> bool:
+    """Whether events tell of a path; where not, `passed` says so."""
+    if _is_hidden(path.rstrip("/")):
+        found.passed[HIDDEN] = "are passed over"
+        return False
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        found.passed[path] = "is passed over: its name is not UTF-8, rename it"
+        return False
+    return True
 
 
-def _read(file: Path, known: Note | None) -> tuple[Note, str | None]:
-    """The note and its text, None where it is too long. Bytes that are not UTF-8 are replaced."""
-    with file.open("rb") as source:
+def _folder(status: os.stat_result) -> Note:
+    return Note("", 0, status.st_mtime_ns, inode=status.st_ino)
+
+
+def _seen(file: str, trusted: Note | None, known: Note | None) -> Note:
+    """The note as it is, read anew where it differs from the `trusted` one."""
+    status = os.stat(file)
+    same = trusted and (trusted.size, trusted.mtime_ns) == (status.st_size, status.st_mtime_ns)
+    if trusted and same and trusted.inode in (0, status.st_ino) and stat.S_ISREG(status.st_mode):
+        return msgspec.structs.replace(trusted, inode=status.st_ino)
+    return _read(file, known)[0]
+
+
+def _read(file: str, known: Note | None) -> tuple[Note, str | None]:
+    """The note and its text, None where it is too long. Bytes that are no text are replaced."""
+    with open_file(file) as source:
         status = os.fstat(source.fileno())
-        data, digest = _digest(source, status.st_size)
-    note = Note(digest, status.st_size, status.st_mtime_ns, known.sequence if known else None)
-    return note, None if data is None else data.decode("utf-8-sig", "replace")
+        data: bytes | None = source.read(NOTE_CONTENT_BYTES + 1) if status.st_size <= NOTE_CONTENT_BYTES else None
+        if data is not None and len(data) <= NOTE_CONTENT_BYTES:
+            digest = hashlib.sha256(data).hexdigest()
+        else:
+            data, digest = None, _digest(source, status.st_size)
+    note = Note(digest, status.st_size, status.st_mtime_ns, known.sequence if known else None, status.st_ino)
+    return note, None if data is None else _text(data)
 
 
-def _digest(source: BufferedReader, size: int) -> tuple[bytes | None, str]:
-    if size > CONTENT_LIMIT:
-        return None, hashlib.file_digest(source, "sha256").hexdigest()
-    data = source.read(CONTENT_LIMIT + 1)
-    return (data if len(data) <= CONTENT_LIMIT else None), hashlib.sha256(data).hexdigest()
+def _text(data: bytes) -> str:
+    try:
+        return decode_text(data)
+    except MalformedError:
+        return data.decode("utf-8-sig", "replace")
+
+
+def _digest(source: BinaryIO, size: int) -> str:
+    if size > NOTE_HASHED_BYTES:
+        return ""
+    source.seek(0)
+    digest, left = hashlib.sha256(), NOTE_HASHED_BYTES
+    while left > 0 and (piece := source.read(min(left, 1024 * 1024))):
+        digest.update(piece)
+        left -= len(piece)
+    return digest.hexdigest()
+
+
+def _appeared(path: str, note: Note) -> Literal["DirectoryCreated", "Modified", "Created"]:
+    if path.endswith("/"):
+        return "DirectoryCreated"
+    return "Modified" if note.sequence else "Created"
+
+
+def _differ(before: Note, after: Note) -> bool:
+    if before.hash or after.hash:
+        return before.hash != after.hash
+    return (before.size, before.mtime_ns) != (after.size, after.mtime_ns)
 
 
 def _renames(gone: Mapping[str, Note], fresh: Mapping[str, Note]) -> Iterator[Change]:
-    by_hash: dict[str, list[str]] = {}
-    for path, note in gone.items():
-        if note.size and note.sequence:
-            by_hash.setdefault(note.hash, []).append(path)
-    for path, note in sorted(fresh.items()):
-        olds = by_hash.get(note.hash)
-        if olds:
-            yield Change("Renamed", path, note, old_path=olds.pop(0))
+    """Files that are at a new path: first what is the very same file, then what has the same content. An inode alone
+    says nothing, since file systems use that of a deleted file again."""
+    left = {path: note for path, note in gone.items() if note.sequence and not path.endswith("/")}
+    new = {path: note for path, note in sorted(fresh.items()) if not path.endswith("/")}
+    for sameness in (_identity, _content_of):
+        olds: dict[Any, list[str]] = {}
+        for path, note in left.items():
+            olds.setdefault(sameness(note), []).append(path)
+        for path, note in list(new.items()):
+            if (same := sameness(note)) is None or not (found := olds.get(same)):
+                continue
+            name = path.rpartition("/")[2]
+            old = next((old for old in found if old.rpartition("/")[2] == name), found[0])
+            found.remove(old)
+            del left[old], new[path]
+            yield Change("Renamed", path, note, old_path=old)
+
+
+def _identity(note: Note) -> Any:
+    return (note.inode, note.size, note.mtime_ns, note.hash) if note.inode else None
+
+
+def _content_of(note: Note) -> Any:
+    return note.hash if note.size and note.hash else None

@@ -1,6 +1,7 @@
 """`crucible watch`: keeps the log in step with a folder of notes."""
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,10 @@ STEP_MS = 25
 TICK_MS = 1000
 RESCAN_S = 30.0
 """So often everything is looked at, whatever the system told of changes."""
+AGAIN_S = 0.5
+MOST_SAID = 1000
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+"""What no entity may hold."""
 
 
 class Watched(msgspec.Struct, frozen=True):
@@ -44,6 +49,12 @@ class Watched(msgspec.Struct, frozen=True):
     id: str | None
     sequence: int | None
     error: str | None = None
+    note: str | None = None
+    """What is to be said of an accepted one, such as that its content is left out."""
+
+
+class AwayError(CrucibleError):
+    """The folder cannot be read now."""
 
 
 class Folder(msgspec.Struct, frozen=True):
@@ -58,7 +69,7 @@ class Folder(msgspec.Struct, frozen=True):
 @command(app)
 def watch(
     session: Session,
-    directory: Annotated[Path, typer.Argument(help="The folder of notes (*.md), with its subfolders.")],
+    directory: Annotated[Path, typer.Argument(help="The folder of notes (*.md, *.markdown), with its subfolders.")],
     once: Annotated[bool, typer.Option("--once", help="Send what changed since the last time, and exit.")] = False,
     world: Annotated[str | None, typer.Option(help="The world of the events.")] = None,
     room: Annotated[str | None, typer.Option(help="The room of the events.")] = None,
@@ -67,9 +78,7 @@ def watch(
 
     Changes made while it was not running are found at the start.
     """
-    root = directory.expanduser().resolve()
-    if not root.is_dir():
-        raise typer.BadParameter(f"{directory} is not a folder")
+    root = _root(directory)
     file = ledger_file(session.data.root, (session.place.url, str(root), world, room))
     folder = Folder(root, file, world, room)
 
@@ -80,8 +89,22 @@ def watch(
         watcher = Watcher(crucible, folder, tell, session.note)
         watcher.begin()
         if not once:
-            session.note(f"watching {root} — Ctrl-C ends it")
+            session.note(f"watching {clean(str(root), 400)} — Ctrl-C ends it")
             watcher.follow(threading.Event())
+
+
+def _root(directory: Path) -> Path:
+    shown = clean(str(directory), 400)
+    try:
+        root = directory.expanduser().resolve()
+        str(root).encode()
+    except UnicodeEncodeError as error:
+        raise typer.BadParameter(f"{shown}: the folder's path is not UTF-8, rename it") from error
+    except (OSError, RuntimeError) as error:  # ~nobody has no home; links lead in a circle
+        raise typer.BadParameter(f"{shown}: {error}") from error
+    if not root.is_dir():
+        raise typer.BadParameter(f"{shown} is not a folder")
+    return root
 
 
 class Watcher:
@@ -95,6 +118,7 @@ class Watcher:
         self._tell = tell
         self._note = note
         self._ledger = open_ledger(folder.ledger_file, folder.root)
+        self._said: set[str] = set()
 
     def begin(self) -> None:
         """Sends all that changed since the last time. Raises what the gateway refuses, or that it is away."""
@@ -106,24 +130,27 @@ class Watcher:
         self.catch_up()
 
     def follow(self, stop: threading.Event) -> None:
-        """Sends changes as they happen, until `stop`. A gateway that goes away is waited for."""
+        """Sends changes as they happen, until `stop`. A gateway or a folder that goes away is waited for."""
         due = 0.0
         told = False
         for touched in self._bursts(stop):
-            if not touched and time.monotonic() < due:
+            if touched == [] and time.monotonic() < due:
                 continue
             try:
-                self.catch_up(touched)
+                self.catch_up(touched or ())
                 due, told = time.monotonic() + RESCAN_S, False
-            except (UnavailableError, LimitedError) as error:
+            except (UnavailableError, LimitedError, AwayError) as error:
                 due = 0.0
                 if not told:
-                    self._note(f"{error.detail}: waiting; changes are kept")
+                    self._note(f"{clean(error.detail, 400)}: waiting; changes are kept")
                 told = True
 
     def catch_up(self, touched: Sequence[str] = ()) -> None:
         """Sends every difference and keeps the ledger. Raises UnavailableError, after which it may be called again."""
         after = self._scan(touched)
+        if not self._ledger.folders:
+            self._ledger.notes |= {path: note for path, note in after.items() if path.endswith("/")}
+            self._ledger.folders = True
         differences = changes(self._ledger.notes, after)
         for batch in _batches(self._prepared(differences)):
             self._send(batch)
@@ -134,9 +161,22 @@ class Watcher:
 
     def _scan(self, touched: Sequence[str]) -> dict[str, Note]:
         try:
-            return scan(self._folder.root, self._ledger.notes, frozenset(touched))
+            found = scan(self._folder.root, self._ledger.notes, frozenset(touched))
+        except FileNotFoundError as error:
+            raise AwayError(f"the folder is gone: {error.filename or self._folder.root}") from error
         except OSError as error:
-            raise CrucibleError(f"cannot read {error.filename or self._folder.root}: {error.strerror}") from error
+            raise AwayError(f"cannot read {error.filename or self._folder.root}: {error.strerror}") from error
+        for path, reason in found.passed.items():
+            self._say(f"{path} {reason}")
+        return found.notes
+
+    def _say(self, text: str) -> None:
+        """Says it once."""
+        if text not in self._said:
+            if len(self._said) >= MOST_SAID:
+                self._said.clear()
+            self._said.add(text)
+            self._note(clean(text, 400))
 
     def _prepared(self, differences: Sequence[Change]) -> Iterator[tuple[Change, dict[str, Any], int]]:
         for difference in differences:
@@ -149,7 +189,7 @@ class Watcher:
         event = {
             "type": f"File.{change.event}",
             "payload": fields,
-            "entity": change.path,
+            "entity": None if _CONTROL.search(change.path) else change.path.rstrip("/"),
             "id": self._ledger.id_of(change),
             "world_id": self._folder.world_id,
             "room_id": self._folder.room_id,
@@ -166,7 +206,8 @@ class Watcher:
                 continue
             self._ledger.settle(change, item)
             reason = None if error is None else explain(error).plain
-            self._tell(Watched(event["type"], change.path, change.old_path, item.id, item.sequence, reason))
+            path, note = change.path.rstrip("/"), event["payload"].get("reason")
+            self._tell(Watched(event["type"], path, change.old_path, item.id, item.sequence, reason, note))
         self._save()
         if away is not None:
             raise away
@@ -174,9 +215,22 @@ class Watcher:
     def _save(self) -> None:
         save_ledger(self._folder.ledger_file, self._ledger)
 
-    def _bursts(self, stop: threading.Event) -> Iterator[list[str]]:
-        """The paths of each burst of changes; an empty list for each tick without one, the first at once."""
+    def _bursts(self, stop: threading.Event) -> Iterator[list[str] | None]:
+        """The paths of each burst of changes; an empty list for each tick without one. None where anything may have
+        changed: a watch begins, or broke off, or another folder is at the root's path."""
+        while not stop.is_set():
+            try:
+                yield from self._watched(stop)
+            except (OSError, RuntimeError, ValueError) as error:
+                # A name that is not UTF-8 ends the watch: nobody need hear of it, unless it is a note's.
+                if "Unable to decode" not in str(error) and self._folder.root.is_dir():
+                    self._say(f"changes are looked for every second: {error}")
+            yield None
+            stop.wait(AGAIN_S)
+
+    def _watched(self, stop: threading.Event) -> Iterator[list[str] | None]:
         root = self._folder.root
+        inode = _inode(root)
         notified = watchfiles.watch(
             root,
             watch_filter=lambda _, path: not _is_hidden(root, path),
@@ -184,9 +238,21 @@ class Watcher:
             rust_timeout=TICK_MS,
             yield_on_timeout=True,
             stop_event=stop,
+            ignore_permission_denied=True,
         )
-        for burst in notified:
-            yield [Path(path).relative_to(root).as_posix() for _, path in burst if Path(path).is_relative_to(root)]
+        for number, burst in enumerate(notified):
+            if _inode(root) != inode:
+                return
+            paths = [Path(path).relative_to(root).as_posix() for _, path in burst if Path(path).is_relative_to(root)]
+            # Something may have happened before this watch began.
+            yield paths if paths or number else None
+
+
+def _inode(root: Path) -> int:
+    try:
+        return root.stat().st_ino
+    except OSError:
+        return 0
 
 
 def check_place(crucible: Crucible, folder: Folder) -> None:
@@ -226,4 +292,5 @@ def _line(watched: Watched) -> Text:
         return line.append(clean(watched.error.removeprefix("error: "), 400), "red")
     moved = f"{watched.old_path} → {watched.path}" if watched.old_path else watched.path
     line = Text.assemble((f"{watched.sequence:>6}  ", "dim"), (watched.type, f"bold {COLOURS['File']}"))
-    return line.append(f"  {clean(moved, 400)}").append(f"  {watched.id}", "dim")
+    line.append(f"  {clean(moved, 400)}").append(f"  {watched.id}", "dim")
+    return line.append(f"  {clean(watched.note, 400)}", "yellow") if watched.note else line

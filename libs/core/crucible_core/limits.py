@@ -54,3 +54,8 @@ MEMORY_WORD_CHARS = 200
 NOTE_READ_CHARS = 128 * 1024
 """Characters of a note in which tags and links are looked for: a Markdown parser is slow, and hostile texts make it
 slower. The whole note is found by its words."""
+NOTE_CONTENT_BYTES = 900 * 1024
+"""Bytes of a note's text that a File event carries, as UTF-8 and as JSON: an event may have 1 MiB."""
+
+NOTE_HASHED_BYTES = 64 * 1024 * 1024
+"""Bytes of a note that are read for its hash; a longer one is told apart by its size and time alone."""
