@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from crucible_core.catalogue import CATALOGUE
+from crucible_core.protocol.events import EventType
 from crucible_kit.settings import KitSettings, Setting, describe
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -47,16 +48,33 @@ def events_page() -> str:
     parts = [
         "# Event types",
         "",
-        "The catalogue, with what each type accepts besides its name. `GET /api/v1/event-types` has the JSON Schema of"
-        " every payload. This page is written by `scripts/docs`.",
+        "The catalogue: each type, the fields of its payload, and the other names that it goes by. `GET"
+        " /api/v1/event-types` has the JSON Schema of every payload. This page is written by `scripts/docs`.",
         "",
-        "| type | when | other names |",
-        "|---|---|---|",
+        "**Bold** fields are required. A field's other names stand in parentheses: they are accepted, stored under the"
+        " first, and filters find either. A payload with any other field is refused, but where it ends with `…`.",
     ]
+    category = ""
     for kind in CATALOGUE.types():
+        if kind.type.partition(".")[0] != category:
+            category = kind.type.partition(".")[0]
+            parts += ["", f"## {category}", "", "| type | when | payload | other names |", "|---|---|---|---|"]
         aliases = ", ".join(f"`{alias}`" for alias in kind.aliases)
-        parts.append(f"| `{kind.type}` | {_cell(kind.description)} | {aliases} |")
+        parts.append(f"| `{kind.type}` | {_cell(kind.description)} | {_fields(kind)} | {aliases} |")
     return "\n".join(parts) + "\n"
+
+
+def _fields(kind: EventType) -> str:
+    """The required ones first; with the names that stand for each."""
+    properties, required = kind.schema.get("properties", {}), kind.schema.get("required", [])
+    others: dict[str, list[str]] = {}
+    for other, stands_for in kind.schema.get("x-synonyms", {}).items():
+        for name in stands_for[:1]:
+            others.setdefault(name, []).append(f"`{other}`")
+    names = sorted(properties, key=lambda name: name not in required)
+    shown = [f"**`{name}`**" if name in required else f"`{name}`" for name in names]
+    also = [f" ({', '.join(others[name])})" if name in others else "" for name in names]
+    return ", ".join([*map("".join, zip(shown, also, strict=True)), *(["…"] if kind.open else [])])
 
 
 def _table(title: str, settings: list[Setting] | tuple[Setting, ...]) -> list[str]:

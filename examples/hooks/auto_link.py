@@ -3,7 +3,7 @@ that hooks are given (memory_query, memory_link, log), and nothing else of the m
 
 memory_id = inputs["memory_id"]
 payload = event["payload"]
-linked = {link["target"] for link in payload.get("links", [])}
+linked = {link if isinstance(link, str) else link.get("to") for link in payload.get("links", [])}
 
 added = []
 for other in memory_query(text=payload["content"], limit=inputs["limit"] + 1 + len(linked)):

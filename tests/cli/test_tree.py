@@ -59,6 +59,10 @@ def test_deliveries_stand_under_their_events() -> None:
 
 def test_summaries_say_what_matters() -> None:
     assert summarise(event("File.Renamed", {"path": "b.md", "old_path": "a.md"})) == "a.md → b.md"
+    assert summarise(event("File.Renamed", {"from": "a.md", "to": "b.md"})) == "a.md → b.md"
+    assert (
+        summarise(event("Memory.Linked", {"from": "mem_1", "to": "mem_2", "strength": 0.5})) == "mem_1 → mem_2 (0.50)"
+    )
     assert summarise(event("Hook.Failed", {"hook": "h", "error": "timed out"})) == "h timed out"
     assert summarise(event("Memory.Tagged", {"id": "mem_1", "tag": "#x"})) == "mem_1 #x"
     assert summarise(event("Custom.X", {"a": [1]})) == '{"a":[1]}'

@@ -93,7 +93,7 @@ def test_what_changed_while_it_was_away_is_found(run: Run, played: Played, notes
         ("File.Created", "new.md"),
         ("File.Modified", "one.md"),
     ]
-    assert played.payloads[2]["old_path"] == "deep/two.md"
+    assert played.payloads[2]["from"] == "deep/two.md"
     (notes / "moved.md").unlink()
     assert [line["type"] for line in once(run, notes)] == ["File.Deleted"]
     for event in played.log:

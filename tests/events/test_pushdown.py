@@ -12,7 +12,7 @@ from crucible_core.errors import InvalidError
 from crucible_core.filters import compile_filter
 from crucible_events.pushdown import conditions
 
-names = st.sampled_from(["a", "b", "tags", "x y", "ä"])
+names = st.sampled_from(["a", "b", "tags", "x y", "ä", "to", "target", "links"])
 scalars = st.one_of(
     st.none(),
     st.booleans(),
@@ -21,7 +21,22 @@ scalars = st.one_of(
     st.sampled_from(["", "a", "ab", "#x", "A", "ä", 'q"', "\\", "\x00", "1"]),
 )
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3))
-paths = st.sampled_from(["a", "b", "tags", "a.b", "a.tags", "event.payload.b", "event.metadata.actor", "a.0", "x y"])
+paths = st.sampled_from(
+    [
+        "a",
+        "b",
+        "tags",
+        "a.b",
+        "a.tags",
+        "to",
+        "target",
+        "links.to",
+        "event.payload.b",
+        "event.metadata.actor",
+        "a.0",
+        "x y",
+    ]
+)
 operators = st.one_of(
     values,
     st.fixed_dictionaries({"in": st.lists(scalars, max_size=3)}),
@@ -34,11 +49,11 @@ operators = st.one_of(
 filters = st.dictionaries(paths, operators, min_size=1, max_size=2)
 
 
-def event(payload: bytes) -> Event:
+def event(payload: bytes, category: str = "Custom", name: str = "x") -> Event:
     metadata = Metadata(
         id="evt_1", timestamp="2026-01-01T00:00:00.000000Z", source=Source("user", "a"), actor="a", correlation_id="c"
     )
-    return Event("Custom", Data("x", msgspec.Raw(payload)), metadata)
+    return Event(category, Data(name, msgspec.Raw(payload)), metadata)
 
 
 def let_through(spec: dict[str, Any], stored: bytes) -> bool:
@@ -59,10 +74,14 @@ def compiled(spec: dict[str, Any]) -> Any:
 
 
 @settings(max_examples=600)
-@given(st.dictionaries(names, values, max_size=4), filters)
-def test_no_match_is_lost(payload: dict[str, Any], spec: dict[str, Any]) -> None:
+@given(
+    st.dictionaries(names, values, max_size=4),
+    filters,
+    st.sampled_from([("Custom", "x"), ("Memory", "Linked"), ("Memory", "Created")]),
+)
+def test_no_match_is_lost(payload: dict[str, Any], spec: dict[str, Any], kind: tuple[str, str]) -> None:
     predicate = compiled(spec)
-    stored = encode(event(msgspec.json.encode(payload)))
+    stored = encode(event(msgspec.json.encode(payload), *kind))
     if predicate is not None and predicate(msgspec.json.decode(stored, type=Event)):
         assert let_through(spec, stored)
 
@@ -91,3 +110,12 @@ def test_most_are_kept_out() -> None:
         {"deep": {"contains": "text"}},
     ):
         assert let_through(spec, stored), spec
+
+
+def test_either_name_of_a_field_finds_either() -> None:
+    for payload in (b'{"from": "m", "to": "n"}', b'{"id": "m", "target": "n"}'):
+        stored = encode(event(payload, "Memory", "Linked"))
+        for name in ("to", "target"):
+            assert compile_filter({name: "n"})(msgspec.json.decode(stored, type=Event))
+            assert let_through({name: "n"}, stored)
+            assert not let_through({name: "o"}, stored)

@@ -62,6 +62,9 @@ def test_source_and_actor_follow_from_each_other(source: object, actor: object, 
     [
         ("Memory.Created", {"id": "mem_1", "content": "x"}, "mem_1"),
         ("Memory.Linked", {"source": "mem_2", "target": "mem_3"}, "mem_2"),
+        ("Memory.Consolidated", {"original_ids": ["mem_2"], "summary_id": "mem_4"}, "mem_4"),
+        ("File.Renamed", {"path": "b.md", "old_path": "a.md"}, "b.md"),
+        ("Flow.Started", {"run_id": "run_1", "flow": "f"}, "run_1"),
         ("File.Modified", {"path": "a/b c.md"}, "a/b c.md"),
         ("Hook.Executed", {"hook": "h", "run_id": "run_1"}, "h"),
         ("Custom.note", {"id": 7}, None),
@@ -71,7 +74,40 @@ def test_source_and_actor_follow_from_each_other(source: object, actor: object, 
 )
 def test_the_entity_is_what_the_payload_is_about(type: str, payload: object, entity: str | None) -> None:
     assert stamped(type, payload).event.metadata.entity == entity
-    assert stamped(type, payload, entity="mine").event.metadata.entity == "mine"
+    if not type.startswith("Memory."):
+        assert stamped(type, payload, entity="mine").event.metadata.entity == "mine"
+
+
+@pytest.mark.parametrize(
+    ("type", "payload"),
+    [
+        ("Memory.Created", {"id": "mem_1", "content": "x"}),
+        ("Memory.Updated", {"id": "mem_1", "content": "x"}),
+        ("Memory.Deleted", {"id": "mem_1"}),
+        ("Memory.Tagged", {"id": "mem_1", "tag": "#x"}),
+        ("Memory.Linked", {"from": "mem_1", "to": "mem_2"}),
+        ("Memory.Linked", {"source": "mem_1", "target": "mem_2"}),
+        ("Memory.Consolidated", {"original_ids": ["mem_2"], "summary_id": "mem_1"}),
+        ("Graph.NodeAdded", {"id": "mem_1"}),
+    ],
+)
+def test_a_versioned_entity_is_what_the_payload_names(type: str, payload: dict[str, str]) -> None:
+    """Or its versions would not be checked, and nobody could read it."""
+    assert stamped(type, payload, entity="mem_1").event.metadata.entity == "mem_1"
+    assert refused(type=type, payload=payload, entity="mem_3") == ["entity"]
+    field = next(name for name, value in payload.items() if value == "mem_1")
+    for odd in ("a\nb", "\x7f", ".", ".."):
+        [path] = refused(type=type, payload={**payload, field: odd})
+        assert path in (f"payload.{field}", "payload.from")
+    if type.startswith("Memory."):
+        assert refused(type=type, payload={**payload, field: "a/b"})
+    else:
+        assert stamped(type, {**payload, field: "a/b"}).event.metadata.entity == "a/b"
+
+
+def test_a_payload_is_stored_under_canonical_names() -> None:
+    found = stamped("Memory.Linked", {"id": "mem_1", "target": "mem_2", "weight": 0.5})
+    assert b'"payload":{"from":"mem_1","to":"mem_2","strength":0.5}' in found.raw
 
 
 def test_every_mistake_of_the_envelope_is_named() -> None:

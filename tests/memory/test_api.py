@@ -1,4 +1,5 @@
 import asyncio
+from hashlib import sha256
 from pathlib import Path
 
 import httpx
@@ -80,7 +81,9 @@ async def test_update_changes_what_is_given_and_keeps_the_rest(memory: Memories)
         "entities": [],
         "links": [],
         "metadata": {"n": 1},
-        "changed": ["content", "tags"],
+        "changes": ["content", "tags"],
+        "previous_hash": sha256(b"text").hexdigest(),
+        "new_hash": sha256(b"new").hexdigest(),
     }
 
 

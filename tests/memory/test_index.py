@@ -2,8 +2,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from crucible_core.envelope import Data, Event, encode
 from crucible_core.protocol.memory import Cause, MemoryView, ScoredMemory
 from crucible_kit.frames import Outgoing
 from tests.places import make_world
@@ -99,7 +101,12 @@ async def test_event_filed_under_another_entity_is_passed_over(
 ) -> None:
     async with running():
         id = await memory.create("good")
-        await memory.append("Memory.Deleted", {"id": id}, entity="mem_other")
+        event = (await memory.log())[0]
+        about = msgspec.structs.replace(event.metadata, id="evt_bad", entity="mem_other")
+        bad = encode(Event("Memory", Data("Deleted", {"id": id}), about))
+        await memory.bus.store(
+            Outgoing(memory.bus.names.event("default", "main", "Memory", "Deleted", "mem_other"), bad)
+        )
         assert (await memory.get(id)).content == "good"
 
 

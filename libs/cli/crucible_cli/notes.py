@@ -116,7 +116,7 @@ def payload(root: Path, change: Change) -> tuple[Change, dict[str, Any]] | None:
         note, text = _read(f"{root}/{change.path}", change.note)
     except OSError:
         return None
-    place = {"path": change.path, "old_path": change.old_path} if change.old_path else {"path": change.path}
+    place = {"from": change.old_path, "to": change.path} if change.old_path else {"path": change.path}
     fields: dict[str, Any] = {**place, "root": str(root), "size": note.size, "mime": MIME}
     if note.hash:
         fields["hash"] = note.hash

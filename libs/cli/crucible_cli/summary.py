@@ -43,8 +43,9 @@ def headline(content: str) -> str:
 
 
 def _file(payload: Mapping[str, Any]) -> str:
-    old = payload.get("old_path")
-    return f"{old} → {payload.get('path')}" if old else str(payload.get("path") or "")
+    old = payload.get("from") or payload.get("old_path")
+    path = str(payload.get("to") or payload.get("path") or "")
+    return f"{old} → {path}" if old else path
 
 
 def _memory(payload: Mapping[str, Any]) -> str:
@@ -55,10 +56,10 @@ def _memory(payload: Mapping[str, Any]) -> str:
 
 
 def _link(payload: Mapping[str, Any]) -> str:
-    strength = payload.get("weight", payload.get("score"))
+    strength = payload.get("strength", payload.get("weight"))
     weight = f" ({strength:.2f})" if isinstance(strength, float) else ""
-    near = payload.get("id") or payload.get("source")
-    return f"{_short(near)} → {_short(payload.get('target'))}{weight}"
+    near = payload.get("from") or payload.get("id") or payload.get("source")
+    return f"{_short(near)} → {_short(payload.get('to') or payload.get('target'))}{weight}"
 
 
 def _tag(payload: Mapping[str, Any]) -> str:

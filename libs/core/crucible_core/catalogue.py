@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from . import payloads
+from . import synonyms
 from .decode import check_depth, malformed, refused
 from .kinds import BUILT_IN, AnyKind, Kind, Registered, read_object
 from .naming import (
@@ -24,6 +24,7 @@ from .naming import (
     spellings,
     unknown,
 )
+from .payloads import CATEGORIES
 from .protocol.events import EventType
 from .shape import Outside, Shape, suggestion, walk
 from .suggest import nearest
@@ -44,26 +45,6 @@ __all__ = [
 _SHOWN = 100
 _HEAD = re.compile(r"[.:_]")
 _CUSTOM = re.compile(r"custom[.:_](?P<name>.*)", re.IGNORECASE | re.DOTALL)
-
-CATEGORIES: Mapping[str, payloads.Payloads] = {
-    "Memory": payloads.MEMORY,
-    "Graph": payloads.GRAPH,
-    "File": payloads.FILE,
-    "Agent": payloads.AGENT,
-    "Flow": payloads.FLOW,
-    "System": payloads.SYSTEM,
-    "Hook": payloads.HOOK,
-    "Webhook": payloads.WEBHOOK,
-    "Command": payloads.COMMAND,
-    "Session": payloads.SESSION,
-    "Gateway": payloads.GATEWAY,
-    "Message": payloads.MESSAGE,
-    "Tool": payloads.TOOL,
-    "Qa": payloads.QA,
-    "Task": payloads.TASK,
-    "Kb": payloads.KB,
-    "Schema": payloads.SCHEMA,
-}
 
 OWN = frozenset(
     word.casefold() for category in CATEGORIES for word in (category, *CATEGORY_ALIASES.get(category, ()))
@@ -140,18 +121,41 @@ class Catalogue:
     def validate(self, dotted: str, payload: bytes) -> Any:
         """The payload (JSON), decoded and checked against its type: a Struct, or an object of a type that users
         registered, whose schema is not asked here. Raises MalformedError, or InvalidError with paths `payload.…`."""
+        return self._read(dotted, payload)[0]
+
+    def canonical(self, dotted: str, payload: bytes) -> bytes:
+        """The payload, checked, with every field under its canonical name: the same bytes where they are so already.
+        Raises as `validate` does."""
+        return self._read(dotted, payload)[1]
+
+    def _read(self, dotted: str, payload: bytes) -> tuple[Any, bytes]:
         check_depth(payload, "payload")
         read = self._readers.get(dotted)
         if read is None:
             read = read_object if dotted.startswith("Custom.") else self._reader_of(dotted)
         try:
-            return read(payload)
+            value, refusal = read(payload), None
         except msgspec.ValidationError as error:
-            kind = self._kinds.get(self.resolve(dotted))
-            shape = kind.payload if isinstance(kind, Kind) else dict
-            raise refused(error, shape, dotted[:_SHOWN], "payload") from None
+            value, refusal = None, error
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise malformed(error, "payload") from None
+        kind = self._kinds.get(dotted) or self._kinds.get(self.resolve(dotted))
+        if isinstance(kind, Kind) and (refusal or kind.open):
+            renamed = synonyms.renamed(kind.payload, payload)
+            if renamed is not None:
+                return self._read_renamed(dotted, kind, read, renamed)
+        if refusal:
+            shape = kind.payload if isinstance(kind, Kind) else dict
+            raise refused(refusal, shape, dotted[:_SHOWN], "payload") from None
+        return value, payload
+
+    def _read_renamed(
+        self, dotted: str, kind: Kind, read: Callable[[bytes], Any], renamed: synonyms.Renamed
+    ) -> tuple[Any, bytes]:
+        try:
+            return read(renamed.payload), renamed.payload
+        except msgspec.ValidationError as error:
+            raise renamed.as_sent(refused(error, kind.payload, dotted[:_SHOWN], "payload")) from None
 
     def types(self) -> list[EventType]:
         """All types, as users read of them; `Custom.*` is the last."""

@@ -25,6 +25,8 @@ _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 
 _LOCATED = re.compile(r"(?P<text>.*?)(?: - at (?:`key` in )?`(?P<path>\$[^`]*)`)?", re.DOTALL)
 _FIELD = re.compile(r"Object (?P<what>contains unknown|missing required) field `(?P<name>.*)`", re.DOTALL)
+_NAMED = re.compile(r"`(?P<name>\w+)`: (?P<text>.*)", re.DOTALL)
+"""What a `__post_init__` says of one field."""
 _VALUE = re.compile(r"Invalid (?:enum )?value '?(?P<value>.*?)'?", re.DOTALL)
 _SEGMENT = re.compile(r"\.([^.\[]+)|\[([^\]]*)\]")
 
@@ -100,6 +102,8 @@ def _field_error(text: str, segments: list[str], kind: Any, root: str) -> FieldE
         text = "unknown field" if unknown else "required, but missing"
         suggestion = nearest(found["name"], _names(_at(kind, segments))) if unknown else None
         segments = [*segments, found["name"][:_SHOWN]]
+    elif found := _NAMED.fullmatch(text):
+        text, segments = found["text"], [*segments, found["name"]]
     elif found := _VALUE.fullmatch(text):
         suggestion = nearest(found["value"], _values(_at(kind, segments)))
     message = text.replace("`", "")[:_SHOWN]
@@ -150,7 +154,11 @@ def _children(node: msgspec.inspect.Type, segment: str) -> Iterable[msgspec.insp
 
 def _names(nodes: Iterable[msgspec.inspect.Type]) -> list[str]:
     structs = (node for node in nodes if isinstance(node, msgspec.inspect.StructType))
-    return [field.encode_name for struct in structs for field in struct.fields]
+    return [
+        name
+        for struct in structs
+        for name in (*(field.encode_name for field in struct.fields), *getattr(struct.cls, "synonyms", ()))
+    ]
 
 
 def _values(nodes: Iterable[msgspec.inspect.Type]) -> list[str]:

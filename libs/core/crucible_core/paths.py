@@ -11,6 +11,7 @@ from .envelope import Event, Metadata, Source
 from .errors import FieldError, InvalidError
 from .operators import MISSING, Test
 from .suggest import nearest
+from .synonyms import other_names, other_paths
 
 Getter = Callable[[Any], Any]
 
@@ -71,14 +72,39 @@ def _extension(name: str, event: Event) -> Any:
 
 def _payload_place(inner: str, segments: tuple[str, ...]) -> Place:
     name = f"event.payload.{inner}" if segments else "event.payload"
+    if any(len(other_names(segment)) > 1 for segment in segments):
+        get = _under_any_name(segments)
+        return Place(name, get, partial(bind, get))
     if len(segments) == 1:
         return Place(name, partial(_payload_field, inner), partial(_bind_payload_field, inner))
     descend = _descent(segments)
 
-    def get(event: Event) -> Any:
+    def get_below(event: Event) -> Any:
         return descend(event.data.payload)
 
-    return Place(name, get, partial(bind, get))
+    return Place(name, get_below, partial(bind, get_below))
+
+
+def _under_any_name(segments: tuple[str, ...]) -> Getter:
+    """What stands at a path, or where the event's type has another name for it. Only asked of types that have one, so
+    that `known` stays as small as the catalogue."""
+    descend = _descent(segments)
+    known: dict[str, tuple[Getter, ...]] = {}
+
+    def get(event: Event) -> Any:
+        payload = event.data.payload
+        value = descend(payload)
+        if value is not MISSING:
+            return value
+        dotted = event.dotted
+        if dotted not in known:
+            others = tuple(map(_descent, other_paths(dotted, segments)))
+            if not others:
+                return MISSING
+            known[dotted] = others
+        return next((value for other in known[dotted] if (value := other(payload)) is not MISSING), MISSING)
+
+    return get
 
 
 def document_place(fields: Collection[str] | None, path: str) -> Place:

@@ -1,12 +1,13 @@
 """What a payload type looks like from outside: the paths that a filter may name, its JSON Schema and an example."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
 import msgspec
 from msgspec import inspect
 
+from .payloads import Synonyms
 from .suggest import nearest
 
 Shape = Mapping[str, "Shape | None"]
@@ -36,12 +37,18 @@ def _shape(node: inspect.Type) -> Shape | None:
         case inspect.UnionType():
             return union([_shape(member) for member in node.types if not isinstance(member, inspect.NoneType)])
         case inspect.StructType(forbid_unknown_fields=True):
-            return {field.encode_name: _shape(field.type) for field in node.fields}
+            fields = {field.encode_name: _shape(field.type) for field in node.fields}
+            return {name: fields[first] for name, (first, *_) in synonyms_of(node.cls).items()} | fields
         case inspect.CollectionType():
             return {ITEM: _shape(node.item_type)}
         case inspect.StructType() | inspect.DictType() | inspect.AnyType() | inspect.RawType():
             return None
     return {}
+
+
+def synonyms_of(kind: type[msgspec.Struct]) -> Synonyms:
+    found: Synonyms = getattr(kind, "synonyms", {})
+    return found
 
 
 def union(shapes: Iterable[Shape | None]) -> Shape | None:
@@ -90,8 +97,27 @@ def schema_of(kind: type[msgspec.Struct], title: str) -> dict[str, Any]:
     """JSON Schema (2020-12) of a payload type, its own object at the top and what it refers to in `$defs`."""
     schema = msgspec.json.schema(kind)
     definitions = dict(schema["$defs"])
+    for each in structs_of(inspect.type_info(kind)):
+        if synonyms := synonyms_of(each):
+            definitions[each.__name__]["x-synonyms"] = {name: list(fields) for name, fields in synonyms.items()}
     own = definitions.pop(schema["$ref"].removeprefix("#/$defs/"))
     return {**own, "title": title, **({"$defs": definitions} if definitions else {})}
+
+
+def structs_of(node: inspect.Type) -> Iterator[type[msgspec.Struct]]:
+    """A payload type and those that its fields hold."""
+    match node:
+        case inspect.Metadata():
+            yield from structs_of(node.type)
+        case inspect.UnionType():
+            for member in node.types:
+                yield from structs_of(member)
+        case inspect.CollectionType():
+            yield from structs_of(node.item_type)
+        case inspect.StructType():
+            yield node.cls
+            for field in node.fields:
+                yield from structs_of(field.type)
 
 
 def example_of(kind: type[msgspec.Struct]) -> dict[str, Any]:

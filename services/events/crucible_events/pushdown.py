@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from crucible_core.operators import SPELLINGS
+from crucible_core.synonyms import other_names
 
 COLUMNS = {
     "event.type": "category",
@@ -73,8 +74,9 @@ def _somewhere(segments: list[str], test: Condition) -> Condition:
         name = "leaf" if depth == len(segments) - 1 else f"step{depth}"
         tables.append(f"json_each({below}) AS {name}")
         if segment:
-            walked.append(f"{name}.key = ?")
-            values.append(segment)
+            names = sorted(other_names(segment))
+            walked.append(f"{name}.key IN ({', '.join('?' * len(names))})")
+            values += names
         # What is no object or list has nothing below, and is no JSON by itself.
         below = f"CASE WHEN {name}.type IN ('object', 'array') THEN {name}.value ELSE json_array({name}.value) END"
     tests = " AND ".join([*walked, f"({test.sql})"])

@@ -3,7 +3,8 @@
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
-from crucible_core.catalogue import CATALOGUE, CATEGORIES
+from crucible_core.catalogue import CATALOGUE
+from crucible_core.payloads import CATEGORIES
 from crucible_kit.index import Index
 
 from . import store

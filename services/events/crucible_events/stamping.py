@@ -8,14 +8,14 @@ from typing import Any
 import msgspec
 
 from crucible_core.attributes import MAX_EXTENSIONS, Extensions, mistake
-from crucible_core.catalogue import CATEGORIES
 from crucible_core.envelope import MAX_EVENT_BYTES, MAX_HOPS, Data, Event, Metadata, Source, SourceKind, encode
 from crucible_core.errors import FieldError, InvalidError, TooLargeError
 from crucible_core.ids import is_id
 from crucible_core.kinds import BUILT_IN
+from crucible_core.payloads import CATEGORIES
 from crucible_core.protocol.events import NewEvent
 from crucible_core.redaction import checked_empty
-from crucible_core.subjects import KEY, MSG_ID
+from crucible_core.subjects import KEY, MSG_ID, VERSIONED
 from crucible_core.times import format_time, parse_time
 from crucible_kit.telemetry import parse_traceparent
 
@@ -31,20 +31,24 @@ SYSTEM = Source("system", "crucible")
 
 # The payload fields that name what an event is about, the first that is a text counts.
 ENTITY_FIELDS = {
-    "Memory": ("id", "source"),
+    "Memory": ("id", "from", "summary_id"),
     "Graph": ("id",),
-    "File": ("path",),
+    "File": ("path", "to"),
     "Agent": ("agent_id", "id"),
-    "Flow": ("run_id", "flow"),
+    "Flow": ("id", "name"),
     "Hook": ("hook",),
     "Webhook": ("id",),
+    "Approval": ("id",),
+    "Artifact": ("id",),
     "Session": ("session_id", "id"),
     "Task": ("id",),
     "Kb": ("kb", "id"),
     "Custom": ("id",),
 }
 _NAMING: dict[str, msgspec.json.Decoder[msgspec.Struct]] = {
-    category: msgspec.json.Decoder(msgspec.defstruct("Naming", [(field, Any, None) for field in fields]))
+    category: msgspec.json.Decoder(
+        msgspec.defstruct("Naming", [(f"{name}_", Any, None) for name in fields], rename=lambda name: name[:-1])
+    )
     for category, fields in ENTITY_FIELDS.items()
 }
 """They skip over all other fields of a payload."""
@@ -98,11 +102,13 @@ def stamp(new: NewEvent, defaults: Defaults, payloads: Payloads, most: int = MAX
         raise HopsError(f"hop: {message}", errors=[FieldError("hop", message)])
     payload = bytes(new.payload)
     if new.redacted is None:
-        version = payloads.check(dotted, new.version, payload)
+        version, payload = payloads.check(dotted, new.version, payload)
     else:
         checked_empty(payload)
         version = new.version or BUILT_IN
     event = _event(new, defaults, dotted, version, one_line(payload))
+    if event.type in VERSIONED and new.redacted is None:
+        _check_entity(event)
     _check_expectation(new, event)
     raw = encode(event)
     if len(raw) > most:
@@ -175,13 +181,35 @@ def _event(new: NewEvent, defaults: Defaults, dotted: str, version: str, payload
 
 def default_entity(category: str, payload: bytes) -> str | None:
     """What an event is about, by the payload's own word."""
-    decoder = _NAMING.get(category if category in CATEGORIES else "Custom")
-    if decoder is None:
+    named = _named(category, payload, usable=True)
+    return named[1] if named else None
+
+
+def _named(category: str, payload: bytes, usable: bool = False) -> tuple[str, str] | None:
+    """The field that names what an event is about, and its text; the first that is `usable` as a name, or at all."""
+    category = category if category in CATEGORIES else "Custom"
+    if category not in _NAMING:
         return None
-    for value in msgspec.structs.astuple(decoder.decode(payload)):
-        if isinstance(value, str) and _is_name(value, MAX_ENTITY):
-            return value
+    values = msgspec.structs.astuple(_NAMING[category].decode(payload))
+    for field, value in zip(ENTITY_FIELDS[category], values, strict=True):
+        if isinstance(value, str) and (not usable or _is_name(value, MAX_ENTITY)):
+            return field, value
     return None
+
+
+def _check_entity(event: Event) -> None:
+    """An event of a versioned entity must stand on its subject: there its version is checked, and it is looked for.
+    Raises InvalidError."""
+    named = _named(event.type, bytes(event.data.payload))
+    if named is None:
+        return
+    field, name = named
+    if not _is_name(name, MAX_ENTITY) or not name.strip(".") or (event.type == "Memory" and "/" in name):
+        message = "is a part of a URL's path: no control characters, no slash, and not only dots"
+        raise _invalid([FieldError(f"payload.{field}", message)])
+    if event.metadata.entity != name:
+        message = f"must be what the payload names in `{field}`"
+        raise _invalid([FieldError("entity", message, name)])
 
 
 # ---- checks ----------------------------------------------------------------------------------------------------------

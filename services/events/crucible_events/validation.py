@@ -64,21 +64,20 @@ class Payloads:
             found = self._resolved[new.type] = catalogue.resolve(new.type)
         return found
 
-    def check(self, dotted: str, version: str | None, payload: bytes) -> str:
-        """The version that a payload of a canonical type is of: the latest one, or `version`, which for a registered
-        type must be one of its own.
+    def check(self, dotted: str, version: str | None, payload: bytes) -> tuple[str, bytes]:
+        """The version that a payload of a canonical type is of, and the payload under canonical names: the latest
+        version, or `version`, which for a registered type must be one of its own.
 
         Raises MalformedError, and InvalidError with paths `payload.…`; UnknownTypeError for another version.
         """
         catalogue = self._catalogue()
         kind = catalogue.registered.get(dotted)
         if kind is None:
-            catalogue.validate(dotted, payload)
-            return version or BUILT_IN
+            return version or BUILT_IN, catalogue.canonical(dotted, payload)
         wanted = _version(kind, version)
         decoded = catalogue.validate(dotted, payload)
         _validate(self._validator(kind, wanted), wanted.schema, decoded, dotted, len(payload))
-        return wanted.version
+        return wanted.version, payload
 
     def _validator(self, kind: Registered, version: TypeVersion) -> jsonschema_rs.Draft202012Validator:
         key = kind.dotted, version.version

@@ -12,9 +12,10 @@ from typing import Any
 
 import msgspec
 
-from crucible_core.catalogue import CATALOGUE, CATEGORIES
+from crucible_core.catalogue import CATALOGUE
 from crucible_core.envelope import Data, Event, decode
 from crucible_core.errors import CrucibleError, DeniedError, MalformedError, UnavailableError
+from crucible_core.payloads import CATEGORIES
 from crucible_core.protocol.hooks import InterceptReply, InterceptRequest
 from crucible_kit.bus import Bus
 from crucible_kit.deadline import check_waited_for
@@ -179,7 +180,7 @@ def _checked(payload: Mapping[str, Any], event: Event, judging: bool) -> Decisio
     if judging:
         raise RunError("it would change the event again after a later hook has changed it")
     if event.type in CATEGORIES:  # of the types that users registered `events` has the validators
-        CATALOGUE.validate(event.dotted, msgspec.json.encode(payload))
+        payload = msgspec.json.decode(CATALOGUE.canonical(event.dotted, msgspec.json.encode(payload)))
     return Decision(payload=dict(payload))
 
 

@@ -1,5 +1,6 @@
 """What a request makes of a memory: the event that says so, or none where nothing changes. Pure."""
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -91,10 +92,10 @@ def link(memory: Memory, wanted: Link, ids: Mapping[str, str]) -> Change | None:
             if link.weight is None or link.weight == known.weight:
                 return None
             # The link keeps the name that it has, so that the new weight is that of the same one.
-            return Change("Linked", {"id": memory.id, **_link(Link(known.target, known.type, link.weight))})
+            return _linked(memory, Link(known.target, known.type, link.weight))
     if len(memory.links) >= MEMORY_LINKS:
         raise refused("link", f"a memory may have {MEMORY_LINKS} links")
-    return Change("Linked", {"id": memory.id, **_link(Link(target, link.type, link.weight))})
+    return _linked(memory, Link(target, link.type, link.weight))
 
 
 def note(memory: Memory | None, id: str, path: str, note: Note, earlier: Memory | None = None) -> Change | None:
@@ -121,12 +122,19 @@ def moved(memory: Memory | None, id: str, path: str, earlier: Memory) -> Change 
 
 
 def _updated(memory: Memory, given: Mapping[str, Any]) -> Change | None:
-    """The whole new state, so that a reader of this event alone knows the memory; `changed` names what is new."""
+    """The whole new state, so that a reader of this event alone knows the memory; `changes` names what is new, and the
+    hashes are of the content."""
     changed = [name for name, value in given.items() if value != getattr(memory, name)]
     if not changed:
         return None
     state = {name: getattr(memory, name) for name in _FIELDS} | dict(given)
-    return Change("Updated", _payload(memory.id, state) | {"changed": changed})
+    hashes = {"previous_hash": content_hash(memory.content), "new_hash": content_hash(state["content"])}
+    return Change("Updated", _payload(memory.id, state) | hashes | {"changes": changed})
+
+
+def content_hash(content: str) -> str:
+    """SHA-256 (hex) of the text in UTF-8."""
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _payload(id: str, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,8 +143,13 @@ def _payload(id: str, state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _link(link: Link) -> dict[str, Any]:
-    weight = {} if link.weight is None else {"weight": link.weight}
-    return {"target": link.target, "type": link.type, **weight}
+    strength = {} if link.weight is None else {"strength": link.weight}
+    return {"to": link.target, "type": link.type, **strength}
+
+
+def _linked(memory: Memory, link: Link) -> Change:
+    strength = {} if link.weight is None else {"strength": link.weight}
+    return Change("Linked", {"from": memory.id, "to": link.target, "link_type": link.type, **strength})
 
 
 def _place(link: Link, ids: Mapping[str, str]) -> str:

@@ -35,12 +35,15 @@ _IN_PLACE = 16_384
 Result = Literal["changed", "unchanged", "ignored", "denied", "refused"]
 
 
-class FilePayload(msgspec.Struct, frozen=True):
-    """What this service reads of a File event's payload."""
+class FilePayload(msgspec.Struct, frozen=True, rename={"from_": "from"}):
+    """What this service reads of a File event's payload; `old_path` and `new_path` are how renames were stored
+    before."""
 
-    path: str
+    path: str = ""
     root: str = ""
     content: str | None = None
+    from_: str | None = None
+    to: str | None = None
     old_path: str | None = None
     new_path: str | None = None
 
@@ -116,7 +119,7 @@ class Step(msgspec.Struct, frozen=True):
 
 def _steps(event: Event, payload: FilePayload, traceparent: str) -> list[Step]:
     cause = _cause(event, traceparent)
-    path = note_path(payload.path)
+    path = note_path(payload.to or payload.path)
     match event.data.event:
         case "Created" | "Modified" if is_note(path) and payload.content is not None:
             return [Step("save", path, payload.root, cause, payload.content)]
@@ -129,8 +132,8 @@ def _steps(event: Event, payload: FilePayload, traceparent: str) -> list[Step]:
 
 def _renamed(payload: FilePayload, cause: Cause) -> list[Step]:
     """The new one first: a crash in between leaves a note twice, never not at all."""
-    new = note_path(payload.new_path or payload.path)
-    old = note_path(payload.old_path or (payload.path if payload.new_path else new))
+    new = note_path(payload.to or payload.new_path or payload.path)
+    old = note_path(payload.from_ or payload.old_path or (payload.path if payload.new_path else new))
     was_note = old != new and is_note(old)
     saves = [Step("save", new, payload.root, cause, payload.content, old if was_note else None)] if is_note(new) else []
     return [*saves, *([Step("remove", old, payload.root, cause)] if was_note else [])]

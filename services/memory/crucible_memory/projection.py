@@ -11,22 +11,75 @@ from .state import Memory, clean_tag, clean_tags, link_key
 from .words import tag_key
 
 
-class Payload(msgspec.Struct, frozen=True):
-    """What this service reads of a Memory event's payload; None where the event does not say."""
+class _Reference(msgspec.Struct, frozen=True):
+    """A link of a payload, also as it was stored before: `target` and `weight`."""
 
-    id: str | None = None
-    source: str | None = None
+    to: str | None = None
+    target: str | None = None
+    type: str = "related"
+    strength: float | None = None
+    weight: float | None = None
+
+    @property
+    def link(self) -> Link:
+        strength = self.weight if self.strength is None else self.strength
+        return Link(target=self.to or self.target or "", type=self.type, weight=strength)
+
+
+_References = list[str | _Reference]
+
+
+class _State(msgspec.Struct, frozen=True):
     content: str | None = None
     title: str | None = None
     path: str | None = None
     tags: list[str] | None = None
     entities: list[str] | None = None
-    links: list[Link] | None = None
+    links: _References | None = None
     metadata: dict[str, Any] | None = None
+
+
+class Payload(_State, frozen=True, rename={"from_": "from"}):
+    """What this service reads of a Memory event's payload; None where the event does not say. `source`, `target`,
+    `type` and `weight` are how links were stored before."""
+
+    id: str | None = None
+    from_: str | None = None
+    summary_id: str | None = None
+    source: str | None = None
     tag: str | None = None
+    to: str | None = None
     target: str | None = None
+    link_type: str | None = None
     type: str | None = None
+    strength: float | None = None
     weight: float | None = None
+    changes: Any = None
+
+    @property
+    def memory_id(self) -> str | None:
+        return self.id or self.from_ or self.summary_id or self.source
+
+    @property
+    def link(self) -> Link | None:
+        """Of Linked and Unlinked."""
+        target = self.to or self.target
+        if not target:
+            return None
+        strength = self.weight if self.strength is None else self.strength
+        return Link(target=target, type=self.link_type or self.type or "related", weight=strength)
+
+    @property
+    def new_state(self) -> _State:
+        """What an Updated says the memory now is: by itself, else in `changes`, where that holds new values."""
+        if not isinstance(self.changes, dict):
+            return self
+        try:
+            told = msgspec.convert(self.changes, _State)
+        except msgspec.ValidationError:  # it describes the changes in some other way
+            return self
+        fields = {name: getattr(self, name) for name in _State.__struct_fields__}
+        return _State(**{name: getattr(told, name) if value is None else value for name, value in fields.items()})
 
 
 class _Data(msgspec.Struct, frozen=True):
@@ -47,8 +100,7 @@ class Recorded(msgspec.Struct, frozen=True):
 
     @property
     def memory_id(self) -> str:
-        payload = self.data.payload
-        return payload.id or payload.source or self.metadata.entity or ""
+        return self.data.payload.memory_id or self.metadata.entity or ""
 
 
 _decoder = msgspec.json.Decoder(Recorded)
@@ -78,18 +130,19 @@ def fold(memory: Memory | None, event: Recorded) -> Memory | None:
 def _created(event: Recorded) -> Memory | None:
     """Also from a change that carries a whole state, of a memory whose earlier events have expired."""
     payload, metadata = event.data.payload, event.metadata
-    if payload.content is None:
+    content = payload.title if payload.content is None and event.data.event == "Created" else payload.content
+    if content is None:
         return None
     return Memory(
         id=event.memory_id,
         world_id=metadata.world_id,
         room_id=metadata.room_id,
-        content=payload.content,
+        content=content,
         title=payload.title,
         path=payload.path,
         tags=clean_tags(payload.tags or []),
         entities=payload.entities or [],
-        links=payload.links or [],
+        links=_links(payload.links or []),
         metadata=payload.metadata or {},
         created_at=metadata.timestamp,
         updated_at=metadata.timestamp,
@@ -101,19 +154,18 @@ def _created(event: Recorded) -> Memory | None:
 def _changed(memory: Memory, kind: str, payload: Payload) -> Memory:
     match kind:
         case "Updated" | "Consolidated":
-            return _updated(memory, payload)
+            return _updated(memory, payload.new_state)
         case "Tagged" | "Untagged":
             tag = clean_tag(payload.tag or "")
             return memory if tag is None else _tagged(memory, tag, kind == "Tagged")
-        case "Linked" | "Unlinked" if payload.target:
-            link = Link(target=payload.target, type=payload.type or "related", weight=payload.weight)
+        case "Linked" | "Unlinked" if link := payload.link:
             return _linked(memory, link, kind == "Linked")
     return memory
 
 
-def _updated(memory: Memory, payload: Payload) -> Memory:
+def _updated(memory: Memory, payload: _State) -> Memory:
     tags = memory.tags if payload.tags is None else clean_tags(payload.tags)
-    links = memory.links if payload.links is None else payload.links
+    links = memory.links if payload.links is None else _links(payload.links)
     return msgspec.structs.replace(
         memory,
         content=memory.content if payload.content is None else payload.content,
@@ -155,3 +207,7 @@ def _put(links: list[Link], link: Link) -> list[Link]:
 def _taken(links: list[Link], link: Link) -> list[Link]:
     key = link_key(link)
     return [other for other in links if link_key(other) != key]
+
+
+def _links(references: _References) -> list[Link]:
+    return [Link(target=each) if isinstance(each, str) else each.link for each in references]

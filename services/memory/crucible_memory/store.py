@@ -243,7 +243,7 @@ def names_of(memory: Memory) -> list[tuple[str, int]]:
         path = PurePosixPath(memory.path)
         for kind, parts in _tails(path.parts):
             tail = PurePosixPath(*parts)
-            names += [(str(tail), kind), (str(tail.with_suffix("")), kind)]
+            names += [(str(tail), kind), (str(tail.with_suffix("") if tail.name else tail), kind)]
     if memory.title:
         names.append((memory.title, _TITLE))
     aliases = memory.metadata.get("aliases")

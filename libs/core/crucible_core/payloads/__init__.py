@@ -1,28 +1,33 @@
-from .fields import Closed, Open, Payloads
+"""The payload types of the event types that are built in, by category and event."""
+
+from collections.abc import Mapping
+
+from .fields import Closed, Open, Payloads, Synonyms
 from .knowledge import FILE, GRAPH, MEMORY
-from .machinery import FLOW, HOOK, SYSTEM, WEBHOOK
+from .machinery import APPROVAL, ARTIFACT, FLOW, HOOK, SYSTEM, WEBHOOK
 from .runtime import AGENT, COMMAND, GATEWAY, MESSAGE, SESSION, TOOL
 from .work import KB, QA, SCHEMA, TASK
 
-__all__ = [
-    "AGENT",
-    "COMMAND",
-    "FILE",
-    "FLOW",
-    "GATEWAY",
-    "GRAPH",
-    "HOOK",
-    "KB",
-    "MEMORY",
-    "MESSAGE",
-    "QA",
-    "SCHEMA",
-    "SESSION",
-    "SYSTEM",
-    "TASK",
-    "TOOL",
-    "WEBHOOK",
-    "Closed",
-    "Open",
-    "Payloads",
-]
+__all__ = ["CATEGORIES", "Closed", "Open", "Payloads", "Synonyms"]
+
+CATEGORIES: Mapping[str, Payloads] = {
+    "Memory": MEMORY,
+    "Graph": GRAPH,
+    "File": FILE,
+    "Agent": AGENT,
+    "Flow": FLOW,
+    "System": SYSTEM,
+    "Hook": HOOK,
+    "Webhook": WEBHOOK,
+    "Approval": APPROVAL,
+    "Artifact": ARTIFACT,
+    "Command": COMMAND,
+    "Session": SESSION,
+    "Gateway": GATEWAY,
+    "Message": MESSAGE,
+    "Tool": TOOL,
+    "Qa": QA,
+    "Task": TASK,
+    "Kb": KB,
+    "Schema": SCHEMA,
+}

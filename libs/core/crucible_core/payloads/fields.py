@@ -1,7 +1,7 @@
-"""The field types that payloads share, with their bounds and an example of each."""
+"""The field types that payloads share, with their bounds and an example of each, and the kinds of payload."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import Meta
@@ -15,14 +15,25 @@ WebhookId = Annotated[str, Meta(min_length=1, max_length=200, examples=["whk_01k
 EventId = Annotated[str, Meta(min_length=1, max_length=200, examples=["evt_01kak4x9t0e5ra1m3v8d2h7c6b"])]
 EventType = Annotated[str, Meta(min_length=1, max_length=200, examples=["Custom.Note"])]
 Name = Annotated[str, Meta(min_length=1, max_length=200, examples=["auto-link-related"])]
+ApprovalId = Annotated[str, Meta(min_length=1, max_length=200, examples=["apr_01kak52b7d9f1h3j5k7m9n1p3q"])]
+ArtifactId = Annotated[str, Meta(min_length=1, max_length=200, examples=["art_01kak53c8e0g2j4k6m8n0p2q4r"])]
+WorldId = Annotated[str, Meta(min_length=1, max_length=200, examples=["acme"])]
+RoomId = Annotated[str, Meta(min_length=1, max_length=200, examples=["main"])]
+Trigger = Annotated[str, Meta(min_length=1, max_length=200, examples=["manual"])]
 Word = Annotated[str, Meta(min_length=1, max_length=200)]
-Tag = Annotated[str, Meta(min_length=1, max_length=200, examples=["#research"])]
-Tags = Annotated[list[Word], Meta(max_length=1000, examples=[["#research"]])]
+Tag = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"[^#\s]", examples=["#research"])]
+"""With or without its `#`; something must be left of it."""
+
+Tags = Annotated[
+    list[Annotated[str, Meta(min_length=1, max_length=200, pattern=r"[^#\s]")]],
+    Meta(max_length=1000, examples=[["#research"]]),
+]
 Words = Annotated[list[Word], Meta(max_length=1000)]
 Title = Annotated[str, Meta(max_length=1000, examples=["Vector clocks"])]
 Content = Annotated[str, Meta(examples=["Vector clocks order events without a shared clock."])]
 Path = Annotated[str, Meta(min_length=1, max_length=4096, examples=["notes/clocks.md"])]
 OtherPath = Annotated[str, Meta(min_length=1, max_length=4096)]
+OldPath = Annotated[str, Meta(min_length=1, max_length=4096, examples=["notes/time.md"])]
 Text = Annotated[str, Meta(max_length=65_536)]
 """A sentence or a short message: reasons, errors, descriptions."""
 
@@ -36,29 +47,41 @@ Moment = float | Time
 Count = Annotated[int, Meta(ge=0)]
 Milliseconds = Annotated[float, Meta(ge=0)]
 Ids = Annotated[list[Word], Meta(max_length=10_000)]
+OtherIds = Annotated[list[Word], Meta(max_length=10_000, examples=[["mem_01kak4z2r3e8d9jw6m4x7q0v1t"]])]
 Object = dict[str, Any]
 
 Payloads = Mapping[str, type[msgspec.Struct]]
 """A category's payload types under their events' names."""
 
 
-class Reference(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A link out of a memory: `target` is its id, or a title or path until something has that name."""
-
-    target: Word
-    type: Word = "related"
-    weight: float | None = None
-
-
-References = Annotated[list[Reference], Meta(max_length=10_000)]
+Synonyms = Mapping[str, tuple[str, ...]]
+"""From another name of a field to the field that it stands for: the first of them that the payload does not have."""
 
 
 class Closed(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """The payload of an event that Crucible itself makes: no other fields are accepted."""
 
+    synonyms: ClassVar[Synonyms] = {}
+
 
 class Open(msgspec.Struct, kw_only=True, omit_defaults=True):
     """The payload of an event of somebody else's program: other fields are accepted."""
+
+    synonyms: ClassVar[Synonyms] = {}
+
+
+class Reference(Closed, kw_only=True):
+    """A link out of a memory: `to` is its id, or a title or path until something has that name."""
+
+    synonyms: ClassVar[Synonyms] = {"target": ("to",), "link_type": ("type",), "weight": ("strength",)}
+
+    to: Word
+    type: Word = "related"
+    strength: float | None = None
+
+
+References = Annotated[list[Word | Reference], Meta(max_length=10_000)]
+"""Each is a `Reference`, or as much as its `to`."""
 
 
 class Redacted(Closed, kw_only=True):

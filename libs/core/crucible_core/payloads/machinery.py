@@ -1,8 +1,10 @@
-"""Payloads of what Crucible does: Flow, System, Hook and Webhook."""
+"""Payloads of what Crucible does: Flow, System, Hook, Webhook, Approval and Artifact."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from .fields import (
+    ApprovalId,
+    ArtifactId,
     Closed,
     Count,
     Ids,
@@ -11,111 +13,215 @@ from .fields import (
     Object,
     Payloads,
     Redacted,
+    RoomId,
     RunId,
+    Synonyms,
     Text,
     Time,
+    Trigger,
     Url,
     WebhookId,
     Word,
     Words,
+    WorldId,
 )
 
 # ---- Flow ------------------------------------------------------------------------------------------------------------
 
 
 class _Flow(Closed, kw_only=True):
-    flow: Name
-    run_id: Word | None = None
-    step: Word | None = None
-    steps: Count | None = None
-    status: Word | None = None
-    attempt: Count | None = None
-    event_id: Word | None = None
-    event_type: Word | None = None
-    started_at: Time | None = None
-    duration_ms: Milliseconds | None = None
-    input: Any = None
-    output: Any = None
-    error: Text | None = None
-    reason: Text | None = None
+    """`name` is the flow's."""
+
+    name: Name
+    version: Word | None = None
     metadata: Object | None = None
 
 
-class FlowStarted(_Flow):
-    """A flow began a run."""
+class _FlowDefinition(_Flow, kw_only=True):
+    synonyms: ClassVar[Synonyms] = {"flow": ("name",)}
+
+    description: Text | None = None
+    origin: Text | None = None
+    reason: Text | None = None
 
 
-class FlowStepCompleted(_Flow):
+class FlowRegistered(_FlowDefinition):
+    """A flow was added or replaced."""
+
+
+class FlowUnregistered(_FlowDefinition):
+    """A flow was removed."""
+
+
+class _FlowRun(_Flow, kw_only=True):
+    """`id` is the run's."""
+
+    synonyms: ClassVar[Synonyms] = {
+        "run_id": ("id",),
+        "flow": ("name",),
+        "flow_name": ("name",),
+        "input": ("inputs",),
+    }
+
+    id: RunId | None = None
+    inputs: Any = None
+    event_id: Word | None = None
+    event_type: Word | None = None
+    started_at: Time | None = None
+
+
+class FlowStarted(_FlowRun, kw_only=True):
+    """A flow began a run; `trigger` is `manual`, `event`, `schedule`, `hook` or `flow`."""
+
+    trigger: Trigger | Object | None = None
+
+
+class _FlowProgress(_FlowRun, kw_only=True):
+    status: Word | None = None
+    duration_ms: Milliseconds | None = None
+    output: Any = None
+    error: Text | None = None
+    reason: Text | None = None
+
+
+class FlowStepCompleted(_FlowProgress, kw_only=True):
     """One step of a flow's run is done."""
 
+    step: Word | None = None
+    attempt: Count | None = None
 
-class FlowCompleted(_Flow):
+
+class FlowPaused(_FlowProgress, kw_only=True):
+    """A flow's run waits until somebody lets it go on."""
+
+    step: Word | None = None
+
+
+class FlowResumed(_FlowProgress, kw_only=True):
+    """A flow's run goes on."""
+
+    step: Word | None = None
+
+
+class FlowCompleted(_FlowProgress, kw_only=True):
     """A flow's run is done."""
 
+    steps: Count | None = None
 
-class FlowFailed(_Flow):
+
+class FlowFailed(_FlowProgress, kw_only=True):
     """A flow's run gave up."""
 
+    step: Word | None = None
+    steps: Count | None = None
+    attempt: Count | None = None
 
-class FlowCancelled(_Flow):
+
+class FlowCancelled(_FlowProgress, kw_only=True):
     """A flow's run was stopped by somebody."""
+
+    step: Word | None = None
+    steps: Count | None = None
 
 
 # ---- System ----------------------------------------------------------------------------------------------------------
 
 
-class _System(Closed, kw_only=True):
-    id: Word | None = None
-    name: Word | None = None
+class _Service(Closed, kw_only=True):
+    synonyms: ClassVar[Synonyms] = {"name": ("service",), "id": ("instance",)}
+
     service: Word | None = None
     instance: Word | None = None
     version: Word | None = None
-    world_id: Word | None = None
-    room_id: Word | None = None
-    description: Text | None = None
     reason: Text | None = None
-    error: Text | None = None
     message: Text | None = None
-    code: Word | None = None
-    setting: Word | None = None
-    old: Any = None
-    new: Any = None
-    changes: Object | None = None
     metadata: Object | None = None
 
 
-class SystemStarted(_System):
+class SystemStarted(_Service):
     """A service, or all of Crucible, started."""
 
 
-class SystemShutdown(_System):
+class SystemShutdown(_Service):
     """A service, or all of Crucible, shut down."""
 
 
-class SystemRoomCreated(_System):
-    """A room was made."""
+class SystemFault(_Service, kw_only=True):
+    """Something went wrong that nobody had asked for."""
+
+    error: Text | None = None
+    code: Word | None = None
 
 
-class SystemRoomDeleted(_System):
-    """A room was removed."""
+class _World(Closed, kw_only=True):
+    synonyms: ClassVar[Synonyms] = {"id": ("world_id",)}
+
+    world_id: WorldId | None = None
+    name: Word | None = None
+    description: Text | None = None
+    reason: Text | None = None
+    metadata: Object | None = None
 
 
-class SystemWorldCreated(_System):
+class SystemWorldCreated(_World):
     """A world was made."""
 
 
-class SystemWorldDeleted(_System):
+class SystemWorldDeleted(_World, kw_only=True):
     """A world was removed."""
 
     purged: bool | None = None
 
 
-class SystemFault(_System):
-    """Something went wrong that nobody had asked for."""
+class _Room(_World, kw_only=True):
+    synonyms: ClassVar[Synonyms] = {"id": ("room_id",)}
+
+    room_id: RoomId | None = None
 
 
-class SystemConfigChanged(_System):
-    """A setting changed."""
+class SystemRoomCreated(_Room):
+    """A room was made."""
+
+
+class SystemRoomDeleted(_Room):
+    """A room was removed."""
+
+
+class SystemConfigChanged(Closed, kw_only=True):
+    """A setting, a key or a grant changed."""
+
+    synonyms: ClassVar[Synonyms] = {"name": ("setting",)}
+
+    setting: Word | None = None
+    old: Any = None
+    new: Any = None
+    changes: Object | list[Any] | None = None
+    service: Word | None = None
+    id: Word | None = None
+    reason: Text | None = None
+    message: Text | None = None
+    metadata: Object | None = None
+
+
+class SystemScheduleFired(Closed, kw_only=True):
+    """The time of a schedule has come."""
+
+    handler: Name | None = None
+    schedule: Word | Object | None = None
+    at: Time | None = None
+    metadata: Object | None = None
+
+
+class SystemAccessDenied(Closed, kw_only=True):
+    """Somebody was refused for want of a grant; told of some of many."""
+
+    principal: Word | None = None
+    required: Word | list[Word] | None = None
+    operation: Word | None = None
+    path: Url | None = None
+    count: Count | None = None
+    reason: Text | None = None
+    metadata: Object | None = None
 
 
 class SystemRedacted(Redacted):
@@ -126,18 +232,53 @@ class SystemRedacted(Redacted):
 
 
 class _Hook(Closed, kw_only=True):
-    """The fields of `protocol.RunRecord`, and those of a hook's definition that its registration tells."""
+    synonyms: ClassVar[Synonyms] = {"name": ("hook",)}
 
     hook: Name
-    run_id: Word | None = None
     timing: Word | None = None
+    metadata: Object | None = None
+
+
+class _HookDefinition(_Hook, kw_only=True):
+    priority: int | None = None
+    version: Word | None = None
+    description: Text | None = None
+    origin: Text | None = None
+    enabled: bool | None = None
+    state: Text | None = None
+    error: Text | None = None
+    events: Words | None = None
+    definition: Object | None = None
+    reason: Text | None = None
+
+
+class HookRegistered(_HookDefinition):
+    """A hook was added or replaced."""
+
+
+class HookUnregistered(_HookDefinition):
+    """A hook was removed."""
+
+
+class HookTriggered(_Hook, kw_only=True):
+    """An event matched a hook."""
+
+    run_id: Word | None = None
     event_id: Word | None = None
     event_type: Word | None = None
     event_sequence: Count | None = None
     correlation_id: Word | None = None
+    hop: Count | None = None
+    replay: bool | None = None
+    dry_run: bool | None = None
+
+
+class _HookRun(HookTriggered, kw_only=True):
+    """The fields of `protocol.RunRecord`, and what the log hears besides."""
+
+    run_id: RunId
     attempt: Count | None = None
     attempts: Count | None = None
-    hop: Count | None = None
     outcome: Word | None = None
     started_at: Time | None = None
     duration_ms: Milliseconds | None = None
@@ -148,29 +289,6 @@ class _Hook(Closed, kw_only=True):
     effects: Ids | None = None
     log: list[str] | None = None
     next_attempt_at: Time | None = None
-    replay: bool | None = None
-    dry_run: bool | None = None
-    description: Text | None = None
-    version: Word | None = None
-    origin: Text | None = None
-    state: Text | None = None
-    enabled: bool | None = None
-    priority: int | None = None
-    events: Words | None = None
-    definition: Object | None = None
-    metadata: Object | None = None
-
-
-class HookRegistered(_Hook):
-    """A hook was added or replaced."""
-
-
-class HookTriggered(_Hook):
-    """An event matched a hook."""
-
-
-class _HookRun(_Hook, kw_only=True):
-    run_id: RunId
 
 
 class HookExecuted(_HookRun):
@@ -181,21 +299,36 @@ class HookFailed(_HookRun):
     """A hook's run failed for good, or was stopped."""
 
 
-class HookUnregistered(_Hook):
-    """A hook was removed."""
-
-
 # ---- Webhook ---------------------------------------------------------------------------------------------------------
 
 
 class _Webhook(Closed, kw_only=True):
-    """The fields of `protocol.AttemptRecord`, and those of a webhook that its owner may see."""
+    synonyms: ClassVar[Synonyms] = {"webhook_id": ("id",)}
 
     id: WebhookId
     name: Text | None = None
     url: Url | None = None
-    state: Text | None = None
     reason: Text | None = None
+    metadata: Object | None = None
+
+
+class _WebhookDefinition(_Webhook, kw_only=True):
+    state: Text | None = None
+    auth_type: Word | None = None
+    events: Words | None = None
+
+
+class WebhookRegistered(_WebhookDefinition):
+    """A webhook was added."""
+
+
+class WebhookUnregistered(_WebhookDefinition):
+    """A webhook was removed."""
+
+
+class _Delivery(_Webhook, kw_only=True):
+    """The fields of `protocol.AttemptRecord`, and what the log hears besides."""
+
     delivery_id: Word | None = None
     event_id: Word | None = None
     event_type: Word | None = None
@@ -211,40 +344,122 @@ class _Webhook(Closed, kw_only=True):
     started_at: Time | None = None
     duration_ms: Milliseconds | None = None
     next_attempt_at: Time | None = None
-    since: Time | None = None
-    recovered: Count | None = None
-    auth_type: Word | None = None
-    events: Words | None = None
-    metadata: Object | None = None
 
 
-class WebhookRegistered(_Webhook):
-    """A webhook was added."""
-
-
-class WebhookUnregistered(_Webhook):
-    """A webhook was removed."""
-
-
-class WebhookFailing(_Webhook):
-    """Deliveries to a webhook began to fail."""
-
-
-class WebhookExhausted(_Webhook):
+class WebhookExhausted(_Delivery):
     """A delivery failed at its last attempt."""
 
 
-class WebhookDisabled(_Webhook):
+class WebhookFailing(_Delivery, kw_only=True):
+    """Deliveries to a webhook began to fail."""
+
+    state: Text | None = None
+    since: Time | None = None
+
+
+class WebhookDisabled(_Delivery, kw_only=True):
     """A webhook gets no more deliveries."""
 
+    state: Text | None = None
+    since: Time | None = None
 
-class WebhookRecovered(_Webhook):
+
+class WebhookRecovered(_Webhook, kw_only=True):
     """A webhook that was failing answers again."""
+
+    state: Text | None = None
+    since: Time | None = None
+    recovered: Count | None = None
+
+
+# ---- Approval and Artifact -------------------------------------------------------------------------------------------
+
+
+class _Approval(Closed, kw_only=True):
+    """`id` is the approval's; `event_id` and `event_type` are of the event that waits for it."""
+
+    id: ApprovalId
+    hook: Name | None = None
+    event_id: Word | None = None
+    event_type: Word | None = None
+    by: Word | None = None
+    reason: Text | None = None
+    expires_at: Time | None = None
+    metadata: Object | None = None
+
+
+class ApprovalRequested(_Approval):
+    """An event waits for somebody's decision."""
+
+
+class ApprovalGranted(_Approval):
+    """A waiting event was let in."""
+
+
+class ApprovalDenied(_Approval):
+    """A waiting event was refused."""
+
+
+class ApprovalExpired(_Approval):
+    """Nobody decided on a waiting event in time."""
+
+
+class _Artifact(Closed, kw_only=True):
+    synonyms: ClassVar[Synonyms] = {"artifact_id": ("id",)}
+
+    id: ArtifactId
+    type: Word | None = None
+    name: Text | None = None
+    created_by: Word | None = None
+    metadata: Object | None = None
+
+
+class ArtifactCreated(_Artifact, kw_only=True):
+    """An artifact was made."""
+
+    content: Any = None
+
+
+class ArtifactUpdated(_Artifact, kw_only=True):
+    """An artifact changed."""
+
+    content: Any = None
+    changes: Object | list[Any] | None = None
+
+
+class ArtifactDeleted(_Artifact, kw_only=True):
+    """An artifact was removed."""
+
+    reason: Text | None = None
+
+
+class _Invocation(_Artifact, kw_only=True):
+    method: Word | None = None
+    arguments: Any = None
+    run_id: Word | None = None
+    trigger: Word | None = None
+    duration_ms: Milliseconds | None = None
+
+
+class ArtifactInvoked(_Invocation, kw_only=True):
+    """A method of an artifact was called and answered."""
+
+    output: Any = None
+
+
+class ArtifactInvokeFailed(_Invocation, kw_only=True):
+    """A method of an artifact was called and failed."""
+
+    error: Text | None = None
 
 
 FLOW: Payloads = {
+    "Registered": FlowRegistered,
+    "Unregistered": FlowUnregistered,
     "Started": FlowStarted,
     "StepCompleted": FlowStepCompleted,
+    "Paused": FlowPaused,
+    "Resumed": FlowResumed,
     "Completed": FlowCompleted,
     "Failed": FlowFailed,
     "Cancelled": FlowCancelled,
@@ -258,6 +473,8 @@ SYSTEM: Payloads = {
     "WorldDeleted": SystemWorldDeleted,
     "Error": SystemFault,
     "ConfigChanged": SystemConfigChanged,
+    "ScheduleFired": SystemScheduleFired,
+    "AccessDenied": SystemAccessDenied,
     "Redacted": SystemRedacted,
 }
 HOOK: Payloads = {
@@ -274,4 +491,17 @@ WEBHOOK: Payloads = {
     "Exhausted": WebhookExhausted,
     "Disabled": WebhookDisabled,
     "Recovered": WebhookRecovered,
+}
+APPROVAL: Payloads = {
+    "Requested": ApprovalRequested,
+    "Granted": ApprovalGranted,
+    "Denied": ApprovalDenied,
+    "Expired": ApprovalExpired,
+}
+ARTIFACT: Payloads = {
+    "Created": ArtifactCreated,
+    "Updated": ArtifactUpdated,
+    "Deleted": ArtifactDeleted,
+    "Invoked": ArtifactInvoked,
+    "InvokeFailed": ArtifactInvokeFailed,
 }
