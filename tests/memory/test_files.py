@@ -87,7 +87,7 @@ async def test_modified_note_changes_its_memory(service: Starlette, memory: Memo
     found = await memory.get(ID)
     assert (found.tags, found.links) == (["#order", "#clocks"], [])
     assert await memory.kinds() == ["Created", "Updated"]
-    assert (await memory.log())[-1].data.payload["changed"] == ["content", "tags", "links"]
+    assert (await memory.log())[-1].data.payload["changes"] == ["content", "tags", "links"]
 
 
 async def test_modified_note_without_a_memory_makes_one(service: Starlette, memory: Memories) -> None:

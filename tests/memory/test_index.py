@@ -122,7 +122,8 @@ async def test_whole_state_revives_a_memory_whose_past_expired(
 async def test_many_events_at_once_are_folded_in_order(events: None, running: Running, memory: Memories) -> None:
     for number in range(300):
         kind = "Created" if number % 100 == 0 else "Deleted" if number % 100 == 99 else "Updated"
-        await memory.append(f"Memory.{kind}", {"id": "mem_a", "content": str(number)})
+        content = {} if kind == "Deleted" else {"content": str(number)}
+        await memory.append(f"Memory.{kind}", {"id": "mem_a", **content})
     await memory.append("Memory.Created", {"id": "mem_a", "content": "last", "tags": ["#only"]})
     async with running():
         assert (await memory.get("mem_a")).content == "last"
