@@ -23,6 +23,7 @@ from crucible_core.hooks import HttpAction, ShellAction
 from crucible_core.limits import ANSWER_BYTES
 from crucible_core.protocol.shared import TypeFilter
 from crucible_hooks.context import event_view
+from crucible_hooks.expressions import evaluate_all
 from crucible_hooks.failures import RunError
 from crucible_hooks.http import compile_http
 from crucible_hooks.shell import MAX_OUTPUT, compile_shell, run_shell
@@ -40,7 +41,9 @@ async def shell(command: str, text: str, directory: Path, **env: Any) -> Any:
     event = synthetic([TypeFilter(event_type="Custom.note")], {"text": text}, CATALOGUE)
     compiled = compile_shell(ShellAction(command=command, env=env), "action")
     context = {"event": event_view(event), "inputs": {}}
-    return await run_shell(compiled, context, b'{"the": "event"}', "00-1-2-01", str(directory))
+    found = evaluate_all([one.source for one in compiled.values.expressions], context)
+    values = compiled.values.fill(iter(msgspec.json.decode(found)))
+    return await run_shell(compiled, values, b'{"the": "event"}', "00-1-2-01", str(directory))
 
 
 @pytest.mark.parametrize("value", EVIL)

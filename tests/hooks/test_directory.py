@@ -15,6 +15,7 @@ from crucible_core.protocol.hooks import HookRecord, HookView, RegisterHook
 from crucible_core.protocol.shared import EnableHook, GetRequest
 from crucible_hooks.directory import Found, plan, read_file
 from crucible_hooks.files import stamp
+from crucible_hooks.texts import read_texts
 
 from .conftest import System, until
 
@@ -144,7 +145,7 @@ def test_file_that_is_refused_says_why(tmp_path: Path, text: str, reason: str) -
     (tmp_path / "secret.py").write_text("1")
     path = tmp_path / "hooks" / "note.md"
     path.write_text("\n".join(line.removeprefix("    ") for line in text.lstrip("\n").splitlines()))
-    _, found = read_file(str(path), str(tmp_path / "hooks"))
+    _, found = read_file(str(path), str(tmp_path / "hooks"), check=lambda hook: read_texts(hook.texts()) and None)
     assert found is not None
     assert found.definition is None
     assert reason in (found.error or "")

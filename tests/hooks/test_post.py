@@ -100,7 +100,6 @@ async def test_script_condition(system: System) -> None:
         ("raise ValueError('no good')", "no good"),
         ("import os\nos.listdir('/')", "PermissionError"),
         ("open('/etc/passwd').read()", "PermissionError"),
-        ("memory_drop()", "NameError"),
         ("memory_query(limt=1)", "limt"),
         ("emit('Custom.big', {'text': 'a' * 2000000})", "may have"),
         ("emit('Memory.Createt')", "Memory.Created"),

@@ -59,3 +59,21 @@ NOTE_CONTENT_BYTES = 900 * 1024
 
 NOTE_HASHED_BYTES = 64 * 1024 * 1024
 """Bytes of a note that are read for its hash; a longer one is told apart by its size and time alone."""
+
+EXPRESSION_CHARACTERS = 4096
+"""Characters of one CEL expression."""
+
+EXPRESSION_CPU_MS = 1000
+"""Milliseconds of processor time of one evaluation, or of one check of a hook: then its worker process is ended."""
+
+RENDERED_BYTES = 4 * 1024 * 1024
+"""Bytes of all that the templates of one action come to: an event of 1 MiB a few times over."""
+
+TEMPLATES = 200
+"""Templates (`{{ … }}`) of one hook."""
+
+SCRIPT_BYTES = 64 * 1024
+"""Bytes of one script: to check it takes about 0.1 s."""
+
+SCRIPT_DEPTH = 100
+"""Nested blocks, brackets and operators of a script; CPython's own parser gives up at 100 blocks and 200 brackets."""

@@ -31,6 +31,7 @@ from .hook import check_permitted, compile_hook
 from .intercept import Interceptor
 from .registry import API, Registry
 from .replaying import Replayer
+from .review import Reviewer
 from .settings import Settings
 
 
@@ -44,6 +45,7 @@ def endpoints(
     interceptor: Interceptor,
     checker: Checker,
     replayer: Replayer,
+    reviewer: Reviewer,
     settings: Settings,
 ) -> Mapping[str, Endpoint]:
     """By operation; see `crucible_core.protocol` for what each takes and gives."""
@@ -63,8 +65,9 @@ def endpoints(
 
     async def register(request: RegisterHook, context: Context) -> HookView:
         definition = typed(await _given(request), no_files)
-        await registry.types.settle(lambda catalogue: compile_hook(definition, catalogue=catalogue))
+        hook = await registry.types.settle(lambda catalogue: compile_hook(definition, catalogue=catalogue))
         check_permitted(definition, settings.hooks_allow_api_shell)
+        await reviewer.review(hook, registry.types.catalogue)
         await registry.view.refresh()
         before = registry.records.get(definition.name)
         if before is not None and before.origin != API:

@@ -9,12 +9,14 @@ from typing import Any
 
 from starlette.applications import Starlette
 
+from crucible_core.limits import EXPRESSION_CPU_MS
 from crucible_kit.asgi import ops_app
 from crucible_kit.buckets import open_bucket
 from crucible_kit.bus import Bus
 from crucible_kit.egress import open_guard
 from crucible_kit.exchange import open_exchanger
 from crucible_kit.index import Index, open_index
+from crucible_kit.isolated import open_isolated
 from crucible_kit.metrics import Metrics
 from crucible_kit.redactions import Redacted
 from crucible_kit.rpc import serve
@@ -29,10 +31,12 @@ from .check import Checker
 from .debounce import Debounce
 from .directory import Directory
 from .dispatch import Dispatcher, open_dispatch
+from .expressions import Evaluator
 from .intercept import Interceptor
 from .recorder import Recorder
 from .registry import Changed, Registry
 from .replaying import Replayer
+from .review import Reviewer
 from .runner import Runner
 from .sandbox import open_sandbox
 from .settings import Settings
@@ -55,15 +59,18 @@ def create_app(settings: Settings | None = None) -> Starlette:
             registry = Registry(bus, bucket, types, lambda: open_dispatch(bus))
             debounce = Debounce(await open_bucket(bus, "marks", settings.stream_replicas))
             path = Path(settings.data_dir) / "hooks.sqlite"
-            opening = open_index(path, bus, bus.names.attempts, store.VERSION, store.SCHEMA)
-            index = await stack.enter_async_context(opening)
-            sandbox = open_sandbox(settings.hooks_script_workers, settings.hooks_script_memory_mb)
+            indexing = open_index(path, bus, bus.names.attempts, store.VERSION, store.SCHEMA)
+            index = await stack.enter_async_context(indexing)
+            isolated = await stack.enter_async_context(open_isolated(cpu_s=EXPRESSION_CPU_MS / 1000))
+            opening = open_sandbox(isolated, settings.hooks_script_workers, settings.hooks_script_memory_mb)
+            sandbox = await stack.enter_async_context(opening)
             exchanger = await stack.enter_async_context(open_exchanger(open_guard(settings.egress_allow)))
-            runner = Runner(bus, await stack.enter_async_context(sandbox), exchanger, telemetry, metrics)
+            runner = Runner(bus, Evaluator(isolated), sandbox, exchanger, telemetry, metrics)
+            reviewer = Reviewer(isolated, sandbox)
             recorder = Recorder(bus)
             redacted = Redacted(bus, settings.retention_days * DAY_S)
             workers = Workers(bus, registry, redacted, runner, debounce)
-            directory = Directory(Path(root), registry) if (root := settings.root) else None
+            directory = Directory(Path(root), registry, reviewer) if (root := settings.root) else None
             app.state.ready = lambda: waiting_for(bus, registry, index, directory)
 
             # Ends in the opposite order: requests first, then dispatch and workers, and the recorder when all is told.
@@ -90,6 +97,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
                 Interceptor(bus, registry, runner, recorder),
                 Checker(bus, registry, runner),
                 Replayer(bus, registry, metrics),
+                reviewer,
                 settings,
             )
             await stack.enter_async_context(serve(bus, SERVICE, answers, telemetry))

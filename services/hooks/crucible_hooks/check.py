@@ -15,7 +15,7 @@ from crucible_kit.bus import Bus
 from crucible_kit.clock import fresh_id
 from crucible_kit.frames import Outgoing
 
-from .expressions import plain
+from .cel import plain
 from .failures import RunError
 from .hook import Hook
 from .intercept import decision

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -18,8 +18,9 @@ from crucible_kit.clock import timestamp
 
 from .definition import typed
 from .files import OtherKindError, Stamp, hints, read_text, stamp, walk
-from .hook import compile_hook
+from .hook import Hook, compile_hook
 from .registry import API, Registry
+from .review import Reviewer
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +38,9 @@ class Found(msgspec.Struct, frozen=True):
 
 
 class Directory:
-    def __init__(self, root: Path, registry: Registry) -> None:
+    def __init__(self, root: Path, registry: Registry, reviewer: Reviewer) -> None:
         self._root = root
+        self._reviewer = reviewer
         self._registry = registry
         self._read: dict[str, tuple[tuple[Stamp, ...], Found | None]] = {}
         self._unread: list[str] = []
@@ -76,7 +78,14 @@ class Directory:
     async def sync(self) -> None:
         """Reads what has changed and writes what differs. Raises UnavailableError, or ConflictError where a record was
         changed meanwhile."""
-        found = await asyncio.to_thread(self._scan, self._registry.types.catalogue)
+        catalogue, loop = self._registry.types.catalogue, asyncio.get_running_loop()
+
+        def check(hook: Hook) -> None:
+            record = self._registry.records.get(hook.name)
+            if record is None or record.definition != msgspec.to_builtins(hook.definition):
+                asyncio.run_coroutine_threadsafe(self._reviewer.review(hook, catalogue), loop).result()
+
+        found = await asyncio.to_thread(self._scan, catalogue, check)
         if found == self._settled:
             return
         await self._registry.view.refresh()
@@ -117,7 +126,7 @@ class Directory:
             self._tell(str(self._root), f"it has more than {HOOK_FILES} hook files, and the rest is passed over")
         return found[:HOOK_FILES]
 
-    def _scan(self, catalogue: Catalogue) -> list[Found]:
+    def _scan(self, catalogue: Catalogue, check: Callable[[Hook], None]) -> list[Found]:
         root = os.path.realpath(self._root)
         paths = self._paths()
         known, self._read = self._read, {}
@@ -127,15 +136,18 @@ class Directory:
         for path in paths:
             stamps, one = known.get(path, ((), None))
             if not stamps or tuple(stamp(name) for name, *_ in stamps) != stamps:
-                stamps, one = read_file(path, root, catalogue)
+                stamps, one = read_file(path, root, catalogue, check)
                 if one is None:
                     self._tell(path, "it is no hook file, and it is passed over")
             self._read[path] = (stamps, one)
         return [one for _, one in self._read.values() if one is not None]
 
 
-def read_file(path: str, root: str, catalogue: Catalogue = CATALOGUE) -> tuple[tuple[Stamp, ...], Found | None]:
-    """What a file holds, and the stamp of every file that it was made of; None for what is no hook."""
+def read_file(
+    path: str, root: str, catalogue: Catalogue = CATALOGUE, check: Callable[[Hook], None] = lambda hook: None
+) -> tuple[tuple[Stamp, ...], Found | None]:
+    """What a file holds, and the stamp of every file that it was made of; None for what is no hook. `check` raises
+    InvalidError for a hook that cannot work."""
     # Stamped before they are read: a change in between is found the next time.
     used = [stamp(path)]
     given: dict[str, object] | None = None
@@ -160,7 +172,7 @@ def read_file(path: str, root: str, catalogue: Catalogue = CATALOGUE) -> tuple[t
             raise InvalidError(NO_HOOK)
         given = with_default_name(given, path)
         checked = typed(given, read_script)
-        compile_hook(checked, catalogue=catalogue)
+        check(compile_hook(checked, catalogue=catalogue))
         definition = msgspec.to_builtins(checked)
     except OtherKindError:
         return tuple(used), None

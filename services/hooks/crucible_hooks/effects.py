@@ -16,9 +16,13 @@ from crucible_core.protocol.shared import GetRequest
 from crucible_kit.bus import Bus
 from crucible_kit.rpc import call
 
-from .expressions import plain
+from .cel import plain
 from .moment import moment_ms
 
+READING = ("log", "memory_get", "memory_query")
+"""What Pre hooks and conditions may call."""
+EFFECTS = ("emit", "memory_link", "memory_tag")
+"""What the actions of Post hooks may call besides."""
 MAX_LOG_LINES = 200
 MAX_LOG_LINE = 1000
 MAX_EFFECTS = 1000
@@ -40,12 +44,9 @@ class Effects:
         self.made: list[str] = []
         self.lines: list[str] = []
 
-    def reading(self) -> Mapping[str, Callable[..., Awaitable[Any]]]:
-        """What Pre hooks and conditions may call."""
-        return {"log": self.log, "memory_get": self.memory_get, "memory_query": self.memory_query}
-
-    def all(self) -> Mapping[str, Callable[..., Awaitable[Any]]]:
-        return {**self.reading(), "emit": self.emit, "memory_link": self.memory_link, "memory_tag": self.memory_tag}
+    def functions(self, *, reading: bool) -> Mapping[str, Callable[..., Awaitable[Any]]]:
+        """What a script is given."""
+        return {name: getattr(self, name) for name in (READING if reading else (*READING, *EFFECTS))}
 
     async def log(self, *values: Any) -> None:
         self.print(" ".join(value if isinstance(value, str) else str(value) for value in values))

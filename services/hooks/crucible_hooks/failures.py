@@ -6,4 +6,4 @@ class RunError(Exception):
 
 
 class AbsentError(RunError):
-    """An expression names a field that this event does not have."""
+    """An expression or a script reads a field or an element that is not there."""

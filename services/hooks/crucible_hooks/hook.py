@@ -1,4 +1,4 @@
-"""A hook ready to run: its definition with filters, expressions, templates and scripts checked and compiled."""
+"""A hook ready to run: its definition with filters and templates compiled, expressions and scripts told apart."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,16 +19,17 @@ from crucible_core.hooks import (
     timeout_ms,
     trigger_filters,
 )
+from crucible_core.limits import SCRIPT_BYTES, TEMPLATES
 from crucible_core.matcher import CompiledFilters, compile_filters
 
-from .expressions import Expression, compile_expression
+from .effects import EFFECTS, READING
+from .expressions import Expression, expression
 from .http import Http, compile_http
-from .sandbox import check_script
 from .shell import Shell, compile_shell
-from .templates import Render, compile_value
+from .templates import Template, compile_value
+from .texts import Text
 
 _PRE_ONLY_DECIDES = "a Pre hook only decides; effects belong into a Post hook, which runs once the event is committed"
-EFFECTS = ("emit", "memory_link", "memory_tag")
 _NO_SHELL = "hooks that arrive over the API may not use Shell unless CRUCIBLE_HOOKS_ALLOW_API_SHELL permits it"
 _FLOWS = "TriggerFlow is not available yet: use Script, HTTP or Shell"
 
@@ -45,7 +46,7 @@ class Hook(msgspec.Struct, frozen=True):
     filters: CompiledFilters
     condition: Expression | Script | None
     action: Script | Shell | Http
-    inputs: Render
+    inputs: Template
     timeout_ms: int
     directory: str | None = None
 
@@ -53,21 +54,39 @@ class Hook(msgspec.Struct, frozen=True):
     def pre(self) -> bool:
         return self.definition.trigger.timing == "Pre"
 
+    def texts(self) -> list[Text]:
+        """Everything in it that is parsed before it runs."""
+        found = [Text(one.at, one.source) for one in (*self.inputs.expressions, *_templates(self.action))]
+        if isinstance(self.condition, Expression):
+            found.append(Text(self.condition.at, self.condition.source))
+        elif self.condition is not None:
+            forbidden = dict.fromkeys(EFFECTS, "a condition has no effects")
+            found.append(Text("condition.script", self.condition.source, READING, forbidden))
+        if isinstance(self.action, Script):
+            functions = READING if self.pre else (*READING, *EFFECTS)
+            forbidden = dict.fromkeys(EFFECTS, _PRE_ONLY_DECIDES) if self.pre else {}
+            found.append(Text("action.script", self.action.source, functions, forbidden))
+        return found
+
 
 def compile_hook(definition: HookDefinition, directory: str | None = None, *, catalogue: Catalogue = CATALOGUE) -> Hook:
-    """Raises InvalidError with the path of what is refused in the definition."""
-    trigger, plain = definition.trigger, msgspec.to_builtins(definition)
+    """Raises InvalidError with the path of what is refused in the definition. What its expressions and scripts say is
+    for `review` to judge."""
+    plain = msgspec.to_builtins(definition)
     _check_options(definition)
-    return Hook(
+    hook = Hook(
         name=definition.name,
         definition=definition,
         filters=_filters(plain, catalogue),
         condition=_condition(definition.condition),
-        action=_action(definition.action, trigger.timing == "Pre"),
+        action=_action(definition.action),
         inputs=compile_value(definition.action.inputs, "action.inputs"),
         timeout_ms=timeout_ms(plain),
         directory=directory,
     )
+    if len(hook.inputs.expressions) + len(_templates(hook.action)) > TEMPLATES:
+        raise _refused("action", f"a hook may have {TEMPLATES} templates")
+    return hook
 
 
 def load_hook(definition: Mapping[str, Any], directory: str | None = None, *, catalogue: Catalogue) -> Hook:
@@ -100,21 +119,28 @@ def _condition(condition: Condition | None) -> Expression | Script | None:
     if (condition.expr is None) == (condition.script is None):
         raise _refused("condition", "needs expr or script, one of them")
     if condition.expr is not None:
-        return compile_expression(condition.expr, "condition.expr")
-    assert condition.script is not None
-    check_script(condition.script, "condition.script", dict.fromkeys(EFFECTS, "a condition has no effects"))
-    return Script(condition.script)
+        return expression(condition.expr, "condition.expr")
+    return _script(condition.script or "", "condition.script")
 
 
-def _action(action: Action, pre: bool) -> Script | Shell | Http:
+def _action(action: Action) -> Script | Shell | Http:
     if isinstance(action, ScriptAction):
-        check_script(action.script, "action.script", dict.fromkeys(EFFECTS, _PRE_ONLY_DECIDES) if pre else {})
-        return Script(action.script)
+        return _script(action.script, "action.script")
     if isinstance(action, ShellAction):
         return compile_shell(action, "action")
     if isinstance(action, HttpAction):
         return compile_http(action, "action")
     raise _refused("action.type", _FLOWS)
+
+
+def _script(source: str, at: str) -> Script:
+    if len(source.encode(errors="surrogatepass")) > SCRIPT_BYTES:
+        raise _refused(at, f"a script may have {SCRIPT_BYTES // 1024} KiB")
+    return Script(source)
+
+
+def _templates(action: Script | Shell | Http) -> tuple[Expression, ...]:
+    return () if isinstance(action, Script) else action.values.expressions
 
 
 def _check_options(definition: HookDefinition) -> None:

@@ -1,7 +1,7 @@
 """The HTTP action: one request through the egress guard; its answer is bounded, its redirects are not followed."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -14,7 +14,7 @@ from crucible_kit.egress import Target, parse_target
 from crucible_kit.exchange import Answer, ExchangeError, Exchanger
 
 from .failures import RunError
-from .templates import Context, Render, compile_text, compile_value
+from .templates import Template, compile_text, compile_value, gathered
 
 _SHOWN = 300
 _USER_AGENT = "crucible-hooks/0.1"
@@ -26,10 +26,10 @@ _FRAMING = frozenset(
 
 
 class Http(msgspec.Struct, frozen=True):
+    """`values` come to an object of `url`, `headers` and, where the hook gives one, `body`."""
+
     method: str
-    url: Callable[[Context], str]
-    headers: Mapping[str, Callable[[Context], str]]
-    body: Render | None
+    values: Template
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -56,14 +56,15 @@ def compile_http(action: HttpAction, at: str) -> Http:
     headers = {name: compile_text(text, f"{at}.headers.{name}") for name, text in action.headers.items()}
     if errors := [error for name in headers for error in _name_errors(name, f"{at}.headers")]:
         raise InvalidError(f"{errors[0].path}: {errors[0].message}", errors=errors)
-    body = None if action.body is None else compile_value(action.body, f"{at}.body")
-    return Http(action.method, url, headers, body)
+    body = {} if action.body is None else {"body": compile_value(action.body, f"{at}.body")}
+    return Http(action.method, gathered({"url": url, "headers": gathered(headers), **body}))
 
 
-def build_request(http: Http, context: Context, event: bytes, run_id: str, traceparent: str) -> Request:
-    """The request of one run; `event` is sent where the hook gives no body. Raises RunError."""
+def build_request(http: Http, values: Mapping[str, Any], event: bytes, run_id: str, traceparent: str) -> Request:
+    """The request of one run, with the values of its templates; `event` is sent where the hook gives no body.
+    Raises RunError."""
     try:
-        target = parse_target(http.url(context))
+        target = parse_target(values["url"])
     except InvalidError as error:
         raise RunError(error.detail) from None
     headers = {
@@ -72,8 +73,8 @@ def build_request(http: Http, context: Context, event: bytes, run_id: str, trace
         "traceparent": traceparent,
         "user-agent": _USER_AGENT,
     }
-    headers |= {name.lower(): _one_line(render(context)) for name, render in http.headers.items()}
-    return Request(http.method, target, headers, _body(http, context, event))
+    headers |= {name.lower(): _one_line(value) for name, value in values["headers"].items()}
+    return Request(http.method, target, headers, _body(http, values, event))
 
 
 async def send(exchanger: Exchanger, request: Request, timeout_s: float) -> Any:
@@ -89,10 +90,10 @@ async def send(exchanger: Exchanger, request: Request, timeout_s: float) -> Any:
     return _decoded(answer)
 
 
-def _body(http: Http, context: Context, event: bytes) -> bytes | None:
-    if http.body is None:
+def _body(http: Http, values: Mapping[str, Any], event: bytes) -> bytes | None:
+    if "body" not in values:
         return None if http.method == "GET" else event
-    value = http.body(context)
+    value = values["body"]
     return value.encode() if isinstance(value, str) else msgspec.json.encode(value)
 
 

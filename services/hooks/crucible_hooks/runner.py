@@ -1,6 +1,5 @@
 """One attempt at one run: the condition, then the action, under the hook's time-out, and what came of it."""
 
-import asyncio
 import logging
 import time
 from typing import Any
@@ -17,13 +16,14 @@ from crucible_kit.telemetry import Attribute, Telemetry
 
 from .context import event_bytes, event_view
 from .effects import Effects
-from .expressions import Expression, evaluate
+from .expressions import Context, Evaluator, Expression
 from .failures import AbsentError, RunError
 from .hook import Hook, Script
 from .http import Http, build_request, send
 from .sandbox import Sandbox
 from .shell import Shell, run_shell
-from .templates import Context
+from .stopwatch import Stopwatch
+from .templates import Template
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +48,16 @@ class Runner:
     """What every run needs; Pre and Post hooks run alike."""
 
     def __init__(
-        self, bus: Bus, sandbox: Sandbox, exchanger: Exchanger, telemetry: Telemetry, metrics: Metrics
+        self,
+        bus: Bus,
+        evaluator: Evaluator,
+        sandbox: Sandbox,
+        exchanger: Exchanger,
+        telemetry: Telemetry,
+        metrics: Metrics,
     ) -> None:
         self._bus = bus
+        self.evaluator = evaluator
         self._sandbox = sandbox
         self._exchanger = exchanger
         self._telemetry = telemetry
@@ -75,10 +82,10 @@ class Runner:
         }
         with self._telemetry.span("hook.run", event.metadata.traceparent, "consumer", attributes) as span:
             effects = Effects(self._bus, event, hook.name, run, span.traceparent, dry_run)
-            work = _Attempt(self, hook, event, run, effects, span.traceparent, dry_run, replay)
             result = Result(outcome="ok", started_at=started_at, duration_ms=0.0, traceparent=span.traceparent)
             try:
-                async with asyncio.timeout(hook.timeout_ms / 1000):
+                async with Stopwatch(hook.timeout_ms / 1000) as watch:
+                    work = _Attempt(self, hook, event, run, effects, span.traceparent, dry_run, replay, watch)
                     await work.perform(result)
             except TimeoutError:
                 _fail(result, f"took longer than {hook.timeout_ms} ms")
@@ -109,19 +116,21 @@ class Runner:
             error=error,
         )
 
-    async def script(self, hook: Hook, script: Script, effects: Effects, context: Context, *, reading: bool) -> Any:
+    async def script(self, script: Script, context: Context, work: "_Attempt", *, reading: bool) -> Any:
+        hook, effects = work.hook, work.effects
         return await self._sandbox.run(
             script.source,
             pool="pre" if hook.pre else "post",
             name=hook.name,
+            watch=work.watch,
             timeout_s=hook.timeout_ms / 1000,
             values=dict(context),
-            functions=effects.reading() if reading else effects.all(),
+            functions=effects.functions(reading=reading),
             printed=effects.print,
         )
 
-    async def request(self, http: Http, context: Context, event: bytes, work: "_Attempt") -> Any:
-        request = build_request(http, context, event, work.run, work.traceparent)
+    async def request(self, http: Http, values: Any, event: bytes, work: "_Attempt") -> Any:
+        request = build_request(http, values, event, work.run, work.traceparent)
         if work.dry_run:
             self._exchanger.guard.check(request.target)
             return f"would send {request.method} to {request.target.host}"
@@ -138,6 +147,7 @@ class _Attempt(msgspec.Struct, frozen=True):
     traceparent: str
     dry_run: bool
     replay: bool
+    watch: Stopwatch
 
     async def perform(self, result: Result) -> None:
         view = event_view(self.event, self.replay)
@@ -145,7 +155,7 @@ class _Attempt(msgspec.Struct, frozen=True):
         if not holds and (self.replay or not self.dry_run):
             result.outcome = "skipped"
             return
-        context = {"event": view, "inputs": self.hook.inputs({"event": view, "inputs": {}})}
+        context = {"event": view, "inputs": await self._filled(self.hook.inputs, {"event": view, "inputs": {}})}
         result.output = await self._action(context)
 
     async def _condition(self, context: Context, result: Result) -> bool:
@@ -154,9 +164,9 @@ class _Attempt(msgspec.Struct, frozen=True):
             return True
         try:
             if isinstance(condition, Expression):
-                value = evaluate(condition, context)
+                [value] = await self.runner.evaluator.values([condition], context, self.hook.name, self.watch)
             else:
-                value = await self.runner.script(self.hook, condition, self.effects, context, reading=True)
+                value = await self.runner.script(condition, context, self, reading=True)
         except AbsentError as error:
             # As in a filter, what is not there fulfils nothing. A guard must not be passed that way.
             if self.hook.pre:
@@ -170,19 +180,24 @@ class _Attempt(msgspec.Struct, frozen=True):
         result.condition = str(value).lower()
         return value
 
+    async def _filled(self, template: Template, context: Context) -> Any:
+        found = await self.runner.evaluator.values(template.expressions, context, self.hook.name, self.watch)
+        return template.fill(iter(found))
+
     async def _action(self, context: Context) -> Any:
         action = self.hook.action
         if isinstance(action, Script):
-            return await self.runner.script(self.hook, action, self.effects, context, reading=self.hook.pre)
+            return await self.runner.script(action, context, self, reading=self.hook.pre)
+        values = await self._filled(action.values, context)
         event = event_bytes(self.event, self.replay)
         if isinstance(action, Http):
-            return await self.runner.request(action, context, event, self)
-        return await self._shell(action, context, event)
+            return await self.runner.request(action, values, event, self)
+        return await self._shell(action, values, event)
 
-    async def _shell(self, shell: Shell, context: Context, event: bytes) -> Any:
+    async def _shell(self, shell: Shell, values: Any, event: bytes) -> Any:
         if self.dry_run:
             return "would run the command"
-        return await run_shell(shell, context, event, self.traceparent, self.hook.directory)
+        return await run_shell(shell, values, event, self.traceparent, self.hook.directory)
 
 
 def _fail(result: Result, error: str) -> None:

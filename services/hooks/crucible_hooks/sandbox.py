@@ -1,11 +1,10 @@
 """The sandbox: hook scripts in `monty` worker processes, with the functions that they are given and nothing else."""
 
-import ast
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
-from weakref import WeakValueDictionary
 
 from pydantic_monty import (
     AsyncFunctionSnapshot,
@@ -26,9 +25,13 @@ from crucible_core.errors import (
     NotFoundError,
     UnavailableError,
 )
+from crucible_kit.isolated import Exhausted, Isolated
+from crucible_kit.places import Places
 
-from .expressions import plain
-from .failures import RunError
+from .cel import plain
+from .failures import AbsentError, RunError
+from .spelling import Adapted, adapted
+from .stopwatch import Stopwatch
 
 Function = Callable[..., Awaitable[Any]]
 Printed = Callable[[str], None]
@@ -36,6 +39,14 @@ Printed = Callable[[str], None]
 _SHOWN = 2000
 _INPUT = "<python-input-0>"
 """What monty calls a script in its tracebacks."""
+_FRAME_LINE = re.compile(r'File ".*", line (\d+)')
+_FRAME = re.compile(
+    r'(?P<before>  File ".*", line )(?P<line>\d+)(?P<after>.*)\n(?:    .*\n)?(?:    [ ~^]*\n)?', re.MULTILINE
+)
+_ABSENT = re.compile(r"(?:KeyError|IndexError): .*")
+_LIMITS = ("TimeoutError", "time limit", "MemoryError", "sleep limit", "duration")
+_CHECK_S = 5.0
+_MOST_ADAPTED = 1024
 _EXIT_PAUSE_S = 0.1
 _BUILTIN: Mapping[type[CrucibleError], type[Exception]] = {
     NotFoundError: LookupError,
@@ -46,14 +57,20 @@ _BUILTIN: Mapping[type[CrucibleError], type[Exception]] = {
 
 
 class Sandbox:
-    """Two pools of workers, so that Post hooks never keep a Pre hook waiting. Each starts when it is first needed."""
+    """Two pools of workers, so that Post hooks never keep a Pre hook waiting. Each starts when it is first needed.
 
-    def __init__(self, stack: contextlib.AsyncExitStack, workers: int, memory_mb: int) -> None:
+    A hook holds at most a quarter of a pool, and hooks whose scripts used up their time of late at most half of it
+    together: the scripts of others run on.
+    """
+
+    def __init__(self, stack: contextlib.AsyncExitStack, isolated: Isolated, workers: int, memory_mb: int) -> None:
         self._stack = stack
+        self._isolated = isolated
         self._workers = workers
         self._memory = memory_mb * 1024 * 1024
         self._pools: dict[str, AsyncMonty] = {}
-        self._shares: WeakValueDictionary[tuple[str, str], asyncio.Semaphore] = WeakValueDictionary()
+        self._places = {pool: Places(workers, workers // 4) for pool in ("pre", "post")}
+        self._adapted: dict[str, Adapted] = {}
         self._starting = asyncio.Lock()
 
     async def run(
@@ -62,6 +79,7 @@ class Sandbox:
         *,
         pool: str,
         name: str,
+        watch: Stopwatch,
         timeout_s: float,
         values: dict[str, Any],
         functions: Mapping[str, Function],
@@ -70,9 +88,42 @@ class Sandbox:
         """The script's last expression, as JSON's types. Raises RunError, or UnavailableError where the script failed
         after something that its functions need was away.
 
-        `timeout_s` bounds the script's own computing; what it waits for is the caller's to bound. The worker of a
+        `timeout_s` bounds the script's own computing; `watch` stands still while it waits for a worker. The worker of a
         cancelled script is replaced.
         """
+        script = await self._adapt(source, name, watch)
+        away: list[UnavailableError] = []
+        lookup = {called: _guarded(function, away) for called, function in functions.items()}
+        places, greedy = self._places[pool], True
+        try:
+            async with watch.entered(self._worker(pool, name, timeout_s)) as session:
+                output = plain(await _drive(session, script.source, values, lookup, printed))
+            greedy = False
+            return output
+        except MontyError as error:
+            greedy = _used_up(error)
+            if away:
+                raise away[-1] from None
+            raise _failure(error, _told(error, name, source, script)) from None
+        except RunError:
+            greedy = False
+            raise
+        finally:
+            places.judge(name, greedy=greedy)
+
+    async def check(self, source: str, at: str) -> None:
+        """Raises InvalidError for syntax that the sandbox does not know."""
+        lines = "\n ".join(source.splitlines())
+        try:
+            async with self._worker("post", "review", _CHECK_S) as session:
+                await session.feed_run(f"if 0:\n {lines}\n pass")
+        except MontyError as error:
+            text = error.display() if isinstance(error, MontyRuntimeError) else str(error)
+            message = _told_first(text)
+            raise InvalidError(f"{at}: {message}", errors=[FieldError(at, message)]) from None
+
+    @contextlib.asynccontextmanager
+    async def _worker(self, pool: str, name: str, timeout_s: float) -> AsyncIterator[AsyncMontySession]:
         limits: ResourceLimits = {
             "max_feed_duration_secs": timeout_s,
             "max_memory": self._memory,
@@ -81,23 +132,22 @@ class Sandbox:
             "max_total_sleep_secs": timeout_s,
         }
         workers = await self._pool(pool)
-        away: list[UnavailableError] = []
-        lookup = {called: _guarded(function, away) for called, function in functions.items()}
-        try:
-            async with self._share(pool, name), workers.checkout(limits=limits) as session:
-                return plain(await _drive(session, source, values, lookup, printed))
-        except MontyError as error:
-            if away:
-                raise away[-1] from None
-            text = error.display() if isinstance(error, MontyRuntimeError) else str(error)
-            raise RunError(text.replace(_INPUT, name).strip()[-_SHOWN:]) from None
+        async with self._places[pool].take(name), workers.checkout(limits=limits) as session:
+            yield session
 
-    def _share(self, pool: str, name: str) -> asyncio.Semaphore:
-        """A hook's places in a pool, at most half of it: one whose scripts only loop leaves the others theirs."""
-        share = self._shares.get((pool, name))
-        if share is None:
-            share = self._shares[pool, name] = asyncio.Semaphore(max(1, self._workers // 2))
-        return share
+    async def _adapt(self, source: str, name: str, watch: Stopwatch) -> Adapted:
+        """The script as it is run: parsed once, in a worker process."""
+        found = self._adapted.get(source)
+        if found is None:
+            try:
+                async with watch.entered(self._isolated.worker(name)) as worker:
+                    found = await worker.run(adapted, source)
+            except Exhausted as error:
+                raise RunError(f"the script cannot be parsed: {error}") from None
+            if len(self._adapted) >= _MOST_ADAPTED:
+                self._adapted.clear()
+            self._adapted[source] = found
+        return found
 
     async def _pool(self, name: str) -> AsyncMonty:
         async with self._starting:
@@ -108,11 +158,11 @@ class Sandbox:
 
 
 @contextlib.asynccontextmanager
-async def open_sandbox(workers: int, memory_mb: int) -> AsyncIterator[Sandbox]:
+async def open_sandbox(isolated: Isolated, workers: int, memory_mb: int) -> AsyncIterator[Sandbox]:
     async with contextlib.AsyncExitStack() as stack:
         # pydantic-monty's threads outlive the pool for a moment; the interpreter aborts if it ends before they do.
         stack.push_async_callback(asyncio.sleep, _EXIT_PAUSE_S)
-        yield Sandbox(stack, workers, memory_mb)
+        yield Sandbox(stack, isolated, workers, memory_mb)
 
 
 async def _drive(
@@ -157,18 +207,36 @@ def _guarded(function: Function, away: list[UnavailableError]) -> Function:
     return call
 
 
-def check_script(source: str, at: str, forbidden: Mapping[str, str] = {}) -> None:
-    """Raises InvalidError for what is no Python, and for a call of a `forbidden` function, with the reason given."""
-    try:
-        tree = ast.parse(source)
-    except SyntaxError as error:
-        raise _refused(at, f"line {error.lineno}: {error.msg}") from None
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise _refused(at, f"not a script: {error or 'nested too deeply'}") from None
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in forbidden:
-            raise _refused(at, f"line {node.lineno}: {node.func.id}: {forbidden[node.func.id]}")
+def _failure(error: MontyError, told: str) -> RunError:
+    """What is not there is told apart, as in an expression."""
+    absent = _ABSENT.fullmatch(told.rpartition("\n")[2])
+    return AbsentError(told) if absent and isinstance(error, MontyRuntimeError) else RunError(told)
 
 
-def _refused(at: str, message: str) -> InvalidError:
-    return InvalidError(f"{at}: {message}", errors=[FieldError(at, message)])
+def _used_up(error: MontyError) -> bool:
+    """Whether a script ended because it used up what it may."""
+    text = str(error)
+    return not isinstance(error, MontyRuntimeError) or any(word in text for word in _LIMITS)
+
+
+def _told(error: MontyError, name: str, source: str, script: Adapted) -> str:
+    """The error as its author reads it: with the lines of the script, not those of what was run in its place."""
+    text = error.display() if isinstance(error, MontyRuntimeError) else str(error)
+    if script.lines is not None:
+        text = _FRAME.sub(lambda frame: _frame(frame, source.splitlines(), script.lines or {}), text)
+    return text.replace(_INPUT, name).strip()[-_SHOWN:]
+
+
+def _frame(frame: re.Match[str], source: Sequence[str], lines: Mapping[int, int]) -> str:
+    line = lines.get(int(frame["line"]))
+    if line is None:  # of the prelude
+        return ""
+    shown = source[line - 1].strip() if line <= len(source) else ""
+    return f"{frame['before']}{line}{frame['after']}\n    {shown}\n"
+
+
+def _told_first(text: str) -> str:
+    """The last line of what is told of `if 0:` with a script in it, with the script's own line."""
+    lines = _FRAME_LINE.findall(text)
+    where = f"line {int(lines[-1]) - 1}: " if lines and int(lines[-1]) > 1 else ""
+    return where + (text.strip().splitlines() or ["not a script"])[-1].replace(" monty syntax parser", " sandbox")[:300]

@@ -5,7 +5,7 @@ import contextlib
 import os
 import re
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -13,9 +13,9 @@ import msgspec
 from crucible_core.errors import FieldError, InvalidError
 from crucible_core.hooks import ShellAction
 
-from .expressions import Expression, evaluate
+from .expressions import Expression
 from .failures import RunError
-from .templates import Context, compile_text, parse, text_of
+from .templates import Template, compile_text, gathered, parse, text_of
 
 MAX_OUTPUT = 64 * 1024
 _MAX_ARGUMENT = 120 * 1024
@@ -40,11 +40,11 @@ _INTERPRETER = re.compile(r"python[\d.]*|pypy[\d.]*|perl[\d.]+|lua[\d.]+|ruby[\d
 
 
 class Shell(msgspec.Struct, frozen=True):
-    """`command` has a positional parameter in each template's place; `arguments` are their values, in order."""
+    """`command` has a positional parameter in each template's place; `values` come to the `arguments`, in order, and
+    to `env`."""
 
     command: str
-    arguments: tuple[Expression, ...]
-    env: Mapping[str, Callable[[Context], str]]
+    values: Template
 
 
 def compile_shell(action: ShellAction, at: str) -> Shell:
@@ -62,7 +62,9 @@ def compile_shell(action: ShellAction, at: str) -> Shell:
                 errors=[FieldError(f"{at}.env.{name[:80]}", "not the name of a variable")],
             )
     env = {name: compile_text(text_of(value), f"{at}.env.{name}") for name, value in action.env.items()}
-    return Shell(_command(parts), tuple(part for part in parts if isinstance(part, Expression)), env)
+    expressions = tuple(part for part in parts if isinstance(part, Expression))
+    arguments = Template(expressions, lambda values: [next(values) for _ in expressions])
+    return Shell(_command(parts), gathered({"arguments": arguments, "env": gathered(env)}))
 
 
 def _reader(command: str) -> str | None:
@@ -121,14 +123,16 @@ def _enter(text: str, inside: list[str], *, comment: bool) -> None:
         place += 1
 
 
-async def run_shell(shell: Shell, context: Context, event: bytes, traceparent: str, directory: str | None) -> Any:
+async def run_shell(
+    shell: Shell, values: Mapping[str, Any], event: bytes, traceparent: str, directory: str | None
+) -> Any:
     """The command's standard output, decoded where it is a JSON object. Raises RunError unless it exits with 0.
 
     Cancelling kills the command and everything that it has started.
     """
-    arguments = [_checked(text_of(evaluate(argument, context))) for argument in shell.arguments]
+    arguments = [_checked(text_of(value)) for value in values["arguments"]]
     env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    env |= {"TRACEPARENT": traceparent, **{name: _checked(render(context)) for name, render in shell.env.items()}}
+    env |= {"TRACEPARENT": traceparent, **{name: _checked(value) for name, value in values["env"].items()}}
     try:
         process = await asyncio.create_subprocess_exec(
             "/bin/sh",

@@ -1,53 +1,74 @@
-"""Templates: `{{ expression }}` in the values of a hook, compiled once, filled in from the event of each run."""
+"""Templates: `{{ expression }}` in the values of a hook, taken apart once, filled in from the event of each run."""
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from .expressions import Expression, compile_expression, evaluate
+from crucible_core.limits import TEMPLATES
 
-Context = Mapping[str, Any]
-"""What expressions see: `event` and `inputs`."""
+from .expressions import Expression, expression, refused
 
-Render = Callable[[Context], Any]
+Values = Iterator[Any]
+"""The values of a template's expressions, in their order."""
+
 Part = str | Expression
+_OPEN, _CLOSE = "{{", "}}"
 
-_TEMPLATE = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
+
+class Template(msgspec.Struct, frozen=True):
+    """`fill` makes the value out of the values of `expressions`."""
+
+    expressions: tuple[Expression, ...]
+    fill: Callable[[Values], Any]
 
 
 def parse(text: str, at: str) -> tuple[Part, ...]:
-    """Literal text and expressions, in order. Raises InvalidError where an expression is refused."""
-    pieces = _TEMPLATE.split(text)
-    parts = [compile_expression(piece, at) if odd % 2 else piece for odd, piece in enumerate(pieces)]
-    return tuple(part for part in parts if part != "")
+    """Literal text and expressions, in order. Raises InvalidError for an expression that is too long or does not end,
+    and for too many of them."""
+    parts: list[Part] = []
+    place = 0
+    while (start := text.find(_OPEN, place)) >= 0:
+        end = text.find(_CLOSE, start)
+        if end < 0:
+            raise refused(at, "a {{ without its }}")
+        parts += [text[place:start], expression(text[start + 2 : end], at)]
+        if len(parts) > 2 * TEMPLATES:
+            raise refused(at, f"a hook may have {TEMPLATES} templates")
+        place = end + 2
+    return tuple(part for part in (*parts, text[place:]) if part != "")
 
 
-def compile_value(value: Any, at: str) -> Render:
-    """The function that fills in every template inside `value`, in objects and lists too.
+def compile_value(value: Any, at: str) -> Template:
+    """Fills in every template inside `value`, in objects and lists too.
 
     A text that is one template becomes the expression's own value; elsewhere values are written into the text.
     """
     if isinstance(value, dict):
-        fields = {key: compile_value(item, f"{at}.{key}") for key, item in value.items()}
-        return lambda context: {key: render(context) for key, render in fields.items()}
+        return gathered({key: compile_value(item, f"{at}.{key}") for key, item in value.items()})
     if isinstance(value, list):
         items = [compile_value(item, f"{at}.{i}") for i, item in enumerate(value)]
-        return lambda context: [render(context) for render in items]
-    if isinstance(value, str) and "{{" in value:
+        return Template(_expressions(items), lambda values: [item.fill(values) for item in items])
+    if isinstance(value, str) and _OPEN in value:
         parts = parse(value, at)
         if len(parts) == 1 and isinstance(parts[0], Expression):
-            whole = parts[0]
-            return lambda context: evaluate(whole, context)
+            return Template((parts[0],), next)
         return _joined(parts, str)
-    return lambda context: value
+    return Template((), lambda values: value)
 
 
-def compile_text(text: str, at: str, escape: Callable[[str], str] = str) -> Callable[[Context], str]:
+def compile_text(text: str, at: str, escape: Callable[[str], str] = str) -> Template:
     """Always a text; `escape` is applied to the values that are written between the author's own words."""
     parts = parse(text, at)
     return _joined(parts, escape if len(parts) > 1 else str)
+
+
+def gathered(templates: Mapping[str, Template]) -> Template:
+    """Several as one, whose value is an object of theirs."""
+    return Template(
+        _expressions(list(templates.values())),
+        lambda values: {key: template.fill(values) for key, template in templates.items()},
+    )
 
 
 def text_of(value: Any) -> str:
@@ -57,7 +78,12 @@ def text_of(value: Any) -> str:
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
-def _joined(parts: tuple[Part, ...], escape: Callable[[str], str]) -> Callable[[Context], str]:
-    return lambda context: "".join(
-        part if isinstance(part, str) else escape(text_of(evaluate(part, context))) for part in parts
+def _expressions(templates: Sequence[Template]) -> tuple[Expression, ...]:
+    return tuple(one for template in templates for one in template.expressions)
+
+
+def _joined(parts: tuple[Part, ...], escape: Callable[[str], str]) -> Template:
+    return Template(
+        tuple(part for part in parts if isinstance(part, Expression)),
+        lambda values: "".join(part if isinstance(part, str) else escape(text_of(next(values))) for part in parts),
     )
