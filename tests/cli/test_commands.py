@@ -150,6 +150,16 @@ def test_hooks(run: Run, played: Played, tmp_path: Path) -> None:
     assert "crucible hooks add" in run("hooks", "list").stdout
 
 
+def test_run_is_shown_with_log_and_output(run: Run) -> None:
+    shown = run("hooks", "runs", "show", "run_7").stdout
+    assert "run_7  tidy  ok" in shown
+    assert "log     looked [/red]" in shown
+    assert '"n": 1' in shown
+    assert answer(run, "hooks", "runs", "show", "run_7")["runs"][0]["output"] == {"n": 1}
+    assert "run_0" in run("hooks", "runs", "list", "show").stdout
+    assert run("hooks", "runs").exit_code == 2
+
+
 def test_hook_file_goes_as_it_is(run: Run, played: Played, tmp_path: Path) -> None:
     file = tmp_path / "hook.md"
     file.write_text("---\nname: x\naction: {type: Script, script: 'log(1)'}\n---\nText\n")

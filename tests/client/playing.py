@@ -278,6 +278,10 @@ def create_app(played: Played) -> Any:
         records = [_run(request.path_params["name"], number) for number in range(3)]
         return JSONResponse({"runs": _slice(request, records)[0], "next_cursor": _slice(request, records)[1]})
 
+    async def run(request: Request) -> Response:
+        record = _run("tidy", 0) | {"run_id": request.path_params["id"], "log": ["looked [/red]"], "output": {"n": 1}}
+        return JSONResponse({"runs": [record], "next_cursor": None})
+
     async def webhooks(request: Request) -> Response:
         if request.method == "GET":
             return JSONResponse({"webhooks": list(played.webhooks.values())})
@@ -345,6 +349,7 @@ def create_app(played: Played) -> Any:
         Route("/api/v1/hooks", hooks, methods=["GET", "POST"]),
         Route("/api/v1/hooks/{name}", hook, methods=["GET", "DELETE"]),
         Route("/api/v1/hooks/{name}/runs", runs),
+        Route("/api/v1/runs/{id}", run),
         Route("/api/v1/{kind}/{name}/test", check, methods=["POST"]),
         Route("/api/v1/hooks/{name}/{change}", hook, methods=["POST"]),
         Route("/api/v1/webhooks", webhooks, methods=["GET", "POST"]),

@@ -7,7 +7,8 @@ import pytest
 
 from crucible_core import subjects
 from crucible_core.envelope import MAX_HOPS
-from crucible_core.protocol.hooks import HookView, RunRecord
+from crucible_core.errors import ConflictError, NotFoundError
+from crucible_core.protocol.hooks import HookView, RunList, RunRecord
 from crucible_core.protocol.shared import EnableHook, GetRequest
 from crucible_hooks.workers import durable
 from crucible_kit.frames import Outgoing
@@ -62,6 +63,21 @@ async def test_functions_work_with_and_without_await(system: System, call: str) 
     await system.register("asker", call)
     await system.append()
     assert (await system.run_of("asker", "ok")).output == "mem_other"
+
+
+async def test_run_is_found_by_its_id_and_a_beginning_of_it(system: System) -> None:
+    await system.register("greeter", 'log("looked")\n"hello"')
+    await system.append()
+    made = await system.run_of("greeter", "ok")
+    for given in (made.run_id, made.run_id[:-2]):
+        found: RunList = await system.ask("run", GetRequest(given), RunList)
+        assert [(run.run_id, run.output, run.log) for run in found.runs] == [(made.run_id, "hello", ["looked"])]
+    with pytest.raises(NotFoundError):
+        await system.ask("run", GetRequest("run_zzz"), RunList)
+    await system.append()
+    await until(lambda: _counted(system, "greeter", ok=2))
+    with pytest.raises(ConflictError, match="may be any of"):
+        await system.ask("run", GetRequest("run_"), RunList)
 
 
 async def test_what_is_only_recorded_triggers_nothing(system: System) -> None:

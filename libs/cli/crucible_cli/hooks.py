@@ -2,18 +2,19 @@
 
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
+from typer.core import TyperGroup
 
 from crucible_core.protocol.hooks import HookView
 
 from .given import json_object
 from .hookfile import read_hook_file
 from .session import Session, command
-from .tables import as_json, check_view, hooks_table, runs_table, state_text
+from .tables import as_json, check_view, hooks_table, run_view, runs_table, state_text
 
 app = typer.Typer(no_args_is_help=True, help="List, add and try hooks.")
 
@@ -67,13 +68,35 @@ def delete(session: Session, name: Name) -> None:
     session.show({"deleted": name}, lambda _: Text.assemble("deleted ", (name, "bold")))
 
 
-@command(app, table=True)
-def runs(
+class Runs(TyperGroup):
+    """`runs NAME` is `runs list NAME`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        named = args and args[0] in (*self.commands, *ctx.help_option_names)
+        parsed: list[str] = super().parse_args(ctx, args if named else ["list", *args])
+        return parsed
+
+
+runs = typer.Typer(cls=Runs, help="The runs of a hook, latest first; `runs show RUN` shows one whole.")
+app.add_typer(runs, name="runs")
+
+
+@command(runs, table=True)
+def show(
+    session: Session, run: Annotated[str, typer.Argument(help="The run's id (run_…), or a beginning of it.")]
+) -> None:
+    """One run, attempt by attempt: what it logged, gave and did."""
+    with session.connect() as crucible:
+        session.list("runs", crucible.hooks.run(run), run_view)
+
+
+@command(runs, "list", table=True)
+def list_runs(
     session: Session,
     name: Name,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")] = 20,
 ) -> None:
-    """The latest runs of a hook: when, how long, and how they ended."""
+    """The latest runs of a hook: when, how long, how they ended, and what they said."""
     with session.connect() as crucible:
         found = list(islice(crucible.hooks.runs(name, page_size=min(limit, 500)), limit))
     session.list("runs", found, runs_table)

@@ -144,6 +144,27 @@ def runs_table(runs: Sequence[RunRecord]) -> RenderableType:
     return Listing(columns, rows) if rows else Text("No runs yet.", "dim")
 
 
+def run_view(attempts: Sequence[RunRecord]) -> RenderableType:
+    """One run, the first attempt first: what each logged, gave and did."""
+    parts: list[RenderableType] = []
+    for run in reversed(attempts):
+        head = Text.assemble((run.run_id, "bold"), f"  {clean(run.hook)}  ", state_text(run.outcome))
+        head.append(f"  attempt {run.attempt}  {run.started_at}  {duration(run.duration_ms)}", "dim")
+        head.append(f"\n{run.event_type} {run.event_id}", "dim")
+        if run.error:
+            head.append("\n").append(_printable(run.error), "red")
+        for said in run.log:
+            head.append(f"\nlog     {_printable(said)}")
+        for effect in run.effects:
+            head.append(f"\neffect  {_printable(effect)}", "green")
+        if run.next_attempt_at:
+            head.append(f"\nagain at {run.next_attempt_at}", "yellow")
+        parts.append(head)
+        if run.output is not None:
+            parts += [Text("output"), as_json(run.output)]
+    return Group(*parts)
+
+
 def _said(run: RunRecord) -> str:
     """The error of a run, else what it logged, else its output."""
     output = "" if run.output is None else msgspec.json.encode(run.output).decode()

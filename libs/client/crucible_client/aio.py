@@ -309,6 +309,7 @@ class AsyncHooks(_Namespace):
     enable = _sends(hooks.enable_hook)
     disable = _sends(hooks.disable_hook)
     runs = _pages(hooks.hook_runs)
+    run = _sends(hooks.get_run)
     test = _sends(hooks.check_hook)
 
 

@@ -102,6 +102,7 @@ def _api() -> Router:
         hooks.enable_hook,
         hooks.disable_hook,
         hooks.list_runs,
+        hooks.get_run,
         hooks.check_hook,
         webhooks.create_webhook,
         webhooks.list_webhooks,

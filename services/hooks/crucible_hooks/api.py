@@ -100,6 +100,9 @@ def endpoints(
         registry.get(request.name)
         return await store.runs(index, request.name, request.limit, request.cursor)
 
+    async def run(request: GetRequest, context: Context) -> RunList:
+        return await store.run(index, request.id)
+
     async def test(request: TestRequest, context: Context) -> Check:
         return await checker.check(request)
 
@@ -111,6 +114,7 @@ def endpoints(
         "delete": Endpoint(GetRequest, delete),
         "enable": Endpoint(EnableHook, enable),
         "runs": Endpoint(RunsRequest, runs),
+        "run": Endpoint(GetRequest, run),
         "test": Endpoint(TestRequest, test),
         "replayable": Endpoint(GetRequest, replayer.replayable),
         "replay": Endpoint(ReplayBatch, replayer.replay),

@@ -5,7 +5,7 @@ import sqlite3
 
 import msgspec
 
-from crucible_core.errors import FieldError, InvalidError
+from crucible_core.errors import ConflictError, FieldError, InvalidError, NotFoundError
 from crucible_core.protocol.hooks import RunList, RunRecord
 from crucible_core.protocol.shared import Counters
 from crucible_kit.bus import Message
@@ -77,6 +77,21 @@ async def runs(index: Index, hook: str, limit: int, cursor: str | None) -> RunLi
     page = rows[:limit]
     records = [msgspec.json.decode(row[1], type=RunRecord) for row in page]
     return RunList(runs=records, next_cursor=str(page[-1][0]) if len(rows) > limit else None)
+
+
+async def run(index: Index, beginning: str) -> RunList:
+    """The attempts at the one run whose id is, or begins with, `beginning`: the latest first. Raises NotFoundError, and
+    ConflictError where several ids begin so."""
+    query = "SELECT DISTINCT run_id FROM runs WHERE run_id >= ? AND run_id < ? LIMIT 4"
+    ids = [row[0] for row in await index.reader.execute_fetchall(query, (beginning, beginning + "\U0010ffff"))]
+    found = [id for id in ids if id == beginning] or ids
+    if not found:
+        raise NotFoundError(f"no run has an id that begins with {beginning}")
+    if len(found) > 1:
+        raise ConflictError(f"{beginning} may be any of {', '.join(found)}{' …' if len(found) > 3 else ''}")
+    query = "SELECT record FROM runs WHERE run_id = ? ORDER BY sequence DESC LIMIT ?"
+    rows = await index.reader.execute_fetchall(query, (found[0], _MAX_LIMIT))
+    return RunList(runs=[msgspec.json.decode(row[0], type=RunRecord) for row in rows])
 
 
 async def counters(index: Index) -> dict[str, Counters]:

@@ -55,6 +55,12 @@ def hook_runs(name: str, *, page_size: int | None = None, cursor: str | None = N
     return get(f"{_hook(name)}/runs", _run_page, params=params_of(limit=page_size, cursor=cursor))
 
 
+def get_run(id: str) -> Call[list[RunRecord]]:
+    """The attempts at one run, the latest first, by its id or a beginning of it. Raises NotFoundError, or ConflictError
+    where several begin so."""
+    return get(f"/api/v1/runs/{segment(id)}", lambda raw: read_as(raw, RunList).runs)
+
+
 def check_hook(name: str, *, dry_run: bool = True, payload: Json | None = None) -> Call[Check]:
     """Fires one synthetic event (with `payload`, if given) through a hook; a dry run changes nothing."""
     body = present(dry_run=dry_run, payload=payload)

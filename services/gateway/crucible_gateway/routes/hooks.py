@@ -137,6 +137,24 @@ async def list_runs(request: Http) -> Response[bytes]:
     return passed(await ask(request, "hooks", "runs", asked, bytes))
 
 
+@get(
+    "/api/v1/runs/{id:str}",
+    opt=described(
+        Operation(
+            summary="The attempts at one run of a hook, the latest first",
+            description="The id, or a beginning of it that no other run has.",
+            tag=TAG,
+            reply=RunList,
+            example=examples.RUN_LIST,
+            refusals=("not_found", "conflict"),
+        )
+    ),
+)
+async def get_run(request: Http) -> Response[bytes]:
+    read_params(request.scope["query_string"], NoParams)
+    return passed(await ask(request, "hooks", "run", GetRequest(request.path_params["id"]), bytes))
+
+
 @post(
     "/api/v1/hooks/{name:str}/test",
     opt=described(
