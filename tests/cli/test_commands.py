@@ -248,6 +248,42 @@ def test_memory(run: Run, played: Played) -> None:
     assert "Clocks tick" in run("memory", "query", "tick").stdout
     assert [memory["score"] for memory in answer(run, "memory", "query", "tick")["memories"]] == [0.5]
     assert "Nothing found" in run("memory", "query", "zzz").stdout
+    assert [memory["id"] for memory in answer(run, "memory", "list")["memories"]] == [written["id"]]
+
+
+def test_a_memory_is_changed_by_what_is_given(run: Run, played: Played) -> None:
+    id = answer(run, "memory", "create", "Clocks tick", "--tag", "#time")["id"]
+    answer(run, "memory", "update", id, "Clocks tock", "--metadata", '{"n": 1}')
+    assert (played.memories[id]["content"], played.memories[id]["tags"]) == ("Clocks tock", ["#time"])
+    answer(run, "memory", "update", id, "--tag", "", "--link", "Lamport")
+    assert (played.memories[id]["tags"], played.memories[id]["links"]) == ([], [{"target": "Lamport"}])
+    refused = run("memory", "update", id, "x", "--sequence", "1")
+    assert (refused.exit_code, "read it again" in refused.stderr) == (1, True)
+    assert run("memory", "update", id).exit_code == 2
+
+
+def test_a_memory_is_removed_when_asked_and_answered(run: Run, played: Played) -> None:
+    id = answer(run, "memory", "create", "[/red] Clocks [[tick]]")["id"]
+    asked = run("memory", "delete", id, input="n\n")
+    assert (asked.exit_code, id in played.memories) == (1, True)
+    assert f"Remove {id} ([/red] Clocks [[tick]])?" in asked.stderr
+    assert run("memory", "delete", id).exit_code == 1  # nobody is there to answer
+    assert answer(run, "memory", "delete", id, "--yes") == {"deleted": id}
+    again = run("memory", "delete", id, "--yes")
+    assert (again.exit_code, "no such memory" in again.stderr) == (1, True)
+
+
+def test_a_memory_is_named_by_the_beginning_of_its_id(run: Run, played: Played) -> None:
+    ids = [answer(run, "memory", "create", f"number {number}")["id"] for number in range(11)]
+    assert ids[0] == "mem_1"
+    assert answer(run, "memory", "get", "10")["id"] == "mem_10"
+    assert answer(run, "memory", "get", "mem_1")["id"] == "mem_1"
+    played.memories["mem_200"] = played.memories.pop("mem_2") | {"id": "mem_200"}
+    assert answer(run, "memory", "update", "mem_20", "x")["id"] == "mem_200"
+    played.memories["mem_201"] = played.memories["mem_200"] | {"id": "mem_201"}
+    several = run("memory", "delete", "mem_20", "--yes")
+    assert (several.exit_code, "several memories begin with mem_20: mem_200, mem_201" in several.stderr) == (1, True)
+    assert "mem_200" in played.memories
 
 
 def test_output_without_unicode_shows_question_marks(played: Played, tmp_path: Path) -> None:

@@ -321,7 +321,7 @@ def create_app(played: Played) -> Any:
         if found is None:
             raise problem(404, "not_found", "no such memory")
         if request.headers.get("if-match", f'"{found["sequence"]}"') != f'"{found["sequence"]}"':
-            raise problem(409, "conflict", "the memory has changed")
+            raise problem(412, "precondition_failed", "the memory has changed", current_sequence=found["sequence"])
         if request.method == "DELETE":
             del played.memories[found["id"]]
             return Response(status_code=204)
@@ -330,8 +330,10 @@ def create_app(played: Played) -> Any:
         return JSONResponse(found)
 
     async def query(request: Request) -> Response:
-        text = (await request.json()).get("text") or ""
-        found = [memory | {"score": 0.5} for memory in played.memories.values() if text in memory["content"]]
+        asked = await request.json()
+        text, prefix = asked.get("text") or "", asked.get("filter", {}).get("id", {}).get("starts_with", "")
+        memories = [memory for memory in played.memories.values() if memory["id"].startswith(prefix)]
+        found = [memory | {"score": 0.5} for memory in memories if text in memory["content"]]
         return JSONResponse({"memories": found})
 
     routes = [

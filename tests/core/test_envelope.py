@@ -110,7 +110,7 @@ def test_error_survives_the_wire(kind: type[CrucibleError]) -> None:
 
 
 def test_every_error_has_its_own_code() -> None:
-    assert len(BY_CODE) == 15
+    assert len(BY_CODE) == 16
     assert BY_CODE["denied"] is DeniedError
     assert not issubclass(DeniedError, InvalidError)
 

@@ -6,6 +6,7 @@ from urllib.parse import quote
 import httpx
 import msgspec
 import pytest
+from msgspec import UNSET
 
 from crucible_core.errors import ConflictError, NotFoundError
 from crucible_core.protocol import shared
@@ -111,11 +112,42 @@ async def test_memory(http: httpx.AsyncClient, bus: Bus) -> None:
         assert (await http.patch("/api/v1/memory/m", json={}, headers={"If-Match": "abc"})).status_code == 422
         assert (await http.delete("/api/v1/memory/mem_1")).status_code == 204
         assert memory.last.expected_sequence is None
-        memory.replies["delete"] = ConflictError("another event was first")
-        assert (await http.delete("/api/v1/memory/mem_1", headers={"If-Match": '"6"'})).status_code == 409
         assert (await http.post("/api/v1/memory/query", json={"text": "x"})).json() == {"memories": []}
         wrong = await http.post("/api/v1/memory/query", json={"txt": "x"})
         assert wrong.json()["errors"] == [{"path": "txt", "message": "unknown field", "suggestion": "text"}]
+
+
+async def test_a_memory_is_patched_by_merging(http: httpx.AsyncClient, bus: Bus) -> None:
+    async with answering(bus, "memory", update=WriteMemory) as memory:
+        memory.replies = {"update": WrittenMemory(id="mem_1", sequence=7)}
+        headers = {"Content-Type": "application/merge-patch+json"}
+        body = b'{"tags": null, "metadata": {"a": null, "b": {"c": 1}}}'
+        assert (await http.patch("/api/v1/memory/mem_1", content=body, headers=headers)).status_code == 200
+        wanted = memory.last.update
+        assert (wanted.tags, wanted.metadata) == (None, {"a": None, "b": {"c": 1}})
+        assert wanted.content is UNSET
+        refused = await http.patch("/api/v1/memory/mem_1", json={"content": None})
+        assert (refused.status_code, [error["path"] for error in refused.json()["errors"]]) == (422, ["content"])
+
+
+async def test_a_version_that_is_gone_is_412_and_one_that_is_known_304(http: httpx.AsyncClient, bus: Bus) -> None:
+    kinds = dict.fromkeys(("update", "delete"), WriteMemory)
+    async with answering(bus, "memory", get=GetRequest, **kinds) as memory:
+        memory.replies = dict.fromkeys(kinds, ConflictError("the memory is at sequence 7", current_sequence=7))
+        memory.replies["get"] = msgspec.json.encode(examples.MEMORY_VIEW)
+        path = "/api/v1/memory/mem_1"
+        for match in ('"6"', 'W/"6"', '"x"'):
+            refused = await http.patch(path, json={"tags": []}, headers={"If-Match": match})
+            assert (refused.status_code, refused.json()["type"].rpartition("/")[2]) == (412, "precondition_failed")
+        refused = await http.delete(path, headers={"If-Match": '"6"'})
+        assert (refused.status_code, refused.json()["current_sequence"]) == (412, 7)
+        # Without a condition it is a conflict among writers.
+        for headers in ({}, {"If-Match": "*"}):
+            assert (await http.delete(path, headers=headers)).status_code == 409
+        for known in ('"42"', 'W/"42"', '"41", "42"', "*"):
+            same = await http.get(path, headers={"If-None-Match": known})
+            assert (same.status_code, same.content, same.headers["ETag"]) == (304, b"", '"42"')
+        assert (await http.get(path, headers={"If-None-Match": '"41"'})).status_code == 200
 
 
 async def test_query_passes_through(http: httpx.AsyncClient, bus: Bus) -> None:

@@ -87,6 +87,16 @@ async def test_update_changes_what_is_given_and_keeps_the_rest(memory: Memories)
     }
 
 
+async def test_an_update_is_a_merge_patch(memory: Memories) -> None:
+    id = await memory.create("text", tags=["#a"], entities=["e"], metadata={"a": 1, "deep": {"x": 1, "y": 2}, "l": [1]})
+    await memory.update(id, metadata={"a": None, "deep": {"y": None, "z": {"n": None, "m": 1}}, "l": [None], "b": 2})
+    found = await memory.get(id)
+    assert found.metadata == {"deep": {"x": 1, "z": {"m": 1}}, "l": [None], "b": 2}
+    await memory.update(id, metadata=None, tags=None, entities=None)
+    found = await memory.get(id)
+    assert (found.content, found.metadata, found.tags, found.entities) == ("text", {}, [], [])
+
+
 async def test_what_changes_nothing_is_no_event(memory: Memories) -> None:
     id = await memory.create("text", tags=["#a"], links=[Link(target="mem_x", weight=0.5)])
     for written in (

@@ -140,6 +140,8 @@ async def test_all_tags_must_be_there(memory: Memories, ids: dict[str, str]) -> 
     [
         ({"tags": {"contains": "#bread"}}, ["bread"]),
         ({"content": {"matches": "(?i)^vector"}}, ["vector"]),
+        ({"id": {"starts_with": "mem_0"}}, ["café", "bread", "lamport", "vector"]),
+        ({"id": {"starts_with": "mem_x"}}, []),
         ({"$or": [{"content": {"contains": "salt"}}, {"tags": {"contains": "#vector"}}]}, ["bread", "vector"]),
         ({"metadata.missing": {"exists": False}, "title": None}, ["café", "bread", "lamport", "vector"]),
         ({"sequence": {"lte": 1}}, ["vector"]),
@@ -151,6 +153,17 @@ async def test_filters_hold_of_what_is_found(
     memory: Memories, ids: dict[str, str], wanted: dict[str, object], expected: list[str]
 ) -> None:
     assert await found(memory, ids, None, filter=wanted) == expected
+
+
+async def test_memories_are_found_by_the_beginning_of_their_ids(service: None, memory: Memories) -> None:
+    ids = [await memory.create("text", id=f"mem_{name}") for name in ("aa", "ab", "b", "a_")]
+    for wanted, expected in (
+        ({"id": {"starts_with": "mem_a"}}, {ids[0], ids[1], ids[3]}),
+        ({"id": "mem_aa"}, {ids[0]}),
+        ({"id": {"starts_with": "mem_a", "not_equals": "mem_aa"}}, {ids[1], ids[3]}),
+        ({"$not": {"id": {"starts_with": "mem_a"}}}, {ids[2]}),
+    ):
+        assert {one.id for one in await memory.query(filter=wanted)} == expected, wanted
 
 
 async def test_filter_goes_on_until_enough_are_found(service: None, memory: Memories) -> None:

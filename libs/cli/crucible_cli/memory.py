@@ -1,55 +1,157 @@
-"""`crucible memory`: keep and find memories."""
+"""`crucible memory`: keep, find, change and remove memories."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
-from crucible_client import Written
+from crucible_client import Crucible, Written
+from crucible_core.errors import CrucibleError, NotFoundError
+from crucible_core.protocol.memory import MemoryView
 
 from .given import json_object, text_of
 from .session import Session, command
+from .summary import clean, headline
 from .tables import memories_table, memory_panel
 
-app = typer.Typer(no_args_is_help=True, help="Keep and find memories.")
+app = typer.Typer(no_args_is_help=True, help="Keep, find, change and remove memories.")
+
+_SHOWN = 5
+
+Id = Annotated[str, typer.Argument(help="The memory's id (mem_…), or the beginning of it.")]
+Content = Annotated[str, typer.Argument(help="The text, @FILE or - (stdin).")]
+Links = Annotated[list[str] | None, typer.Option("--link", help="A memory's id or a note's title; repeat.")]
+Filter = Annotated[str | None, typer.Option("--filter", "-f", help="A filter as a JSON object or @FILE.")]
+Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")]
+OnlyTags = Annotated[list[str] | None, typer.Option("--tag", "-t", help="Only with this tag; repeat for more.")]
+World = Annotated[str | None, typer.Option(help="The world to look in.")]
+Room = Annotated[str | None, typer.Option(help="Only in this room.")]
 
 
 @command(app)
-def add(
+def create(
     session: Session,
-    content: Annotated[str, typer.Argument(help="The text, @FILE or - (stdin).")],
+    content: Content,
     tag: Annotated[list[str] | None, typer.Option("--tag", "-t", help="A tag; repeat for more.")] = None,
-    link: Annotated[list[str] | None, typer.Option("--link", help="A memory's id or a note's title; repeat.")] = None,
+    link: Links = None,
     metadata: Annotated[str | None, typer.Option(help="A JSON object, @FILE or -.")] = None,
 ) -> None:
     """Keep a memory; answered once it is durable."""
-    links = [{"target": target} for target in link] if link else None
+    made = json_object(metadata, "--metadata")
     with session.connect() as crucible:
-        written = crucible.memory.create(
-            text_of(content, "CONTENT"), tags=tag, links=links, metadata=json_object(metadata, "--metadata")
-        )
+        written = crucible.memory.create(text_of(content, "CONTENT"), tags=tag, links=_links(link), metadata=made)
     session.show(written, _written)
 
 
+command(app, "add")(create)
+
+
 @command(app)
-def get(session: Session, id: Annotated[str, typer.Argument(help="The memory's id (mem_…).")]) -> None:
+def get(session: Session, id: Id) -> None:
     """One memory, whole."""
     with session.connect() as crucible:
-        session.show(crucible.memory.get(id), memory_panel)
+        session.show(_found(crucible, id), memory_panel)
+
+
+@command(app, table=True)
+def list_(
+    session: Session,
+    tag: OnlyTags = None,
+    filter: Filter = None,
+    limit: Limit = 10,
+    world: World = None,
+    room: Room = None,
+) -> None:
+    """The latest memories, the newest first."""
+    wanted = json_object(filter, "--filter")
+    with session.connect() as crucible:
+        found = crucible.memory.list(tags=tag, filter=wanted, limit=limit, world_id=world, room_id=room)
+    session.list("memories", found, memories_table)
 
 
 @command(app, table=True)
 def query(
     session: Session,
     text: Annotated[str | None, typer.Argument(help="Words to look for; none: the latest.")] = None,
-    tag: Annotated[list[str] | None, typer.Option("--tag", "-t", help="Only with this tag; repeat for more.")] = None,
-    filter: Annotated[str | None, typer.Option("--filter", "-f", help="A filter as a JSON object or @FILE.")] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")] = 10,
+    tag: OnlyTags = None,
+    filter: Filter = None,
+    limit: Limit = 10,
+    world: World = None,
+    room: Room = None,
 ) -> None:
     """The best matches, the best first."""
+    wanted = json_object(filter, "--filter")
     with session.connect() as crucible:
-        found = crucible.memory.query(text, tags=tag, filter=json_object(filter, "--filter"), limit=limit)
+        found = crucible.memory.query(text, tags=tag, filter=wanted, limit=limit, world_id=world, room_id=room)
     session.list("memories", found, memories_table)
+
+
+@command(app)
+def update(
+    session: Session,
+    id: Id,
+    content: Annotated[str | None, typer.Argument(help="The new text, @FILE or - (stdin).")] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option("--tag", "-t", help="Its tags from now on; repeat. '' for none.")
+    ] = None,
+    link: Annotated[
+        list[str] | None, typer.Option("--link", help="Its links from now on: ids or titles; repeat. '' for none.")
+    ] = None,
+    metadata: Annotated[
+        str | None, typer.Option(help="A JSON object, @FILE or -, merged into its own; null removes a key.")
+    ] = None,
+    sequence: Annotated[
+        int | None, typer.Option("--sequence", min=0, help="Only if this is still its last sequence.")
+    ] = None,
+) -> None:
+    """Change a memory; what is not given stays as it is."""
+    given: dict[str, Any] = {
+        "content": None if content is None else text_of(content, "CONTENT"),
+        "tags": None if tag is None else [each for each in tag if each],
+        "links": None if link is None else _links([each for each in link if each]),
+        "metadata": json_object(metadata, "--metadata"),
+    }
+    if all(value is None for value in given.values()):
+        raise typer.BadParameter("give what is to change: CONTENT, --tag, --link or --metadata")
+    with session.connect() as crucible:
+        written = crucible.memory.update(_found(crucible, id).id, **given, expected_sequence=sequence)
+    session.show(written, _written)
+
+
+@command(app)
+def delete(
+    session: Session,
+    id: Id,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove a memory: it is found no more. What its events say stays in the log."""
+    with session.connect() as crucible:
+        memory = _found(crucible, id)
+        if not yes:
+            what = clean(memory.title or headline(memory.content), 60)
+            typer.confirm(f"Remove {memory.id} ({what})?", abort=True, err=True)
+        crucible.memory.delete(memory.id)
+    session.show({"deleted": memory.id}, lambda _: Text.assemble("deleted ", (memory.id, "bold")))
+
+
+def _found(crucible: Crucible, id: str) -> MemoryView:
+    """The memory with an id, or the only one whose id begins so. Raises NotFoundError, CrucibleError for several."""
+    try:
+        return crucible.memory.get(id)
+    except NotFoundError:
+        beginning = id if id.startswith("mem_") else f"mem_{id}"
+        found = crucible.memory.list(filter={"id": {"starts_with": beginning}}, limit=_SHOWN + 1)
+        if not found:
+            raise
+    if len(found) > 1:
+        ids = ", ".join(memory.id for memory in found[:_SHOWN])
+        more = ", …" if len(found) > _SHOWN else ""
+        raise CrucibleError(f"several memories begin with {beginning}: {ids}{more}")
+    return found[0]
+
+
+def _links(given: list[str] | None) -> list[dict[str, str]] | None:
+    return None if given is None else [{"target": target} for target in given]
 
 
 def _written(written: Written) -> Text:

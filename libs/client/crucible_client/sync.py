@@ -317,6 +317,7 @@ class Memory(_Namespace):
 
     create = _sends(memory.create_memory)
     get = _sends(memory.get_memory)
+    list = _sends(memory.list_memories)
     update = _sends(memory.update_memory)
     delete = _sends(memory.delete_memory)
     query = _sends(memory.query_memory)

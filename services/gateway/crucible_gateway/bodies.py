@@ -27,6 +27,7 @@ Http = Request[Any, Any, Any]
 MAX_REQUEST_BYTES = 64 * 1024 * 1024
 LEAST_BYTES_A_SECOND = 16 * 1024
 JSON = "application/json"
+MERGE_PATCH = "application/merge-patch+json"
 _UTF8 = frozenset({"", "utf-8", "utf8", "us-ascii"})
 
 
@@ -122,9 +123,9 @@ async def anything(request: Http) -> bytes:
     return b"".join([piece async for piece in pieces(request, lambda _: MAX_EVENT_BYTES)])
 
 
-async def read(request: Http, kind: type[T]) -> T:
-    """A JSON body as `kind`, with no other fields."""
-    expect(request, JSON)
+async def read(request: Http, kind: type[T], *media_types: str) -> T:
+    """A JSON body as `kind`, with no other fields; sent as one of `media_types`, else as `application/json`."""
+    expect(request, *(media_types or (JSON,)))
     return strictly(await whole(request), kind)
 
 

@@ -256,6 +256,7 @@ MEMORY: Final[Json] = {
     "links": [{"target": "On logs", "type": "related"}],
     "metadata": {"from": "reading"},
 }
+MEMORY_PATCH: Final[Json] = {"tags": ["#research", "#nats"], "metadata": {"reviewed": True, "draft": None}}
 WRITTEN: Final[Json] = {"id": "mem_01kaj3x5v8e2q9rgyz7ncw4t6b", "sequence": 42}
 MEMORY_VIEW: Final[Json] = {
     "id": WRITTEN["id"],

@@ -154,7 +154,9 @@ def _reply(operation: Operation) -> dict[str, Any]:
 
 
 def _instead(operation: Operation) -> dict[str, Any]:
-    return {"200": _reply(operation) | {"description": operation.instead}} if operation.instead else {}
+    known = {"304": {"description": "The version in If-None-Match is still there"}}
+    other = {"200": _reply(operation) | {"description": operation.instead}} if operation.instead else {}
+    return other | (known if "If-None-Match" in operation.headers else {})
 
 
 def _refusals(handler: HTTPRouteHandler, operation: Operation) -> dict[str, Any]:

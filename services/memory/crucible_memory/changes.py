@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from crucible_core.errors import ConflictError, NotFoundError
 from crucible_core.ids import is_id
@@ -58,14 +59,30 @@ def create(memory: Memory | None, id: str, wanted: CreateMemory) -> Change:
 
 
 def update(memory: Memory, wanted: UpdateMemory) -> Change | None:
-    given: dict[str, Any] = {
-        "content": None if wanted.content is None else checked_content(wanted.content),
-        "tags": None if wanted.tags is None else checked_tags(wanted.tags),
-        "entities": None if wanted.entities is None else checked_words(wanted.entities, "entities"),
-        "links": None if wanted.links is None else checked_links(wanted.links),
-        "metadata": wanted.metadata,
-    }
-    return _updated(memory, {name: value for name, value in given.items() if value is not None})
+    """A merge patch (RFC 7396)."""
+    given: dict[str, Any] = {}
+    if wanted.content is not UNSET:
+        given["content"] = checked_content(wanted.content)
+    if wanted.tags is not UNSET:
+        given["tags"] = checked_tags(wanted.tags or [])
+    if wanted.entities is not UNSET:
+        given["entities"] = checked_words(wanted.entities or [], "entities")
+    if wanted.links is not UNSET:
+        given["links"] = checked_links(wanted.links or [])
+    if wanted.metadata is not UNSET:
+        given["metadata"] = {} if wanted.metadata is None else merged(memory.metadata, wanted.metadata)
+    return _updated(memory, given)
+
+
+def merged(target: Any, patch: Mapping[str, Any]) -> dict[str, Any]:
+    """RFC 7396, 2."""
+    found = dict(target) if isinstance(target, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            found.pop(name, None)
+        else:
+            found[name] = merged(found.get(name), value) if isinstance(value, dict) else value
+    return found
 
 
 def delete(memory: Memory) -> Change:

@@ -52,7 +52,10 @@ def update_memory(
     metadata: Json | None = None,
     expected_sequence: int | None = None,
 ) -> Call[Written]:
-    """Changes the given fields. Raises ConflictError when the memory's sequence is no longer `expected_sequence`."""
+    """Changes the given fields; an empty list empties one. `metadata` is merged key by key, of which None removes one.
+
+    Raises PreconditionError, a ConflictError, when the memory's sequence is no longer `expected_sequence`.
+    """
     body = present(content=content, tags=tags, entities=entities, links=links, metadata=metadata)
     headers = {**JSON, **if_match(expected_sequence)}
     content_bytes = msgspec.json.encode(body)
@@ -60,7 +63,7 @@ def update_memory(
 
 
 def delete_memory(id: str, *, expected_sequence: int | None = None) -> Call[None]:
-    """Removes a memory. Raises ConflictError when its sequence is no longer `expected_sequence`."""
+    """Removes a memory. Raises PreconditionError when its sequence is no longer `expected_sequence`."""
     return delete(_memory(id), headers=if_match(expected_sequence))
 
 
@@ -72,10 +75,33 @@ def query_memory(
     filter: Json | None = None,
     limit: int | None = None,
     min_sequence: int | None = None,
+    world_id: str | None = None,
+    room_id: str | None = None,
 ) -> Call[list[ScoredMemory]]:
     """The best matches, the best first; without `text`, those with the tags and the filter."""
-    body = present(text=text, mode=mode, tags=tags, filter=filter, limit=limit, min_sequence=min_sequence)
+    body = present(
+        text=text,
+        mode=mode,
+        tags=tags,
+        filter=filter,
+        limit=limit,
+        min_sequence=min_sequence,
+        world_id=world_id,
+        room_id=room_id,
+    )
     return post("/api/v1/memory/query", body, lambda raw: read_as(raw, MemoryList).memories)
+
+
+def list_memories(
+    *,
+    tags: Sequence[str] | None = None,
+    filter: Json | None = None,
+    limit: int | None = None,
+    world_id: str | None = None,
+    room_id: str | None = None,
+) -> Call[list[ScoredMemory]]:
+    """The latest memories with the tags and the filter, the newest first."""
+    return query_memory(tags=tags, filter=filter, limit=limit, world_id=world_id, room_id=room_id)
 
 
 def _memory(id: str) -> str:

@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD, Source
 
@@ -26,13 +27,14 @@ class CreateMemory(Message):
 
 
 class UpdateMemory(Message):
-    """None leaves a field as it is."""
+    """A merge patch (RFC 7396): a field that is left out stays as it is, and null empties it. `metadata` is merged key
+    by key, of which null removes one."""
 
-    content: str | None = None
-    tags: list[str] | None = None
-    entities: list[str] | None = None
-    links: list[Link] | None = None
-    metadata: dict[str, Any] | None = None
+    content: str | UnsetType = UNSET
+    tags: list[str] | UnsetType | None = UNSET
+    entities: list[str] | UnsetType | None = UNSET
+    links: list[Link] | UnsetType | None = UNSET
+    metadata: dict[str, Any] | UnsetType | None = UNSET
 
 
 class Cause(Message):

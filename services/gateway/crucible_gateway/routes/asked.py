@@ -1,17 +1,21 @@
 """What a request says beside its body: who asks, and which version it has seen; and how an answer tells the version."""
 
+import contextlib
 import re
+from collections.abc import Iterator
 from urllib.parse import unquote
 
-from crucible_core.errors import FieldError, InvalidError
+from crucible_core.errors import ConflictError, FieldError, InvalidError, PreconditionError
 from crucible_core.protocol.memory import Cause
 from crucible_gateway.auth import principal_of
 from crucible_gateway.bodies import Http
 from crucible_gateway.correlation import correlation_of, sent_correlation
 from crucible_gateway.observing import traceparent_of
 
-IF_MATCH = {"If-Match": "The ETag of the version to change; another one there is a 409"}
-_ETAG = re.compile(r'(?:W/)?"?(\d{1,19})"?', re.ASCII)
+IF_MATCH = {"If-Match": "The ETag of the version to change; where another one is there, nothing changes (412)"}
+IF_NONE_MATCH = {"If-None-Match": "The ETag of a version that is known; where it is still there, the answer is 304"}
+_ETAG = re.compile(r'(?:W/)?"?(\d{1,18})"?', re.ASCII)
+_QUOTED = re.compile(r'(?:W/)?"[^"]*"')
 
 
 def cause_of(request: Http, key: str | None = None, *, alone: bool = False) -> Cause:
@@ -37,13 +41,31 @@ def etag(version: int) -> dict[str, str]:
     return {"ETag": f'"{version}"'}
 
 
-def expected(request: Http) -> int | None:
-    """The version in If-Match; `*` and none mean any. Raises InvalidError."""
-    sent = request.headers.get("if-match", "*").strip()
+@contextlib.contextmanager
+def if_match(request: Http) -> Iterator[int | None]:
+    """The version in If-Match, None where any will do. What the services call a conflict with it is a
+    PreconditionError (RFC 9110, 13.1.1). Raises InvalidError for what is no ETag."""
+    version = _expected(request.headers.get("if-match", "*").strip())
+    try:
+        yield version
+    except ConflictError as error:
+        if version is None:
+            raise
+        raise PreconditionError(error.detail, errors=error.errors, **error.extra) from None
+
+
+def _expected(sent: str) -> int | None:
     if sent == "*":
         return None
-    found = _ETAG.fullmatch(sent)
-    if found is None or int(found[1]) >= 2**63:
-        message = 'must be an ETag that was answered, such as "42"'
-        raise InvalidError(f"If-Match: {message}", errors=[FieldError("If-Match", message)])
-    return int(found[1])
+    if found := _ETAG.fullmatch(sent):
+        return int(found[1])
+    if _QUOTED.fullmatch(sent):
+        raise PreconditionError(f"If-Match: {sent[:100]} is no version of this")
+    message = 'must be one ETag that was answered, such as "42"'
+    raise InvalidError(f"If-Match: {message}", errors=[FieldError("If-Match", message)])
+
+
+def is_known(request: Http, version: int) -> bool:
+    """Whether If-None-Match names the version that is there."""
+    sent = request.headers.get("if-none-match", "")
+    return sent.strip() == "*" or f'"{version}"' in [tag.strip().removeprefix("W/") for tag in sent.split(",")]

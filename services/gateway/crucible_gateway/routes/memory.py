@@ -14,14 +14,14 @@ from crucible_core.protocol.memory import (
 )
 from crucible_core.protocol.shared import GetRequest
 from crucible_gateway import examples
-from crucible_gateway.bodies import JSON, Http, read
+from crucible_gateway.bodies import JSON, MERGE_PATCH, Http, read
 from crucible_gateway.context import ask, gateway_of
 from crucible_gateway.intake import idempotency_key
 from crucible_gateway.openapi import Body, Operation, described
 from crucible_gateway.params import NoParams, read_params
 from crucible_gateway.places import check_place
 
-from .asked import IF_MATCH, cause_of, etag, expected
+from .asked import IF_MATCH, IF_NONE_MATCH, cause_of, etag, if_match, is_known
 from .replies import encoded, passed
 
 TAG = "Memory"
@@ -68,6 +68,7 @@ async def create_memory(request: Http) -> Response[bytes]:
             summary="One memory",
             description="Its ETag is the sequence of its last event.",
             tag=TAG,
+            headers=IF_NONE_MATCH,
             reply=MemoryView,
             example=examples.MEMORY_VIEW,
             refusals=("not_found",),
@@ -77,7 +78,10 @@ async def create_memory(request: Http) -> Response[bytes]:
 async def get_memory(request: Http) -> Response[bytes]:
     read_params(request.scope["query_string"], NoParams)
     raw = await ask(request, "memory", "get", GetRequest(request.path_params["id"]), bytes)
-    return passed(raw, headers=etag(msgspec.json.decode(raw, type=_Versioned).sequence))
+    version = msgspec.json.decode(raw, type=_Versioned).sequence
+    if is_known(request, version):
+        return Response(b"", status_code=304, headers=etag(version))
+    return passed(raw, headers=etag(version))
 
 
 @patch(
@@ -85,25 +89,35 @@ async def get_memory(request: Http) -> Response[bytes]:
     opt=described(
         Operation(
             summary="Change a memory",
-            description="Fields that are left out stay as they are.",
+            description=(
+                "A merge patch (RFC 7396): fields that are left out stay as they are, `null` empties one, and "
+                "`metadata` is merged key by key, of which `null` removes one."
+            ),
             tag=TAG,
             headers=IF_MATCH,
-            bodies={JSON: Body(UpdateMemory, {"tags": ["#research", "#nats"]})},
+            bodies={kind: Body(UpdateMemory, examples.MEMORY_PATCH) for kind in (JSON, MERGE_PATCH)},
             reply=Written,
             example=examples.WRITTEN,
-            refusals=("malformed", "not_found", "conflict", "too_large", "unsupported", "invalid"),
+            refusals=(
+                "malformed",
+                "not_found",
+                "conflict",
+                "precondition_failed",
+                "too_large",
+                "unsupported",
+                "invalid",
+            ),
         )
     ),
 )
 async def update_memory(request: Http) -> Response[bytes]:
     read_params(request.scope["query_string"], NoParams)
-    wanted = WriteMemory(
-        id=request.path_params["id"],
-        expected_sequence=expected(request),
-        update=await read(request, UpdateMemory),
-        cause=cause_of(request, idempotency_key(request.headers.get("idempotency-key"))),
-    )
-    return _written(await ask(request, "memory", "update", wanted, WrittenMemory), 200)
+    update = await read(request, UpdateMemory, JSON, MERGE_PATCH)
+    cause = cause_of(request, idempotency_key(request.headers.get("idempotency-key")))
+    with if_match(request) as version:
+        id = request.path_params["id"]
+        wanted = WriteMemory(id=id, expected_sequence=version, update=update, cause=cause)
+        return _written(await ask(request, "memory", "update", wanted, WrittenMemory), 200)
 
 
 @delete(
@@ -114,14 +128,15 @@ async def update_memory(request: Http) -> Response[bytes]:
             tag=TAG,
             status=204,
             headers=IF_MATCH,
-            refusals=("not_found", "conflict", "invalid"),
+            refusals=("not_found", "conflict", "precondition_failed", "invalid"),
         )
     ),
 )
 async def delete_memory(request: Http) -> None:
     read_params(request.scope["query_string"], NoParams)
-    wanted = WriteMemory(id=request.path_params["id"], expected_sequence=expected(request), cause=cause_of(request))
-    await ask(request, "memory", "delete", wanted, bytes)
+    with if_match(request) as version:
+        wanted = WriteMemory(id=request.path_params["id"], expected_sequence=version, cause=cause_of(request))
+        await ask(request, "memory", "delete", wanted, bytes)
 
 
 @post(

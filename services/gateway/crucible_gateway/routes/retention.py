@@ -11,7 +11,7 @@ from crucible_gateway.context import Nothing, ask
 from crucible_gateway.openapi import Body, Operation, described
 from crucible_gateway.params import NoParams, read_params
 
-from .asked import IF_MATCH, etag, expected
+from .asked import IF_MATCH, etag, if_match
 from .replies import encoded
 
 TAG = "Retention"
@@ -49,15 +49,16 @@ async def get_retention(request: Http) -> Response[Any]:
             bodies={JSON: Body(RetentionRules, examples.RETENTION_RULES)},
             reply=RetentionView,
             example=examples.RETENTION,
-            refusals=("malformed", "conflict", "too_large", "unsupported", "invalid"),
+            refusals=("malformed", "precondition_failed", "too_large", "unsupported", "invalid"),
         )
     ),
 )
 async def put_retention(request: Http) -> Response[Any]:
     read_params(request.scope["query_string"], NoParams)
     wanted = await read(request, RetentionRules)
-    change = PutRetention(rules=wanted.rules, revision=expected(request))
-    return _shown(await ask(request, "events", "put_retention", change, RetentionView))
+    with if_match(request) as revision:
+        change = PutRetention(rules=wanted.rules, revision=revision)
+        return _shown(await ask(request, "events", "put_retention", change, RetentionView))
 
 
 def _shown(view: RetentionView) -> Response[bytes]:
