@@ -140,6 +140,7 @@ def test_hooks(run: Run, played: Played, tmp_path: Path) -> None:
     assert "tidy" in run("hooks", "list").stdout
     assert answer(run, "hooks", "disable", "tidy")["state"] == "disabled"
     assert "active" in run("hooks", "enable", "tidy").stdout
+    assert answer(run, "hooks", "update", "tidy", '{"origin": "here"}')["origin"] == "here"
     assert len(answer(run, "hooks", "runs", "tidy", "-n", "2")["runs"]) == 2
     assert "run_0" in run("hooks", "runs", "tidy").stdout
     assert "dry_run=True" in run("hooks", "test", "tidy").stdout

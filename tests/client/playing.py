@@ -272,6 +272,8 @@ def create_app(played: Played) -> Any:
         change = request.path_params.get("change")
         if change:
             played.hooks[name]["state"] = "active" if change == "enable" else "disabled"
+        if request.method == "PATCH":
+            played.hooks[name] |= await request.json()
         return JSONResponse(played.hooks[name])
 
     async def runs(request: Request) -> Response:
@@ -349,7 +351,7 @@ def create_app(played: Played) -> Any:
         Route("/api/v1/event-types", types, methods=["GET", "POST"]),
         Route("/api/v1/event-types/{type}", type_, methods=["GET", "DELETE"]),
         Route("/api/v1/hooks", hooks, methods=["GET", "POST"]),
-        Route("/api/v1/hooks/{name}", hook, methods=["GET", "DELETE"]),
+        Route("/api/v1/hooks/{name}", hook, methods=["GET", "PATCH", "DELETE"]),
         Route("/api/v1/hooks/{name}/runs", runs),
         Route("/api/v1/runs/{id}", run),
         Route("/api/v1/{kind}/{name}/test", check, methods=["POST"]),

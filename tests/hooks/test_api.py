@@ -6,7 +6,7 @@ import pytest
 
 from crucible_core.errors import ConflictError, InvalidError, NotFoundError
 from crucible_core.protocol import shared
-from crucible_core.protocol.hooks import HookList, HookView, RegisterHook, RunList, RunsRequest
+from crucible_core.protocol.hooks import HookList, HookView, RegisterHook, RunList, RunsRequest, UpdateHook
 from crucible_core.protocol.shared import Check, EnableHook, GetRequest
 from crucible_hooks.app import create_app
 from crucible_hooks.settings import Settings
@@ -25,6 +25,24 @@ action: {type: Script, script: "1"}
 async def checked(system: System, hook: str, **fields: Any) -> Check:
     found: Check = await system.ask("test", shared.TestRequest(id=hook, **fields), Check)
     return found
+
+
+async def test_hook_is_changed_by_a_merge_patch(system: System) -> None:
+    await system.register("tidy", "1")
+
+    async def update(**changes: Any) -> HookView:
+        view: HookView = await system.ask("update", UpdateHook("tidy", changes), HookView)
+        return view
+
+    changed = await update(description="Tidies", options={"timeout_ms": 4321})
+    assert changed.definition is not None
+    assert (changed.definition["description"], changed.definition["options"]["timeout_ms"]) == ("Tidies", 4321)
+    assert (await update(description=None)).definition == (await system.view("tidy")).definition
+    for wrong in ({"name": "other"}, {"trigger": None}, {"optoins": {}}, {"action": {"script": "nonsense("}}):
+        with pytest.raises(InvalidError):
+            await update(**wrong)
+    with pytest.raises(NotFoundError):
+        await system.ask("update", UpdateHook("gone", {}), HookView)
 
 
 async def test_registered_hook_is_shown_and_deleted(system: System) -> None:

@@ -47,6 +47,21 @@ def add(
 
 
 @command(app)
+def update(
+    session: Session,
+    name: Name,
+    changes: Annotated[str, typer.Argument(help="A merge patch of the hook object: JSON, @FILE or -.")],
+) -> None:
+    """Change a hook; what CHANGES leaves out stays.
+
+    \b
+    crucible hooks update tidy '{"options": {"timeout_ms": 5000}}'
+    """
+    with session.connect() as crucible:
+        session.show(crucible.hooks.update(name, json_object(changes, "CHANGES") or {}), _state)
+
+
+@command(app)
 def enable(session: Session, name: Name) -> None:
     """Let a disabled hook fire again."""
     with session.connect() as crucible:

@@ -293,6 +293,7 @@ class Hooks(_Namespace):
     add = _sends(hooks.add_hook)
     get = _sends(hooks.get_hook)
     list = _sends(hooks.list_hooks)
+    update = _sends(hooks.update_hook)
     delete = _sends(hooks.delete_hook)
     enable = _sends(hooks.enable_hook)
     disable = _sends(hooks.disable_hook)

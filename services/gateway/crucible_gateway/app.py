@@ -98,6 +98,7 @@ def _api() -> Router:
         hooks.list_hooks,
         hooks.register_hook,
         hooks.get_hook,
+        hooks.update_hook,
         hooks.delete_hook,
         hooks.enable_hook,
         hooks.disable_hook,

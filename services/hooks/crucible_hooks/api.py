@@ -7,8 +7,10 @@ from typing import Any
 
 import msgspec
 
-from crucible_core.errors import ConflictError, InvalidError
+from crucible_core.errors import ConflictError, FieldError, InvalidError
 from crucible_core.hookfile import NO_HOOK, read_hook
+from crucible_core.hooks import HookDefinition
+from crucible_core.merge import merge_patch
 from crucible_core.protocol.hooks import (
     HookList,
     HookRecord,
@@ -17,6 +19,7 @@ from crucible_core.protocol.hooks import (
     RegisterHook,
     RunList,
     RunsRequest,
+    UpdateHook,
 )
 from crucible_core.protocol.replays import ReplayBatch
 from crucible_core.protocol.shared import Check, Counters, EnableHook, GetRequest, TestRequest
@@ -64,7 +67,17 @@ def endpoints(
         return await shown(registry.get(request.id))
 
     async def register(request: RegisterHook, context: Context) -> HookView:
-        definition = typed(await _given(request), no_files)
+        return await registered(typed(await _given(request), no_files))
+
+    async def update(request: UpdateHook, context: Context) -> HookView:
+        await registry.view.refresh()
+        before = registry.get(request.name)
+        definition = typed(merge_patch(before.definition or {}, request.changes), no_files)
+        if definition.name != before.name:
+            raise InvalidError("name: a hook keeps its name", errors=[FieldError("name", "cannot be changed")])
+        return await registered(definition)
+
+    async def registered(definition: HookDefinition) -> HookView:
         hook = await registry.types.settle(lambda catalogue: compile_hook(definition, catalogue=catalogue))
         check_permitted(definition, settings.hooks_allow_api_shell)
         await reviewer.review(hook, registry.types.catalogue)
@@ -111,6 +124,7 @@ def endpoints(
         "list": Endpoint(ListRequest, list_all),
         "get": Endpoint(GetRequest, get),
         "register": Endpoint(RegisterHook, register),
+        "update": Endpoint(UpdateHook, update),
         "delete": Endpoint(GetRequest, delete),
         "enable": Endpoint(EnableHook, enable),
         "runs": Endpoint(RunsRequest, runs),

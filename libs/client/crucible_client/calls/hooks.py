@@ -7,6 +7,7 @@ from crucible_client.request import (
     delete,
     get,
     params_of,
+    patch,
     post,
     present,
     reads,
@@ -33,6 +34,11 @@ def add_hook(definition: Json | None = None, *, markdown: str | None = None) -> 
 def get_hook(name: str) -> Call[HookView]:
     """One hook. Raises NotFoundError."""
     return get(_hook(name), reads(HookView))
+
+
+def update_hook(name: str, changes: Json) -> Call[HookView]:
+    """Changes a hook by a merge patch of the hook object. Raises NotFoundError or InvalidError."""
+    return patch(_hook(name), changes, reads(HookView))
 
 
 def delete_hook(name: str) -> Call[None]:

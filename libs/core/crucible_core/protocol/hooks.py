@@ -70,6 +70,13 @@ class RegisterHook(Message):
     markdown: str | None = None
 
 
+class UpdateHook(Message):
+    """`hooks.update`: a merge patch (RFC 7396) of the hook object of that name."""
+
+    name: str
+    changes: dict[str, Any]
+
+
 class RunsRequest(Message):
     name: str
     limit: int = 50

@@ -3,11 +3,11 @@
 from typing import Any
 
 import msgspec
-from litestar import Response, delete, get, post
+from litestar import Response, delete, get, patch, post
 
 from crucible_core.hookfile import check_keys
 from crucible_core.hooks import HookDefinition
-from crucible_core.protocol.hooks import HookList, HookView, RegisterHook, RunList, RunsRequest
+from crucible_core.protocol.hooks import HookList, HookView, RegisterHook, RunList, RunsRequest, UpdateHook
 from crucible_core.protocol.shared import Check, EnableHook, GetRequest, TestRequest
 from crucible_core.text import decode_text
 from crucible_gateway import examples
@@ -20,6 +20,7 @@ from .replies import passed
 
 TAG = "Hooks"
 MARKDOWN = "text/markdown"
+MERGE = "application/merge-patch+json"
 YAML = "text/yaml"
 TEXTS = (MARKDOWN, YAML, "application/yaml", "application/x-yaml", "text/x-yaml")
 """Media types of a hook file. RFC 9512 has application/yaml; the others are older and common."""
@@ -85,6 +86,30 @@ async def register_hook(request: Http) -> Response[bytes]:
 async def get_hook(request: Http) -> Response[bytes]:
     read_params(request.scope["query_string"], NoParams)
     return passed(await ask(request, "hooks", "get", GetRequest(request.path_params["name"]), bytes))
+
+
+@patch(
+    "/api/v1/hooks/{name:str}",
+    opt=described(
+        Operation(
+            summary="Change a hook",
+            description="A merge patch (RFC 7396) of the hook object: what is left out stays, `null` removes.",
+            tag=TAG,
+            bodies={
+                JSON: Body({"type": "object"}, {"options": {"timeout_ms": 5000}}),
+                MERGE: Body({"type": "object"}, {"options": {"timeout_ms": 5000}}),
+            },
+            reply=HookView,
+            example=examples.HOOK_VIEW,
+            refusals=("malformed", "not_found", "conflict", "too_large", "unsupported", "invalid"),
+        )
+    ),
+)
+async def update_hook(request: Http) -> Response[bytes]:
+    read_params(request.scope["query_string"], NoParams)
+    expect(request, JSON, MERGE)
+    changes = strictly(await whole(request), dict[str, Any])
+    return passed(await ask(request, "hooks", "update", UpdateHook(request.path_params["name"], changes), bytes))
 
 
 @delete(
