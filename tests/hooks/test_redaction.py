@@ -1,8 +1,10 @@
 """Redacted events: what waits for its run is not run, and does not stay in the queue."""
 
+from crucible_core.catalogue import CATALOGUE
 from crucible_core.envelope import decode
 from crucible_core.protocol.events import RedactRequest
 from crucible_hooks.dispatch import run_message
+from crucible_hooks.hook import load_hook
 from crucible_kit.rpc import call
 from tests.tombstones import queued
 
@@ -41,13 +43,14 @@ async def test_what_is_parked_is_dropped_and_recorded(system: System) -> None:
 
 
 async def test_what_comes_into_the_queue_late_is_not_run(system: System) -> None:
-    await system.register("greeter", '"hello"', on="Custom.other")
+    view = await system.register("greeter", '"hello"', on="Custom.other")
+    hook = load_hook(view.definition or {}, None, view.id, catalogue=CATALOGUE)
     secret = await system.append(payload={"text": SECRET})
     message = await system.bus.get(system.bus.names.events, secret.sequence or 0)
     assert message is not None
     await redact(system, secret.id)
     event = decode(message.data, message.sequence)
-    await system.bus.store(run_message(system.bus, "greeter", event, message))
+    await system.bus.store(run_message(system.bus, hook, event, message))
     assert (await system.run_of("greeter", "skipped")).event_id == secret.id
     assert await queued(system.bus, system.bus.names.hook_runs, SECRET) == 0
     assert (await system.view("greeter")).counters.invoked == 0

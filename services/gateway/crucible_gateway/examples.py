@@ -174,6 +174,7 @@ HOOK_VIEW: Final[Json] = {
     "definition": HOOK,
     "counters": _COUNTERS,
     "updated_at": "2026-11-21T09:00:00.000000Z",
+    "id": "hok_01kaj3x5vcbg7r2k9m4t6w8y1d",
     "order": None,
 }
 HOOK_LIST: Final[Json] = {"hooks": [HOOK_VIEW]}
@@ -195,6 +196,8 @@ RUN_LIST: Final[Json] = {
             "effects": [],
             "log": [],
             "next_attempt_at": None,
+            "replay": None,
+            "hook_id": "hok_01kaj3x5vcbg7r2k9m4t6w8y1d",
         }
     ],
     "next_cursor": None,

@@ -91,9 +91,10 @@ def endpoints(
             enabled=definition.enabled,
             origin=API,
             updated_at=timestamp(),
+            id=before.id if before else "",
         )
         await registry.save(record)
-        return await shown(record)
+        return await shown(registry.records.get(record.name, record))
 
     async def delete(request: GetRequest, context: Context) -> HookView:
         await registry.view.refresh()
@@ -110,8 +111,9 @@ def endpoints(
 
     async def runs(request: RunsRequest, context: Context) -> RunList:
         await registry.view.refresh()
-        registry.get(request.name)
-        return await store.runs(index, request.name, request.limit, request.cursor)
+        record = registry.get(request.name)
+        owner = store.owner(record.name, record.id)
+        return await store.runs(index, owner, request.limit, request.cursor)
 
     async def run(request: GetRequest, context: Context) -> RunList:
         return await store.run(index, request.id)
@@ -147,8 +149,9 @@ def view(registry: Registry, record: HookRecord, counted: Mapping[str, Counters]
         priority=trigger.get("priority"),
         origin=record.origin,
         definition=record.definition,
-        counters=counted.get(record.name, Counters()),
+        counters=counted.get(store.owner(record.name, record.id), Counters()),
         updated_at=record.updated_at,
+        id=record.id,
         order=order.index(record.name) + 1 if record.name in order else None,
     )
 

@@ -19,6 +19,7 @@ from .cel import plain
 from .failures import RunError
 from .hook import Hook
 from .intercept import decision
+from .records import registration
 from .registry import Registry
 from .runner import Runner
 from .synthesis import synthetic
@@ -87,7 +88,7 @@ class Checker:
     async def _through_queue(self, hook: Hook, event: Event, dry_run: bool) -> Trial | None:
         run = fresh_id("run")
         async with self._bus.inbox() as (reply, answers):
-            headers = {subjects.RUN: run, subjects.ATTEMPT: "1", subjects.REPLY_TO: reply}
+            headers = {subjects.RUN: run, subjects.ATTEMPT: "1", subjects.REPLY_TO: reply} | registration(hook)
             if dry_run:
                 headers[subjects.DRY_RUN] = "1"
             await self._bus.store(Outgoing(self._bus.names.run(hook.name), encode(event), headers, run))

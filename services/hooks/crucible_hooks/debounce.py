@@ -10,10 +10,11 @@ from .hook import Hook
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """The last trigger that passed: when (Unix ms, of its commit), and the event's id."""
+    """The last trigger that passed: when (Unix ms, of its commit), the event's id, and the hook's."""
 
     at_ms: int
     event_id: str
+    hook_id: str = ""
 
 
 class Debounce:
@@ -30,9 +31,10 @@ class Debounce:
             return True
         known = self._marks.get(hook.name)
         # Marks only move on: what the known one holds back, a newer one would too.
-        if known is not None and known.event_id != event_id and at_ms < known.at_ms + wait:
+        mine = known is not None and known.hook_id == hook.id
+        if known is not None and mine and known.event_id != event_id and at_ms < known.at_ms + wait:
             return False
-        return await self._claim(hook.name, Mark(at_ms, event_id), wait)
+        return await self._claim(hook.name, Mark(at_ms, event_id, hook.id), wait)
 
     async def forget(self, hook: str) -> None:
         self._marks.pop(hook, None)
@@ -43,6 +45,8 @@ class Debounce:
         while True:
             entry = await self._bucket.get(key)
             last = msgspec.json.decode(entry.value, type=Mark) if entry else None
+            if last is not None and last.hook_id != mark.hook_id:
+                last = None  # of a hook that had the name before
             if last is not None and last.event_id == mark.event_id:
                 return True
             if last is not None and mark.at_ms < last.at_ms + wait:

@@ -209,21 +209,21 @@ def plan(
             name, before = os.path.relpath(one.origin, root), None
         elif before is None and name in records:
             before = records[name]  # the file has been moved
-        record = _record(one, name, before, now)
+        record = _record(one, name, before, now, records[name].id if name in records else "")
         kept[record.name] = record
     writes = [record for record in kept.values() if _differs(record, records.get(record.name))]
     deletes = [record.name for record in mine.values() if record.name not in kept]
     return writes, deletes
 
 
-def _record(one: Found, name: str, before: HookRecord | None, now: str) -> HookRecord:
+def _record(one: Found, name: str, before: HookRecord | None, now: str, id: str) -> HookRecord:
     earlier = before.definition if before else None
     definition = one.definition or (earlier if before and before.name == name else None)
     enabled = bool((definition or {}).get("enabled", True))
     if before is not None and (earlier or {}).get("enabled", True) == enabled:
         enabled = before.enabled
     return HookRecord(
-        name=name, definition=definition, enabled=enabled, origin=one.origin, error=one.error, updated_at=now
+        name=name, definition=definition, enabled=enabled, origin=one.origin, error=one.error, updated_at=now, id=id
     )
 
 

@@ -15,7 +15,7 @@ from .debounce import Debounce
 from .hook import Hook
 from .intercept import action_of
 from .recorder import append
-from .records import run_event, run_id, run_record, stored
+from .records import registration, run_event, run_id, run_record, stored
 from .registry import Registry
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Dispatcher:
         if event.metadata.hop >= MAX_HOPS:
             self._stop(batch, hook, event)
         elif await self._debounce.passes(hook, event.metadata.id, message.time_ms):
-            run = run_message(self._bus, hook.name, event, message)
+            run = run_message(self._bus, hook, event, message)
             self._triggered.inc()
             if hook.definition.options.debounce_ms:
                 # Before the mark can move on to a later event of the batch: a repetition would hold this one back.
@@ -82,7 +82,7 @@ class Dispatcher:
             self._debounced.inc()
 
     def _stop(self, batch: "_Batch", hook: Hook, event: Event) -> None:
-        record = run_record(hook, event, run_id(hook.name, event), 0, "stopped", timestamp())
+        record = run_record(hook, event, run_id(hook, event), 0, "stopped", timestamp())
         record.error = (
             f"not run: the event is effect number {event.metadata.hop} of a chain, and the limit is {MAX_HOPS}"
         )
@@ -95,7 +95,7 @@ class Dispatcher:
 
     def _skipped(self, hook: Hook, first: Event, count: int) -> Outgoing:
         """One record for all triggers of a batch that debounce holds back; its output tells how many."""
-        record = run_record(hook, first, run_id(hook.name, first, "debounced"), 0, "skipped", timestamp())
+        record = run_record(hook, first, run_id(hook, first, "debounced"), 0, "skipped", timestamp())
         record.error = f"debounced: the last trigger was less than {hook.definition.options.debounce_ms} ms before"
         record.output = {"events": count}
         return stored(self._bus.names, record)
@@ -110,13 +110,14 @@ class _Batch:
         self.skipped: dict[str, tuple[Hook, Event, int]] = {}
 
 
-def run_message(bus: Bus, hook: str, event: Event, message: Message) -> Outgoing:
+def run_message(bus: Bus, hook: Hook, event: Event, message: Message) -> Outgoing:
     """The queue's message for the first attempt at a run."""
     headers = {
         subjects.RUN: run_id(hook, event),
+        **registration(hook),
         subjects.ATTEMPT: "1",
         subjects.EVENT_SEQUENCE: str(message.sequence),
     }
     if event.metadata.traceparent:
         headers[subjects.TRACEPARENT] = event.metadata.traceparent
-    return Outgoing(bus.names.run(hook), message.data, headers, f"{hook}:{event.metadata.id}")
+    return Outgoing(bus.names.run(hook.name), message.data, headers, f"{hook.id or hook.name}:{event.metadata.id}")

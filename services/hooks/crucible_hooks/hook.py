@@ -49,6 +49,7 @@ class Hook(msgspec.Struct, frozen=True):
     inputs: Template
     timeout_ms: int
     directory: str | None = None
+    id: str = ""
 
     @property
     def pre(self) -> bool:
@@ -69,7 +70,9 @@ class Hook(msgspec.Struct, frozen=True):
         return found
 
 
-def compile_hook(definition: HookDefinition, directory: str | None = None, *, catalogue: Catalogue = CATALOGUE) -> Hook:
+def compile_hook(
+    definition: HookDefinition, directory: str | None = None, id: str = "", *, catalogue: Catalogue = CATALOGUE
+) -> Hook:
     """Raises InvalidError with the path of what is refused in the definition. What its expressions and scripts say is
     for `review` to judge."""
     plain = msgspec.to_builtins(definition)
@@ -83,15 +86,18 @@ def compile_hook(definition: HookDefinition, directory: str | None = None, *, ca
         inputs=compile_value(definition.action.inputs, "action.inputs"),
         timeout_ms=timeout_ms(plain),
         directory=directory,
+        id=id,
     )
     if len(hook.inputs.expressions) + len(_templates(hook.action)) > TEMPLATES:
         raise _refused("action", f"a hook may have {TEMPLATES} templates")
     return hook
 
 
-def load_hook(definition: Mapping[str, Any], directory: str | None = None, *, catalogue: Catalogue) -> Hook:
+def load_hook(
+    definition: Mapping[str, Any], directory: str | None = None, id: str = "", *, catalogue: Catalogue
+) -> Hook:
     """The hook that a record's definition describes. Raises InvalidError."""
-    return compile_hook(convert(dict(definition), HookDefinition, what="hook"), directory, catalogue=catalogue)
+    return compile_hook(convert(dict(definition), HookDefinition, what="hook"), directory, id, catalogue=catalogue)
 
 
 def check_permitted(definition: HookDefinition, allow_shell: bool) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from crucible_core import subjects
 from crucible_core.envelope import MAX_HOPS, Event, Source
 from crucible_core.ids import derive_id
 from crucible_core.protocol.events import NewEvent
@@ -21,9 +22,14 @@ FINAL = frozenset({"ok", "denied", "failed", "stopped"})
 began, and one that was dry changed nothing."""
 
 
-def run_id(hook: str, event: Event, *extra: str) -> str:
+def run_id(hook: Hook, event: Event, *extra: str) -> str:
     """One run's id: the same hook and event make the same one."""
-    return derive_id("run", moment_ms(event), hook, event.metadata.id, *extra)
+    return derive_id("run", moment_ms(event), hook.id or hook.name, event.metadata.id, *extra)
+
+
+def registration(hook: Hook) -> dict[str, str]:
+    """The header of a run by which a hook that takes a deleted one's name knows that it is not its own."""
+    return {subjects.REGISTRATION: hook.id} if hook.id else {}
 
 
 def run_record(hook: Hook, event: Event, run: str, attempt: int, outcome: str, started_at: str) -> RunRecord:
@@ -38,6 +44,7 @@ def run_record(hook: Hook, event: Event, run: str, attempt: int, outcome: str, s
         outcome=outcome,
         started_at=started_at,
         duration_ms=0.0,
+        hook_id=hook.id,
     )
 
 

@@ -15,7 +15,7 @@ from crucible_core.protocol.hooks import GuardedRequest, HookRecord
 from crucible_core.subjects import token
 from crucible_kit.buckets import Bucket, Change, View
 from crucible_kit.bus import Bus
-from crucible_kit.clock import timestamp
+from crucible_kit.clock import fresh_id, timestamp
 from crucible_kit.rpc import call_all
 from crucible_kit.types import Types
 
@@ -121,6 +121,8 @@ class Registry:
         if not self._begun:
             await self._begin()
             self._begun = True
+        if not record.id and record.name not in self.records:
+            record = msgspec.structs.replace(record, id=fresh_id("hok"))
         key, value = token(record.name), msgspec.json.encode(record)
         revision = self._revisions.get(key)
         put = self._bucket.create(key, value) if revision is None else self._bucket.update(key, value, revision)
@@ -186,7 +188,7 @@ class Registry:
         directory = None if record.origin == API else Path(record.origin).parent
         try:
             self.hooks[record.name] = load_hook(
-                record.definition, str(directory) if directory else None, catalogue=self.types.catalogue
+                record.definition, str(directory) if directory else None, record.id, catalogue=self.types.catalogue
             )
         except CrucibleError as error:
             self.broken[record.name] = error.detail

@@ -13,7 +13,7 @@ from crucible_kit.replaying import Queue, enqueue, headers_of
 from crucible_kit.rpc import Context
 
 from .hook import Hook
-from .records import run_id
+from .records import registration, run_id
 from .registry import Registry, hears
 from .workers import durable
 
@@ -80,8 +80,8 @@ def _takes(hook: Hook, event: Event) -> bool:
 
 
 def _run(bus: Bus, hook: Hook, event: Event, replayed: ReplayedEvent, replay: str) -> Outgoing:
-    headers = headers_of(event, replayed, replay) | {subjects.RUN: run_id(hook.name, event, replay)}
-    msg_id = f"{replay}:{hook.name}:{replayed.sequence}"
+    headers = headers_of(event, replayed, replay) | {subjects.RUN: run_id(hook, event, replay)} | registration(hook)
+    msg_id = f"{replay}:{hook.id or hook.name}:{replayed.sequence}"
     return Outgoing(bus.names.run(hook.name), bytes(replayed.event), headers, msg_id)
 
 

@@ -1,4 +1,4 @@
-"""What is remembered of runs: an SQLite index of ATTEMPTS, by hook, newest first, and counters."""
+"""What is remembered of runs: an SQLite index of ATTEMPTS, by the hook that owns them, newest first, and counters."""
 
 import logging
 import sqlite3
@@ -13,7 +13,7 @@ from crucible_kit.index import Index
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (
   sequence INTEGER PRIMARY KEY, hook TEXT NOT NULL, run_id TEXT NOT NULL, record BLOB NOT NULL
@@ -42,9 +42,16 @@ def apply(writer: sqlite3.Connection, messages: list[Message]) -> None:
         except msgspec.DecodeError as error:
             log.error("run record %d cannot be read: %s", message.sequence, error)
             continue
-        row = (message.sequence, record.hook, record.run_id, message.data)
+        hook = owner(record.hook, record.hook_id)
+        row = (message.sequence, hook, record.run_id, message.data)
         writer.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?)", row)
-        writer.execute(_COUNT, (record.hook, *counted(record)))
+        writer.execute(_COUNT, (hook, *counted(record)))
+
+
+def owner(name: str, id: str) -> str:
+    """Whose runs they are: a hook's of a name, as long as it is registered. Those of before there were ids have a name
+    alone."""
+    return id or name
 
 
 def counted(record: RunRecord) -> tuple[int, int, int, int, int, str | None]:
@@ -65,7 +72,7 @@ def counted(record: RunRecord) -> tuple[int, int, int, int, int, str | None]:
     return first, 1, ok, failed, 0, record.started_at
 
 
-async def runs(index: Index, hook: str, limit: int, cursor: str | None) -> RunList:
+async def runs(index: Index, owner: str, limit: int, cursor: str | None) -> RunList:
     """The newest first; `cursor` is the sequence that the page before ended at."""
     if not 1 <= limit <= _MAX_LIMIT:
         raise InvalidError(f"limit must be 1 to {_MAX_LIMIT}", errors=[FieldError("limit", f"1 to {_MAX_LIMIT}")])
@@ -73,7 +80,7 @@ async def runs(index: Index, hook: str, limit: int, cursor: str | None) -> RunLi
         raise InvalidError("cursor is not one of ours", errors=[FieldError("cursor", "is not one of ours")])
     before = int(cursor) if cursor else 2**62
     query = "SELECT sequence, record FROM runs WHERE hook = ? AND sequence < ? ORDER BY sequence DESC LIMIT ?"
-    rows = list(await index.reader.execute_fetchall(query, (hook, before, limit + 1)))
+    rows = list(await index.reader.execute_fetchall(query, (owner, before, limit + 1)))
     page = rows[:limit]
     records = [msgspec.json.decode(row[1], type=RunRecord) for row in page]
     return RunList(runs=records, next_cursor=str(page[-1][0]) if len(rows) > limit else None)
@@ -95,7 +102,7 @@ async def run(index: Index, beginning: str) -> RunList:
 
 
 async def counters(index: Index) -> dict[str, Counters]:
-    """By hook."""
+    """By owner."""
     query = "SELECT hook, matched, invoked, ok, failed, skipped, last_fired FROM counters"
     return {
         row[0]: Counters(matched=row[1], invoked=row[2], ok=row[3], failed=row[4], skipped=row[5], last_fired=row[6])

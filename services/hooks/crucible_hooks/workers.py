@@ -108,11 +108,16 @@ class Workers:
             asyncio.get_running_loop().call_later(_PAUSE_S, self._changed.put_nowait, name)
 
     async def _forget(self, name: str) -> None:
-        """Removes a deleted hook's consumer and everything that waited for it."""
+        """Removes a deleted hook's consumer and everything that waited for it; of a hook that takes its name meanwhile,
+        nothing."""
         names = self._bus.names
+        last = await self._bus.last_sequence(names.hook_runs)
+        await self._registry.view.refresh()
+        if name in self._registry.records:
+            return  # what waits for the old one is known by its id, and dropped
         await self._bus.delete_consumer(names.hook_runs, durable(self._bus, name))
-        await self._bus.purge(names.hook_runs, names.run(name))
-        await self._bus.purge(names.hook_runs, names.run_schedules_of(name))
+        await self._bus.purge(names.hook_runs, names.run(name), last)
+        await self._bus.purge(names.hook_runs, names.run_schedules_of(name), last)
         await self._debounce.forget(name)
 
     async def _work(self, name: str, concurrency: int, timeout_ms: int) -> None:
@@ -138,6 +143,8 @@ class Workers:
             return  # deleted while this waited
         event = decode(message.data, int(message.headers.get(subjects.EVENT_SEQUENCE) or 0) or None)
         run, attempt = _place(message)
+        if hook.id != message.headers.get(subjects.REGISTRATION, ""):
+            return  # for one that had the name before
         if subjects.DRY_RUN in message.headers:
             await self._answer(message, await self._tried_out(hook, event, run))
             return
@@ -211,7 +218,7 @@ class Workers:
             event, (run, attempt) = decode(message.data, event_sequence(message)), _place(message)
         except (msgspec.DecodeError, Poison):
             return
-        if hook is not None:
+        if hook is not None and hook.id == message.headers.get(subjects.REGISTRATION, ""):
             record = run_record(hook, event, run, attempt, "skipped", timestamp())
             record.error = "not run: the event was redacted before"
             record.replay = message.headers.get(subjects.REPLAY)
@@ -251,5 +258,5 @@ def _place(message: Message) -> tuple[str, int]:
 
 
 def _kept(headers: Mapping[str, str]) -> dict[str, str]:
-    wanted = (subjects.RUN, subjects.EVENT_SEQUENCE, subjects.TRACEPARENT, subjects.REPLAY)
+    wanted = (subjects.RUN, subjects.REGISTRATION, subjects.EVENT_SEQUENCE, subjects.TRACEPARENT, subjects.REPLAY)
     return {name: headers[name] for name in wanted if name in headers}

@@ -33,7 +33,8 @@ class HookRecord(Message):
     """What the `hooks` bucket holds under a hook's name.
 
     `definition` is the hook object of the contract (normalised, with its script inline), the last good one; `error`
-    says why a newer one could not be taken; `origin` is the file's path, or `api`.
+    says why a newer one could not be taken; `origin` is the file's path, or `api`. `id` is given when the name is new:
+    runs, counters and marks belong to it, so that a later hook of the name has none of a deleted one's.
     """
 
     name: str
@@ -42,6 +43,7 @@ class HookRecord(Message):
     origin: str = "api"
     error: str | None = None
     updated_at: str = ""
+    id: str = ""
 
 
 class HookView(Message, omit_defaults=False):
@@ -55,6 +57,7 @@ class HookView(Message, omit_defaults=False):
     definition: dict[str, Any] | None
     counters: Counters
     updated_at: str
+    id: str = ""
     order: int | None = None
     """The place in the printed order of the Pre hooks; None for Post hooks."""
 
@@ -85,7 +88,8 @@ class RunsRequest(Message):
 
 class RunRecord(Message, omit_defaults=False):
     """One attempt at one run, as kept in ATTEMPTS. `outcome` is ok, failed, skipped, denied, retrying, stopped or dry
-    (a replayed event whose effects were only noted). `replay` is the id of the replay that it belongs to."""
+    (a replayed event whose effects were only noted). `replay` is the id of the replay that it belongs to; `hook_id`
+    tells hooks of one name apart."""
 
     run_id: str
     hook: str
@@ -103,6 +107,7 @@ class RunRecord(Message, omit_defaults=False):
     log: list[str] = []
     next_attempt_at: str | None = None
     replay: str | None = None
+    hook_id: str = ""
 
 
 class RunList(Message, omit_defaults=False):
