@@ -77,6 +77,7 @@ def run_event(record: RunRecord, event: Event, action: str, traceparent: str) ->
     payload = {name: getattr(record, name) for name in (*kept, "duration_ms", "effects", "log", "output")}
     payload |= {"action": action, "event_sequence": event.sequence, "hop": metadata.hop}
     payload["replay"] = True if record.replay else None
+    payload["hook_id"] = record.hook_id or None
     payload["reason" if record.outcome == "denied" else "error"] = record.error
     return NewEvent(
         type="Hook.Executed" if record.outcome in ("ok", "denied") else "Hook.Failed",
@@ -102,6 +103,7 @@ def registry_event(event: str, record: HookRecord, revision: int, at_ms: int) ->
     trigger = definition.get("trigger") or {}
     payload = {
         "hook": record.name,
+        "hook_id": record.id or None,
         "origin": record.origin,
         "enabled": record.enabled,
         "error": bounded_error(record.error),

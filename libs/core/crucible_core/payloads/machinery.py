@@ -235,6 +235,7 @@ class _Hook(Closed, kw_only=True):
     synonyms: ClassVar[Synonyms] = {"name": ("hook",)}
 
     hook: Name
+    hook_id: Word | None = None
     timing: Word | None = None
     metadata: Object | None = None
 
