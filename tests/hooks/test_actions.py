@@ -26,7 +26,7 @@ from crucible_hooks.context import event_view
 from crucible_hooks.expressions import evaluate_all
 from crucible_hooks.failures import RunError
 from crucible_hooks.http import compile_http
-from crucible_hooks.shell import MAX_OUTPUT, compile_shell, run_shell
+from crucible_hooks.shell import MAX_OUTPUT, compile_shell, printed, run_shell
 from crucible_hooks.synthesis import synthetic
 
 from .conftest import System, until
@@ -43,7 +43,7 @@ async def shell(command: str, text: str, directory: Path, **env: Any) -> Any:
     context = {"event": event_view(event), "inputs": {}}
     found = evaluate_all([one.source for one in compiled.values.expressions], context)
     values = compiled.values.fill(iter(msgspec.json.decode(found)))
-    return await run_shell(compiled, values, b'{"the": "event"}', "00-1-2-01", str(directory))
+    return printed(await run_shell(compiled, values, b'{"the": "event"}', "00-1-2-01", str(directory)))
 
 
 @pytest.mark.parametrize("value", EVIL)
@@ -325,6 +325,37 @@ async def test_pre_http_hook_decides_by_its_answer(system: System, endpoint: End
     await system.append(payload={"n": 3})
     with pytest.raises(DeniedError, match="answers nothing"):
         await system.append(payload={"n": 4})
+
+
+@pytest.mark.parametrize(
+    ("answer", "denied"),
+    [
+        (Response(status_code=204), None),
+        (Response(b""), None),
+        (Response(b"null"), None),
+        (Response(b'{"deny": "no"}', 201), "no"),
+        (Response(b'{"deny": "no"}', 206), "206"),
+        (Response(b"{}"), "an empty object"),
+        (Response(b"<html>ok</html>"), "not one JSON document"),
+        (Response(b'{"deny": "no"} '), "no"),
+        (Response(b'{"deny": "no"'), "not one JSON document"),
+        (Response(b'{"deny": "a", "deny": "b"}'), "twice"),
+        (Response(b'{"deny": "\xff"}'), "UTF-8"),
+        (Response(b" " * (ANSWER_BYTES + 1)), "larger than"),
+        (Response(b"", 404), "answered 404"),
+        (RedirectResponse("http://127.0.0.1:1/"), "redirects are not followed"),
+    ],
+)
+async def test_what_an_endpoints_answer_means(
+    system: System, endpoint: Endpoint, answer: Response, denied: str | None
+) -> None:
+    endpoint.answer = answer
+    await system.register("gate", pre=True, action={"type": "HTTP", "url": endpoint.url})
+    if denied is None:
+        await system.append()
+    else:
+        with pytest.raises(DeniedError, match=denied):
+            await system.append()
 
 
 async def ran(system: System, hook: str, times: int, outcome: str = "ok") -> bool:

@@ -1,6 +1,7 @@
 """Pre hooks: allow, deny and change, their order, and what happens when one fails."""
 
 import asyncio
+from typing import Any
 
 import msgspec
 import pytest
@@ -150,6 +151,32 @@ async def test_condition_that_is_false_lets_pass_and_one_that_fails_denies(syste
         await intercepted(system, "gate", payload={"n": 2})
     with pytest.raises(DeniedError, match="there is no n"):
         await intercepted(system, "gate", payload={})
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        {"expr": "event.payload.n + 'a' == 'b'"},
+        {"expr": "event.payload.n"},
+        {"expr": "event.payload.absent"},
+        {"script": "event.payload.absent"},
+        {"script": "event.payload.n"},
+        {"script": "1 / 0"},
+        {"script": "while True: pass"},
+    ],
+)
+async def test_condition_that_fails_on_a_gate_is_a_failure_and_its_policy_holds(
+    system: System, condition: dict[str, str]
+) -> None:
+    options: dict[str, Any] = {"timeout_ms": 1500}
+    await system.register("strict", "None", pre=True, condition=condition, options=options)
+    with pytest.raises(DeniedError, match=r"condition|took longer"):
+        await intercepted(system, "strict", payload={"n": 1})
+    await system.register(
+        "lenient", "None", pre=True, condition=condition, options={**options, "failure_policy": "allow"}
+    )
+    assert await intercepted(system, "lenient", payload={"n": 1}) is None
+    assert (await system.run_of("lenient", "failed")).error
 
 
 async def test_disabled_and_unknown_hooks_are_not_asked(system: System) -> None:

@@ -77,3 +77,9 @@ SCRIPT_BYTES = 64 * 1024
 
 SCRIPT_DEPTH = 100
 """Nested blocks, brackets and operators of a script; CPython's own parser gives up at 100 blocks and 200 brackets."""
+
+HOOK_REQUESTS = 128
+"""Requests of HTTP hooks at once, for Post hooks and again for Pre hooks; one hook has at most a quarter of them."""
+
+HOOK_COMMANDS = 32
+"""Commands of Shell hooks at once, for Post hooks and again for Pre hooks; one hook has at most a quarter of them."""

@@ -16,9 +16,9 @@ from crucible_kit.clock import fresh_id
 from crucible_kit.frames import Outgoing
 
 from .cel import plain
+from .decisions import decision
 from .failures import RunError
 from .hook import Hook
-from .intercept import decision
 from .records import registration
 from .registry import Registry
 from .runner import Runner
@@ -63,7 +63,7 @@ class Checker:
         try:
             result = await self._runner.attempt(hook, event, fresh_id("run"), 1, dry_run=True)
             if result.outcome == "ok" and not _is_dry(hook):
-                answer = decision(hook, result.output)
+                answer = decision(result.output)
                 result.output = (
                     f"denies: {answer.deny}" if answer.deny else "changes it" if answer.payload else "allows"
                 )

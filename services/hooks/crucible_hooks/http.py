@@ -17,6 +17,7 @@ from .failures import RunError
 from .templates import Template, compile_text, compile_value, gathered
 
 _SHOWN = 300
+_PARTIAL = 206
 _USER_AGENT = "crucible-hooks/0.1"
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}", re.ASCII)
 _FRAMING = frozenset(
@@ -77,17 +78,17 @@ def build_request(http: Http, values: Mapping[str, Any], event: bytes, run_id: s
     return Request(http.method, target, headers, _body(http, values, event))
 
 
-async def send(exchanger: Exchanger, request: Request, timeout_s: float) -> Any:
-    """The answer's JSON, or its text; None where it is empty. Raises RunError for any status but 2xx."""
+async def send(exchanger: Exchanger, request: Request, timeout_s: float) -> bytes:
+    """The answer's body. Raises RunError for any status but 2xx, for a part of an answer and for a larger one."""
     try:
         answer = await exchanger.send(request.method, request.target, request.headers, request.body, timeout_s)
     except ExchangeError as error:
         raise RunError(f"{request.place}: {error}") from None
-    if not 200 <= answer.status < 300:
+    if not 200 <= answer.status < 300 or answer.status == _PARTIAL:
         said = answer.body.decode(errors="replace")[:_SHOWN]
         hint = "; redirects are not followed" if 300 <= answer.status < 400 else f": {said}"
         raise RunError(f"{request.place} answered {answer.status}{hint}")
-    return _decoded(answer)
+    return _whole(answer)
 
 
 def _body(http: Http, values: Mapping[str, Any], event: bytes) -> bytes | None:
@@ -97,17 +98,22 @@ def _body(http: Http, values: Mapping[str, Any], event: bytes) -> bytes | None:
     return value.encode() if isinstance(value, str) else msgspec.json.encode(value)
 
 
-def _decoded(answer: Answer) -> Any:
+def _whole(answer: Answer) -> bytes:
     if "content-encoding" in answer.headers:
         raise RunError("the answer is compressed in a way that was not asked for")
     if not answer.complete:
         raise RunError(f"the answer is larger than {ANSWER_BYTES // 1024} KiB")
-    if not answer.body.strip():
+    return answer.body
+
+
+def answered(body: bytes) -> Any:
+    """The answer's JSON, or its text; None where it is empty."""
+    if not body.strip():
         return None
     try:
-        return msgspec.json.decode(answer.body)
+        return msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError):
-        return answer.body.decode(errors="replace")
+        return body.decode(errors="replace")
 
 
 def _name_errors(name: str, at: str) -> list[FieldError]:

@@ -21,57 +21,16 @@ from crucible_kit.bus import Bus
 from crucible_kit.deadline import check_waited_for
 from crucible_kit.rpc import Context
 
+from .decisions import Decision, decision
 from .failures import RunError
 from .hook import Hook
-from .http import Http
 from .recorder import Recorder
 from .records import bounded_error, bounded_output, run_event, run_id, run_record, stored
 from .registry import Registry
 from .runner import Result, Runner
-from .shell import Shell
 
 _WAIT_S = 1.0
-_DECISIONS = 'a Pre hook answers nothing, {"deny": "reason"} or {"payload": {…}}'
-
-
 _PLACE = re.compile(r'^  File ".*", line (\d+)', re.MULTILINE)
-
-
-class Decision(msgspec.Struct, frozen=True):
-    """Allowed where both are None."""
-
-    deny: str | None = None
-    payload: dict[str, Any] | None = None
-
-
-def decision(hook: Hook, output: Any) -> Decision:
-    """What a hook's answer means. Raises RunError for an answer that means nothing: a guard's slip must not allow."""
-    if isinstance(hook.action, Shell) and not (isinstance(output, dict) and output.keys() & {"deny", "payload"}):
-        return Decision()  # the exit code has spoken; a command may print what it likes
-    if output is None or (output == {} and isinstance(hook.action, Http)):
-        return Decision()
-    if not isinstance(output, dict) or len(output) != 1:
-        raise RunError(f"{_DECISIONS}, not {_kind(output)}")
-    if "payload" in output:
-        return _changed(output["payload"])
-    if "deny" not in output:
-        raise RunError(f"{_DECISIONS}, not {_kind(output)}")
-    reason = output["deny"]
-    if reason is None or reason is False:
-        return Decision()
-    return Decision(deny=reason[:2000] if isinstance(reason, str) and reason.strip() else "denied without a reason")
-
-
-def _changed(payload: Any) -> Decision:
-    if payload is None:
-        return Decision()
-    if not isinstance(payload, dict):
-        raise RunError("the payload that a hook answers must be an object")
-    return Decision(payload=payload)
-
-
-def _kind(output: Any) -> str:
-    return f"an object with {', '.join(map(str, output))[:200]}" if isinstance(output, dict) else type(output).__name__
 
 
 def brief(error: str) -> str:
@@ -79,7 +38,8 @@ def brief(error: str) -> str:
     whole."""
     if not (places := _PLACE.findall(error)):
         return error
-    return f"line {places[-1]}: {error.splitlines()[-1]}"
+    which = "condition: " if error.startswith("condition: ") else ""
+    return f"{which}line {places[-1]}: {error.splitlines()[-1]}"
 
 
 class Interceptor:
@@ -144,7 +104,7 @@ class Interceptor:
         if result.outcome != "ok":
             return result, Decision()
         try:
-            answer = decision(hook, result.output)
+            answer = decision(result.output)
             if answer.payload is not None:
                 answer = _checked(answer.payload, event, judging)
         except (RunError, CrucibleError) as error:

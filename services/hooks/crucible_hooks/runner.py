@@ -1,27 +1,32 @@
 """One attempt at one run: the condition, then the action, under the hook's time-out, and what came of it."""
 
+import contextlib
 import logging
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
 
 from crucible_core.envelope import Event
 from crucible_core.errors import CrucibleError, UnavailableError
+from crucible_core.limits import HOOK_COMMANDS, HOOK_REQUESTS
 from crucible_kit.bus import Bus
 from crucible_kit.clock import timestamp
 from crucible_kit.exchange import Exchanger
 from crucible_kit.metrics import Metrics
+from crucible_kit.places import Places
 from crucible_kit.telemetry import Attribute, Telemetry
 
 from .context import event_bytes, event_view
+from .decisions import read_answer
 from .effects import Effects
 from .expressions import Context, Evaluator, Expression
 from .failures import AbsentError, RunError
 from .hook import Hook, Script
-from .http import Http, build_request, send
+from .http import Http, answered, build_request, send
 from .sandbox import Sandbox
-from .shell import Shell, run_shell
+from .shell import MAX_OUTPUT, Shell, printed, run_shell
 from .stopwatch import Stopwatch
 from .templates import Template
 
@@ -60,6 +65,11 @@ class Runner:
         self.evaluator = evaluator
         self._sandbox = sandbox
         self._exchanger = exchanger
+        self._places = {
+            (kind, pre): Places(total, total // 4)
+            for kind, total in (("requests", HOOK_REQUESTS), ("commands", HOOK_COMMANDS))
+            for pre in (True, False)
+        }
         self._telemetry = telemetry
         self._runs = metrics.counter("hook_runs", "Attempts at runs by outcome", ("timing", "outcome"))
         self._seconds = metrics.histogram("hook_run_seconds", "How long an attempt took", ("timing",))
@@ -134,8 +144,29 @@ class Runner:
         if work.dry_run:
             self._exchanger.guard.check(request.target)
             return f"would send {request.method} to {request.target.host}"
-        # The time-out of the whole run comes first, and tells more.
-        return await send(self._exchanger, request, work.hook.timeout_ms / 1000 + 1)
+        async with self._place("requests", work):
+            # The time-out of the whole run comes first, and tells more.
+            body = await send(self._exchanger, request, work.hook.timeout_ms / 1000 + 1)
+        return read_answer(body, complete=True, what="the answer") if work.hook.pre else answered(body)
+
+    async def command(self, shell: Shell, values: Any, event: bytes, work: "_Attempt") -> Any:
+        if work.dry_run:
+            return "would run the command"
+        async with self._place("commands", work):
+            output = await run_shell(shell, values, event, work.traceparent, work.hook.directory)
+        if not work.hook.pre:
+            return printed(output)
+        return read_answer(output, complete=len(output) <= MAX_OUTPUT, what="what the command printed")
+
+    @contextlib.asynccontextmanager
+    async def _place(self, kind: str, work: "_Attempt") -> AsyncIterator[None]:
+        """A place for a request or a command. Pre hooks have places of their own: a writer waits for them."""
+        places = self._places[kind, work.hook.pre]
+        async with work.watch.entered(places.take(work.hook.name)):
+            try:
+                yield
+            finally:
+                places.judge(work.hook.name, greedy=work.watch.expired)
 
 
 class _Attempt(msgspec.Struct, frozen=True):
@@ -192,12 +223,7 @@ class _Attempt(msgspec.Struct, frozen=True):
         event = event_bytes(self.event, self.replay)
         if isinstance(action, Http):
             return await self.runner.request(action, values, event, self)
-        return await self._shell(action, values, event)
-
-    async def _shell(self, shell: Shell, values: Any, event: bytes) -> Any:
-        if self.dry_run:
-            return "would run the command"
-        return await run_shell(shell, values, event, self.traceparent, self.hook.directory)
+        return await self.runner.command(action, values, event, self)
 
 
 def _fail(result: Result, error: str) -> None:

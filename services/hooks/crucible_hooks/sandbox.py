@@ -94,22 +94,17 @@ class Sandbox:
         script = await self._adapt(source, name, watch)
         away: list[UnavailableError] = []
         lookup = {called: _guarded(function, away) for called, function in functions.items()}
-        places, greedy = self._places[pool], True
+        greedy = False
         try:
             async with watch.entered(self._worker(pool, name, timeout_s)) as session:
-                output = plain(await _drive(session, script.source, values, lookup, printed))
-            greedy = False
-            return output
+                return plain(await _drive(session, script.source, values, lookup, printed))
         except MontyError as error:
             greedy = _used_up(error)
             if away:
                 raise away[-1] from None
             raise _failure(error, _told(error, name, source, script)) from None
-        except RunError:
-            greedy = False
-            raise
         finally:
-            places.judge(name, greedy=greedy)
+            self._places[pool].judge(name, greedy=greedy or watch.expired)
 
     async def check(self, source: str, at: str) -> None:
         """Raises InvalidError for syntax that the sandbox does not know."""

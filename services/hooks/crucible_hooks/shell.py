@@ -125,8 +125,9 @@ def _enter(text: str, inside: list[str], *, comment: bool) -> None:
 
 async def run_shell(
     shell: Shell, values: Mapping[str, Any], event: bytes, traceparent: str, directory: str | None
-) -> Any:
-    """The command's standard output, decoded where it is a JSON object. Raises RunError unless it exits with 0.
+) -> bytes:
+    """The beginning of the command's standard output: MAX_OUTPUT bytes of it, and one more where there are more.
+    Raises RunError unless it exits with 0.
 
     Cancelling kills the command and everything that it has started.
     """
@@ -153,7 +154,7 @@ async def run_shell(
     if process.returncode:
         said = complaint.decode(errors="replace").strip()[-_SHOWN:]
         raise RunError(f"the command ended with {_ending(process.returncode)}{': ' if said else ''}{said}")
-    return _decoded(output)
+    return output
 
 
 async def _converse(process: asyncio.subprocess.Process, stdin: bytes) -> tuple[bytes, bytes]:
@@ -204,7 +205,7 @@ async def _feed(pipe: asyncio.StreamWriter, data: bytes) -> None:
 async def _read(pipe: asyncio.StreamReader, kept: bytearray) -> None:
     """Keeps the beginning and drops the rest, so that a command that writes without end never waits for us."""
     while chunk := await pipe.read(65_536):
-        kept += chunk[: MAX_OUTPUT - len(kept)]
+        kept += chunk[: MAX_OUTPUT + 1 - len(kept)]
 
 
 def _checked(value: str) -> str:
@@ -219,8 +220,9 @@ def _ending(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
-def _decoded(output: bytes) -> Any:
-    text = output.decode(errors="replace").strip()
+def printed(output: bytes) -> Any:
+    """What a command printed, decoded where it is a JSON object; None where that is nothing."""
+    text = output[:MAX_OUTPUT].decode(errors="replace").strip()
     if text.startswith("{"):
         with contextlib.suppress(msgspec.DecodeError, RecursionError):
             return msgspec.json.decode(text)

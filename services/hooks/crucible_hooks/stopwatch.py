@@ -21,17 +21,21 @@ class Stopwatch:
     async def __aexit__(self, *raised: Any) -> None:
         await self._timeout.__aexit__(*raised)
 
+    @property
+    def expired(self) -> bool:
+        return self._timeout.expired()
+
     @contextlib.asynccontextmanager
     async def entered(self, place: contextlib.AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
         """The context `place`, whose entering is a wait for others."""
         clock = asyncio.get_running_loop().time
         left = (self._timeout.when() or clock()) - clock()
-        if not self._timeout.expired():
+        if not self.expired:
             self._timeout.reschedule(None)
         async with contextlib.AsyncExitStack() as stack:
             try:
                 held = await stack.enter_async_context(place)
             finally:
-                if not self._timeout.expired():
+                if not self.expired:
                     self._timeout.reschedule(clock() + left)
             yield held
