@@ -54,7 +54,6 @@ def test_event_subject_has_six_tokens(world: str, room: str, category: str, even
     assert re.fullmatch(r"evt(\.[A-Za-z0-9_=-]+){5}", subject)
     assert matches(names.all_events, subject)
     assert matches(names.events_of(category=category), subject)
-    assert matches(names.live(world), f"live.{subject}")
 
 
 @given(texts, texts)
@@ -99,13 +98,3 @@ def test_wildcards_cover_their_subjects_and_no_others() -> None:
     for pattern in subjects:
         assert [subject for subject in subjects.values() if matches(pattern, subject)] == [subjects[pattern]]
     assert matches(names.all_attempts, names.parked("dispatch"))
-
-
-def test_live_subjects_follow_the_republish() -> None:
-    names = Names("p")
-    source, destination = names.live_mapping
-    subject = names.event("w", "r", "File", "Created", None)
-    republished = destination.removesuffix(">") + subject.removeprefix(source.removesuffix(">"))
-    assert matches(names.live("w"), republished)
-    assert matches(names.all_live, republished)
-    assert not matches(names.live("other"), republished)

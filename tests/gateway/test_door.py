@@ -15,7 +15,7 @@ from crucible_gateway.auth import key_hash
 from crucible_gateway.openapi import operations
 from crucible_gateway.routes.reference import content_policy
 from crucible_kit.buckets import open_bucket
-from crucible_kit.bus import Bus
+from crucible_kit.bus import Bus, Message
 
 from .conftest import HEADERS, KEY, Answers, Serve, Served, launch, until
 
@@ -162,11 +162,11 @@ async def test_docs_page_needs_no_other_server(gateway: Served) -> None:
 async def test_unexpected_failure_is_a_problem_without_its_cause(
     http: httpx.AsyncClient, gateway: Served, bus: Bus, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def nonsense(message: object) -> None:
-        await bus.publish(message.reply, b"no json")  # type: ignore[attr-defined]
-
-    await bus.subscribe(bus.names.rpc("memory", "get"), nonsense)
-    answer = await http.get("/api/v1/memory/mem_1")
+    asked: asyncio.Queue[Message] = asyncio.Queue()
+    await bus.listen(bus.names.rpc("memory", "get"), asked.put_nowait)
+    answering = asyncio.create_task(http.get("/api/v1/memory/mem_1"))
+    await bus.publish((await asked.get()).reply, b"no json")
+    answer = await answering
     assert answer.status_code == 500
     assert answer.json()["type"].endswith("/internal")
     assert "JSON" not in answer.json()["detail"]

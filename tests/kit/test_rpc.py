@@ -23,7 +23,7 @@ from crucible_core.errors import (
     UnavailableError,
 )
 from crucible_kit import deadline, rpc
-from crucible_kit.bus import Bus, open_bus
+from crucible_kit.bus import Bus, Message, open_bus
 from crucible_kit.rpc import Context, Endpoint, call, serve
 from crucible_kit.telemetry import Telemetry
 from tests.kit.outage import until
@@ -165,10 +165,11 @@ async def test_a_reply_that_is_too_large_is_refused(bus: Bus) -> None:
 
 
 async def test_an_error_that_cannot_be_read_is_unavailable(bus: Bus) -> None:
-    async def odd(message: Any) -> None:
+    async def odd(message: Message) -> None:
         await bus.publish(message.reply, message.data, {subjects.ERROR: "odd"})
 
-    await bus.subscribe(bus.names.rpc("svc", "op"), odd)
+    answers: list[asyncio.Task[None]] = []
+    await bus.listen(bus.names.rpc("svc", "op"), lambda message: answers.append(asyncio.create_task(odd(message))))
     with pytest.raises(UnavailableError, match="cannot be read"):
         await ask(bus)
     with pytest.raises(UnavailableError, match="cannot be read"):

@@ -83,3 +83,9 @@ HOOK_REQUESTS = 128
 
 HOOK_COMMANDS = 32
 """Commands of Shell hooks at once, for Post hooks and again for Pre hooks; one hook has at most a quarter of them."""
+LIVE_BYTES = 32 * 1024 * 1024
+"""Bytes of memory for the latest events that wait for slow subscriptions, over all of a gateway. One that is further
+behind gets a `gap` and reads the log instead."""
+
+CATCH_UP_BYTES = 16 * 1024 * 1024
+"""Bytes of the past that a gateway holds for its subscriptions; the more of them read it, the fewer each at a time."""

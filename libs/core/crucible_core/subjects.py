@@ -158,19 +158,6 @@ class Names(msgspec.Struct, frozen=True):
         """Wildcards over the events that may be a tombstone."""
         return [self.events_of(category, REDACTED) for category in (*sorted(VERSIONED), "System")]
 
-    @property
-    def all_live(self) -> str:
-        return self._subject("live", ">")
-
-    def live(self, world: str) -> str:
-        """What the EVENTS stream republishes of one world; the subject is `live.` before the event's."""
-        return self._subject("live", "evt", token(world), ">")
-
-    @property
-    def live_mapping(self) -> tuple[str, str]:
-        """(source, destination) of the EVENTS stream's republish."""
-        return self._subject("evt", ">"), self._subject("live", "evt", ">")
-
     # Work
     def run(self, hook: str) -> str:
         return self._subject("run", token(hook))

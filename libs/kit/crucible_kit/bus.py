@@ -33,7 +33,6 @@ from .deadline import Caller
 from .frames import Outgoing, batch_frames, frame
 from .jetstream import MAX_BATCH, DuplicateError, JetStream
 from .message import DISCONNECTED, Handler, Message, Receiver, Stored
-from .queueing import Line
 from .wire import Wire
 
 __all__ = ["MAX_BATCH", "Bus", "DuplicateError", "Handler", "Message", "Stored", "open_bus"]
@@ -179,26 +178,6 @@ class Bus(JetStream):
     async def ask(self, subject: str, data: bytes, reply: str) -> None:
         """Publishes a request whose answers go to an `inbox` or to `receive`."""
         await self._publish(subject, data, None, reply)
-
-    async def subscribe(self, subject: str, handler: Handler, queue: str = "") -> Callable[[], Awaitable[None]]:
-        """Calls `handler` for each message, one after another. Survives reconnects. Core NATS keeps nothing: what comes
-        while too much waits for the handler (`queueing.MOST_WAITING`) is dropped.
-
-        Returns what ends it, once everything that was sent to it before has been handled (for at most 2 s).
-        """
-
-        line = Line(subject, handler)
-        try:
-            leave = await self.listen(subject, line.received, queue)
-        except BaseException:
-            await line.end(0)
-            raise
-
-        async def end() -> None:
-            await leave()
-            await line.end(_DRAIN_S)
-
-        return end
 
     async def listen(self, subject: str, received: Receiver, queue: str = "") -> Callable[[], Awaitable[None]]:
         """Calls `received` with each message the moment that it is read; it must neither block nor raise. Survives

@@ -209,10 +209,7 @@ class JetStream(abc.ABC):
     async def ensure_stream(self, name: str, *, update: bool = True, **options: Any) -> None:
         """Creates the stream; with `update`, brings an existing one to these options. Idempotent.
 
-        The options are those of the JetStream API, with durations in seconds; `republish` is (source, destination).
-        """
-        if republish := options.pop("republish", None):
-            options["republish"] = {"src": republish[0], "dest": republish[1]}
+        The options are those of the JetStream API, with durations in seconds."""
         config = _on_the_wire({"name": name, **options})
         reply = await self._api_reply("STREAM.CREATE", name, body=config)
         if reply.error is not None and reply.error.err_code == _NAME_IN_USE:

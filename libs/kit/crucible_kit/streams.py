@@ -30,7 +30,6 @@ async def declare_streams(bus: Bus, settings: KitSettings, service: str = "event
         allow_direct=True,
         allow_atomic=True,
         allow_msg_ttl=True,
-        republish=names.live_mapping,
     )
     for owner, stream, work, schedules in (
         ("hooks", names.hook_runs, names.all_runs, names.run_schedules),

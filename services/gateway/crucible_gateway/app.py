@@ -9,6 +9,7 @@ from litestar.datastructures import State
 from litestar.handlers import BaseRouteHandler
 
 from crucible_kit.buckets import open_bucket
+from crucible_kit.bus import open_bus
 from crucible_kit.metrics import Metrics
 from crucible_kit.rpc import serve
 from crucible_kit.service import open_service
@@ -141,7 +142,8 @@ def _lifespan(
             keys = Keys(await open_bucket(bus, "keys", settings.stream_replicas))
             if settings.admin_key:
                 await keys.ensure_admin(settings.admin_key)
-            hub = Hub(bus, metrics)
+            reading = await stack.enter_async_context(open_bus(settings.nats_url, bus.names, f"{SERVICE} reading"))
+            hub = Hub(bus, reading, metrics)
             known = await open_types(bus, settings.stream_replicas)
             audience = Audience(bus, telemetry)
             stack.push_async_callback(audience.close)

@@ -1,87 +1,95 @@
-"""Following the log: the past from the stream, then live, with no hole and no repeat, at the client's own pace."""
+"""Following the log: the past, page by page, then live, with no hole and no repeat, at the client's own pace."""
 
-import asyncio
 import contextlib
-import logging
-from collections.abc import AsyncGenerator
-
-import msgspec
-
-from crucible_core.errors import CrucibleError
-from crucible_kit.bus import Message
-from crucible_kit.reading import read
+from collections import deque
+from collections.abc import AsyncIterator
 
 from .hub import Hub
+from .pages import Page
 from .subscriptions import CaughtUp, Gap, Item, Reader, Record, Start, Wanted
 
-log = logging.getLogger(__name__)
 
-_PAUSE_S = 0.25
+class Following:
+    """One subscription's way through the log: every matching event after its start, once each and in order, for ever.
 
-
-async def follow(hub: Hub, wanted: Wanted, start: Start, queue: int) -> AsyncGenerator[Item, None]:
-    """Every matching event after `start`, once each and in order, for ever; close it to end the subscription.
-
-    The caller's pace is the subscription's: who does not come back for the next item in time falls behind (`Gap`), and
-    is served from the stream again from there. Raises UnavailableError only before the first item.
+    The client's pace is the subscription's: who does not come back for the next event in time falls behind (`Gap`), and
+    is served from the stream again from there.
     """
-    async with hub.following():
-        reader = Reader(wanted, queue)
-        position, since_ms, announce = start.after, start.since_ms, start.past
-        try:
-            while True:
-                until = start.head if announce else 0
-                while since_ms is not None or not hub.join(reader, position, until):
-                    async with contextlib.aclosing(_past(hub, wanted, position, since_ms)) as past:
-                        async for upto, records in past:
-                            for record in records:
-                                yield record
-                            position, since_ms = max(position, upto), None
-                if announce:
-                    waiting, reached = reader.waiting(), max(position, hub.reached)
-                    for record in waiting:
-                        yield record
-                    position = reached
-                    yield CaughtUp(position)
-                async with contextlib.aclosing(reader.records()) as live:
-                    async for record in live:
-                        yield record
-                        position = record.sequence
-                yield Gap(reader.dropped)
-                announce = True
-        finally:
-            hub.leave(reader)
 
+    def __init__(self, hub: Hub, wanted: Wanted, start: Start, queue: int) -> None:
+        self._hub = hub
+        self._pages = hub.pages
+        self._wanted = wanted
+        self._reader = Reader(wanted, queue)
+        self._page = Page(deque(), 0)
+        self._position = start.after
+        self._since_ms = start.since_ms
+        self._until = start.head if start.past else 0
+        self._announce = start.past
+        self._live = False
+        self._caught_up: int | None = None
+        """The sequence that it has reached, where the client is still to be told."""
 
-async def _past(
-    hub: Hub, wanted: Wanted, after: int, since_ms: int | None
-) -> AsyncGenerator[tuple[int, list[Record]], None]:
-    """Batches of matching events from the stream, each with the sequence that it reaches, until at least the sequence
-    that was the last one at the beginning."""
-    head = await _head(hub)
-    stream, subjects = hub.bus.names.events, wanted.subjects(hub.bus.names)
-    async with contextlib.aclosing(read(hub.bus, stream, after=after, filters=subjects, since_ms=since_ms)) as batches:
-        async for messages in batches:
-            # The empty batch: nothing more was there, whatever the subjects in between.
-            upto = messages[-1].sequence if messages else head
-            yield upto, [record for message in messages if (record := _matching(wanted, message))]
-            if upto >= head:
-                return
+    async def ready(self) -> None:
+        """Returns when it is worth asking for the next item, and when it is woken."""
+        if self._live and self._caught_up is None:
+            await self._reader.arrived()
 
+    def wake(self) -> None:
+        self._reader.wake()
 
-def _matching(wanted: Wanted, message: Message) -> Record | None:
-    record = Record(message.sequence, message.data)
-    try:
-        return record if wanted.matches(record.event) else None
-    except msgspec.DecodeError as error:
-        log.error("event %d cannot be read: %s", message.sequence, error)
+    async def next(self) -> Item | None:
+        """The next item. None: not yet; ask again once it is ready."""
+        if not self._live and not self._page.records and not self._joined():
+            self._page = await self._pages.read(self._wanted, self._position, self._since_ms)
+            self._since_ms = None
+            if not self._page.records:
+                self._position = max(self._position, self._page.upto)
+        if self._page.records:
+            return self._past()
+        return self._lively() if self._live else None
+
+    def close(self) -> None:
+        self._hub.leave(self._reader)
+        self._reader.clear()
+        for record in self._page.records:
+            self._pages.handed_on(record)
+        self._page.records.clear()
+
+    def _joined(self) -> bool:
+        if self._since_ms is not None or not self._hub.join(self._reader, self._position, self._until):
+            return False
+        self._live = True
+        if self._announce:
+            self._caught_up = max(self._position, self._hub.reached)
+        return True
+
+    def _past(self) -> Record:
+        record = self._page.records.popleft()
+        self._pages.handed_on(record)
+        self._position = record.sequence if self._page.records else max(record.sequence, self._page.upto)
+        return record
+
+    def _lively(self) -> Item | None:
+        first, reached = self._reader.first, self._caught_up
+        if reached is not None and not self._reader.dropped and (first is None or first.sequence > reached):
+            self._position, self._caught_up = reached, None
+            return CaughtUp(reached)
+        if first is not None:
+            self._position = first.sequence
+            return self._reader.take()
+        if self._reader.dropped:
+            self._live, self._announce, self._caught_up = False, True, None
+            return Gap(self._reader.dropped)
         return None
 
 
-async def _head(hub: Hub) -> int:
-    while True:
+@contextlib.asynccontextmanager
+async def follow(hub: Hub, wanted: Wanted, start: Start, queue: int) -> AsyncIterator[Following]:
+    """Raises UnavailableError where it cannot begin."""
+    async with hub.following():
+        following = Following(hub, wanted, start, queue)
         try:
-            return await hub.head()
-        except CrucibleError:
-            await asyncio.sleep(_PAUSE_S)
-            await hub.bus.wait_connected()
+            yield following
+        finally:
+            following.close()

@@ -1,4 +1,4 @@
-"""The live events of this process: heard once, decoded once, and offered to every subscription that they match."""
+"""The live events of this process: read once, decoded once, and offered to every subscription that they match."""
 
 import asyncio
 import contextlib
@@ -8,42 +8,44 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
-from crucible_core.errors import CrucibleError, UnavailableError
+from crucible_core.errors import CrucibleError, NotFoundError, UnavailableError
+from crucible_core.limits import LIVE_BYTES
 from crucible_core.matcher import Matcher
 from crucible_core.redaction import place_of
-from crucible_core.subjects import STREAM_SEQUENCE
 from crucible_kit.bus import Bus, Message
 from crucible_kit.metrics import Metrics
 from crucible_kit.reading import read
 
+from .pages import Pages
 from .subscriptions import Reader, Record
 
 log = logging.getLogger(__name__)
 
-RECENT_EVENTS = 512
-RECENT_BYTES = 4 * 1024 * 1024
-"""What is remembered, so that a subscription that has read the log can join without a hole."""
-_CHECK_S = 2.0
+_LINGER_S = 2.0
 _PAUSE_S = 0.25
 _OPENS_WITHIN_S = 5.0
 
 
 class Hub:
-    """Listens only while somebody does. The sequences of EVENTS are consecutive over all worlds, so a number left out
-    is an event that core NATS lost: it is read from the stream, before anything later is offered."""
+    """Reads the end of the log while somebody follows it.
 
-    def __init__(self, bus: Bus, metrics: Metrics) -> None:
+    All that waits for subscriptions is in one window of the latest events, bounded in bytes: who is so slow that what
+    waits for it leaves the window reads the log instead. So slow clients cost no more, however many there are.
+    """
+
+    def __init__(self, bus: Bus, reading: Bus, metrics: Metrics) -> None:
+        """`reading` is a connection of its own, so that no answer waits behind what subscriptions read."""
         self.bus = bus
+        self.pages = Pages(reading)
+        self._reading = reading
         self._last = 0
-        self._recent: deque[Record] = deque()
-        self._recent_bytes = 0
+        self._window: deque[Record] = deque()
+        self._weight = 0
         self._readers: dict[Reader, None] = {}
         self._matcher: Matcher[Reader] | None = None
         self._followers = 0
         self._wanted = asyncio.Event()
         self._open = asyncio.Event()
-        self._advancing = asyncio.Lock()
-        self._filled = metrics.counter("live_filled", "Live events that were lost and read from the stream")
         self._gaps = metrics.counter("live_overflows", "Subscriptions that fell behind their queue")
         self._following = metrics.gauge("live_subscriptions", "Open live subscriptions")
 
@@ -51,12 +53,17 @@ class Hub:
         """Keeps the hub going until cancelled."""
         while True:
             await self._wanted.wait()
+            listening = asyncio.create_task(self._listen())
             try:
-                await self.bus.wait_connected()
-                await self._listen()
-            except CrucibleError as error:
-                log.warning("live events: %s", error)
-                await asyncio.sleep(_PAUSE_S)
+                while self._followers and not listening.done():
+                    await asyncio.wait({listening}, timeout=_LINGER_S)
+            finally:
+                self._wanted.clear()
+                self._open.clear()
+                listening.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await listening
+                self._forget()
 
     async def head(self) -> int:
         """The last sequence of the log. Raises UnavailableError."""
@@ -69,22 +76,15 @@ class Hub:
         self._following.inc()
         self._wanted.set()
         try:
-            async with asyncio.timeout(_OPENS_WITHIN_S):
-                await self._open.wait()
-        except TimeoutError:
-            self._leave_following()
-            raise UnavailableError("live events are away", retry_after=1) from None
-        except BaseException:
-            self._leave_following()
-            raise
-        try:
+            try:
+                async with asyncio.timeout(_OPENS_WITHIN_S):
+                    await self._open.wait()
+            except TimeoutError:
+                raise UnavailableError("live events are away", retry_after=1) from None
             yield
         finally:
-            self._leave_following()
-
-    def _leave_following(self) -> None:
-        self._followers -= 1
-        self._following.dec()
+            self._followers -= 1
+            self._following.dec()
 
     @property
     def reached(self) -> int:
@@ -99,10 +99,10 @@ class Hub:
         if after < until and self._last < until:
             return False
         if after < self._last:
-            if not self._recent or self._recent[0].sequence > after + 1:
+            if not self._window or self._window[0].sequence > after + 1:
                 return False
-            recent = (record for record in self._recent if record.sequence > after)
-            missed = [record for record in recent if reader.wanted.matches(record.event)]
+            recent = (record for record in self._window if record.sequence > after)
+            missed = [record for record in recent if reader.wanted.matches(record.event())]
             if len(missed) > reader.limit:
                 return False
         reader.restart(after)
@@ -113,6 +113,7 @@ class Hub:
         return True
 
     def leave(self, reader: Reader) -> None:
+        """It is offered nothing more."""
         if reader in self._readers:
             del self._readers[reader]
             self._matcher = None
@@ -120,89 +121,78 @@ class Hub:
     # ---- listening
 
     async def _listen(self) -> None:
-        unsubscribe = await self.bus.subscribe(self.bus.names.all_live, self._received)
-        try:
-            # Subscribed first: what is committed after this answer is heard, and what was before is read from the log.
-            head = await self.head()
-            if not self._readers or head < self._last:
-                self._last = head
-            self._open.set()
-            await self._watch()
-        finally:
-            self._open.clear()
-            self._forget()
-            await unsubscribe()
-
-    async def _watch(self) -> None:
-        """Until nobody listens. Looks for events whose loss no later event has told."""
-        while self._followers:
-            before = self._last
-            await asyncio.sleep(_CHECK_S)
+        anew = False
+        while True:
             try:
-                head = await self.head()
-            except CrucibleError:
-                continue
-            if head < before:
-                log.warning("the log begins anew: it ends at %d, and did at %d", head, before)
-                self._forget()
-                self._last = head
-            elif head > self._last == before:
-                async with self._advancing:
-                    if head > self._last:
-                        await self._fill(head)
-        self._wanted.clear()
+                await self._reading.wait_connected()
+                # What is committed after this answer is heard, and what was before is read from the log.
+                head = await self._reading.last_sequence(self._reading.names.events)
+                if anew or not self._readers or head < self._last:
+                    self._begin(head)
+                anew = False
+                self._open.set()
+                await self._read()
+            except NotFoundError as error:
+                log.warning("live events: %s", error)
+                anew = True
+            except CrucibleError as error:
+                log.warning("live events: %s", error)
+            await asyncio.sleep(_PAUSE_S)
 
-    def _forget(self) -> None:
-        self._recent.clear()
-        self._recent_bytes = 0
+    def _begin(self, head: int) -> None:
+        """Who follows a log that was made anew goes on with what is new in it."""
+        self._last = head
+        self._forget()
+        for reader in self._readers:
+            reader.after = min(reader.after, head)
 
-    async def _received(self, message: Message) -> None:
-        await self._open.wait()
-        sequence = int(message.headers[STREAM_SEQUENCE])
-        async with self._advancing:
-            if sequence > self._last + 1:
-                await self._fill(sequence - 1)
-            if sequence > self._last:
-                self._offer(message, sequence)
-
-    async def _fill(self, until: int) -> None:
-        """Offers what the stream still has after the last event, up to a sequence."""
-        first = self._last + 1
-        async with contextlib.aclosing(read(self.bus, self.bus.names.events, after=self._last)) as batches:
+    async def _read(self) -> None:
+        reading = read(self._reading, self._reading.names.events, after=self._last)
+        async with contextlib.aclosing(reading) as batches:
             async for messages in batches:
                 for message in messages:
-                    self._filled.inc()
-                    self._offer(message, message.sequence)
-                if not messages or self._last >= until:
-                    break
-        self._last = max(self._last, until)
-        log.info("live events %d to %d were read from the stream", first, self._last)
+                    self._offer(message)
 
-    def _offer(self, message: Message, sequence: int) -> None:
-        record = Record(sequence, message.data)
-        self._last = sequence
+    def _forget(self) -> None:
+        self._window.clear()
+        self._weight = 0
+
+    def _offer(self, message: Message) -> None:
+        record = Record(message.sequence, message.data)
+        self._last = message.sequence
         if (redacted := place_of(message.headers)) is not None:
             self._drop(redacted.sequence)
         try:
-            event = record.event
+            event = record.event()
         except msgspec.DecodeError as error:
             log.error("event %d cannot be read: %s", record.sequence, error)
             return
-        self._remember(record)
+        self._window.append(record)
+        self._weight += record.weight
         if self._matcher is None:
             self._matcher = Matcher((reader, reader.wanted.filters) for reader in self._readers)
         for reader in self._matcher.match(event):
             if reader.wanted.confines(event) and not reader.offer(record):
                 self._gaps.inc()
                 self.leave(reader)
+        self._shorten()
+
+    def _shorten(self) -> None:
+        while self._weight > LIVE_BYTES:
+            record = self._window.popleft()
+            self._weight -= record.weight
+            if record.waiting:
+                self._overflow(record.sequence)
+
+    def _overflow(self, sequence: int) -> None:
+        """What waits up to a sequence is remembered no longer."""
+        slow = [reader for reader in self._readers if reader.first and reader.first.sequence <= sequence]
+        for reader in slow:
+            reader.overflow()
+            self._gaps.inc()
+            self.leave(reader)
 
     def _drop(self, sequence: int) -> None:
         """Whoever joins from now on does not get it any more, as it would not from the stream."""
-        self._recent = deque(record for record in self._recent if record.sequence != sequence)
-        self._recent_bytes = sum(len(record.raw) for record in self._recent)
-
-    def _remember(self, record: Record) -> None:
-        self._recent.append(record)
-        self._recent_bytes += len(record.raw)
-        while len(self._recent) > RECENT_EVENTS or self._recent_bytes > RECENT_BYTES:
-            self._recent_bytes -= len(self._recent.popleft().raw)
+        self._window = deque(record for record in self._window if record.sequence != sequence)
+        self._weight = sum(record.weight for record in self._window)

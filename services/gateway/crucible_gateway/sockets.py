@@ -100,7 +100,10 @@ def read_message(raw: bytes) -> Said:
 
 
 class Session:
-    """One open socket and its subscriptions. `send` waits while the client's connection is full."""
+    """One open socket and its subscriptions. `send` waits while the client's connection is full.
+
+    One at a time makes a frame and sends it, so that a socket whose client does not read holds one, whatever waits.
+    """
 
     def __init__(
         self,
@@ -116,7 +119,8 @@ class Session:
         self._types = types
         self._correlation_id = correlation_id
         self._queue = queue
-        self._send = send
+        self._put = send
+        self._turn = asyncio.Lock()
         self._running: dict[str, asyncio.Task[None]] = {}
         self._replays: dict[str, str] = {}
         """The replays that were asked for here, by the subscriptions that they go to."""
@@ -207,9 +211,15 @@ class Session:
 
     async def _pump(self, subscription: str, wanted: Wanted, start: Start) -> None:
         try:
-            async with contextlib.aclosing(follow(self._hub, wanted, start, self._queue)) as items:
-                async for item in items:
-                    await self._send(frame(subscription, item))
+            async with follow(self._hub, wanted, start, self._queue) as following:
+                while True:
+                    await following.ready()
+                    async with self._turn:
+                        if (item := await following.next()) is not None:
+                            sending = self._put(frame(subscription, item))
+                            del item
+                            await sending
+                    await asyncio.sleep(0)  # a client that takes everything at once must not keep the others waiting
         except CrucibleError as error:
             self._end(subscription)
             await self._refuse(error, subscription)
@@ -228,6 +238,10 @@ class Session:
         about = {} if subscription is None else {"subscription": subscription}
         problem = document(error, self._correlation_id)
         await self._tell({"type": "error", **about, "detail": error.detail, "error": problem})
+
+    async def _send(self, raw: bytes) -> None:
+        async with self._turn:
+            await self._put(raw)
 
     async def _tell(self, message: dict[str, Any]) -> None:
         # Who has left needs no answer.

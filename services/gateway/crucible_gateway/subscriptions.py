@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
 from typing import NamedTuple
 
 import msgspec
@@ -13,32 +12,36 @@ from crucible_core.matcher import CompiledFilters
 from crucible_core.subjects import Names, token
 from crucible_core.times import parse_time
 
-MAX_WAITING_BYTES = 8 * 1024 * 1024
+_RECORD_BYTES = 512
+"""What a record takes beside its event."""
 
 
 class Record:
-    """A committed event as it travels to clients: decoded at most once and put in its public form at most once."""
+    """A committed event as it travels to clients: put in its public form at most once, for all of them."""
 
-    __slots__ = ("_event", "_public", "raw", "sequence")
+    __slots__ = ("_public", "raw", "sequence", "waiting")
 
     def __init__(self, sequence: int, raw: bytes) -> None:
         self.sequence = sequence
         self.raw = raw
-        self._event: Event | None = None
+        self.waiting = 0
+        """The queues that it is in."""
         self._public: bytes | None = None
 
-    @property
     def event(self) -> Event:
-        """Raises `msgspec.DecodeError`."""
-        if self._event is None:
-            self._event = decode(self.raw, self.sequence)
-        return self._event
+        """Decoded anew each time: an event takes many times its bytes. Raises `msgspec.DecodeError`."""
+        return decode(self.raw, self.sequence)
 
     @property
     def public(self) -> bytes:
         if self._public is None:
             self._public = with_sequence(self.raw, self.sequence)
         return self._public
+
+    @property
+    def weight(self) -> int:
+        """The bytes of memory that it takes, about, with its public form."""
+        return 2 * len(self.raw) + _RECORD_BYTES
 
 
 class CaughtUp(NamedTuple):
@@ -118,7 +121,7 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 class Reader:
-    """A live subscription's bounded queue. One that overflows is emptied: its owner reads the log instead."""
+    """A live subscription's queue. One that overflows is emptied: its owner reads the log instead."""
 
     def __init__(self, wanted: Wanted, limit: int) -> None:
         self.wanted = wanted
@@ -126,42 +129,51 @@ class Reader:
         self.dropped = 0
         self.limit = limit
         self._records: deque[Record] = deque()
-        self._bytes = 0
         self._arrived = asyncio.Event()
+
+    @property
+    def first(self) -> Record | None:
+        """The record that has waited for longest."""
+        return self._records[0] if self._records else None
 
     def restart(self, after: int) -> None:
         """Ready for what comes after a sequence."""
         self.after, self.dropped = after, 0
 
     def offer(self, record: Record) -> bool:
-        """False: it is full, everything in it was dropped."""
+        """False: it was full, and has overflowed."""
         if record.sequence <= self.after:
             return True
-        if len(self._records) >= self.limit or self._bytes + len(record.raw) > MAX_WAITING_BYTES:
-            self.dropped = len(self._records) + 1
-            self._records.clear()
-            self._bytes = 0
-        else:
-            self._records.append(record)
-            self._bytes += len(record.raw)
+        if len(self._records) >= self.limit:
+            self.overflow()
+            self.dropped += 1
+            return False
+        record.waiting += 1
+        self._records.append(record)
         self._arrived.set()
-        return not self.dropped
+        return True
 
-    def waiting(self) -> list[Record]:
-        """What was offered until now, taken out."""
-        taken = list(self._records)
+    def overflow(self) -> None:
+        self.dropped = len(self._records)
+        self.clear()
+        self.wake()
+
+    def take(self) -> Record:
+        record = self._records.popleft()
+        record.waiting -= 1
+        self.after = record.sequence
+        return record
+
+    def clear(self) -> None:
+        for record in self._records:
+            record.waiting -= 1
         self._records.clear()
-        self._bytes = 0
-        return taken
 
-    async def records(self) -> AsyncGenerator[Record, None]:
-        """What was offered, in order, until it overflows."""
-        while True:
-            while self._records:
-                record = self._records.popleft()
-                self._bytes -= len(record.raw)
-                yield record
-            if self.dropped:
-                return
+    async def arrived(self) -> None:
+        """Returns when there is something in it, when it has overflowed, and when it is woken."""
+        if not self._records and not self.dropped:
             self._arrived.clear()
             await self._arrived.wait()
+
+    def wake(self) -> None:
+        self._arrived.set()

@@ -64,9 +64,9 @@ async def stream_events(request: Http) -> Response[Any]:
     wanted = Wanted(compiled, params.world_id, params.room_id)
     await check_place(gateway.bus, params.world_id, params.room_id)
     start = _start(request.headers, params.start, await gateway.hub.head())
-    items = follow(gateway.hub, wanted, start, gateway.settings.stream_queue)
+    following = follow(gateway.hub, wanted, start, gateway.settings.stream_queue)
     frames = sse.frames(
-        items, start, gateway.settings.stream_heartbeat_s, request.app.state.stopping, correlation_of(request.scope)
+        following, start, gateway.settings.stream_heartbeat_s, request.app.state.stopping, correlation_of(request.scope)
     )
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return Stream(frames, media_type=sse.MEDIA_TYPE, headers=headers)
@@ -105,8 +105,10 @@ async def stream_socket(socket: WebSocket[Any, Any, Any]) -> None:
 
 def _sender(socket: WebSocket[Any, Any, Any]) -> Any:
     async def send(raw: bytes) -> None:
+        message: Any = {"type": "websocket.send", "bytes": None, "text": raw.decode()}
+        del raw  # it may wait for long
         try:
-            await socket.send({"type": "websocket.send", "bytes": None, "text": raw.decode()})
+            await socket.send(message)
         except WebSocketDisconnect as error:
             raise ConnectionError("the client has left") from error
 
