@@ -94,6 +94,33 @@ async def test_webhooks(http: httpx.AsyncClient, bus: Bus) -> None:
         assert webhooks.last == EnableHook(name="whk_1", enabled=False)
 
 
+@pytest.mark.parametrize(
+    ("sent", "link"),
+    [
+        ("mem_2", Link(target="mem_2")),
+        ({"to": "mem_2", "type": "cites", "strength": 0.5}, Link(target="mem_2", type="cites", weight=0.5)),
+        ({"target": "mem_2", "link_type": "cites", "weight": 1}, Link(target="mem_2", type="cites", weight=1.0)),
+    ],
+)
+async def test_links_of_a_memory_in_every_form(http: httpx.AsyncClient, bus: Bus, sent: Any, link: Link) -> None:
+    async with answering(bus, "memory", create=WriteMemory, update=WriteMemory) as memory:
+        memory.replies = dict.fromkeys(("create", "update"), WrittenMemory("mem_1", 7))
+        await http.post("/api/v1/memory", json={"content": "x", "links": [sent]})
+        assert memory.last.create.links == [link]
+        await http.patch("/api/v1/memory/mem_1", json={"links": [sent]})
+        assert memory.last.update.links == [link]
+
+
+@pytest.mark.parametrize(
+    ("link", "path"),
+    [({"type": "x"}, "links.0.to"), ({"to": "a", "target": "b"}, "links.0.target"), ({"too": "a"}, "links.0.too")],
+)
+async def test_wrong_links_are_named(http: httpx.AsyncClient, link: Any, path: str) -> None:
+    answer = await http.post("/api/v1/memory", json={"content": "x", "links": [link]})
+    assert answer.status_code == 422
+    assert path in [error["path"] for error in answer.json()["errors"]]
+
+
 async def test_memory(http: httpx.AsyncClient, bus: Bus) -> None:
     kinds = dict.fromkeys(("create", "update", "delete"), WriteMemory)
     async with answering(bus, "memory", get=GetRequest, query=MemoryQuery, **kinds) as memory:

@@ -40,9 +40,9 @@ class Renamed(msgspec.Struct, frozen=True):
         return ".".join([*segments[:1], *(self.names.get(name, name) for name in segments[1:2]), *segments[2:]])
 
 
-def renamed(kind: _Kind, payload: bytes) -> Renamed | None:
-    """`payload` (a JSON object) under canonical names; None where it has no others. Raises InvalidError where two
-    names of one field have different values, and the type is closed."""
+def renamed(kind: _Kind, payload: bytes, at: str = "payload") -> Renamed | None:
+    """`payload` (a JSON object) under canonical names; None where it has no others. Raises InvalidError, its paths under
+    `at`, where two names of one field have different values, and the type is closed."""
     if not any(b'"%b"' % name.encode() in payload for name in _names(kind)):
         return None
     try:
@@ -50,7 +50,7 @@ def renamed(kind: _Kind, payload: bytes) -> Renamed | None:
     except (msgspec.DecodeError, UnicodeError):
         return None
     names: dict[str, str] = {}
-    changed = _rename(kind, fields, "payload", names)
+    changed = _rename(kind, fields, f"{at}." if at else "", names)
     return Renamed(msgspec.json.encode(fields), names) if changed else None
 
 
@@ -68,7 +68,7 @@ def _rename(kind: _Kind, fields: dict[str, Raw], at: str, names: dict[str, str])
             gone.add(other)
         elif kind.__struct_config__.forbid_unknown_fields:
             message = f"is another name of {' or '.join(stands_for)}, which says something else"
-            raise InvalidError(f"{at}.{other}: {message}", errors=[FieldError(f"{at}.{other}", message)])
+            raise InvalidError(f"{at}{other}: {message}", errors=[FieldError(f"{at}{other}", message)])
     if taken or gone:
         canonical = {other: name for name, other in taken.items()}
         kept = [(canonical.get(name, name), value) for name, value in fields.items() if name not in gone]
@@ -78,7 +78,7 @@ def _rename(kind: _Kind, fields: dict[str, Raw], at: str, names: dict[str, str])
     changed = bool(taken or gone)
     for name, inner in _nested(kind).items():
         if name in fields and bytes(fields[name])[:1] == b"[":
-            changed |= _rename_items(inner, fields, name, f"{at}.{name}")
+            changed |= _rename_items(inner, fields, name, f"{at}{name}.")
     return changed
 
 
@@ -87,7 +87,7 @@ def _rename_items(kind: _Kind, fields: dict[str, Raw], name: str, at: str) -> bo
     for place, item in enumerate(items):
         if bytes(item)[:1] == b"{":
             inner = _fields.decode(item)
-            if _rename(kind, inner, f"{at}.{place}", {}):
+            if _rename(kind, inner, f"{at}{place}.", {}):
                 items[place], changed = Raw(msgspec.json.encode(inner)), True
     if changed:
         fields[name] = Raw(msgspec.json.encode(items))

@@ -256,7 +256,7 @@ MEMORY: Final[Json] = {
     "content": "Every state change is an event.",
     "tags": ["#research"],
     "entities": ["event sourcing"],
-    "links": [{"target": "On logs", "type": "related"}],
+    "links": [{"to": "On logs", "type": "related"}],
     "metadata": {"from": "reading"},
 }
 MEMORY_PATCH: Final[Json] = {"tags": ["#research", "#nats"], "metadata": {"reviewed": True, "draft": None}}

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 
-from .fields import Closed, Open, Payloads, Synonyms
+from .fields import Closed, Open, Payloads, Reference, Synonyms
 from .knowledge import FILE, GRAPH, MEMORY
 from .machinery import APPROVAL, ARTIFACT, FLOW, HOOK, SYSTEM, WEBHOOK
 from .runtime import AGENT, COMMAND, GATEWAY, MESSAGE, SESSION, TOOL
 from .work import KB, QA, SCHEMA, TASK
 
-__all__ = ["CATEGORIES", "Closed", "Open", "Payloads", "Synonyms"]
+__all__ = ["CATEGORIES", "Closed", "Open", "Payloads", "Reference", "Synonyms"]
 
 CATEGORIES: Mapping[str, Payloads] = {
     "Memory": MEMORY,

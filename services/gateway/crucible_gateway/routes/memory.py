@@ -1,10 +1,15 @@
 """Requests about memories: create, read, change, remove and query."""
 
+from typing import Any, TypeVar
+
 import msgspec
 from litestar import Response, delete, get, patch, post
+from msgspec import UNSET, UnsetType
 
+from crucible_core.payloads import Reference
 from crucible_core.protocol.memory import (
     CreateMemory,
+    Link,
     MemoryList,
     MemoryQuery,
     MemoryView,
@@ -13,8 +18,9 @@ from crucible_core.protocol.memory import (
     WrittenMemory,
 )
 from crucible_core.protocol.shared import GetRequest
+from crucible_core.synonyms import renamed
 from crucible_gateway import examples
-from crucible_gateway.bodies import JSON, MERGE_PATCH, Http, read
+from crucible_gateway.bodies import JSON, MERGE_PATCH, Http, expect, read, strictly, whole
 from crucible_gateway.context import ask, gateway_of
 from crucible_gateway.intake import idempotency_key
 from crucible_gateway.openapi import Body, Operation, described
@@ -25,6 +31,27 @@ from .asked import IF_MATCH, IF_NONE_MATCH, cause_of, etag, if_match, is_known
 from .replies import encoded, passed
 
 TAG = "Memory"
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class SentMemory(msgspec.Struct, kw_only=True):
+    """A link is what it leads to, a memory's id or a note's title or path, or an object that says more."""
+
+    content: str
+    tags: list[str] = []
+    entities: list[str] = []
+    links: list[str | Reference] = []
+    metadata: dict[str, Any] = {}
+
+
+class SentChanges(msgspec.Struct, kw_only=True):
+    """What is left out stays as it is; null empties it."""
+
+    content: str | UnsetType = UNSET
+    tags: list[str] | UnsetType | None = UNSET
+    entities: list[str] | UnsetType | None = UNSET
+    links: list[str | Reference] | UnsetType | None = UNSET
+    metadata: dict[str, Any] | UnsetType | None = UNSET
 
 
 class Written(msgspec.Struct, omit_defaults=True):
@@ -46,7 +73,7 @@ class _Versioned(msgspec.Struct):
             status=201,
             instead="The same Idempotency-Key has made it before",
             headers={"Idempotency-Key": "The same key again is answered with the first memory"},
-            bodies={JSON: Body(CreateMemory, examples.MEMORY)},
+            bodies={JSON: Body(SentMemory, examples.MEMORY)},
             reply=Written,
             example=examples.WRITTEN,
             refusals=("malformed", "too_large", "unsupported", "invalid"),
@@ -56,7 +83,9 @@ class _Versioned(msgspec.Struct):
 async def create_memory(request: Http) -> Response[bytes]:
     read_params(request.scope["query_string"], NoParams)
     key = idempotency_key(request.headers.get("idempotency-key"))
-    wanted = WriteMemory(create=await read(request, CreateMemory), cause=cause_of(request, key))
+    sent = await _read(request, SentMemory)
+    fields = msgspec.structs.asdict(sent) | {"links": _links(sent.links)}
+    wanted = WriteMemory(create=CreateMemory(**fields), cause=cause_of(request, key))
     written = await ask(request, "memory", "create", wanted, WrittenMemory)
     return _written(written, 200 if written.duplicate else 201)
 
@@ -95,7 +124,7 @@ async def get_memory(request: Http) -> Response[bytes]:
             ),
             tag=TAG,
             headers=IF_MATCH,
-            bodies={kind: Body(UpdateMemory, examples.MEMORY_PATCH) for kind in (JSON, MERGE_PATCH)},
+            bodies={kind: Body(SentChanges, examples.MEMORY_PATCH) for kind in (JSON, MERGE_PATCH)},
             reply=Written,
             example=examples.WRITTEN,
             refusals=(
@@ -112,7 +141,9 @@ async def get_memory(request: Http) -> Response[bytes]:
 )
 async def update_memory(request: Http) -> Response[bytes]:
     read_params(request.scope["query_string"], NoParams)
-    update = await read(request, UpdateMemory, JSON, MERGE_PATCH)
+    sent = await _read(request, SentChanges, JSON, MERGE_PATCH)
+    links = _links(sent.links) if isinstance(sent.links, list) else sent.links
+    update = UpdateMemory(**msgspec.structs.asdict(sent) | {"links": links})
     cause = cause_of(request, idempotency_key(request.headers.get("idempotency-key")))
     with if_match(request) as version:
         id = request.path_params["id"]
@@ -161,3 +192,18 @@ async def query_memory(request: Http) -> Response[bytes]:
 
 def _written(written: WrittenMemory, status: int) -> Response[bytes]:
     return encoded(Written(written.id, written.sequence, written.duplicate), status, headers=etag(written.sequence))
+
+
+async def _read(request: Http, kind: type[T], *media_types: str) -> T:
+    """A JSON body as `kind`, its links under any of their fields' names."""
+    expect(request, *(media_types or (JSON,)))
+    raw = await whole(request)
+    sent = renamed(kind, raw, at="")
+    return strictly(raw if sent is None else sent.payload, kind)
+
+
+def _links(sent: list[str | Reference]) -> list[Link]:
+    return [
+        Link(target=link) if isinstance(link, str) else Link(target=link.to, type=link.type, weight=link.strength)
+        for link in sent
+    ]
