@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crucible_core.ids import ALPHABET, derive_id, id_span, is_id, make_id, make_ids
+from crucible_core.ids import ALPHABET, derive_id, id_span, is_after, is_id, make_id, make_ids, moment_of
 
 moments = st.integers(0, 2**48 - 1)
 randoms = st.binary(min_size=10, max_size=32)
@@ -91,3 +91,18 @@ def test_beginning_of_an_id_names_its_time(size: int) -> None:
 @pytest.mark.parametrize("text", ["evt_", "evt_01kb5t", "evt_01kb5t8pgvf8rr2q5a2qy4ch2m", "evt_01kb5t8pI", "nothing"])
 def test_what_is_no_beginning_of_an_id_has_no_time(text: str) -> None:
     assert id_span(text) is None
+
+
+@given(moments, randoms, moments)
+def test_the_moment_of_an_id_can_be_read(at_ms: int, random: bytes, other_ms: int) -> None:
+    made = make_id("evt", at_ms, random)
+    assert moment_of(made) == moment_of(made.upper().replace("EVT", "evt")) == at_ms
+    assert is_after(made, other_ms) == (at_ms > other_ms)
+
+
+@pytest.mark.parametrize(
+    "text", ["evt_a", "", "evt_" + "z" * 26, "evt_" + "7" * 26, "evt_" + "0" * 25, "evt_é" + "0" * 25]
+)
+def test_other_ids_have_no_moment(text: str) -> None:
+    assert moment_of(text) is None
+    assert not is_after(text, 0)

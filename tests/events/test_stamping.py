@@ -1,12 +1,16 @@
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from crucible_core.catalogue import CATALOGUE
-from crucible_core.envelope import MAX_EVENT_BYTES, Source, decode
+from crucible_core.envelope import MAX_EVENT_BYTES, Redaction, Source, decode
 from crucible_core.errors import InvalidError, MalformedError, TooLargeError
+from crucible_core.ids import make_id
 from crucible_core.protocol.events import NewEvent
+from crucible_core.times import parse_time
 from crucible_events.stamping import Defaults, Stamped, stamp
 from crucible_events.validation import Payloads
 
@@ -126,6 +130,44 @@ def test_every_mistake_of_the_envelope_is_named() -> None:
 def test_timestamps_are_normalised() -> None:
     about = stamped(timestamp="2026-11-21T12:00:00.5+02:00").event.metadata
     assert about.timestamp == "2026-11-21T10:00:00.500000Z"
+
+
+AHEAD = "2026-11-22T10:00:01Z"
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"timestamp": AHEAD}, "timestamp"),
+        ({"timestamp": "9999-12-31T23:59:59Z"}, "timestamp"),
+        ({"id": make_id("evt", parse_time(AHEAD, "") // 1000, b"x" * 10)}, "id"),
+        ({"payload": {}, "redacted": Redaction("evt_t", AHEAD, "user:a")}, "redacted.at"),
+        ({"type": "Memory.Created", "payload": {"id": "m", "content": "", "at": AHEAD}}, "payload.at"),
+        ({"type": "entry.created", "payload": {"id": "m", "title": "T", "timestamp": AHEAD}}, "payload.at"),
+        ({"type": "Memory.Updated", "payload": {"id": "m", "at": parse_time(AHEAD, "") / 1e6}}, "payload.at"),
+        ({"type": "Task.Claimed", "payload": {"at": AHEAD}}, "payload.at"),
+        ({"type": "Flow.Started", "payload": {"name": "f", "started_at": AHEAD}}, "payload.started_at"),
+        (
+            {
+                "type": "Memory.Created",
+                "payload": {"id": make_id("mem", parse_time(AHEAD, "") // 1000, b"x" * 10), "content": ""},
+            },
+            "payload.id",
+        ),
+    ],
+)
+def test_a_time_more_than_a_day_ahead_is_refused(fields: dict[str, Any], path: str) -> None:
+    assert refused(**fields) == [path]
+
+
+def test_a_time_of_the_next_hours_or_of_long_ago_is_taken() -> None:
+    for time in ("2026-11-22T09:59:59Z", "1969-07-20T20:17:40Z"):
+        stamped(timestamp=time)
+        stamped("Memory.Created", {"id": "m", "content": "", "at": time})
+    stamped(id="evt_" + "z" * 26)  # no UUID of version 7, so it says nothing of a time
+    stamped("Custom.Plan", {"at": AHEAD})
+    stamped("Approval.Requested", {"id": "apr_1", "expires_at": AHEAD})
+    stamped("File.Created", {"path": "a.md", "mtime": AHEAD})  # by a clock that nobody here has set
 
 
 def test_expectations_need_an_entity() -> None:

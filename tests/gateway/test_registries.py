@@ -12,7 +12,7 @@ from crucible_core.errors import ConflictError, NotFoundError
 from crucible_core.protocol import shared
 from crucible_core.protocol.events import QueryRequest, TracedDelivery, TraceNode, TraceReply, TraceRequest
 from crucible_core.protocol.hooks import HookList, HookView, RegisterHook, RunList, RunsRequest
-from crucible_core.protocol.memory import MemoryList, MemoryQuery, WriteMemory, WrittenMemory
+from crucible_core.protocol.memory import Link, MemoryList, MemoryQuery, WriteMemory, WrittenMemory
 from crucible_core.protocol.shared import Check, Counters, EnableHook, GetRequest
 from crucible_core.protocol.webhooks import CreateWebhook, TracedDeliveries, TracedRequest
 from crucible_gateway import examples

@@ -8,9 +8,11 @@ from starlette.applications import Starlette
 
 from crucible_core.envelope import Source
 from crucible_core.errors import ConflictError, InvalidError, MalformedError, NotFoundError, TooLargeError
+from crucible_core.ids import moment_of
 from crucible_core.protocol.memory import Cause, CreateMemory, Link, UpdateMemory
 from crucible_core.protocol.worlds import ChangeWorld
 from crucible_kit.bus import Bus
+from crucible_kit.clock import now_ms
 from crucible_kit.rpc import call
 from tests.places import make_world
 
@@ -152,6 +154,22 @@ async def test_same_key_is_the_same_memory(memory: Memories) -> None:
     other = await memory.write("create", create=CreateMemory(content="text"), cause=Cause(key="k1", actor="user:b"))
     assert other.id != first.id
     assert not other.duplicate
+    with pytest.raises(InvalidError, match="Idempotency-Key"):
+        await memory.write("create", create=CreateMemory(content="another"), cause=cause)
+
+
+async def test_a_key_is_answered_as_the_first_time_whatever_became_of_the_memory(memory: Memories) -> None:
+    before = now_ms()
+    cause, create = Cause(key="k1", actor="user:a"), CreateMemory(content="text")
+    first = await memory.write("create", create=create, cause=cause)
+    assert before <= (moment_of(first.id) or 0) <= now_ms()
+    await memory.update(first.id, content="changed")
+    again = await memory.write("create", create=create, cause=cause)
+    assert (again.id, again.sequence, again.duplicate) == (first.id, first.sequence, True)
+    await memory.delete(first.id)
+    again = await memory.write("create", create=create, cause=cause)
+    assert (again.id, again.sequence, again.duplicate) == (first.id, first.sequence, True)
+    assert await memory.kinds() == ["Created", "Updated", "Deleted"]
 
 
 async def test_same_key_at_once_makes_one_memory(memory: Memories) -> None:
@@ -168,9 +186,11 @@ async def test_repeated_update_with_key_and_expectation_is_the_first_one(memory:
     fields = {"id": id, "update": UpdateMemory(content="new"), "expected_sequence": seen, "cause": Cause(key="u")}
     first = await memory.write("update", **fields)
     await memory.tag(id, "#later")
-    fields["update"] = UpdateMemory(content="new", tags=[])
     again = await memory.write("update", **fields)
     assert (again.sequence, again.duplicate) == (first.sequence, True)
+    fields["update"] = UpdateMemory(content="new", tags=[])
+    with pytest.raises(InvalidError, match="Idempotency-Key"):
+        await memory.write("update", **fields)
     assert (await memory.get(id)).tags == ["#later"]
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import secrets
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import msgspec
 
 from crucible_client import BatchItem, Crucible
 from crucible_core.errors import NotFoundError
-from crucible_core.ids import derive_id
+from crucible_core.ids import derive_id, moment_of
 
 from .notes import Change, Note
 from .state import write_private
@@ -30,7 +31,10 @@ class Ledger(msgspec.Struct):
     def id_of(self, change: Change) -> str:
         """The event's id: the same when a change is sent again because its answer was lost."""
         parts = (self.salt, str(self.last_sequence), change.event, change.path, change.note.hash)
-        return derive_id("evt", change.note.mtime_ns // 1_000_000, *parts)
+        written_ms = change.note.mtime_ns // 1_000_000
+        if not 0 <= written_ms <= time.time_ns() // 1_000_000:  # by a clock that was wrong: no id is of the future
+            written_ms = moment_of(self.last_event or "") or 0
+        return derive_id("evt", written_ms, *parts)
 
     def settle(self, change: Change, item: BatchItem) -> None:
         """Takes over what the gateway answered. A refused note is not sent again before it changes again."""

@@ -9,6 +9,7 @@ _PAIRS = tuple(first + second for first in ALPHABET for second in ALPHABET)
 _RANDOM_BITS = 74
 _WHOLE, _TIME, _SHORTEST = 26, 10, 8
 """Characters after the prefix: of a whole id, of its time, and of the shortest beginning that names a time."""
+_TYPE_ID = re.compile(rf"[a-z]{{2,8}}_(?P<uuid>[0-7][{ALPHABET}]{{25}})", re.IGNORECASE | re.ASCII)
 _ID = re.compile(r"[a-z]{2,8}_[A-Za-z0-9_-]{1,64}")
 
 
@@ -46,6 +47,24 @@ def id_span(beginning: str) -> tuple[int, int] | None:
     low = functools.reduce(lambda value, char: value << 5 | ALPHABET.index(char), time, 0)
     free = 5 * (_TIME - len(time))
     return low << free, (low + 1 << free) - 1
+
+
+def moment_of(id: str) -> int | None:
+    """The Unix milliseconds that a TypeID carries; None for any other text."""
+    found = _TYPE_ID.fullmatch(id)
+    if found is None:
+        return None
+    value = 0
+    for char in found["uuid"].lower():
+        value = value << 5 | ALPHABET.index(char)
+    version, variant = value >> 76 & 0xF, value >> 62 & 0b11
+    return value >> 80 if (version, variant) == (7, 0b10) else None
+
+
+def is_after(id: str, at_ms: int) -> bool:
+    """Whether a TypeID carries a later moment; False for any other text."""
+    uuid = id.partition("_")[2]
+    return len(uuid) == 26 and uuid[:10].lower() > _moment(at_ms) and (moment_of(id) or 0) > at_ms
 
 
 @functools.lru_cache(maxsize=64)  # thousands of ids are made in one millisecond

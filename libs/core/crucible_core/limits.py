@@ -1,5 +1,8 @@
 """Limits and defaults that a user can meet, each with its unit and its reason."""
 
+TIME_AHEAD_S = 86_400
+"""Seconds that a time from outside may be ahead of the clock: clocks differ by minutes, time zones by hours."""
+
 YAML_BYTES = 64 * 1024
 """Bytes of one YAML document, such as the front matter of a hook or a note: read in about 50 ms at the worst."""
 

@@ -41,8 +41,10 @@ class Renamed(msgspec.Struct, frozen=True):
 
 
 def renamed(kind: _Kind, payload: bytes, at: str = "payload") -> Renamed | None:
-    """`payload` (a JSON object) under canonical names; None where it has no others. Raises InvalidError, its paths under
-    `at`, where two names of one field have different values, and the type is closed."""
+    """`payload` (a JSON object) under canonical names; None where it has no others.
+
+    Raises InvalidError (paths under `at`) where two names of one field differ in value and the type is closed.
+    """
     if not any(b'"%b"' % name.encode() in payload for name in _names(kind)):
         return None
     try:

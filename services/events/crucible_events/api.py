@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from crucible_core.envelope import with_sequence
 from crucible_core.errors import FieldError, InvalidError, NotFoundError, UnavailableError
 from crucible_core.protocol.events import (
+    Appended,
     AppendRequest,
     CountReply,
     CountRequest,
     DescribedType,
     EventsWanted,
+    KeyedRequest,
     QueryReply,
     QueryRequest,
     RegisteredType,
@@ -29,9 +31,11 @@ from crucible_kit.rpc import Context, Endpoint
 
 from . import answer, counting, query, store, tree
 from .appending import Appender
+from .candidates import check_repeats
 from .copies import Copies
 from .registry import Registry
 from .replaying import Replaying
+from .stamping import scoped_key, who
 
 MAX_REPLY_BYTES = 4 * 1024 * 1024
 _SOON_S = 0.25
@@ -83,6 +87,15 @@ def endpoints(
             raise NotFoundError(f"there is no event {request.id[:100]}")
         return with_sequence(found[1], found[0])
 
+    async def keyed(request: KeyedRequest, context: Context) -> Appended:
+        await index.reach(await bus.last_sequence(index.stream))
+        key = scoped_key(request.key, who(request.source, request.actor)[1], request.world_id)
+        first = (await store.known(index, [key])).get(key)
+        if first is None:
+            return Appended()
+        check_repeats(request.fingerprint, first)
+        return Appended(first.id, first.sequence, first.type, first.correlation_id, duplicate=True)
+
     async def trace(request: TraceRequest, context: Context) -> TraceReply:
         await _caught_up(bus, index, _sequence(request.min_sequence))
         sized = await store.of_correlation(index, request.correlation_id, tree.MAX_NODES + 1)
@@ -117,6 +130,7 @@ def endpoints(
         "query": Endpoint(QueryRequest, find),
         "count": Endpoint(CountRequest, count),
         "get": Endpoint(GetRequest, get),
+        "keyed": Endpoint(KeyedRequest, keyed),
         "trace": Endpoint(TraceRequest, trace),
         "types": Endpoint(TypesRequest, list_types),
         "type": Endpoint(GetRequest, get_type),

@@ -76,9 +76,7 @@ class Candidate(msgspec.Struct, frozen=True):
 
     def check_repeats(self, first: Known) -> None:
         """Raises InvalidError where the event that has its idempotency key was another request's."""
-        if self.new.fingerprint and first.fingerprint and self.new.fingerprint != first.fingerprint:
-            message = f"was used for another request, which made {first.id} at sequence {first.sequence}"
-            raise InvalidError(f"Idempotency-Key: {message}", errors=[FieldError("Idempotency-Key", message)])
+        check_repeats(self.new.fingerprint, first)
 
     def outgoing(self, names: Names, pins: dict[str, int] | None = None) -> Outgoing:
         """The message that commits it. It takes its bucket's pin, if there is one: only the first message of an atomic
@@ -105,6 +103,12 @@ class Candidate(msgspec.Struct, frozen=True):
         """The same event with another payload. Raises as `stamp` does."""
         new = msgspec.structs.replace(self.new, payload=msgspec.Raw(payload))
         return msgspec.structs.replace(self, stamped=stamp(new, self.defaults, self.payloads, self.most))
+
+
+def check_repeats(fingerprint: str | None, first: Known) -> None:
+    if fingerprint and first.fingerprint and fingerprint != first.fingerprint:
+        message = f"was used for another request, which made {first.id} at sequence {first.sequence}"
+        raise InvalidError(f"Idempotency-Key: {message}", errors=[FieldError("Idempotency-Key", message)])
 
 
 def runs(candidates: Sequence[Candidate]) -> list[list[Candidate]]:

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 import msgspec
 
 from crucible_core.errors import ConflictError, CrucibleError, FieldError, InvalidError, LimitedError
-from crucible_core.ids import derive_id
 from crucible_core.protocol.replays import Replay, ReplayList, StartReplay, SteerReplay
 from crucible_core.protocol.shared import GetRequest, TypeFilter
 from crucible_kit.bus import Bus
@@ -76,10 +75,10 @@ class Replaying:
 
     async def start(self, request: StartReplay, context: Context) -> Replay:
         """Answered once the record is durable. Raises InvalidError, NotFoundError, LimitedError."""
+        key = request.idempotency_key
+        replay = fresh_id("rpl") if key is None else await self._replays.id_of(key)
         await self._replays.view.refresh()
-        keyed = request.idempotency_key is not None
-        replay = derive_id("rpl", 0, request.idempotency_key or "") if keyed else fresh_id("rpl")
-        if keyed and replay in self._replays.records:
+        if key is not None and replay in self._replays.records:
             return view(self._replays.records[replay], duplicate=True)
         if sum(not record.finished for record in self._replays.records.values()) >= MAX_UNFINISHED:
             raise LimitedError(f"{MAX_UNFINISHED} replays are not finished yet; cancel one", retry_after=10)

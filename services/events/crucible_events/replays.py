@@ -1,5 +1,6 @@
 """The replays that there are: their records in the `replays` bucket, which every replica follows, and their changes."""
 
+import hashlib
 import logging
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ from crucible_core.protocol.replays import Replay, ReplayTarget
 from crucible_core.protocol.shared import TypeFilter
 from crucible_core.suggest import did_you_mean
 from crucible_kit.buckets import Bucket, Change, View
+from crucible_kit.clock import fresh_id
 
 from .targets import Target
 
@@ -19,6 +21,9 @@ MOST_KEPT = 100
 KEPT_MS = 7 * 86_400_000
 """Finished replays: the newest so many, for so long."""
 _MARK_KEPT = "3600s"
+_KEYS = "key_"
+_KEYS_KEPT = f"{KEPT_MS // 1000}s"
+"""Of entries of the bucket that hold the id of an idempotency key's replay."""
 
 RUNNING, PAUSED, DONE, CANCELLED, FAILED = "running", "paused", "done", "cancelled", "failed"
 
@@ -103,6 +108,17 @@ class Replays:
             raise NotFoundError(f"there is no replay {replay[:100]!r}{did_you_mean(replay, self.records)}")
         return record
 
+    async def id_of(self, idempotency_key: str) -> str:
+        """The id of the replay that a key stands for: made when the key is first used, and kept beside the records."""
+        key = _KEYS + hashlib.sha256(idempotency_key.encode()).hexdigest()[:40]
+        fresh = fresh_id("rpl")
+        try:
+            await self._bucket.create(key, fresh.encode(), _KEYS_KEPT)
+        except ConflictError:
+            found = await self._bucket.get(key)
+            return found.value.decode() if found else fresh
+        return fresh
+
     async def create(self, record: Record) -> None:
         """Raises ConflictError where there is one with that id."""
         revision = await self._bucket.create(record.id, msgspec.json.encode(record))
@@ -135,6 +151,8 @@ class Replays:
                 await self._bucket.delete(record.id, _MARK_KEPT)
 
     def _take(self, change: Change) -> None:
+        if change.key.startswith(_KEYS):
+            return
         if change.revision < self._revisions.get(change.key, 0):
             return  # this process has written a newer one
         record = None if change.value is None else _record(change.key, change.value)

@@ -10,8 +10,9 @@ import msgspec
 from crucible_core.attributes import MAX_EXTENSIONS, Extensions, mistake
 from crucible_core.envelope import MAX_EVENT_BYTES, MAX_HOPS, Data, Event, Metadata, Source, SourceKind, encode
 from crucible_core.errors import FieldError, InvalidError, TooLargeError
-from crucible_core.ids import is_id
+from crucible_core.ids import is_after, is_id
 from crucible_core.kinds import BUILT_IN
+from crucible_core.limits import TIME_AHEAD_S
 from crucible_core.payloads import CATEGORIES
 from crucible_core.protocol.events import NewEvent
 from crucible_core.redaction import checked_empty
@@ -58,6 +59,18 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _VERSION = re.compile(r"\d{1,9}\.\d{1,9}\.\d{1,9}(?:[-+][0-9A-Za-z.+-]{1,64})?", re.ASCII)
 
 
+class _Moments(msgspec.Struct):
+    """When something happened, by a built-in type's payload: RFC 3339 or Unix seconds."""
+
+    at: Any = None
+    started_at: Any = None
+    since: Any = None
+
+
+_moments = msgspec.json.Decoder(_Moments)
+_MOMENT_NAMES = tuple(f'"{name}"'.encode() for name in _Moments.__struct_fields__)
+
+
 class Defaults(msgspec.Struct, frozen=True):
     """What an event gets that did not bring it."""
 
@@ -94,7 +107,7 @@ def stamp(new: NewEvent, defaults: Defaults, payloads: Payloads, most: int = MAX
     if len(new.payload) > most:
         raise _too_large(most)
     dotted = payloads.resolve(new)
-    mistakes = _mistakes(new)
+    mistakes = [*_mistakes(new), *_of_the_future(new, defaults)]
     if mistakes:
         raise _invalid(mistakes)
     if new.hop > MAX_HOPS:
@@ -103,12 +116,13 @@ def stamp(new: NewEvent, defaults: Defaults, payloads: Payloads, most: int = MAX
     payload = bytes(new.payload)
     if new.redacted is None:
         version, payload = payloads.check(dotted, new.version, payload)
+        _check_moments(dotted, payload, defaults)
     else:
         checked_empty(payload)
         version = new.version or BUILT_IN
     event = _event(new, defaults, dotted, version, one_line(payload))
     if event.type in VERSIONED and new.redacted is None:
-        _check_entity(event)
+        _check_entity(event, defaults)
     _check_expectation(new, event)
     raw = encode(event)
     if len(raw) > most:
@@ -126,11 +140,14 @@ def stamp(new: NewEvent, defaults: Defaults, payloads: Payloads, most: int = MAX
 
 
 def key_of(new: NewEvent, event: Event) -> str | None:
-    """What stands for an idempotency key: a hash of it and of who used it where."""
     if new.idempotency_key is None:
         return None
-    scope = [event.metadata.actor, event.metadata.world_id, new.idempotency_key]
-    return f"key:{hashlib.sha256(chr(31).join(scope).encode()).hexdigest()}"
+    return scoped_key(new.idempotency_key, event.metadata.actor, event.metadata.world_id)
+
+
+def scoped_key(key: str, actor: str, world_id: str) -> str:
+    """What stands for an idempotency key: a hash of it and of who used it where."""
+    return f"key:{hashlib.sha256(chr(31).join([actor, world_id, key]).encode()).hexdigest()}"
 
 
 def stored_key(headers: Mapping[str, str]) -> str | None:
@@ -197,13 +214,15 @@ def _named(category: str, payload: bytes, usable: bool = False) -> tuple[str, st
     return None
 
 
-def _check_entity(event: Event) -> None:
+def _check_entity(event: Event, defaults: Defaults) -> None:
     """An event of a versioned entity must stand on its subject: there its version is checked, and it is looked for.
     Raises InvalidError."""
     named = _named(event.type, bytes(event.data.payload))
     if named is None:
         return
     field, name = named
+    if event.data.event == "Created" and is_after(name, _latest(defaults) // 1000):
+        raise _invalid([_ahead(f"payload.{field}", defaults)])
     if not _is_name(name, MAX_ENTITY) or not name.strip(".") or (event.type == "Memory" and "/" in name):
         message = "is a part of a URL's path: no control characters, no slash, and not only dots"
         raise _invalid([FieldError(f"payload.{field}", message)])
@@ -253,6 +272,45 @@ def _mistakes(new: NewEvent) -> list[FieldError]:
     if new.extensions:
         found += _extension_mistakes(new.extensions)
     return found
+
+
+def _of_the_future(new: NewEvent, defaults: Defaults) -> list[FieldError]:
+    """Times of the envelope that cannot have been yet; one that is no time is not looked at here."""
+    if new.id is None and new.timestamp is None and new.redacted is None:
+        return []
+    times = {"timestamp": new.timestamp, "redacted.at": new.redacted.at if new.redacted else None}
+    latest = _latest(defaults)
+    paths = [path for path, time in times.items() if time is not None and _is_later(time, latest)]
+    if new.id is not None and is_after(new.id, latest // 1000):
+        paths.append("id")
+    return [_ahead(path, defaults) for path in paths]
+
+
+def _check_moments(dotted: str, payload: bytes, defaults: Defaults) -> None:
+    """The same for the payload's words about when something happened. Raises InvalidError."""
+    if not any(name in payload for name in _MOMENT_NAMES) or dotted.partition(".")[0] not in CATEGORIES:
+        return
+    found, latest = _moments.decode(payload), _latest(defaults)
+    paths = [name for name in found.__struct_fields__ if _is_later(getattr(found, name), latest)]
+    if paths:
+        raise _invalid([_ahead(f"payload.{name}", defaults) for name in paths])
+
+
+def _latest(defaults: Defaults) -> int:
+    return parse_time(defaults.timestamp, "timestamp") + TIME_AHEAD_S * 1_000_000
+
+
+def _is_later(time: Any, latest: int) -> bool:
+    if isinstance(time, int | float):
+        return time * 1_000_000 > latest
+    try:
+        return isinstance(time, str) and parse_time(time, "") > latest
+    except InvalidError:
+        return False
+
+
+def _ahead(path: str, defaults: Defaults) -> FieldError:
+    return FieldError(path, f"is more than a day ahead of the clock, which says {defaults.timestamp[:19]}Z")
 
 
 def _extension_mistakes(extensions: Extensions) -> list[FieldError]:

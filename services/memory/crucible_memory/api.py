@@ -23,7 +23,7 @@ from .search import prepare, search
 from .state import Memory, refused
 from .store import find_anywhere, ids_of, views
 from .truth import last_of, settle
-from .writer import Outcome, Writer
+from .writer import Outcome, Use, Writer, fingerprint
 
 _REPLY_BYTES = 4 * 1024 * 1024
 _SEEN_S = 1.0
@@ -91,17 +91,18 @@ class Api:
 
     async def _create(self, request: WriteMemory) -> WrittenMemory:
         wanted = _given(request.create, "create")
-        id = new_id(request.id, request.cause)
+        id = new_id(request.id)
 
         async def decide(memory: Memory | None) -> Change | None:
-            if memory and request.id is None:
-                return None  # the key has made it before
             return changes.create(memory, id, wanted)
 
-        outcome = await self._writer.change(id, request.cause, decide, request.expected_sequence, "create")
-        if outcome.appended is None and outcome.before:
-            return WrittenMemory(id=id, sequence=outcome.before.key, duplicate=True)
-        return _written(id, outcome)
+        # A key names the first request that had it, whose memory has the id that was made then.
+        use = Use("create", request.id or "", fingerprint(request.cause, wanted))
+        outcome = await self._writer.change(id, request.cause, decide, request.expected_sequence, use)
+        written = _written(id, outcome)
+        if written.duplicate and outcome.appended is not None:
+            written.id = await self._writer.entity_of(outcome.appended)
+        return written
 
     async def _update(self, request: WriteMemory) -> WrittenMemory:
         wanted = _given(request.update, "update")
@@ -109,7 +110,7 @@ class Api:
         async def decide(memory: Memory) -> Change | None:
             return changes.update(memory, wanted)
 
-        return await self._change(request, "update", decide)
+        return await self._change(request, "update", decide, fingerprint(request.cause, wanted))
 
     async def _delete(self, request: WriteMemory) -> WrittenMemory:
         async def decide(memory: Memory) -> Change | None:
@@ -136,15 +137,20 @@ class Api:
         return await self._change(request, "link", decide)
 
     async def _change(
-        self, request: WriteMemory, operation: str, decide: Callable[[Memory], Awaitable[Change | None]]
+        self,
+        request: WriteMemory,
+        operation: str,
+        decide: Callable[[Memory], Awaitable[Change | None]],
+        fingerprint: str | None = None,
     ) -> WrittenMemory:
         id = _given(request.id, "id")
 
         async def decide_existing(memory: Memory | None) -> Change | None:
             return await decide(existing(memory, id))
 
+        use = Use(operation, id, fingerprint)
         return _written(
-            id, await self._writer.change(id, request.cause, decide_existing, request.expected_sequence, operation)
+            id, await self._writer.change(id, request.cause, decide_existing, request.expected_sequence, use)
         )
 
 

@@ -21,7 +21,7 @@ from .changes import Change
 from .naming import note_id
 from .notes import Note, is_note, parse
 from .state import Memory
-from .writer import Writer
+from .writer import Use, Writer
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class Files:
                 return changes.note(memory, id, step.path, note, earlier)
             return changes.moved(memory, id, step.path, earlier) if earlier else None
 
-        outcome = await self._writer.change(id, step.cause, decide, operation=step.action)
+        outcome = await self._writer.change(id, step.cause, decide, use=Use(step.action, id))
         return "changed" if outcome.appended else "unchanged"
 
 

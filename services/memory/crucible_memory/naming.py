@@ -1,13 +1,12 @@
-"""The ids of memories: fresh, or derived from what the memory is made of, so that it is made once."""
+"""The ids of memories: fresh, or derived from the note that the memory is made of, so that it is made once."""
 
 from crucible_core.ids import derive_id, is_id
-from crucible_core.protocol.memory import Cause
 from crucible_kit.clock import fresh_id
 
 from .state import refused
 
 EPOCH_MS = 1_735_689_600_000
-"""2025-01-01: the moment in every derived id. It never changes, since the same name must give the same id for ever."""
+"""2025-01-01: the moment in the id of every note's memory. It never changes: a name gives the same id for ever."""
 
 
 def note_id(world: str, path: str, root: str = "") -> str:
@@ -16,13 +15,10 @@ def note_id(world: str, path: str, root: str = "") -> str:
     return derive_id("mem", EPOCH_MS, "note", world, root, path)
 
 
-def new_id(given: str | None, cause: Cause) -> str:
-    """The id that the caller wants; one derived from its key, since a request with the same key is the same request;
-    else a fresh one. Raises InvalidError for what is no memory's id."""
-    if given is not None:
-        if not is_id("mem", given):
-            raise refused("id", "a memory's id is mem_ and up to 64 letters, digits, _ or -")
-        return given
-    if cause.key is not None:
-        return derive_id("mem", EPOCH_MS, "key", cause.actor or "", cause.world_id, cause.key)
-    return fresh_id("mem")
+def new_id(given: str | None) -> str:
+    """The id that the caller wants, else a fresh one. Raises InvalidError for what is no memory's id."""
+    if given is None:
+        return fresh_id("mem")
+    if not is_id("mem", given):
+        raise refused("id", "a memory's id is mem_ and up to 64 letters, digits, _ or -")
+    return given

@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 
-from crucible_core.envelope import MAX_EVENT_BYTES
+from crucible_core.envelope import MAX_EVENT_BYTES, decode
 from crucible_core.errors import ConflictError, TooLargeError, from_problem
-from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, NewEvent
+from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, KeyedRequest, NewEvent
 from crucible_core.protocol.memory import Cause
+from crucible_core.protocol.shared import GetRequest
 from crucible_kit.bus import Bus
 from crucible_kit.index import Index
 from crucible_kit.rpc import call
@@ -32,6 +33,25 @@ _MAX_KEY = 200
 _Decide = Callable[[Memory | None], Awaitable[Change | None]]
 
 
+class Use(msgspec.Struct, frozen=True):
+    """What a cause's key is used for: an operation on a memory (`about`), told from others of the same key. With a
+    `fingerprint` of what is asked, the key does not serve for anything else."""
+
+    operation: str = ""
+    about: str = ""
+    fingerprint: str | None = None
+
+
+def fingerprint(cause: Cause, wanted: msgspec.Struct) -> str | None:
+    """Who does not know the key cannot find out by it what was asked."""
+    if cause.key is None:
+        return None
+    return hashlib.sha256(msgspec.json.encode([cause.key, wanted], order="sorted")).hexdigest()[:32]
+
+
+_NO_USE = Use()
+
+
 class Outcome(msgspec.Struct, frozen=True):
     """`before` is the memory that was decided on, `appended` the event's outcome; None where nothing changes."""
 
@@ -49,12 +69,12 @@ class Writer:
         self._turns: weakref.WeakValueDictionary[tuple[str, str], asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def change(
-        self, id: str, cause: Cause, decide: _Decide, expected: int | None = None, operation: str = ""
+        self, id: str, cause: Cause, decide: _Decide, expected: int | None = None, use: Use = _NO_USE
     ) -> Outcome:
         """`expected` is the memory's sequence that the caller has seen (0: no such memory).
 
         Raises ConflictError where it is another, and what `decide` and the append raise: DeniedError, InvalidError, ….
-        `operation` tells this use of the cause's key from others.
+        `use` is what the cause's key is used for.
         """
         async with self._turn((id, cause.world_id)):
             for left in range(_TRIES, 0, -1):
@@ -62,9 +82,9 @@ class Writer:
                 change = await decide(memory)
                 sequence = _checked(memory, sequence, expected, cause)
                 if change is None:
-                    return Outcome(memory, None)
+                    return Outcome(memory, await self._first(cause, use))
                 try:
-                    return Outcome(memory, await self._append(id, change, memory, cause, sequence, operation))
+                    return Outcome(memory, await self._append(id, change, memory, cause, sequence, use))
                 except ConflictError:
                     if expected is not None or left == 1:
                         raise
@@ -92,10 +112,29 @@ class Writer:
             if held:
                 lock.release()
 
+    async def entity_of(self, appended: Appended) -> str:
+        """The memory that an event is about. Raises NotFoundError."""
+        event = decode(await call(self._bus, "events", "get", GetRequest(appended.id or ""), bytes))
+        return event.metadata.entity or ""
+
+    async def _first(self, cause: Cause, use: Use) -> Appended | None:
+        """What a request with the same key was answered: where nothing changes, nothing is appended that says so."""
+        if cause.key is None or use.fingerprint is None:
+            return None
+        asked = KeyedRequest(
+            key=_event_key(use, cause.key),
+            world_id=cause.world_id,
+            source=cause.source,
+            actor=cause.actor,
+            fingerprint=use.fingerprint,
+        )
+        found = await call(self._bus, "events", "keyed", asked, Appended)
+        return found if found.id is not None else None
+
     async def _append(
-        self, id: str, change: Change, memory: Memory | None, cause: Cause, expected: int, operation: str
+        self, id: str, change: Change, memory: Memory | None, cause: Cause, expected: int, use: Use
     ) -> Appended:
-        event = new_event(id, change, memory, cause, expected, operation)
+        event = new_event(id, change, memory, cause, expected, use)
         request = AppendRequest(events=[event])
         reply = await call(
             self._bus, "events", "append", request, AppendReply, timeout=_APPEND_S, traceparent=cause.traceparent
@@ -106,7 +145,7 @@ class Writer:
         return result
 
 
-def new_event(id: str, change: Change, memory: Memory | None, cause: Cause, expected: int, operation: str) -> NewEvent:
+def new_event(id: str, change: Change, memory: Memory | None, cause: Cause, expected: int, use: Use) -> NewEvent:
     """A change as the event that asks to be committed. A memory stays in the room where it was made, and for ever."""
     payload = msgspec.json.encode(change.payload)
     if len(payload) > MAX_EVENT_BYTES - _ENVELOPE_BYTES:
@@ -125,13 +164,14 @@ def new_event(id: str, change: Change, memory: Memory | None, cause: Cause, expe
         traceparent=cause.traceparent,
         expected_sequence=expected,
         retention="forever",
-        idempotency_key=_event_key(id, operation, cause.key) if cause.key else None,
+        idempotency_key=_event_key(use, cause.key) if cause.key else None,
+        fingerprint=use.fingerprint,
     )
 
 
-def _event_key(id: str, operation: str, key: str) -> str:
+def _event_key(use: Use, key: str) -> str:
     """The key within one operation on one memory, so that the same one may serve for several."""
-    text = f"memory.{operation}:{id}:{key}"
+    text = f"memory.{use.operation}:{use.about}:{key}"
     return text if len(text) <= _MAX_KEY else f"memory:{hashlib.sha256(text.encode()).hexdigest()}"
 
 

@@ -65,6 +65,17 @@ class AppendReply(Message):
     results: list[Appended]
 
 
+class KeyedRequest(Message):
+    """`events.keyed`: the outcome of the append that had an idempotency key first; all None where none had. With a
+    `fingerprint`, refused as an append would be that is not the same."""
+
+    key: str
+    world_id: str = DEFAULT_WORLD
+    source: Source | None = None
+    actor: str | None = None
+    fingerprint: str | None = None
+
+
 class RedactRequest(Message):
     """Erase the payload of one event; the rest says who asks. Answered with the event in its public form."""
 
