@@ -81,9 +81,16 @@ def test_listen_runs_until_it_is_ended(signal_number: signal.Signals) -> None:
         url = process.stderr.readline().split()[2]
         assert httpx.post(url, content=BODY, headers=headers()).status_code == 200
         assert json.loads(process.stdout.readline())["verified"] is True
+        offer = {
+            "Connection": "Upgrade, HTTP2-Settings",
+            "Upgrade": "h2c",
+            "HTTP2-Settings": "AAMAAABkAAQCAAAAAAIAAAAA",
+        }
+        assert httpx.post(url, content=BODY, headers=headers() | offer).status_code == 200
+        assert json.loads(process.stdout.readline())["event"]["type"] == "File"
         process.send_signal(signal_number)
         assert process.wait(10) in (0, -signal_number)
-        assert "Traceback" not in process.stderr.read()
+        assert process.stderr.read().count("\n") == 1, "nothing but what is said at the start"
 
 
 def test_a_taken_port_is_said() -> None:

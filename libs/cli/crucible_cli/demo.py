@@ -139,7 +139,7 @@ def _play(
 def endpoint(secret: str, tell: Callable[[Delivery], None]) -> Iterator[str]:
     """A receiver in a thread; gives its URL."""
     with socket.create_server(("127.0.0.1", 0)) as bound:
-        config = uvicorn.Config(receiver(secret, tell), log_config=None, lifespan="off", ws="none")
+        config = uvicorn.Config(receiver(secret, tell), http="h11", log_config=None, lifespan="off", ws="none")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()

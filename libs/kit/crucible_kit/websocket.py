@@ -8,7 +8,7 @@ from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
-from .asgi import STATUS, status_problem
+from .asgi import STATUS, Rendered, status_problem
 
 _HANDSHAKE = b"GET / HTTP/1.1\r\n\r\n"
 _CLOSE_OFFSET = 4000
@@ -61,12 +61,16 @@ class WebSocket(WebSocketsSansIOProtocol):
             super().data_received(early)
 
     async def _refuse(self, message: Any) -> None:
-        status = message.get("code", 0) - _CLOSE_OFFSET
-        known = 400 <= status < 600
-        status, headers, body = status_problem(status if known else STATUS["forbidden"], message.get("reason") or "")
-        raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        """With the rendered `refusal` that an app may have put into its message, or else what its code says."""
+        status, headers, body = message.get("refusal") or _refusal(message)
+        raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
         await self.send({"type": "websocket.http.response.start", "status": status, "headers": raw})
         await self.send({"type": "websocket.http.response.body", "body": body})
+
+
+def _refusal(message: Any) -> Rendered:
+    status = message.get("code", 0) - _CLOSE_OFFSET
+    return status_problem(status if 400 <= status < 600 else STATUS["forbidden"], message.get("reason") or "")
 
 
 class _Handshakes(ServerProtocol):

@@ -23,7 +23,7 @@ from .context import Gateway
 from .correlation import show_correlation
 from .hub import Hub
 from .observing import Counting, Observing
-from .problems import exception_handlers
+from .problems import exception_handlers, keep_refusal, show_refusal
 from .routes import (
     events,
     export,
@@ -52,7 +52,8 @@ def create_app(settings: Settings | None = None) -> Litestar:
         route_handlers=[*_open_handlers(), _api()],
         lifespan=[_lifespan(settings, metrics)],
         middleware=[Observing(metrics)],
-        before_send=[show_correlation, show_methods, Counting(metrics)],
+        before_send=[show_refusal, show_correlation, show_methods, Counting(metrics)],
+        after_exception=[keep_refusal],
         exception_handlers=exception_handlers(),
         state=State({"service": SERVICE, "stopping": asyncio.Event()}),
         # Bodies are limited and read in `bodies`, described in `openapi`, and errors logged in `problems`.

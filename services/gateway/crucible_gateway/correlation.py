@@ -12,7 +12,7 @@ from crucible_kit.clock import fresh_id
 HEADER = "X-Correlation-Id"
 _VALID = re.compile(r"[A-Za-z0-9_.:/+=-]{1,128}", re.ASCII)
 _KEY = "crucible_correlation_id"
-_ANSWERS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
+_ANSWERS = frozenset({"http.response.start", "websocket.accept"})
 
 
 def sent_correlation(headers: Mapping[str, str]) -> str | None:

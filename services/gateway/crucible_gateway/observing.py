@@ -46,11 +46,19 @@ class Counting:
         self._requests = metrics.counter("http_requests", "Answered requests", ("method", "route", "status"))
 
     async def __call__(self, message: Message, scope: Scope) -> None:
-        if message["type"] in ("http.response.start", "websocket.http.response.start"):
-            status: Any = message["status"]
+        if (status := _status(message)) is not None:
             self._requests.labels(_method(scope), _route(scope), status).inc()
-        elif message["type"] == "websocket.accept":
-            self._requests.labels(_method(scope), _route(scope), 101).inc()
+
+
+def _status(message: Any) -> int | None:
+    match message:
+        case {"type": "http.response.start", "status": int(status)}:
+            return status
+        case {"type": "websocket.accept"}:
+            return 101
+        case {"type": "websocket.close", "refusal": (int(status), _, _)}:
+            return status
+    return None
 
 
 def traceparent_of(scope: Scope) -> str:

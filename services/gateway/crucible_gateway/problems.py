@@ -5,13 +5,14 @@ from typing import Any
 
 import msgspec
 from litestar import Request, Response
-from litestar.exceptions import HTTPException
-from litestar.types import ExceptionHandlersMap
+from litestar.enums import ScopeType
+from litestar.exceptions import HTTPException, WebSocketException
+from litestar.types import ExceptionHandlersMap, Message, Scope
 
 from crucible_core.errors import CrucibleError, untried
 from crucible_kit.asgi import PROBLEM_JSON, Rendered, problem, status_problem
 
-from .correlation import correlation_of
+from .correlation import HEADER, correlation_of
 
 log = logging.getLogger(__name__)
 
@@ -19,10 +20,11 @@ _READING = frozenset({"GET", "HEAD"})
 _NOT_FOUND = 404
 _NOT_ALLOWED = 405
 _OWN_FAULT = 500
+_REFUSAL = "crucible_refusal"
 
 
 def exception_handlers() -> ExceptionHandlersMap:
-    return {CrucibleError: _refused, HTTPException: _refused_by_framework, Exception: _failed}
+    return {Exception: _answered}
 
 
 def answer(rendered: Rendered) -> Response[bytes]:
@@ -37,27 +39,50 @@ def document(error: CrucibleError, correlation_id: str | None = None) -> msgspec
     return msgspec.Raw(problem(error, correlation_id)[2])
 
 
-def _refused(request: Request[Any, Any, Any], error: CrucibleError) -> Response[bytes]:
-    if error.code == CrucibleError.code:
-        log.error("%s %s: %s", request.method, request.url.path, error.detail)
-    if request.method in _READING:
+async def keep_refusal(error: Exception, scope: Scope) -> None:
+    """An `after_exception` hook. Litestar closes a WebSocket without asking an exception handler; `show_refusal` then
+    tells the server why. A client that has gone is told nothing."""
+    if scope["type"] == ScopeType.WEBSOCKET and not isinstance(error, OSError | WebSocketException):
+        status, headers, body = _rendered(error, scope)
+        scope["state"][_REFUSAL] = status, {**headers, HEADER: correlation_of(scope)}, body
+
+
+async def show_refusal(message: Message, scope: Scope) -> None:
+    """A `before_send` hook: gives the server the whole answer to a handshake that is refused."""
+    if message["type"] == "websocket.close" and _REFUSAL in scope["state"]:
+        message["refusal"] = scope["state"][_REFUSAL]  # type: ignore[typeddict-unknown-key]
+
+
+def _answered(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    return answer(_rendered(error, request.scope))
+
+
+def _rendered(error: Exception, scope: Scope) -> Rendered:
+    if isinstance(error, HTTPException):
+        return _of_framework(error, scope)
+    if not isinstance(error, CrucibleError):
+        log.error("%s failed", _named(scope), exc_info=error)
+        error = CrucibleError(str(error))
+    elif error.code == CrucibleError.code:
+        log.error("%s: %s", _named(scope), error.detail)
+    if scope.get("method", "GET") in _READING:
         error = untried(error)
-    return answer(problem(error, correlation_of(request.scope)))
+    return problem(error, correlation_of(scope))
 
 
-def _refused_by_framework(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
+def _of_framework(error: HTTPException, scope: Scope) -> Rendered:
     status, detail = error.status_code, error.detail
-    headers = dict(error.headers or {})
-    if status == _NOT_FOUND:
-        detail = f"Nothing is at {request.scope['path']}"
+    if scope["type"] == ScopeType.WEBSOCKET and "route_handler" not in scope:
+        status, detail = _NOT_FOUND, f"No WebSocket is at {scope['path']}"
+    elif status == _NOT_FOUND:
+        detail = f"Nothing is at {scope['path']}"
     elif status == _NOT_ALLOWED:
-        detail = f"{request.scope['path']} does not answer {request.method}"
+        detail = f"{scope['path']} does not answer {scope.get('method')}"
     elif status >= _OWN_FAULT:
-        log.warning("%s %s: %s", request.method, request.scope["path"], detail)
+        log.warning("%s: %s", _named(scope), detail)
         detail = ""
-    return answer(status_problem(status, detail, correlation_of(request.scope), headers))
+    return status_problem(status, detail, correlation_of(scope), dict(error.headers or {}))
 
 
-def _failed(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    log.error("%s %s failed", request.method, request.scope["path"], exc_info=error)
-    return answer(problem(CrucibleError(str(error)), correlation_of(request.scope)))
+def _named(scope: Scope) -> str:
+    return f"{scope.get('method', 'WEBSOCKET')} {scope['path']}"

@@ -7,7 +7,7 @@ from litestar.datastructures import Headers
 from litestar.exceptions import HTTPException, WebSocketDisconnect
 from litestar.response import Stream
 
-from crucible_core.errors import CrucibleError, FieldError, InvalidError
+from crucible_core.errors import FieldError, InvalidError
 from crucible_core.matcher import compile_filters
 from crucible_core.protocol.shared import TypeFilter
 from crucible_gateway import examples, sse
@@ -16,17 +16,14 @@ from crucible_gateway.context import gateway_of
 from crucible_gateway.correlation import correlation_of
 from crucible_gateway.following import follow
 from crucible_gateway.openapi import Operation, described
-from crucible_gateway.params import StreamParams, filter_param, read_params, restore_plus
+from crucible_gateway.params import NoParams, StreamParams, filter_param, read_params, restore_plus
 from crucible_gateway.places import check_place
 from crucible_gateway.sockets import Session
 from crucible_gateway.subscriptions import Start, Wanted, read_start
-from crucible_kit.asgi import problem
 
 TAG = "Events"
 PATH = "/api/v1/events/stream"
 _NOT_ACCEPTABLE = 406
-_CLOSE_OFFSET = 4000
-"""A WebSocket is closed with this and the HTTP status that would have refused it."""
 
 
 @get(
@@ -85,11 +82,8 @@ def _start(headers: Headers, asked: str, head: int) -> Start:
 @websocket(PATH)
 async def stream_socket(socket: WebSocket[Any, Any, Any]) -> None:
     gateway = gateway_of(socket)
-    try:
-        gateway.keys.authenticate(socket.headers)
-    except CrucibleError as error:
-        await _deny(socket, error)
-        return
+    gateway.keys.authenticate(socket.headers)
+    read_params(socket.scope["query_string"], NoParams)
     await socket.accept()
     sockets = gateway.metrics.gauge("open_sockets", "Open WebSockets")
     sockets.inc()
@@ -122,19 +116,3 @@ async def _heard(socket: WebSocket[Any, Any, Any]) -> bytes | None:
         return None
     text = message.get("text")
     return message.get("bytes") or b"" if text is None else text.encode("utf-8", "surrogatepass")
-
-
-async def _deny(socket: WebSocket[Any, Any, Any], error: CrucibleError) -> None:
-    """An HTTP answer where the server can give one to a handshake; else a close code, 4401 for a wrong key."""
-    status, headers, body = problem(error, correlation_of(socket.scope))
-    await socket.receive()
-    if "websocket.http.response" in (socket.scope.get("extensions") or {}):
-        raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
-        messages: list[Any] = [
-            {"type": "websocket.http.response.start", "status": status, "headers": raw},
-            {"type": "websocket.http.response.body", "body": body, "more_body": False},
-        ]
-        for message in messages:
-            await socket.send(message)
-    else:
-        await socket.send({"type": "websocket.close", "code": _CLOSE_OFFSET + status, "reason": error.detail[:100]})
