@@ -147,7 +147,7 @@ def test_hooks(run: Run, played: Played, tmp_path: Path) -> None:
     assert "dry_run=False" in run("hooks", "test", "tidy", "--real").stdout
     played.verdicts["tidy"] = "inert"
     assert run("hooks", "test", "tidy").exit_code == 1
-    assert answer(run, "hooks", "delete", "tidy") == {"deleted": "tidy"}
+    assert answer(run, "hooks", "delete", "tidy", "--yes") == {"deleted": "tidy"}
     assert "crucible hooks add" in run("hooks", "list").stdout
 
 
@@ -321,6 +321,36 @@ def test_latest_events_are_shown_in_the_order_of_the_log(run: Run, played: Playe
     assert numbers("--all") == [0, 1, 2, 3, 4]
 
 
+def test_what_removes_asks_first(run: Run, played: Played, tmp_path: Path) -> None:
+    run("worlds", "add", "acme")
+    run("rooms", "add", "acme", "lab")
+    (tmp_path / "hook.json").write_text('{"name": "tidy"}')
+    run("hooks", "add", str(tmp_path / "hook.json"))
+    run("events", "types", "add", "--type", "Order.Sent", "--schema", "{}")
+    replay = answer(run, "events", "replay", "--to-hook", "tidy")["id"]
+    for words, asked in (
+        (
+            ("worlds", "delete", "acme", "--purge"),
+            "Remove the world acme and its 0 events? Nobody can bring them back.",
+        ),
+        (("worlds", "rm", "acme"), "Remove the world acme with 2 rooms? Its 0 events stay until they expire."),
+        (("rooms", "delete", "acme", "lab"), "Remove the room lab of acme?"),
+        (("hooks", "delete", "tidy"), "Remove the hook tidy"),
+        (("events", "types", "delete", "Order.Sent"), "Remove the type Order.Sent"),
+        (("retention", "set", "[]"), "Replace these rules by 0 others?"),
+        (("replays", "cancel", replay), "End this replay?"),
+    ):
+        for given, told in (("n\n", "nothing was changed"), ("", "--yes does it without asking")):
+            result = run(*words, input=given)
+            assert result.exit_code == 1, words
+            assert asked in result.stderr
+            assert told in result.stderr
+    assert [request for request in played.requests if request[0] in ("DELETE", "PUT")] == []
+    assert run("hooks", "delete", "tidy", input="y\n").exit_code == 0
+    again = run("hooks", "delete", "tidy", "--yes")
+    assert (again.exit_code, "the hook tidy is gone already" in again.stderr) == (1, True)
+
+
 def test_worlds_and_rooms(run: Run, played: Played) -> None:
     assert answer(run, "worlds", "add", "acme", "--description", "Our own")["id"] == "acme"
     assert "lab in acme" in run("rooms", "add", "acme", "lab").stdout
@@ -328,11 +358,11 @@ def test_worlds_and_rooms(run: Run, played: Played) -> None:
     shown = run("worlds", "list").stdout
     assert "Our own" in shown
     assert "main lab" in shown
-    assert answer(run, "rooms", "rm", "acme", "lab") == {"deleted": "lab"}
+    assert answer(run, "rooms", "rm", "acme", "lab", "--yes") == {"deleted": "lab"}
     assert [world["id"] for world in answer(run, "worlds", "list")["worlds"]] == ["acme", "default"]
-    assert answer(run, "worlds", "rm", "acme", "--purge") == {"deleted": "acme", "purged": True}
-    missing = run("worlds", "rm", "acme")
-    assert (missing.exit_code, "no world acme" in missing.stderr) == (1, True)
+    assert answer(run, "worlds", "delete", "acme", "--purge", "--yes") == {"deleted": "acme", "purged": True}
+    missing = run("worlds", "rm", "acme", "--yes")
+    assert (missing.exit_code, "the world acme is gone already" in missing.stderr) == (1, True)
     assert "main" in run("rooms", "list").stdout
 
 
@@ -340,11 +370,11 @@ def test_retention(run: Run, tmp_path: Path) -> None:
     assert "All other events: 30d" in run("retention", "show").stdout
     file = tmp_path / "rules.json"
     file.write_text('{"rules": [{"type": "Task.*", "keep": "forever"}]}')
-    assert answer(run, "retention", "set", f"@{file}", "--revision", "0")["revision"] == 1
+    assert answer(run, "retention", "set", f"@{file}", "--revision", "0", "--yes")["revision"] == 1
     assert "Task.*" in run("retention", "show").stdout
-    stale = run("retention", "set", "[]", "--revision", "0")
+    stale = run("retention", "set", "[]", "--revision", "0", "--yes")
     assert (stale.exit_code, "revision 1" in stale.stderr) == (1, True)
-    assert answer(run, "retention", "set", "[]")["rules"] == []
+    assert answer(run, "retention", "set", "[]", "--yes")["rules"] == []
     for wrong in ("{", "{}", "[1]", "7"):
         assert run("retention", "set", wrong).exit_code == 2
 
@@ -400,8 +430,8 @@ def test_types_are_listed_added_shown_and_removed(run: Run, played: Played, tmp_
     listed = answer(run, "events", "types", "--registered")["types"]
     assert [kind["type"] for kind in listed] == ["Order.Placed", "Order.Sent"]
     assert '"required"' in run("events", "types", "show", "Order.Placed").stdout
-    assert answer(run, "events", "types", "rm", "Order.Placed") == {"deleted": "Order.Placed"}
-    assert run("events", "types", "rm", "Memory.Created").exit_code == 1
+    assert answer(run, "events", "types", "rm", "Order.Placed", "--yes") == {"deleted": "Order.Placed"}
+    assert run("events", "types", "rm", "Memory.Created", "--yes").exit_code == 1
 
 
 def test_a_type_needs_a_name_and_a_schema(run: Run, tmp_path: Path) -> None:
@@ -438,7 +468,7 @@ def test_types_are_exported_and_added_again(run: Run, played: Played, tmp_path: 
 
 def test_a_conflict_with_what_always_holds_is_not_to_be_retried(run: Run) -> None:
     run("events", "types", "add", "--type", "Order.Placed", "--schema", "{}")
-    assert "retry" not in run("events", "types", "rm", "Memory.Created").stderr
+    assert "retry" not in run("events", "types", "rm", "Memory.Created", "--yes").stderr
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)])

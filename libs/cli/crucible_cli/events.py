@@ -17,7 +17,7 @@ from crucible_core.times import format_time
 
 from . import replays, types
 from .emitting import emit, export, import_
-from .session import Session, command
+from .session import Session, Yes, command
 from .tables import count_table, event_line, event_panel
 from .tailing import tail
 from .tree import render_trace
@@ -100,7 +100,7 @@ def redact(
     reason: Annotated[
         str | None, typer.Option("--reason", help="Why. It stays in the log: do not repeat what is erased.")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
 ) -> None:
     """Erase an event's payload for good; its envelope stays, and a tombstone says who did it.
 
@@ -111,7 +111,7 @@ def redact(
         event = find_event(crucible, id)
         if not yes:
             session.err.print(event_line(event), soft_wrap=True)
-            typer.confirm("Erase its payload? Nobody can bring it back.", abort=True, err=True)
+            session.confirm("Erase its payload? Nobody can bring it back.", yes)
         session.show(crucible.events.redact(event.metadata.id, reason=reason), event_panel)
 
 

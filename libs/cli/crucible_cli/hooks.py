@@ -13,7 +13,7 @@ from crucible_core.protocol.hooks import HookView
 
 from .given import json_object
 from .hookfile import read_hook_file
-from .session import Session, command
+from .session import Session, Yes, command
 from .tables import as_json, check_view, hooks_table, run_view, runs_table, state_text
 
 app = typer.Typer(no_args_is_help=True, help="List, add and try hooks.")
@@ -76,9 +76,13 @@ def disable(session: Session, name: Name) -> None:
 
 
 @command(app)
-def delete(session: Session, name: Name) -> None:
-    """Remove a hook."""
-    with session.connect() as crucible:
+def delete(session: Session, name: Name, yes: Yes = False) -> None:
+    """Remove a hook, and what waits to be run by it."""
+    with session.connect() as crucible, session.removing(f"the hook {name}"):
+        if not yes:
+            hook = crucible.hooks.get(name)
+            session.err.print(hooks_table([hook]))
+            session.confirm(f"Remove the hook {name}, and what waits to be run by it?", yes)
         crucible.hooks.delete(name)
     session.show({"deleted": name}, lambda _: Text.assemble("deleted ", (name, "bold")))
 

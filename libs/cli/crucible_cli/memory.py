@@ -10,7 +10,7 @@ from crucible_core.errors import CrucibleError, NotFoundError
 from crucible_core.protocol.memory import MemoryView
 
 from .given import json_object, text_of
-from .session import Session, command
+from .session import Session, Yes, command
 from .summary import clean, headline
 from .tables import memories_table, memory_panel
 
@@ -122,14 +122,14 @@ def update(
 def delete(
     session: Session,
     id: Id,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
 ) -> None:
     """Remove a memory: it is found no more. What its events say stays in the log."""
     with session.connect() as crucible:
         memory = _found(crucible, id)
         if not yes:
             what = clean(memory.title or headline(memory.content), 60)
-            typer.confirm(f"Remove {memory.id} ({what})?", abort=True, err=True)
+            session.confirm(f"Remove {memory.id} ({what})?", yes)
         crucible.memory.delete(memory.id)
     session.show({"deleted": memory.id}, lambda _: Text.assemble("deleted ", (memory.id, "bold")))
 

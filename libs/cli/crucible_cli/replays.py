@@ -11,7 +11,7 @@ from crucible_client import Crucible
 from crucible_core.protocol.replays import Replay
 
 from .given import json_object, moment_of
-from .session import Session, command
+from .session import Session, Yes, command
 from .tables import replay_view, replays_table, target_text
 
 app = typer.Typer(no_args_is_help=True, help="Show, pause, resume and cancel replays.")
@@ -72,7 +72,7 @@ def list_(session: Session) -> None:
         session.list("replays", crucible.replays.list(), replays_table)
 
 
-@command(app)
+@command(app, "get", alias="show")
 def show(
     session: Session,
     id: Id,
@@ -98,9 +98,12 @@ def resume(session: Session, id: Id) -> None:
 
 
 @command(app)
-def cancel(session: Session, id: Id) -> None:
-    """End a replay; what its target's queue holds still goes out."""
+def cancel(session: Session, id: Id, yes: Yes = False) -> None:
+    """End a replay for good; what its target's queue holds still goes out."""
     with session.connect() as crucible:
+        if not yes:
+            session.err.print(replay_view(crucible.replays.get(id)))
+            session.confirm("End this replay? It cannot be resumed.", yes)
         session.show(crucible.replays.cancel(id), replay_view)
 
 

@@ -6,13 +6,13 @@ import msgspec
 import typer
 
 from .given import text_of
-from .session import Session, command
+from .session import Session, Yes, command
 from .tables import retention_table
 
 app = typer.Typer(no_args_is_help=True, help="Show and set how long events are kept.")
 
 
-@command(app, table=True)
+@command(app, "get", table=True, alias="show")
 def show(session: Session) -> None:
     """The rules, in their order: the first that fits an event counts."""
     with session.connect() as crucible:
@@ -26,12 +26,17 @@ def set_(
         str, typer.Argument(help='A list of {"type", "keep", "world_id"}, or {"rules": […]}: JSON, @FILE or -.')
     ],
     revision: Annotated[
-        int | None, typer.Option(min=0, help="Only if the rules are still those of this revision (see `show`).")
+        int | None, typer.Option(min=0, help="Only if the rules are still those of this revision (see `get`).")
     ] = None,
+    yes: Yes = False,
 ) -> None:
     """Replace the rules, for events that are written from now on."""
+    wanted = _rules(rules)
     with session.connect() as crucible:
-        session.show(crucible.retention.put(_rules(rules), expected_revision=revision), retention_table)
+        if not yes:
+            session.err.print(retention_table(crucible.retention.get()))
+            session.confirm(f"Replace these rules by {len(wanted)} other{'' if len(wanted) == 1 else 's'}?", yes)
+        session.show(crucible.retention.put(wanted, expected_revision=revision), retention_table)
 
 
 def _rules(given: str) -> list[dict[str, Any]]:

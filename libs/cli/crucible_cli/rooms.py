@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from .session import Session, command
+from .session import Session, Yes, command
 from .tables import rooms_table
 
 app = typer.Typer(no_args_is_help=True, help="List, add and remove the rooms of a world.")
@@ -29,9 +29,12 @@ def add(session: Session, world: World, id: Id) -> None:
     session.show(room, lambda _: Text.assemble("room ", (room.id, "bold"), f" in {world}"))
 
 
-@command(app)
-def rm(session: Session, world: World, id: Id) -> None:
+@command(app, alias="rm")
+def delete(session: Session, world: World, id: Id, yes: Yes = False) -> None:
     """Remove a room. Its events can still be read, until they expire."""
-    with session.connect() as crucible:
+    with session.connect() as crucible, session.removing(f"the room {id} of {world}"):
+        if not yes:
+            events = crucible.events.count(world_id=world, room_id=id).count
+            session.confirm(f"Remove the room {id} of {world}? Its {events:,} events stay until they expire.", yes)
         crucible.rooms.delete(world, id)
     session.show({"deleted": id}, lambda _: Text.assemble("deleted ", (id, "bold")))

@@ -1,10 +1,11 @@
 """What every command is given: where the gateway is, which key opens it, and how to print; and how a command ends."""
 
+import contextlib
 import functools
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
 
@@ -14,7 +15,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from crucible_client import Crucible
-from crucible_core.errors import CrucibleError
+from crucible_core.errors import CrucibleError, NotFoundError
 
 from .listing import UNCUT
 from .place import Place, find_place
@@ -33,6 +34,7 @@ Data = Annotated[
     Path | None, typer.Option("--data", help="The data directory of `crucible up`.", rich_help_panel="Gateway")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Wide = Annotated[bool, typer.Option("--wide", help="Cut nothing to the width of the terminal.")]
 
 
@@ -69,6 +71,26 @@ class Session(msgspec.Struct, frozen=True):
         else:
             self.out.print(view(value), soft_wrap=True)
 
+    def confirm(self, question: str, yes: bool) -> None:
+        """Asks before something is gone. Ends the command where the answer is no, or nobody is there to answer."""
+        if yes:
+            return
+        try:
+            agreed = typer.confirm(question, err=True)
+        except typer.Abort:
+            raise CrucibleError(f"{question} Nobody answered: --yes does it without asking") from None
+        if not agreed:
+            self.note("nothing was changed")
+            raise typer.Exit(1)
+
+    @contextlib.contextmanager
+    def removing(self, what: str) -> Iterator[None]:
+        """Says of what is removed twice that it is gone."""
+        try:
+            yield
+        except NotFoundError as error:
+            raise NotFoundError(f"{what} is gone already, or never was") from error
+
     def note(self, text: str) -> None:
         """Something beside the answer."""
         self.err.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
@@ -87,10 +109,10 @@ def open_session(
 
 
 def command(
-    app: typer.Typer, name: str | None = None, *, table: bool = False
+    app: typer.Typer, name: str | None = None, *, table: bool = False, alias: str | None = None
 ) -> Callable[[Callable[Concatenate[Session, P], None]], Callable[Concatenate[Session, P], None]]:
     """Registers a function of a session as a command: it gains --url, --key, --data and --json (and --wide where it
-    shows a `table`), and its errors become a line on stderr and exit code 1."""
+    shows a `table`), and its errors become a line on stderr and exit code 1. `alias` is a second name, unlisted."""
 
     def register(function: Callable[Concatenate[Session, P], None]) -> Callable[Concatenate[Session, P], None]:
         def run(
@@ -116,7 +138,10 @@ def command(
                 _let_go()
                 raise typer.Exit(1) from error
 
-        app.command(name or function.__name__.removesuffix("_").replace("_", "-"))(_disguised(run, function, table))
+        disguised = _disguised(run, function, table)
+        app.command(name or function.__name__.removesuffix("_").replace("_", "-"))(disguised)
+        if alias:
+            app.command(alias, hidden=True)(disguised)
         return function
 
     return register

@@ -11,7 +11,7 @@ from crucible_core.protocol.events import DescribedType, TypeRecord
 
 _FIELDS = frozenset(("type", "version", "schema", "schemas", "description", "aliases"))
 _TOLD = frozenset(("open", "registered", "count", "versions"))
-"""What `types show --json` says beside them: nothing that could be registered."""
+"""What `types get --json` says beside them: nothing that could be registered."""
 
 
 def written(kinds: list[DescribedType]) -> dict[str, Any]:

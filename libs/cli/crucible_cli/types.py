@@ -13,7 +13,7 @@ from crucible_core.protocol.events import EventType
 
 from .given import payload_of
 from .ndjson import writing
-from .session import Session, command
+from .session import Session, Yes, command
 from .tables import as_json, types_table
 from .typefile import definitions, written
 
@@ -44,7 +44,7 @@ def list_(
     session.list("types", found, types_table)
 
 
-@command(app, table=True)
+@command(app, "get", table=True, alias="show")
 def show(session: Session, type: Type) -> None:
     """One event type, with the JSON Schema of its payload."""
     with session.connect() as crucible:
@@ -98,10 +98,14 @@ def export(
     session.note(f"{len(names):,} types")
 
 
-@command(app)
-def rm(session: Session, type: Type) -> None:
+@command(app, alias="rm")
+def delete(session: Session, type: Type, yes: Yes = False) -> None:
     """Remove a registered event type of which the log has no events."""
-    with session.connect() as crucible:
+    with session.connect() as crucible, session.removing(f"the type {type}"):
+        if not yes:
+            found = crucible.events.get_type(type)
+            versions = f"{len(found.versions)} version{'s' if len(found.versions) > 1 else ''}"
+            session.confirm(f"Remove the type {found.type} with its {versions}?", yes)
         crucible.events.delete_type(type)
     session.show({"deleted": type}, lambda _: Text.assemble("deleted ", (type, "bold")))
 

@@ -5,7 +5,9 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from .session import Session, command
+from crucible_client import Crucible
+
+from .session import Session, Yes, command
 from .tables import worlds_table
 
 app = typer.Typer(no_args_is_help=True, help="List, add and remove worlds.")
@@ -28,14 +30,32 @@ def add(session: Session, id: Id, description: Annotated[str, typer.Option(help=
     session.show(world, lambda _: Text.assemble("world ", (world.id, "bold")))
 
 
-@command(app)
-def rm(
+@command(app, table=True)
+def get(session: Session, id: Id) -> None:
+    """One world, with its rooms."""
+    with session.connect() as crucible:
+        session.show(crucible.worlds.get(id), lambda world: worlds_table([world]))
+
+
+@command(app, alias="rm")
+def delete(
     session: Session,
     id: Id,
     purge: Annotated[bool, typer.Option("--purge", help="Also remove its events, for good.")] = False,
+    yes: Yes = False,
 ) -> None:
     """Remove a world. Its events can still be read, until they expire."""
-    with session.connect() as crucible:
+    with session.connect() as crucible, session.removing(f"the world {id}"):
+        if not yes:
+            session.confirm(_question(crucible, id, purge), yes)
         crucible.worlds.delete(id, purge=purge)
     done = "purged " if purge else "deleted "
     session.show({"deleted": id, "purged": purge}, lambda _: Text.assemble(done, (id, "bold")))
+
+
+def _question(crucible: Crucible, id: str, purge: bool) -> str:
+    events = f"{crucible.events.count(world_id=id).count:,} events"
+    if purge:
+        return f"Remove the world {id} and its {events}? Nobody can bring them back."
+    rooms = len(crucible.worlds.get(id).rooms)
+    return f"Remove the world {id} with {rooms} room{'s' if rooms > 1 else ''}? Its {events} stay until they expire."
