@@ -25,6 +25,7 @@ from crucible_kit.bus import MAX_BATCH, Bus, DuplicateError, Stored
 from crucible_kit.clock import fresh_id, fresh_ids, timestamp
 from crucible_kit.index import Index
 from crucible_kit.metrics import Metrics
+from crucible_kit.places import Places
 from crucible_kit.rpc import Context
 
 from . import pinning, store
@@ -39,7 +40,8 @@ from .validation import Payloads
 
 log = logging.getLogger(__name__)
 
-JUDGED_AT_ONCE = 32
+JUDGED_AT_ONCE = 64
+"""Events that guards judge at once; those of the same guards have a quarter of it."""
 _HEADERS_ROOM = 8 * 1024
 """What subject and headers may take of NATS's max_payload."""
 
@@ -67,7 +69,7 @@ class Appender:
         self._retention = copies.retention
         self._committer = committer
         self._remembered_s = remembered_s
-        self._judging = asyncio.Semaphore(JUDGED_AT_ONCE)
+        self._judging = Places(JUDGED_AT_ONCE, JUDGED_AT_ONCE // 4)
         self._most = min(MAX_EVENT_BYTES, bus.max_payload - _HEADERS_ROOM)
         appended = metrics.counter("events_appended", "Events that were committed", ("category",))
         self._appended_of = functools.cache(appended.labels)
@@ -279,7 +281,8 @@ class Appender:
     async def _judged(self, candidate: Candidate, guards: list[Guard]) -> State:
         stamped = candidate.stamped
         try:
-            async with self._judging:
+            # The events of other guards do not wait behind those of a slow one.
+            async with self._judging.take(" ".join(guard.name for guard in guards)):
                 payload = await self._guards.judge(guards, stamped.raw, stamped.event.metadata.traceparent)
         except CrucibleError as error:
             return error.as_value()
