@@ -57,7 +57,9 @@ async def test_commands_that_hang_hold_up_no_other_gate(system: System) -> None:
     for _ in range(3):
         await system.append()
     assert not all(task.done() for task in slow)
-    assert all(isinstance(one, DeniedError | UnavailableError) for one in await asyncio.gather(*slow, return_exceptions=True))
+    assert all(
+        isinstance(one, DeniedError | UnavailableError) for one in await asyncio.gather(*slow, return_exceptions=True)
+    )
 
 
 async def _failed(system: System, hook: str) -> bool:

@@ -1,5 +1,6 @@
 """`crucible doctor`: fires a synthetic event through every hook and webhook, in dry run, and says which are live."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -19,6 +20,7 @@ from .tables import check_view, state_text
 
 app = typer.Typer()
 AT_ONCE = 8
+FAULTS = ("inert", "failing")
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -77,7 +79,7 @@ def diagnosis_view(diagnosis: Diagnosis) -> RenderableType:
         Column("took", 2, right=True),
     )
     table = Listing(columns, [_row(finding.kind, finding.check) for finding in diagnosis.findings])
-    faults = [check_view(finding.check) for finding in diagnosis.findings if finding.check.verdict == "inert"]
+    faults = [check_view(finding.check) for finding in diagnosis.findings if finding.check.verdict in FAULTS]
     return Group(table, *(part for fault in faults for part in ("", fault)), "", _conclusion(diagnosis.findings))
 
 
@@ -87,8 +89,9 @@ def _row(kind: str, check: Check) -> tuple[Text | str, ...]:
 
 
 def _conclusion(findings: Sequence[Finding]) -> Text:
-    count = {verdict: sum(f.check.verdict == verdict for f in findings) for verdict in ("live", "disabled", "inert")}
+    count = Counter(finding.check.verdict for finding in findings)
     text = Text(f"{count['live']} live, {count['disabled']} disabled, {count['inert']} inert")
-    if count["inert"]:
-        return text.append(" — mend the inert ones, or disable them", "yellow")
+    text.append(f", {count['failing']} failing" if count["failing"] else "")
+    if any(count[verdict] for verdict in FAULTS):
+        return text.append(" — mend the others, or disable them", "yellow")
     return text.append(" — everything that is enabled fires", "green")

@@ -132,7 +132,7 @@ def try_(
     with session.connect() as crucible:
         check = crucible.hooks.test(name, dry_run=not real, payload=json_object(payload, "--payload"))
     session.show(check, check_view)
-    if check.verdict == "inert":
+    if check.verdict in ("inert", "failing"):
         raise typer.Exit(1)
 
 

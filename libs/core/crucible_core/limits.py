@@ -92,3 +92,6 @@ behind gets a `gap` and reads the log instead."""
 
 CATCH_UP_BYTES = 16 * 1024 * 1024
 """Bytes of the past that a gateway holds for its subscriptions; the more of them read it, the fewer each at a time."""
+
+FAILING_AFTER = 10
+"""Runs in a row that fail the same way, after which their hook is shown as failing."""

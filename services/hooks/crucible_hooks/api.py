@@ -55,12 +55,12 @@ def endpoints(
 
     async def list_all(request: ListRequest, context: Context) -> HookList:
         await registry.view.refresh()
-        counted = await store.counters(index)
-        views = [view(registry, record, counted) for record in registry.records.values()]
+        known = await store.known(index)
+        views = [view(registry, record, known) for record in registry.records.values()]
         return HookList(hooks=sorted(views, key=_listed))
 
     async def shown(record: HookRecord) -> HookView:
-        return view(registry, record, await store.counters(index))
+        return view(registry, record, await store.known(index))
 
     async def get(request: GetRequest, context: Context) -> HookView:
         await registry.view.refresh()
@@ -138,18 +138,21 @@ def endpoints(
     }
 
 
-def view(registry: Registry, record: HookRecord, counted: Mapping[str, Counters]) -> HookView:
+def view(registry: Registry, record: HookRecord, known: store.Known) -> HookView:
     """A hook as users see it; `order` counts from 1."""
+    owner, state = store.owner(record.name, record.id), registry.state(record.name)
+    if state == "active" and (reason := known.failing(owner, record.updated_at)):
+        state = f"failing: {reason}"
     trigger = (record.definition or {}).get("trigger", {})
     order = [hook.name for hook in registry.pre]
     return HookView(
         name=record.name,
-        state=registry.state(record.name),
+        state=state,
         timing=trigger.get("timing"),
         priority=trigger.get("priority"),
         origin=record.origin,
         definition=record.definition,
-        counters=counted.get(store.owner(record.name, record.id), Counters()),
+        counters=known.counters.get(owner, Counters()),
         updated_at=record.updated_at,
         id=record.id,
         order=order.index(record.name) + 1 if record.name in order else None,

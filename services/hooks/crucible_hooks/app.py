@@ -95,7 +95,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
                 registry,
                 index,
                 Interceptor(bus, registry, runner, recorder),
-                Checker(bus, registry, runner),
+                Checker(bus, registry, runner, index),
                 Replayer(bus, registry, metrics),
                 reviewer,
                 settings,

@@ -14,7 +14,9 @@ from crucible_core.protocol.shared import Check, CheckStep, TestRequest
 from crucible_kit.bus import Bus
 from crucible_kit.clock import fresh_id
 from crucible_kit.frames import Outgoing
+from crucible_kit.index import Index
 
+from . import store
 from .cel import plain
 from .decisions import decision
 from .failures import RunError
@@ -30,13 +32,15 @@ _SHOWN = 300
 
 
 class Checker:
-    def __init__(self, bus: Bus, registry: Registry, runner: Runner) -> None:
+    def __init__(self, bus: Bus, registry: Registry, runner: Runner, index: Index) -> None:
         self._bus = bus
+        self._index = index
         self._registry = registry
         self._runner = runner
 
     async def check(self, request: TestRequest) -> Check:
-        """Live when each link of the chain holds. A disabled or inert hook is only reported."""
+        """Live when each link of the chain holds, failing when its latest real runs have all failed the same way. A
+        disabled or inert hook is only reported."""
         await self._registry.catch_up(())
         record = self._registry.get(request.id)
         state = self._registry.state(record.name)
@@ -49,10 +53,15 @@ class Checker:
         event = synthetic(trigger_filters(record.definition or {}), request.payload, self._registry.types.catalogue)
         steps.append(matched(hook, event))
         steps += await (self._asked(hook, event) if hook.pre else self._queued(hook, event, request.dry_run))
+        verdict = "inert" if not all(step.ok for step in steps) else "live"
+        owner = store.owner(record.name, record.id)
+        if failing := await store.failing(self._index, owner, record.updated_at):
+            steps.append(CheckStep(step="its latest runs", ok=False, detail=failing))
+            verdict = "failing"
         broken = next((step for step in steps if not step.ok), None)
         return Check(
             name=record.name,
-            verdict="inert" if broken else "live",
+            verdict=verdict,
             reason=f"{broken.step}: {broken.detail}" if broken else None,
             duration_ms=round((time.perf_counter() - began) * 1000, 3),
             steps=steps,

@@ -1,5 +1,9 @@
 """What can go wrong in a run, as exceptions whose text is the reason that the run's record keeps."""
 
+import re
+
+_PLACE = re.compile(r'^  File ".*", line (\d+)', re.MULTILINE)
+
 
 class RunError(Exception):
     """This attempt has failed."""
@@ -7,3 +11,11 @@ class RunError(Exception):
 
 class AbsentError(RunError):
     """An expression or a script reads a field or an element that is not there."""
+
+
+def brief(error: str) -> str:
+    """A failure on one line: of a traceback the last one, and the script's line. The run keeps it whole."""
+    if not (places := _PLACE.findall(error)):
+        return error
+    which = "condition: " if error.startswith("condition: ") else ""
+    return f"{which}line {places[-1]}: {error.splitlines()[-1]}"

@@ -6,7 +6,6 @@ the payload, every gate that the final event matches is asked again, and one tha
 of the two a hook is shows in what it answers, so hooks need not be declared as one or the other.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +21,7 @@ from crucible_kit.deadline import check_waited_for
 from crucible_kit.rpc import Context
 
 from .decisions import Decision, decision
-from .failures import RunError
+from .failures import RunError, brief
 from .hook import Hook
 from .recorder import Recorder
 from .records import bounded_error, bounded_output, run_event, run_id, run_record, stored
@@ -30,16 +29,6 @@ from .registry import Registry
 from .runner import Result, Runner
 
 _WAIT_S = 1.0
-_PLACE = re.compile(r'^  File ".*", line (\d+)', re.MULTILINE)
-
-
-def brief(error: str) -> str:
-    """What a writer reads of a guard's failure: of a traceback the last line, and the script's line. The run keeps it
-    whole."""
-    if not (places := _PLACE.findall(error)):
-        return error
-    which = "condition: " if error.startswith("condition: ") else ""
-    return f"{which}line {places[-1]}: {error.splitlines()[-1]}"
 
 
 class Interceptor:

@@ -1,19 +1,24 @@
 """What is remembered of runs: an SQLite index of ATTEMPTS, by the hook that owns them, newest first, and counters."""
 
+import json
 import logging
+import re
 import sqlite3
 
 import msgspec
 
 from crucible_core.errors import ConflictError, FieldError, InvalidError, NotFoundError
+from crucible_core.limits import FAILING_AFTER
 from crucible_core.protocol.hooks import RunList, RunRecord
 from crucible_core.protocol.shared import Counters
 from crucible_kit.bus import Message
 from crucible_kit.index import Index
 
+from .failures import brief
+
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (
   sequence INTEGER PRIMARY KEY, hook TEXT NOT NULL, run_id TEXT NOT NULL, record BLOB NOT NULL
@@ -24,6 +29,9 @@ CREATE TABLE IF NOT EXISTS counters (
   hook TEXT PRIMARY KEY, matched INTEGER NOT NULL, invoked INTEGER NOT NULL, ok INTEGER NOT NULL,
   failed INTEGER NOT NULL, skipped INTEGER NOT NULL, last_fired TEXT
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS streaks (
+  hook TEXT PRIMARY KEY, way TEXT NOT NULL, reason TEXT NOT NULL, times TEXT NOT NULL
+) WITHOUT ROWID;
 """
 _COUNT = """
 INSERT INTO counters VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (hook) DO UPDATE SET
@@ -32,6 +40,20 @@ INSERT INTO counters VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (hook) DO UPDATE S
   last_fired = coalesce(excluded.last_fired, last_fired)
 """
 _MAX_LIMIT = 1000
+_FAILURES = frozenset({"failed", "retrying", "parked"})
+_VARYING = re.compile(r"\d+")
+_SHOWN = 300
+
+
+class Streak(msgspec.Struct, frozen=True):
+    """The latest runs of a hook, all of which failed the same way: why, and when each of them began (the last ten)."""
+
+    reason: str
+    times: list[str]
+
+    def since(self, changed_at: str) -> str | None:
+        """The reason where ten runs have failed so since the hook was changed."""
+        return self.reason if sum(time >= changed_at for time in self.times) >= FAILING_AFTER else None
 
 
 def apply(writer: sqlite3.Connection, messages: list[Message]) -> None:
@@ -46,6 +68,47 @@ def apply(writer: sqlite3.Connection, messages: list[Message]) -> None:
         row = (message.sequence, hook, record.run_id, message.data)
         writer.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?)", row)
         writer.execute(_COUNT, (hook, *counted(record)))
+        _note_streak(writer, hook, record)
+
+
+def _note_streak(writer: sqlite3.Connection, hook: str, record: RunRecord) -> None:
+    """Continues the streak of a hook's failures, or ends it: a run that went well does, and so does, of a condition
+    that failed, one that it answered."""
+    error = record.error or ""
+    if record.outcome in ("ok", "denied"):
+        writer.execute("DELETE FROM streaks WHERE hook = ?", (hook,))
+    elif record.outcome == "skipped" and error == "condition: false":
+        writer.execute("DELETE FROM streaks WHERE hook = ? AND way LIKE 'condition: %'", (hook,))
+    elif record.attempt == 1 and (record.outcome in _FAILURES or error.startswith("condition: false: ")):
+        reason = brief(error)[-_SHOWN:]
+        way = _VARYING.sub("#", reason)
+        row = writer.execute("SELECT times FROM streaks WHERE hook = ? AND way = ?", (hook, way)).fetchone()
+        times = [*(json.loads(row[0]) if row else ()), record.started_at][-FAILING_AFTER:]
+        writer.execute("INSERT OR REPLACE INTO streaks VALUES (?, ?, ?, ?)", (hook, way, reason, json.dumps(times)))
+
+
+class Known(msgspec.Struct, frozen=True):
+    """What is known of hooks from their runs, by owner."""
+
+    counters: dict[str, Counters]
+    streaks: dict[str, Streak]
+
+    def failing(self, owner: str, changed_at: str) -> str | None:
+        """Why a hook fails again and again; None where it does not, or was changed since."""
+        streak = self.streaks.get(owner)
+        return streak.since(changed_at) if streak else None
+
+
+async def failing(index: Index, owner: str, changed_at: str) -> str | None:
+    """The same of one hook."""
+    rows = await index.reader.execute_fetchall("SELECT reason, times FROM streaks WHERE hook = ?", (owner,))
+    return next((Streak(row[0], json.loads(row[1])).since(changed_at) for row in rows), None)
+
+
+async def known(index: Index) -> Known:
+    query = "SELECT hook, reason, times FROM streaks"
+    rows = await index.reader.execute_fetchall(query)
+    return Known(await counters(index), {row[0]: Streak(row[1], json.loads(row[2])) for row in rows})
 
 
 def owner(name: str, id: str) -> str:

@@ -47,7 +47,8 @@ class HookRecord(Message):
 
 
 class HookView(Message, omit_defaults=False):
-    """A hook as users see it. `state` is `active`, `disabled` or `inert: <reason>`."""
+    """A hook as users see it. `state` is `active`, `disabled`, `inert: <reason>`, or `failing: <reason>` where its
+    latest runs, ten at least, have all failed the same way; that ends with a success, or with a change of the hook."""
 
     name: str
     state: str

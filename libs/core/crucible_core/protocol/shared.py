@@ -37,8 +37,8 @@ class EnableHook(Message):
 
 
 class Check(Message, omit_defaults=False):
-    """What `doctor` learns of one handler from a synthetic event: `verdict` is live, disabled or inert; `steps` are the
-    links of the chain in order, each with whether it held."""
+    """What `doctor` learns of one handler from a synthetic event: `verdict` is live, disabled, inert or failing;
+    `steps` are the links of the chain in order, each with whether it held."""
 
     name: str
     verdict: str
