@@ -210,17 +210,17 @@ async def endpoint() -> AsyncIterator[Endpoint]:
 
 async def test_event_is_sent_with_the_runs_id_and_trace(system: System, endpoint: Endpoint) -> None:
     endpoint.answer = Response(b'{"took": true}')
-    action = {"type": "HTTP", "url": f"{endpoint.url}/x", "headers": {"X-Who": "{{event.metadata.actor}}\r\nX-Evil: 1"}}
+    action = {"type": "HTTP", "url": f"{endpoint.url}/x", "headers": {"X-Who": "{{event.payload.who}}"}}
     await system.register("caller", action=action)
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    cause = await system.append(payload={"n": 1}, actor="user:bob", traceparent=trace)
+    cause = await system.append(payload={"who": "bob\r\nX-Evil: 1\x00\n\nbody"}, traceparent=trace)
     run = await system.run_of("caller", "ok")
     assert run.output == {"took": True}
     [(request, body)] = endpoint.requests
     assert msgspec.json.decode(body)["metadata"]["id"] == cause.id
     assert request.headers["idempotency-key"] == run.run_id
     assert request.headers["traceparent"].split("-")[1] == trace.split("-")[1]
-    assert request.headers["x-who"].startswith("user:bob")
+    assert request.headers["x-who"].startswith("bob")
     assert "x-evil" not in request.headers
 
 
@@ -308,6 +308,23 @@ def test_header_that_is_not_the_hooks_to_set_is_refused_at_registration(name: st
     with pytest.raises(InvalidError) as refused:
         compile_http(HttpAction(url="http://h/", headers={"X-Good": "1", name: "x"}), "action")
     assert refused.value.errors[0].path == f"action.headers.{name}"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X-A": "1\r\nX-Evil: 1"},
+        {"X-A": "1\n2"},
+        {"X-A": "\0"},
+        {"X-A": "a\x1b[31mb"},
+        {"X-A": "{{event.id}}\nX-Evil: {{event.id}}"},
+        {"X-A": "1", "x-a": "2"},
+    ],
+)
+def test_header_of_more_than_one_line_is_refused_at_registration(headers: dict[str, str]) -> None:
+    with pytest.raises(InvalidError) as refused:
+        compile_http(HttpAction(url="http://h/", headers=headers), "action")
+    assert refused.value.errors[0].path == "action.headers.X-A"
 
 
 async def test_pre_http_hook_decides_by_its_answer(system: System, endpoint: Endpoint) -> None:

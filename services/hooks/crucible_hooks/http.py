@@ -20,6 +20,7 @@ _SHOWN = 300
 _PARTIAL = 206
 _USER_AGENT = "crucible-hooks/0.1"
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}", re.ASCII)
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _FRAMING = frozenset(
     {"connection", "content-length", "expect", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
 )
@@ -55,7 +56,7 @@ def compile_http(action: HttpAction, at: str) -> Http:
         raise InvalidError(f"{where}: not an http or https URL", errors=[FieldError(where, "not an http or https URL")])
     url = compile_text(action.url, where, lambda value: quote(value, safe=""))
     headers = {name: compile_text(text, f"{at}.headers.{name}") for name, text in action.headers.items()}
-    if errors := [error for name in headers for error in _name_errors(name, f"{at}.headers")]:
+    if errors := _header_errors(action.headers, f"{at}.headers"):
         raise InvalidError(f"{errors[0].path}: {errors[0].message}", errors=errors)
     body = {} if action.body is None else {"body": compile_value(action.body, f"{at}.body")}
     return Http(action.method, gathered({"url": url, "headers": gathered(headers), **body}))
@@ -116,6 +117,14 @@ def answered(body: bytes) -> Any:
         return body.decode(errors="replace")
 
 
+def _header_errors(headers: Mapping[str, str], at: str) -> list[FieldError]:
+    errors = [error for name in headers for error in _name_errors(name, at)]
+    names = [name.lower() for name in headers]
+    errors += [FieldError(f"{at}.{name}", "stands twice") for name in headers if names.count(name.lower()) > 1]
+    broken = [name for name, text in headers.items() if _CONTROL.search(text.strip())]
+    return errors + [FieldError(f"{at}.{name[:100]}", "its value has a control character") for name in broken]
+
+
 def _name_errors(name: str, at: str) -> list[FieldError]:
     if not _NAME.fullmatch(name):
         return [FieldError(f"{at}.{name[:100]}", "is not a header's name")]
@@ -125,4 +134,5 @@ def _name_errors(name: str, at: str) -> list[FieldError]:
 
 
 def _one_line(value: str) -> str:
-    return value.replace("\r", " ").replace("\n", " ").replace("\0", " ").strip()
+    """What an event holds may not end a header, and begin one of its own (RFC 9110, 5.5)."""
+    return _CONTROL.sub(" ", value).strip()
