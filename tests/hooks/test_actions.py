@@ -26,7 +26,7 @@ from crucible_hooks.context import event_view
 from crucible_hooks.expressions import evaluate_all
 from crucible_hooks.failures import RunError
 from crucible_hooks.http import compile_http
-from crucible_hooks.shell import MAX_OUTPUT, compile_shell, printed, run_shell
+from crucible_hooks.shell import MAX_OUTPUT, compile_shell, printed, run_shell, working_directory
 from crucible_hooks.synthesis import synthetic
 
 from .conftest import System, until
@@ -325,6 +325,47 @@ def test_header_of_more_than_one_line_is_refused_at_registration(headers: dict[s
     with pytest.raises(InvalidError) as refused:
         compile_http(HttpAction(url="http://h/", headers=headers), "action")
     assert refused.value.errors[0].path == "action.headers.X-A"
+
+
+@pytest.mark.parametrize(
+    ("cwd", "beside", "found"),
+    [
+        (None, "/h", "/h"),
+        (None, None, None),
+        ("work", "/h", "/h/work"),
+        ("../w", "/h/a", "/h/w"),
+        ("/srv", "/h", "/srv"),
+        ("/srv", None, "/srv"),
+    ],
+)
+def test_command_runs_beside_its_file_or_where_it_says(cwd: str | None, beside: str | None, found: str | None) -> None:
+    assert working_directory(ShellAction(command="pwd", cwd=cwd), beside, "action") == found
+
+
+async def test_relative_cwd_of_a_hook_without_a_file_is_refused(system: System) -> None:
+    for cwd, told in (("work", "absolute path"), ("", "action.cwd"), ("a\0b", "action.cwd")):
+        with pytest.raises(InvalidError, match=told) as refused:
+            await system.register("sh", action={"type": "Shell", "command": "pwd", "cwd": cwd})
+        assert refused.value.errors[0].path == "action.cwd"
+
+
+async def test_command_runs_in_its_cwd_and_fails_where_that_is_gone(system: System, tmp_path: Path) -> None:
+    system.write(
+        "here.md",
+        """
+        ---
+        trigger: {events: [{type: Custom.note}]}
+        action: {type: Shell, command: pwd, cwd: work}
+        ---
+        """,
+    )
+    await until(lambda: is_there(system, "here"))
+    await system.append()
+    told = (await system.run_of("here", "failed")).error or ""
+    assert f"there is no directory {system.folder}/work" in told
+    (system.folder / "work").mkdir()
+    await system.append()
+    assert (await system.run_of("here", "ok")).output == f"{system.folder}/work"
 
 
 async def test_pre_http_hook_decides_by_its_answer(system: System, endpoint: Endpoint) -> None:

@@ -54,10 +54,13 @@ class ScriptAction(
 
 
 class ShellAction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="Shell", tag_field="type"):
-    """`command` goes to `/bin/sh -c`; its templates and those of `env` reach it as values, never as text of it."""
+    """`command` goes to `/bin/sh -c`; its templates and those of `env` reach it as values, never as text of it.
+
+    `cwd` is where it runs: a directory beside the hook file, or an absolute one."""
 
     command: Source
     env: dict[str, Any] = {}
+    cwd: Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]*\Z")] | None = None
     inputs: dict[str, Any] = {}
 
 

@@ -172,7 +172,7 @@ def read_file(
             raise InvalidError(NO_HOOK)
         given = with_default_name(given, path)
         checked = typed(given, read_script)
-        check(compile_hook(checked, catalogue=catalogue))
+        check(compile_hook(checked, os.path.dirname(path), catalogue=catalogue))
         definition = msgspec.to_builtins(checked)
     except OtherKindError:
         return tuple(used), None

@@ -25,7 +25,7 @@ from crucible_core.matcher import CompiledFilters, compile_filters
 from .effects import EFFECTS, READING
 from .expressions import Expression, expression
 from .http import Http, compile_http
-from .shell import Shell, compile_shell
+from .shell import Shell, compile_shell, working_directory
 from .templates import Template, compile_value
 from .texts import Text
 
@@ -85,12 +85,16 @@ def compile_hook(
         action=_action(definition.action),
         inputs=compile_value(definition.action.inputs, "action.inputs"),
         timeout_ms=timeout_ms(plain),
-        directory=directory,
+        directory=_directory(definition.action, directory),
         id=id,
     )
     if len(hook.inputs.expressions) + len(_templates(hook.action)) > TEMPLATES:
         raise _refused("action", f"a hook may have {TEMPLATES} templates")
     return hook
+
+
+def _directory(action: Action, beside: str | None) -> str | None:
+    return working_directory(action, beside, "action") if isinstance(action, ShellAction) else beside
 
 
 def load_hook(

@@ -67,6 +67,18 @@ def compile_shell(action: ShellAction, at: str) -> Shell:
     return Shell(_command(parts), gathered({"arguments": arguments, "env": gathered(env)}))
 
 
+def working_directory(action: ShellAction, beside: str | None, at: str) -> str | None:
+    """Where the command runs: `beside`, the hook file's directory, unless the hook names another. None: where the
+    service does. Raises InvalidError for a name that says nothing without a file."""
+    if action.cwd is None:
+        return beside
+    named = os.path.expanduser(action.cwd)
+    if beside is None and not os.path.isabs(named):
+        message = f"{action.cwd[:200]} is beside no hook file: a hook that arrives over the API names an absolute path"
+        raise InvalidError(f"{at}.cwd: {message}", errors=[FieldError(f"{at}.cwd", message)])
+    return os.path.normpath(os.path.join(beside or "/", named))
+
+
 def _reader(command: str) -> str | None:
     """What in a command may read an argument as a program once more; None where nothing does. Rather too strict."""
     if "<<" in command:
@@ -134,6 +146,8 @@ async def run_shell(
     arguments = [_checked(text_of(value)) for value in values["arguments"]]
     env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     env |= {"TRACEPARENT": traceparent, **{name: _checked(value) for name, value in values["env"].items()}}
+    if directory is not None and not await asyncio.to_thread(os.path.isdir, directory):
+        raise RunError(f"the command cannot be started: there is no directory {directory}, in which it is to run (cwd)")
     try:
         process = await asyncio.create_subprocess_exec(
             "/bin/sh",
