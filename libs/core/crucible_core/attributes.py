@@ -8,8 +8,8 @@ Value = bool | int | str
 Extensions = dict[str, Value]
 
 MAX_EXTENSIONS = 64
-MAX_VALUE = 4096
-"""Characters of an extension's text."""
+MAX_VALUE = 8192
+"""Characters of an extension's text: W3C's `baggage` may be so long."""
 PLAIN_JSON = "application/json"
 
 FIELDS = frozenset(
@@ -29,6 +29,11 @@ _MEDIA_TYPE = re.compile(rf"{_TOKEN}/{_TOKEN}(?:[ \t]*;[ \t\x21-\x7e]*)?", re.AS
 
 def is_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
+
+
+def is_kept(name: str) -> bool:
+    """Whether an extension is one that Crucible adds, to keep how a foreign event came in."""
+    return name.startswith("crucible") or name == "originalid"
 
 
 def is_text(value: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from crucible_core.attributes import MAX_EXTENSIONS, Extensions, mistake
+from crucible_core.attributes import MAX_EXTENSIONS, Extensions, is_kept, mistake
 from crucible_core.envelope import MAX_EVENT_BYTES, MAX_HOPS, Data, Event, Metadata, Source, SourceKind, encode
 from crucible_core.errors import FieldError, InvalidError, TooLargeError
 from crucible_core.ids import is_after, is_id
@@ -314,7 +314,7 @@ def _ahead(path: str, defaults: Defaults) -> FieldError:
 
 
 def _extension_mistakes(extensions: Extensions) -> list[FieldError]:
-    if len(extensions) > MAX_EXTENSIONS:
+    if sum(not is_kept(name) for name in extensions) > MAX_EXTENSIONS:
         return [FieldError("extensions", f"must be at most {MAX_EXTENSIONS}")]
     checked = ((name, mistake(name, value)) for name, value in extensions.items())
     return [FieldError(f"extensions.{name[:MAX_NAME]}", wrong) for name, wrong in checked if wrong]

@@ -23,11 +23,13 @@ _UTF8 = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
 
 
 class Content(NamedTuple):
-    """A payload; `wrapped` if the data was no JSON object. `kind` is the media type that the payload does not show."""
+    """A payload; `wrapped` if the data was no JSON object, `absent` if there was none. `kind` is the media type that
+    the payload does not show."""
 
     payload: Raw
     wrapped: bool = False
     kind: str | None = None
+    absent: bool = False
 
 
 class Wrapped(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -66,7 +68,7 @@ def from_body(kind: str | None, body: bytes) -> Content:
     """The body of a binary-mode message; one that does not say what it is may be the JSON object that most are."""
     _check_kind(kind)
     if not body:
-        return Content(EMPTY)
+        return Content(EMPTY, absent=True)
     if kind is None:
         return _json(None, body.strip()) if _is_object(body) else _opaque(None, body)
     return from_bytes(kind, body)
@@ -86,7 +88,7 @@ def from_bytes(kind: str, body: bytes) -> Content:
 def _json(kind: str | None, raw: bytes) -> Content:
     """`raw` is JSON for certain, or empty. An absent value and null are no data."""
     if raw in (b"", _NULL):
-        return Content(EMPTY)
+        return Content(EMPTY, absent=True)
     if raw[:1] == b"{":
         return Content(Raw(raw), kind=None if kind is None or kind == PLAIN_JSON else kind)
     return _wrap(Wrapped(data=Raw(raw), datacontenttype=kind or PLAIN_JSON))

@@ -23,13 +23,23 @@ from . import content
 from .content import Content, refused
 from .headers import decoded
 
+SENT_TYPE, SENT_TIME, SENT_WITHOUT = "crucibletype", "crucibletime", "cruciblewithout"
+"""Extensions that keep how a foreign event came in, for the way out: its type, its time where that is finer than an
+event's, and which attributes it did not have (`data`, `subject`) that its event has."""
+
 OWN_SOURCE = "crucible:"
 """How a source begins that is no CloudEvents source by itself: `crucible:user:alice`."""
 UNKNOWN = "unknown"
 _REQUIRED = ("specversion", "id", "source", "type")
 _OWN_SOURCE = re.compile(rf"{OWN_SOURCE}(user|agent|system|external):(.+)")
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9]")
+_FINER = re.compile(r"\.\d{6}\d*[1-9]")
+"""Of a time with more than microseconds."""
 _INTEGER = re.compile(r"-?(?:0|[1-9]\d{0,9})", re.ASCII)
+
+
+class _Naming(msgspec.Struct):
+    id: Any = None
 
 
 def from_structured(raw: bytes, catalogue: Catalogue = CATALOGUE) -> NewEvent:
@@ -83,6 +93,8 @@ def _event(attributes: dict[str, Value], data: Content, catalogue: Catalogue) ->
     subject, time, traceparent = take("subject"), take("time"), take("traceparent")
     if time is not None:
         parse_time(time, "time")
+        if _FINER.search(time):
+            rest[SENT_TIME] = time
     if parse_traceparent(traceparent) is None:
         traceparent = None
         rest.pop("tracestate", None)
@@ -97,6 +109,11 @@ def _event(attributes: dict[str, Value], data: Content, catalogue: Catalogue) ->
     if data.kind is not None:
         rest["datacontenttype"] = data.kind
     dotted = resolved(type, catalogue)
+    if dotted != type and is_foreign(type, dotted):
+        rest[SENT_TYPE] = type
+    foreign = not own or "originalid" in attributes
+    if without := _without(data, subject, foreign):
+        rest[SENT_WITHOUT] = without
     if data.wrapped and not dotted.startswith("Custom."):
         raise refused("data", f"must be a JSON object; only Custom.… events may hold other data, not {dotted[:100]}")
     return NewEvent(
@@ -173,13 +190,30 @@ def _extensions(rest: dict[str, Value]) -> Extensions:
 
 
 def resolved(name: str, catalogue: Catalogue = CATALOGUE) -> str:
-    """The type itself, or what is left of a reverse-DNS name such as `com.example.Memory.Created`."""
-    for candidate in (name, ".".join(name.split(".")[-2:])):
-        try:
-            return catalogue.resolve(candidate)
-        except InvalidError:
-            continue
-    return name
+    """The type of the catalogue, by any of its names or as the end of another's (`com.example.Memory.Created`); else a
+    custom one, but for what begins as ours do. Raises InvalidError for what no custom type may be called."""
+    try:
+        return catalogue.resolve(name)
+    except InvalidError:
+        if catalogue.is_own(name):
+            return name  # `events` may know it, or else the nearest to it
+    tail = ".".join(name.split(".")[-2:])
+    return catalogue.resolve(tail if catalogue.has(tail) else f"Custom.{name}")
+
+
+def is_foreign(name: str, dotted: str) -> bool:
+    """Whether a type's name as it came is kept beside the one that it has in the log."""
+    return dotted == f"Custom.{name}" or name.endswith(f".{dotted}")
+
+
+def _without(data: Content, subject: str | None, foreign: bool) -> str:
+    """An event of ours always has data; of a foreign one the payload may name what it is about."""
+    named = foreign and subject is None and not data.absent and not data.wrapped and _names(data.payload)
+    return " ".join([*(["data"] if data.absent else []), *(["subject"] if named else [])])
+
+
+def _names(payload: Raw) -> bool:
+    return isinstance(msgspec.json.decode(payload, type=_Naming).id, str)
 
 
 def _source(source: str) -> Source:

@@ -11,10 +11,12 @@ from msgspec import UNSET, Raw, UnsetType
 from crucible_core.attributes import PLAIN_JSON, Value, is_text
 from crucible_core.catalogue import OWN
 from crucible_core.envelope import Metadata, Redaction, Source
+from crucible_core.errors import InvalidError
+from crucible_core.times import parse_time
 
 from .content import TYPE, body_of, unwrapped
 from .headers import encoded
-from .incoming import OWN_SOURCE, UNKNOWN, canonical
+from .incoming import OWN_SOURCE, SENT_TIME, SENT_TYPE, SENT_WITHOUT, UNKNOWN, canonical, is_foreign
 
 _DIGITS = 19
 """Of the largest sequence there can be: padded so, sequences order as texts."""
@@ -55,7 +57,9 @@ def structured(raw: bytes) -> bytes:
     attributes: dict[str, Any] = {**_attributes(event)}
     payload = event.data.payload
     found = unwrapped(bytes(payload)) if event.type == "Custom" else None
-    if found is None:
+    if _came_without("data", event):
+        attributes.pop(TYPE)
+    elif found is None:
         attributes["data"] = payload
     else:
         attributes.pop(TYPE)
@@ -68,11 +72,14 @@ def batch(events: Iterable[bytes]) -> bytes:
 
 
 def binary(raw: bytes) -> tuple[dict[str, str], str, bytes] | None:
-    """Headers, media type and body of an event in binary mode; None where the media type of its data is not known."""
+    """Headers, media type and body of an event in binary mode, both empty where it has no data; None where the media
+    type of its data is not known."""
     event = _decoder.decode(raw)
     attributes = _attributes(event)
     kind, body = str(attributes.pop(TYPE)), bytes(event.data.payload)
-    if (found := unwrapped(body) if event.type == "Custom" else None) is not None:
+    if _came_without("data", event):
+        kind, body = "", b""
+    elif (found := unwrapped(body) if event.type == "Custom" else None) is not None:
         if found.datacontenttype is UNSET:
             return None
         kind, body = found.datacontenttype, body_of(found)
@@ -83,16 +90,19 @@ def _attributes(event: Committed) -> dict[str, Value]:
     """All but the data, in the order of the documented table. An optional one whose text no attribute may hold (it has
     control characters, say) is left out."""
     about = event.metadata
-    extensions = about.extensions or {}
+    extensions = dict(about.extensions or {})
+    dotted = f"{event.type}.{event.data.event}"
+    type, time = _as_sent(extensions, dotted, about.timestamp)
+    without = str(extensions.pop(SENT_WITHOUT, "")).split()
     authtype, authid = _auth(about.actor, about.source)
     optional = {
-        "subject": about.entity,
-        "time": about.timestamp,
+        "subject": None if "subject" in without else about.entity,
+        "time": time,
         TYPE: extensions.get(TYPE, PLAIN_JSON),
         "correlationid": about.correlation_id,
         "causationid": about.causation_id,
         "sequence": f"{event.sequence:0{_DIGITS}d}",
-        "partitionkey": about.entity,
+        "partitionkey": None if "subject" in without else about.entity,
         "authtype": authtype,
         "authid": authid,
         "traceparent": about.traceparent,
@@ -107,9 +117,34 @@ def _attributes(event: Committed) -> dict[str, Value]:
         "specversion": "1.0",
         "id": about.id,
         "source": _source(about.source),
-        "type": f"{event.type}.{event.data.event}",
+        "type": type,
         **{name: value for name, value in optional.items() if value is not None and _may_stand(value)},
     }
+
+
+def _as_sent(extensions: dict[str, Value], dotted: str, timestamp: str) -> tuple[str, str]:
+    """The type and time that a foreign event came with, where its extensions keep them; takes them out of those."""
+    type, time = extensions.get(SENT_TYPE), extensions.get(SENT_TIME)
+    if isinstance(type, str) and is_foreign(type, dotted):
+        extensions.pop(SENT_TYPE)
+        dotted = type
+    if isinstance(time, str) and _is_same(time, timestamp):
+        extensions.pop(SENT_TIME)
+        timestamp = time
+    return dotted, timestamp
+
+
+def _is_same(time: str, timestamp: str) -> bool:
+    try:
+        return parse_time(time, "time") == parse_time(timestamp, "time")
+    except InvalidError:
+        return False
+
+
+def _came_without(name: str, event: Committed) -> bool:
+    """Also of data: a hook may have given the event some."""
+    without = str((event.metadata.extensions or {}).get(SENT_WITHOUT, "")).split()
+    return name in without and bytes(event.data.payload) == b"{}"
 
 
 def _has_one_version(event: Committed) -> bool:

@@ -239,7 +239,7 @@ async def get_event(request: Http) -> Response[bytes]:
     raw = await ask(request, "events", "get", GetRequest(request.path_params["id"]), bytes)
     if form == "binary" and (sent := outgoing.binary(raw)) is not None:
         headers, kind, body = sent
-        return passed(body, headers=_VARIES | headers | {"Content-Type": kind})
+        return passed(body, headers=_VARIES | headers | ({"Content-Type": kind} if kind else {}))
     if form == "batch":
         return passed(outgoing.batch([raw]), headers=_VARIES, media_type=BATCH)
     if form != "native":
