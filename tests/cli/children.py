@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from crucible_cli.stack import answers
+from crucible_cli.stack import look
 from crucible_cli.supervisor import Program
 
 SERVER = """
@@ -30,7 +30,7 @@ while True:
 def server(name: str, port: int, directory: Path, rank: int = 0) -> Program:
     """A program that answers 200 on `port`, and notes its end in the directory's `journal`."""
     command = (sys.executable, "-S", "-c", SERVER, str(port), name, str(directory / "journal"))
-    return Program(name, command, {}, directory / f"{name}.log", lambda: answers(port, "/readyz"), rank)
+    return Program(name, command, {}, directory / f"{name}.log", lambda: look(port), rank)
 
 
 async def until(true: Callable[[], object], seconds: float = 15.0) -> None:

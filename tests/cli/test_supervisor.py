@@ -12,7 +12,7 @@ import pytest
 from crucible_cli.nats_server import free_port
 from crucible_cli.output import Output, rotate
 from crucible_cli.processes import Born, birth, describe_exit, end_stale, record
-from crucible_cli.supervisor import FIRST_DELAY_S, LAST_DELAY_S, Notice, Program, Supervisor, next_delay
+from crucible_cli.supervisor import FIRST_DELAY_S, LAST_DELAY_S, Health, Notice, Program, Supervisor, next_delay
 from crucible_core.errors import UnavailableError
 from tests.cli.children import server, until, wait
 
@@ -111,12 +111,12 @@ async def test_stop_before_anything_has_started(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", [("/nowhere/program",), (sys.executable, "-S", "-c", "raise SystemExit(3)")])
 async def test_program_that_only_dies_is_given_up_at_the_start(tmp_path: Path, command: tuple[str, ...]) -> None:
-    async def never() -> bool:
-        return False
+    async def never() -> Health:
+        return Health()
 
     watched = Watched(tmp_path, [Program("broken", command, {}, tmp_path / "broken.log", never)])
     watched.supervisor.start()
-    with pytest.raises(UnavailableError, match=r"broken cannot start: see .*broken\.log"):
+    with pytest.raises(UnavailableError, match=r"broken cannot start: .*; its log is .*broken\.log"):
         await watched.supervisor.ready()
     await watched.supervisor.stop()
     assert watched.texts("broken")[1] in (

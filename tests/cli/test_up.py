@@ -191,7 +191,7 @@ def test_service_that_cannot_start_ends_the_start(fakes: Path, base: int, tmp_pa
         out, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "memory: 2026 error memory cannot start: no" in out
-    assert "error: memory cannot start: see " in err
+    assert f"error: memory cannot start: no; its log is {tmp_path / 'data' / 'logs' / 'memory.log'}\n" == err
     assert not (tmp_path / "data" / "up.json").exists()
 
 

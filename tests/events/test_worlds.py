@@ -372,7 +372,7 @@ async def test_the_oldest_of_very_many_deleted_worlds_are_forgotten(bus: Bus, se
     async def append(request: AppendRequest, context: Context) -> AppendReply:
         return await call(bus, "events", "append", request, AppendReply)
 
-    worlds = Worlds(bus, bucket, places, append, 1_000_000, most_deleted=2)
+    worlds = Worlds(bus, bucket, places, append, append, 1_000_000, most_deleted=2)
     following = asyncio.create_task(places.view.follow())
     context = Context("")
     for n in range(5):

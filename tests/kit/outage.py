@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -14,8 +15,13 @@ from crucible_cli import nats_server
 class Server:
     """`url` stays the same over all its lives."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, **jetstream: Any) -> None:
+        """`jetstream` are options of the configuration's part of that name."""
         self._prepared = nats_server.prepare(directory, nats_server.free_port(), sync="2m")
+        file = directory / "nats.conf"
+        config = json.loads(file.read_text())
+        config["jetstream"] |= jetstream
+        file.write_text(json.dumps(config))
         self._log = directory / "log"
         self._process: asyncio.subprocess.Process | None = None
         self.url = self._prepared.url
@@ -108,8 +114,8 @@ async def proxied(url: str) -> AsyncIterator[tuple[Proxy, str]]:
 
 
 @contextlib.asynccontextmanager
-async def private_server(directory: Path) -> AsyncIterator[Server]:
-    server = Server(directory)
+async def private_server(directory: Path, **jetstream: Any) -> AsyncIterator[Server]:
+    server = Server(directory, **jetstream)
     await server.start()
     try:
         yield server

@@ -28,7 +28,7 @@ from crucible_core.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
-from crucible_kit.asgi import STATUS, TITLES, ops_app, problem, status_problem
+from crucible_kit.asgi import STATUS, TITLES, UNKNOWN, ops_app, problem, status_problem
 from crucible_kit.metrics import Metrics
 
 APP = Path(__file__).with_name("served.py")
@@ -76,7 +76,7 @@ def test_an_error_becomes_a_problem_document(code: str) -> None:
         "type": f"https://crucible.dev/problems/{code}",
         "title": TITLES[code],
         "status": status,
-        "detail": "It is so.",
+        "detail": f"It is so; {UNKNOWN}" if code == "outcome_unknown" else "It is so.",
         "errors": [],
         "correlation_id": "cor_1",
     }
@@ -240,10 +240,10 @@ def test_a_failed_start_is_one_line_and_exit_code_1(mode: str, line: str) -> Non
     assert line in errors
 
 
-def test_bad_settings_are_one_line_and_exit_code_1() -> None:
+def test_bad_settings_are_one_line_and_exit_code_78() -> None:
     with served("good", CRUCIBLE_PORT="eighty") as process:
         _, errors = process.communicate(timeout=10)
-    assert process.returncode == 1
+    assert process.returncode == os.EX_CONFIG
     assert "error served cannot start: CRUCIBLE_PORT: Expected `int`" in errors
     assert len(errors.splitlines()) == 1, errors
 

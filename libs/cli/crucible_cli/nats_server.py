@@ -14,17 +14,22 @@ from pathlib import Path
 import msgspec
 
 from crucible_core.errors import InvalidError, UnavailableError
+from crucible_core.limits import storage_reserve
 
 from .state import write_private
+from .supervisor import Health
 
 HOST = "127.0.0.1"
 SYNC_VARIABLE = "CRUCIBLE_NATS_SYNC"
+RESERVE_VARIABLE = "CRUCIBLE_STORAGE_RESERVE_MIB"
 MAX_PAYLOAD = 8 * 1024 * 1024
 _MEMORY = {"GOMEMLIMIT": "384MiB"}
 """What Go's collector aims at. Without it, the blocks that the server has just written or read stay in memory until
 there is as much garbage as what is needed: it grew by 1 MiB for each MiB of events. It is no limit: what the server
 needs, it gets."""
 _PROBE_S = 2.0
+_LEAST_ROOM = 4 * 1024 * 1024
+_STUCK = re.compile(r"\[(?:WRN|ERR|FTL)\].*(?:no space left on device|[Cc]ritical write error|JetStream.* DISABLED)")
 _DURATION = re.compile(r"\d{1,6}(ms|s|m|h)")
 
 
@@ -42,6 +47,10 @@ class NatsServer(msgspec.Struct, frozen=True):
     async def ready(self) -> bool:
         """Whether it accepts clients and JetStream is on."""
         return await probe(self.port, self.token)
+
+    async def look(self) -> Health:
+        ready = await self.ready()
+        return Health(answers=ready, ready=ready)
 
 
 def prepare(directory: Path, port: int, sync: str = "always") -> NatsServer:
@@ -71,6 +80,31 @@ def sync_interval(environ: Mapping[str, str]) -> str:
     if text != "always" and not _DURATION.fullmatch(text):
         raise InvalidError(f"{SYNC_VARIABLE} must be `always` or a duration such as 500ms or 2m, not {text!r}")
     return text
+
+
+def is_stuck(line: str) -> bool:
+    """Whether a line of its log says that it goes on without writing: after a full disk, it does so for ever."""
+    return _STUCK.search(line) is not None
+
+
+def has_room(directory: Path, reserve_mib: float | None) -> bool:
+    """Whether its disk has so much room again that it can write."""
+    try:
+        disk = shutil.disk_usage(directory)
+    except OSError:
+        return False
+    wanted = storage_reserve(disk.total)
+    if reserve_mib is not None:
+        wanted = max(_LEAST_ROOM, min(wanted, int(reserve_mib * 1024 * 1024)))
+    return disk.free >= wanted
+
+
+def reserve_mib(environ: Mapping[str, str]) -> float | None:
+    """What the services keep free; a value that is none is refused by them."""
+    try:
+        return float(environ.get(RESERVE_VARIABLE, ""))
+    except ValueError:
+        return None
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:

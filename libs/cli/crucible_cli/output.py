@@ -23,12 +23,21 @@ _GRAVE = re.compile(
 class Output:
     """One process's pipe and log. `write_end` is what the process prints to; it outlives the process's restarts.
 
-    `warn` gets each line that is a warning or worse, at most 20 of them until `calm` is called.
+    `warn` gets each line that is a warning or worse, at most 20 of them until `calm` is called; `heard` gets all.
     """
 
-    def __init__(self, file: Path, warn: Callable[[str], None], max_bytes: int = _MAX_BYTES) -> None:
+    def __init__(
+        self,
+        file: Path,
+        warn: Callable[[str], None],
+        max_bytes: int = _MAX_BYTES,
+        heard: Callable[[str], None] = lambda line: None,
+    ) -> None:
         self.file = file
+        self.last_grave = ""
+        """The last line that was a warning or worse."""
         self._warn = warn
+        self._heard = heard
         self._max_bytes = max_bytes
         self._rest = b""
         self._warned = 0
@@ -78,7 +87,11 @@ class Output:
         self._rest = self._rest[-_CHUNK:]
         for line in lines:
             text = line.decode("utf-8", "replace").rstrip()
-            if self._warned <= _BURST and _GRAVE.match(text):
+            self._heard(text)
+            if not _GRAVE.match(text):
+                continue
+            self.last_grave = text[:_MAX_LINE]
+            if self._warned <= _BURST:
                 self._warned += 1
                 more = f"(more of this in {self.file})"
                 self._warn(more if self._warned > _BURST else text[:_MAX_LINE])

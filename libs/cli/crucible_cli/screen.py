@@ -15,7 +15,14 @@ from rich.text import Text
 from .summary import clean
 from .supervisor import Notice
 
-_STYLES = {"starting": "yellow", "ready": "green", "died": "bold red", "stopping": "yellow", "stopped": "dim"}
+_STYLES = {
+    "starting": "yellow",
+    "ready": "green",
+    "hangs": "bold red",
+    "died": "bold red",
+    "stopping": "yellow",
+    "stopped": "dim",
+}
 _LINE = 500
 Fact = str | int | Mapping[str, int]
 
@@ -83,7 +90,7 @@ class LiveScreen:
             self._states[notice.name] = self._state(notice)
             live, table = self._live, self._table()
             self._safely(lambda: live.update(table, refresh=True))
-        if not self._live or notice.state in (None, "died"):
+        if not self._live or notice.state in (None, "died", "hangs"):
             self.say(_words(notice), _STYLES.get(notice.state or "", "yellow"))
 
     def say(self, text: str, style: str = "") -> None:

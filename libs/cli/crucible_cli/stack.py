@@ -10,18 +10,21 @@ from pathlib import Path
 import msgspec
 
 from crucible_core.errors import ConflictError, InvalidError, UnavailableError
+from crucible_core.protocol.shared import Readiness
 
 from . import nats_server
 from .state import DataDir
-from .supervisor import Program
+from .supervisor import Health, Program
 
 SERVICES = ("gateway", "events", "hooks", "webhooks", "memory")
 """In the order of their ports, from the port base on."""
 DEFAULT_BASE = 8080
 HOST = nats_server.HOST
 _NATS_PORT = 4222
-_READY_S = 2.0
-_OURS = ("NATS_URL", "PORT", "HOST", "DATA_DIR", "ADMIN_KEY", "HOOKS_DIR")
+LOOK_S = 2.0
+"""How long a service may take to say how it does."""
+_MOST_BYTES = 64 * 1024
+_OURS = ("NATS_URL", "NATS_STORE", "PORT", "HOST", "DATA_DIR", "ADMIN_KEY", "HOOKS_DIR")
 """Settings, less their prefix, that `up` decides; a user's own values of these do not reach the services."""
 _SECRET = "CRUCIBLE_API_KEY"  # the CLI's; no service needs it
 _EGRESS = "CRUCIBLE_EGRESS_ALLOW"
@@ -45,7 +48,18 @@ def plan(data: DataDir, hooks: Path, base: int, admin_key: str, environ: Mapping
     shared = {key: value for key, value in environ.items() if key != _SECRET and key not in decided()}
     # On a laptop, endpoints are mostly here, too.
     shared[_EGRESS] = ",".join(filter(None, (_THIS_MACHINE, environ.get(_EGRESS))))
-    programs = [Program("nats", nats.command, nats_server.environment(environ), data.log("nats"), nats.ready)]
+    reserve = nats_server.reserve_mib(environ)
+    programs = [
+        Program(
+            "nats",
+            nats.command,
+            nats_server.environment(environ),
+            data.log("nats"),
+            nats.look,
+            stuck=nats_server.is_stuck,
+            mended=partial(nats_server.has_room, data.nats, reserve),
+        )
+    ]
     for service, port in ports.items():
         own = _environ(service, port, data, nats.url)
         if service == "gateway":
@@ -55,8 +69,7 @@ def plan(data: DataDir, hooks: Path, base: int, admin_key: str, environ: Mapping
         # -P: a file of the current directory must not pass for a module of the service.
         command = (sys.executable, "-P", "-m", f"crucible_{service}")
         rank = 2 if service == "gateway" else 1
-        ready = partial(answers, port, "/readyz")
-        programs.append(Program(service, command, shared | own, data.log(service), ready, rank))
+        programs.append(Program(service, command, shared | own, data.log(service), partial(look, port), rank))
     return Stack(f"http://{HOST}:{ports['gateway']}", ports | {"nats": nats.port}, hooks, programs)
 
 
@@ -77,17 +90,28 @@ def service_ports(base: int) -> dict[str, int]:
     return ports
 
 
-async def answers(port: int, path: str) -> bool:
-    """Whether an HTTP GET of `path` on this machine is answered 200. Never raises."""
-    with contextlib.suppress(OSError, TimeoutError):
-        async with asyncio.timeout(_READY_S):
+async def look(port: int, timeout: float = LOOK_S) -> Health:
+    """How the service on a port of this machine does, by its /readyz. Never raises."""
+    with contextlib.suppress(OSError, ValueError, TimeoutError):
+        async with asyncio.timeout(timeout):
             reader, writer = await asyncio.open_connection(HOST, port)
             try:
-                writer.write(f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode())
-                return (await reader.read(16))[8:13] == b" 200 "
+                writer.write(f"GET /readyz HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode())
+                return _health(await reader.read(_MOST_BYTES))
             finally:
                 writer.close()
-    return False
+    return Health()
+
+
+def _health(answer: bytes) -> Health:
+    """What an HTTP answer of a /readyz says."""
+    if answer[8:13] == b" 200 ":
+        return Health(answers=True, ready=True)
+    try:
+        found = msgspec.json.decode(answer.partition(b"\r\n\r\n")[2], type=Readiness)
+    except msgspec.DecodeError:
+        return Health(answers=bool(answer))
+    return Health(answers=True, errors=() if found.waiting_for else tuple(error.message for error in found.errors))
 
 
 def _environ(service: str, port: int, data: DataDir, nats_url: str) -> dict[str, str]:
@@ -98,6 +122,7 @@ def _environ(service: str, port: int, data: DataDir, nats_url: str) -> dict[str,
         raise UnavailableError(f"cannot make {index}: {error.strerror}") from error
     return {
         "CRUCIBLE_NATS_URL": nats_url,
+        "CRUCIBLE_NATS_STORE": str(data.nats),
         "CRUCIBLE_HOST": HOST,
         "CRUCIBLE_PORT": str(port),
         "CRUCIBLE_DATA_DIR": str(index),

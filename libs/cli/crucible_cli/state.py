@@ -47,6 +47,11 @@ class DataDir(msgspec.Struct, frozen=True):
         return self.root / "processes.json"
 
     @property
+    def conditions_file(self) -> Path:
+        """How the programs of `crucible up` do, while it runs."""
+        return self.root / "conditions.json"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 

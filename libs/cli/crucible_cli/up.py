@@ -67,7 +67,7 @@ def _up(data: DataDir, hooks: Path, port_base: int, json: bool) -> None:
 
 async def _run(data: DataDir, stack: Stack, screen: Screen) -> None:
     """Run `stack` until a signal. Raises UnavailableError when it does not get ready."""
-    supervisor = Supervisor(stack.programs, data.processes_file, screen.notice)
+    supervisor = Supervisor(stack.programs, data.processes_file, screen.notice, told=data.conditions_file)
     asked = asyncio.Event()
 
     def stop() -> None:

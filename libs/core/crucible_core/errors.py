@@ -15,6 +15,7 @@ CrucibleError
 ├── DeniedError           422  a pre-hook said no: the reason tells why
 ├── LimitedError          429  too much at once: wait `retry_after` seconds
 └── UnavailableError      503  something needed is away: wait `retry_after` seconds
+    ├── StorageFullError     507  no room to store more: make some, or wait
     └── UnknownOutcomeError  503  no answer came: it may have been done; the same request again does it once
 
 The HTTP statuses are shown for orientation; the mapping itself lives in `crucible_kit.asgi`.
@@ -123,6 +124,12 @@ class UnavailableError(CrucibleError):
     """`extra["retry_after"]` is in seconds. Of what was asked for, nothing was done."""
 
     code = "unavailable"
+
+
+class StorageFullError(UnavailableError):
+    """Nothing that needs room is taken until there is some."""
+
+    code = "storage_full"
 
 
 class UnknownOutcomeError(UnavailableError):

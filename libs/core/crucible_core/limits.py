@@ -3,6 +3,18 @@
 TIME_AHEAD_S = 86_400
 """Seconds that a time from outside may be ahead of the clock: clocks differ by minutes, time zones by hours."""
 
+STORAGE_RESERVE_BYTES = 256 * 1024 * 1024
+"""Bytes that are kept free on the disk where NATS keeps its streams: room for what must be stored when no more events
+are taken (runs, deliveries and their attempts, deletions), for the indexes, and for those who make room."""
+
+_SMALL_RESERVE_BYTES = 32 * 1024 * 1024
+
+
+def storage_reserve(total: int) -> int:
+    """`STORAGE_RESERVE_BYTES`, or what suits a small disk of `total` bytes: a tenth, at least 32 MiB or a quarter."""
+    return min(STORAGE_RESERVE_BYTES, max(total // 10, min(_SMALL_RESERVE_BYTES, total // 4)))
+
+
 YAML_BYTES = 64 * 1024
 """Bytes of one YAML document, such as the front matter of a hook or a note: read in about 50 ms at the worst."""
 

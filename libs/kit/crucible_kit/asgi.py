@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from crucible_core.errors import CrucibleError
+from crucible_core.protocol.shared import Readiness, Trouble
 
 from .metrics import CONTENT_TYPE, Metrics
 
@@ -45,6 +46,7 @@ STATUS: Mapping[str, int] = MappingProxyType(
         "internal": 500,
         "unavailable": 503,
         "outcome_unknown": 503,
+        "storage_full": 507,
     }
 )
 """The HTTP status of each error's code."""
@@ -66,12 +68,13 @@ TITLES: Mapping[str, str] = MappingProxyType(
         "limited": "Too many requests",
         "internal": "Internal error",
         "unavailable": "Something needed is away",
+        "storage_full": "There is no room to store more",
         "outcome_unknown": "It may have been done, or not",
     }
 )
-WAITING = frozenset({"limited", "unavailable", "outcome_unknown"})
+WAITING = frozenset({"limited", "unavailable", "outcome_unknown", "storage_full"})
 """The errors that say when to come again."""
-_UNKNOWN = "the same request again, with the same id or Idempotency-Key, does it once"
+UNKNOWN = "it may have been done, or not: the same request again, with the same id or Idempotency-Key, does it once"
 _SPECIAL = frozenset({"denied", "outcome_unknown"})
 _CODES: Mapping[int, str] = MappingProxyType({status: code for code, status in STATUS.items() if code not in _SPECIAL})
 
@@ -89,7 +92,7 @@ def problem(error: CrucibleError, correlation_id: str | None = None) -> Rendered
         headers["WWW-Authenticate"] = "Bearer"
     detail = INTERNAL_DETAIL if code == "internal" else error.detail
     if code == "outcome_unknown":
-        detail = f"{detail}; it may have been done, or not: {_UNKNOWN}"
+        detail = f"{detail.rstrip('.')}; {UNKNOWN}"
     members = {name: value for name, value in error.extra.items() if name != "retry_after"}
     return _render(code, TITLES[code], STATUS[code], detail, correlation_id, headers, list(error.errors), members)
 
@@ -112,7 +115,8 @@ def respond(rendered: Rendered) -> Response:
 def ops_app(service: str, lifespan: Lifespan, metrics: Metrics) -> Starlette:
     """A service's app, to which it may add routes; its lifespan opens what it needs and runs its consumers.
 
-    The lifespan sets `app.state.ready`, a function that names what the service still waits for; nothing means ready.
+    The lifespan sets `app.state.ready`, a function that names what the service still waits for, and may set
+    `app.state.troubles`, one that says what is wrong and does not pass by itself; nothing of both means ready.
     """
 
     async def metrics_page(request: Request) -> Response:
@@ -125,7 +129,17 @@ def ops_app(service: str, lifespan: Lifespan, metrics: Metrics) -> Starlette:
     )
     app.state.service = service
     app.state.ready = lambda: ("startup",)
+    app.state.troubles = lambda: ()
     return app
+
+
+def readiness(waiting: Sequence[str], troubles: Sequence[Trouble], exclude: Sequence[str]) -> tuple[int, bytes]:
+    """Status and body of a /readyz: what is waited for, and what is wrong, except the codes to `exclude`."""
+    wrong = [trouble for trouble in troubles if trouble.code not in exclude]
+    if not waiting and not wrong:
+        return HTTPStatus.OK, msgspec.json.encode(Readiness(ready=True))
+    found = Readiness(ready=False, waiting_for=list(waiting), errors=wrong)
+    return STATUS["unavailable"], msgspec.json.encode(found)
 
 
 async def _healthz(request: Request) -> Response:
@@ -133,10 +147,9 @@ async def _healthz(request: Request) -> Response:
 
 
 async def _readyz(request: Request) -> Response:
-    waiting: Sequence[str] = request.app.state.ready()
-    if waiting:
-        return _json({"ready": False, "waiting_for": list(waiting)}, STATUS["unavailable"])
-    return _json({"ready": True})
+    state = request.app.state
+    status, body = readiness(state.ready(), state.troubles(), request.query_params.getlist("exclude"))
+    return Response(body, status, media_type="application/json")
 
 
 async def _refused(request: Request, error: Exception) -> Response:

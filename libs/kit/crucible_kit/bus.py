@@ -33,6 +33,7 @@ from .deadline import Caller
 from .frames import Outgoing, batch_frames, frame
 from .jetstream import MAX_BATCH, DuplicateError, JetStream
 from .message import DISCONNECTED, Handler, Message, Receiver, Stored
+from .storage import Storage
 from .wire import Wire
 
 __all__ = ["MAX_BATCH", "Bus", "DuplicateError", "Handler", "Message", "Stored", "open_bus"]
@@ -76,6 +77,7 @@ class Bus(JetStream):
 
     def __init__(self, client: nats.aio.client.Client, names: Names) -> None:
         self.names = names
+        self.storage = Storage()
         self.parked = 0
         """Messages that this process has put aside as ones that can never be handled."""
         self.inflow = Budget(INFLOW_BYTES)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import aiosqlite
 
 from crucible_core.errors import UnavailableError
+from crucible_core.protocol.shared import Trouble
 
 from .bus import Bus
 from .message import Message
@@ -76,6 +77,7 @@ class Index:
         self.stream = stream
         self.sequence = sequence
         self.caught_up = False
+        self._complaint = ""
         self._current_at = -math.inf
         self._moved = asyncio.Condition()
 
@@ -122,6 +124,12 @@ class Index:
             await self.reach(await bus.last_sequence(self.stream))
             self._current_at = asked
 
+    def troubles(self) -> list[Trouble]:
+        """What /readyz says of it."""
+        if not self._complaint:
+            return []
+        return [Trouble("index", f"the index of {self.stream} cannot be written, and falls behind: {self._complaint}")]
+
     async def _soon(self, sequence: int) -> bool:
         try:
             async with asyncio.timeout(_SOON_S):
@@ -155,9 +163,14 @@ class Index:
             try:
                 await self.writer.run(write)
             except sqlite3.OperationalError as error:  # a full disk, a locked file: wait, nothing is lost
-                log.warning("the index cannot be written: %s", error)
+                if self._complaint != str(error):
+                    log.error("the index cannot be written, and waits: %s", error)
+                self._complaint = str(error)
                 await asyncio.sleep(_PAUSE_S)
             else:
+                if self._complaint:
+                    log.info("the index can be written again")
+                self._complaint = ""
                 self.sequence = last.sequence
                 return
 

@@ -13,6 +13,7 @@ from crucible_core.errors import (
     ConflictError,
     CrucibleError,
     NotFoundError,
+    StorageFullError,
     TooLargeError,
     UnavailableError,
 )
@@ -20,6 +21,7 @@ from crucible_core.errors import (
 from .budget import Budget
 from .frames import Outgoing
 from .message import Message, Stored
+from .storage import Storage
 
 MAX_BATCH = 1000
 """Messages in one atomic batch, the server's limit."""
@@ -30,6 +32,8 @@ _LOOKED_UP_BYTES = 2 * 1024 * 1024
 _WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
 _DUPLICATE_IN_BATCH = 10201
 _TOO_LARGE = frozenset({10054, 10097})
+_NO_ROOM = frozenset({10023, 10047})
+_STORE_FAILED = 10077
 _NO_MESSAGE = 10037
 _NOT_DELETED = frozenset({10043, 10057})
 _NAME_IN_USE = 10058
@@ -99,8 +103,10 @@ _reply_decoder = msgspec.json.Decoder(_Reply)
 
 
 class JetStream(abc.ABC):
-    """Every method raises UnavailableError when NATS or JetStream is away."""
+    """Every method raises UnavailableError when NATS or JetStream is away, StorageFullError where it has no room."""
 
+    names: subjects.Names
+    storage: Storage
     inflow: Budget
 
     @abc.abstractmethod
@@ -124,7 +130,7 @@ class JetStream(abc.ABC):
         UnknownOutcomeError leaves open whether it is stored; any other UnavailableError says that it is not."""
         headers = message.header_lines() or None
         answer = await self.request(message.subject, message.data, timeout=timeout, headers=headers, effect=True)
-        ack = _acknowledged(answer)
+        ack = self._acknowledged(answer)
         return Stored(ack.seq, ack.duplicate)
 
     async def store_all(self, messages: Sequence[Outgoing], *, timeout: float = 5.0) -> list[Stored]:
@@ -154,8 +160,12 @@ class JetStream(abc.ABC):
             return []
         if len(messages) > MAX_BATCH:
             raise TooLargeError(f"{len(messages)} messages in an atomic batch, at most {MAX_BATCH}")
-        last = _acknowledged(await self._send_batch(messages, timeout)).seq
+        last = self._acknowledged(await self._send_batch(messages, timeout)).seq
         return list(range(last - len(messages) + 1, last + 1))
+
+    async def probe(self) -> None:
+        """Stores a mark that replaces the one before, where there is room for it. Raises StorageFullError."""
+        await self.store(Outgoing(subjects.kv_subject(self.names.bucket("marks"), "room"), b""))
 
     async def schedule(
         self, subject: str, target: str, at_ms: int, data: bytes, headers: Mapping[str, str], msg_id: str | None = None
@@ -265,6 +275,18 @@ class JetStream(abc.ABC):
 
     # ---- internals
 
+    def _acknowledged(self, answer: Message) -> _Ack:
+        try:
+            ack = _ack_decoder.decode(answer.data)
+        except msgspec.DecodeError as error:
+            raise UnavailableError("JetStream answered with something other than an acknowledgement") from error
+        if ack.error is not None:
+            refusal = _refused(ack.error, "message")
+            if isinstance(refusal, StorageFullError):
+                self.storage.refused(refusal.detail)
+            raise refusal
+        return ack
+
     async def _delete(self, operation: str, *tokens: str) -> None:
         reply = await self._api_reply(operation, *tokens)
         if reply.error is not None and reply.error.code != 404:
@@ -296,16 +318,6 @@ def _parts(messages: Sequence[Outgoing]) -> Iterator[list[Outgoing]]:
         yield part
 
 
-def _acknowledged(answer: Message) -> _Ack:
-    try:
-        ack = _ack_decoder.decode(answer.data)
-    except msgspec.DecodeError as error:
-        raise UnavailableError("JetStream answered with something other than an acknowledgement") from error
-    if ack.error is not None:
-        raise _refused(ack.error, "message")
-    return ack
-
-
 def _refused(error: _ApiError, what: str) -> CrucibleError:
     """JetStream's error as ours."""
     if error.err_code in _WRONG_LAST_SEQUENCE:
@@ -314,6 +326,9 @@ def _refused(error: _ApiError, what: str) -> CrucibleError:
         return DuplicateError("a message id of the batch is known already")
     if error.err_code in _TOO_LARGE:
         return TooLargeError(error.description)
+    full = error.err_code == _STORE_FAILED and "maximum bytes" in error.description
+    if full or error.err_code in _NO_ROOM:
+        return StorageFullError(f"JetStream has no room for it: {error.description} ({error.err_code})", retry_after=2)
     if error.code == 404:
         return NotFoundError(f"JetStream has no {what}")
     return UnavailableError(f"JetStream ({what}): {error.description} ({error.err_code})")

@@ -54,12 +54,13 @@ class Endpoint(msgspec.Struct, frozen=True):
     """`handler(request, context)` gets the decoded request; it returns a Struct, or bytes that are the reply.
 
     It is cancelled when its caller has stopped waiting, and not begun for one who has. With `every_replica` each
-    replica gets the request: `call_all`.
+    replica gets the request: `call_all`. What `stores` more is refused where there is no room for it.
     """
 
     request: type[Any]
     handler: Callable[[Any, Context], Awaitable[Any]]
     every_replica: bool = False
+    stores: bool = False
 
 
 async def call(
@@ -150,6 +151,8 @@ def _receiver(
         parent = message.headers.get(subjects.TRACEPARENT)
         with telemetry.span(name, parent, kind="server") as span:
             request = decoder.decode(message.data)
+            if endpoint.stores:
+                bus.storage.check()
             result = await endpoint.handler(request, Context(span.traceparent))
         return result if isinstance(result, bytes) else msgspec.json.encode(result)
 

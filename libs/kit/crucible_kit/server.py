@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -36,14 +37,15 @@ S = TypeVar("S", bound=KitSettings)
 
 
 def main(service: str, kind: type[S], create_app: Callable[[S], Any]) -> None:
-    """A service's `python -m`: settings from the environment, then `run`. Bad settings are one line and exit code 1."""
+    """A service's `python -m`: settings from the environment, then `run`. Bad settings are one line and exit code 78
+    (`EX_CONFIG` of sysexits.h): to start it again helps nobody."""
     setup_logging(service)
     try:
         settings = load(kind)
         app = create_app(settings)
     except CrucibleError as error:
         log.error("cannot start: %s", error.detail)
-        raise SystemExit(1) from None
+        raise SystemExit(os.EX_CONFIG) from None
     run(app, settings, service)
 
 

@@ -10,6 +10,7 @@ from crucible_core.subjects import Names
 from .bus import Bus, open_bus
 from .metrics import Metrics
 from .settings import KitSettings
+from .storage import Storage
 from .streams import declare_streams
 from .telemetry import Telemetry, open_telemetry
 
@@ -24,11 +25,12 @@ async def open_service(service: str, settings: KitSettings, metrics: Metrics) ->
         telemetry = open_telemetry(service)
         stack.push_async_callback(asyncio.to_thread, telemetry.close)
         bus = await stack.enter_async_context(open_bus(settings.nats_url, Names(settings.bus_prefix), service))
+        bus.storage = Storage(settings.nats_store, settings.storage_reserve_mib)
         metrics.gauge("parked_messages", "Messages put aside since the start").set_function(lambda: bus.parked)
         await declare_streams(bus, settings, service)
         await bus.set_clock()
-        clock = asyncio.create_task(_keep_clock(bus))
-        stack.callback(clock.cancel)
+        for task in [asyncio.create_task(_keep_clock(bus)), asyncio.create_task(bus.storage.watch(bus))]:
+            stack.callback(task.cancel)
         yield bus, telemetry
 
 

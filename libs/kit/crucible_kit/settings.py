@@ -55,6 +55,21 @@ class KitSettings(msgspec.Struct, frozen=True, kw_only=True):
             extra={"unit": "s"},
         ),
     ] = 120.0
+    nats_store: Annotated[
+        str,
+        Meta(
+            description="A directory on the disk where NATS keeps its streams, where this machine has it: the room on"
+            " it is watched. `crucible up` sets it"
+        ),
+    ] = ""
+    storage_reserve_mib: Annotated[
+        float | None,
+        Meta(
+            description="What is kept free on that disk: below it, what would store more is answered 507. If empty,"
+            " 256, and on a small disk a tenth of it; negative, the disk is not looked at",
+            extra={"unit": "MiB"},
+        ),
+    ] = None
     shutdown_grace_s: Annotated[
         float, Meta(description="How long open requests may take to end at shutdown", ge=0, extra={"unit": "s"})
     ] = 10.0

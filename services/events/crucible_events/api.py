@@ -134,7 +134,7 @@ def endpoints(
         "trace": Endpoint(TraceRequest, trace),
         "types": Endpoint(TypesRequest, list_types),
         "type": Endpoint(GetRequest, get_type),
-        "register_type": Endpoint(RegisterType, register_type),
+        "register_type": Endpoint(RegisterType, register_type, stores=True),
         "delete_type": Endpoint(GetRequest, delete_type),
         **types.endpoints(),
         **replaying.endpoints(),

@@ -54,6 +54,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             copies = await _copies(settings, bus, index, metrics)
             app.state.replays = copies.replays
             app.state.ready = lambda: waiting_for(bus, copies, index)
+            app.state.troubles = lambda: [*bus.storage.troubles(), *index.troubles()]
             await stack.enter_async_context(_running(settings, bus, copies, index, telemetry, metrics))
             yield
 
@@ -87,7 +88,9 @@ async def _running(
 ) -> AsyncIterator[None]:
     committer = Committer(bus, metrics, settings.events_queue, settings.events_queue_mib * _MIB)
     appender = Appender(bus, index, copies, committer, metrics, settings.duplicate_window_s)
-    registry = worlds.Worlds(bus, copies.atlas, copies.places, appender.append, room_for(bus))
+    registry = worlds.Worlds(
+        bus, copies.atlas, copies.places, appender.append, appender.append_making_room, room_for(bus)
+    )
     replaying = Replaying(bus, copies.replays, copies.types, copies.places, metrics)
     eraser = Eraser(bus, index)
     redacting = Redacting(bus, index, appender, eraser)

@@ -83,6 +83,13 @@ class Appender:
         with self._places.appending():
             return AppendReply(results=await append(request.events, context.traceparent))
 
+    async def append_making_room(self, request: AppendRequest, context: Context) -> AppendReply:
+        """The same for what is told of something that makes room: it may use what is kept free for that."""
+        await self._ready()
+        with self._places.appending():
+            states = await self._stamped(request.events, context.traceparent)
+            return AppendReply(results=await self._brought_about(states, spare=True))
+
     # ---- each on its own
 
     async def append_own(
@@ -97,7 +104,7 @@ class Appender:
             )
             if isinstance(state, Candidate):
                 state = msgspec.structs.replace(state, headers=headers, keeping=keeping)
-            [outcome] = await self._brought_about([state], anywhere=True)
+            [outcome] = await self._brought_about([state], anywhere=True, spare=True)
         if outcome.error is not None:
             raise from_problem(outcome.error)
         return outcome
@@ -105,13 +112,18 @@ class Appender:
     async def _append_each(self, events: Sequence[NewEvent], traceparent: str) -> list[Appended]:
         return await self._brought_about(await self._stamped(events, traceparent))
 
-    async def _brought_about(self, states: list[State], *, anywhere: bool = False) -> list[Appended]:
+    async def _brought_about(
+        self, states: list[State], *, anywhere: bool = False, spare: bool = False
+    ) -> list[Appended]:
+        """`anywhere`: also where there is no place any more. `spare`: also where room is short."""
         for candidate, first in await self._known(under_way(states)):
             try:
                 states[candidate.position] = self._duplicate(candidate, first)
             except CrucibleError as error:
                 states[candidate.position] = error.as_value()
         sent = under_way(states)
+        if not spare:
+            self._find_room(states)
         if not anywhere:
             await self._places.admit(states)
         await self._judge(states)
@@ -191,6 +203,7 @@ class Appender:
                 known = await self._settled(candidates)
             if repeated := self._repeated(candidates, known):
                 return repeated
+            self._find_room(states)
             await self._places.admit(states)
             _all(states)
             await self._judge(states)
@@ -267,6 +280,17 @@ class Appender:
             return []
         await self._index.reach(await self._bus.last_sequence(self._index.stream))
         return await self._known(candidates)
+
+    def _find_room(self, states: list[State]) -> None:
+        """Puts the refusal in the place of each event where there is no room for all. An event is stored twice: in
+        JetStream and in the index."""
+        sent = under_way(states)
+        size = sum(len(candidate.stamped.raw) for candidate in sent)
+        try:
+            self._bus.storage.check(2 * (size + self._committer.held_bytes))
+        except CrucibleError as error:
+            for candidate in sent:
+                states[candidate.position] = error.as_value()
 
     async def _judge(self, states: list[State]) -> None:
         """Asks the guards of each event; what they refuse or change is put in its place."""

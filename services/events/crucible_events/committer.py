@@ -70,9 +70,15 @@ class Committer:
         self._waiting: deque[Pending] = deque()
         self._events = 0
         self._bytes = 0
+        self._under_way = 0
         self._wake = asyncio.Event()
         self._sizes = metrics.histogram("events_commit_events", "Events of a commit", buckets=_SIZES)
         self._seconds = metrics.histogram("events_commit_seconds", "From taking events to JetStream's acknowledgement")
+
+    @property
+    def held_bytes(self) -> int:
+        """What waits for its commit, or is being committed."""
+        return self._bytes + self._under_way
 
     def submit(self, messages: Sequence[Outgoing], entities: Collection[str] = ()) -> "asyncio.Future[list[Stored]]":
         """Asks for messages to be stored, several of them atomically (at most 1,000).
@@ -171,6 +177,7 @@ class Committer:
     async def _commit(self, taken: list[Pending]) -> None:
         count = sum(len(pending.messages) for pending in taken)
         started = time.perf_counter()
+        self._under_way = sum(pending.size for pending in taken)
         try:
             if taken[0].whole:
                 await self._whole(taken[0])
@@ -183,6 +190,7 @@ class Committer:
                 log.exception("a commit of %d events failed", count)
             for pending in taken:
                 _fail(pending, error)
+        self._under_way = 0
         self._sizes.observe(count)
         self._seconds.observe(time.perf_counter() - started)
 

@@ -65,7 +65,7 @@ class Replaying:
 
     def endpoints(self) -> Mapping[str, Endpoint]:
         return {
-            "replay": Endpoint(StartReplay, self.start),
+            "replay": Endpoint(StartReplay, self.start, stores=True),
             "replays": Endpoint(ListRequest, self.list_all),
             "replay_get": Endpoint(GetRequest, self.get),
             "replay_steer": Endpoint(SteerReplay, self.steer),

@@ -54,6 +54,7 @@ SETTLE_S = 4.0
 _TRIES = 30
 _PAUSE_S = 0.02
 _RESUME_S = 5.0
+_DELETIONS = frozenset({"WorldDeleted", "RoomDeleted"})
 
 Append = Callable[[AppendRequest, Context], Awaitable[AppendReply]]
 Decide = Callable[[WorldRecord | None], WorldRecord | None]
@@ -76,6 +77,7 @@ class Worlds:
         bucket: Bucket,
         places: Places,
         append: Append,
+        append_making_room: Append,
         most_bytes: int,
         most_deleted: int = MAX_WORLDS,
     ) -> None:
@@ -83,17 +85,18 @@ class Worlds:
         self._bucket = bucket
         self._places = places
         self._append = append
+        self._append_making_room = append_making_room
         self._most_bytes = most_bytes
         self._most_deleted = most_deleted
         self._turn = asyncio.Lock()
 
     def endpoints(self) -> Mapping[str, Endpoint]:
         return {
-            "create_world": Endpoint(ChangeWorld, self.create),
+            "create_world": Endpoint(ChangeWorld, self.create, stores=True),
             "delete_world": Endpoint(ChangeWorld, self.delete),
             "get_world": Endpoint(GetRequest, self.get),
             "list_worlds": Endpoint(ListWorlds, self.list),
-            "create_room": Endpoint(ChangeRoom, self.create_room),
+            "create_room": Endpoint(ChangeRoom, self.create_room, stores=True),
             "delete_room": Endpoint(ChangeRoom, self.delete_room),
             "place": Endpoint(PlaceRequest, self.place),
         }
@@ -259,7 +262,8 @@ class Worlds:
             traceparent=cause.traceparent,
             retention="forever",  # or the same request, a month later, would tell it again
         )
-        reply = await self._append(AppendRequest(events=[new]), context)
+        append = self._append_making_room if event in _DELETIONS else self._append
+        reply = await append(AppendRequest(events=[new]), context)
         if reply.results[0].error is not None:
             raise from_problem(reply.results[0].error)
 

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 import msgspec
 from litestar.connection import ASGIConnection
 
+from crucible_core.protocol.shared import Trouble
 from crucible_kit.bus import Bus
 from crucible_kit.metrics import Metrics
 from crucible_kit.rpc import call
@@ -37,6 +38,10 @@ class Gateway(msgspec.Struct, frozen=True):
         """What is not there yet; empty when ready."""
         held = {"nats": self.bus.connected, "keys": self.keys.caught_up, "event types": self.types.view.ready}
         return [name for name, there in held.items() if not there]
+
+    def troubles(self) -> list[Trouble]:
+        """What is wrong and does not pass by itself."""
+        return self.bus.storage.troubles()
 
 
 class Nothing(msgspec.Struct):

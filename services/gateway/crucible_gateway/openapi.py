@@ -18,7 +18,7 @@ _KEY = "operation"
 _REF = "#/components/schemas/{name}"
 _JSON = "application/json"
 _EVERYWHERE = ("unauthenticated", "invalid", "unavailable")
-_OF_WRITES = ("limited",)
+_OF_WRITES = ("limited", "storage_full")
 _OF_BODIES = ("malformed", "too_slow", "too_large", "unsupported", "invalid")
 
 

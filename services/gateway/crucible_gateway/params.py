@@ -30,6 +30,10 @@ class NoParams(Params, frozen=True):
     pass
 
 
+class ReadyParams(Params, frozen=True):
+    exclude: Annotated[list[str], Meta(description="Codes of errors that are passed over; repeatable")] = []
+
+
 class AppendParams(Params, frozen=True):
     atomic: Annotated[bool, Meta(description="Commit all events or none; at most 1,000, with 4 MiB in all")] = False
     react: Annotated[

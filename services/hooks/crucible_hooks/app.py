@@ -72,6 +72,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             workers = Workers(bus, registry, redacted, runner, debounce)
             directory = Directory(Path(root), registry, reviewer) if (root := settings.root) else None
             app.state.ready = lambda: waiting_for(bus, registry, index, directory)
+            app.state.troubles = lambda: [*bus.storage.troubles(), *index.troubles()]
 
             # Ends in the opposite order: requests first, then dispatch and workers, and the recorder when all is told.
             await stack.enter_async_context(running([recorder.run]))

@@ -47,6 +47,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             searcher = await stack.enter_async_context(open_searcher(path))
             answering = asyncio.Event()
             app.state.ready = lambda: waiting_for(bus, index, answering)
+            app.state.troubles = lambda: [*bus.storage.troubles(), *index.troubles()]
             skipped = metrics.counter("memory_skipped_events", "Memory events that could not be read")
             metrics.gauge("index_sequence", "The last sequence that the index holds").set_function(
                 lambda: index.sequence

@@ -94,7 +94,7 @@ def endpoints(
         return await check(record, request, exchanger, inert, registry.types.catalogue)
 
     return {
-        "create": Endpoint(CreateWebhook, create),
+        "create": Endpoint(CreateWebhook, create, stores=True),
         "list": Endpoint(msgspec.defstruct("ListRequest", []), list_all),
         "get": Endpoint(GetRequest, get),
         "delete": Endpoint(GetRequest, delete),

@@ -65,6 +65,7 @@ async def _running(
             opening = open_index(path, bus, bus.names.attempts, store.VERSION, store.SCHEMA)
             index = await stack.enter_async_context(opening)
         app.state.ready = lambda: waiting_for(bus, registry, index)
+        app.state.troubles = lambda: [*bus.storage.troubles(), *(index.troubles() if index else ())]
         async with asyncio.TaskGroup() as tasks:
             redacted = Redacted(bus, settings.retention_days * DAY_S)
             running = [tasks.create_task(redacted.follow())]

@@ -63,3 +63,18 @@ class TestRequest(Message):
     id: str
     dry_run: bool = True
     payload: dict[str, Any] | None = None
+
+
+class Trouble(msgspec.Struct, frozen=True):
+    """Something that is wrong and does not pass by itself: a word for machines, a sentence for people."""
+
+    code: str
+    message: str
+
+
+class Readiness(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What /readyz answers: what is waited for, and what is wrong."""
+
+    ready: bool
+    waiting_for: list[str] = []
+    errors: list[Trouble] = []

@@ -2,13 +2,15 @@
 
 from litestar import Response, get
 
+from crucible_core.protocol.shared import Readiness
 from crucible_gateway.bodies import Http
 from crucible_gateway.context import gateway_of
 from crucible_gateway.openapi import Operation, described
-from crucible_kit.asgi import STATUS
+from crucible_gateway.params import ReadyParams
+from crucible_kit.asgi import readiness
 from crucible_kit.metrics import CONTENT_TYPE
 
-from .replies import encoded
+from .replies import encoded, passed
 
 TAG = "Operations"
 _OBJECT = {"type": "object"}
@@ -37,12 +39,23 @@ async def healthz(request: Http) -> Response[bytes]:
     return encoded({"status": "ok", "service": "gateway"})
 
 
-@get("/readyz", opt=described(Operation(summary="Whether it can serve", tag=TAG, reply=_OBJECT, open=True)))
+@get(
+    "/readyz",
+    opt=described(
+        Operation(
+            summary="Whether it can serve",
+            description="503 also where something is wrong that does not pass by itself: no room to store more, say.",
+            tag=TAG,
+            params=ReadyParams,
+            reply=Readiness,
+            open=True,
+        )
+    ),
+)
 async def readyz(request: Http) -> Response[bytes]:
-    waiting = gateway_of(request).waiting_for()
-    if waiting:
-        return encoded({"ready": False, "waiting_for": waiting}, STATUS["unavailable"])
-    return encoded({"ready": True})
+    gateway = gateway_of(request)
+    status, body = readiness(gateway.waiting_for(), gateway.troubles(), request.query_params.getall("exclude", []))
+    return passed(body, status)
 
 
 @get(
