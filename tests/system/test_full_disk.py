@@ -15,6 +15,12 @@ from .conftest import SERVICES, Stack, until
 
 MIB = 1024 * 1024
 SOON_S = 10.0
+WEBHOOK = {"name": "more", "url": "http://127.0.0.1:1/", "event_filters": [{"event_type": "Custom.Never"}]}
+HOOK = {
+    "name": "more",
+    "trigger": {"events": [{"type": "Custom", "event": "Never"}], "timing": "Post"},
+    "action": {"type": "Script", "script": "1"},
+}
 
 
 @pytest.fixture
@@ -82,8 +88,8 @@ def test_writes_are_refused_before_it_is_full_and_go_on_once_there_is_room(stack
             http.post("/api/v1/events?atomic=true", json=[{"type": "Custom.Filling", "payload": {}}] * 2),
             http.post("/api/v1/memory", json={"content": "more"}),
             http.post("/api/v1/worlds", json={"id": "more"}),
-            http.post("/api/v1/webhooks", json={"name": "more", "url": "http://127.0.0.1:1/"}),
-            http.post("/api/v1/hooks", json={"name": "more"}),
+            http.post("/api/v1/webhooks", json=WEBHOOK),
+            http.post("/api/v1/hooks", json=HOOK),
         ]
         assert [answer.status_code for answer in refusals] == [507] * len(refusals)
         for service in SERVICES:
