@@ -1,6 +1,7 @@
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -38,13 +39,20 @@ async def file(memory: Memories, event: str, path: str = PATH, content: str | No
 
 
 async def handled(memory: Memories) -> None:
-    """Returns once no File event waits."""
+    """Returns once no File event waits, and the index has what came of them."""
     names = memory.bus.names
 
     async def nothing_waits() -> bool:
         return await memory.bus.consumer_backlog(names.events, names.durable("memory-files")) == (0, 0)
 
     await until(nothing_waits)
+    await memory.query(limit=1, min_sequence=await memory.bus.last_sequence(names.events))
+
+
+async def processed(memory: Memories) -> list[dict[str, Any]]:
+    """The payloads of File.Processed, without how long it took."""
+    told = [event.data.payload for event in await memory.log("File") if event.data.event == "Processed"]
+    return [{name: value for name, value in payload.items() if name != "duration_ms"} for payload in told]
 
 
 async def results(service: Starlette) -> dict[str, int]:
@@ -73,7 +81,7 @@ async def test_a_file_event_that_is_only_recorded_makes_no_memory(service: Starl
 
 async def test_memory_is_the_files_effect(service: Starlette, memory: Memories) -> None:
     sequence = await file(memory, "Created", content=NOTE, correlation_id="cor_note", hop=2)
-    [caused], [cause] = await memory.log(), await memory.log("File")
+    [caused], [cause, _] = await memory.log(), await memory.log("File")
     assert caused.metadata.correlation_id == "cor_note"
     assert caused.metadata.causation_id == cause.metadata.id
     assert (caused.metadata.hop, caused.metadata.entity) == (3, ID)
@@ -99,7 +107,7 @@ async def test_unchanged_note_is_no_event(service: Starlette, memory: Memories) 
     for event in ("Created", "Modified", "Created"):
         await file(memory, event, content=NOTE)
     assert await memory.kinds() == ["Created"]
-    assert await results(service) == {"changed": 1, "unchanged": 2}
+    assert await results(service) == {"created": 1, "unchanged": 2}
 
 
 async def test_what_others_put_on_a_note_stays(service: Starlette, memory: Memories) -> None:
@@ -124,16 +132,121 @@ async def test_deleted_note_is_forgotten_and_may_come_back(service: Starlette, m
 
 
 @pytest.mark.parametrize("content", [None, NOTE])
-async def test_renamed_note_is_the_memory_of_its_new_path(
-    service: Starlette, memory: Memories, content: str | None
+async def test_renamed_note_keeps_its_memory(service: Starlette, memory: Memories, content: str | None) -> None:
+    await file(memory, "Created", content=NOTE)
+    await file(memory, "Created", "other.md", "[[clocks]] [[notes/clocks.md]]")
+    await memory.tag(ID, "#by-hook")
+    await memory.link(ID, "mem_other", type="similar", weight=0.9)
+    before = await memory.get(ID)
+    await file(memory, "Renamed", "new.md", content, old_path=PATH)
+    found = await memory.get(ID)
+    assert (found.path, found.created_at) == ("new.md", before.created_at)
+    assert (found.tags, found.links) == (before.tags, before.links)
+    other = await memory.get(note_id("default", "other.md"))
+    assert [link.target for link in other.links] == [ID]
+    await file(memory, "Modified", "new.md", "edited")
+    assert ((await memory.get(ID)).content, (await memory.get(ID)).tags) == ("edited", ["#by-hook"])
+    assert await memory.kinds() == ["Created", "Created", "Tagged", "Linked", "Updated", "Updated"]
+
+
+async def test_a_rename_in_the_words_of_the_contract(service: Starlette, memory: Memories) -> None:
+    await file(memory, "Created", "Note.md", "text", root="/n")
+    id = note_id("default", "Note.md", "/n")
+    for old, new in (("Note.md", "note.md"), ("note.md", "deep/er/note.md"), ("deep/er/note.md", "Note.md")):
+        payload = {"from": old, "to": new, "root": "/n"}
+        await memory.append("File.Renamed", payload)
+        await handled(memory)
+        found = await memory.get(id)
+        assert (found.path, found.title) == (new, new.rpartition("/")[2].removesuffix(".md"))
+
+
+async def test_a_new_note_at_a_renamed_ones_path_is_another(service: Starlette, memory: Memories) -> None:
+    await file(memory, "Created", "a.md", "first")
+    await file(memory, "Created", "links.md", "[[a]] [[b]]")
+    await file(memory, "Renamed", "b.md", "first", old_path="a.md")
+    await file(memory, "Created", "a.md", "second")
+    [second] = await memory.query("second")
+    assert second.id != note_id("default", "a.md")
+    links = await memory.get(note_id("default", "links.md"))
+    assert [link.target for link in links.links] == [second.id, note_id("default", "a.md")]
+    await file(memory, "Modified", "a.md", "second, edited")
+    assert (await memory.get(second.id)).content == "second, edited"
+    await file(memory, "Renamed", "c.md", "second, edited", old_path="a.md")
+    await file(memory, "Created", "a.md", "third")
+    assert len(await memory.query()) == 4
+
+
+async def test_a_note_renamed_over_another_takes_its_place(service: Starlette, memory: Memories) -> None:
+    await file(memory, "Created", "a.md", "of a")
+    await file(memory, "Created", "b.md", "of b")
+    await memory.tag(note_id("default", "a.md"), "#by-hook")
+    await file(memory, "Renamed", "b.md", "of a", old_path="a.md")
+    [found] = await memory.query()
+    assert (found.id, found.path, found.content, found.tags) == (
+        note_id("default", "a.md"),
+        "b.md",
+        "of a",
+        ["#by-hook"],
+    )
+
+
+async def test_a_renamed_folder_takes_its_notes_along(service: Starlette, memory: Memories) -> None:
+    for path in ("old/a.md", "old/deep/b.md", "older/c.md", "old.md"):
+        await file(memory, "Created", path, path, root="/n")
+    await file(memory, "Renamed", "new", old_path="old", root="/n")
+    paths = {found.id: found.path for found in await memory.query()}
+    assert paths == {
+        note_id("default", "old/a.md", "/n"): "new/a.md",
+        note_id("default", "old/deep/b.md", "/n"): "new/deep/b.md",
+        note_id("default", "older/c.md", "/n"): "older/c.md",
+        note_id("default", "old.md", "/n"): "old.md",
+    }
+    await file(memory, "DirectoryDeleted", "new", root="/n")
+    assert sorted(found.path or "" for found in await memory.query()) == ["old.md", "older/c.md"]
+
+
+async def test_a_note_that_is_gone_and_there_again_under_another_name_is_the_same(
+    service: Starlette, memory: Memories
 ) -> None:
     await file(memory, "Created", content=NOTE)
     await memory.tag(ID, "#by-hook")
-    await file(memory, "Renamed", "new.md", content, old_path=PATH)
-    found = await memory.get(note_id("default", "new.md"))
+    await file(memory, "Deleted")
+    await file(memory, "Created", "other.md", "another text")
+    await file(memory, "Created", "new.md", NOTE)
+    found = await memory.get(ID)
     assert (found.path, found.tags) == ("new.md", ["#time", "#clocks", "#by-hook"])
-    with pytest.raises(NotFoundError):
-        await memory.get(ID)
+
+
+async def test_a_note_moved_after_a_restart_keeps_its_memory(
+    events: None, running: Running, memory: Memories, tmp_path: Path
+) -> None:
+    async with running():
+        await file(memory, "Created", content=NOTE)
+        await file(memory, "Renamed", "b.md", NOTE, old_path=PATH)
+    async with running(tmp_path / "another"):
+        await file(memory, "Renamed", "c.md", NOTE, old_path="b.md")
+        assert (await memory.get(ID)).path == "c.md"
+        await file(memory, "Created", "d.md", "[[clocks]]")
+        assert [link.target for link in (await memory.get(note_id("default", "d.md"))).links] == [ID]
+
+
+async def test_an_edit_keeps_what_others_have_changed(service: Starlette, memory: Memories) -> None:
+    await file(memory, "Created", content=NOTE)
+    await memory.update(
+        ID,
+        tags=["#time", "#clocks", "#by-agent"],
+        links=[Link(target="mem_x", type="cites")],
+        entities=["Lamport"],
+        metadata={"reviewed": True, "status": "done"},
+    )
+    await file(memory, "Modified", content=NOTE.replace("#clocks", "#order"))
+    found = await memory.get(ID)
+    assert found.tags == ["#time", "#order", "#by-agent"]
+    assert [(link.target, link.type) for link in found.links] == [("Lamport", "wikilink"), ("mem_x", "cites")]
+    assert (found.entities, found.metadata) == (["Lamport"], {"reviewed": True, "status": "draft"})
+    await memory.update(ID, tags=["#time"])
+    await file(memory, "Modified", content=NOTE)
+    assert (await memory.get(ID)).tags == ["#time", "#clocks"]
 
 
 async def test_renaming_from_and_to_other_files(service: Starlette, memory: Memories) -> None:
@@ -148,12 +261,57 @@ async def test_renaming_from_and_to_other_files(service: Starlette, memory: Memo
 
 async def test_other_files_are_ignored(service: Starlette, memory: Memories) -> None:
     await file(memory, "Created", "picture.png", content="x")
-    await file(memory, "Created")
     await file(memory, "Deleted", "a.txt")
-    await file(memory, "DirectoryCreated", "dir.md")
+    await file(memory, "DirectoryDeleted", "dir.md")
     await file(memory, "Renamed", "b.txt", old_path="a.txt")
     assert await memory.log() == []
-    assert await results(service) == {"ignored": 5}
+    assert await results(service) == {"ignored": 4}
+    assert [event.data.event for event in await memory.log("File")] == [
+        "Created",
+        "Deleted",
+        "DirectoryDeleted",
+        "Renamed",
+    ]
+
+
+async def test_a_note_without_its_text_is_not_answered_with_the_old_one(service: Starlette, memory: Memories) -> None:
+    await file(memory, "Created", content=NOTE)
+    await memory.tag(ID, "#by-hook")
+    await file(memory, "Modified", reason="the content is left out: it is over 900 KiB", size=2_000_000)
+    found = await memory.get(ID)
+    assert (found.content, found.title, found.tags) == ("", "clocks", ["#by-hook"])
+    assert found.problems == ["the content is left out: it is over 900 KiB"]
+    assert await memory.query("Lamport") == []
+    told = (await processed(memory))[-1]
+    assert told["error"] == f"{PATH}: the content is left out: it is over 900 KiB"
+    await file(memory, "Modified", content=NOTE)
+    found = await memory.get(ID)
+    assert (found.content, found.problems) == ("About [[Lamport]] #clocks\n", [])
+    await file(memory, "Created", "long.md", reason="too long")
+    assert (await processed(memory))[-1] == {"path": "long.md", "status": "refused", "error": "long.md: too long"}
+
+
+async def test_what_becomes_of_each_note_is_an_event(service: Starlette, memory: Memories) -> None:
+    await file(memory, "Created", content=NOTE, root="/n", correlation_id="cor_note")
+    id = note_id("default", PATH, "/n")
+    await file(memory, "Modified", content="---\ntitle: Plan: part two\n---\ntext", root="/n")
+    await file(memory, "Modified", content="---\ntitle: Plan: part two\n---\ntext", root="/n")
+    await file(memory, "Renamed", "b.md", old_path=PATH, root="/n")
+    await file(memory, "Deleted", "b.md", root="/n")
+    told = await processed(memory)
+    assert {event.pop("root") for event in told} == {"/n"}
+    problem = (
+        'front matter, line 2: mapping values are not allowed in this context: put a value that contains ": " in quotes'
+    )
+    assert told == [
+        {"path": PATH, "memory_id": id, "status": "created"},
+        {"path": PATH, "memory_id": id, "status": "updated", "error": f"{PATH}: {problem}"},
+        {"path": PATH, "memory_id": id, "status": "unchanged", "error": f"{PATH}: {problem}"},
+        {"path": "b.md", "memory_id": id, "status": "moved", "error": f"b.md: {problem}"},
+        {"path": "b.md", "memory_id": id, "status": "removed"},
+    ]
+    [created, *_] = [event for event in await memory.log("File") if event.data.event == "Processed"]
+    assert created.metadata.correlation_id == "cor_note"
 
 
 async def test_a_note_with_broken_front_matter_is_kept_and_found(service: Starlette, memory: Memories) -> None:
@@ -176,7 +334,7 @@ async def test_denied_note_is_passed_over(service: Starlette, memory: Memories) 
         await file(memory, "Created", content=NOTE)
         await file(memory, "Created", "next.md", content="text")
     assert [event.metadata.entity for event in await memory.log()] == [note_id("default", "next.md")]
-    assert await results(service) == {"changed": 1, "denied": 1}
+    assert await results(service) == {"created": 1, "denied": 1}
 
 
 async def test_denial_reaches_the_caller(service: Starlette, memory: Memories) -> None:

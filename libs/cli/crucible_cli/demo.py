@@ -38,7 +38,7 @@ T = TypeVar("T")
 app = typer.Typer()
 
 LINKER, GUARD, WEBHOOK = "auto-link-related", "require-tags", "crucible-demo"
-LINK = "Memory.Linked"
+LINK, PROCESSED = "Memory.Linked", "File.Processed"
 WORLD = "Made by crucible demo"
 PATIENCE_S = 20.0
 # The finished note has no word that the related one has not: they are as alike as two notes can be.
@@ -123,12 +123,12 @@ def _play(
         edit = _next(saved, "File.Modified")
         delivery = _delivered(arrived, _correlation(crucible, edit))
         say("reading what the log says of it")
-        trace = _traced(crucible, edit, LINK, "Hook.Executed")
+        trace = _traced(crucible, edit, LINK, "Hook.Executed", PROCESSED)
         invalid = folder / "unfinished.md"
         invalid.write_text(INVALID)
         refused = _next(saved, "File.Created")
         denial = _denied(crucible, refused)
-        denied = _traced(crucible, refused, "Hook.Executed")
+        denied = _traced(crucible, refused, "Hook.Executed", PROCESSED)
     return Demo(str(note), trace, delivery.delivery_id, delivery.verified, str(invalid), denied, denial)
 
 

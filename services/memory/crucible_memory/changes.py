@@ -2,7 +2,8 @@
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import UNSET
@@ -28,6 +29,13 @@ from .state import (
 from .words import name_key, tag_key
 
 
+class Place(NamedTuple):
+    """Where a note is: its path below a watched folder, which is empty where the event does not say it."""
+
+    root: str
+    path: str
+
+
 class Change(msgspec.Struct, frozen=True):
     """A Memory event to be: `event` is its name within the category."""
 
@@ -35,7 +43,7 @@ class Change(msgspec.Struct, frozen=True):
     payload: dict[str, Any]
 
 
-_FIELDS = ("content", "title", "path", "tags", "entities", "links", "metadata")
+_FIELDS = ("content", "title", "path", "root", "tags", "entities", "links", "metadata", "problems")
 
 
 def existing(memory: Memory | None, id: str) -> Memory:
@@ -115,27 +123,30 @@ def link(memory: Memory, wanted: Link, ids: Mapping[str, str]) -> Change | None:
     return _linked(memory, Link(target, link.type, link.weight))
 
 
-def note(memory: Memory | None, id: str, path: str, note: Note, earlier: Memory | None = None) -> Change | None:
-    """The memory as a note wants it. What was put on by events of their own stays; a renamed note's is taken from the
-    memory of the `earlier` path."""
+def note(memory: Memory | None, id: str, place: Place, note: Note, earlier: Memory | None = None) -> Change | None:
+    """The memory as a note wants it, with what others have put on it; of a note that was away, `earlier` has that."""
     before = memory or earlier
     added_tags, added_links = (before.added_tags, before.added_links) if before else ([], [])
     state = {
         "content": note.content,
         "title": note.title,
-        "path": path,
+        "path": place.path,
+        "root": place.root,
         "tags": unique_tags([*note.tags, *added_tags])[:MEMORY_TAGS],
         "entities": before.entities if before else [],
         "links": unique_links([*note.links, *added_links])[:MEMORY_LINKS],
-        "metadata": note.metadata,
+        "metadata": (before.added_metadata if before else {}) | note.metadata,
+        "problems": note.problems,
     }
     return Change("Created", _payload(id, state)) if memory is None else _updated(memory, state)
 
 
-def moved(memory: Memory | None, id: str, path: str, earlier: Memory) -> Change | None:
-    """A memory taken to a note's new path, where the event that tells of it has no content."""
-    state = {name: getattr(earlier, name) for name in _FIELDS} | {"path": path}
-    return Change("Created", _payload(id, state)) if memory is None else _updated(memory, state)
+def moved(memory: Memory, path: str) -> Change | None:
+    """A note's memory at another path, where the event that tells of it has no content."""
+    given = {"path": path}
+    if memory.path is not None and memory.title == PurePosixPath(memory.path).stem:
+        given["title"] = PurePosixPath(path).stem
+    return _updated(memory, given)
 
 
 def _updated(memory: Memory, given: Mapping[str, Any]) -> Change | None:
@@ -146,7 +157,8 @@ def _updated(memory: Memory, given: Mapping[str, Any]) -> Change | None:
         return None
     state = {name: getattr(memory, name) for name in _FIELDS} | dict(given)
     hashes = {"previous_hash": content_hash(memory.content), "new_hash": content_hash(state["content"])}
-    return Change("Updated", _payload(memory.id, state) | hashes | {"changes": changed})
+    solved: dict[str, Any] = {"problems": []} if memory.problems and not state["problems"] else {}
+    return Change("Updated", _payload(memory.id, state) | solved | hashes | {"changes": changed})
 
 
 def content_hash(content: str) -> str:
@@ -156,7 +168,10 @@ def content_hash(content: str) -> str:
 
 def _payload(id: str, state: Mapping[str, Any]) -> dict[str, Any]:
     links = [_link(link) for link in state["links"]]
-    return {"id": id} | {name: value for name, value in state.items() if value is not None} | {"links": links}
+    given = {name: value for name, value in state.items() if value is not None and name not in ("root", "problems")}
+    root = {"root": state["root"]} if state.get("root") else {}
+    problems = {"problems": state["problems"]} if state.get("problems") else {}
+    return {"id": id} | given | root | problems | {"links": links}
 
 
 def _link(link: Link) -> dict[str, Any]:

@@ -1,14 +1,23 @@
-"""From File events to memories: each Markdown note is one, whose id follows from its world and path."""
+"""From File events to memories: each Markdown note is one, which keeps its id when the note is renamed."""
 
 import asyncio
 import logging
+import time
 import unicodedata
+from collections import OrderedDict
 from typing import Literal
 
 import msgspec
 
-from crucible_core.envelope import Event, Source, decode
-from crucible_core.errors import DeniedError, ForbiddenError, InvalidError, MalformedError, TooLargeError
+from crucible_core.envelope import Event, decode
+from crucible_core.errors import (
+    ConflictError,
+    DeniedError,
+    ForbiddenError,
+    InvalidError,
+    MalformedError,
+    TooLargeError,
+)
 from crucible_core.protocol.memory import Cause
 from crucible_core.subjects import NO_REACTION
 from crucible_kit.bus import Bus, Message
@@ -17,35 +26,58 @@ from crucible_kit.telemetry import Telemetry
 from crucible_kit.work import work
 
 from . import changes
-from .changes import Change
+from .changes import Change, Place
 from .naming import note_id
 from .notes import Note, is_note, parse
-from .state import Memory
-from .writer import Use, Writer
+from .state import SOURCE, Memory
+from .writer import Decide, Outcome, Use, Writer
 
 log = logging.getLogger(__name__)
 
-SOURCE = Source("system", "memory")
 _ACK_WAIT_S = 60.0
 _FINAL = (DeniedError, ForbiddenError, InvalidError, MalformedError, TooLargeError)
 """What another try would meet again. A denial is recorded by the hook that spoke it."""
 _IN_PLACE = 16_384
 """Characters that are parsed without a thread: less than a moment of everybody else's time."""
+MOST_REMOVED = 100
+SOON_S = 60.0
+_UNREAD = "the event has no content of the note"
 
-Result = Literal["changed", "unchanged", "ignored", "denied", "refused"]
+Status = Literal["created", "updated", "moved", "removed", "unchanged", "ignored", "denied", "refused"]
 
 
 class FilePayload(msgspec.Struct, frozen=True, rename={"from_": "from"}):
     """What this service reads of a File event's payload; `old_path` and `new_path` are how renames were stored
-    before."""
+    before. `reason` says why there is no content."""
 
     path: str = ""
     root: str = ""
     content: str | None = None
+    reason: str | None = None
     from_: str | None = None
     to: str | None = None
     old_path: str | None = None
     new_path: str | None = None
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One thing that a File event asks for. `old_path` is where a renamed note was; what has neither content nor a
+    reason for that is only moved."""
+
+    action: Literal["save", "rename", "remove"]
+    place: Place
+    cause: Cause
+    content: str | None = None
+    reason: str | None = None
+    old_path: str | None = None
+
+
+class Done(msgspec.Struct, frozen=True):
+    """What came of a step; `problems` is what the note's writer should know."""
+
+    status: Status
+    memory_id: str | None = None
+    problems: list[str] = []
 
 
 class Files:
@@ -56,6 +88,7 @@ class Files:
         self._bus = bus
         self._writer = writer
         self._telemetry = telemetry
+        self._removed = _Removed()
         self._results = metrics.counter("memory_files", "File events by what came of them", ("result",))
 
     async def run(self) -> None:
@@ -69,74 +102,176 @@ class Files:
             self._results.labels("ignored").inc()
             return
         event = decode(message.data, message.sequence)
+        if event.data.event == "Processed":
+            return
         payload = msgspec.convert(event.data.payload, FilePayload)
         with self._telemetry.span(f"memory.{event.dotted}", event.metadata.traceparent, kind="consumer") as span:
-            for step in _steps(event, payload, span.traceparent):
-                self._results.labels(await self._take(step)).inc()
+            cause = _cause(event, span.traceparent)
+            steps = await self._steps(event, payload, cause)
+            for step in steps:
+                await self._take(step)
+            if not steps:
+                self._results.labels("ignored").inc()
 
-    async def _take(self, step: "Step") -> Result:
+    # ---- what is to be done
+
+    async def _steps(self, event: Event, payload: FilePayload, cause: Cause) -> list[Step]:
+        place = Place(payload.root, note_path(payload.to or payload.path))
+        match event.data.event:
+            case "Renamed":
+                return await self._renames(payload, cause)
+            case "Created" | "Modified" if is_note(place.path):
+                return [Step("save", place, cause, payload.content, payload.reason or _UNREAD)]
+            case "Deleted" if is_note(place.path):
+                return [Step("remove", place, cause)]
+            case "DirectoryDeleted":
+                return [Step("remove", found, cause) for found in await self._below(place, cause)]
+        return []
+
+    async def _renames(self, payload: FilePayload, cause: Cause) -> list[Step]:
+        """Of a note, or of a folder with notes in it."""
+        root = payload.root
+        new = note_path(payload.to or payload.new_path or payload.path)
+        old = note_path(payload.from_ or payload.old_path or (payload.path if payload.new_path else new))
+        if is_note(new):
+            step = Step("rename", Place(root, new), cause, payload.content, payload.reason, old)
+            return [step if old != new and is_note(old) else msgspec.structs.replace(step, action="save")]
+        if is_note(old):
+            return [Step("remove", Place(root, old), cause)]
+        below = await self._below(Place(root, old), cause) if old != new else []
+        moved = [(place.path, f"{new}{place.path[len(old) :]}") for place in below]
+        return [Step("rename", Place(root, path), cause, old_path=before) for before, path in moved]
+
+    async def _below(self, folder: Place, cause: Cause) -> list[Place]:
+        found = await self._writer.notes_below(cause.world_id, folder.root, folder.path)
+        return [Place(folder.root, memory.path) for memory in found if memory.path]
+
+    # ---- doing it
+
+    async def _take(self, step: Step) -> None:
+        began = time.monotonic()
         try:
-            return await self._change(step)
+            done = await self._do(step)
         except _FINAL as error:
-            log.warning("%s: no memory of it: %s", step.path, error)
-            return "denied" if isinstance(error, DeniedError) else "refused"
+            log.warning("%s: no memory of it: %s", step.place.path, error)
+            done = Done("denied" if isinstance(error, DeniedError) else "refused", problems=[error.detail])
+        self._results.labels(done.status).inc()
+        if done.status != "ignored":
+            await self._tell(step, done, time.monotonic() - began)
 
-    async def _change(self, step: "Step") -> Result:
-        if step.action == "ignore":
-            return "ignored"
-        note = await _parsed(step.content, step.path) if step.content is not None else None
-        earlier = None
-        if step.old_path is not None:
-            _, earlier = await self._writer.present(step.id_of(step.old_path), step.cause.world_id)
-        if step.action == "save" and note is None and earlier is None:
-            return "ignored"
-        id = step.id_of(step.path)
+    async def _do(self, step: Step) -> Done:
+        match step.action:
+            case "remove":
+                return await self._remove(step, step.place.path)
+            case "rename":
+                return await self._rename(step)
+        return await self._save(step)
+
+    async def _save(self, step: Step) -> Done:
+        found = await self._writer.notes_at(step.cause.world_id, *step.place)
+        memory = found[0] if found else None
+        if step.content is None and step.reason is None:
+            await self._drop(step, found[1:])
+            return Done("unchanged", memory.id) if memory else Done("ignored")
+        note = await _noted(step)
+        if memory is None and step.content is None:
+            return Done("refused", problems=note.problems)
+        earlier = None if memory else self._removed.take(step, note.content)
+        id = memory.id if memory else await self._fresh_id(step, earlier)
+
+        async def decide(now: Memory | None) -> Change | None:
+            return changes.note(now, id, step.place, note, earlier)
+
+        outcome = await self._change(step, id, decide)
+        await self._drop(step, found[1:], outcome)
+        return Done(_status(outcome, "updated" if memory else "created"), id, note.problems)
+
+    async def _rename(self, step: Step) -> Done:
+        world, root = step.cause.world_id, step.place.root
+        found = await self._writer.notes_at(world, root, step.old_path or "")
+        if not found:
+            return await self._save(step)
+        memory, others = found[0], await self._writer.notes_at(world, *step.place)
+        note = await _noted(step) if step.content is not None or step.reason else None
+
+        async def decide(now: Memory | None) -> Change | None:
+            if now is None:
+                return None  # somebody removed it meanwhile
+            return changes.note(now, now.id, step.place, note) if note else changes.moved(now, step.place.path)
+
+        outcome = await self._change(step, memory.id, decide)
+        await self._drop(step, [*found[1:], *others], outcome)
+        return Done(_status(outcome, "moved"), memory.id, note.problems if note else memory.problems)
+
+    async def _remove(self, step: Step, path: str) -> Done:
+        found = await self._writer.notes_at(step.cause.world_id, step.place.root, path)
+        if not found:
+            return Done("unchanged")
+        await self._drop(step, found)
+        self._removed.put(step, found[0])
+        return Done("removed", found[0].id)
+
+    async def _drop(self, step: Step, memories: list[Memory], after: Outcome | None = None) -> None:
+        """Forgets notes whose files are gone, such as one that another was renamed over. Nothing to do where the event
+        was handled before: what is there now came later."""
+        if after and after.appended and after.appended.duplicate:
+            return
 
         async def decide(memory: Memory | None) -> Change | None:
-            if step.action == "remove":
-                return changes.delete(memory) if memory else None
-            if note is not None:
-                return changes.note(memory, id, step.path, note, earlier)
-            return changes.moved(memory, id, step.path, earlier) if earlier else None
+            return changes.delete(memory) if memory else None
 
-        outcome = await self._writer.change(id, step.cause, decide, use=Use(step.action, id))
-        return "changed" if outcome.appended else "unchanged"
+        for number, memory in enumerate(memories):
+            await self._change(step, memory.id, decide, f"{'drop' if after else 'remove'}:{number}")
 
+    async def _change(self, step: Step, id: str, decide: Decide, operation: str = "") -> Outcome:
+        return await self._writer.change(
+            id, step.cause, decide, use=Use(operation or step.action, ":".join(step.place))
+        )
 
-class Step(msgspec.Struct, frozen=True):
-    """One thing that a File event asks for. `old_path` is where a renamed note was."""
+    async def _fresh_id(self, step: Step, earlier: Memory | None) -> str:
+        """Of a note that has no memory. Where the one that was made of the path first has moved away, another."""
+        world, (root, path) = step.cause.world_id, step.place
+        id = earlier.id if earlier else note_id(world, path, root)
+        _, taken = await self._writer.present(id, world)
+        return id if taken is None else note_id(world, path, root, step.cause.causation_id or "")
 
-    action: Literal["save", "remove", "ignore"]
-    path: str
-    root: str
-    cause: Cause
-    content: str | None = None
-    old_path: str | None = None
-
-    def id_of(self, path: str) -> str:
-        return note_id(self.cause.world_id, path, self.root)
-
-
-def _steps(event: Event, payload: FilePayload, traceparent: str) -> list[Step]:
-    cause = _cause(event, traceparent)
-    path = note_path(payload.to or payload.path)
-    match event.data.event:
-        case "Created" | "Modified" if is_note(path) and payload.content is not None:
-            return [Step("save", path, payload.root, cause, payload.content)]
-        case "Deleted" if is_note(path):
-            return [Step("remove", path, payload.root, cause)]
-        case "Renamed":
-            return _renamed(payload, cause) or [Step("ignore", path, payload.root, cause)]
-    return [Step("ignore", path, payload.root, cause)]
+    async def _tell(self, step: Step, done: Done, took_s: float) -> None:
+        """File.Processed. Where it cannot be said, as at the end of a chain of effects, the log has it."""
+        root, path = step.place
+        payload = {
+            "path": path,
+            "root": root or None,
+            "memory_id": done.memory_id,
+            "status": done.status,
+            "error": "; ".join(f"{path}: {problem}" for problem in done.problems) or None,
+            "duration_ms": round(took_s * 1000, 3),
+        }
+        try:
+            await self._writer.tell("File.Processed", payload, step.cause, Use("processed", ":".join(step.place)))
+        except (*_FINAL, ConflictError) as error:
+            log.warning("%s: File.Processed is not recorded: %s", path, error)
 
 
-def _renamed(payload: FilePayload, cause: Cause) -> list[Step]:
-    """The new one first: a crash in between leaves a note twice, never not at all."""
-    new = note_path(payload.to or payload.new_path or payload.path)
-    old = note_path(payload.from_ or payload.old_path or (payload.path if payload.new_path else new))
-    was_note = old != new and is_note(old)
-    saves = [Step("save", new, payload.root, cause, payload.content, old if was_note else None)] if is_note(new) else []
-    return [*saves, *([Step("remove", old, payload.root, cause)] if was_note else [])]
+class _Removed:
+    """Notes that were removed a moment ago: some programs say of a renamed one that it is gone, and that another of the
+    same text is there. Only a courtesy: it does not outlive the process."""
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[tuple[str, str, str], tuple[float, Memory]] = OrderedDict()
+
+    def put(self, step: Step, memory: Memory) -> None:
+        if memory.content.strip():
+            self._found[(step.cause.world_id, step.place.root, memory.content)] = (time.monotonic(), memory)
+        while len(self._found) > MOST_REMOVED:
+            self._found.popitem(last=False)
+
+    def take(self, step: Step, content: str) -> Memory | None:
+        at, memory = self._found.pop((step.cause.world_id, step.place.root, content), (0.0, None))
+        return memory if time.monotonic() - at < SOON_S else None
+
+
+def _status(outcome: Outcome, changed: Status) -> Status:
+    return changed if outcome.appended and not outcome.appended.duplicate else "unchanged"
 
 
 def _cause(event: Event, traceparent: str) -> Cause:
@@ -159,7 +294,11 @@ def note_path(path: str) -> str:
     return unicodedata.normalize("NFC", path).replace("\\", "/").removeprefix("./")
 
 
-async def _parsed(content: str, path: str) -> Note:
+async def _noted(step: Step) -> Note:
+    """The note as it is; of one whose text is not known, nothing but that."""
+    path, content = step.place.path, step.content
+    if content is None:
+        return msgspec.structs.replace(parse("", path), problems=[step.reason or _UNREAD])
     if len(content) <= _IN_PLACE:
         return parse(content, path)
     return await asyncio.to_thread(parse, content, path)

@@ -9,10 +9,10 @@ EPOCH_MS = 1_735_689_600_000
 """2025-01-01: the moment in the id of every note's memory. It never changes: a name gives the same id for ever."""
 
 
-def note_id(world: str, path: str, root: str = "") -> str:
-    """The id of the memory that is made from the note at a path below a watched folder: two folders may each have a
-    note of the same path."""
-    return derive_id("mem", EPOCH_MS, "note", world, root, path)
+def note_id(world: str, path: str, root: str = "", *again: str) -> str:
+    """The id of the memory that is made from the first note at a path below a watched folder: two folders may each have
+    a note of the same path. `again` tells a later one from it, when that has been moved away."""
+    return derive_id("mem", EPOCH_MS, "note", world, root, path, *again)
 
 
 def new_id(given: str | None) -> str:

@@ -7,7 +7,7 @@ import msgspec
 from crucible_core.envelope import Metadata
 from crucible_core.protocol.memory import Link
 
-from .state import Memory, clean_tag, clean_tags, link_key
+from .state import MAX_FORMER_PATHS, SOURCE, Memory, clean_tag, clean_tags, link_key, unique_links
 from .words import tag_key
 
 
@@ -37,6 +37,8 @@ class _State(msgspec.Struct, frozen=True):
     entities: list[str] | None = None
     links: _References | None = None
     metadata: dict[str, Any] | None = None
+    root: str | None = None
+    problems: list[str] | None = None
 
 
 class Payload(_State, frozen=True, rename={"from_": "from"}):
@@ -99,6 +101,11 @@ class Recorded(msgspec.Struct, frozen=True):
         return self.metadata.world_id
 
     @property
+    def is_of_note(self) -> bool:
+        """Whether this service made it of a note."""
+        return self.metadata.source == SOURCE and self.data.payload.path is not None
+
+    @property
     def memory_id(self) -> str:
         return self.data.payload.memory_id or self.metadata.entity or ""
 
@@ -122,7 +129,7 @@ def fold(memory: Memory | None, event: Recorded) -> Memory | None:
         return None
     if kind == "Created" or memory is None:
         return _created(event)
-    changed = _changed(memory, kind, event.data.payload)
+    changed = _changed(memory, event)
     when = memory.updated_at if changed is memory else event.metadata.timestamp
     return msgspec.structs.replace(changed, updated_at=when, sequence=event.sequence)
 
@@ -144,6 +151,8 @@ def _created(event: Recorded) -> Memory | None:
         entities=payload.entities or [],
         links=_links(payload.links or []),
         metadata=payload.metadata or {},
+        problems=payload.problems or [],
+        root=payload.root or ("" if event.is_of_note else None),
         created_at=metadata.timestamp,
         updated_at=metadata.timestamp,
         key=event.sequence,
@@ -151,10 +160,12 @@ def _created(event: Recorded) -> Memory | None:
     )
 
 
-def _changed(memory: Memory, kind: str, payload: Payload) -> Memory:
+def _changed(memory: Memory, event: Recorded) -> Memory:
+    kind, payload = event.data.event, event.data.payload
     match kind:
         case "Updated" | "Consolidated":
-            return _updated(memory, payload.new_state)
+            changed = _updated(memory, payload.new_state)
+            return changed if event.is_of_note or memory.root is None else _with_added(memory, changed)
         case "Tagged" | "Untagged":
             tag = clean_tag(payload.tag or "")
             return memory if tag is None else _tagged(memory, tag, kind == "Tagged")
@@ -166,17 +177,37 @@ def _changed(memory: Memory, kind: str, payload: Payload) -> Memory:
 def _updated(memory: Memory, payload: _State) -> Memory:
     tags = memory.tags if payload.tags is None else clean_tags(payload.tags)
     links = memory.links if payload.links is None else _links(payload.links)
+    metadata = memory.metadata if payload.metadata is None else payload.metadata
+    path = memory.path if payload.path is None else payload.path
+    former = memory.former_paths if path == memory.path or memory.path is None else [memory.path, *memory.former_paths]
     return msgspec.structs.replace(
         memory,
         content=memory.content if payload.content is None else payload.content,
         title=memory.title if payload.title is None else payload.title,
-        path=memory.path if payload.path is None else payload.path,
+        path=path,
         tags=tags,
         entities=memory.entities if payload.entities is None else payload.entities,
         links=links,
-        metadata=memory.metadata if payload.metadata is None else payload.metadata,
+        metadata=metadata,
+        problems=memory.problems if payload.problems is None else payload.problems,
+        root=memory.root if payload.root is None else payload.root,
+        former_paths=[each for each in former if each != path][:MAX_FORMER_PATHS],
         added_tags=[tag for tag in memory.added_tags if tag in tags],
         added_links=[link for link in memory.added_links if link in links],
+        added_metadata={name: metadata[name] for name in memory.added_metadata if name in metadata},
+    )
+
+
+def _with_added(before: Memory, after: Memory) -> Memory:
+    """What somebody else than the note has put on it."""
+    tags = [tag for tag in after.tags if tag not in before.tags]
+    links = [link for link in after.links if link not in before.links]
+    metadata = {name: value for name, value in after.metadata.items() if before.metadata.get(name) != value}
+    return msgspec.structs.replace(
+        after,
+        added_tags=[*after.added_tags, *tags],
+        added_links=unique_links([*links, *after.added_links]),
+        added_metadata=after.added_metadata | metadata,
     )
 
 

@@ -7,11 +7,16 @@ from unicodedata import normalize
 import msgspec
 import regex
 
+from crucible_core.envelope import Source
 from crucible_core.errors import FieldError, InvalidError
 from crucible_core.limits import MEMORY_ENTITIES, MEMORY_LINKS, MEMORY_TAG_CHARS, MEMORY_TAGS, MEMORY_WORD_CHARS
 from crucible_core.protocol.memory import Link
 
 from .words import tag_key
+
+SOURCE = Source("system", "memory")
+"""Whose the events are that this service makes of notes."""
+MAX_FORMER_PATHS = 16
 
 _UNSEEN = regex.compile(r"[[\p{Cc}--\s]\u00AD\u061C\u200B\u200E\u200F\u202A-\u202E\u2060-\u206F\uFEFF]", regex.V1)
 """What nobody sees and no script needs within a word."""
@@ -20,8 +25,9 @@ _UNSEEN = regex.compile(r"[[\p{Cc}--\s]\u00AD\u061C\u200B\u200E\u200F\u202A-\u20
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
     """`sequence` is its last event, `key` the one that created it.
 
-    `added_tags` and `added_links` were put on by events of their own (Tagged, Linked): they stay when the note that the
-    memory was made from changes.
+    A note's memory has the watched folder in `root` (empty where that is not known; None where it is no note's), and
+    where it was before in `former_paths`, the latest first. `added_tags`, `added_links` and `added_metadata` were put
+    on by others than the note: they stay when it changes.
     """
 
     id: str
@@ -34,8 +40,12 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     entities: list[str] = []
     links: list[Link] = []
     metadata: dict[str, Any] = {}
+    problems: list[str] = []
+    root: str | None = None
+    former_paths: list[str] = []
     added_tags: list[str] = []
     added_links: list[Link] = []
+    added_metadata: dict[str, Any] = {}
     created_at: str
     updated_at: str
     key: int

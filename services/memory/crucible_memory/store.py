@@ -2,7 +2,7 @@
 
 import logging
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -18,12 +18,13 @@ from crucible_kit.bus import Message
 from crucible_kit.index import Index, insert
 
 from . import words
+from .naming import note_id
 from .projection import Recorded, fold, read_recorded
 from .state import Memory, clean_name
 
 log = logging.getLogger(__name__)
 
-VERSION = f"2 {words.VERSION}"
+VERSION = f"3 {words.VERSION}"
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS memories (
   key INTEGER PRIMARY KEY, id TEXT NOT NULL, world TEXT NOT NULL, room TEXT NOT NULL, content TEXT NOT NULL,
@@ -35,6 +36,10 @@ CREATE TABLE IF NOT EXISTS names (
   world TEXT, name TEXT, kind INTEGER, memory INTEGER, spelled TEXT NOT NULL, PRIMARY KEY (world, name, kind, memory)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS names_by_memory ON names (memory);
+CREATE TABLE IF NOT EXISTS notes (
+  world TEXT, root TEXT, path TEXT, memory INTEGER, PRIMARY KEY (world, root, path, memory)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS notes_by_memory ON notes (memory);
 CREATE VIRTUAL TABLE IF NOT EXISTS texts USING fts5(title, content, words, content='', tokenize='porter ascii');
 CREATE TABLE IF NOT EXISTS refolds (
   id TEXT, world TEXT, seen INTEGER NOT NULL, PRIMARY KEY (id, world)
@@ -44,7 +49,7 @@ CREATE TABLE IF NOT EXISTS refolds (
 `texts` has the full text as `words.indexed` makes it; its `words` are tags and entities. `refolds` has the memories of
 which an event was redacted, and the last of their events that the index has: see `refolding`."""
 
-_PATH, _FILE, _TITLE, _ALIAS = range(4)
+_PATH, _FILE, _TITLE, _ALIAS, _FORMER = range(5)
 """The kinds of names, the strongest first."""
 _MAX_FOLDERS = 16
 _AT_ONCE = 1000
@@ -79,6 +84,8 @@ def put(writer: sqlite3.Connection, before: Iterable[Memory], after: Iterable[Me
     insert(writer, "INSERT OR IGNORE INTO tags VALUES", tags)
     names = [(m.world_id, words.name_key(name), kind, m.key, name) for m in kept for name, kind in names_of(m)]
     insert(writer, "INSERT OR IGNORE INTO names VALUES", names)
+    notes = [(m.world_id, m.root, m.path, m.key) for m in kept if m.root is not None and m.path is not None]
+    insert(writer, "INSERT INTO notes VALUES", notes)
 
 
 def replace(writer: sqlite3.Connection, id: str, world: str, memory: Memory | None, last: int) -> bool:
@@ -133,7 +140,7 @@ def _remove(writer: sqlite3.Connection, gone: Iterable[Memory]) -> None:
         writer.execute(
             "INSERT INTO texts (texts, rowid, title, content, words) VALUES ('delete', ?, ?, ?, ?)", _text(memory)
         )
-        for table, column in (("memories", "key"), ("tags", "memory"), ("names", "memory")):
+        for table, column in (("memories", "key"), ("tags", "memory"), ("names", "memory"), ("notes", "memory")):
             writer.execute(f"DELETE FROM {table} WHERE {column} = ?", (memory.key,))
 
 
@@ -174,6 +181,30 @@ async def memories(reader: aiosqlite.Connection, keys: Sequence[int]) -> list[Me
     query = f"SELECT state, content FROM memories WHERE key IN ({_marks(keys)})"
     found = {memory.key: memory for memory in [_memory(*row) for row in await reader.execute_fetchall(query, keys)]}
     return [found[key] for key in keys if key in found]
+
+
+async def notes_at(reader: aiosqlite.Connection, world: str, root: str, path: str) -> list[Memory]:
+    """The memories of the note at a path; of several, the one that changed last comes first."""
+    return await _notes(reader, world, root, "n.path = ?", (path,))
+
+
+async def notes_below(reader: aiosqlite.Connection, world: str, root: str, folder: str) -> list[Memory]:
+    """The memories of the notes in a folder and in its subfolders, by path."""
+    found = await _notes(reader, world, root, "n.path > ? AND n.path < ?", (f"{folder}/", f"{folder}0"))
+    return sorted(found, key=lambda memory: memory.path or "")
+
+
+async def _notes(
+    reader: aiosqlite.Connection, world: str, root: str, where: str, values: tuple[str, ...]
+) -> list[Memory]:
+    """Those of the root, and those of before roots were told whose ids are made of it."""
+    query = (
+        "SELECT m.state, m.content FROM notes n JOIN memories m ON m.key = n.memory"
+        f" WHERE n.world = ? AND n.root IN (?, '') AND {where}"
+    )
+    found = [_memory(*row) for row in await reader.execute_fetchall(query, (world, root, *values))]
+    ours = [m for m in found if m.root == root or m.id == note_id(world, m.path or "", root)]
+    return sorted(ours, key=lambda memory: -memory.sequence)
 
 
 async def ids_of(reader: aiosqlite.Connection, world: str, targets: Iterable[str]) -> dict[str, str]:
@@ -240,10 +271,9 @@ def names_of(memory: Memory) -> list[tuple[str, int]]:
     """What links may call a memory, and the kind of each name."""
     names = []
     if memory.path:
-        path = PurePosixPath(memory.path)
-        for kind, parts in _tails(path.parts):
-            tail = PurePosixPath(*parts)
-            names += [(str(tail), kind), (str(tail.with_suffix("") if tail.name else tail), kind)]
+        names += [(name, kind) for kind, parts in _tails(memory.path) for name in _named(parts)]
+    for path in memory.former_paths:
+        names += [(name, _FORMER) for _, parts in _tails(path) for name in _named(parts)]
     if memory.title:
         names.append((memory.title, _TITLE))
     aliases = memory.metadata.get("aliases")
@@ -251,7 +281,14 @@ def names_of(memory: Memory) -> list[tuple[str, int]]:
     return [(clean_name(name), kind) for name, kind in names]
 
 
-def _tails(parts: tuple[str, ...]) -> list[tuple[int, tuple[str, ...]]]:
+def _named(parts: tuple[str, ...]) -> Iterator[str]:
+    path = PurePosixPath(*parts)
+    yield str(path)
+    yield str(path.with_suffix("") if path.name else path)
+
+
+def _tails(path: str) -> list[tuple[int, tuple[str, ...]]]:
     """The whole path, then its ends: `c/b/a.md` is also `b/a.md` and `a.md`."""
+    parts = PurePosixPath(path).parts
     shorter = [(_FILE, parts[-length:]) for length in range(min(len(parts) - 1, _MAX_FOLDERS), 0, -1)]
     return [(_PATH, parts), *shorter]

@@ -6,6 +6,7 @@ import hashlib
 import random
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import msgspec
 
@@ -20,8 +21,8 @@ from crucible_kit.rpc import call
 
 from .changes import Change
 from .state import Memory
-from .store import find
-from .truth import last_of
+from .store import find, notes_at, notes_below
+from .truth import last_change, last_of
 
 _APPEND_S = 30.0
 """An append waits for the Pre hooks that it meets."""
@@ -30,7 +31,7 @@ _TURN_S = 2.0
 _PAUSE_S = 0.005
 _ENVELOPE_BYTES = 2048
 _MAX_KEY = 200
-_Decide = Callable[[Memory | None], Awaitable[Change | None]]
+Decide = Callable[[Memory | None], Awaitable[Change | None]]
 
 
 class Use(msgspec.Struct, frozen=True):
@@ -69,7 +70,7 @@ class Writer:
         self._turns: weakref.WeakValueDictionary[tuple[str, str], asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def change(
-        self, id: str, cause: Cause, decide: _Decide, expected: int | None = None, use: Use = _NO_USE
+        self, id: str, cause: Cause, decide: Decide, expected: int | None = None, use: Use = _NO_USE
     ) -> Outcome:
         """`expected` is the memory's sequence that the caller has seen (0: no such memory).
 
@@ -96,6 +97,22 @@ class Writer:
         sequence = await last_of(self._bus, id, world)
         await self._index.reach(sequence)
         return sequence, await find(self._index.reader, id, world)
+
+    async def notes_at(self, world: str, root: str, path: str) -> list[Memory]:
+        """The memories of the note at a path, as all that is committed has made them; see `store.notes_at`."""
+        await self._index.reach(await last_change(self._bus))
+        return await notes_at(self._index.reader, world, root, path)
+
+    async def notes_below(self, world: str, root: str, folder: str) -> list[Memory]:
+        """Those of the notes in a folder."""
+        await self._index.reach(await last_change(self._bus))
+        return await notes_below(self._index.reader, world, root, folder)
+
+    async def tell(self, type: str, payload: dict[str, Any], cause: Cause, use: Use) -> None:
+        """Appends an event of another kind that follows from the same cause. Raises what the append raises."""
+        present = {name: value for name, value in payload.items() if value is not None}
+        event = caused(type, msgspec.json.encode(present), cause, use)
+        await self._send(event, cause)
 
     @contextlib.asynccontextmanager
     async def _turn(self, key: tuple[str, str]) -> AsyncIterator[None]:
@@ -134,7 +151,9 @@ class Writer:
     async def _append(
         self, id: str, change: Change, memory: Memory | None, cause: Cause, expected: int, use: Use
     ) -> Appended:
-        event = new_event(id, change, memory, cause, expected, use)
+        return await self._send(new_event(id, change, memory, cause, expected, use), cause)
+
+    async def _send(self, event: NewEvent, cause: Cause) -> Appended:
         request = AppendRequest(events=[event])
         reply = await call(
             self._bus, "events", "append", request, AppendReply, timeout=_APPEND_S, traceparent=cause.traceparent
@@ -150,8 +169,19 @@ def new_event(id: str, change: Change, memory: Memory | None, cause: Cause, expe
     payload = msgspec.json.encode(change.payload)
     if len(payload) > MAX_EVENT_BYTES - _ENVELOPE_BYTES:
         raise TooLargeError(f"a memory may have {MAX_EVENT_BYTES - _ENVELOPE_BYTES} bytes with all its parts")
+    return msgspec.structs.replace(
+        caused(f"Memory.{change.event}", payload, cause, use),
+        room_id=memory.room_id if memory else cause.room_id,
+        entity=id,
+        expected_sequence=expected,
+        retention="forever",
+    )
+
+
+def caused(type: str, payload: bytes, cause: Cause, use: Use) -> NewEvent:
+    """An event that follows from a cause; `use` tells this one from others of the same."""
     return NewEvent(
-        type=f"Memory.{change.event}",
+        type=type,
         payload=msgspec.Raw(payload),
         source=cause.source,
         actor=cause.actor,
@@ -159,11 +189,8 @@ def new_event(id: str, change: Change, memory: Memory | None, cause: Cause, expe
         causation_id=cause.causation_id,
         hop=cause.hop,
         world_id=cause.world_id,
-        room_id=memory.room_id if memory else cause.room_id,
-        entity=id,
+        room_id=cause.room_id,
         traceparent=cause.traceparent,
-        expected_sequence=expected,
-        retention="forever",
         idempotency_key=_event_key(use, cause.key) if cause.key else None,
         fingerprint=use.fingerprint,
     )

@@ -37,6 +37,9 @@ OldPath = Annotated[str, Meta(min_length=1, max_length=4096, examples=["notes/ti
 Text = Annotated[str, Meta(max_length=65_536)]
 """A sentence or a short message: reasons, errors, descriptions."""
 
+Problems = Annotated[list[Text], Meta(max_length=100)]
+"""What the writer of a note should mend."""
+
 Url = Annotated[str, Meta(min_length=1, max_length=4096, examples=["https://example.com/hook"])]
 Time = Annotated[str, Meta(max_length=64)]
 """RFC 3339."""

@@ -21,6 +21,7 @@ from .fields import (
     OtherPath,
     Path,
     Payloads,
+    Problems,
     Redacted,
     References,
     Synonyms,
@@ -62,6 +63,8 @@ class MemoryCreated(_Entry, kw_only=True):
     metadata: Object | None = None
     hash: Word | None = None
     source: Word | None = None
+    root: OtherPath | None = None
+    problems: Problems | None = None
 
     def __post_init__(self) -> None:
         if self.content is None and not self.title:
@@ -87,6 +90,8 @@ class MemoryUpdated(_Entry, kw_only=True):
     links: References | None = None
     metadata: Object | None = None
     reason: Text | None = None
+    root: OtherPath | None = None
+    problems: Problems | None = None
 
 
 class MemoryDeleted(_Entry, kw_only=True):

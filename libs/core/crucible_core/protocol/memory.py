@@ -74,7 +74,8 @@ class WrittenMemory(Message, omit_defaults=False):
 
 
 class MemoryView(Message, omit_defaults=False):
-    """`sequence` is the memory's last event, which its ETag carries. `title` and `path` are those of a note's file.
+    """`sequence` is the memory's last event, which its ETag carries. `title` and `path` are those of a note's file, and
+    `problems` is what its writer should mend.
 
     A link's target is a memory's id where its title, path or alias leads to one.
     """
@@ -92,6 +93,7 @@ class MemoryView(Message, omit_defaults=False):
     sequence: int
     title: str | None = None
     path: str | None = None
+    problems: list[str] = []
 
 
 class MemoryQuery(Message):
