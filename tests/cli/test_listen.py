@@ -24,7 +24,7 @@ BODY = (
 
 
 def headers(secret: str = SECRET, body: bytes = BODY) -> dict[str, str]:
-    signed = sign(signing_key(secret), body, "evt_1", int(time.time()))
+    signed = sign([signing_key(secret)], body, "evt_1", int(time.time()))
     return signed | {"X-Crucible-Delivery": "dlv_1", "X-Crucible-Event-Id": "evt_1"}
 
 

@@ -19,7 +19,7 @@ SECRET = new_secret()
 
 
 def signed(secret: str = SECRET, body: bytes = BODY, at: int = NOW) -> dict[str, str]:
-    return sign(signing_key(secret), body, "evt_1", at)
+    return sign([signing_key(secret)], body, "evt_1", at)
 
 
 def failing_part(headers: dict[str, str], body: bytes = BODY, secret: str = SECRET, now: float = NOW) -> str:

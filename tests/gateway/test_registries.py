@@ -1,5 +1,6 @@
 """Hooks, webhooks, memories and queries: what the services are asked, and how their answers come back."""
 
+import json
 from typing import Any
 from urllib.parse import quote
 
@@ -14,7 +15,15 @@ from crucible_core.protocol.events import QueryRequest, TracedDelivery, TraceNod
 from crucible_core.protocol.hooks import HookList, HookView, RegisterHook, RunList, RunsRequest
 from crucible_core.protocol.memory import Link, MemoryList, MemoryQuery, WriteMemory, WrittenMemory
 from crucible_core.protocol.shared import Check, Counters, EnableHook, GetRequest
-from crucible_core.protocol.webhooks import CreateWebhook, TracedDeliveries, TracedRequest
+from crucible_core.protocol.webhooks import (
+    CreateWebhook,
+    EnableWebhook,
+    ResendEvent,
+    RotateSecret,
+    TracedDeliveries,
+    TracedRequest,
+    UpdateWebhook,
+)
 from crucible_gateway import examples
 from crucible_kit.bus import Bus
 
@@ -81,9 +90,20 @@ async def test_hooks(http: httpx.AsyncClient, bus: Bus) -> None:
 
 
 async def test_webhooks(http: httpx.AsyncClient, bus: Bus) -> None:
-    async with answering(bus, "webhooks", create=CreateWebhook, enable=EnableHook) as webhooks:
-        webhooks.replies["create"] = msgspec.json.encode(examples.WEBHOOK_VIEW)
-        webhooks.replies["enable"] = msgspec.json.encode(examples.WEBHOOK_VIEW)
+    async with answering(
+        bus,
+        "webhooks",
+        create=CreateWebhook,
+        update=UpdateWebhook,
+        enable=EnableWebhook,
+        rotate_secret=RotateSecret,
+        test=shared.TestRequest,
+        resend=ResendEvent,
+    ) as webhooks:
+        view = msgspec.json.encode(examples.WEBHOOK_VIEW)
+        webhooks.replies = dict.fromkeys(("create", "update", "enable", "rotate_secret"), view)
+        webhooks.replies["test"] = Check(name="ci", verdict="live")
+        webhooks.replies["resend"] = msgspec.json.encode(examples.RESENT)
         made = await http.post("/api/v1/webhooks", json=examples.WEBHOOK)
         assert (made.status_code, made.json()) == (201, examples.WEBHOOK_VIEW)
         assert webhooks.last.event_filters[0].event_type == "Memory.*"
@@ -91,7 +111,41 @@ async def test_webhooks(http: httpx.AsyncClient, bus: Bus) -> None:
         wrong = await http.post("/api/v1/webhooks", json=body | {"auth": {"type": "hmac", "sekret": "x"}})
         assert [error["path"] for error in wrong.json()["errors"]] == ["event_filters.0.event_typ", "auth.sekret"]
         assert (await http.post("/api/v1/webhooks/whk_1/disable")).status_code == 200
-        assert webhooks.last == EnableHook(name="whk_1", enabled=False)
+        assert webhooks.last == EnableWebhook(id="whk_1", enabled=False)
+        assert (await http.post("/api/v1/webhooks/whk_1/enable")).status_code == 200
+        assert webhooks.last == EnableWebhook(id="whk_1", enabled=True)
+        assert (await http.post("/api/v1/webhooks/ci/enable", json={"missed": "skip"})).status_code == 200
+        assert webhooks.last == EnableWebhook(id="ci", enabled=True, missed="skip")
+        assert (await http.post("/api/v1/webhooks/ci/enable", json={"missed": "drop"})).status_code == 422
+        assert (await http.post("/api/v1/webhooks/ci/rotate-secret")).json() == examples.WEBHOOK_VIEW
+        assert webhooks.last == RotateSecret(id="ci", grace_s=86_400)
+        assert (await http.post("/api/v1/webhooks/ci/rotate-secret", json={"grace_s": -1})).status_code == 422
+        assert (await http.post("/api/v1/webhooks/ci/test")).json()["verdict"] == "live"
+        assert not webhooks.last.dry_run
+        assert (await http.post("/api/v1/webhooks/ci/test", json={"dry_run": True, "type": "X"})).status_code == 200
+        assert (webhooks.last.dry_run, webhooks.last.type) == (True, "X")
+        resent = await http.post("/api/v1/events/evt_1/resend", json={"webhook": "ci"})
+        assert (resent.status_code, resent.json()) == (202, examples.RESENT)
+        assert webhooks.last == ResendEvent(event_id="evt_1", webhook="ci")
+        assert (await http.post("/api/v1/events/evt_1/resend", json={})).status_code == 422
+
+
+async def test_webhook_patch(http: httpx.AsyncClient, bus: Bus) -> None:
+    async with answering(bus, "webhooks", update=UpdateWebhook) as webhooks:
+        webhooks.replies["update"] = msgspec.json.encode(examples.WEBHOOK_VIEW)
+        sent: dict[str, Any] = {"name": "x", "options": None, "auth": {"type": "hmac", "token": None}, "paused": True}
+        for kind in ("application/json", "application/merge-patch+json"):
+            headers = {"Content-Type": kind}
+            changed = await http.patch("/api/v1/webhooks/ci", content=json.dumps(sent), headers=headers)
+            assert (changed.status_code, webhooks.last) == (200, UpdateWebhook(id="ci", patch=sent))
+        refused = {"enabled": False, "auth": {"sekret": "x"}, "options": {"timeout": 1}}
+        wrong = await http.patch("/api/v1/webhooks/ci", json=refused)
+        paths = {error["path"] for error in wrong.json()["errors"]}
+        assert (wrong.status_code, paths) == (422, {"enabled", "auth.sekret", "options.timeout"})
+        for null in ("name", "url", "event_filters", "auth", "paused"):
+            assert (await http.patch("/api/v1/webhooks/ci", json={null: None})).status_code == 422
+        headers = {"Content-Type": "application/json-patch+json"}
+        assert (await http.patch("/api/v1/webhooks/ci", content="[]", headers=headers)).status_code == 415
 
 
 @pytest.mark.parametrize(

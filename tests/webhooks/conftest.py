@@ -16,11 +16,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from crucible_core.envelope import Data, Event, Metadata, Source, encode
-from crucible_core.errors import UnavailableError
+from crucible_core.envelope import Data, Event, Metadata, Source, decode, encode, with_sequence
+from crucible_core.errors import NotFoundError, UnavailableError
 from crucible_core.protocol.events import Appended, AppendReply, AppendRequest
-from crucible_core.protocol.shared import EnableHook
-from crucible_core.protocol.webhooks import AttemptList, AttemptsRequest, WebhookView
+from crucible_core.protocol.shared import GetRequest
+from crucible_core.protocol.webhooks import AttemptList, AttemptsRequest, EnableWebhook, WebhookView
 from crucible_core.subjects import Names
 from crucible_kit.bus import Bus, Message
 from crucible_kit.clock import fresh_id, timestamp
@@ -67,14 +67,23 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 @pytest.fixture
 async def told(bus: Bus) -> AsyncIterator[list[str]]:
-    """Stands for the events service: the types that it was asked to append."""
+    """Stands for the events service: the types that it was asked to append. It finds what the log has, by id."""
     asked: list[str] = []
+
+    async def get(request: GetRequest, context: Context) -> bytes:
+        sequence = 0
+        while (found := await bus.next(bus.names.events, sequence + 1, bus.names.all_events)) is not None:
+            sequence = found.sequence
+            if decode(found.data).metadata.id == request.id:
+                return with_sequence(found.data, sequence)
+        raise NotFoundError(f"no event {request.id}")
 
     async def append(request: AppendRequest, context: Context) -> AppendReply:
         asked.extend(event.type for event in request.events)
         return AppendReply(results=[Appended(id="evt_1", sequence=1) for _ in request.events])
 
-    async with serve(bus, "events", {"append": Endpoint(AppendRequest, append)}, Telemetry()):
+    endpoints = {"append": Endpoint(AppendRequest, append), "get": Endpoint(GetRequest, get)}
+    async with serve(bus, "events", endpoints, Telemetry()):
         yield asked
 
 
@@ -84,6 +93,7 @@ class Service:
     def __init__(self, bus: Bus, settings: Settings) -> None:
         self.bus = bus
         self.settings = settings
+        self._made = 0
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -101,7 +111,9 @@ class Service:
         return await call(self.bus, "webhooks", operation, request, reply)
 
     async def create(self, url: str, **fields: Any) -> WebhookView:
-        wanted = {"name": "ci", "url": url, "event_filters": [{"event_type": "*"}], **fields}
+        """Each with a name of its own if none is given."""
+        self._made += 1
+        wanted = {"name": f"ci-{self._made}", "url": url, "event_filters": [{"event_type": "*"}], **fields}
         reply = await self.bus.request(self.bus.names.rpc("webhooks", "create"), msgspec.json.encode(wanted))
         return msgspec.json.decode(reply.data, type=WebhookView)
 
@@ -125,7 +137,7 @@ class Service:
     async def redelivered(self, webhook_id: str, delivery: Outgoing) -> None:
         """Queues a delivery that somebody has taken before and given back."""
         names = self.bus.names
-        await self.ask("enable", EnableHook(name=webhook_id, enabled=False), WebhookView)
+        await self.ask("enable", EnableWebhook(id=webhook_id, enabled=False), WebhookView)
         await self.bus.store(delivery)
 
         taken = asyncio.Event()
@@ -139,7 +151,7 @@ class Service:
         await taken.wait()
         taking.cancel()
         await asyncio.gather(taking, return_exceptions=True)
-        await self.ask("enable", EnableHook(name=webhook_id, enabled=True), WebhookView)
+        await self.ask("enable", EnableWebhook(id=webhook_id, enabled=True), WebhookView)
 
     async def attempts(self, webhook: WebhookView) -> list[Any]:
         found: AttemptList = await self.ask("attempts", AttemptsRequest(id=webhook.id), AttemptList)
@@ -147,10 +159,12 @@ class Service:
 
 
 @pytest.fixture
-async def service(bus: Bus, nats_url: str, names: Names, told: list[str], tmp_path: Path) -> AsyncIterator[Service]:
-    settings = Settings(
-        nats_url=nats_url, bus_prefix=names.prefix, data_dir=str(tmp_path / "data"), egress_allow=LOOPBACK
-    )
+def settings(nats_url: str, names: Names, tmp_path: Path) -> Settings:
+    return Settings(nats_url=nats_url, bus_prefix=names.prefix, data_dir=str(tmp_path / "data"), egress_allow=LOOPBACK)
+
+
+@pytest.fixture
+async def service(bus: Bus, settings: Settings, told: list[str]) -> AsyncIterator[Service]:
     found = Service(bus, settings)
     async with found.running():
         yield found

@@ -14,9 +14,9 @@ from starlette.responses import Response
 
 from crucible_core import subjects
 from crucible_core.errors import InvalidError, NotFoundError
-from crucible_core.protocol.shared import Check, EnableHook, GetRequest
+from crucible_core.protocol.shared import Check, GetRequest
 from crucible_core.protocol.shared import TestRequest as Trial
-from crucible_core.protocol.webhooks import WebhookList, WebhookView
+from crucible_core.protocol.webhooks import EnableWebhook, WebhookList, WebhookView
 from crucible_kit.buckets import open_bucket
 from crucible_kit.frames import Outgoing
 
@@ -92,7 +92,7 @@ async def test_gone_disables_and_pending_waits_until_enabled(
     assert (await service.ask("get", GetRequest(id=webhook.id), WebhookView)).state.startswith("disabled")
     receiver.answer = _answering(200)
     await service.append("Custom.Later")
-    await service.ask("enable", EnableHook(name=webhook.id, enabled=True), WebhookView)
+    await service.ask("enable", EnableWebhook(id=webhook.id, enabled=True), WebhookView)
     await until(lambda: any(h["x-crucible-event-type"] == "Custom.Later" for h, _ in receiver.requests))
 
 
@@ -262,7 +262,7 @@ async def test_attempt_that_was_made_is_not_made_again(service: Service, receive
 
 async def test_record_that_cannot_be_read_keeps_what_waits(service: Service, receiver: Receiver) -> None:
     webhook = await service.create(receiver.url)
-    await service.ask("enable", EnableHook(name=webhook.id, enabled=False), WebhookView)
+    await service.ask("enable", EnableWebhook(id=webhook.id, enabled=False), WebhookView)
     await service.append()
     names = service.bus.names
     await until(lambda: service.bus.last(names.deliveries, names.delivery(webhook.id)))
@@ -298,7 +298,7 @@ async def test_deleted_webhook_does_not_come_back(service: Service, receiver: Re
 
 async def test_check_says_live_or_why_not(service: Service, receiver: Receiver) -> None:
     webhook = await service.create(receiver.url)
-    assert (await service.ask("test", Trial(id=webhook.id), Check)).verdict == "live"
+    assert (await service.ask("test", Trial(id=webhook.id), Check)).verdict == "accepts connections"
     assert not receiver.requests  # a dry run only connects
     sent = await service.ask("test", Trial(id=webhook.id, dry_run=False), Check)
     assert sent.verdict == "live"

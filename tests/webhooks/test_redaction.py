@@ -5,8 +5,8 @@ from collections.abc import Awaitable
 from starlette.requests import Request
 from starlette.responses import Response
 
-from crucible_core.protocol.shared import EnableHook, GetRequest
-from crucible_core.protocol.webhooks import WebhookView
+from crucible_core.protocol.shared import GetRequest
+from crucible_core.protocol.webhooks import EnableWebhook, WebhookView
 from crucible_core.subjects import ATTEMPT, DELIVERY, EVENT_SEQUENCE
 from crucible_kit.frames import Outgoing
 from tests.tombstones import queued, tell
@@ -28,7 +28,7 @@ async def test_what_waits_or_is_parked_is_dropped_and_recorded(service: Service,
     receiver.answer = fail
     only = [{"event_type": "Custom.Ping"}]
     waiting = await service.create(receiver.url, name="waiting", event_filters=only)
-    await service.ask("enable", EnableHook(name=waiting.id, enabled=False), WebhookView)
+    await service.ask("enable", EnableWebhook(id=waiting.id, enabled=False), WebhookView)
     parked = await service.create(receiver.url, event_filters=only, options={"retry_delays_s": [60, 60]})
     for text in (SECRET, "plain"):
         await service.append("Custom.Ping", text=text)

@@ -12,7 +12,7 @@ DELAYS = [2.0, 4.0, 8.0, 16.0]
 def test_standard_webhooks_example() -> None:
     # The example of the Standard Webhooks specification and its reference libraries.
     key = signing_key("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
-    signed = sign(key, b'{"test": 2432232314}', "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330)
+    signed = sign([key], b'{"test": 2432232314}', "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330)
     assert signed["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
@@ -21,7 +21,7 @@ def test_plain_secret_is_its_utf8_bytes() -> None:
 
 
 def test_hex_signature_is_of_the_body_alone() -> None:
-    signed = sign(b"key", b"The quick brown fox jumps over the lazy dog", "evt_1", 1)
+    signed = sign([b"key"], b"The quick brown fox jumps over the lazy dog", "evt_1", 1)
     expected = "f7bc83f430538424b13298e6aa6fb143ef4d59a14946175997479dbc2d1a3cd8"
     assert signed["X-Crucible-Signature"] == f"sha256={expected}"
 

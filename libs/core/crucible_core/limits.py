@@ -42,6 +42,22 @@ ANSWER_BYTES = 64 * 1024
 ANSWER_HEADER_BYTES = 64 * 1024
 """Bytes of an answer's headers. Browsers allow 256 KiB, most servers send less than 8 KiB."""
 
+SECRET_BYTES = 12
+"""The least bytes of a webhook's secret that is a text: shorter ones are found by trying them all."""
+
+SECRET_MOST = 1_024
+"""The most characters of a webhook's secret, token, user name or password: far more than any system makes."""
+
+SECRET_KEY_BYTES = 24
+SECRET_KEY_MOST = 64
+"""Bytes of a key that is written as base64 after `whsec_`: those of Standard Webhooks."""
+
+SECRET_GRACE_S = 30 * 86_400
+"""The longest time in seconds for which a webhook's secret goes on signing beside the new one."""
+
+SECRETS_KEPT = 4
+"""Secrets before the present one that still sign: each makes the headers of each request longer."""
+
 RETRY_AFTER_S = 86_400
 """The longest wait in seconds that another side's Retry-After can ask for."""
 

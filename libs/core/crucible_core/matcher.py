@@ -28,7 +28,10 @@ class Alternative(msgspec.Struct, frozen=True):
     anchors: tuple[Anchor, ...] = ()
 
     def matches(self, event: Event) -> bool:
-        return (self.types is None or any(name in self.types for name in _names(event))) and self.predicate(event)
+        return self.wants_type(event) and self.predicate(event)
+
+    def wants_type(self, event: Event) -> bool:
+        return self.types is None or any(name in self.types for name in _names(event))
 
 
 def _names(event: Event) -> tuple[str, ...]:
@@ -49,6 +52,10 @@ class CompiledFilters(msgspec.Struct, frozen=True):
 
     def matches(self, event: Event) -> bool:
         return any(alternative.matches(event) for alternative in self.alternatives)
+
+    def wants_type(self, event: Event) -> bool:
+        """Whether an event of that type may match, whatever its payload is."""
+        return any(alternative.wants_type(event) for alternative in self.alternatives)
 
     def names_category(self, category: str) -> bool:
         """Whether a filter names this category or one of its types, by any alias; `*` names none."""

@@ -217,6 +217,7 @@ WEBHOOK: Final[Json] = {
     "auth": {"type": "hmac", "algorithm": "sha256"},
     "options": {"timeout_ms": 15000},
 }
+WEBHOOK_PATCH: Final[Json] = {"url": "https://example.com/new", "options": {"timeout_ms": 5000}}
 WEBHOOK_VIEW: Final[Json] = {
     "id": "whk_01kaj3x5vcexs8b1k5w2z9d7fh",
     "name": "ci",
@@ -228,7 +229,14 @@ WEBHOOK_VIEW: Final[Json] = {
     "counters": _COUNTERS,
     "created_at": "2026-11-21T09:00:00.000000Z",
     "updated_at": "2026-11-21T09:00:00.000000Z",
+    "paused": False,
+    "old_secret_until": None,
     "secret": "whsec_…",
+}
+RESENT: Final[Json] = {
+    "delivery_id": "dlv_01kaj3x5vdf7c3x9q4m2v8a6ke",
+    "webhook_id": WEBHOOK_VIEW["id"],
+    "event_id": EVENT["metadata"]["id"],
 }
 ATTEMPT_LIST: Final[Json] = {
     "attempts": [

@@ -1,36 +1,42 @@
 """The requests that webhooks answers."""
 
+import contextlib
 import logging
 from collections.abc import Mapping
 
 import msgspec
 
 from crucible_core.envelope import Source
-from crucible_core.errors import CrucibleError
+from crucible_core.errors import CrucibleError, NotFoundError
 from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent, TracedDelivery
 from crucible_core.protocol.replays import ReplayBatch
-from crucible_core.protocol.shared import Check, Counters, EnableHook, GetRequest, TestRequest
+from crucible_core.protocol.shared import Check, Counters, GetRequest, TestRequest
 from crucible_core.protocol.webhooks import (
     AttemptList,
     AttemptRecord,
     AttemptsRequest,
     CreateWebhook,
+    EnableWebhook,
+    ResendEvent,
+    RotateSecret,
     TracedDeliveries,
     TracedRequest,
+    UpdateWebhook,
     WebhookList,
     WebhookRecord,
     WebhookView,
 )
 from crucible_core.times import format_time, parse_time
 from crucible_kit.bus import Bus
-from crucible_kit.clock import fresh_id, timestamp
+from crucible_kit.clock import fresh_id, now_ms, timestamp
 from crucible_kit.exchange import Exchanger
 from crucible_kit.index import Index
 from crucible_kit.rpc import Context, Endpoint, call
 
 from . import store
 from .check import check
-from .records import make_record, told_url, view
+from .deliver import skip
+from .records import make_record, patched, rotated, told_url, view
 from .registry import Registry
 from .replaying import Replayer
 from .settings import Settings
@@ -67,22 +73,52 @@ def endpoints(
 
     async def get(request: GetRequest, context: Context) -> WebhookView:
         await registry.view.refresh()
-        return await shown(registry.get(request.id))
+        found = await shown(registry.find(request.id))
+        found.waiting = await store.scheduled(index, found.id, timestamp())
+        with contextlib.suppress(NotFoundError):  # it never had a worker
+            found.waiting += sum(await bus.consumer_backlog(bus.names.deliveries, bus.names.durable(found.id)))
+        return found
+
+    async def update(request: UpdateWebhook, context: Context) -> WebhookView:
+        await registry.view.refresh()
+        record, timeout_ms = registry.find(request.id), settings.webhooks_timeout_ms
+        await registry.types.settle(
+            lambda catalogue: patched(record, request.patch, timeout_ms, exchanger.guard, catalogue)
+        )
+        catalogue = registry.types.catalogue
+        changed = await registry.change(
+            record.id, lambda now: patched(now, request.patch, timeout_ms, exchanger.guard, catalogue)
+        )
+        await _tell(bus, "Webhook.Registered", changed, context)
+        return await shown(changed)
+
+    async def rotate_secret(request: RotateSecret, context: Context) -> WebhookView:
+        await registry.view.refresh()
+        now_us = now_ms() * 1000
+        record = await registry.change(
+            registry.find(request.id).id, lambda now: rotated(now, request.secret, request.grace_s, now_us)
+        )
+        await _tell(bus, "Webhook.Registered", record, context)
+        found = await shown(record)
+        found.secret = record.auth.secret or ""
+        return found
 
     async def delete(request: GetRequest, context: Context) -> WebhookView:
         await registry.view.refresh()
-        record = await registry.delete(request.id)
+        record = await registry.delete(registry.find(request.id).id)
         await _tell(bus, "Webhook.Unregistered", record, context)
         return view(record, Counters())
 
-    async def enable(request: EnableHook, context: Context) -> WebhookView:
+    async def enable(request: EnableWebhook, context: Context) -> WebhookView:
         await registry.view.refresh()
-        return await shown(await registry.set_enabled(request.name, request.enabled))
+        record = registry.find(request.id)
+        if request.enabled and request.missed == "skip" and not (record.enabled and not record.paused):
+            await skip(bus, record.id)
+        return await shown(await registry.set_enabled(record.id, request.enabled))
 
     async def attempts(request: AttemptsRequest, context: Context) -> AttemptList:
         await registry.view.refresh()
-        registry.get(request.id)
-        return await store.attempts(index, request.id, request.limit, request.cursor)
+        return await store.attempts(index, registry.find(request.id).id, request.limit, request.cursor)
 
     async def traced(request: TracedRequest, context: Context) -> TracedDeliveries:
         latest = await store.latest_attempts(index, request.correlation_id)
@@ -90,7 +126,8 @@ def endpoints(
 
     async def test(request: TestRequest, context: Context) -> Check:
         await registry.catch_up(())
-        record, inert = registry.get(request.id), registry.inert.get(request.id)
+        record = registry.find(request.id)
+        inert = registry.inert.get(record.id)
         return await check(record, request, exchanger, inert, registry.types.catalogue)
 
     return {
@@ -98,7 +135,10 @@ def endpoints(
         "list": Endpoint(msgspec.defstruct("ListRequest", []), list_all),
         "get": Endpoint(GetRequest, get),
         "delete": Endpoint(GetRequest, delete),
-        "enable": Endpoint(EnableHook, enable),
+        "update": Endpoint(UpdateWebhook, update),
+        "enable": Endpoint(EnableWebhook, enable),
+        "rotate_secret": Endpoint(RotateSecret, rotate_secret),
+        "resend": Endpoint(ResendEvent, replayer.resend),
         "attempts": Endpoint(AttemptsRequest, attempts),
         "traced": Endpoint(TracedRequest, traced),
         "test": Endpoint(TestRequest, test),

@@ -27,16 +27,19 @@ _CONNECT_S = 5.0
 async def check(
     record: WebhookRecord, request: TestRequest, exchanger: Exchanger, inert: str | None, catalogue: Catalogue
 ) -> Check:
-    """Live when the event matches the webhook's types, can be signed, and the endpoint answers: a connection for a dry
-    run, a 2xx otherwise. A disabled or inert webhook is only reported."""
+    """Live when the event matches the webhook's types, can be signed, and the endpoint answers 2xx; a dry run finds out
+    only whether it accepts connections. A disabled or inert webhook is only reported. Raises InvalidError for a type
+    that there is not."""
     if inert or not record.enabled:
         verdict = "inert" if inert else "disabled"
         return Check(name=record.name, verdict=verdict, reason=inert or state(record))
     began = time.perf_counter()
     steps = [CheckStep(step="registered", ok=True, detail=record.id)]
     filters = compiled(record, catalogue)
-    event = synthetic(filters, request.payload, catalogue)
+    event = synthetic(filters, request.payload, catalogue, request.type)
     steps.append(_matched(filters, event))
+    if not steps[-1].ok:
+        return _verdict(record, steps, began)
     try:
         body = body_of(encode(event))
         headers = request_headers(record, event, fresh_id("dlv"), body, int(time.time()))
@@ -44,13 +47,16 @@ async def check(
     except CrucibleError as error:
         return _verdict(record, [*steps, CheckStep(step="signed", ok=False, detail=error.detail)], began)
     steps.append(await (_connected(record, exchanger) if request.dry_run else _sent(record, exchanger, headers, body)))
-    return _verdict(record, steps, began)
+    return _verdict(record, steps, began, "accepts connections" if request.dry_run else "live")
 
 
-def synthetic(filters: CompiledFilters, payload: dict[str, Any] | None, catalogue: Catalogue) -> Event:
-    """An event of the first type that the webhook wants, with an example payload unless one is given."""
+def synthetic(
+    filters: CompiledFilters, payload: dict[str, Any] | None, catalogue: Catalogue, type: str | None = None
+) -> Event:
+    """An event of a type, by default the first that the webhook wants, with an example payload unless one is given."""
     types = next((a.types for a in filters.alternatives if a.types), ())
-    name = min((t for t in catalogue.members(types) if not t.endswith(".*")), default=_FALLBACK)
+    wanted = min((t for t in catalogue.members(types) if not t.endswith(".*")), default=_FALLBACK)
+    name = wanted if type is None else catalogue.resolve(type)
     category, _, event = name.partition(".")
     metadata = Metadata(
         id=fresh_id("evt"),
@@ -65,6 +71,8 @@ def synthetic(filters: CompiledFilters, payload: dict[str, Any] | None, catalogu
 def _matched(filters: CompiledFilters, event: Event) -> CheckStep:
     if filters.matches(event):
         return CheckStep(step="matches", ok=True, detail=f"a synthetic {event.dotted}")
+    if not filters.wants_type(event):
+        return CheckStep(step="matches", ok=False, detail=f"the webhook is not for {event.dotted}")
     # A filter can ask for what no example has; its types are known to be right all the same.
     return CheckStep(step="matches", ok=True, detail=f"{event.dotted}: the type; the filter wants other values")
 
@@ -90,11 +98,11 @@ async def _sent(record: WebhookRecord, exchanger: Exchanger, headers: dict[str, 
     )
 
 
-def _verdict(record: WebhookRecord, steps: list[CheckStep], began: float) -> Check:
+def _verdict(record: WebhookRecord, steps: list[CheckStep], began: float, good: str = "live") -> Check:
     broken = next((step for step in steps if not step.ok), None)
     took = round((time.perf_counter() - began) * 1000, 3)
     if broken is None:
-        return Check(name=record.name, verdict="live", duration_ms=took, steps=steps)
+        return Check(name=record.name, verdict=good, duration_ms=took, steps=steps)
     return Check(
         name=record.name, verdict="inert", reason=f"{broken.step}: {broken.detail}", duration_ms=took, steps=steps
     )

@@ -24,10 +24,10 @@ from crucible_kit.streams import DUPLICATE_WINDOW_S
 from crucible_kit.telemetry import Attribute, Telemetry
 from crucible_kit.work import Poison, work
 
-from .records import told_url
+from .records import keys, told_url
 from .registry import Registry
 from .sending import post
-from .signing import USER_AGENT, authorization, body_of, sign, signing_key
+from .signing import USER_AGENT, authorization, body_of, sign
 from .verdict import GONE, SKIPPED, Response, Verdict, judge
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,8 @@ _SPARE_S = 15.0
 
 
 class Workers:
-    """One worker for each webhook that is enabled: a slow endpoint has its own places and holds up nobody else."""
+    """One worker for each webhook that is enabled and not paused: a slow endpoint has its own places and holds up
+    nobody else."""
 
     def __init__(
         self,
@@ -79,7 +80,8 @@ class Workers:
 
     async def _adjust(self, webhook_id: str) -> None:
         record = self._registry.records.get(webhook_id)
-        wanted = (record.options.concurrency, record.options.timeout_ms) if record and record.enabled else None
+        sends = record is not None and record.enabled and not record.paused
+        wanted = (record.options.concurrency, record.options.timeout_ms) if record and sends else None
         running = self._running.get(webhook_id)
         if running and (running[0] != wanted or running[1].done()):
             self._stop(webhook_id)
@@ -283,7 +285,7 @@ def request_headers(record: WebhookRecord, event: Event, delivery: str, body: by
         "X-Crucible-Event-Id": event.metadata.id,
         "X-Crucible-Event-Type": event.dotted,
         "X-Crucible-Delivery": delivery,
-        **sign(signing_key(record.auth.secret or ""), body, event.metadata.id, at_s),
+        **sign(keys(record, at_s * 1_000_000), body, event.metadata.id, at_s),
         **authorization(record.auth),
     }
 
@@ -319,8 +321,13 @@ def effect(event_type: str, record: WebhookRecord, cause: Event, outcome: Attemp
 
 async def forget(bus: Bus, webhook_id: str) -> None:
     """Removes a deleted webhook's consumer and everything that waited for it."""
+    await bus.delete_consumer(bus.names.deliveries, bus.names.durable(webhook_id))
+    await skip(bus, webhook_id)
+
+
+async def skip(bus: Bus, webhook_id: str) -> None:
+    """Removes the deliveries that wait for a webhook, now or for their time. Safe to do twice."""
     names = bus.names
-    await bus.delete_consumer(names.deliveries, names.durable(webhook_id))
     await bus.purge(names.deliveries, names.delivery(webhook_id))
     await bus.purge(names.deliveries, names.delivery_schedules_of(webhook_id))
 

@@ -72,9 +72,9 @@ def _is_after(message: Message, record: WebhookRecord) -> bool:
     return message.time_ms >= made_ms - _CLOCKS_DIFFER_MS
 
 
-def enqueued(bus: Bus, webhook_id: str, event: Event, message: Message) -> Outgoing:
-    """The queue's message for one delivery; the same event and webhook always make the same delivery id."""
-    delivery = derive_id("dlv", message.time_ms, webhook_id, event.metadata.id)
+def enqueued(bus: Bus, webhook_id: str, event: Event, message: Message, delivery: str | None = None) -> Outgoing:
+    """The queue's message for one delivery; if none is given, the same event and webhook make the same delivery id."""
+    delivery = delivery or derive_id("dlv", message.time_ms, webhook_id, event.metadata.id)
     headers = {
         subjects.DELIVERY: delivery,
         subjects.ATTEMPT: "1",

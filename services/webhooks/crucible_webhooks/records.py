@@ -1,20 +1,36 @@
 """Webhook records: checked and made from requests, and shown without their secrets. Pure."""
 
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
 from crucible_core.catalogue import Catalogue
 from crucible_core.errors import FieldError, InvalidError
+from crucible_core.limits import SECRET_GRACE_S, SECRET_MOST, SECRETS_KEPT
 from crucible_core.matcher import CompiledFilters, compile_filters
 from crucible_core.protocol.shared import Counters
-from crucible_core.protocol.webhooks import Auth, CreateWebhook, WebhookOptions, WebhookRecord, WebhookView
+from crucible_core.protocol.webhooks import (
+    Auth,
+    CreateWebhook,
+    OldSecret,
+    WebhookOptions,
+    WebhookRecord,
+    WebhookView,
+)
+from crucible_core.times import format_time, parse_time
 from crucible_kit.egress import Guard, parse_target
 
-from .signing import new_secret, signing_key
+from .signing import new_secret, secret_mistake, signing_key
 
+MAX_NAME = 200
 MAX_FILTERS = 100
 MAX_ATTEMPTS = 20
 MAX_DELAY_S = 86_400.0
 MAX_CONCURRENCY = 64
 MAX_TIMEOUT_MS = 60_000
 _CREDENTIALS = {"bearer": ("token",), "basic": ("username", "password"), "hmac": ()}
+_ALL_CREDENTIALS = ("token", "username", "password")
 
 
 def make_record(
@@ -23,17 +39,7 @@ def make_record(
     """The record of a new webhook, with a secret made where none is given. Raises InvalidError with every mistake."""
     auth = wanted.auth or Auth()
     options = wanted.options or WebhookOptions(timeout_ms=default_timeout_ms)
-    errors = [*_url_errors(wanted.url, guard), *_auth_errors(auth), *_option_errors(options)]
-    if not wanted.name.strip() or len(wanted.name) > 200:
-        errors.append(FieldError("name", "must have 1 to 200 characters"))
-    if not 1 <= len(wanted.event_filters) <= MAX_FILTERS:
-        errors.append(FieldError("event_filters", f"must have 1 to {MAX_FILTERS} filters", '[{"event_type": "*"}]'))
-    try:
-        compile_filters(wanted.event_filters, catalogue=catalogue)
-    except InvalidError as error:
-        errors += error.errors
-    if errors:
-        raise InvalidError(f"{errors[0].path}: {errors[0].message}", errors=errors)
+    _check(wanted, auth, options, guard, catalogue)
     auth.secret = auth.secret or new_secret()
     return WebhookRecord(
         id=webhook_id,
@@ -42,9 +48,88 @@ def make_record(
         event_filters=wanted.event_filters,
         auth=auth,
         options=options,
+        paused=wanted.paused,
         created_at=now,
         updated_at=now,
     )
+
+
+def patched(
+    record: WebhookRecord, patch: Mapping[str, Any], default_timeout_ms: int, guard: Guard, catalogue: Catalogue
+) -> WebhookRecord:
+    """The record with a merge patch applied, checked as a new one is. Raises InvalidError with every mistake."""
+    before = {name: getattr(record, name) for name in CreateWebhook.__struct_fields__}
+    merged = _merged(msgspec.to_builtins(before), patch)
+    try:
+        wanted = msgspec.convert(merged, CreateWebhook)
+    except msgspec.ValidationError as error:
+        raise InvalidError(f"the patch: {error}") from None
+    auth = wanted.auth or Auth()
+    options = wanted.options or WebhookOptions(timeout_ms=default_timeout_ms)
+    if not auth.secret:
+        message = "every webhook is signed: a secret can be rotated, not removed"
+        raise InvalidError(f"auth.secret: {message}", errors=[FieldError("auth.secret", message)])
+    for name in _ALL_CREDENTIALS:  # of the type before
+        if name not in _CREDENTIALS[auth.type]:
+            setattr(auth, name, None)
+    _check(wanted, auth, options, guard, catalogue)
+    return msgspec.structs.replace(
+        record,
+        name=wanted.name,
+        url=wanted.url,
+        event_filters=wanted.event_filters,
+        auth=auth,
+        options=options,
+        paused=wanted.paused,
+    )
+
+
+def rotated(record: WebhookRecord, secret: str | None, grace_s: float, now_us: int) -> WebhookRecord:
+    """The record with another secret, beside which the present one signs for a while. Raises InvalidError."""
+    if not 0 <= grace_s <= SECRET_GRACE_S:
+        message = f"must be 0 to {SECRET_GRACE_S} seconds"
+        raise InvalidError(f"grace_s: {message}", errors=[FieldError("grace_s", message)])
+    if secret is not None and (wrong := secret_mistake(secret)):
+        raise InvalidError(f"secret: {wrong}", errors=[FieldError("secret", wrong)])
+    old = [OldSecret(record.auth.secret or "", format_time(now_us + round(grace_s * 1_000_000)))]
+    kept = [one for one in (*old, *record.old_secrets) if parse_time(one.until, "until") > now_us]
+    auth = msgspec.structs.replace(record.auth, secret=secret or new_secret())
+    return msgspec.structs.replace(record, auth=auth, old_secrets=kept[:SECRETS_KEPT])
+
+
+def keys(record: WebhookRecord, now_us: int) -> list[bytes]:
+    """The keys that sign at a moment, the present one first."""
+    old = [one.secret for one in record.old_secrets if parse_time(one.until, "until") > now_us]
+    return [signing_key(secret) for secret in (record.auth.secret or "", *old)]
+
+
+def _merged(target: Any, patch: Any) -> Any:
+    """RFC 7396: an object changes what it names, `null` removes, all else replaces."""
+    if not isinstance(patch, Mapping):
+        return patch
+    changed = {
+        name: _merged((target or {}).get(name) if isinstance(target, dict) else None, value)
+        for name, value in patch.items()
+        if value is not None
+    }
+    kept = {name: value for name, value in target.items() if name not in patch} if isinstance(target, dict) else {}
+    return kept | changed
+
+
+def _check(wanted: CreateWebhook, auth: Auth, options: WebhookOptions, guard: Guard, catalogue: Catalogue) -> None:
+    errors = [*_url_errors(wanted.url, guard), *_auth_errors(auth), *_option_errors(options)]
+    if not wanted.name.strip() or len(wanted.name) > MAX_NAME:
+        errors.append(FieldError("name", f"must have 1 to {MAX_NAME} characters"))
+    elif wanted.name.startswith("whk_"):
+        errors.append(FieldError("name", "must not begin with whk_, as ids do"))
+    if not 1 <= len(wanted.event_filters) <= MAX_FILTERS:
+        errors.append(FieldError("event_filters", f"must have 1 to {MAX_FILTERS} filters", '[{"event_type": "*"}]'))
+    try:
+        compile_filters(wanted.event_filters, catalogue=catalogue)
+    except InvalidError as error:
+        errors += error.errors
+    if errors:
+        raise InvalidError(f"{errors[0].path}: {errors[0].message}", errors=errors)
 
 
 def compiled(record: WebhookRecord, catalogue: Catalogue) -> CompiledFilters:
@@ -52,10 +137,12 @@ def compiled(record: WebhookRecord, catalogue: Catalogue) -> CompiledFilters:
 
 
 def state(record: WebhookRecord, inert: str | None = None) -> str:
-    """`active`, `disabled` (with the reason where it was not the user), or `inert: <reason>`."""
+    """`active`, `paused`, `disabled` (with the reason where it was not the user), or `inert: <reason>`."""
     if not record.enabled:
         return "disabled" if record.disabled_reason is None else f"disabled: {record.disabled_reason}"
-    return f"inert: {inert}" if inert else "active"
+    if inert:
+        return f"inert: {inert}"
+    return "paused" if record.paused else "active"
 
 
 def view(record: WebhookRecord, counters: Counters, inert: str | None = None) -> WebhookView:
@@ -70,6 +157,8 @@ def view(record: WebhookRecord, counters: Counters, inert: str | None = None) ->
         counters=counters,
         created_at=record.created_at,
         updated_at=record.updated_at,
+        paused=record.paused,
+        old_secret_until=max((one.until for one in record.old_secrets), default=None),
     )
 
 
@@ -95,16 +184,14 @@ def _auth_errors(auth: Auth) -> list[FieldError]:
         for name in _CREDENTIALS[auth.type]
         if not getattr(auth, name)
     ]
-    for name in ("token", "username", "password"):
+    for name in _ALL_CREDENTIALS:
         value = getattr(auth, name)
-        if value and any(ord(c) < 32 for c in value):
-            errors.append(FieldError(f"auth.{name}", "must not hold control characters"))
-    if auth.secret is not None:
-        try:
-            if not signing_key(auth.secret):
-                errors.append(FieldError("auth.secret", "must not be empty"))
-        except InvalidError as error:
-            errors += error.errors
+        if value and (len(value) > SECRET_MOST or any(ord(c) < 32 or ord(c) == 127 for c in value)):
+            errors.append(FieldError(f"auth.{name}", f"must have 1 to {SECRET_MOST} characters, no control characters"))
+    if ":" in (auth.username or ""):
+        errors.append(FieldError("auth.username", "must not hold a colon: it ends the name"))
+    if auth.secret is not None and (wrong := secret_mistake(auth.secret)):
+        errors.append(FieldError("auth.secret", wrong))
     return errors
 
 

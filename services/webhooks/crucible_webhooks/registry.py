@@ -1,24 +1,30 @@
 """The webhooks of the installation: the KV bucket's records, this process's compiled copy, and changes to them."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from itertools import islice
 
 import msgspec
 
 from crucible_core.envelope import Event
-from crucible_core.errors import ConflictError, CrucibleError, NotFoundError
+from crucible_core.errors import ConflictError, CrucibleError, FieldError, NotFoundError
+from crucible_core.ids import is_id
 from crucible_core.matcher import CompiledFilters, Matcher
 from crucible_core.protocol.webhooks import WebhookRecord
+from crucible_core.suggest import nearest
 from crucible_kit.buckets import Bucket, Change, View
 from crucible_kit.clock import timestamp
 from crucible_kit.types import Types
 
-from .records import compiled
+from .records import MAX_NAME, compiled
 
 log = logging.getLogger(__name__)
 
 _START_S = 30.0
+_COMPARED = 200
+"""Names that a misspelt one is compared with."""
 
 
 class Registry:
@@ -39,6 +45,7 @@ class Registry:
         self.records: dict[str, WebhookRecord] = {}
         self.inert: dict[str, str] = {}
         """Why a webhook that is enabled can not be matched."""
+        self._gone: set[str] = set()
         self.changed: Callable[[str], None] = lambda _: None
         types.changed.append(self._type_changed)
 
@@ -58,10 +65,28 @@ class Registry:
         return webhook_id not in self._revisions
 
     def get(self, webhook_id: str) -> WebhookRecord:
+        """By id. Raises NotFoundError."""
         record = self.records.get(webhook_id)
         if record is None:
-            raise NotFoundError(f"there is no webhook {webhook_id[:100]!r}")
+            raise self._missing(webhook_id, "id")
         return record
+
+    def find(self, name: str, path: str = "id") -> WebhookRecord:
+        """By id, or by name. Raises NotFoundError with the nearest, at `path`."""
+        record = self.records.get(name) or next((r for r in self.records.values() if r.name == name), None)
+        if record is None:
+            raise self._missing(name, path)
+        return record
+
+    def _missing(self, name: str, path: str) -> NotFoundError:
+        if name in self._gone:
+            return NotFoundError(f"webhook {name} was deleted", errors=[FieldError(path, "was deleted")])
+        # An id is not misspelt, and what is compared is bounded: this runs on the event loop.
+        known = () if is_id("whk", name) else islice((record.name for record in self.records.values()), _COMPARED)
+        suggestion = nearest(name[:MAX_NAME], known)
+        hint = f' (did you mean "{suggestion}"?)' if suggestion else ""
+        error = FieldError(path, "there is no such webhook", suggestion)
+        return NotFoundError(f"there is no webhook {name[:100]!r}{hint}", errors=[error])
 
     async def follow(self) -> None:
         """Runs until cancelled. Filters name types, so that these are known first."""
@@ -77,24 +102,52 @@ class Registry:
         await self.types.learn(event.dotted for event in events)
 
     async def create(self, record: WebhookRecord) -> None:
-        """Returns once this process works with it."""
+        """Returns once this process works with it. Raises ConflictError where its name is taken, which holds over all
+        replicas: what is stored was decided on the whole bucket."""
         if not self.populated.is_set():
             await self._begin()
-        await self.view.reach(await self._bucket.create(record.id, msgspec.json.encode(record)))
+        while True:
+            await self.view.refresh()
+            self._check_name(record)
+            with contextlib.suppress(ConflictError):
+                value = msgspec.json.encode(record)
+                await self.view.reach(await self._bucket.change(record.id, value, self.view.revision))
+                return
+
+    async def change(self, webhook_id: str, make: Callable[[WebhookRecord], WebhookRecord]) -> WebhookRecord:
+        """Changes what is there now, never an older copy; `make` may be called again. Raises NotFoundError where the
+        webhook was deleted, ConflictError where another has its new name."""
+        while True:
+            await self.view.refresh()
+            before = self.get(webhook_id)
+            record = msgspec.structs.replace(make(before), updated_at=timestamp())
+            value, revision = msgspec.json.encode(record), self._revisions[webhook_id]
+            renamed = record.name != before.name
+            if renamed:
+                self._check_name(record)
+            with contextlib.suppress(ConflictError):
+                storing = (
+                    self._bucket.change(webhook_id, value, self.view.revision)
+                    if renamed
+                    else self._bucket.update(webhook_id, value, revision)
+                )
+                await self.view.reach(await storing)
+                return record
 
     async def set_enabled(self, webhook_id: str, enabled: bool, reason: str | None = None) -> WebhookRecord:
-        """Changes what is there now, never an older copy. Raises NotFoundError where the webhook was deleted."""
-        while True:
-            record = msgspec.structs.replace(
-                self.get(webhook_id), enabled=enabled, disabled_reason=reason, updated_at=timestamp()
-            )
-            try:
-                value = msgspec.json.encode(record)
-                await self.view.reach(await self._bucket.update(webhook_id, value, self._revisions[webhook_id]))
-            except ConflictError:
-                await self.view.refresh()
-            else:
-                return record
+        """One that is enabled is paused no more. Raises NotFoundError where the webhook was deleted."""
+
+        def changed(record: WebhookRecord) -> WebhookRecord:
+            paused = record.paused and not enabled
+            return msgspec.structs.replace(record, enabled=enabled, disabled_reason=reason, paused=paused)
+
+        return await self.change(webhook_id, changed)
+
+    def _check_name(self, record: WebhookRecord) -> None:
+        other = next((r for r in self.records.values() if r.name == record.name and r.id != record.id), None)
+        if other is not None:
+            message = f"{other.id} has the name {record.name[:100]!r} already"
+            raise ConflictError(f"name: {message}", errors=[FieldError("name", message)], id=other.id)
 
     async def delete(self, webhook_id: str) -> WebhookRecord:
         record = self.get(webhook_id)
@@ -108,7 +161,10 @@ class Registry:
         self.inert.pop(change.key, None)
         self.records.pop(change.key, None)
         self._revisions.pop(change.key, None)
-        if change.value is not None:
+        if change.value is None:
+            self._gone.add(change.key)
+        else:
+            self._gone.discard(change.key)
             self._revisions[change.key] = change.revision
             self.populated.set()
             self._load(change.key, change.value)

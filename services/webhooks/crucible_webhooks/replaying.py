@@ -1,19 +1,22 @@
-"""Replays into webhooks: stored events become deliveries of their own of one webhook."""
+"""Replays into webhooks, and resending: stored events become deliveries of their own of one webhook."""
+
+import msgspec
 
 from crucible_core import subjects
-from crucible_core.envelope import Event
+from crucible_core.envelope import Event, decode
 from crucible_core.errors import FieldError, InvalidError, NotFoundError, UnavailableError
 from crucible_core.ids import derive_id
 from crucible_core.protocol.replays import Replayable, ReplayBatch, ReplayedEvent, ReplayTaken
 from crucible_core.protocol.shared import GetRequest
-from crucible_core.protocol.webhooks import WebhookRecord
-from crucible_core.suggest import nearest
+from crucible_core.protocol.webhooks import ResendEvent, Resent, WebhookRecord
 from crucible_kit.bus import Bus
+from crucible_kit.clock import fresh_id
 from crucible_kit.frames import Outgoing
 from crucible_kit.metrics import Metrics
 from crucible_kit.replaying import Queue, enqueue, headers_of
-from crucible_kit.rpc import Context
+from crucible_kit.rpc import Context, call
 
+from .dispatch import enqueued
 from .records import state
 from .registry import Registry
 
@@ -26,17 +29,32 @@ class Replayer:
         self._registry = registry
         self._replayed = metrics.counter("webhook_deliveries_replayed", "Deliveries of replayed events enqueued")
 
+    async def resend(self, request: ResendEvent, context: Context) -> Resent:
+        """Returns once the new delivery is stored. Raises NotFoundError, and InvalidError that says why not."""
+        await self._registry.view.refresh()
+        record = self._registry.find(request.webhook, "webhook")
+        self._check_active(record, "webhook", "an event is sent to it")
+        raw = await call(
+            self._bus, "events", "get", GetRequest(id=request.event_id), bytes, traceparent=context.traceparent
+        )
+        event = decode(raw)
+        if event.redacted is not msgspec.UNSET:
+            raise _refused("event", f"{event.metadata.id} was redacted: nothing of it is left to send")
+        names = self._bus.names
+        message = await self._bus.get(names.events, event.sequence or 0)
+        if message is None:
+            raise NotFoundError(f"the log does not hold {event.metadata.id} any more")
+        delivery = fresh_id("dlv")
+        await self._bus.store(enqueued(self._bus, record.id, event, message, delivery))
+        return Resent(delivery_id=delivery, webhook_id=record.id, event_id=event.metadata.id)
+
     async def replayable(self, request: GetRequest, context: Context) -> Replayable:
         """By id or name. Raises NotFoundError with the nearest, or InvalidError that says why it takes no replay."""
         await self._registry.view.refresh()
-        record = find(self._registry, request.id)
-        found = state(record, self._registry.inert.get(record.id))
-        if not record.enabled:
-            raise _refused(f"webhook {record.name} is {found}: enable it before events are replayed into it")
-        if found != "active":
-            raise _refused(f"webhook {record.name} is {found}")
+        record = self._registry.find(request.id, _AT)
+        self._check_active(record, _AT, "events are replayed into it")
         if record.options.replay == "skip":
-            raise _refused(f"webhook {record.name} declares options.replay: skip, so it takes no replayed events")
+            raise _refused(_AT, f"webhook {record.name} declares options.replay: skip, so it takes no replayed events")
         return Replayable(id=record.id)
 
     async def replay(self, request: ReplayBatch, context: Context) -> ReplayTaken:
@@ -45,8 +63,6 @@ class Replayer:
         Raises NotFoundError where the webhook is gone, UnavailableError where it cannot be read here.
         """
         await self._registry.view.refresh()
-        if self._registry.is_deleted(request.target):
-            raise _missing(self._registry, request.target)
         if (reason := self._registry.inert.get(request.target)) is not None:
             raise UnavailableError(f"webhook {request.target} is inert: {reason}")
         record = self._registry.get(request.target)
@@ -63,33 +79,19 @@ class Replayer:
         self._replayed.inc(taken.sent)
         return taken
 
-
-def find(registry: Registry, name: str) -> WebhookRecord:
-    """The webhook with that id, else the only one with that name. Raises NotFoundError, InvalidError."""
-    if (record := registry.records.get(name)) is not None:
-        return record
-    named = [record for record in registry.records.values() if record.name == name]
-    if not named:
-        raise _missing(registry, name)
-    if len(named) > 1:
-        ids = ", ".join(sorted(record.id for record in named)[:5])
-        raise _refused(f"{len(named)} webhooks are called {name[:100]!r}: give the id of one ({ids})")
-    return named[0]
+    def _check_active(self, record: WebhookRecord, path: str, before: str) -> None:
+        found = state(record, self._registry.inert.get(record.id))
+        if not record.enabled:
+            raise _refused(path, f"webhook {record.name} is {found}: enable it before {before}")
+        if found != "active":
+            raise _refused(path, f"webhook {record.name} is {found}")
 
 
-def _missing(registry: Registry, name: str) -> NotFoundError:
-    known = [text for record in registry.records.values() for text in (record.name, record.id)]
-    suggestion = nearest(name, known)
-    hint = f' (did you mean "{suggestion}"?)' if suggestion else ""
-    error = FieldError(_AT, "there is no such webhook", suggestion)
-    return NotFoundError(f"there is no webhook {name[:100]!r}{hint}", errors=[error])
+def _refused(path: str, message: str) -> InvalidError:
+    return InvalidError(f"{path}: {message}", errors=[FieldError(path, message)])
 
 
 def _delivery(bus: Bus, webhook_id: str, event: Event, replayed: ReplayedEvent, replay: str) -> Outgoing:
     delivery = derive_id("dlv", replayed.time_ms, webhook_id, event.metadata.id, replay)
     headers = headers_of(event, replayed, replay) | {subjects.DELIVERY: delivery}
     return Outgoing(bus.names.delivery(webhook_id), bytes(replayed.event), headers, delivery)
-
-
-def _refused(message: str) -> InvalidError:
-    return InvalidError(f"{_AT}: {message}", errors=[FieldError(_AT, message)])

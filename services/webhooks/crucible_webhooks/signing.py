@@ -5,8 +5,10 @@ import binascii
 import hashlib
 import hmac
 import secrets
+from collections.abc import Sequence
 
 from crucible_core.errors import FieldError, InvalidError
+from crucible_core.limits import SECRET_BYTES, SECRET_KEY_BYTES, SECRET_KEY_MOST, SECRET_MOST
 from crucible_core.protocol.webhooks import Auth
 
 PREFIX = "whsec_"
@@ -29,20 +31,37 @@ def signing_key(secret: str) -> bytes:
         raise InvalidError(f"auth.secret {reason}", errors=[FieldError("auth.secret", reason)]) from error
 
 
+def secret_mistake(secret: str) -> str | None:
+    """Why a secret cannot be taken: what is too short is found by trying; None where it can."""
+    if len(secret) > SECRET_MOST:
+        return f"must have at most {SECRET_MOST} characters"
+    try:
+        key = signing_key(secret)
+    except InvalidError as error:
+        return error.errors[0].message
+    if not secret.startswith(PREFIX):
+        return (
+            None if len(key) >= SECRET_BYTES else f"must have at least {SECRET_BYTES} bytes; leave it out for a new one"
+        )
+    if SECRET_KEY_BYTES <= len(key) <= SECRET_KEY_MOST:
+        return None
+    return f"must be base64 of {SECRET_KEY_BYTES} to {SECRET_KEY_MOST} bytes after {PREFIX}, not of {len(key)}"
+
+
 def body_of(event: bytes, replay: bool = False) -> bytes:
     """`{"event": …}` around the stored event, whose bytes are untouched; beside it `"replay": true` in a replay."""
     return b'{"event":%b,"replay":true}' % event if replay else b'{"event":%b}' % event
 
 
-def sign(key: bytes, body: bytes, event_id: str, at_s: int) -> dict[str, str]:
-    """The signature headers of one attempt."""
-    own = hmac.new(key, body, hashlib.sha256).hexdigest()
-    standard = hmac.new(key, b"%b.%d.%b" % (event_id.encode(), at_s, body), hashlib.sha256).digest()
+def sign(keys: Sequence[bytes], body: bytes, event_id: str, at_s: int) -> dict[str, str]:
+    """The signature headers of one attempt: one signature for each key, with a space between them."""
+    signed = b"%b.%d.%b" % (event_id.encode(), at_s, body)
+    standard = [base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode() for key in keys]
     return {
-        "X-Crucible-Signature": f"sha256={own}",
+        "X-Crucible-Signature": " ".join(f"sha256={hmac.new(key, body, hashlib.sha256).hexdigest()}" for key in keys),
         "webhook-id": event_id,
         "webhook-timestamp": str(at_s),
-        "webhook-signature": f"v1,{base64.b64encode(standard).decode()}",
+        "webhook-signature": " ".join(f"v1,{signature}" for signature in standard),
     }
 
 

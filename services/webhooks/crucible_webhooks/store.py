@@ -14,6 +14,7 @@ from crucible_kit.index import Index
 log = logging.getLogger(__name__)
 
 MAX_TRACED = 1000
+_COUNTED = 10_000
 VERSION = 2
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS attempts (
@@ -81,6 +82,17 @@ async def latest_attempts(index: Index, correlation_id: str) -> list[AttemptReco
     )
     rows = await index.reader.execute_fetchall(query, (correlation_id, MAX_TRACED))
     return [msgspec.json.decode(row[0], type=AttemptRecord) for row in rows]
+
+
+async def scheduled(index: Index, webhook_id: str, now: str) -> int:
+    """How many deliveries wait for the time of their next attempt, counted over the latest attempts."""
+    query = (
+        "SELECT count(*) FROM"
+        " (SELECT outcome, record FROM attempts WHERE webhook_id = ? ORDER BY sequence DESC LIMIT ?)"
+        " WHERE outcome = 'retrying' AND json_extract(record, '$.next_attempt_at') > ?"
+    )
+    rows = await index.reader.execute_fetchall(query, (webhook_id, _COUNTED, now))
+    return int(next(iter(rows))[0])
 
 
 async def counters(index: Index) -> dict[str, Counters]:

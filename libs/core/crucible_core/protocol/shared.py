@@ -37,8 +37,9 @@ class EnableHook(Message):
 
 
 class Check(Message, omit_defaults=False):
-    """What `doctor` learns of one handler from a synthetic event: `verdict` is live, disabled, inert or failing;
-    `steps` are the links of the chain in order, each with whether it held."""
+    """What `doctor` learns of one handler from a synthetic event: `verdict` is live, disabled, inert, failing, or,
+    where a webhook was only connected to, `accepts connections`; `steps` are the links of the chain in order, each
+    with whether it held."""
 
     name: str
     verdict: str
@@ -54,7 +55,8 @@ class CheckStep(Message, omit_defaults=False):
 
 
 class TestRequest(Message):
-    """`hooks.test`, `webhooks.test`: fire one synthetic event (or `event`, a payload) through a handler.
+    """`hooks.test`, `webhooks.test`: fire one synthetic event, of `type` and with `payload` where they are given,
+    through a handler.
 
     With `dry_run` nothing outside is changed: a script's effects are recorded, not made; a webhook's endpoint is only
     connected to.
@@ -63,6 +65,7 @@ class TestRequest(Message):
     id: str
     dry_run: bool = True
     payload: dict[str, Any] | None = None
+    type: str | None = None
 
 
 class Trouble(msgspec.Struct, frozen=True):

@@ -1,6 +1,6 @@
 """What `webhooks` answers: the registry and the attempts; and its records in KV and in ATTEMPTS."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -30,8 +30,15 @@ class WebhookOptions(Message, omit_defaults=False):
     replay: ReplayPolicy = "run"
 
 
+class OldSecret(Message):
+    """A secret from before a rotation, which signs beside the present one until then (RFC 3339)."""
+
+    secret: str
+    until: str
+
+
 class WebhookRecord(Message):
-    """What the `webhooks` bucket holds under a webhook's id, secret included."""
+    """What the `webhooks` bucket holds under a webhook's id, secrets included."""
 
     id: str
     name: str
@@ -39,6 +46,8 @@ class WebhookRecord(Message):
     event_filters: list[TypeFilter]
     auth: Auth
     options: WebhookOptions
+    paused: bool = False
+    old_secrets: list[OldSecret] = []
     enabled: bool = True
     disabled_reason: str | None = None
     created_at: str = ""
@@ -51,10 +60,50 @@ class CreateWebhook(Message):
     event_filters: list[TypeFilter]
     auth: Auth | None = None
     options: WebhookOptions | None = None
+    paused: bool = False
+
+
+class UpdateWebhook(Message):
+    """`webhooks.update`: a merge patch (RFC 7396) of what `CreateWebhook` has."""
+
+    id: str
+    patch: dict[str, Any]
+
+
+class EnableWebhook(Message):
+    """`webhooks.enable`, which also disables. `missed` says what becomes of the deliveries that have waited."""
+
+    id: str
+    enabled: bool
+    missed: Literal["deliver", "skip"] = "deliver"
+
+
+class RotateSecret(Message):
+    """`webhooks.rotate_secret`. The secret before goes on signing for `grace_s` seconds; a new one is made if none is
+    given."""
+
+    id: str
+    grace_s: float = 86_400
+    secret: str | None = None
+
+
+class ResendEvent(Message):
+    """`webhooks.resend`: one event once more to one webhook, by its id or name, whatever its filters."""
+
+    event_id: str
+    webhook: str
+
+
+class Resent(Message):
+    delivery_id: str
+    webhook_id: str
+    event_id: str
 
 
 class WebhookView(Message, omit_defaults=False):
-    """A webhook as users see it; `secret` only in the answer that made it. Credentials never come back."""
+    """A webhook as users see it; `secret` only in the answer that made it. Credentials never come back. `waiting`
+    counts the deliveries that wait, in the answer for one webhook; the secret before the last rotation signs until
+    `old_secret_until`."""
 
     id: str
     name: str
@@ -66,6 +115,9 @@ class WebhookView(Message, omit_defaults=False):
     counters: Counters
     created_at: str
     updated_at: str
+    paused: bool = False
+    old_secret_until: str | None = None
+    waiting: int | msgspec.UnsetType = msgspec.UNSET
     secret: str | msgspec.UnsetType = msgspec.UNSET
 
 

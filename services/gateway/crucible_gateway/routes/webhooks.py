@@ -1,19 +1,94 @@
-"""Requests about webhooks: the registry, attempts and tests."""
+"""Requests about webhooks: the registry, secrets, attempts and tests, and resending."""
 
-from litestar import Response, delete, get, post
+from typing import Annotated, Any, Literal
 
-from crucible_core.protocol.shared import Check, EnableHook, GetRequest, TestRequest
-from crucible_core.protocol.webhooks import AttemptList, AttemptsRequest, CreateWebhook, WebhookList, WebhookView
+import msgspec
+from litestar import Response, delete, get, patch, post
+from msgspec import UNSET, Meta, UnsetType
+
+from crucible_core.limits import SECRET_GRACE_S
+from crucible_core.protocol.replays import ReplayPolicy
+from crucible_core.protocol.shared import Check, GetRequest, TestRequest, TypeFilter
+from crucible_core.protocol.webhooks import (
+    AttemptList,
+    AttemptsRequest,
+    CreateWebhook,
+    EnableWebhook,
+    ResendEvent,
+    Resent,
+    RotateSecret,
+    UpdateWebhook,
+    WebhookList,
+    WebhookView,
+)
 from crucible_gateway import examples
-from crucible_gateway.bodies import JSON, Http, read, read_if_any
+from crucible_gateway.bodies import JSON, Http, expect, read, read_if_any, strictly, whole
 from crucible_gateway.context import Nothing, ask
 from crucible_gateway.openapi import Body, Operation, described
 from crucible_gateway.params import NoParams, PageParams, read_params
 
-from .hooks import TestBody
 from .replies import passed
 
 TAG = "Webhooks"
+MERGE_PATCH = "application/merge-patch+json"
+
+
+class AuthPatch(msgspec.Struct):
+    type: Literal["hmac", "bearer", "basic"] | UnsetType = UNSET
+    secret: str | UnsetType = UNSET
+    algorithm: Literal["sha256"] | UnsetType = UNSET
+    token: str | UnsetType | None = UNSET
+    username: str | UnsetType | None = UNSET
+    password: str | UnsetType | None = UNSET
+
+
+class OptionsPatch(msgspec.Struct):
+    """`null` is the default."""
+
+    timeout_ms: int | UnsetType | None = UNSET
+    retry_delays_s: list[float] | UnsetType | None = UNSET
+    concurrency: int | UnsetType | None = UNSET
+    replay: ReplayPolicy | UnsetType | None = UNSET
+
+
+class WebhookPatch(msgspec.Struct):
+    """A merge patch (RFC 7396): what is left out stays as it is, and `event_filters` are replaced as a whole."""
+
+    name: str | UnsetType = UNSET
+    url: str | UnsetType = UNSET
+    event_filters: list[TypeFilter] | UnsetType = UNSET
+    auth: AuthPatch | UnsetType = UNSET
+    options: OptionsPatch | UnsetType | None = UNSET
+    paused: bool | UnsetType = UNSET
+
+
+class EnableBody(msgspec.Struct):
+    """`missed`: the deliveries that have waited are sent, or skipped."""
+
+    missed: Literal["deliver", "skip"] = "deliver"
+
+
+class RotateBody(msgspec.Struct):
+    """The secret before goes on signing, beside the new one, for `grace_s` seconds. A new one is made if none is
+    given."""
+
+    grace_s: Annotated[float, Meta(ge=0, le=SECRET_GRACE_S)] = 86_400
+    secret: str | None = None
+
+
+class WebhookTest(msgspec.Struct):
+    """The synthetic event is of `type`, else of one that the webhook wants; `payload` is an example of it if none. With
+    `dry_run` the endpoint is only connected to."""
+
+    dry_run: bool = False
+    payload: dict[str, Any] | None = None
+    type: str | None = None
+
+
+class ResendBody(msgspec.Struct):
+    """A webhook's id or name."""
+
+    webhook: str
 
 
 @post(
@@ -27,7 +102,7 @@ TAG = "Webhooks"
             bodies={JSON: Body(CreateWebhook, examples.WEBHOOK)},
             reply=WebhookView,
             example=examples.WEBHOOK_VIEW,
-            refusals=("malformed", "too_large", "unsupported", "invalid"),
+            refusals=("malformed", "conflict", "too_large", "unsupported", "invalid"),
         )
     ),
 )
@@ -47,16 +122,56 @@ async def list_webhooks(request: Http) -> Response[bytes]:
 
 @get(
     "/api/v1/webhooks/{id:str}",
-    opt=described(Operation(summary="One webhook", tag=TAG, reply=WebhookView, refusals=("not_found",))),
+    opt=described(
+        Operation(
+            summary="One webhook",
+            description="By its id or name. `waiting` counts the deliveries that wait, now or for their time.",
+            tag=TAG,
+            reply=WebhookView,
+            refusals=("not_found",),
+        )
+    ),
 )
 async def get_webhook(request: Http) -> Response[bytes]:
     read_params(request.scope["query_string"], NoParams)
     return passed(await ask(request, "webhooks", "get", GetRequest(request.path_params["id"]), bytes))
 
 
+@patch(
+    "/api/v1/webhooks/{id:str}",
+    opt=described(
+        Operation(
+            summary="Change a webhook",
+            description="A merge patch, whose result is checked as a new webhook is.",
+            tag=TAG,
+            bodies={
+                JSON: Body(WebhookPatch, examples.WEBHOOK_PATCH),
+                MERGE_PATCH: Body(WebhookPatch, examples.WEBHOOK_PATCH),
+            },
+            reply=WebhookView,
+            refusals=("malformed", "not_found", "conflict", "too_large", "unsupported", "invalid"),
+        )
+    ),
+)
+async def update_webhook(request: Http) -> Response[bytes]:
+    read_params(request.scope["query_string"], NoParams)
+    expect(request, JSON, MERGE_PATCH)
+    wanted = strictly(await whole(request), WebhookPatch)
+    asked = UpdateWebhook(id=request.path_params["id"], patch=msgspec.to_builtins(wanted))
+    return passed(await ask(request, "webhooks", "update", asked, bytes))
+
+
 @delete(
     "/api/v1/webhooks/{id:str}",
-    opt=described(Operation(summary="Remove a webhook", tag=TAG, status=204, refusals=("not_found",))),
+    opt=described(
+        Operation(
+            summary="Remove a webhook",
+            description="What waits for it is not delivered any more. Its attempts stay.",
+            tag=TAG,
+            status=204,
+            refusals=("not_found",),
+        )
+    ),
 )
 async def delete_webhook(request: Http) -> None:
     read_params(request.scope["query_string"], NoParams)
@@ -65,24 +180,68 @@ async def delete_webhook(request: Http) -> None:
 
 @post(
     "/api/v1/webhooks/{id:str}/enable",
-    opt=described(Operation(summary="Deliver again", tag=TAG, reply=WebhookView, refusals=("not_found",))),
+    opt=described(
+        Operation(
+            summary="Deliver again",
+            description="What has waited while the webhook was disabled or paused is delivered, or skipped.",
+            tag=TAG,
+            bodies={JSON: Body(EnableBody, {"missed": "deliver"})},
+            body_required=False,
+            reply=WebhookView,
+            refusals=("malformed", "not_found", "invalid"),
+        )
+    ),
 )
 async def enable_webhook(request: Http) -> Response[bytes]:
-    return await _enable(request, True)
+    read_params(request.scope["query_string"], NoParams)
+    body = await read_if_any(request, EnableBody)
+    return await _enable(request, EnableWebhook(id=request.path_params["id"], enabled=True, missed=body.missed))
 
 
 @post(
     "/api/v1/webhooks/{id:str}/disable",
-    opt=described(Operation(summary="Deliver nothing for now", tag=TAG, reply=WebhookView, refusals=("not_found",))),
+    opt=described(
+        Operation(
+            summary="Deliver nothing for now",
+            description="What the webhook wants waits for it.",
+            tag=TAG,
+            reply=WebhookView,
+            refusals=("not_found",),
+        )
+    ),
 )
 async def disable_webhook(request: Http) -> Response[bytes]:
-    return await _enable(request, False)
-
-
-async def _enable(request: Http, enabled: bool) -> Response[bytes]:
     read_params(request.scope["query_string"], NoParams)
-    asked = EnableHook(name=request.path_params["id"], enabled=enabled)
+    return await _enable(request, EnableWebhook(id=request.path_params["id"], enabled=False))
+
+
+async def _enable(request: Http, asked: EnableWebhook) -> Response[bytes]:
     return passed(await ask(request, "webhooks", "enable", asked, bytes))
+
+
+@post(
+    "/api/v1/webhooks/{id:str}/rotate-secret",
+    opt=described(
+        Operation(
+            summary="Sign with another secret",
+            description=(
+                "The answer has the new `secret`, this once. Until `old_secret_until` each request has a signature of "
+                "both, with a space between them."
+            ),
+            tag=TAG,
+            bodies={JSON: Body(RotateBody, {"grace_s": 86_400})},
+            body_required=False,
+            reply=WebhookView,
+            example=examples.WEBHOOK_VIEW,
+            refusals=("malformed", "not_found", "invalid"),
+        )
+    ),
+)
+async def rotate_secret(request: Http) -> Response[bytes]:
+    read_params(request.scope["query_string"], NoParams)
+    body = await read_if_any(request, RotateBody)
+    asked = RotateSecret(id=request.path_params["id"], grace_s=body.grace_s, secret=body.secret)
+    return passed(await ask(request, "webhooks", "rotate_secret", asked, bytes))
 
 
 @get(
@@ -109,9 +268,9 @@ async def list_attempts(request: Http) -> Response[bytes]:
     opt=described(
         Operation(
             summary="Fire one synthetic event through a webhook",
-            description="A dry run only connects to the endpoint.",
+            description="It is sent, unless it is a dry run: that only connects to the endpoint.",
             tag=TAG,
-            bodies={JSON: Body(TestBody, {"dry_run": True})},
+            bodies={JSON: Body(WebhookTest, {"dry_run": True})},
             body_required=False,
             reply=Check,
             refusals=("malformed", "not_found", "invalid"),
@@ -120,6 +279,28 @@ async def list_attempts(request: Http) -> Response[bytes]:
 )
 async def check_webhook(request: Http) -> Response[bytes]:
     read_params(request.scope["query_string"], NoParams)
-    body = await read_if_any(request, TestBody)
-    asked = TestRequest(id=request.path_params["id"], dry_run=body.dry_run, payload=body.payload)
+    body = await read_if_any(request, WebhookTest)
+    asked = TestRequest(id=request.path_params["id"], dry_run=body.dry_run, payload=body.payload, type=body.type)
     return passed(await ask(request, "webhooks", "test", asked, bytes))
+
+
+@post(
+    "/api/v1/events/{id:str}/resend",
+    opt=described(
+        Operation(
+            summary="Send one event to one webhook once more",
+            description="A delivery of its own, whatever the webhook's filters say; its `webhook-id` is the event's.",
+            tag=TAG,
+            status=202,
+            bodies={JSON: Body(ResendBody, {"webhook": "ci"})},
+            reply=Resent,
+            example=examples.RESENT,
+            refusals=("malformed", "not_found", "unsupported", "invalid"),
+        )
+    ),
+)
+async def resend_event(request: Http) -> Response[bytes]:
+    read_params(request.scope["query_string"], NoParams)
+    body = await read(request, ResendBody)
+    asked = ResendEvent(event_id=request.path_params["id"], webhook=body.webhook)
+    return passed(await ask(request, "webhooks", "resend", asked, bytes), 202)
