@@ -67,16 +67,11 @@ def test_good_body_is_decoded() -> None:
         (b'{"id": "a", "named": {"x": {"target": 1}}}', "named.*.target", "expected str, got int", None),
         (b'{"id": "a", "named": {"x": {"wieght": 1}}}', "named.*.wieght", "unknown field", "weight"),
         (b'{"id": "a", "auth": {"type": "basic", "usrname": "u"}}', "auth.usrname", "unknown field", "username"),
-        (
-            b'{"id": "a", "auth": {"type": "baerer"}}',
-            "auth.type",
-            "invalid value 'baerer': one of bearer, basic",
-            "bearer",
-        ),
+        (b'{"id": "a", "auth": {"type": "baerer"}}', "auth.type", "invalid value 'baerer'", "bearer"),
         (
             b'{"id": "a", "links": [{"target": "b", "kind": "nera"}]}',
             "links.0.kind",
-            "invalid enum value 'nera': one of far, near",
+            "invalid enum value 'nera'",
             "near",
         ),
         (b'{"id": "a", "from": 1e999}', "from", "number out of range", None),
@@ -107,7 +102,8 @@ def test_refusal_reads_as_a_sentence() -> None:
         b'{"id": "\\ud800"}',
         b'{"id": "\\udc00x"}',
         b'{"id": "a\x01"}',
-        b"\xef\xbb\xbf{}",
+        b'{"id": "a"}\xef\xbb\xbf',
+        b'\xef\xbb\xbf\xef\xbb\xbf{"id": "a"}',
         b"[" * 100_000,
         b'{"a":' * 5_000,
     ],
@@ -189,3 +185,108 @@ def test_object_that_holds_itself_is_refused() -> None:
     loop["inner"] = loop
     with pytest.raises(InvalidError):
         convert(loop, Tree)
+
+
+# ---- byte order marks ------------------------------------------------------------------------------------------------
+
+
+def test_a_byte_order_mark_is_skipped() -> None:
+    assert decode(b'\xef\xbb\xbf{"id": "\xc3\xbc"}', Body).id == "ü"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+def test_other_encodings_are_named(encoding: str) -> None:
+    for text in ('{"id": "a"}', '{"id": "ü€😀"}', "[]", "7"):
+        with pytest.raises(MalformedError, match=f"body is {encoding[:6].upper()}: send it as UTF-8"):
+            decode(text.encode(encoding), Body)
+
+
+# ---- keys that stand twice -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ('{"id": "a", "id": "b"}', "id"),
+        ('{"id": "a", "i\\u0064": "b"}', "id"),
+        ('{"id": "a", "extra": {"secret": "bad", "secret": "good"}}', "extra.secret"),
+        ('{"id": "a", "extra": {"\\u0061": 1, "a": 1}}', "extra.a"),
+        ('{"id": "a", "extra": {"a": [{"b": {}}, {"b": {}, "b": {}}]}}', "extra.a.1.b"),
+        ('{"id": "a", "extra": {"a": [[[{"": 1, "": 2}]]]}}', "extra.a.0.0.0."),
+        ('{"id": "a", "extra": {"\\n": 1, "\\u000a": 2}}', "extra.\n"),
+        ('{"id": "a", "extra": {"\\ud83d\\ude00": 1, "😀": 2}}', "extra.😀"),
+        ('{"id": "a", "extra": {"a:b": 1, "a\\u003ab": 2}}', "extra.a:b"),
+        ('{"id": "\\u003a", "extra": {"a": 1, "a": 1}}', "extra.a"),
+        ('{"id": "\\u003A\\u003a", "extra": {"a": "::", "a": 1}}', "extra.a"),
+        ('{"id": "a", "links": [{"target": "b", "target": "b"}]}', "links.0.target"),
+        ('{"id": "a", "extra": {"' + "k" * 500 + '": 1, "' + "k" * 500 + '": 1}}', "extra." + "k" * 200),
+    ],
+)
+def test_a_key_that_stands_twice_is_malformed(text: str, path: str) -> None:
+    with pytest.raises(MalformedError) as caught:
+        decode(text.encode(), Body)
+    assert [error.path for error in caught.value.errors] == [path]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"id": "a", "extra": {"a": {"b": 1}, "b": {"b": 2}, "c": [{"b": 3}, {"b": 4}]}}',
+        '{"id": "\\u003a:", "extra": {"a:": ":", "a\\u003a:": "\\u003a"}}',
+        '{"id": "a", "extra": {"a": 1, "A": 2, "\u00e4": 3, "a\u0308": 4}}',
+        '{"id": "a", "extra": {"a": -0.0, "b": 1E5, "c": 1180591620717411303424, "d": "a:b\\"c\\":d"}}',
+    ],
+)
+def test_other_keys_are_apart(text: str) -> None:
+    assert decode(text.encode(), Body)
+
+
+keyed = st.recursive(
+    st.none() | st.text(alphabet=':"\\{é'),
+    lambda inner: st.lists(inner) | st.lists(st.tuples(st.text("ab:\\"), inner)).map(tuple),
+)
+
+
+@given(keyed, st.booleans())
+def test_a_key_stands_twice_or_not(value: Any, ascii_only: bool) -> None:
+    """Tuples stand for objects, whose members they hold."""
+    raw = written(value, ascii_only).encode()
+    if repeats(value):
+        with pytest.raises(MalformedError, match="twice"):
+            decode(raw, Any)  # type: ignore[arg-type]
+    else:
+        decode(raw, Any)  # type: ignore[arg-type]
+
+
+def written(value: Any, ascii_only: bool) -> str:
+    if isinstance(value, tuple):
+        members = (f"{escaped(key, ascii_only)}:{written(inner, ascii_only)}" for key, inner in value)
+        return "{" + ",".join(members) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(written(item, ascii_only) for item in value) + "]"
+    return "null" if value is None else escaped(value, ascii_only)
+
+
+def escaped(text: str, ascii_only: bool) -> str:
+    return (
+        '"' + "".join(f"\\u{ord(each):04x}" for each in text) + '"'
+        if ascii_only
+        else json.dumps(text, ensure_ascii=False)
+    )
+
+
+def repeats(value: Any) -> bool:
+    if isinstance(value, tuple):
+        keys = [key for key, _ in value]
+        return len(set(keys)) < len(keys) or any(repeats(inner) for _, inner in value)
+    return isinstance(value, list) and any(map(repeats, value))
+
+
+def test_a_number_out_of_range_is_named_also_where_it_is_skipped() -> None:
+    class Lenient(msgspec.Struct):
+        id: str = ""
+
+    for number in ("1e400", "9" * 5000):
+        with pytest.raises(InvalidError) as caught:
+            decode(f'{{"other": [1, {{"n": {number}}}]}}'.encode(), Lenient)
+        assert caught.value.errors == (FieldError("other.1.n", "number out of range"),)

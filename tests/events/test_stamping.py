@@ -202,6 +202,23 @@ def test_a_payload_is_an_object_on_one_line() -> None:
         stamp(NewEvent(type="Custom.x", payload=msgspec.Raw(b'{"a": "\xff"}')), DEFAULTS, PAYLOADS)
 
 
+@pytest.mark.parametrize(
+    ("type", "payload", "path"),
+    [
+        ("Custom.x", '{"secret": "bad", "secret": "good"}', "payload.secret"),
+        ("Custom.x", '{"a": [{"s\\u0065cret": "bad", "secret": "good"}]}', "payload.a.0.secret"),
+        ("Memory.Created", '{"id": "m", "content": "bad", "content": "good"}', "payload.content"),
+        ("Memory.Created", '{"id": "m", "content": "c", "metadata": {"a": {"b": 1, "b": 2}}}', "payload.metadata.a.b"),
+        ("memory.linked", '{"from": "a", "from": "b", "to": "c"}', "payload.from"),
+        ("File.Renamed", '{"from": "a", "from": "b", "to": "c"}', "payload.from"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_whoever_sends_it(type: str, payload: str, path: str) -> None:
+    with pytest.raises(MalformedError) as error:
+        stamp(NewEvent(type=type, payload=msgspec.Raw(payload.encode())), DEFAULTS, PAYLOADS)
+    assert [field.path for field in error.value.errors] == [path]
+
+
 def test_a_broken_traceparent_is_as_good_as_none() -> None:
     assert stamped(traceparent="junk").event.metadata.traceparent == DEFAULTS.traceparent
 

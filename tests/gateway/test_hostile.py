@@ -49,7 +49,7 @@ REFUSED: list[tuple[bytes, int, str | None]] = [
     (event("{}", ', "expected_sequence": 1e400'), 422, "expected_sequence"),
     (event("{}", ', "expected_sequence": 1.5'), 422, "expected_sequence"),
     (event("{}", f', "expected_sequence": {"9" * 5000}'), 422, "expected_sequence"),
-    (event('{"n": 1e400}'), 422, "payload.*"),
+    (event('{"n": 1e400}'), 422, "payload.n"),
     (event('{"n": NaN}'), 400, None),
     (event('{"n": 01}'), 400, None),
     (event('{"n": "\\ud800"}'), 400, None),
@@ -57,10 +57,10 @@ REFUSED: list[tuple[bytes, int, str | None]] = [
     (event(nested(64)), 400, None),
     (event("[" * 100_000), 400, None),
     (event('{"n": "a\x00b"}'), 400, None),
-    (b"\xef\xbb\xbf" + event("{}"), 400, None),
+    (event('{"a": 1, "a": 2}'), 400, "payload.a"),
+    (event("{}", ', "typ\\u0065": "Custom.Y"'), 400, "type"),
     (event("{}") + b"{}", 400, None),
     (event('{"n": "' + "x" * 1024 * 1024 + '"}'), 413, None),
-    ("null".encode("utf-16"), 400, None),
 ]
 
 
@@ -95,7 +95,6 @@ async def test_too_long_an_event_is_413_in_every_batch(http: httpx.AsyncClient, 
         f'{{"n": {2**70}}}',
         '{"n": -0.0, "m": 1E5}',
         nested(63),
-        '{"a": 1, "a": 2}',
         '{"": {"": ""}}',
         '{"n": "\\u0000"}',
     ],
@@ -106,11 +105,6 @@ async def test_odd_but_legal(http: httpx.AsyncClient, log: None, payload: str) -
     read = await http.get(f"{PATH}/{answer.json()['id']}")
     assert read.status_code == 200
     assert payload in read.text, "bytes pass through"
-
-
-async def test_last_of_duplicated_members_counts(http: httpx.AsyncClient, log: None) -> None:
-    answer = await http.post(PATH, content=b'{"type": "Custom.A", "type": "Custom.B"}')
-    assert answer.json()["type"] == "Custom.B"
 
 
 async def test_a_line_without_end_is_not_held(http: httpx.AsyncClient, events: Answers) -> None:

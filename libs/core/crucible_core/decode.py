@@ -1,7 +1,10 @@
 """From bytes that somebody sent to typed values, or to an error that names the field and the nearest known name."""
 
+import codecs
 import functools
 import itertools
+import json
+import math
 import re
 from collections.abc import Iterable
 from typing import Any, TypeVar
@@ -9,12 +12,11 @@ from typing import Any, TypeVar
 import msgspec
 
 from .envelope import MAX_DEPTH
-from .errors import FieldError, InvalidError, MalformedError
+from .errors import CrucibleError, FieldError, InvalidError, MalformedError
 from .suggest import nearest
 
 T = TypeVar("T")
 
-_MOST_VALUES = 20
 _SHOWN = 200
 """How many characters of a sender's own text an error repeats."""
 
@@ -33,18 +35,23 @@ _SEGMENT = re.compile(r"\.([^.\[]+)|\[([^\]]*)\]")
 
 
 def decode(raw: bytes, kind: type[T], *, what: str = "body") -> T:
-    """`raw` as a `kind`; of a member that comes twice the last one counts.
+    """`raw`, which may begin with a byte order mark, as a `kind`.
 
-    Raises `MalformedError` where it is no JSON in UTF-8 or is nested deeper than `MAX_DEPTH`, and `InvalidError` where
-    its shape is refused; `what` names the thing in both.
+    Raises `MalformedError` where it is no JSON in UTF-8, is nested deeper than `MAX_DEPTH`, or has an object with a
+    key twice, and `InvalidError` where its shape is refused; `what` names the thing in both.
     """
+    raw = raw.removeprefix(codecs.BOM_UTF8)
     check_text(raw, what)
     try:
-        return msgspec.json.decode(raw, type=kind)
+        value = msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError as error:
+        check_encoding(raw, what)
         raise refused(error, kind, what) from None
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        check_encoding(raw, what)
         raise malformed(error, what) from None
+    check_keys(raw, what)
+    return value
 
 
 def convert(obj: Any, kind: type[T], *, what: str = "body") -> T:
@@ -63,8 +70,19 @@ def check_text(raw: bytes, what: str) -> None:
         try:
             raw.decode()
         except UnicodeDecodeError as error:
+            check_encoding(raw, what)
             raise MalformedError(f"{what} is not UTF-8 (byte {error.start})") from None
     check_depth(raw, what)
+
+
+def check_encoding(begun: bytes, what: str) -> None:
+    """Raises `MalformedError` where JSON that begins so is UTF-16 or UTF-32, with a byte order mark or without."""
+    first = begun[:4]
+    zeros = first.count(0)
+    if zeros > 2 or first in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
+        raise MalformedError(f"{what} is UTF-32: send it as UTF-8")
+    if zeros or first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise MalformedError(f"{what} is UTF-16: send it as UTF-8")
 
 
 def check_depth(raw: bytes, what: str) -> None:
@@ -77,6 +95,69 @@ def depth(raw: bytes) -> int:
     """How deep JSON arrays and objects are nested; brackets inside strings do not count. Linear in `raw`."""
     steps = _STRING.sub(b"", raw).translate(_STEPS, _NO_BRACKET)
     return max(itertools.accumulate(memoryview(steps).cast("b")), default=0)
+
+
+# ---- keys that stand twice -------------------------------------------------------------------------------------------
+
+# A decoder keeps one member of two with the same key. So what it has read, written again, has fewer colons than `raw`:
+# neither adds one, unless it stands escaped in a string.
+_read, _write = msgspec.json.Decoder().decode, msgspec.json.Encoder().encode
+_ESCAPED_COLON = b"\\u003"
+_MOST_DIGITS = 4300
+_MOST_PATH = 400
+_OUT_OF_RANGE = object()
+
+
+def check_keys(raw: bytes, what: str, root: str = "") -> None:
+    """Raises `MalformedError` where an object in `raw`, which is JSON, has a key twice, once unescaped; the path begins
+    with `root`. Of two such members one reader takes the first and another the last."""
+    try:
+        again = _write(_read(raw))
+    except msgspec.ValidationError as error:
+        raise _first_slip(raw, what, root) or refused(error, Any, what, root) from None
+    if (raw.count(b":") != again.count(b":") or _ESCAPED_COLON in raw) and (slip := _first_slip(raw, what, root)):
+        raise slip
+
+
+class _Members(list[tuple[str, Any]]):
+    """An object with all its members."""
+
+
+def _first_slip(raw: bytes, what: str, root: str) -> CrucibleError | None:
+    found = json.loads(raw.decode(), object_pairs_hook=_Members, parse_float=_float, parse_int=_whole)
+    return _slip(found, [root] if root else [], what)
+
+
+def _float(number: str) -> Any:
+    return number if math.isfinite(float(number)) else _OUT_OF_RANGE
+
+
+def _whole(number: str) -> Any:
+    return number if len(number) < _MOST_DIGITS else _OUT_OF_RANGE
+
+
+def _slip(value: Any, path: list[str], what: str) -> CrucibleError | None:
+    if value is _OUT_OF_RANGE:
+        field = FieldError(".".join(path)[:_MOST_PATH], "number out of range")
+        return InvalidError(f"{what} is refused: {field.path}: {field.message}", errors=[field])
+    if isinstance(value, _Members):
+        keys: set[str] = set()
+        for key, inner in value:
+            at = [*path, key[:_SHOWN]]
+            if key in keys:
+                field = FieldError(".".join(at)[:_MOST_PATH], "stands twice: keep one of them")
+                return MalformedError(f"{what} has {field.path} twice: keep one of them", errors=[field])
+            keys.add(key)
+            if slip := _slip(inner, at, what):
+                return slip
+    elif isinstance(value, list):
+        return next(
+            (slip for place, item in enumerate(value) if (slip := _slip(item, [*path, str(place)], what))), None
+        )
+    return None
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
 
 
 def malformed(error: Exception, what: str) -> MalformedError:
@@ -106,10 +187,8 @@ def _field_error(text: str, segments: list[str], kind: Any, root: str) -> FieldE
     elif found := _NAMED.fullmatch(text):
         text, segments = found["text"], [*segments, found["name"]]
     elif found := _VALUE.fullmatch(text):
-        values = _values(_at(kind, segments))
-        suggestion = nearest(found["value"], values)
-        text = text[:_SHOWN] + (f": one of {', '.join(values)}" if 0 < len(values) <= _MOST_VALUES else "")
-    message = text.replace("`", "")[: _SHOWN + 300]
+        suggestion = nearest(found["value"], _values(_at(kind, segments)))
+    message = text.replace("`", "")[:_SHOWN]
     path = ".".join([root, *segments] if root else segments)
     return FieldError(path, message[:1].lower() + message[1:], suggestion)
 

@@ -90,7 +90,7 @@ def _json(text: str) -> Any:
     try:
         check_depth(text.encode("utf-8", "surrogatepass"), "the hook")
         found = msgspec.json.decode(text)
-        check_keys(text)
+        _check_keys(text)
     except InvalidError:
         raise
     except CrucibleError as error:
@@ -102,7 +102,7 @@ def _json(text: str) -> Any:
     return found
 
 
-def check_keys(text: str) -> None:
+def _check_keys(text: str) -> None:
     """Raises InvalidError, which names the line, where an object in some JSON has a key twice."""
     repeated = _repeated(text)
     if repeated is not None:

@@ -151,7 +151,8 @@ async def append_all(append: Append, origin: Origin, events: AsyncIterator[Taken
             raise TooLargeError(f"an atomic batch may have {MAX_ATOMIC} events and about {CHUNK_BYTES} bytes")
         if isinstance(event, CrucibleError):
             if not isinstance(event, InvalidError):
-                raise type(event)(f"event {position}: {event.detail}", **event.extra)
+                inside = [_at(position, error) for error in event.errors]
+                raise type(event)(f"event {position}: {event.detail}", errors=inside, **event.extra)
             errors += [_at(position, error) for error in event.errors]
         else:
             kept.append(origin.apply(event, position))

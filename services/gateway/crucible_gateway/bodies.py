@@ -1,13 +1,14 @@
 """Reading what a client sent: its size, its media type, and JSON as a Struct with no field that we do not know."""
 
 import asyncio
+from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, TypeVar
 
 import msgspec
 from litestar import Request
 
-from crucible_core.decode import decode, inspected
+from crucible_core.decode import check_encoding, decode, inspected
 from crucible_core.envelope import MAX_EVENT_BYTES
 from crucible_core.errors import (
     FieldError,
@@ -28,6 +29,7 @@ MAX_REQUEST_BYTES = 64 * 1024 * 1024
 LEAST_BYTES_A_SECOND = 16 * 1024
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
+_LONGEST_MARK = 4
 _UTF8 = frozenset({"", "utf-8", "utf8", "us-ascii"})
 
 
@@ -56,14 +58,17 @@ def expect(request: Http, *kinds: str) -> str:
     return kind
 
 
-async def pieces(request: Http, limit: Callable[[bytes], int] = lambda _: MAX_REQUEST_BYTES) -> AsyncIterator[bytes]:
-    """The body as it arrives. `limit` is asked once, with the first piece that is more than white space, how many bytes
-    there may be. Raises TooLargeError, at once where the client announces too much, TooSlowError, and MalformedError
-    where the connection ends before the body."""
+async def pieces(
+    request: Http, limit: Callable[[bytes], int] = lambda _: MAX_REQUEST_BYTES, *, text: bool = True
+) -> AsyncIterator[bytes]:
+    """The body as it arrives, without the byte order mark of a `text`. `limit` is asked once, with the first piece that
+    is more than white space, how many bytes there may be. Raises TooLargeError, at once where the client announces too
+    much, TooSlowError, and MalformedError where the connection ends before the body, or a `text` is not UTF-8 by its
+    first bytes."""
     most, total = MAX_REQUEST_BYTES, 0
     announced = request.headers.get("content-length", "")
     asked = False
-    async for piece in _received(request):
+    async for piece in _unmarked(_received(request)) if text else _received(request):
         if not asked and (begun := piece.lstrip()):
             asked, most = True, limit(begun)
         total += len(piece)
@@ -88,6 +93,23 @@ async def _received(request: Http) -> AsyncIterator[bytes]:
         total += len(piece)
         if piece:
             yield piece
+
+
+async def _unmarked(sent: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Without the mark, which may come in several pieces."""
+    first, held, begun = b"", b"", False
+    async for piece in sent:
+        if len(first) < _LONGEST_MARK:
+            first = (first + piece)[:_LONGEST_MARK]
+            check_encoding(first, "the body")
+        if begun:
+            yield piece
+            continue
+        held += piece
+        if begun := len(held) >= len(BOM_UTF8) or not BOM_UTF8.startswith(held):
+            yield held.removeprefix(BOM_UTF8)
+    if not begun:
+        yield held
 
 
 async def array_or_one(request: Http) -> tuple[AsyncIterator[bytes] | None, bytes]:
@@ -119,8 +141,8 @@ async def whole(request: Http) -> bytes:
 
 
 async def anything(request: Http) -> bytes:
-    """The whole body, which may be empty. Raises TooLargeError."""
-    return b"".join([piece async for piece in pieces(request, lambda _: MAX_EVENT_BYTES)])
+    """The whole body as it is, which may be empty. Raises TooLargeError."""
+    return b"".join([piece async for piece in pieces(request, lambda _: MAX_EVENT_BYTES, text=False)])
 
 
 async def read(request: Http, kind: type[T], *media_types: str) -> T:
@@ -139,6 +161,7 @@ async def read_if_any(request: Http, kind: type[T]) -> T:
 def strictly(raw: bytes, kind: type[T], *, what: str = "body") -> T:
     """`raw` as `kind`. Raises MalformedError, and InvalidError that names every field which `kind` does not have: the
     services' Structs themselves skip unknown fields, so that services of two versions understand each other."""
+    raw = raw.removeprefix(BOM_UTF8)
     value = decode(raw, kind, what=what)
     errors = list(_unknown(msgspec.json.decode(raw), inspected(kind), ""))
     if errors:

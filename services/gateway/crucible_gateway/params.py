@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from crucible_core.decode import decode, refused
-from crucible_core.errors import FieldError, InvalidError
+from crucible_core.errors import FieldError, InvalidError, MalformedError
 from crucible_core.protocol.events import CountBy
 from crucible_core.times import parse_time
 
@@ -141,6 +141,9 @@ def filter_param(text: str | None) -> dict[str, Any] | None:
         return decode(text.encode(), dict[str, Any], what="filter")
     except InvalidError as error:
         raise _wrong("filter", error.errors[0].message) from None
+    except MalformedError as error:
+        inside = [msgspec.structs.replace(each, path=f"filter.{each.path}") for each in error.errors]
+        raise MalformedError(error.detail, errors=inside) from None
 
 
 def time_param(text: str | None, name: str) -> str | None:

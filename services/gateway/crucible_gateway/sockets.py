@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from crucible_core.decode import malformed
+from crucible_core.decode import decode
 from crucible_core.envelope import MAX_EVENT_BYTES
 from crucible_core.errors import (
     ConflictError,
@@ -86,11 +86,9 @@ def read_message(raw: bytes) -> Said:
     if len(raw) > MAX_EVENT_BYTES:
         raise TooLargeError(f"a message may have {MAX_EVENT_BYTES} bytes")
     try:
-        action = msgspec.json.decode(raw, type=_Action).action
-    except msgspec.ValidationError:
-        raise InvalidError('a message is an object with an "action"') from None
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise malformed(error, "message") from None
+        action = decode(raw, _Action, what="message").action
+    except InvalidError as error:
+        raise InvalidError('a message is an object with an "action"') if not error.errors[0].path else error from None
     kind = _ACTIONS.get(action) if isinstance(action, str) else None
     if kind is None:
         suggestion = nearest(str(action), _ACTIONS)

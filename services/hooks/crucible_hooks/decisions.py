@@ -1,13 +1,12 @@
 """What the answer of a Pre hook means. An answer that is not understood is a failure, for which the hook's failure
 policy holds: a guard's slip must not allow."""
 
-import json
 from typing import Any
 
 import msgspec
 
-from crucible_core.decode import check_text
-from crucible_core.errors import MalformedError
+from crucible_core.decode import check_keys, check_text
+from crucible_core.errors import CrucibleError
 
 from .failures import RunError
 
@@ -33,21 +32,13 @@ def read_answer(raw: bytes, *, complete: bool, what: str) -> Any:
     try:
         check_text(raw, what)
         found = msgspec.json.decode(raw)
-        json.loads(raw, object_pairs_hook=_members)
-    except MalformedError as error:
+        check_keys(raw, what)
+    except CrucibleError as error:
         raise RunError(error.detail) from None
     except (ValueError, RecursionError) as error:
         shown = raw.decode(errors="replace").strip()[:_SHOWN]
         raise RunError(f"{_FORMS}; {what} is not one JSON document ({error}): {shown}") from None
     return found
-
-
-def _members(pairs: list[tuple[str, Any]]) -> None:
-    names: set[str] = set()
-    for name, _ in pairs:
-        if name in names:
-            raise ValueError(f"the key {name[:80]!r} stands twice in it")
-        names.add(name)
 
 
 def decision(output: Any) -> Decision:

@@ -7,6 +7,7 @@ type and the bytes alone, not on the mode in which they came, so that data survi
 
 import base64
 import binascii
+from codecs import BOM_UTF8
 from typing import NamedTuple
 
 import msgspec
@@ -70,7 +71,7 @@ def from_body(kind: str | None, body: bytes) -> Content:
     if not body:
         return Content(EMPTY, absent=True)
     if kind is None:
-        return _json(None, body.strip()) if _is_object(body) else _opaque(None, body)
+        return from_bytes(PLAIN_JSON, body) if _is_object(body) else _opaque(None, body)
     return from_bytes(kind, body)
 
 
@@ -79,7 +80,7 @@ def from_bytes(kind: str, body: bytes) -> Content:
         return _opaque(kind, body)
     if not _is_utf8(kind):
         raise refused(TYPE, "JSON is UTF-8")
-    if body := body.strip():
+    if body := body.removeprefix(BOM_UTF8).strip():
         # Nothing else reads these bytes before they stand inside a request of ours.
         decode(body, Raw, what="data")
     return _json(kind, body)
@@ -163,8 +164,8 @@ def _is_utf8(kind: str) -> bool:
 
 def _is_object(body: bytes) -> bool:
     try:
-        decode(body, dict[str, Raw], what="data")
-    except (InvalidError, MalformedError):
+        msgspec.json.decode(body.removeprefix(BOM_UTF8), type=dict[str, Raw])
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         return False
     return True
 

@@ -5,7 +5,6 @@ from typing import Any
 import msgspec
 from litestar import Response, delete, get, patch, post
 
-from crucible_core.hookfile import check_keys
 from crucible_core.hooks import HookDefinition
 from crucible_core.protocol.hooks import HookList, HookView, RegisterHook, RunList, RunsRequest, UpdateHook
 from crucible_core.protocol.shared import Check, EnableHook, GetRequest, TestRequest
@@ -71,7 +70,6 @@ async def register_hook(request: Http) -> Response[bytes]:
     raw = await whole(request)
     if kind == JSON:
         asked = RegisterHook(definition=strictly(raw, dict[str, Any]))
-        check_keys(decode_text(raw))
     else:
         asked = RegisterHook(markdown=decode_text(raw))
     return passed(await ask(request, "hooks", "register", asked, bytes), 201)
