@@ -215,6 +215,16 @@ async def test_bad_queries_are_refused(
         "x" * 900_000,
         "é" * 1000,
         "🍞 bread",
+        "\u202ebread\u202c",
+        "\ufeffbread\u200b",
+        "🍞🎉❤️",
+        "…—„“”‚‘’«»",
+        "a" + "\u0300\u0316" * 200_000,
+        "漢字" * 100_000,
+        "a" * 63 + "é" * 70,
+        '" OR texts MATCH "bread',
+        "bread\ncontent:bread",
+        '* ** \\ " {}',
     ],
 )
 async def test_text_is_never_query_syntax(memory: Memories, ids: dict[str, str], text: str) -> None:

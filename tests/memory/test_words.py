@@ -1,5 +1,7 @@
 """One normalisation: what readers of a script take for the same is the same, and nothing else is."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -124,3 +126,30 @@ def test_a_tag_is_found_by_its_levels() -> None:
 
 def test_a_name_is_one_whatever_its_case_spaces_and_accents() -> None:
     assert name_key("./Notes/  Café\u3000Straße.md ") == name_key("notes/ cafe strasse.MD")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a" + "\u0300\u0316" * 200_000,
+        "\ufdfa" * 100_000,
+        "漢" * 300_000,
+        "ก้" * 150_000,
+        "é " * 300_000,
+        "👩‍💻" * 100_000,
+    ],
+    ids=["marks", "ligatures", "han", "thai", "accents", "emoji"],
+)
+def test_hostile_text_is_read_in_bounded_time(text: str) -> None:
+    """To put n combining marks in order takes Python n² steps: minutes for a text that an event may have."""
+    started = time.perf_counter()
+    indexed(text)
+    list(grams(text))
+    clean_tag(f"#{text}")
+    assert time.perf_counter() - started < 10
+
+
+def test_a_long_text_is_indexed_whole() -> None:
+    words = [f"word{number}é" for number in range(10_000)]
+    assert indexed(" ".join(words)).split() == [f"word{number}e" for number in range(10_000)]
+    assert indexed("漢字" * 20_000) == " ".join("漢字" * 20_000)

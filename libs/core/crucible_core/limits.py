@@ -61,7 +61,7 @@ SECRETS_KEPT = 4
 RETRY_AFTER_S = 86_400
 """The longest wait in seconds that another side's Retry-After can ask for."""
 
-MEMORY_QUERY_CHARS = 100_000
+MEMORY_QUERY_CHARS = 20_000
 """Characters of a query's text that are read; of a longer one, the beginning."""
 
 MEMORY_QUERY_LIMIT = 100

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import time
-import unicodedata
 from collections import OrderedDict
 from typing import Literal
 
@@ -30,6 +29,7 @@ from .changes import Change, Place
 from .naming import note_id
 from .notes import Note, is_note, parse
 from .state import SOURCE, Memory
+from .words import composed
 from .writer import Decide, Outcome, Use, Writer
 
 log = logging.getLogger(__name__)
@@ -291,7 +291,7 @@ def _cause(event: Event, traceparent: str) -> Cause:
 
 def note_path(path: str) -> str:
     """One spelling of a path, so that one file is one memory on every system."""
-    return unicodedata.normalize("NFC", path).replace("\\", "/").removeprefix("./")
+    return composed(path).replace("\\", "/").removeprefix("./")
 
 
 async def _noted(step: Step) -> Note:

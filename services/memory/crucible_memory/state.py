@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from typing import Any
-from unicodedata import normalize
 
 import msgspec
 import regex
@@ -12,7 +11,7 @@ from crucible_core.errors import FieldError, InvalidError
 from crucible_core.limits import MEMORY_ENTITIES, MEMORY_LINKS, MEMORY_TAG_CHARS, MEMORY_TAGS, MEMORY_WORD_CHARS
 from crucible_core.protocol.memory import Link
 
-from .words import tag_key
+from .words import composed, tag_key
 
 SOURCE = Source("system", "memory")
 """Whose the events are that this service makes of notes."""
@@ -54,7 +53,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
 
 def clean_name(text: str) -> str:
     """The one spelling of a name: composed, without what nobody sees, and with one space between two words."""
-    return " ".join(normalize("NFC", _UNSEEN.sub("", text)).split())
+    return " ".join(composed(_UNSEEN.sub("", text)).split())
 
 
 def clean_tag(text: str) -> str | None:
@@ -138,7 +137,7 @@ def refused(path: str, message: str) -> InvalidError:
 
 
 def _checked_word(text: str, path: str) -> str:
-    word = normalize("NFC", text).strip()
+    word = composed(text[: 4 * MEMORY_WORD_CHARS]).strip()
     if not 0 < len(word) <= MEMORY_WORD_CHARS:
         raise refused(path, f"must have 1 to {MEMORY_WORD_CHARS} characters")
     return word

@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from crucible_core.limits import MEMORY_QUERY_CHARS
-
 from .words import Gram, grams
 
 MAX_TERMS = 20
@@ -31,7 +29,7 @@ class Term(NamedTuple):
 def terms_of(text: str) -> list[Term]:
     """At most `MAX_CANDIDATES`, those that promise most where there are more. The last word of a short text also stands
     for those that begin with it."""
-    found = list(grams(text[:MEMORY_QUERY_CHARS]))
+    found = list(grams(text))
     counted = Counter(found)
     chosen = sorted(counted, key=lambda gram: -gram.weight)[:MAX_CANDIDATES]
     terms = [Term(f'"{gram.text}"', _boost(gram, counted[gram])) for gram in chosen]

@@ -7,30 +7,47 @@ Scripts that put no spaces between words are indexed one character a word; a que
 or three characters, as phrases. Korean is among them, since its particles are written to the word.
 """
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
-from unicodedata import digit, normalize
+from unicodedata import digit, normalize, unidata_version
 
 import regex
 
-VERSION = f"1 {regex.__version__}"
+from crucible_core.limits import MEMORY_QUERY_CHARS
+
+VERSION = f"2 {unidata_version} {regex.__version__}"
 """What the index was made with: another one makes it anew."""
 MAX_WORD = 64
 """Characters; a longer word is several."""
+_PIECE = 16_384
+"""Characters that are looked at at once: meanwhile nothing else runs in this process."""
 
-_CJK = r"[[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Hangul}\p{Yi}ー]&&[\p{L}\p{N}\p{M}]]"
-_ALPHABETIC = (
-    r"[[\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tai_Le}\p{New_Tai_Lue}\p{Tai_Tham}\p{Tai_Viet}\p{Javanese}\p{Balinese}]"
-    r"&&[\p{L}\p{N}\p{M}]]"
+# Letters and marks without their punctuation; digits and other forms are folded away.
+_CJK = (
+    "\u1100-\u11ff\u3005-\u3007\u3021-\u3029\u3031-\u3035\u3038-\u303c"
+    "\u3041-\u3096\u3099\u309a\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3105-\u312f\u3131-\u318e\u31a0-\u31bf\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\ua000-\ua48c\ua960-\ua97c\uac00-\ud7a3\ud7b0-\ud7fb\uf900-\ufaff"
+    "\U0001aff0-\U0001b167\U00020000-\U000323af"
 )
-_SYMBOL = r"[\p{So}--[\u2500-\u259F]]"
+"""Chinese, Japanese, Korean and Yi."""
+_ALPHABETIC = (
+    "\u0e01-\u0e3a\u0e40-\u0e4e\u0e81-\u0ece\u0edc-\u0edf"
+    "\u1000-\u103f\u1050-\u109d\ua9e0-\ua9ef\ua9fa-\ua9fe\uaa60-\uaa76\uaa7a-\uaa7f"
+    "\u1780-\u17d3\u17d7\u17dc\u17dd"
+    "\u1950-\u1974\u1980-\u19c9\u1a20-\u1a7c\uaa80-\uaadd\ua980-\ua9c0\u1b00-\u1b4b"
+)
+"""Thai, Lao, Burmese, Khmer, the scripts of the Tai, Javanese and Balinese."""
+_UNSPACED = re.compile(f"(?P<pair>[{_CJK}]+)|[{_ALPHABETIC}]+")
+_SYMBOL = r"(?:(?![\u2500-\u259F])\p{So})"
 """Emoji and other pictures, but no lines and boxes."""
-_WORD = rf"[[\p{{L}}\p{{N}}\p{{M}}]--{_CJK}--{_ALPHABETIC}]"
-
-_WORDS = regex.compile(rf"{_CJK}|{_ALPHABETIC}|{_SYMBOL}|{_WORD}{{1,{MAX_WORD}}}", regex.V1)
-_ASCII_WORDS = regex.compile(rf"[a-z0-9]{{1,{MAX_WORD}}}")
-_RUNS = regex.compile(rf"(?P<pair>{_CJK}+|{_SYMBOL}+)|(?P<triple>{_ALPHABETIC}+)|{_WORD}{{1,{MAX_WORD}}}", regex.V1)
+_WORDS = regex.compile(rf"[\p{{L}}\p{{N}}\p{{M}}]{{1,{MAX_WORD}}}|{_SYMBOL}")
+_SYMBOLS = regex.compile(rf"[\p{{L}}\p{{N}}\p{{M}}]{{1,{MAX_WORD}}}|(?P<pair>{_SYMBOL}+)")
+_ASCII_WORDS = re.compile(rf"[a-z0-9]{{1,{MAX_WORD}}}")
 _HIRAGANA = regex.compile(r"\p{Hiragana}")
+_MARKS = regex.compile(r"(\p{M}{30})\p{M}+")
+"""More marks on one letter than Unicode's Stream-Safe Text Format allows (UAX 15): to put n of them in order takes
+Python n² steps."""
 
 _LOST = regex.compile(
     r"[\p{Default_Ignorable_Code_Point}\u0640\U0001F3FB-\U0001F3FF"
@@ -59,32 +76,34 @@ class Gram(NamedTuple):
     is_word: bool
 
 
+def composed(text: str) -> str:
+    """NFC, in linear time."""
+    return text if text.isascii() else normalize("NFC", _MARKS.sub(r"\1", text))
+
+
 def fold(text: str) -> str:
     """The text by which others are compared; the same for all that a reader takes for the same."""
     if text.isascii():
         return text.lower()
-    plain = normalize("NFKD", normalize("NFKC", text).casefold())
+    plain = normalize("NFKD", normalize("NFKC", _MARKS.sub(r"\1", text)).casefold())
     plain = normalize("NFC", _LOST.sub("", plain)).translate(_LETTERS)
     return _DIGITS.sub(_digit, _NASALS.sub("ं", plain))
 
 
 def indexed(text: str) -> str:
     """The words of a text, with a space between each two."""
-    folded = fold(text)
-    return " ".join((_ASCII_WORDS if folded.isascii() else _WORDS).findall(folded))
+    return " ".join(word for piece in _pieces(text) for word in _indexed(fold(piece)))
 
 
 def grams(text: str) -> Iterator[Gram]:
-    """What a query of this text asks for, in order."""
-    folded = fold(text)
-    if folded.isascii():
-        yield from (Gram(word, len(word), True) for word in _ASCII_WORDS.findall(folded))
-        return
-    for match in _RUNS.finditer(folded):
-        if match["pair"] or match["triple"]:
-            yield from _phrases(match[0], 2 if match["pair"] else 3)
-        else:
-            yield Gram(match[0], len(match[0]), True)
+    """What a query of this text asks for, in order; of a long text, of its beginning."""
+    folded = fold(text[:MEMORY_QUERY_CHARS])[:MEMORY_QUERY_CHARS]
+    place = 0
+    for match in _UNSPACED.finditer(folded):
+        yield from _spaced(folded[place : match.start()])
+        yield from _phrases(match[0], 2 if match["pair"] else 3)
+        place = match.end()
+    yield from _spaced(folded[place:])
 
 
 def tag_key(tag: str) -> str:
@@ -102,6 +121,37 @@ def tag_keys(tag: str) -> list[str]:
 def name_key(name: str) -> str:
     """The key of a note's name or path."""
     return " ".join(fold(name).split()).removeprefix("./").strip("/")
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Parts that end between two words, where there is such a place."""
+    start = 0
+    while start < len(text):
+        end = start + _PIECE
+        if end < len(text):
+            end = max(text.rfind(" ", start, end), text.rfind("\n", start, end)) + 1 or end
+        yield text[start:end]
+        start = end
+
+
+def _indexed(folded: str) -> Iterator[str]:
+    if folded.isascii():
+        yield from _ASCII_WORDS.findall(folded)
+        return
+    place = 0
+    for match in _UNSPACED.finditer(folded):
+        yield from _WORDS.findall(folded, place, match.start())
+        yield from match[0]
+        place = match.end()
+    yield from _WORDS.findall(folded, place)
+
+
+def _spaced(text: str) -> Iterator[Gram]:
+    for match in _SYMBOLS.finditer(text):
+        if match["pair"]:
+            yield from _phrases(match[0], 2)
+        else:
+            yield Gram(match[0], len(match[0]), True)
 
 
 def _phrases(run: str, length: int) -> Iterator[Gram]:
