@@ -219,7 +219,7 @@ async def test_bad_queries_are_refused(
         "\ufeffbread\u200b",
         "🍞🎉❤️",
         "…—„“”‚‘’«»",
-        "a" + "\u0300\u0316" * 200_000,
+        "q" + "\u0300\u0316" * 200_000,
         "漢字" * 100_000,
         "a" * 63 + "é" * 70,
         '" OR texts MATCH "bread',
