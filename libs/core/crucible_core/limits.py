@@ -114,6 +114,13 @@ HOOK_REQUESTS = 128
 
 HOOK_COMMANDS = 32
 """Commands of Shell hooks at once, for Post hooks and again for Pre hooks; one hook has at most a quarter of them."""
+UNSENT_BYTES = 64 * 1024 * 1024
+"""Bytes of answers and events that the clients of one process have not taken. Beyond it the connection of the one that
+has been behind for longest is closed."""
+
+STALL_S = 30.0
+"""Seconds in which a client may take nothing at all of what waits for it; then its connection is closed."""
+
 LIVE_BYTES = 32 * 1024 * 1024
 """Bytes of memory for the latest events that wait for slow subscriptions, over all of a gateway. One that is further
 behind gets a `gap` and reads the log instead."""

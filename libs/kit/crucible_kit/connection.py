@@ -7,7 +7,10 @@ import httptools
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from crucible_core.limits import STALL_S, UNSENT_BYTES
+
 from .asgi import STATUS, status_problem
+from .unsent import Corked
 
 MAX_HEAD_BYTES = 64 * 1024
 """Request line and headers, and as much between two pieces of a body: the sizes of its chunks, and its trailers."""
@@ -36,8 +39,10 @@ class Connection(HttpToolsProtocol):
     """How long a head may take from its first byte on, and a connection until the first byte."""
     linger_s: ClassVar[float] = 5.0
     """How long a client may go on sending what is not read: closed at once, it might not see why."""
-    stall_s: ClassVar[float] = 120.0
+    stall_s: ClassVar[float] = STALL_S
     """How long a client may take nothing at all of an answer that waits for it."""
+    unsent_bytes: ClassVar[int] = UNSENT_BYTES
+    """What all clients of a server together may leave untaken."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -54,17 +59,16 @@ class Connection(HttpToolsProtocol):
         self._lingers = False
         self._error = (_BROKEN, _NO_HTTP)
         self._timer: asyncio.TimerHandle | None = None
-        self._stall: asyncio.TimerHandle | None = None
 
     # ---- what comes --------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(Corked(transport, self.linger_s))  # type: ignore[arg-type]
+        corked: Any = Corked(transport, self.connections, self.linger_s, self.stall_s, self.unsent_bytes)
+        super().connection_made(corked)
         self._timer = self.loop.call_later(self.head_s, self._too_slow)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
-        self._stop_watching()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -165,7 +169,6 @@ class Connection(HttpToolsProtocol):
     def _open_websocket(self, rest: bytes) -> None:
         """Hands the connection over; `rest` are frames that came with the handshake."""
         self._stop_timer()
-        self._stop_watching()
         self.connections.discard(self)
         make: Any = self.ws_protocol_class
         protocol = make(config=self.config, server_state=self.server_state, app_state=self.app_state)
@@ -236,27 +239,6 @@ class Connection(HttpToolsProtocol):
         elif cycle is self.cycle and self.cycle.more_body:
             self.loop.call_later(self.linger_s, self._close_unless_read, cycle)
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._stall = self.loop.call_later(self.stall_s, self._end_stall, self.transport.get_write_buffer_size())
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._stop_watching()
-
-    def _stop_watching(self) -> None:
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
-
-    def _end_stall(self, before: int) -> None:
-        """Ends the connection where not one byte has gone since the last look."""
-        waiting = self.transport.get_write_buffer_size()
-        if waiting >= before:
-            self.transport.abort()
-        else:
-            self._stall = self.loop.call_later(self.stall_s, self._end_stall, waiting)
-
     # ---- refusals ----------------------------------------------------------------------------------------------------
 
     def send_400_response(self, msg: str) -> None:
@@ -324,37 +306,3 @@ def _answer(status: int, detail: str) -> bytes:
         b"connection: close",
     ]
     return b"\r\n".join([*lines, b"", body])
-
-
-class Corked:
-    """A transport whose writes go out together once all that is ready has run, since a write is a system call; and
-    which is closed within a time, whether the client takes what is left or not. In all else it is the transport."""
-
-    def __init__(self, transport: Any, linger_s: float) -> None:
-        self._transport = transport
-        self._linger_s = linger_s
-        self._loop = asyncio.get_running_loop()
-        self._waiting: list[bytes] = []
-
-    def write(self, data: bytes) -> None:
-        if not self._waiting:
-            self._loop.call_soon(self.flush)
-        self._waiting.append(data)
-
-    def flush(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        if waiting and not self._transport.is_closing():
-            self._transport.write(waiting[0] if len(waiting) == 1 else b"".join(waiting))
-
-    def write_eof(self) -> None:
-        self.flush()
-        self._transport.write_eof()
-
-    def close(self) -> None:
-        self.flush()
-        self._transport.close()
-        if self._transport.get_write_buffer_size():
-            self._loop.call_later(self._linger_s, self._transport.abort)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)

@@ -1,6 +1,8 @@
 """Running an ASGI app as a process: uvicorn, signals, logging and what happens when the app's lifespan fails."""
 
 import asyncio
+import contextlib
+import ctypes
 import gc
 import logging
 import math
@@ -33,6 +35,10 @@ _SWITCH_S = 0.0005
 """An SQLite thread asks for the interpreter's lock after every row: with Python's own 5 ms, a busy event loop makes
 each of them wait that long."""
 
+_M_MMAP_THRESHOLD = -3
+"""malloc.h"""
+_LARGE_BYTES = 128 * 1024
+
 S = TypeVar("S", bound=KitSettings)
 
 
@@ -57,6 +63,7 @@ def run(app: Any, settings: KitSettings, service: str = "") -> None:
     `asyncio.Event` in `app.state.stopping`, it is set as the shutdown begins: answers without an end should end then.
     """
     sys.setswitchinterval(_SWITCH_S)
+    _give_back_memory()
     # A batch makes thousands of objects that live until it is answered, none of them in a cycle: looking through all
     # that was ever imported every few batches finds nothing.
     gc.freeze()
@@ -163,6 +170,13 @@ def _config(app: Any, guard: LifespanGuard, settings: KitSettings) -> uvicorn.Co
 def _has_websockets(app: Any) -> bool:
     """Whether the app may have WebSocket routes."""
     return not isinstance(app, Starlette) or any(isinstance(route, WebSocketRoute) for route in app.routes)
+
+
+def _give_back_memory() -> None:
+    """Keeps large pieces apart, so that each goes back to the system when it is freed. glibc alone would raise the size
+    from which on it does so with each of them, until a body of 1 MiB leaves its hole in the heap."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 def _exit(sig: int, frame: FrameType | None) -> NoReturn:

@@ -10,6 +10,9 @@ from websockets.server import ServerProtocol
 
 from .asgi import STATUS, Rendered, status_problem
 
+WRITABLE = "crucible.writable"
+"""The extension of a socket's scope whose `wait()` returns once the client takes more: who has large messages makes
+none before."""
 _HANDSHAKE = b"GET / HTTP/1.1\r\n\r\n"
 _CLOSE_OFFSET = 4000
 """An app that closes a socket before it is open tells the HTTP status by this and the status: 4404."""
@@ -37,6 +40,8 @@ class WebSocket(WebSocketsSansIOProtocol):
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(self._asked)
+        if hasattr(self, "scope"):
+            self.scope["extensions"][WRITABLE] = {"wait": self.writable.wait}
 
     def data_received(self, data: bytes) -> None:
         """Frames that come before the answer to the handshake wait for it."""

@@ -30,13 +30,21 @@ async def exported(
     A failure that lasts is raised: the connection then breaks without the end that the client waits for.
     """
     while True:
-        yield b"".join(b"%b\n" % bytes(event) for event in page.events) or NOTHING_YET
-        if page.next_cursor is None:
+        written, cursor = _written(page), page.next_cursor
+        del page
+        yield written
+        del written
+        if cursor is None:
             yield END
             return
+        yield b""  # which waits until the client has taken most of it: only then is there another page to hold
         if stopping.is_set():
             raise UnavailableError("the gateway is stopping")
-        page = await _patiently(ask, msgspec.structs.replace(query, cursor=page.next_cursor, min_sequence=None))
+        page = await _patiently(ask, msgspec.structs.replace(query, cursor=cursor, min_sequence=None))
+
+
+def _written(page: QueryReply) -> bytes:
+    return b"".join(b"%b\n" % bytes(event) for event in page.events) or NOTHING_YET
 
 
 async def _patiently(ask: Ask, query: QueryRequest) -> QueryReply:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -29,7 +29,7 @@ from crucible_kit.types import Types
 
 from .audience import Audience
 from .bodies import strictly
-from .following import follow
+from .following import Following, follow
 from .hub import Hub
 from .params import Name
 from .places import check_place
@@ -97,11 +97,16 @@ def read_message(raw: bytes) -> Said:
     return strictly(raw, kind, what="message")
 
 
-class Session:
-    """One open socket and its subscriptions. `send` waits while the client's connection is full.
+class Client(NamedTuple):
+    """`send` waits while the client's connection is full; `writable` returns when it is not."""
 
-    One at a time makes a frame and sends it, so that a socket whose client does not read holds one, whatever waits.
-    """
+    send: Callable[[bytes], Awaitable[None]]
+    writable: Callable[[], Awaitable[Any]]
+
+
+class Session:
+    """One open socket and its subscriptions. One of them at a time makes a frame and sends it, once the client takes
+    more: so a client that does not read costs one frame, whatever waits for it."""
 
     def __init__(
         self,
@@ -109,7 +114,7 @@ class Session:
         audience: Audience,
         types: Types,
         queue: int,
-        send: Callable[[bytes], Awaitable[None]],
+        client: Client,
         correlation_id: str,
     ) -> None:
         self._hub = hub
@@ -117,7 +122,7 @@ class Session:
         self._types = types
         self._correlation_id = correlation_id
         self._queue = queue
-        self._put = send
+        self._client = client
         self._turn = asyncio.Lock()
         self._running: dict[str, asyncio.Task[None]] = {}
         self._replays: dict[str, str] = {}
@@ -212,11 +217,7 @@ class Session:
             async with follow(self._hub, wanted, start, self._queue) as following:
                 while True:
                     await following.ready()
-                    async with self._turn:
-                        if (item := await following.next()) is not None:
-                            sending = self._put(frame(subscription, item))
-                            del item
-                            await sending
+                    await self._send_next(subscription, following)
                     await asyncio.sleep(0)  # a client that takes everything at once must not keep the others waiting
         except CrucibleError as error:
             self._end(subscription)
@@ -227,6 +228,12 @@ class Session:
             log.exception("subscription %s failed", subscription)
             self._end(subscription)
             await self._refuse(CrucibleError("the subscription failed"), subscription)
+
+    async def _send_next(self, subscription: str, following: Following) -> None:
+        async with self._turn:
+            await self._client.writable()
+            if (item := await following.next()) is not None:
+                await self._client.send(frame(subscription, item))
 
     def _end(self, subscription: str) -> None:
         self._running.pop(subscription, None)
@@ -239,7 +246,7 @@ class Session:
 
     async def _send(self, raw: bytes) -> None:
         async with self._turn:
-            await self._put(raw)
+            await self._client.send(raw)
 
     async def _tell(self, message: dict[str, Any]) -> None:
         # Who has left needs no answer.

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import msgspec
 
@@ -17,7 +17,6 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "text/event-stream"
 _RETRY_MS = 1000
-_PIECE_BYTES = 64 * 1024
 
 
 async def frames(
@@ -33,10 +32,16 @@ async def frames(
         # Its id lets a client that loses the connection before the first event miss none all the same.
         yield b'id: %d\nevent: subscribed\ndata: {"type":"subscribed","sequence":%d}\n\n' % (start.after, start.after)
     try:
-        async with opening as following, contextlib.aclosing(_items(following, heartbeat_s, stopping)) as items:
-            async for item in items:
-                for piece in pieces(item):
-                    yield piece
+        async with opening as following, _woken_by(stopping, following):
+            while not stopping.is_set():
+                if not await _ready(following, heartbeat_s):
+                    yield b": heartbeat\n\n"
+                    continue
+                yield b""  # which waits until the client takes more: only then is there a frame to hold
+                if (written := await _next(following)) is not None:
+                    yield written
+                    del written
+                await asyncio.sleep(0)  # a client that takes everything at once must not keep the others waiting
     except CrucibleError as error:
         yield b"event: error\ndata: %b\n\n" % bytes(document(error, correlation_id))
     except Exception:
@@ -45,26 +50,15 @@ async def frames(
         yield b"event: error\ndata: %b\n\n" % bytes(failed)
 
 
-def pieces(item: Item | None) -> Iterator[bytes]:
-    """The frame of an item, a large one piece by piece: what a connection has not taken, it holds a copy of. `id` is
-    the sequence after which a client that reconnects goes on."""
+def frame(item: Item) -> bytes:
+    """`id` is the sequence after which a client that reconnects goes on."""
     match item:
-        case None:
-            yield b": heartbeat\n\n"
-        case Record(sequence=sequence):
-            event = _one_line(item.public)
-            head = b"id: %d\nevent: event\ndata: " % sequence
-            if len(event) <= _PIECE_BYTES:
-                yield b"%b%b\n\n" % (head, event)
-                return
-            yield head
-            for start in range(0, len(event), _PIECE_BYTES):
-                yield event[start : start + _PIECE_BYTES]
-            yield b"\n\n"
+        case Record():
+            return b"id: %d\nevent: event\ndata: %b\n\n" % (item.sequence, _one_line(item.public))
         case CaughtUp(sequence):
-            yield b'id: %d\nevent: caught_up\ndata: {"type":"caught_up","sequence":%d}\n\n' % (sequence, sequence)
+            return b'id: %d\nevent: caught_up\ndata: {"type":"caught_up","sequence":%d}\n\n' % (sequence, sequence)
         case Gap(dropped):
-            yield b'event: gap\ndata: {"type":"gap","dropped":%d}\n\n' % dropped
+            return b'event: gap\ndata: {"type":"gap","dropped":%d}\n\n' % dropped
 
 
 def _one_line(raw: bytes) -> bytes:
@@ -72,25 +66,29 @@ def _one_line(raw: bytes) -> bytes:
     return msgspec.json.format(raw, indent=-1) if b"\n" in raw or b"\r" in raw else raw
 
 
-async def _items(following: Following, every_s: float, stopping: asyncio.Event) -> AsyncGenerator[Item | None, None]:
-    """The items, and None whenever there was none for so long."""
+async def _next(following: Following) -> bytes | None:
+    item = await following.next()
+    return None if item is None else frame(item)
 
-    async def stop() -> None:
+
+async def _ready(following: Following, within_s: float) -> bool:
+    """Whether there may be something to send; False where nothing came for so long."""
+    try:
+        async with asyncio.timeout(within_s):
+            await following.ready()
+    except TimeoutError:
+        return False
+    return True
+
+
+@contextlib.asynccontextmanager
+async def _woken_by(stopping: asyncio.Event, following: Following) -> AsyncIterator[None]:
+    async def wake() -> None:
         await stopping.wait()
         following.wake()
 
-    watching = asyncio.create_task(stop())
+    waking = asyncio.create_task(wake())
     try:
-        while not stopping.is_set():
-            try:
-                async with asyncio.timeout(every_s):
-                    await following.ready()
-            except TimeoutError:
-                yield None
-            else:
-                item = None if stopping.is_set() else await following.next()
-                if item is not None:
-                    yield item
-                await asyncio.sleep(0)  # a client that takes everything at once must not keep the others waiting
+        yield
     finally:
-        watching.cancel()
+        waking.cancel()

@@ -18,8 +18,9 @@ from crucible_gateway.following import follow
 from crucible_gateway.openapi import Operation, described
 from crucible_gateway.params import NoParams, StreamParams, filter_param, read_params, restore_plus
 from crucible_gateway.places import check_place
-from crucible_gateway.sockets import Session
+from crucible_gateway.sockets import Client, Session
 from crucible_gateway.subscriptions import Start, Wanted, read_start
+from crucible_kit.websocket import WRITABLE
 
 TAG = "Events"
 PATH = "/api/v1/events/stream"
@@ -88,7 +89,7 @@ async def stream_socket(socket: WebSocket[Any, Any, Any]) -> None:
     sockets = gateway.metrics.gauge("open_sockets", "Open WebSockets")
     sockets.inc()
     queue, correlation_id = gateway.settings.stream_queue, correlation_of(socket.scope)
-    session = Session(gateway.hub, gateway.audience, gateway.types, queue, _sender(socket), correlation_id)
+    session = Session(gateway.hub, gateway.audience, gateway.types, queue, _client(socket), correlation_id)
     try:
         while (raw := await _heard(socket)) is not None:
             await session.hear(raw)
@@ -97,16 +98,15 @@ async def stream_socket(socket: WebSocket[Any, Any, Any]) -> None:
         await session.close()
 
 
-def _sender(socket: WebSocket[Any, Any, Any]) -> Any:
+def _client(socket: WebSocket[Any, Any, Any]) -> Client:
     async def send(raw: bytes) -> None:
-        message: Any = {"type": "websocket.send", "bytes": None, "text": raw.decode()}
-        del raw  # it may wait for long
         try:
-            await socket.send(message)
+            await socket.send({"type": "websocket.send", "bytes": None, "text": raw.decode()})
         except WebSocketDisconnect as error:
             raise ConnectionError("the client has left") from error
 
-    return send
+    extensions: dict[str, Any] = socket.scope.get("extensions") or {}
+    return Client(send, extensions[WRITABLE]["wait"])
 
 
 async def _heard(socket: WebSocket[Any, Any, Any]) -> bytes | None:
