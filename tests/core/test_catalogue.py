@@ -106,6 +106,18 @@ def test_unknown_type_names_the_nearest(wrong: str, nearest: str | None) -> None
     assert len(caught.value.detail) < 300
 
 
+@pytest.mark.parametrize("resolve", [CATALOGUE.resolve, CATALOGUE.expand])
+def test_type_of_ones_own_is_told_how_it_is_called_and_registered(resolve: Any) -> None:
+    for name in ("Foo.Bar", "foo:bar", "order_placed"):
+        with pytest.raises(InvalidError, match=f"Custom.{name}, or register it first .crucible events types add"):
+            resolve(name)
+    with pytest.raises(InvalidError) as refused:
+        resolve("Memory.Bar")
+    assert "Custom" not in refused.value.detail
+    with pytest.raises(InvalidError, match=r"Custom\.Foo\.\*"):
+        CATALOGUE.expand("Foo.*")
+
+
 @pytest.mark.parametrize("name", ["", "a b", "a\n", "a\x00", "a\ud800", "*", "a*", "x" * 129, "\u2028"])
 def test_bad_custom_name_is_refused(name: str) -> None:
     with pytest.raises(InvalidError, match="custom event"):

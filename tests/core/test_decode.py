@@ -67,11 +67,16 @@ def test_good_body_is_decoded() -> None:
         (b'{"id": "a", "named": {"x": {"target": 1}}}', "named.*.target", "expected str, got int", None),
         (b'{"id": "a", "named": {"x": {"wieght": 1}}}', "named.*.wieght", "unknown field", "weight"),
         (b'{"id": "a", "auth": {"type": "basic", "usrname": "u"}}', "auth.usrname", "unknown field", "username"),
-        (b'{"id": "a", "auth": {"type": "baerer"}}', "auth.type", "invalid value 'baerer'", "bearer"),
+        (
+            b'{"id": "a", "auth": {"type": "baerer"}}',
+            "auth.type",
+            "invalid value 'baerer': one of bearer, basic",
+            "bearer",
+        ),
         (
             b'{"id": "a", "links": [{"target": "b", "kind": "nera"}]}',
             "links.0.kind",
-            "invalid enum value 'nera'",
+            "invalid enum value 'nera': one of far, near",
             "near",
         ),
         (b'{"id": "a", "from": 1e999}', "from", "number out of range", None),

@@ -293,7 +293,7 @@ def test_list_elements_are_only_found_at_their_number() -> None:
         ({"$nto": {}}, "filter.$nto", "$not"),
         ({"$or": []}, "filter.$or", None),
         ({"$and": {}}, "filter.$and", None),
-        ({"$and": [{"x": 1}, {"x": {"eq": 1}}]}, "filter.$and.1.x.eq", "$eq"),
+        ({"$and": [{"x": 1}, {"x": {"eq": 1}}]}, "filter.$and.1.x.eq", "equals"),
         ({"$not": [{}]}, "filter.$not", None),
         ({"x": {"in": "abc"}}, "filter.x.in", None),
         ({"x": {"exists": "yes"}}, "filter.x.exists", None),
@@ -388,3 +388,44 @@ def test_a_document_filter_knows_the_documents_fields() -> None:
         ("query.filter.metadta.year", "metadata"),
         ("query.filter.event.type", None),
     ]
+
+
+@pytest.mark.parametrize(
+    ("spelling", "meant"),
+    [
+        ("eq", "equals"),
+        ("==", "equals"),
+        ("$equals", "equals"),
+        ("neq", "not_equals"),
+        ("!=", "not_equals"),
+        ("$not_in", "not_in"),
+        ("nin", "not_in"),
+        ("isIn", "in"),
+        ("$startsWith", "starts_with"),
+        ("startswith", "starts_with"),
+        ("prefix", "starts_with"),
+        ("$ends_with", "ends_with"),
+        ("regex", "matches"),
+        ("$match", "matches"),
+        ("regexp", "matches"),
+        ("like", "contains"),
+        ("includes", "contains"),
+        (">=", "gte"),
+        ("greater_than", "gt"),
+        ("lessThanOrEqual", "lte"),
+        ("$exist", "exists"),
+        ("contain", "contains"),
+        ("$regx", "$regex"),
+        ("matchs", "matches"),
+    ],
+)
+def test_operator_of_another_language_is_told_ours(spelling: str, meant: str) -> None:
+    with pytest.raises(InvalidError) as refused:
+        compile_filter({"n": {spelling: 1}})
+    assert [(error.path, error.suggestion) for error in refused.value.errors] == [(f"filter.n.{spelling}", meant)]
+
+
+@pytest.mark.parametrize("key", ["and", "or", "OR"])
+def test_combiner_without_its_sign_is_told_of_it(key: str) -> None:
+    with pytest.raises(InvalidError, match=rf"did you mean \"\${key.lower()}\""):
+        compile_filter({key: [{"a": 1}, {"b": 2}]})

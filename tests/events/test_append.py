@@ -276,3 +276,19 @@ async def test_a_caller_that_gives_up_does_not_harm_others(service: Starlette, a
         asyncio.gather(*(ask.one(new()) for _ in range(50))), *(hasty() for _ in range(50))
     )
     assert len({result.sequence for result in results}) == 50
+
+
+async def test_what_crucible_alone_writes_is_forbidden_to_others(service: Starlette, ask: Asker) -> None:
+    sent = [
+        ("System.Started", {"service": "events"}),
+        ("system:error", {"error": "x"}),
+        ("hook_executed", {"hook": "h", "run_id": "run_1"}),
+        ("Webhook.Failing", {"id": "whk_1"}),
+        ("Approval.Granted", {"id": "apr_1"}),
+    ]
+    refused = await ask.append(*(new(type, payload, outside=True) for type, payload in sent), new(outside=True))
+    assert [result.error.code if result.error else None for result in refused] == ["forbidden"] * 5 + [None]
+    assert refused[0].error is not None
+    assert refused[0].error.errors[0].path == "type"
+    imported = new("System.Started", {"service": "events"}, outside=True, react=False)
+    assert [result.error for result in await ask.append(imported, new("System.Started", {}))] == [None, None]

@@ -351,3 +351,17 @@ async def test_away_is_503_with_retry_after(http: httpx.AsyncClient, bus: Bus) -
     answer = await http.post(PATH, json=SHORT)
     assert answer.status_code == 503
     assert int(answer.headers["Retry-After"]) >= 1
+
+
+async def test_what_crucible_alone_writes_is_403_for_clients(http: httpx.AsyncClient, log: None) -> None:
+    event = {"type": "System.Started", "payload": {"service": "events"}}
+    cloud = {"specversion": "1.0", "id": "1", "source": "/x", "type": "Hook.Triggered", "data": {"hook": "h"}}
+    structured = {"Content-Type": "application/cloudevents+json"}
+    long = {"type": "Hook", "data": {"event": "Failed", "payload": {"hook": "h", "run_id": "run_1"}}}
+    for sent in ({"json": event}, {"json": long}, {"json": cloud, "headers": structured}):
+        answer = await http.post("/api/v1/events", **sent)
+        assert (answer.status_code, answer.headers["content-type"]) == (403, "application/problem+json"), answer.text
+    batch = (await http.post("/api/v1/events", json=[event, {"type": "Custom.Ping"}])).json()
+    assert [result.get("error", {}).get("status") for result in batch["results"]] == [403, None]
+    assert (await http.post("/api/v1/events", json=[event], params={"atomic": True})).status_code == 403
+    assert (await http.post("/api/v1/events", json=event, params={"react": False})).status_code == 201

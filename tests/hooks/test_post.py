@@ -119,6 +119,7 @@ async def test_script_condition(system: System) -> None:
         ("memory_query(limt=1)", "limt"),
         ("emit('Custom.big', {'text': 'a' * 2000000})", "may have"),
         ("emit('Memory.Createt')", "Memory.Created"),
+        ("emit('System.Started')", "written by Crucible alone"),
         ("import time\ntime.sleep(60)", "sleep limit"),
     ],
 )

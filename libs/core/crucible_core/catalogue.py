@@ -105,7 +105,8 @@ class Catalogue:
         if (found := self._sets.get(pattern.casefold())) is not None:
             return found
         if "*" in pattern:
-            raise unknown(pattern, self._nearest(pattern, [*self._wildcards(), "*"]), path)
+            found_set = self._nearest(pattern, [*self._wildcards(), "*"])
+            raise unknown(pattern, found_set, path, own=self.is_own(pattern))
         return frozenset({self.resolve(pattern, path)})
 
     def members(self, types: Iterable[str]) -> frozenset[str]:
@@ -205,7 +206,7 @@ class Catalogue:
             return custom(match["name"], path)
         if "*" in name:
             raise refusal(path, f"{shown(name)} names many types, and one is needed here")
-        raise unknown(name, self._nearest(name, self._names), path)
+        raise unknown(name, self._nearest(name, self._names), path, own=self.is_own(name))
 
     def _nearest(self, name: str, known: Iterable[str]) -> str | None:
         found = nearest(name[:_SHOWN].replace(":", "."), [other for other in known if ":" not in other])

@@ -17,6 +17,7 @@ from .suggest import nearest
 
 T = TypeVar("T")
 
+_MOST_VALUES = 20
 _SHOWN = 200
 """How many characters of a sender's own text an error repeats."""
 
@@ -187,8 +188,10 @@ def _field_error(text: str, segments: list[str], kind: Any, root: str) -> FieldE
     elif found := _NAMED.fullmatch(text):
         text, segments = found["text"], [*segments, found["name"]]
     elif found := _VALUE.fullmatch(text):
-        suggestion = nearest(found["value"], _values(_at(kind, segments)))
-    message = text.replace("`", "")[:_SHOWN]
+        values = _values(_at(kind, segments))
+        suggestion = nearest(found["value"], values)
+        text = text[:_SHOWN] + (f": one of {', '.join(values)}" if 0 < len(values) <= _MOST_VALUES else "")
+    message = text.replace("`", "")[: _SHOWN + 300]
     path = ".".join([root, *segments] if root else segments)
     return FieldError(path, message[:1].lower() + message[1:], suggestion)
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from .envelope import Event
 from .errors import FieldError, InvalidError
-from .operators import MISSING, OPERATORS, SPELLINGS, Test, operand_value, scalar_key
+from .operators import MISSING, OPERATORS, SPELLINGS, Test, operand_value, operator_meant, scalar_key
 from .paths import MAX_PATH, Getter, Place, bind, document_place, event_place
 from .suggest import nearest
 
@@ -117,6 +117,12 @@ class _Compilation:
             return self._wrong(inside, f'an operator stands under a path: {{"path": {{"{key}": …}}}}')
         if key.startswith("$"):
             return self._wrong(inside, f'"{key[:_SHOWN]}" is none of $and, $or and $not', nearest(key, _COMBINERS))
+        if (
+            f"${key.lower()}" in _COMBINERS
+            and isinstance(wanted, list)
+            and all(isinstance(one, dict) for one in wanted)
+        ):
+            return self._wrong(inside, f"{key} is taken for a field's name", f"${key.lower()}")
         return self._field(key, wanted, inside)
 
     def _combined(self, key: str, wanted: Any, at: str, depth: int) -> Callable[[Any], bool]:
@@ -150,7 +156,7 @@ class _Compilation:
         if spelling in _COMBINERS:
             return self._wrong(inside, f'{spelling} takes whole filters: {{"{spelling}": …}} stands beside the paths')
         unknown = f'unknown operator "{str(spelling)[:_SHOWN]}"'
-        suggestion = nearest(str(spelling), SPELLINGS)
+        suggestion = operator_meant(str(spelling)[:_SHOWN])
         if suggestion is None:
             unknown += '; {"equals": {…}} compares with an object, and a dotted path goes down into one'
         return self._wrong(inside, unknown, suggestion)

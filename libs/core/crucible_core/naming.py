@@ -71,8 +71,13 @@ def shown(name: str) -> str:
     return f'"{name[:_SHOWN]}"'
 
 
-def unknown(name: str, found: str | None, path: str) -> InvalidError:
-    return refusal(path, f"there is no event type {shown(name)}", found, UnknownTypeError)
+def unknown(name: str, found: str | None, path: str, *, own: bool) -> InvalidError:
+    """`own`: whether its category is built in, so that a slip of the pen is all that it can be."""
+    message = f"there is no event type {shown(name)}"
+    if not own:
+        example = f"Custom.{name}" if 0 < len(name) <= 40 else "Custom.<name>"
+        message += f": call it {example}, or register it first (crucible events types add, POST /api/v1/event-types)"
+    return refusal(path, message, found, UnknownTypeError)
 
 
 def no_field(path: str, types: list[str], found: str | None) -> InvalidError:

@@ -8,6 +8,8 @@ from typing import Any
 
 import re2
 
+from .suggest import nearest
+
 Test = Callable[[Any], bool]
 
 MISSING: Any = object()
@@ -192,3 +194,31 @@ SPELLINGS: Mapping[str, str] = {name: name for name in OPERATORS} | {
     "$lte": "lte",
 }
 """Every spelling of an operator, and the operator's name."""
+
+_ELSEWHERE: Mapping[str, str] = {
+    other: name
+    for name, others in {
+        "equals": "eq is = == === equal ieq equalto",
+        "not_equals": "ne neq != <> not isnot notequal notequals notequalto",
+        "in": "isin oneof anyof any inlist",
+        "not_in": "nin notin noneof none",
+        "exists": "exist present isset defined isnotnull has_field hasfield",
+        "contains": "contain includes include has like ilike substring all containsall containsany",
+        "starts_with": "startswith prefix beginswith begins",
+        "ends_with": "endswith suffix",
+        "matches": "match regex regexp re pattern rlike ~ =~ glob",
+        "gt": "> greater greaterthan after above over min_exclusive",
+        "gte": ">= ge min minimum atleast greaterorequal greaterthanorequal greaterthanorequals from since",
+        "lt": "< less lessthan before below under",
+        "lte": "<= le max maximum atmost lessorequal lessthanorequal lessthanorequals until",
+    }.items()
+    for other in others.split()
+}
+"""What other query languages call them, in lower case and without `$`, `_` and `-`."""
+
+
+def operator_meant(spelling: str) -> str | None:
+    """The operator that somebody means who knows another query language, or has made a slip of the pen."""
+    plain = spelling.casefold().lstrip("$").replace("_", "").replace("-", "")
+    found = _ELSEWHERE.get(plain) or nearest(spelling, SPELLINGS)
+    return found or nearest(plain, SPELLINGS)

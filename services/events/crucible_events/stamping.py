@@ -10,11 +10,11 @@ import msgspec
 from crucible_core.attributes import MAX_EXTENSIONS, Extensions, is_kept, mistake
 from crucible_core.decode import check_keys
 from crucible_core.envelope import MAX_EVENT_BYTES, MAX_HOPS, Data, Event, Metadata, Source, SourceKind, encode
-from crucible_core.errors import FieldError, InvalidError, TooLargeError
+from crucible_core.errors import FieldError, ForbiddenError, InvalidError, TooLargeError
 from crucible_core.ids import is_after, is_id
 from crucible_core.kinds import BUILT_IN
 from crucible_core.limits import TIME_AHEAD_S
-from crucible_core.payloads import CATEGORIES
+from crucible_core.payloads import CATEGORIES, OURS
 from crucible_core.protocol.events import NewEvent
 from crucible_core.redaction import checked_empty
 from crucible_core.subjects import KEY, MSG_ID, VERSIONED
@@ -103,11 +103,13 @@ def stamp(new: NewEvent, defaults: Defaults, payloads: Payloads, most: int = MAX
     """The event to commit; `most` is the stored bytes that it may have.
 
     Raises InvalidError with every mistake in the envelope, or the payload's; MalformedError and TooLargeError; and
-    UnknownTypeError for a type or version that `payloads` does not have.
+    UnknownTypeError for a type or version that `payloads` does not have; ForbiddenError for one that Crucible writes.
     """
     if len(new.payload) > most:
         raise _too_large(most)
     dotted = payloads.resolve(new)
+    if new.outside and new.react:
+        _check_writer(dotted)
     mistakes = [*_mistakes(new), *_of_the_future(new, defaults)]
     if mistakes:
         raise _invalid(mistakes)
@@ -139,6 +141,14 @@ def stamp(new: NewEvent, defaults: Defaults, payloads: Payloads, most: int = MAX
         expected_sequence=new.expected_sequence,
         forever=new.retention == "forever",
     )
+
+
+def _check_writer(dotted: str) -> None:
+    """Raises ForbiddenError for an event that says what Crucible has done: only Crucible knows."""
+    category = dotted.partition(".")[0]
+    if category in OURS:
+        message = f"{category} events are written by Crucible alone; an import (?react=false) may bring them back"
+        raise ForbiddenError(f"type: {message}", errors=[FieldError("type", message)])
 
 
 def key_of(new: NewEvent, event: Event) -> str | None:

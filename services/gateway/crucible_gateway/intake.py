@@ -26,7 +26,7 @@ MAX_EVENTS = 100_000
 """Of one request: each has a result in the answer."""
 _BLANK_LINES = re.compile(rb"\n[ \t\r\n]*\n")
 _SHORT_ONLY = ("payload", "entity", "world_id", "room_id", "id", "correlation_id", "causation_id")
-_NOT_SAID = frozenset({"payload", "traceparent", "idempotency_key", "fingerprint", "react"})
+_NOT_SAID = frozenset({"payload", "traceparent", "idempotency_key", "fingerprint", "react", "outside"})
 _Sequence = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
@@ -107,6 +107,7 @@ class Origin(msgspec.Struct, frozen=True):
         event.correlation_id = event.correlation_id or self.correlation_id or alone
         event.traceparent = event.traceparent or self.traceparent
         event.react = self.react
+        event.outside = True
         return event
 
 

@@ -79,6 +79,7 @@ class Effects:
             world_id=cause.world_id,
             room_id=cause.room_id,
             traceparent=cause.traceparent,
+            outside=True,
         )
         reply = await call(
             self._bus, "events", "append", AppendRequest(events=[event]), AppendReply, traceparent=self._traceparent

@@ -8,7 +8,7 @@ from .machinery import APPROVAL, ARTIFACT, FLOW, HOOK, SYSTEM, WEBHOOK
 from .runtime import AGENT, COMMAND, GATEWAY, MESSAGE, SESSION, TOOL
 from .work import KB, QA, SCHEMA, TASK
 
-__all__ = ["CATEGORIES", "Closed", "Open", "Payloads", "Reference", "Synonyms"]
+__all__ = ["CATEGORIES", "OURS", "Closed", "Open", "Payloads", "Reference", "Synonyms"]
 
 CATEGORIES: Mapping[str, Payloads] = {
     "Memory": MEMORY,
@@ -31,3 +31,6 @@ CATEGORIES: Mapping[str, Payloads] = {
     "Kb": KB,
     "Schema": SCHEMA,
 }
+
+OURS = frozenset({"System", "Hook", "Webhook", "Approval"})
+"""Categories whose events say what Crucible itself has done: nobody else can know, and nobody else may say so."""

@@ -17,7 +17,8 @@ class NewEvent(Message):
     `payload` is JSON, passed through untouched. `expected_sequence` is that of the entity's last event (0: none yet).
     Without `react` it is only recorded: Post hooks, webhooks and the reader of notes pass it over. One that comes
     `redacted`, as an export has it, has the payload `{}`, whatever its type, and is only recorded too. With a
-    `fingerprint` of what was sent, another one under the same idempotency key is refused.
+    `fingerprint` of what was sent, another one under the same idempotency key is refused. One that comes from `outside`
+    (a client, a script) may be of a category that Crucible alone writes only where nothing reacts to it.
     """
 
     type: str
@@ -41,6 +42,7 @@ class NewEvent(Message):
     fingerprint: str | None = None
     react: bool = True
     redacted: Redaction | None = None
+    outside: bool = False
 
 
 class AppendRequest(Message):
