@@ -46,8 +46,40 @@ def refusal(dotted: str, payload: Any) -> FieldError:
 
 def test_contract_types_exist() -> None:
     wanted = {f"{category}.{event}" for category, events in CONTRACT.items() for event in events.split()}
-    assert {name for name in TYPES if name.split(".")[0] in CONTRACT} == wanted
+    found = {name for name in TYPES if name.split(".")[0] in CONTRACT}
+    assert wanted <= found
+    assert {name.split(".")[0] for name in found - wanted} <= {"Agent"}  # what a runtime's hooks are called besides
     assert {*NAMED, "Schema.Changed", ANY_CUSTOM} <= set(TYPES)
+
+
+# The names of the plugin hooks and internal hooks of OpenClaw and its forerunners, as their documents list them.
+OPENCLAW = """
+    before_model_resolve agent_turn_prepare before_prompt_build before_agent_start before_agent_run before_agent_reply
+    before_agent_finalize agent_end agent_error heartbeat_prompt_contribution model_call_started model_call_ended
+    llm_input llm_output before_recall after_recall before_tool_call after_tool_call tool_error tool_result_persist
+    before_message_write inbound_claim message_received message_sending message_sent before_dispatch reply_dispatch
+    reply_payload_sending session_start session_end before_compaction after_compaction before_reset subagent_spawning
+    subagent_delivery_target subagent_spawned subagent_ended gateway_start gateway_stop gateway_pre_start
+    gateway_pre_stop deactivate cron_changed before_install
+    command:new command:reset command:stop session:start session:end session:patch session:compact:before
+    session:compact:after agent:bootstrap gateway:startup gateway:shutdown message:received message:transcribed
+    message:preprocessed message:sent
+"""
+
+
+def test_every_hook_of_an_agent_runtime_is_an_event_of_its_own() -> None:
+    names = OPENCLAW.split()
+    found = {name: CATALOGUE.resolve(name) for name in names}
+    twice = {dotted for dotted in found.values() if list(found.values()).count(dotted) > 1}
+    # Both systems of hooks tell of these.
+    assert twice <= {"Gateway.Started", "Gateway.Stopped", "Session.Started", "Session.Ended", "Session.Compacting",
+                     "Session.Compacted", "Message.Received", "Message.Sent"}  # fmt: skip
+    assert {dotted.split(".")[0] for dotted in found.values()} == {
+        *("Agent", "Command", "Session", "Gateway", "Message", "Tool")
+    }
+    for listener in ("command", "session", "agent", "gateway", "message"):
+        assert len(CATALOGUE.expand(listener) or ()) > 1
+    CATALOGUE.validate("before_agent_start", b'{"prompt": "hi", "sessionKey": "agent:main", "messages": [{}]}')
 
 
 @pytest.mark.parametrize(

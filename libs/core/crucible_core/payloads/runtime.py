@@ -78,6 +78,102 @@ class AgentToolUsed(_Agent):
     """An agent used a tool."""
 
 
+class _Turn(_Agent, kw_only=True):
+    run_id: Word | None = None
+    parent_id: Word | None = None
+    prompt: Any = None
+    messages: Any = None
+    files: Any = None
+    provider: Word | None = None
+    model: Word | Object | None = None
+    success: bool | None = None
+    tokens: Count | Object | None = None
+
+
+class AgentBootstrapping(_Turn):
+    """The files that an agent begins with are about to be put into its context."""
+
+
+class AgentStarting(_Turn):
+    """An agent is about to start on a prompt."""
+
+
+class AgentRunStarting(_Turn):
+    """A run of an agent is about to be let through, or held back."""
+
+
+class AgentModelResolving(_Turn):
+    """The model of a turn is about to be chosen."""
+
+
+class AgentTurnPreparing(_Turn):
+    """A turn is about to be prepared, with what waits to be put into it."""
+
+
+class AgentPromptBuilding(_Turn):
+    """The prompt of a turn is about to be built."""
+
+
+class AgentHeartbeatPreparing(_Turn):
+    """The prompt of a heartbeat is about to be built."""
+
+
+class AgentModelCallStarted(_Turn):
+    """A model was called."""
+
+
+class AgentModelCallEnded(_Turn):
+    """A model's call is over."""
+
+
+class AgentLlmInput(_Turn):
+    """What a model is given."""
+
+
+class AgentLlmOutput(_Turn):
+    """What a model answered."""
+
+
+class AgentReplying(_Turn):
+    """An agent is about to be asked for its reply."""
+
+
+class AgentFinalizing(_Turn):
+    """An agent's answer is about to be taken as its last."""
+
+
+class AgentEnded(_Turn):
+    """An agent is done with a prompt."""
+
+
+class AgentFailed(_Turn):
+    """An agent broke off with an error."""
+
+
+class AgentRecalling(_Turn):
+    """Memories are about to be looked up for a turn."""
+
+
+class AgentRecalled(_Turn):
+    """Memories were looked up for a turn."""
+
+
+class AgentSubagentSpawning(_Turn):
+    """An agent is about to start another."""
+
+
+class AgentSubagentSpawned(_Turn):
+    """An agent started another."""
+
+
+class AgentSubagentDelivering(_Turn):
+    """It is about to be decided where another agent's result goes."""
+
+
+class AgentSubagentEnded(_Turn):
+    """Another agent that an agent started is done."""
+
+
 # ---- Command ---------------------------------------------------------------------------------------------------------
 
 
@@ -141,6 +237,10 @@ class SessionReset(_Session):
     """A session's context was cleared."""
 
 
+class SessionResetting(_Session):
+    """A session's context is about to be cleared."""
+
+
 class SessionCompacting(_Session):
     """A session's context is about to be compacted."""
 
@@ -167,6 +267,10 @@ class _Gateway(_Runtime, kw_only=True):
     client_id: Word | None = None
 
 
+class GatewayStarting(_Gateway):
+    """The runtime's gateway is about to start."""
+
+
 class GatewayStarted(_Gateway):
     """The runtime's gateway started."""
 
@@ -185,6 +289,14 @@ class GatewayConnected(_Gateway):
 
 class GatewayDisconnected(_Gateway):
     """A client or channel went away from the runtime's gateway."""
+
+
+class GatewayInstalling(_Gateway):
+    """A skill or a plugin is about to be installed."""
+
+
+class GatewayCronChanged(_Gateway):
+    """A timed job was added, changed or removed, or it ran."""
 
 
 # ---- Message ---------------------------------------------------------------------------------------------------------
@@ -206,12 +318,32 @@ class MessageReceived(_Message):
     """A message came in."""
 
 
+class MessageClaiming(_Message):
+    """A message came in, and a plugin may take it before an agent does."""
+
+
 class MessageTranscribed(_Message):
     """A message's audio was turned into text."""
 
 
 class MessagePreprocessed(_Message):
     """A message is ready for the agent: media and links are understood."""
+
+
+class MessageWriting(_Message):
+    """A message is about to be written to the session."""
+
+
+class MessageDispatching(_Message):
+    """A message is about to be handed to its channel."""
+
+
+class MessageReplyDispatching(_Message):
+    """The last reply is about to be handed to its channel."""
+
+
+class MessagePayloadSending(_Message):
+    """One part of a reply is about to go out."""
 
 
 class MessageSending(_Message):
@@ -275,6 +407,27 @@ AGENT: Payloads = {
     "MessageReceived": AgentMessageReceived,
     "ToolCreated": AgentToolCreated,
     "ToolUsed": AgentToolUsed,
+    "Bootstrapping": AgentBootstrapping,
+    "Starting": AgentStarting,
+    "RunStarting": AgentRunStarting,
+    "ModelResolving": AgentModelResolving,
+    "TurnPreparing": AgentTurnPreparing,
+    "PromptBuilding": AgentPromptBuilding,
+    "HeartbeatPreparing": AgentHeartbeatPreparing,
+    "ModelCallStarted": AgentModelCallStarted,
+    "ModelCallEnded": AgentModelCallEnded,
+    "LlmInput": AgentLlmInput,
+    "LlmOutput": AgentLlmOutput,
+    "Replying": AgentReplying,
+    "Finalizing": AgentFinalizing,
+    "Ended": AgentEnded,
+    "Failed": AgentFailed,
+    "Recalling": AgentRecalling,
+    "Recalled": AgentRecalled,
+    "SubagentSpawning": AgentSubagentSpawning,
+    "SubagentSpawned": AgentSubagentSpawned,
+    "SubagentDelivering": AgentSubagentDelivering,
+    "SubagentEnded": AgentSubagentEnded,
 }
 COMMAND: Payloads = {
     "New": CommandNew,
@@ -289,22 +442,31 @@ SESSION: Payloads = {
     "Resumed": SessionResumed,
     "Updated": SessionUpdated,
     "Reset": SessionReset,
+    "Resetting": SessionResetting,
     "Compacting": SessionCompacting,
     "Compacted": SessionCompacted,
     "Failed": SessionFailed,
     "Ended": SessionEnded,
 }
 GATEWAY: Payloads = {
+    "Starting": GatewayStarting,
     "Started": GatewayStarted,
     "Stopping": GatewayStopping,
     "Stopped": GatewayStopped,
     "Connected": GatewayConnected,
     "Disconnected": GatewayDisconnected,
+    "Installing": GatewayInstalling,
+    "CronChanged": GatewayCronChanged,
 }
 MESSAGE: Payloads = {
     "Received": MessageReceived,
+    "Claiming": MessageClaiming,
     "Transcribed": MessageTranscribed,
     "Preprocessed": MessagePreprocessed,
+    "Writing": MessageWriting,
+    "Dispatching": MessageDispatching,
+    "ReplyDispatching": MessageReplyDispatching,
+    "PayloadSending": MessagePayloadSending,
     "Sending": MessageSending,
     "Sent": MessageSent,
     "Failed": MessageFailed,
