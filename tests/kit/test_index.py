@@ -63,8 +63,7 @@ async def followed(
 
 
 async def rows(index: Index) -> list[bytes]:
-    async with index.reader.execute("SELECT data FROM rows ORDER BY sequence") as cursor:
-        return [row[0] for row in await cursor.fetchall()]
+    return [row[0] for row in await index.reader.execute_fetchall("SELECT data FROM rows ORDER BY sequence")]
 
 
 def numbers(*wanted: int) -> list[bytes]:
@@ -135,6 +134,49 @@ async def test_a_locked_file_is_waited_for(bus: Bus, stream: str, tmp_path: Path
         assert await rows(index) == numbers(1, 2)
         task.cancel()
         await asyncio.wait({task})
+
+
+async def test_damage_that_a_write_meets_makes_the_index_anew(bus: Bus, stream: str, tmp_path: Path) -> None:
+    met: list[int] = []
+
+    def damaged_at_first(connection: sqlite3.Connection, messages: list[Message]) -> None:
+        insert(connection, messages)
+        met.append(messages[-1].sequence)
+        if met == [2, 3]:
+            raise sqlite3.DatabaseError("database disk image is malformed")
+
+    await fill(bus, 1, 2)
+    async with open_index(tmp_path / "i.sqlite", bus, stream, 1, SCHEMA) as index:
+        task = asyncio.create_task(index.follow(bus, damaged_at_first))
+        await index.reach(2)
+        await fill(bus, 3)
+        await until(lambda: index.caught_up and index.sequence == 3)
+        assert await rows(index) == numbers(1, 2, 3)
+        assert met == [2, 3, 3]
+        task.cancel()
+        await asyncio.wait({task})
+
+
+async def test_damage_that_a_reader_meets_makes_the_index_anew(
+    bus: Bus, stream: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "i.sqlite"
+    wanted = range(1, 2000)
+    await fill(bus, *wanted)
+    async with followed(path, bus, stream) as index:
+        other = await index.open_reader()
+        assert await index.writer.empty_log()
+        with path.open("r+b") as file:
+            file.seek(3 * 4096)
+            file.write(b"\xff" * 4096 * 2)
+        fresh = await index.open_reader()  # it has read nothing yet
+        with pytest.raises(UnavailableError):
+            await fresh.execute_fetchall("SELECT data FROM rows ORDER BY sequence")
+        await until(lambda: index.caught_up and index.sequence == 1999)
+        for reader in (index.reader, other, fresh):
+            found = await reader.execute_fetchall("SELECT data FROM rows ORDER BY sequence")
+            assert [row[0] for row in found] == numbers(*wanted)
+    assert "i.sqlite is damaged, and is built anew" in caplog.text
 
 
 def write_garbage(path: Path) -> None:

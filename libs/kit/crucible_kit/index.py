@@ -8,8 +8,9 @@ import contextlib
 import logging
 import math
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ from .reading import read
 log = logging.getLogger(__name__)
 
 Apply = Callable[[sqlite3.Connection, list[Message]], None]
+Spoilt = Callable[[Exception], None]
 T = TypeVar("T")
 
 _META = "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
@@ -42,50 +44,189 @@ _FILES = ("", "-wal", "-shm", "-journal")
 class Writer:
     """The writing connection, and the one thread that uses it: a batch costs one change of threads."""
 
-    def __init__(self, connection: sqlite3.Connection, thread: ThreadPoolExecutor) -> None:
-        self._connection = connection
-        self._thread = thread
+    def __init__(self, open_file: Callable[[], sqlite3.Connection], spoilt: Spoilt) -> None:
+        self._open_file = open_file
+        self._spoilt = spoilt
+        self._thread = ThreadPoolExecutor(1, "index")
+        self._connection: sqlite3.Connection | None = None
+
+    async def open(self) -> None:
+        await self._in_thread(self._opened)
+
+    async def close(self) -> None:
+        await self._in_thread(self._closed)
+
+    async def end(self) -> None:
+        await self.close()
+        self._thread.shutdown(wait=False)
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Does a piece of work in a transaction of its own. Raises what it raises, with nothing of it done."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._done, work)
+        """Does a piece of work in a transaction of its own. Raises what it raises, with nothing of it done, and
+        UnavailableError where the file is damaged."""
+        return await self._in_thread(self._done, work)
 
     async def empty_log(self) -> bool:
         """Puts the write-ahead log into the file and empties it, so that what rows held before is nowhere any more.
         False where a reader was in its way."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._emptied)
+        return await self._in_thread(self._done, _emptied)
 
-    def _emptied(self) -> bool:
-        busy, _, _ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        return not busy
+    async def _in_thread(self, work: Callable[..., T], *values: Any) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work, *values)
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            self._spoilt(error)
+            raise UnavailableError("the index is damaged, and is being built anew", retry_after=1) from error
+
+    def _opened(self) -> None:
+        self._connection = self._open_file()
+
+    def _closed(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
 
     def _done(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        assert self._connection is not None
         with self._connection:
             return work(self._connection)
 
 
-class Index:
-    """One writing and one reading connection to the file, and the last sequence that it holds."""
+class Reader:
+    """A reading connection; `prepare` is given each one that is opened."""
 
-    def __init__(self, writer: Writer, reader: aiosqlite.Connection, stream: str, sequence: int, end: int) -> None:
+    def __init__(
+        self, path: Path, spoilt: Spoilt, prepare: Callable[[aiosqlite.Connection], Awaitable[None]] | None
+    ) -> None:
+        self._path = path
+        self._spoilt = spoilt
+        self._prepare = prepare
+        self._connection: aiosqlite.Connection | None = None
+
+    async def open(self) -> None:
+        self._connection = await aiosqlite.connect(self._path)
+        await self._connection.execute("PRAGMA query_only=ON")
+        if self._prepare is not None:
+            await self._prepare(self._connection)
+
+    async def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    async def execute_fetchall(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        """All rows of a statement. Raises UnavailableError where the file cannot be read: one that is damaged is built
+        anew."""
+        with self._reading() as connection:
+            return list(await connection.execute_fetchall(statement, values))
+
+    async def parts(self, statement: str, values: Sequence[Any], size: int) -> AsyncGenerator[list[Any], None]:
+        """The same, some rows at a time."""
+        with self._reading() as connection:
+            async with connection.execute(statement, values) as rows:
+                while part := list(await rows.fetchmany(size)):
+                    yield part
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[aiosqlite.Connection]:
+        if self._connection is None:
+            raise UnavailableError("the index is being built anew", retry_after=1)
+        try:
+            yield self._connection
+        except sqlite3.DatabaseError as error:
+            if is_damage(error):
+                self._spoilt(error)
+            else:
+                log.error("the index cannot be read: %s", error)
+            raise UnavailableError("the index cannot be read at the moment", retry_after=1) from error
+        except ValueError as error:  # aiosqlite: it was closed meanwhile
+            raise UnavailableError("the index is being built anew", retry_after=1) from error
+
+
+class Index:
+    """One writing connection to the file and one for reading, and the last sequence that it holds. Of a file that turns
+    out to be damaged, it makes another."""
+
+    def __init__(self, path: Path, open_file: Callable[[], sqlite3.Connection], stream: str, end: int) -> None:
         """`end` is the stream's last sequence at the opening, whose message may be gone or be filtered out."""
+        self._path = path
         self._end = end
         self._bus: Bus | None = None
         self._filters: Sequence[str] = ()
-        self.writer = writer
-        self.reader = reader
+        self._spoilt = asyncio.Event()
+        self._readers: list[Reader] = []
+        self.writer = Writer(open_file, self._found_damaged)
         self.stream = stream
-        self.sequence = sequence
+        self.sequence = 0
         self.caught_up = False
         self._complaint = ""
         self._current_at = -math.inf
         self._moved = asyncio.Condition()
+
+    async def open(self) -> None:
+        await self.writer.open()
+        self.reader = await self.open_reader()
+        self.sequence = await self._written()
+
+    async def open_reader(self, prepare: Callable[[aiosqlite.Connection], Awaitable[None]] | None = None) -> Reader:
+        """One more connection for reading, which ends with the index."""
+        reader = Reader(self._path, self._found_damaged, prepare)
+        await reader.open()
+        self._readers.append(reader)
+        return reader
+
+    async def close(self) -> None:
+        for reader in self._readers:
+            await reader.close()
+        await self.writer.end()
+
+    def spoil(self, reason: str) -> None:
+        """Has the file made anew: it does not hold what it says."""
+        self._found_damaged(sqlite3.DatabaseError(reason))
 
     async def follow(self, bus: Bus, apply: Apply, filters: Sequence[str] = ()) -> None:
         """Fills the index until cancelled. `apply` writes a batch, in a thread; the position is committed with it.
 
         Raises NotFoundError when the stream is no longer the one that was read: opened again, the index is made anew.
         """
+        while True:
+            filling = asyncio.create_task(self._fill(bus, apply, filters))
+            damaged = asyncio.create_task(self._spoilt.wait())
+            try:
+                await asyncio.wait((filling, damaged), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                filling.cancel()
+                damaged.cancel()
+                await asyncio.wait((filling, damaged))
+            if not self._spoilt.is_set():
+                return await filling
+            await self._renew()
+
+    def _found_damaged(self, error: Exception) -> None:
+        if not self._spoilt.is_set():
+            log.error("%s is damaged, and is built anew: %s", self._path.name, error)
+        self._spoilt.set()
+        self.caught_up = False
+
+    async def _renew(self) -> None:
+        """Takes an empty file in the place of a damaged one."""
+        for reader in self._readers:
+            await reader.close()
+        await self.writer.close()
+        await asyncio.to_thread(_remove, self._path)
+        self.sequence, self.caught_up = 0, False
+        self._current_at = -math.inf
+        self._spoilt.clear()
+        await self.writer.open()
+        for reader in self._readers:
+            await reader.open()
+        await asyncio.sleep(_PAUSE_S)  # a disk that spoils one file after another is not written to without end
+
+    async def _written(self) -> int:
+        rows = await self.reader.execute_fetchall("SELECT value FROM meta WHERE name = 'sequence'")
+        return next((int(row[0]) for row in rows), 0)
+
+    async def _fill(self, bus: Bus, apply: Apply, filters: Sequence[str]) -> None:
         self._bus, self._filters = bus, filters
         reading = read(bus, self.stream, after=self.sequence, filters=filters, batch=1000)
         async with contextlib.aclosing(reading) as batches:
@@ -203,15 +344,22 @@ async def open_index(path: Path, bus: Bus, stream: str, version: int | str, sche
     meta = await asyncio.to_thread(_meta_of, path)
     if meta is None or not await _same(bus, stream, meta, identity, state.last_sequence):
         await asyncio.to_thread(_clear, path)
-    async with contextlib.AsyncExitStack() as stack:
-        thread = stack.enter_context(ThreadPoolExecutor(1, "index"))
-        connection = await asyncio.get_running_loop().run_in_executor(thread, _opened, path, schema, identity)
-        stack.callback(thread.submit, connection.close)
-        reader = await stack.enter_async_context(aiosqlite.connect(path))
-        await reader.execute("PRAGMA query_only=ON")
-        rows = await reader.execute_fetchall("SELECT value FROM meta WHERE name = 'sequence'")
-        sequence = next((int(row[0]) for row in rows), 0)
-        yield Index(Writer(connection, thread), reader, stream, sequence, state.last_sequence)
+    index = Index(path, partial(_opened, path, schema, identity), stream, state.last_sequence)
+    try:
+        await index.open()
+        yield index
+    finally:
+        await index.close()
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether SQLite says that the file is broken; an OperationalError may pass."""
+    return type(error) is sqlite3.DatabaseError
+
+
+def _emptied(connection: sqlite3.Connection) -> bool:
+    busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    return not busy
 
 
 def _opened(path: Path, schema: str, identity: str) -> sqlite3.Connection:
@@ -240,6 +388,10 @@ async def _same(bus: Bus, stream: str, meta: Mapping[str, str], identity: str, l
 def _clear(path: Path) -> None:
     if path.exists():
         log.warning("%s is damaged, or not of this stream and version: building it anew", path.name)
+    _remove(path)
+
+
+def _remove(path: Path) -> None:
     for suffix in _FILES:
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 

@@ -243,11 +243,7 @@ async def _forget(index: Index, condition: str, values: Sequence[Any]) -> int:
 
 async def select(index: Index, statement: str, values: Sequence[Any] = ()) -> list[Any]:
     """All rows of a statement. Raises UnavailableError when the file cannot be read."""
-    try:
-        return list(await index.reader.execute_fetchall(statement, values))
-    except sqlite3.DatabaseError as error:
-        log.error("the index cannot be read: %s", error)
-        raise UnavailableError("the index cannot be read at the moment", retry_after=1) from error
+    return await index.reader.execute_fetchall(statement, values)
 
 
 async def known(index: Index, message_ids: Sequence[str]) -> dict[str, Known]:

@@ -4,14 +4,13 @@ import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
-import aiosqlite
 import msgspec
 
 from crucible_core.errors import UnavailableError
 from crucible_core.protocol.memory import Cause, MemoryList, MemoryQuery, MemoryView, WriteMemory, WrittenMemory
 from crucible_core.protocol.shared import GetRequest
 from crucible_kit.bus import Bus
-from crucible_kit.index import Index
+from crucible_kit.index import Index, Reader
 from crucible_kit.metrics import Metrics
 from crucible_kit.rpc import Context, Endpoint
 from crucible_kit.telemetry import parse_traceparent
@@ -35,9 +34,7 @@ _Write = Callable[[WriteMemory], Awaitable[WrittenMemory]]
 
 
 class Api:
-    def __init__(
-        self, bus: Bus, index: Index, searcher: aiosqlite.Connection, writer: Writer, metrics: Metrics
-    ) -> None:
+    def __init__(self, bus: Bus, index: Index, searcher: Reader, writer: Writer, metrics: Metrics) -> None:
         self._bus = bus
         self._index = index
         self._searcher = searcher

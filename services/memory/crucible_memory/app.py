@@ -6,13 +6,12 @@ from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
-import aiosqlite
 from starlette.applications import Starlette
 
 from crucible_kit.asgi import ops_app
 from crucible_kit.buckets import View, open_bucket
 from crucible_kit.bus import Bus
-from crucible_kit.index import Index, open_index
+from crucible_kit.index import Index, Reader, open_index
 from crucible_kit.metrics import Metrics
 from crucible_kit.purging import Purging, note_purge
 from crucible_kit.rpc import serve
@@ -44,7 +43,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             path = Path(settings.data_dir) / "memory.sqlite"
             opening = open_index(path, bus, bus.names.events, store.VERSION, store.SCHEMA)
             index = await stack.enter_async_context(opening)
-            searcher = await stack.enter_async_context(open_searcher(path))
+            searcher = await open_searcher(index)
             answering = asyncio.Event()
             app.state.ready = lambda: waiting_for(bus, index, answering)
             app.state.troubles = lambda: [*bus.storage.troubles(), *index.troubles()]
@@ -74,7 +73,7 @@ async def _serve(
     bus: Bus,
     index: Index,
     refolding: Refolding,
-    searcher: aiosqlite.Connection,
+    searcher: Reader,
     answering: asyncio.Event,
     telemetry: Telemetry,
     metrics: Metrics,

@@ -7,8 +7,7 @@ newest come first, and every score is 1.
 """
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
-from pathlib import Path
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import aiosqlite
@@ -17,6 +16,7 @@ import msgspec
 from crucible_core.filters import DocumentPredicate, compile_document_filter
 from crucible_core.limits import MEMORY_QUERY_LIMIT, MEMORY_TAGS
 from crucible_core.protocol.memory import MemoryList, MemoryQuery, MemoryView, ScoredMemory
+from crucible_kit.index import Index, Reader
 
 from .state import checked_tag, refused
 from .store import memories, views
@@ -41,15 +41,15 @@ class Search(msgspec.Struct, frozen=True):
     id_prefix: str = ""
 
 
-@contextlib.asynccontextmanager
-async def open_searcher(path: Path) -> AsyncIterator[aiosqlite.Connection]:
+async def open_searcher(index: Index) -> Reader:
     """A connection of its own to the index: a search of many matches takes time, and other readers do not wait for
     it."""
-    async with aiosqlite.connect(path) as searcher:
-        await searcher.execute("PRAGMA query_only=ON")
+
+    async def prepare(searcher: aiosqlite.Connection) -> None:
         await searcher.create_function("idf_ratio", 2, idf_ratio, deterministic=True)
         await searcher.create_function("worth", 2, worth, deterministic=True)
-        yield searcher
+
+    return await index.open_reader(prepare)
 
 
 def prepare(query: MemoryQuery) -> Search:
@@ -72,7 +72,7 @@ def _id_prefix(filter: dict[str, Any]) -> str:
     return found if isinstance(found, str) else ""
 
 
-async def search(reader: aiosqlite.Connection, wanted: Search, room: int) -> MemoryList:
+async def search(reader: Reader, wanted: Search, room: int) -> MemoryList:
     """The best matches; the last of them are left out where they do not fit into `room` bytes."""
     found: list[ScoredMemory] = []
     size = 0
@@ -93,7 +93,7 @@ def _rounded(score: float) -> float:
     return min(max(round(score, 2), 0.01), 1.0)
 
 
-async def _matches(reader: aiosqlite.Connection, wanted: Search) -> AsyncGenerator[tuple[MemoryView, float]]:
+async def _matches(reader: Reader, wanted: Search) -> AsyncGenerator[tuple[MemoryView, float]]:
     async with contextlib.aclosing(_candidates(reader, wanted)) as candidates:
         async for part in candidates:
             scores = dict(part)
@@ -103,19 +103,19 @@ async def _matches(reader: aiosqlite.Connection, wanted: Search) -> AsyncGenerat
                     yield view, scores[memory.key]
 
 
-async def _candidates(reader: aiosqlite.Connection, wanted: Search) -> AsyncGenerator[list[_Match]]:
+async def _candidates(reader: Reader, wanted: Search) -> AsyncGenerator[list[_Match]]:
     """What the index alone can tell apart, the best first, some at a time."""
     terms = wanted.terms
     if terms is not None and len(terms) > MAX_TERMS:
         terms = await _telling(reader, terms)
     if terms is None or terms:
         query, values = _sql(wanted, terms)
-        async with reader.execute(query, values) as rows:
-            while part := await rows.fetchmany(_AT_ONCE):
+        async with contextlib.aclosing(reader.parts(query, values, _AT_ONCE)) as parts:
+            async for part in parts:
                 yield [(row[0], row[1]) for row in part]
 
 
-async def _telling(reader: aiosqlite.Connection, terms: list[Term]) -> list[Term]:
+async def _telling(reader: Reader, terms: list[Term]) -> list[Term]:
     count = "(SELECT count(*) FROM texts WHERE texts MATCH ?)"
     query = f"SELECT (SELECT count(*) FROM memories), {', '.join([count] * len(terms))}"
     [(total, *counts)] = await reader.execute_fetchall(query, [term.query for term in terms])

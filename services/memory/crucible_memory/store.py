@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-import aiosqlite
 import msgspec
 
 from crucible_core.envelope import DEFAULT_WORLD
@@ -15,7 +14,7 @@ from crucible_core.ids import is_id
 from crucible_core.protocol.memory import Link, MemoryView
 from crucible_core.redaction import place_of
 from crucible_kit.bus import Message
-from crucible_kit.index import Index, insert
+from crucible_kit.index import Index, Reader, insert
 
 from . import words
 from .naming import note_id
@@ -166,37 +165,35 @@ def _text(memory: Memory) -> tuple[int, str, str, str]:
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-async def find(reader: aiosqlite.Connection, id: str, world: str) -> Memory | None:
+async def find(reader: Reader, id: str, world: str) -> Memory | None:
     return _by_key(await reader.execute_fetchall(*_states({(id, world)}))).get((id, world))
 
 
-async def find_anywhere(reader: aiosqlite.Connection, id: str) -> Memory | None:
+async def find_anywhere(reader: Reader, id: str) -> Memory | None:
     """The memory with an id; of several worlds' the default world's, else the oldest."""
     query = "SELECT state, content FROM memories WHERE id = ? ORDER BY world != ?, key LIMIT 1"
     return next((_memory(*row) for row in await reader.execute_fetchall(query, (id, DEFAULT_WORLD))), None)
 
 
-async def memories(reader: aiosqlite.Connection, keys: Sequence[int]) -> list[Memory]:
+async def memories(reader: Reader, keys: Sequence[int]) -> list[Memory]:
     """In the order of the keys; those that have gone meanwhile are left out."""
     query = f"SELECT state, content FROM memories WHERE key IN ({_marks(keys)})"
     found = {memory.key: memory for memory in [_memory(*row) for row in await reader.execute_fetchall(query, keys)]}
     return [found[key] for key in keys if key in found]
 
 
-async def notes_at(reader: aiosqlite.Connection, world: str, root: str, path: str) -> list[Memory]:
+async def notes_at(reader: Reader, world: str, root: str, path: str) -> list[Memory]:
     """The memories of the note at a path; of several, the one that changed last comes first."""
     return await _notes(reader, world, root, "n.path = ?", (path,))
 
 
-async def notes_below(reader: aiosqlite.Connection, world: str, root: str, folder: str) -> list[Memory]:
+async def notes_below(reader: Reader, world: str, root: str, folder: str) -> list[Memory]:
     """The memories of the notes in a folder and in its subfolders, by path."""
     found = await _notes(reader, world, root, "n.path > ? AND n.path < ?", (f"{folder}/", f"{folder}0"))
     return sorted(found, key=lambda memory: memory.path or "")
 
 
-async def _notes(
-    reader: aiosqlite.Connection, world: str, root: str, where: str, values: tuple[str, ...]
-) -> list[Memory]:
+async def _notes(reader: Reader, world: str, root: str, where: str, values: tuple[str, ...]) -> list[Memory]:
     """Those of the root, and those of before roots were told whose ids are made of it."""
     query = (
         "SELECT m.state, m.content FROM notes n JOIN memories m ON m.key = n.memory"
@@ -207,7 +204,7 @@ async def _notes(
     return sorted(ours, key=lambda memory: -memory.sequence)
 
 
-async def ids_of(reader: aiosqlite.Connection, world: str, targets: Iterable[str]) -> dict[str, str]:
+async def ids_of(reader: Reader, world: str, targets: Iterable[str]) -> dict[str, str]:
     """The memories that links' targets lead to by path, file, title or alias, in this order; of several those that are
     spelled like the target, then the oldest."""
     wanted = {target: words.name_key(target) for target in targets if not is_id("mem", target)}
@@ -229,7 +226,7 @@ def _best(target: str, named: list[tuple[str, int, str]]) -> str:
     return next((id for spelled, kind, id in named if kind == strongest and spelled == target), first)
 
 
-async def views(reader: aiosqlite.Connection, found: Sequence[Memory]) -> list[MemoryView]:
+async def views(reader: Reader, found: Sequence[Memory]) -> list[MemoryView]:
     """Memories of one world as users see them, with links that lead to memories by id."""
     targets = {link.target for memory in found for link in memory.links}
     ids = await ids_of(reader, found[0].world_id, targets) if targets else {}
