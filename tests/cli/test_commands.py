@@ -239,8 +239,68 @@ def test_webhooks(run: Run, played: Played) -> None:
     assert "Memory.*" in run("webhooks", "list").stdout
     assert len(answer(run, "webhooks", "attempts", made["id"])["attempts"]) == 3
     assert "dlv_0" in run("webhooks", "attempts", made["id"]).stdout
-    assert answer(run, "webhooks", "test", made["id"])["verdict"] == "live"
-    assert answer(run, "webhooks", "delete", made["id"]) == {"deleted": made["id"]}
+    assert answer(run, "webhooks", "test", "ci")["steps"][0]["detail"] == "dry_run=False"
+    assert answer(run, "webhooks", "test", "ci", "--dry-run", "--type", "X")["steps"][0]["detail"] == "dry_run=True"
+    assert json.loads(played.requests[-1][3])["type"] == "X"
+    played.verdicts["whk_1"] = "inert"
+    assert run("webhooks", "test", "ci").exit_code == 1
+
+
+def test_webhook_is_shown_changed_and_removed(run: Run, played: Played) -> None:
+    run("webhooks", "create", "ci [/red]", "https://example.com")
+    assert "ci [/red]" in run("webhooks", "get", "ci [/red]").stdout
+    shown = run("webhooks", "get", "whk_1").stdout
+    assert all(text in shown for text in ("whk_1", "ci [/red]", "active", "https://example.com", "2 waiting"))
+    options = ["--to", "https://new.example", "--on", "File.*", "--filter", '{"a": 1}', "--timeout-ms", "100"]
+    options += ["--pause", "--name", "cd"]
+    changed = run("webhooks", "update", "whk_1", '{"options": {"concurrency": 2}}', *options)
+    assert changed.exit_code == 0, changed.output
+    assert json.loads(played.requests[-1][3]) == {
+        "name": "cd",
+        "url": "https://new.example",
+        "event_filters": [{"event_type": "File.*", "filter": {"a": 1}}],
+        "options": {"concurrency": 2, "timeout_ms": 100},
+        "paused": True,
+    }
+    for wrong in ((), ("--filter", "{}"), ("--bearer", "a", "--basic", "b:c"), ("[]",)):
+        assert run("webhooks", "update", "cd", *wrong).exit_code == 2
+    assert "disabled" in run("webhooks", "disable", "cd").stdout
+    assert "active" in run("webhooks", "enable", "cd", "--missed", "skip").stdout
+    assert json.loads(played.requests[-1][3]) == {"missed": "skip"}
+    rotated = run("webhooks", "rotate-secret", "cd", "--grace", "60").stdout
+    assert "whsec_bmV3" in rotated
+    assert "2026-11-22T10:00:00" in rotated
+    refused = run("webhooks", "delete", "cd", input="n\n")
+    assert (refused.exit_code, "2 deliveries wait" in refused.stderr) == (1, True)
+    assert run("webhooks", "delete", "cd").exit_code == 1  # nobody is there to answer
+    assert answer(run, "webhooks", "delete", "cd", "--yes") == {"deleted": "whk_1"}
+    again = run("webhooks", "delete", "cd", "--yes")
+    assert (again.exit_code, "the webhook cd is gone already" in again.stderr) == (1, True)
+
+
+def test_webhook_is_named_by_the_beginning_of_its_id(run: Run, played: Played) -> None:
+    ids = ["whk_01kaj3x5vcexs8b1k5w2z9d7fh", "whk_01kaj3x5vdexs8b1k5w2z9d7fh"]
+    run("webhooks", "create", "ci", "https://example.com")
+    for id, name in zip(ids, ("one", "two"), strict=True):
+        played.webhooks[id] = played.webhooks["whk_1"] | {"id": id, "name": name}
+    for given in ("one", ids[0], "whk_01kaj3x5vc", "01kaj3x5vc"):
+        assert answer(run, "webhooks", "get", given)["id"] == ids[0]
+    several = run("webhooks", "disable", "whk_01kaj3x5v")
+    assert several.exit_code == 1
+    assert f"several ids begin with whk_01kaj3x5v: {ids[0]}, {ids[1]}" in several.stderr
+    for given in ("01", "whk_01k", "whk_02kaj3x5v", "onet"):
+        missing = run("webhooks", "get", given)
+        assert (missing.exit_code, "there is no webhook" in missing.stderr) == (1, True)
+
+
+def test_event_is_sent_again(run: Run, played: Played) -> None:
+    run("webhooks", "create", "ci", "https://example.com")
+    event = answer(run, "events", "emit", "Memory.Created", "{}")
+    for given in (event["id"], "1"):
+        resent = answer(run, "events", "resend", given, "--to", "ci")
+        assert resent == {"delivery_id": "dlv_9", "webhook_id": "whk_1", "event_id": event["id"]}
+    assert "dlv_9  goes to ci" in run("events", "resend", event["id"], "--to", "whk_1").stdout
+    assert run("events", "resend", event["id"], "--to", "nobody").exit_code == 1
 
 
 def test_memory(run: Run, played: Played) -> None:
@@ -277,14 +337,16 @@ def test_a_memory_is_removed_when_asked_and_answered(run: Run, played: Played) -
 def test_a_memory_is_named_by_the_beginning_of_its_id(run: Run, played: Played) -> None:
     ids = [answer(run, "memory", "create", f"number {number}")["id"] for number in range(11)]
     assert ids[0] == "mem_1"
-    assert answer(run, "memory", "get", "10")["id"] == "mem_10"
     assert answer(run, "memory", "get", "mem_1")["id"] == "mem_1"
-    played.memories["mem_200"] = played.memories.pop("mem_2") | {"id": "mem_200"}
-    assert answer(run, "memory", "update", "mem_20", "x")["id"] == "mem_200"
-    played.memories["mem_201"] = played.memories["mem_200"] | {"id": "mem_201"}
-    several = run("memory", "delete", "mem_20", "--yes")
-    assert (several.exit_code, "several memories begin with mem_20: mem_200, mem_201" in several.stderr) == (1, True)
-    assert "mem_200" in played.memories
+    first, second = "mem_2000001", "mem_2000002"
+    played.memories[first] = played.memories.pop("mem_2") | {"id": first}
+    for beginning in ("mem_200000", "200000", "2000001"):
+        assert answer(run, "memory", "get", beginning)["id"] == first
+    assert answer(run, "memory", "update", "mem_200000", "x")["id"] == first
+    played.memories[second] = played.memories[first] | {"id": second}
+    several = run("memory", "delete", "mem_200000", "--yes")
+    assert (several.exit_code, f"several ids begin with mem_200000: {first}, {second}" in several.stderr) == (1, True)
+    assert first in played.memories
 
 
 def test_output_without_unicode_shows_question_marks(played: Played, tmp_path: Path) -> None:
@@ -383,15 +445,15 @@ def test_doctor_finds_what_is_not_live(run: Run, played: Played) -> None:
     assert "nothing to prove" in run("doctor").stdout
     played.hooks = {name: _view(name) for name in ("good", "off", "bad")}
     run("webhooks", "create", "ci", "https://example.com")
-    played.verdicts = {"off": "disabled"}
+    played.verdicts = {"off": "disabled", "whk_1": "accepts connections"}
     healthy = run("doctor")
     assert healthy.exit_code == 0
-    assert "3 live, 1 disabled, 0 inert" in healthy.stdout
+    assert "2 live, 1 disabled, 0 inert, 1 accepts connections" in healthy.stdout
     played.verdicts["bad"] = "inert"
     sick = run("doctor", "--json")
     assert sick.exit_code == 1
     found = {finding["check"]["name"]: finding["check"]["verdict"] for finding in json.loads(sick.stdout)["findings"]}
-    assert found == {"good": "live", "off": "disabled", "bad": "inert", "ci": "live"}
+    assert found == {"good": "live", "off": "disabled", "bad": "inert", "ci": "accepts connections"}
     assert "it would not fire" in run("doctor").stdout
 
 

@@ -293,10 +293,25 @@ def create_app(played: Played) -> Any:
         return JSONResponse(made | {"secret": "whsec_c2VjcmV0"}, 201)
 
     async def webhook(request: Request) -> Response:
+        given, change = request.path_params["id"], request.path_params.get("change")
+        kept = next((one for one in played.webhooks.values() if given in (one["id"], one["name"])), None)
+        if kept is None:
+            raise problem(404, "not_found", f"there is no webhook {given!r}")
         if request.method == "DELETE":
-            played.webhooks.pop(request.path_params["id"])
+            del played.webhooks[kept["id"]]
             return Response(status_code=204)
-        return JSONResponse(played.webhooks[request.path_params["id"]])
+        if request.method == "PATCH":
+            kept |= await request.json()
+        if change in ("enable", "disable"):
+            kept["state"] = "active" if change == "enable" else "disabled"
+        if change == "rotate-secret":
+            return JSONResponse(kept | {"secret": "whsec_bmV3", "old_secret_until": "2026-11-22T10:00:00.000000Z"})
+        return JSONResponse(kept | {"waiting": 2})
+
+    async def resend(request: Request) -> Response:
+        sent = await request.json()
+        resent = {"delivery_id": "dlv_9", "webhook_id": sent["webhook"], "event_id": request.path_params["id"]}
+        return JSONResponse(resent, 202)
 
     async def attempts(request: Request) -> Response:
         records = [_attempt(request.path_params["id"], number) for number in range(3)]
@@ -348,6 +363,7 @@ def create_app(played: Played) -> Any:
         Route("/api/v1/events/trace/{id}", trace),
         Route("/api/v1/events/{id}", event),
         Route("/api/v1/events/{id}/redact", redact, methods=["POST"]),
+        Route("/api/v1/events/{id}/resend", resend, methods=["POST"]),
         Route("/api/v1/event-types", types, methods=["GET", "POST"]),
         Route("/api/v1/event-types/{type}", type_, methods=["GET", "DELETE"]),
         Route("/api/v1/hooks", hooks, methods=["GET", "POST"]),
@@ -357,8 +373,9 @@ def create_app(played: Played) -> Any:
         Route("/api/v1/{kind}/{name}/test", check, methods=["POST"]),
         Route("/api/v1/hooks/{name}/{change}", hook, methods=["POST"]),
         Route("/api/v1/webhooks", webhooks, methods=["GET", "POST"]),
-        Route("/api/v1/webhooks/{id}", webhook, methods=["GET", "DELETE"]),
+        Route("/api/v1/webhooks/{id}", webhook, methods=["GET", "PATCH", "DELETE"]),
         Route("/api/v1/webhooks/{id}/attempts", attempts),
+        Route("/api/v1/webhooks/{id}/{change}", webhook, methods=["POST"]),
         Route("/api/v1/memory", memories, methods=["POST"]),
         Route("/api/v1/memory/query", query, methods=["POST"]),
         Route("/api/v1/memory/{id}", memory, methods=["GET", "PATCH", "DELETE"]),

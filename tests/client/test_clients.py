@@ -211,8 +211,14 @@ def test_webhooks(crucible: Crucible) -> None:
     assert made.secret == "whsec_c2VjcmV0"
     assert [entry.event_type for entry in made.event_filters] == ["Memory.*", "File.Created"]
     assert [attempt.status for attempt in crucible.webhooks.attempts(made.id, page_size=1)] == [200, 200, 200]
-    assert crucible.webhooks.test(made.id).verdict == "live"
-    assert crucible.webhooks.get(made.id).name == "ci"
+    assert crucible.webhooks.test(made.id).steps[0].detail == "dry_run=False"
+    assert crucible.webhooks.test(made.id, dry_run=True).steps[0].detail == "dry_run=True"
+    assert crucible.webhooks.get("ci").id == made.id
+    assert crucible.webhooks.update(made.id, {"name": "cd", "paused": True}).name == "cd"
+    assert crucible.webhooks.disable(made.id).state == "disabled"
+    assert crucible.webhooks.enable(made.id, missed="skip").state == "active"
+    assert crucible.webhooks.rotate_secret(made.id, grace_s=60).secret == "whsec_bmV3"
+    assert crucible.events.resend("evt_1", made.id).delivery_id == "dlv_9"
     crucible.webhooks.delete(made.id)
     assert crucible.webhooks.list() == []
 

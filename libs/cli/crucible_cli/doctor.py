@@ -21,6 +21,8 @@ from .tables import check_view, state_text
 app = typer.Typer()
 AT_ONCE = 8
 FAULTS = ("inert", "failing")
+CONNECTS = "accepts connections"
+"""The verdict on a webhook that was only connected to."""
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -32,7 +34,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Diagnosis(msgspec.Struct, frozen=True):
-    """`healthy` is false when something that is enabled is not live."""
+    """`healthy` is false when something that is enabled does not work as far as a dry run can tell."""
 
     healthy: bool
     findings: list[Finding]
@@ -42,7 +44,7 @@ class Diagnosis(msgspec.Struct, frozen=True):
 def doctor(session: Session) -> None:
     """Prove the wiring: a synthetic event goes through every hook and webhook, in dry run; nothing is changed.
 
-    Exit code 1 when one that is enabled is not live.
+    A webhook's endpoint is only connected to. Exit code 1 when one that is enabled does not work.
     """
     with session.connect() as crucible:
         diagnosis = diagnose(crucible)
@@ -57,7 +59,7 @@ def diagnose(crucible: Crucible) -> Diagnosis:
     webhooks = [("webhook", hook.id, hook.name, crucible.webhooks.test) for hook in crucible.webhooks.list()]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         findings = list(pool.map(lambda handler: _examine(*handler), [*hooks, *webhooks]))
-    return Diagnosis(all(finding.check.verdict in ("live", "disabled") for finding in findings), findings)
+    return Diagnosis(all(finding.check.verdict in ("live", CONNECTS, "disabled") for finding in findings), findings)
 
 
 def _examine(kind: str, id: str, name: str, test: Callable[..., Check]) -> Finding:
@@ -91,7 +93,12 @@ def _row(kind: str, check: Check) -> tuple[Text | str, ...]:
 def _conclusion(findings: Sequence[Finding]) -> Text:
     count = Counter(finding.check.verdict for finding in findings)
     text = Text(f"{count['live']} live, {count['disabled']} disabled, {count['inert']} inert")
+    if reached := count[CONNECTS]:
+        text.append(f", {reached} {'accepts' if reached == 1 else 'accept'} connections")
     text.append(f", {count['failing']} failing" if count["failing"] else "")
     if any(count[verdict] for verdict in FAULTS):
         return text.append(" — mend the others, or disable them", "yellow")
+    if count[CONNECTS]:
+        text.append(" — everything that is enabled is wired", "green")
+        return text.append("; `crucible webhooks test` finds out whether an endpoint takes events", "dim")
     return text.append(" — everything that is enabled fires", "green")

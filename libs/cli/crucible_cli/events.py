@@ -15,9 +15,10 @@ from crucible_core.ids import id_span
 from crucible_core.protocol.events import CountBy
 from crucible_core.times import format_time
 
-from . import replays, types
+from . import replays, types, webhooks
 from .emitting import emit, export, import_
 from .session import Session, Yes, command
+from .summary import clean
 from .tables import count_table, event_line, event_panel
 from .tailing import tail
 from .tree import render_trace
@@ -150,6 +151,25 @@ def find_event(crucible: Crucible, given: str) -> Event:
         shown = ", ".join(event.metadata.id for event in matching[:3])
         raise ConflictError(f"{given} may be any of {len(matching)} events: {shown}{' …' if len(matching) > 3 else ''}")
     return matching[0]
+
+
+@command(app)
+def resend(
+    session: Session,
+    id: Id,
+    to: Annotated[str, typer.Option("--to", metavar="WEBHOOK", help="A webhook's name, id, or the beginning of it.")],
+) -> None:
+    """Send one event to one webhook once more, whatever its filters say.
+
+    \b
+    crucible events resend evt_01kaj3x5vae8jv6jq0f1d8c2hm --to ci
+    """
+    with session.connect() as crucible:
+        webhook = webhooks.found(crucible, to)
+        event = find_event(crucible, id)
+        resent = crucible.events.resend(event.metadata.id, webhook.id)
+    text = Text.assemble((resent.delivery_id, "bold"), f"  goes to {clean(webhook.name)}")
+    session.show(resent, lambda _: text)
 
 
 command(app, table=True)(tail)

@@ -20,7 +20,7 @@ COMMANDS = {
     "events": "Read, follow, append, count, move and replay events.",
     "replays": "Show and steer replays.",
     "hooks": "List, add and try hooks.",
-    "webhooks": "List, create and try webhooks.",
+    "webhooks": "List, create, change and try webhooks.",
     "memory": "Keep and find memories.",
     "worlds": "List, add and remove worlds.",
     "rooms": "List, add and remove the rooms of a world.",

@@ -6,10 +6,10 @@ import typer
 from rich.text import Text
 
 from crucible_client import Crucible, Written
-from crucible_core.errors import CrucibleError, NotFoundError
-from crucible_core.protocol.memory import MemoryView
+from crucible_core.protocol.memory import MemoryView, ScoredMemory
 
 from .given import json_object, text_of
+from .lookup import find
 from .session import Session, Yes, command
 from .summary import clean, headline
 from .tables import memories_table, memory_panel
@@ -135,19 +135,10 @@ def delete(
 
 
 def _found(crucible: Crucible, id: str) -> MemoryView:
-    """The memory with an id, or the only one whose id begins so. Raises NotFoundError, CrucibleError for several."""
-    try:
-        return crucible.memory.get(id)
-    except NotFoundError:
-        beginning = id if id.startswith("mem_") else f"mem_{id}"
-        found = crucible.memory.list(filter={"id": {"starts_with": beginning}}, limit=_SHOWN + 1)
-        if not found:
-            raise
-    if len(found) > 1:
-        ids = ", ".join(memory.id for memory in found[:_SHOWN])
-        more = ", …" if len(found) > _SHOWN else ""
-        raise CrucibleError(f"several memories begin with {beginning}: {ids}{more}")
-    return found[0]
+    def beginning(start: str) -> list[ScoredMemory]:
+        return crucible.memory.list(filter={"id": {"starts_with": start}}, limit=_SHOWN)
+
+    return find(id, "mem", crucible.memory.get, beginning)
 
 
 def _links(given: list[str] | None) -> list[dict[str, str]] | None:

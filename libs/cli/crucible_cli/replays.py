@@ -11,12 +11,13 @@ from crucible_client import Crucible
 from crucible_core.protocol.replays import Replay
 
 from .given import json_object, moment_of
+from .lookup import find
 from .session import Session, Yes, command
 from .tables import replay_view, replays_table, target_text
 
 app = typer.Typer(no_args_is_help=True, help="Show, pause, resume and cancel replays.")
 
-Id = Annotated[str, typer.Argument(help="The replay's id (rpl_…).")]
+Id = Annotated[str, typer.Argument(help="The replay's id (rpl_…), or the beginning of it.")]
 _LOOK_S = 0.2
 
 
@@ -80,31 +81,36 @@ def show(
 ) -> None:
     """How far a replay has come."""
     with session.connect() as crucible:
-        _shown(session, crucible, crucible.replays.get(id), wait)
+        _shown(session, crucible, _found(crucible, id), wait)
 
 
 @command(app)
 def pause(session: Session, id: Id) -> None:
     """Keep a replay from going on."""
     with session.connect() as crucible:
-        session.show(crucible.replays.pause(id), replay_view)
+        session.show(crucible.replays.pause(_found(crucible, id).id), replay_view)
 
 
 @command(app)
 def resume(session: Session, id: Id) -> None:
     """Let a replay that is paused, or has failed, go on."""
     with session.connect() as crucible:
-        session.show(crucible.replays.resume(id), replay_view)
+        session.show(crucible.replays.resume(_found(crucible, id).id), replay_view)
 
 
 @command(app)
 def cancel(session: Session, id: Id, yes: Yes = False) -> None:
     """End a replay for good; what its target's queue holds still goes out."""
     with session.connect() as crucible:
+        replay = _found(crucible, id)
         if not yes:
-            session.err.print(replay_view(crucible.replays.get(id)))
+            session.err.print(replay_view(replay))
             session.confirm("End this replay? It cannot be resumed.", yes)
-        session.show(crucible.replays.cancel(id), replay_view)
+        session.show(crucible.replays.cancel(replay.id), replay_view)
+
+
+def _found(crucible: Crucible, id: str) -> Replay:
+    return find(id, "rpl", crucible.replays.get, lambda _: crucible.replays.list())
 
 
 def _shown(session: Session, crucible: Crucible, replay: Replay, wait: bool) -> None:

@@ -24,7 +24,7 @@ from .listing import Cell, Column, Fitted, Listing
 from .summary import clean, duration, headline, summarise
 from .tree import type_text
 
-GOOD = ("active", "live", "ok", "delivered", "running", "done")
+GOOD = ("active", "live", "accepts connections", "ok", "delivered", "running", "done")
 IDLE = ("disabled", "skipped", "retrying", "dry", "paused", "cancelled")
 
 
@@ -111,12 +111,29 @@ def webhooks_table(webhooks: Sequence[WebhookView]) -> RenderableType:
 
 
 def webhook_panel(webhook: WebhookView) -> RenderableType:
-    """A new webhook, with its secret."""
+    """A webhook with its new secret."""
     lines = Text.assemble((webhook.id, "bold"), "  ", clean(webhook.name), " → ", clean(webhook.url, 200))
     if isinstance(webhook.secret, str):
         lines.append("\nsecret ").append(webhook.secret, "bold")
         lines.append("\nIt is not shown again. Receivers verify with it: crucible listen --secret …", "dim")
+    if webhook.old_secret_until is not None:
+        lines.append(f"\nThe secret before signs, too, until {clean(webhook.old_secret_until)}.", "dim")
     return lines
+
+
+def webhook_view(webhook: WebhookView) -> RenderableType:
+    """One webhook: whether it works, what it wants, and what waits for it."""
+    head = Text.assemble((webhook.id, "bold"), "  ", clean(webhook.name), "  ", state_text(webhook.state))
+    head.append(f"\n→ {clean(webhook.url, LONG)}")
+    for entry in webhook.event_filters:
+        wanted = f"  {clean(msgspec.json.encode(entry.filter).decode(), LONG)}" if entry.filter else ""
+        head.append(f"\n{clean(entry.event_type)}", "cyan").append(wanted, "dim")
+    if isinstance(webhook.waiting, int):
+        head.append(f"\n{webhook.waiting:,} waiting")
+    head.append(f"\nauth {webhook.auth_type}, {clean(msgspec.json.encode(webhook.options).decode(), LONG)}", "dim")
+    if webhook.old_secret_until is not None:
+        head.append(f"\nthe secret before the last rotation signs until {clean(webhook.old_secret_until)}", "dim")
+    return head
 
 
 def runs_table(runs: Sequence[RunRecord]) -> RenderableType:

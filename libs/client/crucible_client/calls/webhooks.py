@@ -1,6 +1,7 @@
 """Requests about webhooks and their deliveries."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from crucible_client.answers import read_as
 from crucible_client.request import (
@@ -9,6 +10,7 @@ from crucible_client.request import (
     delete,
     get,
     params_of,
+    patch,
     post,
     present,
     reads,
@@ -16,7 +18,7 @@ from crucible_client.request import (
 )
 from crucible_client.results import Page
 from crucible_core.protocol.shared import Check
-from crucible_core.protocol.webhooks import AttemptList, AttemptRecord, WebhookList, WebhookView
+from crucible_core.protocol.webhooks import AttemptList, AttemptRecord, Resent, WebhookList, WebhookView
 
 
 def create_webhook(
@@ -26,13 +28,15 @@ def create_webhook(
     *,
     auth: Json | None = None,
     options: Json | None = None,
+    paused: bool | None = None,
 ) -> Call[WebhookView]:
     """Registers an endpoint. An entry of `event_filters` is a type or `{"event_type": …, "filter": {…}}`.
 
-    The answer holds the `secret` that signs the deliveries, this once.
+    The answer holds the `secret` that signs the deliveries, this once. Raises InvalidError, and ConflictError where
+    another webhook has that name.
     """
     filters = [{"event_type": entry} if isinstance(entry, str) else entry for entry in event_filters]
-    body = present(name=name, url=url, event_filters=filters, auth=auth, options=options)
+    body = present(name=name, url=url, event_filters=filters, auth=auth, options=options, paused=paused)
     return post("/api/v1/webhooks", body, reads(WebhookView), repeatable=False)
 
 
@@ -42,12 +46,35 @@ def list_webhooks() -> Call[list[WebhookView]]:
 
 
 def get_webhook(id: str) -> Call[WebhookView]:
-    """One webhook. Raises NotFoundError."""
+    """One webhook, by its id or name; `waiting` counts the deliveries that wait for it. Raises NotFoundError."""
     return get(_webhook(id), reads(WebhookView))
 
 
+def update_webhook(id: str, changes: Json) -> Call[WebhookView]:
+    """Changes a webhook by a merge patch of what it was made of: `{"url": …, "options": {"timeout_ms": …}, "paused":
+    true}`. Raises NotFoundError, InvalidError, and ConflictError where another webhook has that name."""
+    return patch(_webhook(id), changes, reads(WebhookView))
+
+
+def rotate_webhook_secret(id: str, *, grace_s: float | None = None, secret: str | None = None) -> Call[WebhookView]:
+    """Signs with a new secret, which the answer holds, this once. The one before signs beside it for `grace_s` seconds
+    (a day)."""
+    body = present(grace_s=grace_s, secret=secret)
+    return post(f"{_webhook(id)}/rotate-secret", body, reads(WebhookView), repeatable=False)
+
+
+def enable_webhook(id: str, *, missed: Literal["deliver", "skip"] = "deliver") -> Call[WebhookView]:
+    """Delivers again; what has waited meanwhile is delivered or skipped."""
+    return post(f"{_webhook(id)}/enable", {"missed": missed}, reads(WebhookView))
+
+
+def disable_webhook(id: str) -> Call[WebhookView]:
+    """Delivers nothing for now; what the webhook wants waits for it."""
+    return post(f"{_webhook(id)}/disable", None, reads(WebhookView))
+
+
 def delete_webhook(id: str) -> Call[None]:
-    """Removes a webhook."""
+    """Removes a webhook, and what waits for it. Raises NotFoundError."""
     return delete(_webhook(id))
 
 
@@ -56,9 +83,18 @@ def webhook_attempts(id: str, *, page_size: int | None = None, cursor: str | Non
     return get(f"{_webhook(id)}/attempts", _attempt_page, params=params_of(limit=page_size, cursor=cursor))
 
 
-def check_webhook(id: str, *, dry_run: bool = True) -> Call[Check]:
-    """Fires one synthetic event through a webhook; a dry run only connects to the endpoint."""
-    return post(f"{_webhook(id)}/test", {"dry_run": dry_run}, reads(Check), repeatable=dry_run)
+def check_webhook(
+    id: str, *, dry_run: bool = False, type: str | None = None, payload: Json | None = None
+) -> Call[Check]:
+    """Sends one synthetic event (of `type`, with `payload`, if given); a dry run only connects to the endpoint."""
+    body = present(dry_run=dry_run, type=type, payload=payload)
+    return post(f"{_webhook(id)}/test", body, reads(Check), repeatable=dry_run)
+
+
+def resend_event(id: str, webhook: str) -> Call[Resent]:
+    """Sends one event to one webhook (its id or name) once more, whatever its filters say. Raises NotFoundError, and
+    InvalidError where the webhook is not active."""
+    return post(f"/api/v1/events/{segment(id)}/resend", {"webhook": webhook}, reads(Resent), repeatable=False)
 
 
 def _attempt_page(raw: bytes) -> Page[AttemptRecord]:

@@ -1,0 +1,41 @@
+"""Finding one thing by what people give of it: its id, its name where it has one, or the beginning of its id."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+from crucible_core.errors import ConflictError, NotFoundError
+
+_LEAST = 6
+"""Characters of an id after its prefix, at least: fewer are rather a name that is misspelt."""
+_SHOWN = 3
+
+
+class _WithId(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+T = TypeVar("T", bound=_WithId)
+
+
+def find(given: str, kind: str, get: Callable[[str], T], beginning: Callable[[str], Sequence[T]]) -> T:
+    """The thing that `get` finds, else the one of that name, or the only one whose id begins so, of those that
+    `beginning` gives. `kind` is the prefix of the ids (`whk`). Raises NotFoundError, and ConflictError that names the
+    ids where several begin so."""
+    missing = NotFoundError(f"nothing has the name or id {given[:100]!r}")
+    if "/" not in given:  # which would be another path
+        try:
+            return get(given)
+        except NotFoundError as error:
+            missing = error
+    start = given if given.startswith(f"{kind}_") else f"{kind}_{given}"
+    known = beginning(start)
+    found = [thing for thing in known if getattr(thing, "name", None) == given]
+    if not found and len(start) >= len(kind) + 1 + _LEAST:
+        found = [thing for thing in known if thing.id.startswith(start)]
+    if not found:
+        raise missing
+    if len(found) > 1:
+        shown = ", ".join(thing.id for thing in found[:_SHOWN])
+        raise ConflictError(f"several ids begin with {start}: {shown}{', …' if len(found) > _SHOWN else ''}")
+    return found[0]
