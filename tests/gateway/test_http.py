@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -10,7 +11,9 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from .conftest import HEADERS, KEY, Served, until
+from crucible_kit.bus import Bus
+
+from .conftest import HEADERS, KEY, Served, commit, until
 
 EVENTS = "/api/v1/events"
 STREAM = f"{EVENTS}/stream"
@@ -90,6 +93,69 @@ async def test_http_1_0_follows_the_stream(gateway: Served) -> None:
         assert b"transfer-encoding" not in head.lower()
         assert await reader.readline() == b"retry: 1000\n"
     writer.close()
+
+
+# ---- server-sent events ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "accepts",
+    [
+        [],
+        ["*/*"],
+        ["text/event-stream"],
+        ["Text/Event-Stream; charset=utf-8"],
+        ["text/event-stream, */*;q=0.1"],
+        ["application/json;q=0.9, text/event-stream;q=0.5"],
+        ["text/*"],
+        ["text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"],
+        ["application/json", "text/event-stream"],
+        ["text/event-stream;q=0.001"],
+        [""],
+    ],
+)
+async def test_server_sent_events_for_what_clients_accept(gateway: Served, accepts: list[str]) -> None:
+    async with httpx.AsyncClient(base_url=gateway.url) as client:
+        request = client.build_request(
+            "GET", STREAM, headers=[*HEADERS.items(), *(("Accept", each) for each in accepts)]
+        )
+        if not accepts:
+            del request.headers["accept"]
+        answer = await client.send(request, stream=True)
+        assert answer.status_code == 200
+        assert answer.headers["Content-Type"].startswith("text/event-stream")
+        await answer.aclose()
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream;q=0", "text/html, text/plain", "*/*;q=0"])
+async def test_what_is_not_accepted_is_not_sent(http: httpx.AsyncClient, accept: str) -> None:
+    answer = await http.get(STREAM, headers={"Accept": accept})
+    assert (answer.status_code, answer.headers["Content-Type"]) == (406, PROBLEM)
+    assert "text/event-stream" in answer.json()["detail"]
+
+
+async def test_frames_without_a_name_are_what_onmessage_takes(http: httpx.AsyncClient, bus: Bus) -> None:
+    sequence = await commit(bus, 1)
+    for frames, name in (("named", ["event: event"]), ("unnamed", [])):
+        async with http.stream("GET", STREAM, params={"from": "start", "frames": frames}) as answer:
+            lines = answer.aiter_lines()
+            frame = await next_frame(lines, f"id: {sequence}")
+            assert [line for line in frame if not line.startswith("data: ")] == [f"id: {sequence}", *name]
+            assert json.loads(frame[-1].removeprefix("data: "))["sequence"] == sequence
+            assert "event: caught_up" in await next_frame(lines, f"id: {sequence}"), "others keep theirs"
+    answer = await http.get(STREAM, params={"frames": "none"})
+    assert (answer.status_code, answer.json()["errors"][0]["path"]) == (422, "frames")
+
+
+async def next_frame(lines: AsyncIterator[str], first: str) -> list[str]:
+    """The next frame that begins so."""
+    frame: list[str] = []
+    async with asyncio.timeout(10):
+        async for line in lines:
+            if not line and frame and frame[0] == first:
+                return frame
+            frame = [*frame, line] if line else []
+    raise AssertionError(f"no frame began with {first}")
 
 
 # ---- refused handshakes ----------------------------------------------------------------------------------------------

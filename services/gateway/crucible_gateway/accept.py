@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from litestar.datastructures import Headers
+
 _WEIGHT = re.compile(r"0(?:\.\d{0,3})?|1(?:\.0{0,3})?", re.ASCII)
 _ANY = "*/*"
 
@@ -22,6 +24,11 @@ class Range(NamedTuple):
     def matches(self, kind: str, parameters: frozenset[str]) -> bool:
         inside = self.kind in (_ANY, kind) or (self.kind.endswith("/*") and kind.startswith(self.kind[:-1]))
         return inside and self.parameters <= parameters
+
+
+def accept_of(headers: Headers) -> str | None:
+    """What all Accept headers of a request say together; None where there is none."""
+    return ",".join(headers.getall("accept", [])) or None
 
 
 def preferred(accept: str | None, offers: Sequence[str]) -> str | None:

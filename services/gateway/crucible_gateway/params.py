@@ -96,6 +96,15 @@ class StreamParams(Params, frozen=True, rename={"start": "from"}):
     type: Annotated[list[str], Meta(description="Types, aliases or wildcards; repeatable; all if none")] = []
     filter: Annotated[str, Meta(description="A filter as JSON, for every type asked for")] | None = None
     start: Annotated[str, Meta(description="`now`, `start`, a sequence (exclusive) or an RFC 3339 time")] = "now"
+    frames: Annotated[
+        Literal["named", "unnamed"],
+        Meta(
+            description=(
+                "`unnamed`: the frame of an event has no `event:` line, so that a browser's `EventSource.onmessage` "
+                "gets it; all other frames keep their names"
+            )
+        ),
+    ] = "named"
     world_id: Name | None = None
     room_id: Name | None = None
 

@@ -25,8 +25,10 @@ async def frames(
     heartbeat_s: float,
     stopping: asyncio.Event,
     correlation_id: str,
+    named: bool = True,
 ) -> AsyncIterator[bytes]:
-    """Until the client has gone or the server stops; a comment shows every `heartbeat_s` seconds that it lives."""
+    """Until the client has gone or the server stops; a comment shows every `heartbeat_s` seconds that it lives. Where
+    they are not `named`, events come as what a browser's `onmessage` takes."""
     yield b"retry: %d\n\n" % _RETRY_MS
     if not start.past:
         # Its id lets a client that loses the connection before the first event miss none all the same.
@@ -38,7 +40,7 @@ async def frames(
                     yield b": heartbeat\n\n"
                     continue
                 yield b""  # which waits until the client takes more: only then is there a frame to hold
-                if (written := await _next(following)) is not None:
+                if (written := await _next(following, named)) is not None:
                     yield written
                     del written
                 await asyncio.sleep(0)  # a client that takes everything at once must not keep the others waiting
@@ -50,11 +52,12 @@ async def frames(
         yield b"event: error\ndata: %b\n\n" % bytes(failed)
 
 
-def frame(item: Item) -> bytes:
+def frame(item: Item, named: bool) -> bytes:
     """`id` is the sequence after which a client that reconnects goes on."""
     match item:
         case Record():
-            return b"id: %d\nevent: event\ndata: %b\n\n" % (item.sequence, _one_line(item.public))
+            name = b"event: event\n" if named else b""
+            return b"id: %d\n%bdata: %b\n\n" % (item.sequence, name, _one_line(item.public))
         case CaughtUp(sequence):
             return b'id: %d\nevent: caught_up\ndata: {"type":"caught_up","sequence":%d}\n\n' % (sequence, sequence)
         case Gap(dropped):
@@ -66,9 +69,9 @@ def _one_line(raw: bytes) -> bytes:
     return msgspec.json.format(raw, indent=-1) if b"\n" in raw or b"\r" in raw else raw
 
 
-async def _next(following: Following) -> bytes | None:
+async def _next(following: Following, named: bool) -> bytes | None:
     item = await following.next()
-    return None if item is None else frame(item)
+    return None if item is None else frame(item, named)
 
 
 async def _ready(following: Following, within_s: float) -> bool:

@@ -28,6 +28,7 @@ from crucible_core.protocol.shared import GetRequest
 from crucible_core.protocol.webhooks import TracedDeliveries, TracedRequest
 from crucible_core.times import parse_time
 from crucible_gateway import examples
+from crucible_gateway.accept import accept_of
 from crucible_gateway.arrays import elements
 from crucible_gateway.auth import principal_of
 from crucible_gateway.batches import Append, Committed, Result, append_all, append_each, result_of
@@ -176,7 +177,7 @@ async def _append(request: Http, events: AppendRequest) -> AppendReply:
     ),
 )
 async def query_events(request: Http) -> Response[bytes]:
-    form = asked_for_many(request.headers.get("accept"))
+    form = asked_for_many(accept_of(request.headers))
     params = read_params(request.scope["query_string"], EventParams)
     query = QueryRequest(**wanted_fields(params), order=params.order, limit=params.limit, cursor=params.cursor)
     if form == "native":
@@ -235,7 +236,7 @@ async def count_events(request: Http) -> Response[bytes]:
 )
 async def get_event(request: Http) -> Response[bytes]:
     read_params(request.scope["query_string"], NoParams)
-    form = asked_for_one(request.headers.get("accept"))
+    form = asked_for_one(accept_of(request.headers))
     raw = await ask(request, "events", "get", GetRequest(request.path_params["id"]), bytes)
     if form == "binary" and (sent := outgoing.binary(raw)) is not None:
         headers, kind, body = sent

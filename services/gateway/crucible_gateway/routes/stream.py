@@ -4,13 +4,14 @@ from typing import Any
 
 from litestar import Response, WebSocket, get, websocket
 from litestar.datastructures import Headers
-from litestar.exceptions import HTTPException, WebSocketDisconnect
+from litestar.exceptions import WebSocketDisconnect
 from litestar.response import Stream
 
-from crucible_core.errors import FieldError, InvalidError
+from crucible_core.errors import FieldError, InvalidError, NotAcceptableError
 from crucible_core.matcher import compile_filters
 from crucible_core.protocol.shared import TypeFilter
 from crucible_gateway import examples, sse
+from crucible_gateway.accept import accept_of, preferred
 from crucible_gateway.bodies import Http
 from crucible_gateway.context import gateway_of
 from crucible_gateway.correlation import correlation_of
@@ -24,7 +25,6 @@ from crucible_kit.websocket import WRITABLE
 
 TAG = "Events"
 PATH = "/api/v1/events/stream"
-_NOT_ACCEPTABLE = 406
 
 
 @get(
@@ -33,9 +33,10 @@ _NOT_ACCEPTABLE = 406
         Operation(
             summary="Live events, server-sent",
             description=(
-                "With `Accept: text/event-stream`. Frames: `subscribed` (with `from=now`), `event` (its `id` is the "
-                "sequence), `caught_up`, `gap` and "
-                "`error`. `Last-Event-ID` resumes. The same path is a WebSocket: send "
+                "For every `Accept` that `text/event-stream` fits, `*/*` too, and for none. Frames: `subscribed` "
+                "(with `from=now`), `event` (its `id` is the sequence), `caught_up`, `gap` and "
+                "`error`; with `frames=unnamed`, an event is a frame without a name, as `EventSource.onmessage` takes "
+                "it. `Last-Event-ID` resumes. The same path is a WebSocket: send "
                 '`{"action": "subscribe", "filters": [{"event_type": "Memory.*", "filter": {}}], "from": "now"}`, '
                 '`{"action": "replay", "from": 0, "to": "now", "filters": […]}`, '
                 '`{"action": "unsubscribe", "subscription": "sub_…"}` or `{"action": "ping"}`.'
@@ -46,14 +47,13 @@ _NOT_ACCEPTABLE = 406
             reply={"type": "string"},
             reply_type=sse.MEDIA_TYPE,
             example=examples.SSE_FRAMES,
-            refusals=("malformed", "invalid"),
+            refusals=("malformed", "not_acceptable", "invalid"),
         )
     ),
 )
 async def stream_events(request: Http) -> Response[Any]:
-    if sse.MEDIA_TYPE not in request.headers.get("accept", ""):
-        detail = f'send "Accept: {sse.MEDIA_TYPE}" for server-sent events, or open a WebSocket'
-        raise HTTPException(status_code=_NOT_ACCEPTABLE, detail=detail)
+    if preferred(accept_of(request.headers), [sse.MEDIA_TYPE]) is None:
+        raise NotAcceptableError(f'send "Accept: {sse.MEDIA_TYPE}" for server-sent events, or open a WebSocket')
     gateway = gateway_of(request)
     params = read_params(request.scope["query_string"], StreamParams)
     spec = filter_param(params.filter)
@@ -64,7 +64,12 @@ async def stream_events(request: Http) -> Response[Any]:
     start = _start(request.headers, params.start, await gateway.hub.head())
     following = follow(gateway.hub, wanted, start, gateway.settings.stream_queue)
     frames = sse.frames(
-        following, start, gateway.settings.stream_heartbeat_s, request.app.state.stopping, correlation_of(request.scope)
+        following,
+        start,
+        gateway.settings.stream_heartbeat_s,
+        request.app.state.stopping,
+        correlation_of(request.scope),
+        named=params.frames == "named",
     )
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return Stream(frames, media_type=sse.MEDIA_TYPE, headers=headers)
