@@ -312,6 +312,13 @@ def test_memory(run: Run, played: Played) -> None:
     assert [memory["id"] for memory in answer(run, "memory", "list")["memories"]] == [written["id"]]
 
 
+def test_memory_status_names_what_could_not_be_read(run: Run, played: Played) -> None:
+    assert answer(run, "memory", "status")["latest"][0]["sequence"] == 3
+    shown = run("memory", "status").stdout
+    assert "0 memories, as of #7" in shown
+    assert "#3  ValidationError: [/red] Expected `str`" in shown
+
+
 def test_a_memory_is_changed_by_what_is_given(run: Run, played: Played) -> None:
     id = answer(run, "memory", "create", "Clocks tick", "--tag", "#time")["id"]
     answer(run, "memory", "update", id, "Clocks tock", "--metadata", '{"n": 1}')

@@ -346,6 +346,10 @@ def create_app(played: Played) -> Any:
             found |= (await request.json()) | {"sequence": found["sequence"] + 1}
         return JSONResponse(found)
 
+    async def memory_status(request: Request) -> Response:
+        latest = [{"sequence": 3, "reason": "ValidationError: [/red] Expected `str`"}]
+        return JSONResponse({"sequence": 7, "memories": len(played.memories), "skipped": 1, "latest": latest})
+
     async def query(request: Request) -> Response:
         asked = await request.json()
         text, prefix = asked.get("text") or "", asked.get("filter", {}).get("id", {}).get("starts_with", "")
@@ -378,6 +382,7 @@ def create_app(played: Played) -> Any:
         Route("/api/v1/webhooks/{id}/{change}", webhook, methods=["POST"]),
         Route("/api/v1/memory", memories, methods=["POST"]),
         Route("/api/v1/memory/query", query, methods=["POST"]),
+        Route("/api/v1/memory/status", memory_status),
         Route("/api/v1/memory/{id}", memory, methods=["GET", "PATCH", "DELETE"]),
         *place_routes(played.places),
     ]

@@ -21,6 +21,7 @@ from crucible_core.protocol.memory import (
     Link,
     MemoryList,
     MemoryQuery,
+    MemoryStatus,
     MemoryView,
     ScoredMemory,
     UpdateMemory,
@@ -32,6 +33,7 @@ from crucible_core.subjects import Names
 from crucible_kit.bus import Bus
 from crucible_kit.reading import read
 from crucible_kit.rpc import call
+from crucible_memory.api import StatusRequest
 from crucible_memory.app import create_app
 from crucible_memory.settings import Settings
 
@@ -123,6 +125,9 @@ class Memories:
     async def query(self, text: str | None = None, **fields: Any) -> list[ScoredMemory]:
         request = MemoryQuery(text=text, **fields)
         return (await call(self.bus, "memory", "query", request, MemoryList)).memories
+
+    async def status(self) -> MemoryStatus:
+        return await call(self.bus, "memory", "status", StatusRequest(), MemoryStatus)
 
     async def append(self, type: str, payload: dict[str, Any], **fields: Any) -> Appended:
         """An event of somebody else."""

@@ -6,7 +6,7 @@ import typer
 from rich.text import Text
 
 from crucible_client import Crucible, Written
-from crucible_core.protocol.memory import MemoryView, ScoredMemory
+from crucible_core.protocol.memory import MemoryStatus, MemoryView, ScoredMemory
 
 from .given import json_object, text_of
 from .lookup import find
@@ -134,6 +134,13 @@ def delete(
     session.show({"deleted": memory.id}, lambda _: Text.assemble("deleted ", (memory.id, "bold")))
 
 
+@command(app)
+def status(session: Session) -> None:
+    """How far the index of memories is, and which events it could not take."""
+    with session.connect() as crucible:
+        session.show(crucible.memory.status(), _status)
+
+
 def _found(crucible: Crucible, id: str) -> MemoryView:
     def beginning(start: str) -> list[ScoredMemory]:
         return crucible.memory.list(filter={"id": {"starts_with": start}}, limit=_SHOWN)
@@ -147,3 +154,12 @@ def _links(given: list[str] | None) -> list[dict[str, str]] | None:
 
 def _written(written: Written) -> Text:
     return Text.assemble((written.id, "bold"), (f"  #{written.sequence}", "dim"))
+
+
+def _status(status: MemoryStatus) -> Text:
+    text = Text(f"{status.memories} memories, as of #{status.sequence}")
+    if status.skipped:
+        text.append(f"\n{status.skipped} events could not be read; they are in the log, and in no memory:", "yellow")
+    for event in status.latest:
+        text.append(f"\n  #{event.sequence}  {clean(event.reason, 300)}")
+    return text

@@ -327,6 +327,7 @@ class Memory(_Namespace):
     update = _sends(memory.update_memory)
     delete = _sends(memory.delete_memory)
     query = _sends(memory.query_memory)
+    status = _sends(memory.memory_status)
 
 
 class Worlds(_Namespace):

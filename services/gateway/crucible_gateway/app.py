@@ -123,6 +123,7 @@ def _api() -> Router:
         memory.update_memory,
         memory.delete_memory,
         memory.query_memory,
+        memory.memory_status,
         worlds.create_world,
         worlds.list_worlds,
         worlds.get_world,

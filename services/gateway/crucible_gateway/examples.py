@@ -281,6 +281,7 @@ MEMORY_VIEW: Final[Json] = {
 }
 MEMORY_QUERY: Final[Json] = {"text": "state change", "tags": ["#research"], "limit": 10, "min_sequence": 42}
 MEMORY_LIST: Final[Json] = {"memories": [{**MEMORY_VIEW, "score": 1.0}]}
+MEMORY_STATUS: Final[Json] = {"sequence": 42, "memories": 17, "skipped": 0, "latest": []}
 REPLAY_BODY: Final[Json] = {
     "from": "2026-11-20T00:00:00Z",
     "to": "now",

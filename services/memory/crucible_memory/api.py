@@ -7,7 +7,15 @@ from typing import TypeVar
 import msgspec
 
 from crucible_core.errors import UnavailableError
-from crucible_core.protocol.memory import Cause, MemoryList, MemoryQuery, MemoryView, WriteMemory, WrittenMemory
+from crucible_core.protocol.memory import (
+    Cause,
+    MemoryList,
+    MemoryQuery,
+    MemoryStatus,
+    MemoryView,
+    WriteMemory,
+    WrittenMemory,
+)
 from crucible_core.protocol.shared import GetRequest
 from crucible_kit.bus import Bus
 from crucible_kit.index import Index, Reader
@@ -20,7 +28,7 @@ from .changes import Change, existing
 from .naming import new_id
 from .search import prepare, search
 from .state import Memory, refused
-from .store import find_anywhere, ids_of, views
+from .store import find_anywhere, ids_of, status, views
 from .truth import last_of, settle
 from .writer import Outcome, Use, Writer, fingerprint
 
@@ -28,9 +36,15 @@ _REPLY_BYTES = 4 * 1024 * 1024
 _SEEN_S = 1.0
 _GET_S = 2.0
 
+_SKIPPED_SHOWN = 20
+
 Given = TypeVar("Given")
 
 _Write = Callable[[WriteMemory], Awaitable[WrittenMemory]]
+
+
+class StatusRequest(msgspec.Struct):
+    """Asks for all there is."""
 
 
 class Api:
@@ -51,7 +65,11 @@ class Api:
             "link": self._link,
             "tag": self._tag,
         }
-        reads = {"get": Endpoint(GetRequest, self._get), "query": Endpoint(MemoryQuery, self._query)}
+        reads: dict[str, Endpoint] = {
+            "get": Endpoint(GetRequest, self._get),
+            "query": Endpoint(MemoryQuery, self._query),
+            "status": Endpoint(StatusRequest, self._status),
+        }
         return reads | {name: Endpoint(WriteMemory, self._writing(name, write)) for name, write in writes.items()}
 
     # ---- reading
@@ -67,6 +85,10 @@ class Api:
             if request.min_sequence is not None:
                 await settle(self._bus, self._index, request.min_sequence)
             return await search(self._searcher, wanted, self._room)
+
+    async def _status(self, request: StatusRequest, context: Context) -> MemoryStatus:
+        memories, skipped, latest = await status(self._index.reader, _SKIPPED_SHOWN)
+        return MemoryStatus(sequence=self._index.sequence, memories=memories, skipped=skipped, latest=latest)
 
     # ---- writing
 

@@ -1,5 +1,6 @@
 """What is remembered: an SQLite index of the Memory events, with each memory's state, tags, links, names and words."""
 
+import contextlib
 import logging
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -11,7 +12,7 @@ import msgspec
 from crucible_core.envelope import DEFAULT_WORLD
 from crucible_core.errors import UnavailableError
 from crucible_core.ids import is_id
-from crucible_core.protocol.memory import Link, MemoryView
+from crucible_core.protocol.memory import Link, MemoryView, SkippedEvent
 from crucible_core.redaction import place_of
 from crucible_kit.bus import Message
 from crucible_kit.index import Index, Reader, insert
@@ -40,19 +41,23 @@ CREATE TABLE IF NOT EXISTS notes (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS notes_by_memory ON notes (memory);
 CREATE VIRTUAL TABLE IF NOT EXISTS texts USING fts5(title, content, words, content='', tokenize='porter ascii');
+CREATE TABLE IF NOT EXISTS skipped (sequence INTEGER PRIMARY KEY, reason TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS refolds (
   id TEXT, world TEXT, seen INTEGER NOT NULL, PRIMARY KEY (id, world)
 ) WITHOUT ROWID;
 """
 """`state` is the Memory without its content; `tags` and `names` hold keys, `spelled` is what a name's key was made of.
-`texts` has the full text as `words.indexed` makes it; its `words` are tags and entities. `refolds` has the memories of
-which an event was redacted, and the last of their events that the index has: see `refolding`."""
+`texts` has the full text as `words.indexed` makes it; its `words` are tags and entities. `skipped` has the events that
+the index could not take, `refolds` the memories of which an event was redacted, and the last of their events that the
+index has: see `refolding`."""
 
 _PATH, _FILE, _TITLE, _ALIAS, _FORMER = range(5)
 """The kinds of names, the strongest first."""
 _MAX_FOLDERS = 16
 _AT_ONCE = 1000
 
+_OF_DATA = (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError)
+"""What SQLite says of values; its other errors are of the file or the disk."""
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Memory)
 _Key = tuple[str, str]
@@ -62,8 +67,26 @@ _Key = tuple[str, str]
 
 
 def apply(skipped: Callable[[], None], writer: sqlite3.Connection, messages: list[Message]) -> None:
-    """Folds a batch of events into the index; what cannot be read is passed over, logged and told to `skipped`."""
-    events = [event for event in (_read(message, skipped) for message in messages) if event]
+    """Folds a batch of events into the index. One that it cannot take stops nothing: it is passed over, told to
+    `skipped`, logged, and kept in the table of that name."""
+    if not writer.in_transaction:
+        writer.execute("BEGIN")
+    try:
+        with _savepoint(writer):
+            _fold(skipped, writer, messages)
+    except Exception as error:
+        _check_strange(error)
+        for message in messages:
+            try:
+                with _savepoint(writer):
+                    _fold(skipped, writer, [message])
+            except Exception as error:
+                _check_strange(error)
+                _skip(skipped, writer, message, error)
+
+
+def _fold(skipped: Callable[[], None], writer: sqlite3.Connection, messages: list[Message]) -> None:
+    events = [event for event in (_read(message, skipped, writer) for message in messages) if event]
     before = _by_key(writer.execute(*_states({(event.memory_id, event.world_id) for event in events})))
     after: dict[_Key, Memory | None] = {}
     for event in events:
@@ -71,6 +94,31 @@ def apply(skipped: Callable[[], None], writer: sqlite3.Connection, messages: lis
         after[key] = fold(after[key] if key in after else before.get(key), event)
     put(writer, before.values(), after.values())
     _note_redacted(writer, messages, events)
+
+
+def _check_strange(error: Exception) -> None:
+    """Raises an error that no event is to blame for."""
+    if isinstance(error, MemoryError) or (isinstance(error, sqlite3.Error) and not isinstance(error, _OF_DATA)):
+        raise error
+
+
+@contextlib.contextmanager
+def _savepoint(writer: sqlite3.Connection) -> Iterator[None]:
+    writer.execute("SAVEPOINT part")
+    try:
+        yield
+    except BaseException:
+        writer.execute("ROLLBACK TO part")
+        raise
+    finally:
+        writer.execute("RELEASE part")
+
+
+def _skip(skipped: Callable[[], None], writer: sqlite3.Connection, message: Message, error: Exception) -> None:
+    log.error("event %d cannot be taken into the index: %s: %s", message.sequence, type(error).__name__, error)
+    reason = f"{type(error).__name__}: {error}"[:500].encode(errors="replace").decode()
+    writer.execute("INSERT OR REPLACE INTO skipped VALUES (?, ?)", (message.sequence, reason))
+    skipped()
 
 
 def put(writer: sqlite3.Connection, before: Iterable[Memory], after: Iterable[Memory | None]) -> None:
@@ -143,12 +191,11 @@ def _remove(writer: sqlite3.Connection, gone: Iterable[Memory]) -> None:
             writer.execute(f"DELETE FROM {table} WHERE {column} = ?", (memory.key,))
 
 
-def _read(message: Message, skipped: Callable[[], None]) -> Recorded | None:
+def _read(message: Message, skipped: Callable[[], None], writer: sqlite3.Connection) -> Recorded | None:
     try:
         return read_recorded(message.data, message.sequence)
     except (msgspec.DecodeError, UnicodeError) as error:
-        log.error("event %d cannot be read: %s", message.sequence, error)
-        skipped()
+        _skip(skipped, writer, message, error)
         return None
 
 
@@ -163,6 +210,15 @@ def _text(memory: Memory) -> tuple[int, str, str, str]:
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+async def status(reader: Reader, most: int) -> tuple[int, int, list[SkippedEvent]]:
+    """How many memories there are, how many events were passed over, and the latest of those."""
+    [(memories, skipped)] = await reader.execute_fetchall(
+        "SELECT (SELECT count(*) FROM memories), (SELECT count(*) FROM skipped)"
+    )
+    rows = await reader.execute_fetchall("SELECT sequence, reason FROM skipped ORDER BY sequence DESC LIMIT ?", (most,))
+    return memories, skipped, [SkippedEvent(sequence=sequence, reason=reason) for sequence, reason in rows]
 
 
 async def find(reader: Reader, id: str, world: str) -> Memory | None:

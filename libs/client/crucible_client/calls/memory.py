@@ -20,7 +20,7 @@ from crucible_client.request import (
     segment,
 )
 from crucible_client.results import Written
-from crucible_core.protocol.memory import MemoryList, MemoryView, ScoredMemory
+from crucible_core.protocol.memory import MemoryList, MemoryStatus, MemoryView, ScoredMemory
 
 
 def create_memory(
@@ -102,6 +102,11 @@ def list_memories(
 ) -> Call[list[ScoredMemory]]:
     """The latest memories with the tags and the filter, the newest first."""
     return query_memory(tags=tags, filter=filter, limit=limit, world_id=world_id, room_id=room_id)
+
+
+def memory_status() -> Call[MemoryStatus]:
+    """How far the index of memories is, and which events it could not take."""
+    return get("/api/v1/memory/status", reads(MemoryStatus))
 
 
 def _memory(id: str) -> str:

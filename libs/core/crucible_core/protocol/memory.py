@@ -117,3 +117,18 @@ class ScoredMemory(MemoryView, omit_defaults=False):
 
 class MemoryList(Message):
     memories: list[ScoredMemory]
+
+
+class SkippedEvent(Message, omit_defaults=False):
+    sequence: int
+    reason: str
+
+
+class MemoryStatus(Message, omit_defaults=False):
+    """`sequence` is how far the index is. `skipped` counts the Memory events that it could not take, and `latest` has
+    the last of those: each is in the log, and no memory shows what it says."""
+
+    sequence: int
+    memories: int
+    skipped: int
+    latest: list[SkippedEvent]

@@ -12,6 +12,7 @@ from crucible_core.protocol.memory import (
     Link,
     MemoryList,
     MemoryQuery,
+    MemoryStatus,
     MemoryView,
     UpdateMemory,
     WriteMemory,
@@ -21,7 +22,7 @@ from crucible_core.protocol.shared import GetRequest
 from crucible_core.synonyms import renamed
 from crucible_gateway import examples
 from crucible_gateway.bodies import JSON, MERGE_PATCH, Http, expect, read, strictly, whole
-from crucible_gateway.context import ask, gateway_of
+from crucible_gateway.context import Nothing, ask, gateway_of
 from crucible_gateway.intake import idempotency_key
 from crucible_gateway.openapi import Body, Operation, described
 from crucible_gateway.params import NoParams, read_params
@@ -168,6 +169,23 @@ async def delete_memory(request: Http) -> None:
     with if_match(request) as version:
         wanted = WriteMemory(id=request.path_params["id"], expected_sequence=version, cause=cause_of(request))
         await ask(request, "memory", "delete", wanted, bytes)
+
+
+@get(
+    "/api/v1/memory/status",
+    opt=described(
+        Operation(
+            summary="How far the index of memories is",
+            description="`skipped` counts the Memory events that it could not take; `latest` has the last of them.",
+            tag=TAG,
+            reply=MemoryStatus,
+            example=examples.MEMORY_STATUS,
+        )
+    ),
+)
+async def memory_status(request: Http) -> Response[bytes]:
+    read_params(request.scope["query_string"], NoParams)
+    return passed(await ask(request, "memory", "status", Nothing(), bytes))
 
 
 @post(
