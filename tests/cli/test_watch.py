@@ -339,6 +339,60 @@ def test_note_in_utf16_is_read_and_one_without_end_is_not(run: Run, played: Play
         CATALOGUE.validate(f"File.{event['data']['event']}", json.dumps(event["data"]["payload"]).encode())
 
 
+@pytest.mark.parametrize(
+    ("head", "told"),
+    [
+        (
+            "title: Plan: part two",
+            'line 2: mapping values are not allowed in this context: put a value that contains ": "',
+        ),
+        ("a: 1\nwho: @sam", "line 3:"),
+        ("a: 1\na: 2", "line 3: the key 'a' stands twice"),
+        ("title: [/red]", None),
+        ("title: Plan", None),
+    ],
+)
+def test_front_matter_that_does_not_parse_is_told(
+    run: Run, played: Played, notes: Path, head: str, told: str | None
+) -> None:
+    once(run, notes)
+    (notes / "one.md").write_text(f"---\n{head}\n---\ntext")
+    [line] = once(run, notes)
+    assert (line["note"] or "").startswith(f"front matter, {told}" if told else "")
+    assert bool(line["note"]) == bool(told)
+    (notes / "one.md").write_text(f"---\n{head}\n---\nmore text")
+    shown = run("watch", str(notes), "--once").stdout
+    assert "one.md" in shown
+    assert told is None or f"front matter, {told}" in shown
+
+
+def moved(before: dict[str, Note], after: dict[str, Note]) -> list[tuple[str, str | None, str]]:
+    return [(change.event, change.old_path, change.path) for change in changes(before, after)]
+
+
+def test_a_file_that_took_the_place_of_another_was_renamed() -> None:
+    a, b, c = (Note(name, 3, 1, 5, inode) for inode, name in enumerate("abc", 1))
+    assert moved({"a.md": a, "b.md": b}, {"b.md": a}) == [("Renamed", "a.md", "b.md")]
+    # The last one first, so that no note is moved over one that is still to be moved.
+    chain = [("Renamed", "c.md", "d.md"), ("Renamed", "b.md", "c.md"), ("Renamed", "a.md", "b.md")]
+    assert moved({"a.md": a, "b.md": b, "c.md": c}, {"b.md": a, "c.md": b, "d.md": c}) == chain
+    # Two that changed places are no chain: each is at its path, with another text.
+    swapped = [("Modified", None, "a.md"), ("Modified", None, "b.md")]
+    assert moved({"a.md": a, "b.md": b}, {"a.md": b, "b.md": a}) == swapped
+    # An editor that writes a new file and moves it over the old one has modified that.
+    saved = Note("new", 3, 2, 5, 9)
+    assert moved({"a.md": a}, {"a.md": saved}) == [("Modified", None, "a.md")]
+
+
+def test_a_note_moved_over_another_is_renamed(run: Run, played: Played, notes: Path) -> None:
+    once(run, notes)
+    (notes / "one.md").replace(notes / "deep" / "two.md")
+    assert [(line["type"], line["old_path"], line["path"]) for line in once(run, notes)] == [
+        ("File.Renamed", "one.md", "deep/two.md")
+    ]
+    assert once(run, notes) == []
+
+
 def test_same_file_is_known_by_its_inode_and_its_name() -> None:
     twin = {"hash": "a", "size": 1, "sequence": 5}
     before = {"a/x.md": Note(**twin, mtime_ns=1, inode=7), "a/y.md": Note(**twin, mtime_ns=2, inode=8)}

@@ -11,9 +11,10 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 
 import msgspec
 
-from crucible_core.errors import MalformedError
+from crucible_core.errors import InvalidError, MalformedError
 from crucible_core.limits import NOTE_CONTENT_BYTES, NOTE_HASHED_BYTES
 from crucible_core.text import decode_text
+from crucible_core.yaml import load, split_front_matter
 
 from .files import open_file
 
@@ -87,19 +88,17 @@ def scan(root: Path, before: Mapping[str, Note], touched: Collection[str] = ()) 
 
 def changes(before: Mapping[str, Note], after: Mapping[str, Note]) -> list[Change]:
     """The differences: renames and deletions first, then what is new or changed."""
-    gone = {path: note for path, note in before.items() if path not in after}
-    fresh = {path: note for path, note in after.items() if path not in before}
-    renamed = list(_renames(gone, fresh))
-    moved = {change.old_path for change in renamed} | {change.path for change in renamed}
+    renamed = list(_renames(before, after))
+    taken, left = {change.path for change in renamed}, {change.old_path for change in renamed}
     deleted = [
         Change("DirectoryDeleted" if path.endswith("/") else "Deleted", path, note)
-        for path, note in sorted(gone.items(), reverse=True)  # what is inside goes before its folder
-        if path not in moved and (note.sequence or path.endswith("/"))
+        for path, note in sorted(before.items(), reverse=True)  # what is inside goes before its folder
+        if path not in after and path not in left and (note.sequence or path.endswith("/"))
     ]
     written = [
         Change(_appeared(path, note), path, note)
         for path, note in sorted(after.items())
-        if path not in moved and (path not in before or _differ(before[path], note))
+        if path not in taken and (path not in before or _differ(before[path], note))
     ]
     folders = [change for change in written if change.event == "DirectoryCreated"]
     return [*folders, *renamed, *deleted, *(change for change in written if change.event != "DirectoryCreated")]
@@ -122,6 +121,17 @@ def payload(root: Path, change: Change) -> tuple[Change, dict[str, Any]] | None:
         fields["hash"] = note.hash
     fields["mtime"] = datetime.fromtimestamp(note.mtime_ns / 1e9, UTC).isoformat(timespec="microseconds")[:26] + "Z"
     return msgspec.structs.replace(change, note=note), fields | _content(text)
+
+
+def problem(fields: Mapping[str, Any]) -> str | None:
+    """What is to be said of a note that is sent: its content is left out, or its front matter does not parse."""
+    head = split_front_matter(fields.get("content", "")).head
+    try:
+        load(head or "", first_line=2)
+    except InvalidError as error:
+        return f"front matter, {error.detail}"
+    reason: str | None = fields.get("reason")
+    return reason
 
 
 def _content(text: str | None) -> dict[str, str]:
@@ -220,28 +230,53 @@ def _differ(before: Note, after: Note) -> bool:
     return (before.size, before.mtime_ns) != (after.size, after.mtime_ns)
 
 
-def _renames(gone: Mapping[str, Note], fresh: Mapping[str, Note]) -> Iterator[Change]:
-    """Files that are at a new path: first what is the very same file, then what has the same content. An inode alone
-    says nothing, since file systems use that of a deleted file again."""
-    left = {path: note for path, note in gone.items() if note.sequence and not path.endswith("/")}
-    new = {path: note for path, note in sorted(fresh.items()) if not path.endswith("/")}
-    for sameness in (_identity, _content_of):
-        olds: dict[Any, list[str]] = {}
-        for path, note in left.items():
-            olds.setdefault(sameness(note), []).append(path)
-        for path, note in list(new.items()):
-            if (same := sameness(note)) is None or not (found := olds.get(same)):
-                continue
-            name = path.rpartition("/")[2]
-            old = next((old for old in found if old.rpartition("/")[2] == name), found[0])
-            found.remove(old)
-            del left[old], new[path]
-            yield Change("Renamed", path, note, old_path=old)
+def _renames(before: Mapping[str, Note], after: Mapping[str, Note]) -> Iterator[Change]:
+    """Files that are at another path: first what is the very same file, also where it took the place of another, then
+    what has the same content. An inode alone says nothing, since file systems use that of a deleted file again."""
+    gone = {path: note for path, note in before.items() if path not in after and _is_known(path, note)}
+    moved = [change for chain in _moves(gone, before, after) for change in chain]
+    yield from moved
+    left, taken = {change.old_path for change in moved}, {change.path for change in moved}
+    olds: dict[str | None, list[str]] = {}
+    for path, note in gone.items():
+        if path not in left:
+            olds.setdefault(_content_of(note), []).append(path)
+    for path in sorted(after):
+        same = _content_of(after[path])
+        if path in before or path in taken or path.endswith("/") or same is None or not olds.get(same):
+            continue
+        name = path.rpartition("/")[2]
+        old = next((old for old in olds[same] if old.rpartition("/")[2] == name), olds[same][0])
+        olds[same].remove(old)
+        yield Change("Renamed", path, after[path], old_path=old)
+
+
+def _moves(gone: Mapping[str, Note], before: Mapping[str, Note], after: Mapping[str, Note]) -> Iterator[list[Change]]:
+    """Where each file that is gone has got to, and the one that was there, and so on; the last of them first, so that
+    none is moved over one that is still to be moved."""
+    places = {
+        _identity(note): path
+        for path, note in after.items()
+        if not path.endswith("/") and (path not in before or _identity(before[path]) != _identity(note))
+    }
+    for old, note in gone.items():
+        chain: list[Change] = []
+        path = old
+        while (identity := _identity(note)) is not None and (new := places.pop(identity, None)) is not None:
+            chain.insert(0, Change("Renamed", new, after[new], old_path=path))
+            if new not in before or not _is_known(new, before[new]):
+                break
+            path, note = new, before[new]
+        yield chain
+
+
+def _is_known(path: str, note: Note) -> bool:
+    return note.sequence is not None and not path.endswith("/")
 
 
 def _identity(note: Note) -> Any:
     return (note.inode, note.size, note.mtime_ns, note.hash) if note.inode else None
 
 
-def _content_of(note: Note) -> Any:
-    return note.hash if note.size and note.hash else None
+def _content_of(note: Note) -> str | None:
+    return note.hash or None if note.size else None

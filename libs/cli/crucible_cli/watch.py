@@ -19,7 +19,7 @@ from crucible_core.errors import CrucibleError, LimitedError, NotFoundError, Una
 from crucible_core.suggest import did_you_mean
 
 from .ledger import Ledger, is_of_this_log, ledger_file, open_ledger, save_ledger
-from .notes import Change, Note, changes, payload, scan
+from .notes import Change, Note, changes, payload, problem, scan
 from .session import Session, command
 from .summary import clean
 from .tree import COLOURS
@@ -206,7 +206,7 @@ class Watcher:
                 continue
             self._ledger.settle(change, item)
             reason = None if error is None else explain(error).plain
-            path, note = change.path.rstrip("/"), event["payload"].get("reason")
+            path, note = change.path.rstrip("/"), problem(event["payload"])
             self._tell(Watched(event["type"], path, change.old_path, item.id, item.sequence, reason, note))
         self._save()
         if away is not None:
