@@ -8,9 +8,11 @@ import httpx
 import msgspec
 import pytest
 
+from crucible_core.envelope import Metadata, Source
 from crucible_core.errors import ConflictError, DeniedError, FieldError, InvalidError, UnavailableError
 from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, NewEvent
 from crucible_kit.bus import Bus
+from crucible_kit.exchange import chain_headers
 
 from .conftest import KEY, Answers, Served
 
@@ -73,6 +75,37 @@ async def test_correlation_id_of_the_request(http: httpx.AsyncClient, events: An
     fresh = await http.post(PATH, json=SHORT, headers={"X-Correlation-Id": "no spaces here"})
     assert fresh.headers["X-Correlation-Id"].startswith("cor_")
     assert new(events).correlation_id == fresh.headers["X-Correlation-Id"]
+
+
+@pytest.mark.parametrize("id", ["cor_mine", "txn abc/7%", "ä👩‍💻", "100%"])
+async def test_who_calls_back_continues_the_chain(http: httpx.AsyncClient, events: Answers, id: str) -> None:
+    source = Source("user", "a")
+    about = Metadata(id="evt_1", timestamp="", source=source, actor="a", correlation_id=id, hop=3)
+    answer = await http.post(PATH, json=SHORT, headers=chain_headers(about))
+    assert (answer.status_code, new(events).correlation_id, new(events).hop) == (201, id, 4)
+    assert answer.headers["X-Correlation-Id"] == id or answer.headers["X-Correlation-Id"].startswith("cor_")
+    await http.post(PATH, json=[SHORT, SHORT | {"correlation_id": "own"}], headers=chain_headers(about))
+    assert [(event.correlation_id, event.hop) for event in events.last.events] == [(id, 4), ("own", 4)]
+    await http.post(PATH, json=SHORT, headers=chain_headers(about) | {"X-Correlation-Id": "cor_other"})
+    assert new(events).correlation_id == "cor_other"
+    long = {"type": "Custom", "data": {"event": "Ping"}, "metadata": {"hop": 7}}
+    await http.post(PATH, json=long, headers=chain_headers(about))
+    assert new(events).hop == 7
+
+
+async def test_depth_that_is_none_is_refused(http: httpx.AsyncClient, events: Answers) -> None:
+    for depth in ("", "x", "-1", "1.5", "9" * 10, "1, 2"):
+        answer = await http.post(PATH, json=SHORT, headers={"Crucible-Hop": depth})
+        assert (answer.status_code, answer.json()["errors"][0]["path"]) == (422, "Crucible-Hop")
+    assert (await http.post(PATH, json=SHORT, headers={"Crucible-Hop": "99"})).status_code == 201
+    assert new(events).hop == 100  # which `events` refuses
+
+
+async def test_event_that_names_its_cause_gets_its_chain_from_that(http: httpx.AsyncClient, events: Answers) -> None:
+    await http.post(PATH, json=SHORT | {"causation_id": "evt_0"})
+    assert (new(events).causation_id, new(events).correlation_id, new(events).hop) == ("evt_0", None, 0)
+    await http.post(PATH, json=SHORT | {"causation_id": "evt_0"}, headers={"X-Correlation-Id": "cor_mine"})
+    assert new(events).correlation_id == "cor_mine"
 
 
 async def test_one_trace_from_request_to_append(http: httpx.AsyncClient, events: Answers) -> None:

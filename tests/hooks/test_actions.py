@@ -219,6 +219,7 @@ async def test_event_is_sent_with_the_runs_id_and_trace(system: System, endpoint
     [(request, body)] = endpoint.requests
     assert msgspec.json.decode(body)["metadata"]["id"] == cause.id
     assert request.headers["idempotency-key"] == run.run_id
+    assert (request.headers["crucible-hop"], request.headers["crucible-correlation-id"]) == ("0", cause.correlation_id)
     assert request.headers["traceparent"].split("-")[1] == trace.split("-")[1]
     assert request.headers["x-who"].startswith("bob")
     assert "x-evil" not in request.headers

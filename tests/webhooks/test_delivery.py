@@ -37,6 +37,7 @@ async def test_delivery_is_the_request_of_the_contract(service: Service, receive
     assert headers["x-crucible-delivery"].startswith("dlv_")
     assert headers["content-type"] == "application/json"
     assert headers["traceparent"].startswith("00-0af7651916cd43dd8448eb211c80319c-")
+    assert (headers["crucible-hop"], headers["crucible-correlation-id"]) == ("0", event.metadata.correlation_id)
     assert isinstance(webhook.secret, str)
     key = base64.b64decode(webhook.secret.removeprefix("whsec_"))
     assert headers["x-crucible-signature"] == f"sha256={hmac.new(key, body, hashlib.sha256).hexdigest()}"

@@ -38,4 +38,4 @@ def find(given: str, kind: str, get: Callable[[str], T], beginning: Callable[[st
     if len(found) > 1:
         shown = ", ".join(thing.id for thing in found[:_SHOWN])
         raise ConflictError(f"several ids begin with {start}: {shown}{', …' if len(found) > _SHOWN else ''}")
-    return found[0]
+    return get(found[0].id)  # lists show less

@@ -43,6 +43,11 @@ ORIGIN = "Crucible-Origin"
 CORRELATION = "Crucible-Correlation"
 KEEP = "Crucible-Keep"
 """The seconds for which an event is kept that JetStream keeps for ever: no TTL goes past a stream's `max_age`."""
+HOP = "Crucible-Hop"
+"""Of outgoing HTTP requests, and of requests to the gateway: how deep in a chain of effects the event is that the
+request is about."""
+CORRELATION_ID = "Crucible-Correlation-Id"
+"""Beside `HOP`: the event's correlation id, percent-encoded where a header could not hold it."""
 TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
 

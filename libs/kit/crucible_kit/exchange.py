@@ -9,6 +9,7 @@ import socket
 import ssl
 import zlib
 from collections.abc import AsyncIterator, Callable, Mapping
+from urllib.parse import quote
 
 import aiodns
 import aiohappyeyeballs
@@ -16,6 +17,8 @@ import aiohttp
 import msgspec
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from crucible_core import subjects
+from crucible_core.envelope import Metadata
 from crucible_core.limits import ANSWER_BYTES, ANSWER_HEADER_BYTES
 from crucible_core.network import BROKEN, NO_ANSWER, NO_TLS, certificate_reason, connection_reason
 
@@ -28,6 +31,7 @@ SocketFactory = Callable[[aiohappyeyeballs.AddrInfoType], socket.socket]
 _LOOKUP_S = 5.0
 _FIELD_BYTES = 16 * 1024
 _EYEBALLS_S = 0.25
+_PLAIN = "".join(char for char in map(chr, range(33, 127)) if char != "%")
 _PACKED = {"gzip": 31, "x-gzip": 31, "deflate": 47}
 """The window bits by which zlib unpacks each encoding."""
 
@@ -176,6 +180,13 @@ async def open_exchanger(
         max_field_size=_FIELD_BYTES,
     ) as session:
         yield Exchanger(session, guard, guarded, tls)
+
+
+def chain_headers(about: Metadata) -> dict[str, str]:
+    """What a request carries that an event brings about: whoever calls back with them continues the event's chain."""
+    correlation = quote(about.correlation_id, safe=_PLAIN)
+    traceparent = {subjects.TRACEPARENT: about.traceparent} if about.traceparent else {}
+    return {subjects.HOP: str(about.hop), subjects.CORRELATION_ID: correlation, **traceparent}
 
 
 # ---- The answer

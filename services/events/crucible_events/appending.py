@@ -19,6 +19,7 @@ from crucible_core.errors import (
     from_problem,
     untried,
 )
+from crucible_core.ids import is_id
 from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, NewEvent
 from crucible_core.subjects import FINGERPRINT
 from crucible_kit.bus import MAX_BATCH, Bus, DuplicateError, Stored
@@ -29,13 +30,25 @@ from crucible_kit.places import Places
 from crucible_kit.rpc import Context
 
 from . import pinning, store
-from .candidates import Candidate, State, as_one, check_apart, entities_of, hold_back, runs, under_way
+from .candidates import (
+    Candidate,
+    State,
+    as_one,
+    check_apart,
+    continue_chain,
+    continues,
+    entities_of,
+    hold_back,
+    remember_chain,
+    runs,
+    under_way,
+)
 from .committer import Committer, Outcome
 from .copies import Copies
 from .guards import Guard
 from .keeping import FOREVER, Keeping
 from .stamping import Defaults, HopsError, stamp, stored_key
-from .store import Known
+from .store import Chain, Known
 from .validation import Payloads
 
 log = logging.getLogger(__name__)
@@ -237,14 +250,28 @@ class Appender:
 
     async def _stamped(self, events: Sequence[NewEvent], traceparent: str) -> list[State]:
         now, fresh = timestamp(), fresh_ids("evt", len(events))
-        states: list[State] = [
-            self._candidate(place, new, fresh[place], now, traceparent) for place, new in enumerate(events)
-        ]
+        chains = await self._chains(events) if any(map(continues, events)) else None
+        states: list[State] = []
+        for place, new in enumerate(events):
+            if chains is not None:
+                continue_chain(new, chains)
+            states.append(self._candidate(place, new, fresh[place], now, traceparent))
+            if chains is not None:
+                remember_chain(states[-1], chains)
         unknown = [place for place, state in enumerate(states) if isinstance(state, UnknownTypeError)]
         if unknown and await self._types.renewed():
             for place in unknown:
                 states[place] = self._candidate(place, events[place], fresh[place], now, traceparent)
         return states
+
+    async def _chains(self, events: Sequence[NewEvent]) -> dict[str, Chain]:
+        """The places of the causes that events name; those of causes that the log does not have are not there."""
+        wanted = list({new.causation_id for new in events if continues(new) and new.causation_id})
+        found = await store.chains(self._index, wanted)
+        if any(id not in found and is_id("evt", id) for id in wanted):  # it may have been committed just now
+            await self._index.reach(await self._bus.last_sequence(self._index.stream))
+            found = await store.chains(self._index, wanted)
+        return found
 
     def _candidate(
         self, position: int, new: NewEvent, fresh: str, now: str, traceparent: str, most: int = 0

@@ -22,7 +22,7 @@ from crucible_kit.frames import Outgoing
 
 from .keeping import DEFAULT, Keeping
 from .stamping import Defaults, Stamped, stamp
-from .store import Known
+from .store import Chain, Known
 from .validation import Payloads
 
 _MOST_ERRORS = 100
@@ -134,6 +134,27 @@ def entities_of(candidates: Sequence[Candidate]) -> set[str]:
 
 State = Candidate | Appended | CrucibleError
 """How far an event has come: it is on its way, or has its outcome."""
+
+
+def continues(new: NewEvent) -> bool:
+    """Whether an event's place in a chain is to be taken from the cause that it names: services say it themselves."""
+    return new.causation_id is not None and new.outside and new.react and not (new.hop and new.correlation_id)
+
+
+def continue_chain(new: NewEvent, chains: Mapping[str, Chain]) -> None:
+    """Makes an event one effect deeper than its cause. One that is not known, as another system's is not, changes
+    nothing."""
+    cause = chains.get(new.causation_id or "") if continues(new) else None
+    if cause is not None:
+        new.hop = new.hop or cause.hop + 1
+        new.correlation_id = new.correlation_id or cause.correlation_id
+
+
+def remember_chain(state: State, chains: dict[str, Chain]) -> None:
+    """An event may be the cause of a later one of its request."""
+    if isinstance(state, Candidate) and state.new.id is not None:
+        about = state.stamped.event.metadata
+        chains.setdefault(state.new.id, Chain(about.hop, about.correlation_id))
 
 
 def under_way(states: Sequence[State]) -> list[Candidate]:

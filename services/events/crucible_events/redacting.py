@@ -111,6 +111,7 @@ def _tombstone(event: Event, request: RedactRequest, message: Message) -> NewEve
         actor=request.actor,
         correlation_id=request.correlation_id or about.correlation_id,
         causation_id=about.id,
+        hop=request.hop,
         world_id=about.world_id,
         room_id=about.room_id,
         entity=about.entity,

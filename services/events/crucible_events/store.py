@@ -67,6 +67,13 @@ _AT_ONCE = 500
 _EXPIRE_AT_ONCE = 5_000
 
 
+class Chain(NamedTuple):
+    """A place in a chain of effects, as an event has it."""
+
+    hop: int
+    correlation_id: str
+
+
 class Known(NamedTuple):
     """An event of the log, by what an append answers, and the fingerprint of the request under its idempotency key."""
 
@@ -256,6 +263,17 @@ async def known(index: Index, message_ids: Sequence[str]) -> dict[str, Known]:
             columns = f"{column}, sequence, id, type, correlation_id, {fingerprint}"
             statement = f"SELECT {columns} FROM events WHERE {column} IN ({marks})"
             found |= {row[0]: Known(*row[1:]) for row in await select(index, statement, part)}
+    return found
+
+
+async def chains(index: Index, ids: Sequence[str]) -> dict[str, Chain]:
+    """How deep in which chain some events are, by their ids; without those that the log does not have."""
+    found: dict[str, Chain] = {}
+    for start in range(0, len(ids), _AT_ONCE):
+        part = ids[start : start + _AT_ONCE]
+        hop = "json_extract(CAST(raw AS TEXT), '$.metadata.hop')"
+        statement = f"SELECT id, {hop}, correlation_id FROM events WHERE id IN ({', '.join('?' * len(part))})"
+        found |= {row[0]: Chain(row[1] or 0, row[2]) for row in await select(index, statement, part)}
     return found
 
 

@@ -258,6 +258,7 @@ class Worlds:
             source=cause.source,
             actor=cause.actor,
             correlation_id=cause.correlation_id,
+            hop=cause.hop,
             entity=payload["world_id"],
             traceparent=cause.traceparent,
             retention="forever",  # or the same request, a month later, would tell it again

@@ -1,32 +1,64 @@
-"""The correlation id of a request: what the client sent in `X-Correlation-Id`, or a fresh one; every answer has it."""
+"""The chain that a request belongs to: its correlation id, which every answer has, and how deep it is in it."""
 
 import re
 from collections.abc import Mapping, MutableMapping
 from typing import Any
+from urllib.parse import unquote
 
 from litestar.datastructures import MutableScopeHeaders
 from litestar.types import Message, Scope
 
+from crucible_core.errors import FieldError, InvalidError
+from crucible_core.subjects import CORRELATION_ID, HOP
 from crucible_kit.clock import fresh_id
 
 HEADER = "X-Correlation-Id"
+MAX_NAME = 200
+"""Characters that a correlation id may have."""
+_NAMES = {name.lower().encode(): name.lower() for name in (HEADER, CORRELATION_ID)}
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_DEPTH = re.compile(r"[0-9]{1,9}", re.ASCII)
 _VALID = re.compile(r"[A-Za-z0-9_.:/+=-]{1,128}", re.ASCII)
 _KEY = "crucible_correlation_id"
 _ANSWERS = frozenset({"http.response.start", "websocket.accept"})
 
 
+CHAIN = {
+    HEADER: "The correlation id of events that bring none",
+    CORRELATION_ID: "The same, as a delivery or a hook's request has it: who calls back continues its chain",
+    HOP: "As a delivery or a hook's request has it: what is brought about is one effect deeper, and chains end at 8",
+}
+"""The headers of requests that bring events about."""
+
+
 def sent_correlation(headers: Mapping[str, str]) -> str | None:
-    """What the client sent, if it is safe to repeat."""
+    """What the client sent, if it is safe to repeat; else that of the delivery, or hook's request, which it answers."""
     sent = headers.get(HEADER.lower())
-    return sent if sent and _VALID.fullmatch(sent) else None
+    if sent and _VALID.fullmatch(sent):
+        return sent
+    continued = unquote(headers.get(CORRELATION_ID.lower(), "")[: 9 * MAX_NAME])
+    return continued if 0 < len(continued) <= MAX_NAME and not _CONTROL.search(continued) else None
+
+
+def sent_hop(headers: Mapping[str, str]) -> int:
+    """How deep in a chain of effects that is which the request brings about; 0 where it begins one. Raises
+    InvalidError."""
+    sent = headers.get(HOP.lower())
+    if sent is None:
+        return 0
+    if not _DEPTH.fullmatch(sent.strip()):
+        message = "must be a whole number, as a delivery or a hook's request had it"
+        raise InvalidError(f"{HOP}: {message}", errors=[FieldError(HOP, message)])
+    return int(sent) + 1
 
 
 def correlation_of(scope: Scope) -> str:
     """The request's correlation id, the same whenever it is asked."""
     kept: MutableMapping[str, Any] = scope["state"]
     if _KEY not in kept:
-        raw = next((value for name, value in scope["headers"] if name == HEADER.lower().encode()), b"")
-        kept[_KEY] = sent_correlation({HEADER.lower(): raw.decode("latin-1")}) or fresh_id("cor")
+        headers = {_NAMES[name]: raw.decode("latin-1") for name, raw in scope["headers"] if name in _NAMES}
+        sent = sent_correlation(headers)
+        kept[_KEY] = sent if sent and _VALID.fullmatch(sent) else fresh_id("cor")
     return str(kept[_KEY])
 
 

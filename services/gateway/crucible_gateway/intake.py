@@ -83,7 +83,8 @@ class SentEvent(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 class Origin(msgspec.Struct, frozen=True):
     """What the request says of all its events: who sends them, and what they get that do not say themselves.
 
-    `request_id` is the correlation id of the request's own answer: an event that is sent alone shares it.
+    `request_id` is the correlation id of the request's own answer: an event that is sent alone shares it. `hop` is how
+    deep in a chain of effects the request is.
     """
 
     principal: Principal
@@ -92,6 +93,7 @@ class Origin(msgspec.Struct, frozen=True):
     idempotency_key: str | None = None
     request_id: str | None = None
     react: bool = True
+    hop: int = 0
 
     def apply(self, event: NewEvent, position: int | None = None) -> NewEvent:
         """`event`, completed; `position` is its place in a batch, which tells it apart under one idempotency key.
@@ -103,8 +105,10 @@ class Origin(msgspec.Struct, frozen=True):
             event.idempotency_key = self.idempotency_key if position is None else f"{self.idempotency_key}/{position}"
         if event.source is None and event.actor is None:
             event.source, event.actor = self.principal.source, self.principal.actor
-        alone = self.request_id if position is None else None
+        # An event that names its cause has the correlation id of that, which `events` knows.
+        alone = self.request_id if position is None and event.causation_id is None else None
         event.correlation_id = event.correlation_id or self.correlation_id or alone
+        event.hop = max(event.hop, self.hop)
         event.traceparent = event.traceparent or self.traceparent
         event.react = self.react
         event.outside = True

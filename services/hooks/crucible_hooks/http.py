@@ -62,20 +62,18 @@ def compile_http(action: HttpAction, at: str) -> Http:
     return Http(action.method, gathered({"url": url, "headers": gathered(headers), **body}))
 
 
-def build_request(http: Http, values: Mapping[str, Any], event: bytes, run_id: str, traceparent: str) -> Request:
-    """The request of one run, with the values of its templates; `event` is sent where the hook gives no body.
-    Raises RunError."""
+def build_request(
+    http: Http, values: Mapping[str, Any], event: bytes, run_id: str, chain: Mapping[str, str]
+) -> Request:
+    """The request of one run, with the values of its templates; `event` is sent where the hook gives no body, and
+    `chain` are the headers that tell of its causes. Raises RunError."""
     try:
         target = parse_target(values["url"])
     except InvalidError as error:
         raise RunError(error.detail) from None
-    headers = {
-        "content-type": "application/json",
-        "idempotency-key": run_id,
-        "traceparent": traceparent,
-        "user-agent": _USER_AGENT,
-    }
+    headers = {"content-type": "application/json", "idempotency-key": run_id, "user-agent": _USER_AGENT}
     headers |= {name.lower(): _one_line(value) for name, value in values["headers"].items()}
+    headers |= {name.lower(): value for name, value in chain.items()}
     return Request(http.method, target, headers, _body(http, values, event))
 
 

@@ -11,9 +11,10 @@ import msgspec
 from crucible_core.envelope import Event
 from crucible_core.errors import CrucibleError, UnavailableError
 from crucible_core.limits import HOOK_COMMANDS, HOOK_REQUESTS
+from crucible_core.subjects import TRACEPARENT
 from crucible_kit.bus import Bus
 from crucible_kit.clock import timestamp
-from crucible_kit.exchange import Exchanger
+from crucible_kit.exchange import Exchanger, chain_headers
 from crucible_kit.metrics import Metrics
 from crucible_kit.places import Places
 from crucible_kit.telemetry import Attribute, Telemetry
@@ -140,7 +141,8 @@ class Runner:
         )
 
     async def request(self, http: Http, values: Any, event: bytes, work: "_Attempt") -> Any:
-        request = build_request(http, values, event, work.run, work.traceparent)
+        chain = chain_headers(work.event.metadata) | {TRACEPARENT: work.traceparent}
+        request = build_request(http, values, event, work.run, chain)
         if work.dry_run:
             self._exchanger.guard.check(request.target)
             return f"would send {request.method} to {request.target.host}"

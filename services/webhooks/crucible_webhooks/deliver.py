@@ -15,7 +15,7 @@ from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent
 from crucible_core.protocol.webhooks import AttemptRecord, WebhookRecord
 from crucible_kit.bus import Bus, Message
 from crucible_kit.clock import now_ms, timestamp
-from crucible_kit.exchange import Exchanger
+from crucible_kit.exchange import Exchanger, chain_headers
 from crucible_kit.frames import Outgoing
 from crucible_kit.metrics import Metrics
 from crucible_kit.redactions import Redacted, event_sequence
@@ -167,7 +167,7 @@ class Workers:
     ) -> Response:
         replay = subjects.REPLAY in message.headers
         body = body_of(message.data, replay)
-        headers = request_headers(record, event, delivery, body, now_ms() // 1000) | {"traceparent": traceparent}
+        headers = request_headers(record, event, delivery, body, now_ms() // 1000) | {subjects.TRACEPARENT: traceparent}
         if replay:
             headers[REPLAYED] = "true"
         return await post(self._exchanger, record.url, headers, body, record.options.timeout_ms / 1000)
@@ -278,7 +278,7 @@ def _attempt_record(
 
 
 def request_headers(record: WebhookRecord, event: Event, delivery: str, body: bytes, at_s: int) -> dict[str, str]:
-    """The contract's headers, without the trace context."""
+    """The contract's headers."""
     return {
         "Content-Type": "application/json",
         "User-Agent": USER_AGENT,
@@ -287,6 +287,7 @@ def request_headers(record: WebhookRecord, event: Event, delivery: str, body: by
         "X-Crucible-Delivery": delivery,
         **sign(keys(record, at_s * 1_000_000), body, event.metadata.id, at_s),
         **authorization(record.auth),
+        **chain_headers(event.metadata),
     }
 
 

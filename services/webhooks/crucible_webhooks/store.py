@@ -89,7 +89,7 @@ async def scheduled(index: Index, webhook_id: str, now: str) -> int:
     query = (
         "SELECT count(*) FROM"
         " (SELECT outcome, record FROM attempts WHERE webhook_id = ? ORDER BY sequence DESC LIMIT ?)"
-        " WHERE outcome = 'retrying' AND json_extract(record, '$.next_attempt_at') > ?"
+        " WHERE outcome = 'retrying' AND json_extract(CAST(record AS TEXT), '$.next_attempt_at') > ?"
     )
     rows = await index.reader.execute_fetchall(query, (webhook_id, _COUNTED, now))
     return int(next(iter(rows))[0])

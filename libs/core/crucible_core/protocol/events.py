@@ -18,7 +18,8 @@ class NewEvent(Message):
     Without `react` it is only recorded: Post hooks, webhooks and the reader of notes pass it over. One that comes
     `redacted`, as an export has it, has the payload `{}`, whatever its type, and is only recorded too. With a
     `fingerprint` of what was sent, another one under the same idempotency key is refused. One that comes from `outside`
-    (a client, a script) may be of a category that Crucible alone writes only where nothing reacts to it.
+    (a client, a script) may be of a category that Crucible alone writes only where nothing reacts to it; where it names
+    a cause that the log has, it is one effect deeper than that, and has its correlation id unless it brings one.
     """
 
     type: str
@@ -86,6 +87,7 @@ class RedactRequest(Message):
     source: Source | None = None
     actor: str | None = None
     correlation_id: str | None = None
+    hop: int = 0
 
 
 class IndexedRequest(Message):

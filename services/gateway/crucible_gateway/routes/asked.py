@@ -9,7 +9,7 @@ from crucible_core.errors import ConflictError, FieldError, InvalidError, Precon
 from crucible_core.protocol.memory import Cause
 from crucible_gateway.auth import principal_of
 from crucible_gateway.bodies import Http
-from crucible_gateway.correlation import correlation_of, sent_correlation
+from crucible_gateway.correlation import correlation_of, sent_correlation, sent_hop
 from crucible_gateway.observing import traceparent_of
 
 IF_MATCH = {"If-Match": "The ETag of the version to change; where another one is there, nothing changes (412)"}
@@ -25,6 +25,7 @@ def cause_of(request: Http, key: str | None = None, *, alone: bool = False) -> C
         source=principal.source,
         actor=principal.actor,
         correlation_id=correlation_of(request.scope) if alone else sent_correlation(request.headers),
+        hop=sent_hop(request.headers),
         traceparent=traceparent_of(request.scope),
         key=key,
     )

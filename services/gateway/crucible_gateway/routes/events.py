@@ -45,7 +45,7 @@ from crucible_gateway.cloudevents.forms import (
 )
 from crucible_gateway.cloudevents.refusals import in_their_words
 from crucible_gateway.context import ask, gateway_of
-from crucible_gateway.correlation import correlation_of, sent_correlation
+from crucible_gateway.correlation import CHAIN, correlation_of, sent_correlation, sent_hop
 from crucible_gateway.intake import (
     Origin,
     SentEvent,
@@ -92,7 +92,7 @@ NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
             params=AppendParams,
             headers={
                 "Idempotency-Key": "The same request again is answered with the first event; another one is 422",
-                "X-Correlation-Id": "The correlation id of events that bring none",
+                **CHAIN,
             },
             bodies={
                 JSON: Body((SentEvent, list[SentEvent]), examples.SHORT_EVENT),
@@ -115,6 +115,7 @@ async def append_events(request: Http) -> Response[bytes]:
         idempotency_key=idempotency_key(request.headers.get("idempotency-key")),
         request_id=correlation_of(request.scope),
         react=params.react,
+        hop=sent_hop(request.headers),
     )
     append: Append = functools.partial(_append, request)
     many = append_all if params.atomic else append_each

@@ -13,7 +13,7 @@ from crucible_gateway import examples
 from crucible_gateway.auth import principal_of
 from crucible_gateway.bodies import JSON, Http, read_if_any
 from crucible_gateway.context import ask
-from crucible_gateway.correlation import sent_correlation
+from crucible_gateway.correlation import sent_correlation, sent_hop
 from crucible_gateway.openapi import Body, Operation, described
 from crucible_gateway.params import NoParams, read_params
 
@@ -56,5 +56,6 @@ async def redact_event(request: Http) -> Response[bytes]:
         source=principal.source,
         actor=principal.actor,
         correlation_id=sent_correlation(request.headers),
+        hop=sent_hop(request.headers),
     )
     return passed(await ask(request, "events", "redact", asked, bytes))
