@@ -277,7 +277,9 @@ async def test_async_client_is_unreachable_too() -> None:
             await crucible.hooks.list()
 
 
-@pytest.mark.parametrize("name", ["Events", "Replays", "Hooks", "Webhooks", "Memory", "Worlds", "Rooms", "Retention"])
+@pytest.mark.parametrize(
+    "name", ["Events", "Replays", "Hooks", "Webhooks", "Memory", "Worlds", "Rooms", "Retention", "Losses"]
+)
 def test_both_clients_offer_the_same(name: str) -> None:
     one, other = getattr(sync, name), getattr(aio, f"Async{name}")
     public = [member for member in vars(one) if not member.startswith("_")]

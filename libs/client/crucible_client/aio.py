@@ -72,6 +72,7 @@ class AsyncCrucible:
         self.worlds = AsyncWorlds(self)
         self.rooms = AsyncRooms(self)
         self.retention = AsyncRetention(self)
+        self.losses = AsyncLosses(self)
 
     async def __aenter__(self) -> Self:
         return self
@@ -364,3 +365,10 @@ class AsyncRetention(_Namespace):
 
     get = _sends(places.get_retention)
     put = _sends(places.put_retention)
+
+
+class AsyncLosses(_Namespace):
+    """What the log has lost."""
+
+    list = _sends(places.list_losses)
+    accept = _sends(places.accept_losses)

@@ -70,6 +70,7 @@ class Crucible:
         self.worlds = Worlds(self)
         self.rooms = Rooms(self)
         self.retention = Retention(self)
+        self.losses = Losses(self)
 
     def __enter__(self) -> Self:
         return self
@@ -352,3 +353,10 @@ class Retention(_Namespace):
 
     get = _sends(places.get_retention)
     put = _sends(places.put_retention)
+
+
+class Losses(_Namespace):
+    """What the log has lost."""
+
+    list = _sends(places.list_losses)
+    accept = _sends(places.accept_losses)

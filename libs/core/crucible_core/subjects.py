@@ -128,7 +128,7 @@ class Names(msgspec.Struct, frozen=True):
     # Buckets
     def bucket(self, name: str) -> str:
         """`hooks`, `flows`, `webhooks`, `keys`, `artifacts`, `event_types`, `marks` (debounce marks), `replays`,
-        `worlds` or `retention`."""
+        `worlds`, `retention` or `losses`."""
         return self._name(name)
 
     # Durable consumers

@@ -71,6 +71,7 @@ class _StoredMessage(msgspec.Struct):
 
 class _State(msgspec.Struct, frozen=True):
     last_seq: int = 0
+    messages: int = 0
 
 
 class _Reply(msgspec.Struct):
@@ -96,6 +97,7 @@ class StreamState(msgspec.Struct, frozen=True):
     last_sequence: int
     now_ms: int = 0
     max_age_ms: int = 0
+    messages: int = 0
 
 
 _ack_decoder = msgspec.json.Decoder(_Ack)
@@ -199,7 +201,8 @@ class JetStream(abc.ABC):
     async def stream_state(self, stream: str) -> StreamState:
         reply = await self._api("STREAM.INFO", stream)
         now_ms = _unix_ms(reply.ts) if reply.ts else 0
-        return StreamState(reply.created, reply.state.last_seq, now_ms, reply.config.get("max_age", 0) // 1_000_000)
+        max_age_ms = reply.config.get("max_age", 0) // 1_000_000
+        return StreamState(reply.created, reply.state.last_seq, now_ms, max_age_ms, reply.state.messages)
 
     async def _stored_message(self, stream: str, query: dict[str, Any]) -> Message | None:
         with await self.inflow.take(_LOOKED_UP_BYTES):

@@ -22,13 +22,15 @@ async def read(
     batch: int = 500,
     since_ms: int | None = None,
     last_per_subject: bool = False,
+    headers_only: bool = False,
 ) -> AsyncGenerator[list[Message], None]:
     """Batches of messages in the stream's order, from just after a sequence, for ever.
 
     An empty list comes once, when everything that was there at the beginning has been handed on, and never again.
-    `since_ms` (Unix ms) begins at a time instead; `last_per_subject` begins with each subject's last message. Lost
-    connections and consumers are replaced, at the position reached. A message is handed on at most once; what the
-    stream has dropped by its limits is skipped. Whoever breaks off a loop over it closes it (`contextlib.aclosing`).
+    With `headers_only` they come without their data. `since_ms` (Unix ms) begins at a time instead; `last_per_subject`
+    begins with each subject's last message. Lost connections and consumers are replaced, at the position reached. A
+    message is handed on at most once; what the stream has dropped by its limits is skipped. Whoever breaks off a loop
+    over it closes it (`contextlib.aclosing`).
 
     Raises NotFoundError when there is no such stream, or when it is no longer the one that was read: it was made anew,
     or lost its end. Nothing that is derived from it holds then.
@@ -38,7 +40,7 @@ async def read(
     caught_up = False
     while True:
         try:
-            start = await place.start(bus, stream)
+            start = await place.start(bus, stream) | ({"headers_only": True} if headers_only else {})
             async with (
                 _consumer(bus, stream, start, filters) as (name, waiting),
                 contextlib.aclosing(_batches(bus, stream, name, batch)) as batches,

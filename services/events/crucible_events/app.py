@@ -12,6 +12,8 @@ from crucible_kit.asgi import ops_app
 from crucible_kit.buckets import open_bucket
 from crucible_kit.bus import Bus
 from crucible_kit.index import Index, open_index
+from crucible_kit.losses import BUCKET as LOSSES
+from crucible_kit.losses import Losses
 from crucible_kit.metrics import Metrics
 from crucible_kit.purging import Purging
 from crucible_kit.rpc import serve
@@ -24,6 +26,7 @@ from crucible_kit.types import open_types
 from . import retention, store, worlds
 from .api import endpoints, room_for
 from .appending import Appender
+from .audit import Audit, lost_end
 from .committer import Committer
 from .copies import Copies
 from .erasing import Eraser
@@ -49,13 +52,17 @@ def create_app(settings: Settings | None = None) -> Starlette:
         async with contextlib.AsyncExitStack() as stack:
             bus, telemetry = await stack.enter_async_context(open_service(SERVICE, settings, metrics))
             path = Path(settings.data_dir) / "events.sqlite"
+            losses = Losses(await open_bucket(bus, LOSSES, settings.stream_replicas))
+            if (lost := await lost_end(path, bus)) is not None:
+                await losses.note([lost])
             opening = open_index(path, bus, bus.names.events, store.VERSION, store.SCHEMA)
             index = await stack.enter_async_context(opening)
             copies = await _copies(settings, bus, index, metrics)
             app.state.replays = copies.replays
             app.state.ready = lambda: waiting_for(bus, copies, index)
-            app.state.troubles = lambda: [*bus.storage.troubles(), *index.troubles()]
-            await stack.enter_async_context(_running(settings, bus, copies, index, telemetry, metrics))
+            app.state.troubles = lambda: [*bus.storage.troubles(), *index.troubles(), *losses.troubles()]
+            audit = app.state.audit = Audit(bus, index, copies.places, losses)
+            await stack.enter_async_context(_running(settings, bus, copies, index, losses, audit, telemetry, metrics))
             yield
 
     return ops_app(SERVICE, lifespan, metrics)
@@ -84,7 +91,14 @@ async def _copies(settings: Settings, bus: Bus, index: Index, metrics: Metrics) 
 
 @contextlib.asynccontextmanager
 async def _running(
-    settings: Settings, bus: Bus, copies: Copies, index: Index, telemetry: Telemetry, metrics: Metrics
+    settings: Settings,
+    bus: Bus,
+    copies: Copies,
+    index: Index,
+    losses: Losses,
+    audit: Audit,
+    telemetry: Telemetry,
+    metrics: Metrics,
 ) -> AsyncIterator[None]:
     committer = Committer(bus, metrics, settings.events_queue, settings.events_queue_mib * _MIB)
     appender = Appender(bus, index, copies, committer, metrics, settings.duplicate_window_s)
@@ -102,7 +116,9 @@ async def _running(
         running += [
             *(tasks.create_task(view.follow()) for view in copies.views),
             tasks.create_task(index.follow(bus, projection.apply)),
+            tasks.create_task(losses.view.follow()),
             tasks.create_task(expiry.run()),
+            tasks.create_task(audit.run()),
             tasks.create_task(copies.purging.run()),
             tasks.create_task(committer.run()),
             tasks.create_task(registry.resume()),
@@ -114,6 +130,7 @@ async def _running(
             **registry.endpoints(),
             **copies.retention.endpoints(),
             **redacting.endpoints(),
+            **audit.endpoints(),
         }
         async with serve(bus, SERVICE, answers, telemetry):
             yield

@@ -10,6 +10,8 @@ from litestar.handlers import BaseRouteHandler
 
 from crucible_kit.buckets import open_bucket
 from crucible_kit.bus import open_bus
+from crucible_kit.losses import BUCKET as LOSSES
+from crucible_kit.losses import Losses
 from crucible_kit.metrics import Metrics
 from crucible_kit.rpc import serve
 from crucible_kit.service import open_service
@@ -28,6 +30,7 @@ from .routes import (
     events,
     export,
     hooks,
+    losses,
     memory,
     ops,
     redaction,
@@ -133,6 +136,8 @@ def _api() -> Router:
         worlds.delete_room,
         retention.get_retention,
         retention.put_retention,
+        losses.list_losses,
+        losses.accept_losses,
     ]
     return Router(path="/", route_handlers=handlers, middleware=[Authenticating()])
 
@@ -152,11 +157,12 @@ def _lifespan(
             known = await open_types(bus, settings.stream_replicas)
             audience = Audience(bus, telemetry)
             stack.push_async_callback(audience.close)
-            app.state.gateway = Gateway(settings, bus, telemetry, metrics, keys, hub, audience, known)
+            lost = Losses(await open_bucket(bus, LOSSES, settings.stream_replicas))
+            app.state.gateway = Gateway(settings, bus, telemetry, metrics, keys, hub, audience, known, lost)
             answers = {**audience.endpoints(), **known.endpoints()}
             await stack.enter_async_context(serve(bus, SERVICE, answers, telemetry))
             async with asyncio.TaskGroup() as tasks:
-                following = (keys.follow, hub.run, known.view.follow)
+                following = (keys.follow, hub.run, known.view.follow, lost.view.follow)
                 running = [tasks.create_task(follow()) for follow in following]
                 yield
                 for task in running:

@@ -7,6 +7,7 @@ from litestar.connection import ASGIConnection
 
 from crucible_core.protocol.shared import Trouble
 from crucible_kit.bus import Bus
+from crucible_kit.losses import Losses
 from crucible_kit.metrics import Metrics
 from crucible_kit.rpc import call
 from crucible_kit.telemetry import Telemetry
@@ -33,6 +34,7 @@ class Gateway(msgspec.Struct, frozen=True):
     hub: Hub
     audience: Audience
     types: Types
+    losses: Losses
 
     def waiting_for(self) -> list[str]:
         """What is not there yet; empty when ready."""
@@ -41,7 +43,7 @@ class Gateway(msgspec.Struct, frozen=True):
 
     def troubles(self) -> list[Trouble]:
         """What is wrong and does not pass by itself."""
-        return self.bus.storage.troubles()
+        return [*self.bus.storage.troubles(), *self.losses.troubles()]
 
 
 class Nothing(msgspec.Struct):

@@ -326,3 +326,15 @@ RETENTION_RULES: Final[Json] = {
     ]
 }
 RETENTION: Final[Json] = {**RETENTION_RULES, "default": "30d", "revision": 1}
+LOSSES = {
+    "losses": [
+        {
+            "kind": "missing",
+            "log": "2026-11-21T10:00:00.123456789Z",
+            "first": 258,
+            "last": 272,
+            "count": 15,
+            "found_at": "2026-11-22T10:00:00.123456Z",
+        }
+    ]
+}

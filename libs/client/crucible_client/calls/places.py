@@ -1,4 +1,4 @@
-"""Requests about worlds, rooms and retention."""
+"""Requests about worlds, rooms and retention, and about what the log has lost."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ import msgspec
 from crucible_client.answers import read_as
 from crucible_client.request import JSON, Call, Json, get, if_match, params_of, post, reads, segment
 from crucible_client.results import Page
+from crucible_core.protocol.losses import Loss, LossList
 from crucible_core.protocol.retention import RetentionRule, RetentionView
 from crucible_core.protocol.worlds import RoomList, RoomView, WorldList, WorldView
 
@@ -64,6 +65,16 @@ def put_retention(
     headers = {**JSON, **if_match(expected_revision)}
     path = "/api/v1/retention"
     return Call("PUT", path, reads(RetentionView), (), headers, content, repeatable=expected_revision is None)
+
+
+def list_losses() -> Call[list[Loss]]:
+    """Acknowledged events that the log has lost, and nobody has accepted as lost."""
+    return get("/api/v1/losses", lambda raw: read_as(raw, LossList).losses)
+
+
+def accept_losses() -> Call[list[Loss]]:
+    """Takes them for given; what only the index has of them is not shown any more. Answers which were accepted."""
+    return post("/api/v1/losses/accept", None, lambda raw: read_as(raw, LossList).losses)
 
 
 def _world_page(raw: bytes) -> Page[WorldView]:

@@ -1,0 +1,30 @@
+"""What the log has lost: as it is kept, told and accepted."""
+
+import msgspec
+
+from .shared import Message
+
+
+class Loss(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Events that were acknowledged and are not in the log any more: those of `first` to `last` that are `count`.
+
+    `kind` says how it was noticed: `missing` in the middle of the log, its `end` (later events may have the same
+    sequences), or the whole `log`, in whose place there is another. `log` tells which one it was, by the moment of its
+    creation.
+    """
+
+    kind: str
+    log: str
+    first: int
+    last: int
+    count: int
+    found_at: str
+    accepted_at: str | None = None
+
+
+class LossesRequest(Message):
+    """`events.losses`: those that nobody has accepted. `events.accept_losses` accepts them, and answers which."""
+
+
+class LossList(Message, omit_defaults=False):
+    losses: list[Loss]

@@ -1,0 +1,137 @@
+"""What the log has lost: kept in a bucket by whoever notices it, and said by /readyz until an operator accepts it."""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+
+from crucible_core.errors import ConflictError, UnavailableError
+from crucible_core.protocol.losses import Loss, LossList
+from crucible_core.protocol.shared import Trouble
+
+from .buckets import Bucket, Change, View
+from .clock import timestamp
+
+log = logging.getLogger(__name__)
+
+BUCKET = "losses"
+MOST = 200
+"""Records of losses; with more, neighbours are told as one."""
+_KEY = "log"
+_TRIES = 20
+_SHOWN = 5
+
+
+class Losses:
+    """This process's copy, and its changes."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+        self.all: Sequence[Loss] = ()
+        self.accepted: Callable[[], None] = lambda: None
+        """Called where somebody has accepted some."""
+        self.view = View(bucket, self._changed)
+
+    @property
+    def open(self) -> list[Loss]:
+        """Those that nobody has accepted."""
+        return [loss for loss in self.all if loss.accepted_at is None]
+
+    def troubles(self) -> list[Trouble]:
+        """What /readyz says of it."""
+        if not (found := self.open):
+            return []
+        count = sum(loss.count for loss in found)
+        ranges = ", ".join(shown(loss) for loss in found[:_SHOWN])
+        more = f" and {len(found) - _SHOWN} ranges more" if len(found) > _SHOWN else ""
+        events = "one event" if count == 1 else f"{count:,} events"
+        return [Trouble("losses", f"the log has lost {events}: {ranges}{more}; `crucible doctor` says what to do")]
+
+    async def note(self, found: Iterable[Loss]) -> None:
+        """Keeps what was found and is not known yet."""
+        new = list(found)
+
+        def change(known: Sequence[Loss]) -> Sequence[Loss]:
+            return _joined([*known, *(loss for loss in new if not any(_holds(one, loss) for one in known))])
+
+        await self._change(change)
+
+    async def accept(self) -> list[Loss]:
+        """Returns those that were accepted by this."""
+        before: list[Loss] = []
+        now = timestamp()
+
+        def change(known: Sequence[Loss]) -> Sequence[Loss]:
+            before[:] = [loss for loss in known if loss.accepted_at is None]
+            return [msgspec.structs.replace(loss, accepted_at=loss.accepted_at or now) for loss in known]
+
+        await self._change(change)
+        await self.view.refresh()
+        return before
+
+    async def _change(self, change: Callable[[Sequence[Loss]], Sequence[Loss]]) -> None:
+        for _ in range(_TRIES):
+            entry = await self._bucket.get(_KEY)
+            known = _read(entry.value) if entry else []
+            wanted = list(change(known))
+            if wanted == known:
+                return
+            value = msgspec.json.encode(LossList(losses=wanted))
+            try:
+                if entry is None:
+                    await self._bucket.create(_KEY, value)
+                else:
+                    await self._bucket.update(_KEY, value, entry.revision)
+            except ConflictError:
+                continue
+            return
+        raise UnavailableError("the losses of the log are being noted by others", retry_after=1)
+
+    def _changed(self, change: Change) -> None:
+        if change.key != _KEY:
+            return
+        before = self.open
+        self.all = _read(change.value) if change.value is not None else ()
+        for loss in self.open:
+            if loss not in before:
+                log.error("the log has lost %s", shown(loss))
+        if before and not self.open:
+            self.accepted()
+
+
+def shown(loss: Loss) -> str:
+    """For people."""
+    sequences = f"sequence {loss.first}" if loss.first == loss.last else f"sequences {loss.first} to {loss.last}"
+    of = {"end": " at its end", "log": " of a log that is gone"}.get(loss.kind, "")
+    some = f" ({loss.count:,} of them)" if loss.count != loss.last - loss.first + 1 else ""
+    return f"{sequences}{some}{of}"
+
+
+def _holds(known: Loss, loss: Loss) -> bool:
+    same = known.kind == loss.kind and known.log == loss.log
+    return same and known.first <= loss.first and loss.last <= known.last
+
+
+def _joined(losses: list[Loss]) -> list[Loss]:
+    """At most so many: those that nobody has accepted are all told, the nearest neighbours as one."""
+    if len(losses) <= MOST:
+        return losses
+    opened = [loss for loss in losses if loss.accepted_at is None]
+    accepted = [loss for loss in losses if loss.accepted_at is not None]
+    if len(opened) <= MOST // 2:
+        return accepted[-(MOST - len(opened)) :] + opened
+    whole = msgspec.structs.replace(
+        opened[0],
+        first=min(loss.first for loss in opened),
+        last=max(loss.last for loss in opened),
+        count=sum(loss.count for loss in opened),
+    )
+    return [*accepted[-MOST // 2 :], whole]
+
+
+def _read(value: bytes) -> list[Loss]:
+    try:
+        return msgspec.json.decode(value, type=LossList).losses
+    except msgspec.DecodeError as error:
+        log.error("the losses of the log cannot be read: %s", error)
+        return []

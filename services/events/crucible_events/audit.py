@@ -1,0 +1,357 @@
+"""Whether the log still holds what it acknowledged: the index is compared with the stream, message by message at the
+start and once a day, and by their numbers every minute. JetStream itself passes over what it cannot read in silence."""
+
+import asyncio
+import contextlib
+import logging
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from crucible_core.errors import CrucibleError, InvalidError
+from crucible_core.protocol.losses import Loss, LossesRequest, LossList
+from crucible_kit.bus import Bus, Message
+from crucible_kit.clock import timestamp
+from crucible_kit.index import Index
+from crucible_kit.jetstream import StreamState
+from crucible_kit.losses import Losses
+from crucible_kit.reading import read
+from crucible_kit.rpc import Context, Endpoint
+
+from . import store
+from .keeping import expiry_of
+from .places import Places
+
+log = logging.getLogger(__name__)
+
+EVERY_S = 60.0
+WHOLE_EVERY_S = 86_400.0
+_BATCH = 1000
+_AT_ONCE_FREE = 20_000
+"""Messages that are looked at without a pause; after them a fifth of the time."""
+_SHARE = 4
+_SAMPLES = 5
+_SAMPLE_S = 1.0
+_SLACK_MS = 60_000
+"""How much earlier than by the clock an event may be gone that has a time to go."""
+_VERIFIED = 50
+_MOST_RUNS = 1000
+_ROWS = """
+SELECT sequence, world_id, sequence IN (SELECT sequence FROM erasures)
+  OR (NOT forever AND ? > 0 AND stored_ms < ?) OR (expires_ms IS NOT NULL AND expires_ms < ?)
+FROM events WHERE sequence > ? AND sequence <= ? ORDER BY sequence LIMIT 5000
+"""
+_COUNTS = (
+    "SELECT (SELECT count(*) FROM events) - (SELECT count(*) FROM events WHERE sequence > ?)"
+    " - (SELECT count(*) FROM erasures WHERE sequence <= ?)"
+)
+
+
+class Run(msgspec.Struct, frozen=True):
+    """Events that are missing one after another."""
+
+    first: int
+    last: int
+    count: int
+
+
+class Runs:
+    """The runs of what is missing, of sequences that come in their order. Of very many the last ones are one."""
+
+    def __init__(self) -> None:
+        self.all: list[Run] = []
+        self._broken = True
+
+    @property
+    def full(self) -> bool:
+        return len(self.all) >= _MOST_RUNS
+
+    def add(self, sequence: int, missing: bool) -> None:
+        if missing and self._broken and not self.full:
+            self.all.append(Run(sequence, sequence, 1))
+        elif missing:
+            last = self.all[-1]
+            self.all[-1] = Run(last.first, sequence, last.count + 1)
+        self._broken = not missing
+
+
+class Audit:
+    """Every replica compares its own index; what one finds is kept once."""
+
+    def __init__(self, bus: Bus, index: Index, places: Places, losses: Losses) -> None:
+        self._bus = bus
+        self._index = index
+        self._places = places
+        self._losses = losses
+        self._difference: int | None = None
+        self._asked = asyncio.Event()
+        losses.accepted = self._asked.set
+
+    def endpoints(self) -> Mapping[str, Endpoint]:
+        return {"losses": Endpoint(LossesRequest, self.show), "accept_losses": Endpoint(LossesRequest, self.accept)}
+
+    async def show(self, request: LossesRequest, context: Context) -> LossList:
+        await self._losses.view.refresh()
+        return LossList(losses=self._losses.open)
+
+    async def accept(self, request: LossesRequest, context: Context) -> LossList:
+        """Takes the losses for given: from then on the index forgets what the log has not."""
+        await self._losses.view.refresh()
+        return LossList(losses=await self._losses.accept())
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        clock = asyncio.get_running_loop().time
+        whole_at = 0.0
+        while True:
+            try:
+                await self._index.current(self._bus, EVERY_S)
+                if clock() >= whole_at or self._asked.is_set() or await self._differs():
+                    self._asked.clear()
+                    began = clock()
+                    await self.once()
+                    # Where what expires comes and goes all the time, the numbers say little.
+                    whole_at = clock() + WHOLE_EVERY_S
+                    await asyncio.sleep(_SHARE * (clock() - began))
+            except CrucibleError as error:
+                log.warning("the log is not compared with its index for now: %s", error)
+                await asyncio.sleep(_SAMPLE_S)
+                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(EVERY_S):
+                    await self._asked.wait()
+
+    async def once(self) -> list[Loss]:
+        """Compares all, and keeps what is lost. Returns what was not known."""
+        state = await self._bus.stream_state(self._index.stream)
+        await self._index.reach(state.last_sequence)
+        runs, unindexed = await self._compared(state)
+        if unindexed and await self._is_missed(unindexed, state):
+            self._index.spoil(f"it has no event at sequence {unindexed[0]}, and the log has")
+            return []
+        found = await self._verified(runs, state) if runs.all else []
+        if found:
+            await self._losses.note(found)
+        self._difference = await self._settled_difference()
+        return found
+
+    # ---- by number
+
+    async def _differs(self) -> bool:
+        """Whether the difference of the numbers is another than after the last comparison, and stays so."""
+        for _ in range(_SAMPLES):
+            if await self._count_difference() == self._difference:
+                return False
+            await asyncio.sleep(_SAMPLE_S)
+        return True
+
+    async def _settled_difference(self) -> int | None:
+        before: int | None = None
+        for _ in range(_SAMPLES):
+            now = await self._count_difference()
+            if now == before:
+                break
+            before = now
+            await asyncio.sleep(_SAMPLE_S / 10)
+        return before
+
+    async def _count_difference(self) -> int:
+        """How many events the index has more than the stream. Not 0 where the stream has what is no event."""
+        state = await self._bus.stream_state(self._index.stream)
+        await self._index.reach(state.last_sequence)
+        [(count,)] = await store.select(self._index, _COUNTS, (state.last_sequence, state.last_sequence))
+        return int(count) - state.messages
+
+    # ---- one by one
+
+    async def _compared(self, state: StreamState) -> tuple[Runs, list[int]]:
+        """What only the index has, and the first sequences that only the stream has."""
+        runs = Runs()
+        unindexed: list[int] = []
+        before = done = 0
+        last = state.last_sequence
+        clock = asyncio.get_running_loop().time
+        reading = read(self._bus, self._index.stream, batch=_BATCH, headers_only=True)
+        async with contextlib.aclosing(reading) as batches:
+            began = clock()
+            async for messages in batches:
+                seen = {message.sequence for message in messages if message.sequence <= last}
+                to = max(seen) if seen and messages[-1].sequence <= last else last
+                held = await self._compare(before, to, seen, state, runs)
+                unindexed += sorted(seen - held)[: _VERIFIED - len(unindexed)]
+                before, done = to, done + len(messages)
+                if before >= last:
+                    break
+                if done > _AT_ONCE_FREE:
+                    await asyncio.sleep(_SHARE * (clock() - began))
+                began = clock()
+        return runs, unindexed
+
+    async def _compare(self, before: int, to: int, seen: set[int], state: StreamState, runs: Runs) -> set[int]:
+        """Adds to the runs what the index has between two sequences, and is not among those that were seen. Returns
+        what the index has."""
+        held: set[int] = set()
+        purged = {record.id: record.purge_through for record in self._places.records.values()}
+        while True:
+            now_ms = int(self._bus.now_ms())
+            values = (state.max_age_ms, now_ms - state.max_age_ms + _SLACK_MS, now_ms + _SLACK_MS, before, to)
+            rows = await store.select(self._index, _ROWS, values)
+            for sequence, world_id, may_go in rows:
+                held.add(sequence)
+                missing = sequence not in seen and not may_go and sequence > purged.get(world_id, 0)
+                runs.add(sequence, missing)
+            if len(rows) < 5000:
+                return held
+            before = rows[-1][0]
+
+    async def _verified(self, runs: Runs, state: StreamState) -> list[Loss]:
+        """What is lost of it, and not known as such. What was redacted or purged meanwhile is not."""
+        await self._places.view.refresh()
+        await self._losses.view.refresh()
+        await self._index.reach(await self._bus.last_sequence(self._index.stream))
+        again = runs.all if runs.full else []
+        for run in runs.all if not runs.full else ():
+            await self._compare(run.first - 1, run.last, set(), state, part := Runs())
+            again += [one for one in part.all if await self._is_gone(one)]
+        known = [loss for loss in self._losses.all if loss.kind == "missing" and loss.log == state.created]
+        lost: list[Loss] = []
+        for run in again:
+            holder = next((loss for loss in known if loss.first <= run.first and run.last <= loss.last), None)
+            if holder is None:
+                lost.append(_loss("missing", state.created, run.first, run.last, run.count))
+            elif holder.accepted_at is not None:
+                await self._forget(run)
+        return lost
+
+    async def _is_gone(self, run: Run) -> bool:
+        """Whether the stream has not even one of the first of a run: a message may have come late."""
+        rows = await store.select(
+            self._index,
+            "SELECT sequence FROM events WHERE sequence BETWEEN ? AND ? ORDER BY sequence LIMIT ?",
+            (run.first, run.last, _VERIFIED),
+        )
+        there = await asyncio.gather(*(self._bus.get(self._index.stream, row[0]) for row in rows))
+        return not any(there)
+
+    async def _forget(self, run: Run) -> None:
+        rows = await store.select(
+            self._index, "SELECT sequence FROM events WHERE sequence BETWEEN ? AND ?", (run.first, run.last)
+        )
+        for start in range(0, len(rows), 500):
+            await store.forget_sequences(self._index, [row[0] for row in rows[start : start + 500]])
+
+    async def _is_missed(self, sequences: Sequence[int], state: StreamState) -> bool:
+        """Whether the index should have one of these."""
+        await self._places.view.refresh()
+        for sequence in sequences:
+            message = await self._bus.get(self._index.stream, sequence)
+            if message is not None and self._belongs(message, state):
+                rows = await store.select(self._index, "SELECT 1 FROM events WHERE sequence = ?", (sequence,))
+                if not rows and self._index.caught_up:
+                    return True
+        return False
+
+    def _belongs(self, message: Message, state: StreamState) -> bool:
+        try:
+            world_id = store.row_of(message)[9]
+        except (msgspec.DecodeError, InvalidError):
+            return False
+        now_ms = self._bus.now_ms()
+        forever, expires_ms = expiry_of(message.headers, message.time_ms)
+        if expires_ms is not None and expires_ms < now_ms + _SLACK_MS:
+            return False
+        if not forever and state.max_age_ms and message.time_ms < now_ms - state.max_age_ms + _SLACK_MS:
+            return False
+        purged = {record.id: record.purge_through for record in self._places.records.values()}
+        return message.sequence > purged.get(world_id, 0)
+
+
+def _loss(kind: str, created: str, first: int, last: int, count: int) -> Loss:
+    return Loss(kind=kind, log=created, first=first, last=last, count=count, found_at=timestamp())
+
+
+# ---- the end of the log, and another log -----------------------------------------------------------------------------
+
+
+class _Held(NamedTuple):
+    """What the file of an index says that it holds, before it is opened."""
+
+    created: str
+    first: int
+    first_ms: int
+    last: int
+    last_ms: int
+
+
+async def lost_end(path: Path, bus: Bus) -> Loss | None:
+    """What the index holds, and the stream does not since it lost its end, or is another one: the index is made anew
+    then, and would forget it. Call it before the index is opened."""
+    held: _Held | None = await asyncio.to_thread(_held, path)
+    if held is None:
+        return None
+    state = await bus.stream_state(bus.names.events)
+    if held.created != state.created and not await _has(bus, held.first, held.first_ms):
+        count = await asyncio.to_thread(_count_from, path, held.first)
+        return _loss("log", held.created, held.first, held.last, count)
+    if await _agrees(bus, state, held.last, held.last_ms):
+        return None
+    agreeing, differing = held.first - 1, held.last
+    while differing - agreeing > 1:
+        middle = (agreeing + differing) // 2
+        sequence, stored_ms = await asyncio.to_thread(_row_until, path, middle)
+        if sequence <= agreeing or await _agrees(bus, state, sequence, stored_ms):
+            agreeing = middle
+        else:
+            differing = sequence
+    count = await asyncio.to_thread(_count_from, path, differing)
+    return _loss("end", state.created, differing, held.last, count)
+
+
+async def _has(bus: Bus, sequence: int, stored_ms: int) -> bool:
+    message = await bus.get(bus.names.events, sequence)
+    return message is not None and message.time_ms == stored_ms
+
+
+async def _agrees(bus: Bus, state: StreamState, sequence: int, stored_ms: int) -> bool:
+    """Whether the stream has the same message at a sequence, as far as it has one."""
+    if sequence > state.last_sequence:
+        return False
+    message = await bus.get(bus.names.events, sequence)
+    return message is None or message.time_ms == stored_ms
+
+
+def _held(path: Path) -> Any:
+    def look(connection: sqlite3.Connection) -> _Held | None:
+        meta = dict(connection.execute("SELECT name, value FROM meta"))
+        rows = connection.execute("SELECT min(sequence), max(sequence) FROM events").fetchone()
+        if rows[0] is None:
+            return None
+        query = "SELECT stored_ms FROM events WHERE sequence = ?"
+        [(first_ms,), (last_ms,)] = [connection.execute(query, (row,)).fetchone() for row in rows]
+        return _Held(meta["identity"].partition(" ")[2], rows[0], first_ms, rows[1], last_ms)
+
+    return _looked(path, look)
+
+
+def _row_until(path: Path, sequence: int) -> tuple[int, int]:
+    query = "SELECT sequence, stored_ms FROM events WHERE sequence <= ? ORDER BY sequence DESC LIMIT 1"
+    return _looked(path, lambda connection: connection.execute(query, (sequence,)).fetchone()) or (0, 0)
+
+
+def _count_from(path: Path, sequence: int) -> int:
+    query = "SELECT count(*) FROM events WHERE sequence >= ?"
+    return int((_looked(path, lambda connection: connection.execute(query, (sequence,)).fetchone()) or (0,))[0])
+
+
+def _looked(path: Path, look: Callable[[sqlite3.Connection], Any]) -> Any:
+    """What is read of a file; None where there is none, or it is damaged or of another version."""
+    if not path.exists():
+        return None
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            return look(connection)
+    except (sqlite3.Error, KeyError):
+        return None
