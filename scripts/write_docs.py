@@ -60,7 +60,8 @@ def events_page() -> str:
             category = kind.type.partition(".")[0]
             parts += ["", f"## {category}", "", "| type | when | payload | other names |", "|---|---|---|---|"]
         aliases = ", ".join(f"`{alias}`" for alias in kind.aliases)
-        parts.append(f"| `{kind.type}` | {_cell(kind.description)} | {_fields(kind)} | {aliases} |")
+        reserved = " *Reserved: nobody but a client emits it.*" if kind.reserved else ""
+        parts.append(f"| `{kind.type}` | {_cell(kind.description)}{reserved} | {_fields(kind)} | {aliases} |")
     return "\n".join(parts) + "\n"
 
 

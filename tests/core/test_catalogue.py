@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from crucible_core.catalogue import ANY_CUSTOM, CATALOGUE, Catalogue, Kind
 from crucible_core.errors import FieldError, InvalidError, MalformedError
-from crucible_core.payloads import Closed
+from crucible_core.payloads import RESERVED, Closed
 from crucible_core.protocol.hooks import RunRecord
 from crucible_core.protocol.webhooks import AttemptRecord
 
@@ -353,3 +353,32 @@ def test_catalogue_grows_into_a_new_one() -> None:
 def test_two_types_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match="would name both"):
         Catalogue([Kind("Order", "Shipped", Shipped), Kind("Parcel", "Sent", Shipped, ("order.shipped",))])
+
+
+@pytest.mark.parametrize(
+    ("patterns", "told"),
+    [
+        (
+            ["Flow.*"],
+            "nobody emits Flow.Cancelled, Flow.Completed, Flow.Failed … yet: reserved, unless a client sends it",
+        ),
+        (["flow.started"], "nobody emits Flow.Started yet: reserved, unless a client sends it"),
+        (
+            ["System.AccessDenied", "approval:granted"],
+            "nobody emits Approval.Granted, System.AccessDenied yet: reserved",
+        ),
+        (["Flow.*", "Memory.Created"], None),
+        (["Memory.*"], None),
+        (["*"], None),
+        (["Custom.*"], None),
+        (["System.*"], None),
+        ([], None),
+    ],
+)
+def test_handler_of_what_nobody_emits_is_warned(patterns: list[str], told: str | None) -> None:
+    assert CATALOGUE.warning(patterns) == told
+
+
+def test_reserved_types_exist_and_say_so() -> None:
+    assert set(TYPES) >= RESERVED
+    assert {kind.type for kind in CATALOGUE.types() if kind.reserved} == RESERVED

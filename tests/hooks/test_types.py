@@ -127,3 +127,12 @@ async def test_hook_on_registered_types_is_tried_out(system: System) -> None:
         check: Check = await system.ask("test", shared.TestRequest(id="h"), Check)
         assert check.verdict == "live"
         assert check.steps[1].detail == "Order.Placed"
+
+
+async def test_hook_on_what_nobody_emits_is_active_and_says_so(system: System) -> None:
+    view = await system.register("waits", "1", on="Flow.Completed")
+    assert (view.state, view.warnings) == (
+        "active",
+        ["nobody emits Flow.Completed yet: reserved, unless a client sends it"],
+    )
+    assert (await system.register("hears", "1", on="Custom.x")).warnings == []

@@ -14,6 +14,7 @@ from crucible_core.protocol.hooks import HookView
 from .given import json_object
 from .hookfile import read_hook_file
 from .session import Session, Yes, command
+from .summary import clean
 from .tables import as_json, check_view, hooks_table, run_view, runs_table, state_text
 
 app = typer.Typer(no_args_is_help=True, help="List, add and try hooks.")
@@ -137,7 +138,8 @@ def try_(
 
 
 def _state(hook: HookView) -> Text:
-    return Text.assemble((hook.name, "bold"), "  ", state_text(hook.state))
+    said = "".join(f"\n{clean(warning, 300)}" for warning in hook.warnings)
+    return Text.assemble((hook.name, "bold"), "  ", state_text(hook.state), (said, "yellow"))
 
 
 def _added(hook: HookView) -> RenderableType:

@@ -74,7 +74,7 @@ def hooks_table(hooks: Sequence[HookView]) -> RenderableType:
     rows: list[tuple[Cell, ...]] = [
         (
             hook.name,
-            state_text(hook.state),
+            _hook_state(hook),
             hook.timing or "",
             "" if hook.order is None else str(hook.order),
             *_counted(hook.counters),
@@ -83,6 +83,12 @@ def hooks_table(hooks: Sequence[HookView]) -> RenderableType:
         for hook in hooks
     ]
     return Listing(columns, rows) if rows else Text("No hooks yet. Add one: crucible hooks add FILE.md", "dim")
+
+
+def _hook_state(hook: HookView) -> Text:
+    if not hook.warnings:
+        return state_text(hook.state)
+    return Text(clean("; ".join([hook.state, *hook.warnings]), 300), "yellow")
 
 
 def webhooks_table(webhooks: Sequence[WebhookView]) -> RenderableType:

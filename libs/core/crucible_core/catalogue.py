@@ -24,7 +24,7 @@ from .naming import (
     spellings,
     unknown,
 )
-from .payloads import CATEGORIES
+from .payloads import CATEGORIES, OURS, RESERVED
 from .protocol.events import EventType
 from .shape import Outside, Shape, suggestion, walk
 from .suggest import nearest
@@ -151,6 +151,21 @@ class Catalogue:
             else:
                 found.add(name)
         return frozenset(found)
+
+    def warning(self, patterns: Iterable[str]) -> str | None:
+        """Why a handler of some types, aliases or wildcards may wait for ever: each that is known stands for types that
+        nobody emits. None where something can happen."""
+        found: set[str] = set()
+        for pattern in patterns:
+            types = self.expand(pattern)
+            if types is None or not types <= RESERVED:
+                return None
+            found |= types
+        if not found:
+            return None
+        named = ", ".join(sorted(found)[:3]) + (" …" if len(found) > 3 else "")
+        outside = any(dotted.partition(".")[0] not in OURS for dotted in found)
+        return f"nobody emits {named} yet: reserved" + (", unless a client sends it" if outside else "")
 
     def validate(self, dotted: str, payload: bytes) -> Any:
         """The payload (JSON), decoded and checked against its type: a Struct, or an object of a type that users

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from .declared import example_of_schema, shape_of_schema
+from .payloads import RESERVED
 from .protocol.events import EventType, TypeRecord, TypeVersion
 from .shape import Shape, example_of, schema_of, shape_of
 
@@ -61,6 +62,7 @@ class Kind(msgspec.Struct, frozen=True):
             schema=schema_of(self.payload, self.dotted),
             version=BUILT_IN,
             versions=[BUILT_IN],
+            reserved=self.dotted in RESERVED,
         )
 
 

@@ -156,6 +156,7 @@ def view(registry: Registry, record: HookRecord, known: store.Known) -> HookView
         updated_at=record.updated_at,
         id=record.id,
         order=order.index(record.name) + 1 if record.name in order else None,
+        warnings=registry.warnings(record.name),
     )
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from crucible_core.envelope import Event
 from crucible_core.errors import CrucibleError, NotFoundError
-from crucible_core.hooks import failure_policy, timing
+from crucible_core.hooks import failure_policy, timing, trigger_filters
 from crucible_core.matcher import Matcher
 from crucible_core.protocol.hooks import GuardedRequest, HookRecord
 from crucible_core.subjects import token
@@ -82,6 +82,15 @@ class Registry:
         if reason is None:
             return "active"
         return f"inert: {reason}" + ("; the last good version still runs" if name in self.hooks else "")
+
+    def warnings(self, name: str) -> list[str]:
+        """What keeps a hook that can run from firing."""
+        hook = self.hooks.get(name)
+        if hook is None:
+            return []
+        wanted = trigger_filters(self.records[name].definition or {})
+        found = self.types.catalogue.warning(filter.event_type for filter in wanted)
+        return [found] if found else []
 
     def unloaded(self, name: str) -> str | None:
         """Why an enabled Pre hook that must not be passed over cannot run here; None for one that can, or need not."""

@@ -8,7 +8,7 @@ from .machinery import APPROVAL, ARTIFACT, FLOW, HOOK, SYSTEM, WEBHOOK
 from .runtime import AGENT, COMMAND, GATEWAY, MESSAGE, SESSION, TOOL
 from .work import KB, QA, SCHEMA, TASK
 
-__all__ = ["CATEGORIES", "OURS", "Closed", "Open", "Payloads", "Reference", "Synonyms"]
+__all__ = ["CATEGORIES", "OURS", "RESERVED", "Closed", "Open", "Payloads", "Reference", "Synonyms"]
 
 CATEGORIES: Mapping[str, Payloads] = {
     "Memory": MEMORY,
@@ -31,6 +31,21 @@ CATEGORIES: Mapping[str, Payloads] = {
     "Kb": KB,
     "Schema": SCHEMA,
 }
+
+RESERVED = frozenset(
+    {
+        *("Memory.Accessed", "Memory.Consolidated", "Memory.Pruned", "Memory.Restored", "Memory.Superseded"),
+        *("Graph.NodeAdded", "Graph.NodeRemoved", "Graph.EdgeCreated", "Graph.EdgeRemoved"),
+        *("Graph.PathDiscovered", "Graph.CommunityDetected", "Graph.MetricsComputed"),
+        *("System.Started", "System.Shutdown", "System.Error", "System.ConfigChanged"),
+        *("System.ScheduleFired", "System.AccessDenied"),
+        *("File.Processed", "Hook.Triggered", "Webhook.Failing", "Webhook.Recovered"),
+        *(f"Flow.{event}" for event in FLOW),
+        *(f"Approval.{event}" for event in APPROVAL),
+        *(f"Artifact.{event}" for event in ARTIFACT),
+    }
+)
+"""Types that are Crucible's to emit, and that it does not emit yet: only a client that sends one makes it happen."""
 
 OURS = frozenset({"System", "Hook", "Webhook", "Approval"})
 """Categories whose events say what Crucible itself has done: nobody else can know, and nobody else may say so."""

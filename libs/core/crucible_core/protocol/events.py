@@ -199,7 +199,8 @@ class TraceReply(Message, omit_defaults=False):
 
 class EventType(Message, omit_defaults=False):
     """`schema` is JSON Schema of the payload, of the latest of `versions`; `open` says whether other payload fields are
-    accepted. `count` is how many events of the type the log has; for `Custom.*`, of all names without an entry."""
+    accepted. `count` is how many events of the type the log has; for `Custom.*`, of all names without an entry. Nobody
+    but a client emits what is `reserved`."""
 
     type: str
     description: str
@@ -210,6 +211,7 @@ class EventType(Message, omit_defaults=False):
     versions: list[str] = []
     registered: bool = False
     count: int = 0
+    reserved: bool = False
 
 
 class DescribedType(EventType, omit_defaults=False):

@@ -61,6 +61,8 @@ class HookView(Message, omit_defaults=False):
     id: str = ""
     order: int | None = None
     """The place in the printed order of the Pre hooks; None for Post hooks."""
+    warnings: list[str] = []
+    """What keeps an active hook from firing, such as that nobody emits what it waits for."""
 
 
 class HookList(Message):
