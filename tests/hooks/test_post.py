@@ -234,6 +234,28 @@ async def test_hook_on_hooks_is_told_and_its_chain_ends(system: System) -> None:
     assert "worker" in outputs
 
 
+async def test_each_trigger_is_told_once_and_none_by_the_hooks_own_events(system: System) -> None:
+    view = await system.register("worker", "1")
+    await system.register("calm", "1", options={"debounce_ms": 60_000})
+    await system.register("watcher", "1", on="Hook.*")
+    await system.register("all", "1", on="*")
+    first, second = await system.append(payload={"n": 1}), await system.append(payload={"n": 2})
+    await until(lambda: _counted(system, "worker", ok=2))
+    await until(lambda: _ran_for(system, "all", "Custom.note"))
+    await system.run_of("watcher", "stopped")
+    told = [event for event in await system.log("Hook.Triggered") if event.data.payload["hook"] == "worker"]
+    run = (await system.runs("worker"))[-1]
+    assert [event.metadata.causation_id for event in told] == [first.id, second.id]
+    assert told[0].data.payload["run_id"] == run.run_id
+    assert told[0].data.payload["hook_id"] == view.id
+    assert (told[0].metadata.hop, told[0].metadata.correlation_id) == (1, first.correlation_id)
+    causes = [
+        (event.data.payload["hook"], event.data.payload["event_type"]) for event in await system.log("Hook.Triggered")
+    ]
+    assert (causes.count(("calm", "Custom.note")), causes.count(("all", "Custom.note"))) == (1, 2)
+    assert not [hook for hook, type in causes if hook == "watcher" or type.startswith("Hook.")]
+
+
 async def test_undecodable_run_is_parked_and_the_next_one_runs(system: System) -> None:
     await system.register("steady", "1")
     await system.bus.store(Outgoing(system.bus.names.run("steady"), b"not an event", {}, "bad"))

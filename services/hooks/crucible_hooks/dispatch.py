@@ -1,9 +1,11 @@
 """From the log to the queue: each committed event becomes one run of each Post hook that it triggers."""
 
+import asyncio
 import logging
 
 from crucible_core import subjects
 from crucible_core.envelope import MAX_HOPS, Event, decode
+from crucible_core.errors import UnavailableError
 from crucible_core.protocol.events import NewEvent
 from crucible_kit.bus import Bus, Message
 from crucible_kit.clock import timestamp
@@ -14,14 +16,17 @@ from crucible_kit.work import ensure_durable, work_batches
 from .debounce import Debounce
 from .hook import Hook
 from .intercept import action_of
-from .recorder import append
-from .records import registration, run_event, run_id, run_record, stored
+from .recorder import Recorder, append
+from .records import registration, run_event, run_id, run_record, stored, trigger_event
 from .registry import Registry
 
 log = logging.getLogger(__name__)
 
 DURABLE = "hooks-dispatch"
 _BATCH = 200
+_TELL_S = 2.0
+_AWAY_S = 5.0
+"""How long nothing is asked of `events` after it was away."""
 
 
 async def open_dispatch(bus: Bus) -> None:
@@ -33,10 +38,12 @@ async def open_dispatch(bus: Bus) -> None:
 
 
 class Dispatcher:
-    def __init__(self, bus: Bus, registry: Registry, debounce: Debounce, metrics: Metrics) -> None:
+    def __init__(self, bus: Bus, registry: Registry, debounce: Debounce, recorder: Recorder, metrics: Metrics) -> None:
         self._bus = bus
         self._registry = registry
         self._debounce = debounce
+        self._recorder = recorder
+        self._away_until = 0.0
         self._triggered = metrics.counter("hook_runs_triggered", "Runs put into the queue")
         self._debounced = metrics.counter("hook_runs_debounced", "Triggers within the time that debounce_ms sets")
         self._stopped = metrics.counter("hook_chains_stopped", "Triggers at the end of a chain that is too deep")
@@ -62,6 +69,8 @@ class Dispatcher:
             await self._bus.store_all(batch.messages)
         if batch.events:
             await append(self._bus, batch.events)
+        if batch.triggered:
+            await self._tell(batch.triggered)
         if batch.skipped:
             await self._bus.store_all([self._skipped(*one) for one in batch.skipped.values()])
 
@@ -70,6 +79,8 @@ class Dispatcher:
             self._stop(batch, hook, event)
         elif await self._debounce.passes(hook, event.metadata.id, message.time_ms):
             run = run_message(self._bus, hook, event, message)
+            if (told := trigger_event(hook, event, run.headers[subjects.RUN])) is not None:
+                batch.triggered.append(told)
             self._triggered.inc()
             if hook.definition.options.debounce_ms:
                 # Before the mark can move on to a later event of the batch: a repetition would hold this one back.
@@ -80,6 +91,19 @@ class Dispatcher:
             first = batch.skipped.get(hook.name, (hook, event, 0))
             batch.skipped[hook.name] = (hook, first[1], first[2] + 1)
             self._debounced.inc()
+
+    async def _tell(self, events: list[NewEvent]) -> None:
+        """Appends Hook.Triggered. Where `events` is away they wait in the recorder: hooks react all the same."""
+        loop = asyncio.get_running_loop()
+        for start in range(0, len(events), _BATCH):
+            part = events[start : start + _BATCH]
+            try:
+                if loop.time() < self._away_until:
+                    raise UnavailableError("events was away a moment ago")
+                await append(self._bus, part, _TELL_S)
+            except UnavailableError:
+                self._away_until = self._away_until if loop.time() < self._away_until else loop.time() + _AWAY_S
+                await self._recorder.tell(*part)
 
     def _stop(self, batch: "_Batch", hook: Hook, event: Event) -> None:
         record = run_record(hook, event, run_id(hook, event), 0, "stopped", timestamp())
@@ -107,6 +131,7 @@ class _Batch:
     def __init__(self) -> None:
         self.messages: list[Outgoing] = []
         self.events: list[NewEvent] = []
+        self.triggered: list[NewEvent] = []
         self.skipped: dict[str, tuple[Hook, Event, int]] = {}
 
 

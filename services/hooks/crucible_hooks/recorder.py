@@ -89,11 +89,10 @@ class Recorder:
             log.warning("%d records were not stored before the end", len(held))
 
 
-async def append(bus: Bus, events: list[NewEvent]) -> None:
+async def append(bus: Bus, events: list[NewEvent], timeout_s: float = 10.0) -> None:
     """Appends events that have ids of their own, so that it may be repeated. Raises UnavailableError."""
-    reply = await call(
-        bus, "events", "append", AppendRequest(events=events), AppendReply, traceparent=events[0].traceparent
-    )
+    request, trace = AppendRequest(events=events), events[0].traceparent
+    reply = await call(bus, "events", "append", request, AppendReply, timeout=timeout_s, traceparent=trace)
     for event, result in zip(events, reply.results, strict=False):
         if result.error is None:
             continue

@@ -97,6 +97,38 @@ def run_event(record: RunRecord, event: Event, action: str, traceparent: str) ->
     )
 
 
+def trigger_event(hook: Hook, event: Event, run: str) -> NewEvent | None:
+    """Hook.Triggered, caused by the event that matched. None for an event about hooks: each would cause the next."""
+    if event.type == "Hook":
+        return None
+    metadata = event.metadata
+    payload = {
+        "hook": hook.name,
+        "hook_id": hook.id or None,
+        "timing": hook.definition.trigger.timing,
+        "run_id": run,
+        "event_id": metadata.id,
+        "event_type": event.dotted,
+        "event_sequence": event.sequence,
+        "correlation_id": metadata.correlation_id,
+        "hop": metadata.hop,
+    }
+    return NewEvent(
+        type="Hook.Triggered",
+        payload=msgspec.Raw(msgspec.json.encode({name: value for name, value in payload.items() if value is not None})),
+        id=derive_id("evt", moment_ms(event), "triggered", run),
+        source=Source("system", "hooks"),
+        actor=f"hook:{hook.name}",
+        correlation_id=metadata.correlation_id,
+        causation_id=metadata.id,
+        hop=min(metadata.hop + 1, MAX_HOPS),
+        world_id=metadata.world_id,
+        room_id=metadata.room_id,
+        entity=hook.name,
+        traceparent=metadata.traceparent or "",
+    )
+
+
 def registry_event(event: str, record: HookRecord, revision: int, at_ms: int) -> NewEvent:
     """Hook.Registered or Hook.Unregistered; the same change of the bucket makes the same id on every replica."""
     definition = record.definition or {}
