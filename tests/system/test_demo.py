@@ -6,7 +6,7 @@ from typing import Any
 
 from .conftest import SERVICES, Stack, until
 
-CHAIN = ["File.Modified", "Memory.Updated", "Memory.Linked", "Hook.Executed", "File.Processed"]
+CHAIN = ["File.Modified", "Memory.Updated", "Hook.Triggered", "Memory.Linked", "Hook.Executed", "File.Processed"]
 
 
 def test_demo_shows_the_chain_twice_and_after_every_service_was_killed(stack: Stack) -> None:

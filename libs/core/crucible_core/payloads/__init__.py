@@ -39,7 +39,7 @@ RESERVED = frozenset(
         *("Graph.PathDiscovered", "Graph.CommunityDetected", "Graph.MetricsComputed"),
         *("System.Started", "System.Shutdown", "System.Error", "System.ConfigChanged"),
         *("System.ScheduleFired", "System.AccessDenied"),
-        *("File.Processed", "Webhook.Failing", "Webhook.Recovered"),
+        *("Webhook.Failing", "Webhook.Recovered"),
         *(f"Flow.{event}" for event in FLOW),
         *(f"Approval.{event}" for event in APPROVAL),
         *(f"Artifact.{event}" for event in ARTIFACT),
