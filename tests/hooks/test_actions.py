@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from crucible_core.errors import DeniedError, InvalidError
 from crucible_core.hooks import HttpAction, ShellAction
 from crucible_core.limits import ANSWER_BYTES
 from crucible_core.protocol.shared import TypeFilter
+from crucible_core.times import parse_time
 from crucible_hooks.context import event_view
 from crucible_hooks.expressions import evaluate_all
 from crucible_hooks.failures import RunError
@@ -255,6 +258,23 @@ async def test_bad_answer_fails_the_run(system: System, endpoint: Endpoint, answ
     await system.register("caller", action={"type": "HTTP", "url": endpoint.url})
     await system.append()
     assert reason in ((await system.run_of("caller", "failed")).error or "")
+
+
+@pytest.mark.parametrize("wish", ["120", "date", "soon"])
+async def test_retry_after_of_an_endpoint_is_waited_for(system: System, endpoint: Endpoint, wish: str) -> None:
+    later = formatdate(time.time() + 120, usegmt=True) if wish == "date" else wish
+    endpoint.answer = Response(status_code=503, headers={"Retry-After": later})
+    retry = {"max_attempts": 2, "delay_ms": 50}
+    await system.register("caller", action={"type": "HTTP", "url": endpoint.url}, options={"retry": retry})
+    await system.append()
+    first = await system.run_of("caller", "retrying")
+    waits_s = (parse_time(first.next_attempt_at or "", "at") - parse_time(first.started_at, "at")) / 1_000_000
+    if wish == "soon":
+        assert waits_s < 10
+        await system.run_of("caller", "failed")
+    else:
+        assert 115 < waits_s < 130
+        assert len(endpoint.requests) == 1
 
 
 async def test_endpoint_that_never_answers_costs_only_its_own_time(system: System, endpoint: Endpoint) -> None:

@@ -5,6 +5,7 @@ import base64
 import hashlib
 import hmac
 import time
+from email.utils import formatdate
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from crucible_core.errors import InvalidError, NotFoundError
 from crucible_core.protocol.shared import Check, GetRequest
 from crucible_core.protocol.shared import TestRequest as Trial
 from crucible_core.protocol.webhooks import EnableWebhook, WebhookList, WebhookView
+from crucible_core.times import parse_time
 from crucible_kit.buckets import open_bucket
 from crucible_kit.frames import Outgoing
 
@@ -61,6 +63,26 @@ async def test_failing_endpoint_is_retried_then_exhausted(
     assert [attempt.attempt for attempt in attempts] == [3, 2, 1]
     assert len({headers["x-crucible-delivery"] for headers, _ in receiver.requests}) == 1
     await until(lambda: "Webhook.Exhausted" in told)
+
+
+@pytest.mark.parametrize(
+    ("wish", "least", "most"),
+    [("300", 299, 310), ("date", 295, 310), ("9999999999", 86_395, 86_410), ("soon", 0, 10), ("-5", 0, 10)],
+)
+async def test_retry_after_is_waited_for(
+    service: Service, receiver: Receiver, wish: str, least: float, most: float
+) -> None:
+    async def answer(request: Request, body: bytes) -> Response:
+        later = formatdate(time.time() + 300, usegmt=True) if wish == "date" else wish
+        return Response(status_code=429, headers={"Retry-After": later})
+
+    receiver.answer = answer
+    webhook = await service.create(receiver.url, options={"retry_delays_s": [5]})
+    await service.append()
+    await until(lambda: _count(service, webhook, 1))
+    attempt = (await service.attempts(webhook))[0]
+    waits = parse_time(attempt.next_attempt_at, "at") - parse_time(attempt.started_at, "at")
+    assert least <= waits / 1_000_000 <= most
 
 
 async def test_what_is_only_recorded_is_not_delivered(service: Service, receiver: Receiver) -> None:

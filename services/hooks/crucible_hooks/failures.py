@@ -6,7 +6,11 @@ _PLACE = re.compile(r'^  File ".*", line (\d+)', re.MULTILINE)
 
 
 class RunError(Exception):
-    """This attempt has failed."""
+    """This attempt has failed. `retry_after_s` is the least time until another one, where an endpoint asked for it."""
+
+    def __init__(self, reason: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
 
 
 class AbsentError(RunError):

@@ -10,6 +10,8 @@ import msgspec
 from crucible_core.errors import FieldError, InvalidError
 from crucible_core.hooks import HttpAction
 from crucible_core.limits import ANSWER_BYTES
+from crucible_core.times import parse_retry_after
+from crucible_kit.clock import now_ms
 from crucible_kit.egress import Target, parse_target
 from crucible_kit.exchange import Answer, ExchangeError, Exchanger
 
@@ -86,7 +88,8 @@ async def send(exchanger: Exchanger, request: Request, timeout_s: float) -> byte
     if not 200 <= answer.status < 300 or answer.status == _PARTIAL:
         said = answer.body.decode(errors="replace")[:_SHOWN]
         hint = "; redirects are not followed" if 300 <= answer.status < 400 else f": {said}"
-        raise RunError(f"{request.place} answered {answer.status}{hint}")
+        wish = parse_retry_after(answer.headers.get("retry-after"), now_ms() / 1000)
+        raise RunError(f"{request.place} answered {answer.status}{hint}", wish or 0.0)
     return _whole(answer)
 
 

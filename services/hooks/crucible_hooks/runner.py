@@ -48,6 +48,7 @@ class Result(msgspec.Struct, kw_only=True):
     condition: str = "none"
     effects: list[str] = []
     log: list[str] = []
+    retry_after_s: float = 0.0
 
 
 class Runner:
@@ -102,6 +103,7 @@ class Runner:
                 _fail(result, f"took longer than {hook.timeout_ms} ms")
             except RunError as error:
                 _fail(result, str(error))
+                result.retry_after_s = error.retry_after_s
             except UnavailableError:
                 raise
             except CrucibleError as error:

@@ -12,6 +12,7 @@ from crucible_core import subjects
 from crucible_core.envelope import Event, decode
 from crucible_core.errors import CrucibleError, UnavailableError
 from crucible_core.protocol.hooks import HookRecord, RunRecord
+from crucible_core.times import parse_time
 from crucible_kit.bus import Bus, Message
 from crucible_kit.clock import now_ms, timestamp
 from crucible_kit.redactions import Redacted, event_sequence
@@ -183,6 +184,7 @@ class Workers:
         record.replay = replay
         delay_ms = next_delay_ms(hook.definition.options.retry, attempt) if result.outcome == "failed" else None
         if delay_ms is not None:
+            delay_ms = max(delay_ms, int(result.retry_after_s * 1000))
             record.outcome, record.next_attempt_at = "retrying", timestamp(now_ms() + delay_ms)
         await self._bus.store(stored(self._bus.names, record))
         return record
@@ -198,11 +200,11 @@ class Workers:
 
     async def _schedule(self, hook: Hook, record: RunRecord, message: Message) -> None:
         names, following = self._bus.names, record.attempt + 1
-        delay_ms = next_delay_ms(hook.definition.options.retry, record.attempt) or 0
+        due_ms = parse_time(record.next_attempt_at, "next_attempt_at") // 1000 if record.next_attempt_at else 0
         await self._bus.schedule(
             names.run_schedule(hook.name, record.run_id),
             names.run(hook.name),
-            now_ms() + delay_ms,
+            max(due_ms, now_ms()),
             message.data,
             _kept(message.headers) | {subjects.ATTEMPT: str(following)},
             f"{record.run_id}:{following}",
