@@ -312,6 +312,14 @@ def test_memory(run: Run, played: Played) -> None:
     assert [memory["id"] for memory in answer(run, "memory", "list")["memories"]] == [written["id"]]
 
 
+def test_a_memory_says_what_its_writer_should_mend(run: Run, played: Played) -> None:
+    id = answer(run, "memory", "create", "text")["id"]
+    played.memories[id] |= {"path": "a.md", "problems": ["front matter, line 2: [/red] close the quote"]}
+    shown = run("memory", "get", id).stdout
+    assert "to mend: front matter, line 2: [/red] close the quote" in shown
+    assert "a.md" in shown
+
+
 def test_memory_status_names_what_could_not_be_read(run: Run, played: Played) -> None:
     assert answer(run, "memory", "status")["latest"][0]["sequence"] == 3
     shown = run("memory", "status").stdout

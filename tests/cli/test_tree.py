@@ -60,6 +60,9 @@ def test_deliveries_stand_under_their_events() -> None:
 def test_summaries_say_what_matters() -> None:
     assert summarise(event("File.Renamed", {"path": "b.md", "old_path": "a.md"})) == "a.md → b.md"
     assert summarise(event("File.Renamed", {"from": "a.md", "to": "b.md"})) == "a.md → b.md"
+    assert summarise(event("File.Processed", {"path": "a.md", "status": "created"})) == "a.md created"
+    refused = {"path": "a.md", "status": "refused", "error": "a.md: too long"}
+    assert summarise(event("File.Processed", refused)) == "a.md refused: too long"
     assert (
         summarise(event("Memory.Linked", {"from": "mem_1", "to": "mem_2", "strength": 0.5})) == "mem_1 → mem_2 (0.50)"
     )

@@ -45,7 +45,10 @@ def headline(content: str) -> str:
 def _file(payload: Mapping[str, Any]) -> str:
     old = payload.get("from") or payload.get("old_path")
     path = str(payload.get("to") or payload.get("path") or "")
-    return f"{old} → {path}" if old else path
+    moved = f"{old} → {path}" if old else path
+    error = str(payload.get("error") or "").removeprefix(f"{path}: ")
+    became = f"{payload.get('status') or ''}: {error}" if error else str(payload.get("status") or "")
+    return f"{moved} {became}".rstrip()
 
 
 def _memory(payload: Mapping[str, Any]) -> str:

@@ -285,6 +285,10 @@ def steps_text(check: Check) -> Text:
 
 def memory_panel(memory: MemoryView) -> RenderableType:
     foot = Text.assemble((memory.id, "bold"), (f"  #{memory.sequence}  {memory.updated_at}", "dim"))
+    if memory.path:
+        foot.append(f"\n{clean(memory.path, 300)}", "dim")
+    for problem in memory.problems:
+        foot.append(f"\nto mend: {clean(problem, 400)}", "yellow")
     if memory.tags:
         foot.append("\n" + clean(" ".join(memory.tags), 300), "cyan")
     for link in memory.links:
