@@ -19,7 +19,7 @@ ensure_resource_availability.enabled = false  # likewise
 include-path = "/api/v1/events/stream"  # an answer without an end
 enabled = false
 [[operations]]
-include-operation-id = "append_events"
+include-operation-id = "append_event"
 checks.negative_data_rejection.enabled = false  # a batch is answered with 200, and its events' refusals stand inside
 """
 

@@ -1,6 +1,6 @@
 """What a payload type looks like from outside: the paths that a filter may name, its JSON Schema and an example."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -104,20 +104,19 @@ def schema_of(kind: type[msgspec.Struct], title: str) -> dict[str, Any]:
     return {**own, "title": title, **({"$defs": definitions} if definitions else {})}
 
 
-def structs_of(node: inspect.Type) -> Iterator[type[msgspec.Struct]]:
-    """A payload type and those that its fields hold."""
-    match node:
-        case inspect.Metadata():
-            yield from structs_of(node.type)
-        case inspect.UnionType():
-            for member in node.types:
-                yield from structs_of(member)
-        case inspect.CollectionType():
-            yield from structs_of(node.item_type)
-        case inspect.StructType():
-            yield node.cls
-            for field in node.fields:
-                yield from structs_of(field.type)
+def structs_of(node: inspect.Type) -> list[type[msgspec.Struct]]:
+    """A type's Structs: itself, and those that its fields hold."""
+    waiting, found = [node], dict[type[msgspec.Struct], None]()
+    while waiting:
+        match waiting.pop():
+            case inspect.Metadata(type=inner) | inspect.CollectionType(item_type=inner):
+                waiting.append(inner)
+            case inspect.UnionType(types=members):
+                waiting += members
+            case inspect.StructType() as struct if struct.cls not in found:
+                found[struct.cls] = None
+                waiting += [field.type for field in struct.fields]
+    return list(found)
 
 
 def example_of(kind: type[msgspec.Struct]) -> dict[str, Any]:

@@ -82,7 +82,8 @@ def _open_handlers() -> list[BaseRouteHandler]:
 
 def _api() -> Router:
     handlers: list[BaseRouteHandler] = [
-        events.append_events,
+        events.append_event,
+        events.append_batch,
         events.query_events,
         events.count_events,
         export.export_events,

@@ -86,7 +86,8 @@ TRACE: Final[Json] = {
     "correlation_id": "cor_01kaj3x5vaf0y8nn4y6h4gq3zk",
     "count": 1,
     "truncated": False,
-    "roots": [{"event": EVENT, "elapsed_ms": 0.0, "effects": []}],
+    "roots": [{"event": EVENT, "elapsed_ms": 0.0, "effects": [], "deliveries": []}],
+    "complete": True,
 }
 EVENT_TYPES: Final[Json] = {
     "types": [
@@ -255,6 +256,8 @@ ATTEMPT_LIST: Final[Json] = {
             "error": None,
             "response": "ok",
             "next_attempt_at": None,
+            "replay": None,
+            "webhook": "ci",
         }
     ],
     "next_cursor": None,
@@ -278,6 +281,8 @@ MEMORY_VIEW: Final[Json] = {
     "created_at": "2026-11-21T10:00:00.123456Z",
     "updated_at": "2026-11-21T10:00:00.123456Z",
     "sequence": 42,
+    "title": None,
+    "path": None,
 }
 MEMORY_QUERY: Final[Json] = {"text": "state change", "tags": ["#research"], "limit": 10, "min_sequence": 42}
 MEMORY_LIST: Final[Json] = {"memories": [{**MEMORY_VIEW, "score": 1.0}]}

@@ -8,30 +8,52 @@ from litestar import Litestar
 from litestar.handlers import HTTPRouteHandler
 from litestar.routes import HTTPRoute
 
-from crucible_core.envelope import Event
 from crucible_core.errors import FieldError
 from crucible_kit.asgi import PROBLEM_JSON, PROBLEM_TYPES, STATUS, TITLES, WAITING
 
 from .params import NoParams, Params
+from .schemas import Schema, components, reference, structs, tidied
 
 _KEY = "operation"
-_REF = "#/components/schemas/{name}"
 _JSON = "application/json"
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+"""In the order of the document; HEAD answers wherever GET does."""
+TAGS: Mapping[str, str] = {
+    "Events": "The log: append, query, follow and export events.",
+    "Event types": "The catalogue of event types, and what users add to it.",
+    "Replays": "Events of the log, handed to one handler again.",
+    "Hooks": "What judges events before they are committed, and what reacts to them afterwards.",
+    "Webhooks": "What tells other systems of events.",
+    "Memory": "Memories: keep, change, find.",
+    "Worlds": "Worlds and their rooms: the places of events.",
+    "Retention": "How long events are kept.",
+    "Operations": "What needs no key: health, metrics, and this description.",
+}
+_HEADERS: Mapping[str, Schema] = {
+    "Correlation": {
+        "description": "The correlation id of the request; an event that is sent alone shares it",
+        "schema": {"type": "string"},
+    },
+    "ETag": {"description": "The version, for If-Match and If-None-Match", "schema": {"type": "string"}},
+    "RetryAfter": {"description": "Seconds to wait", "schema": {"type": "integer", "minimum": 1}},
+}
 _EVERYWHERE = ("unauthenticated", "invalid", "unavailable")
 _OF_WRITES = ("limited", "storage_full")
 _OF_BODIES = ("malformed", "too_slow", "too_large", "unsupported", "invalid")
 
 
 class Body(msgspec.Struct, frozen=True):
-    """What may be sent as one media type. `schema` is a type, a tuple of alternatives, or a JSON Schema."""
+    """What may be sent, or answered, as one media type. `schema` is a type or a JSON Schema; an `open` one may have
+    other fields than it says."""
 
     schema: Any
     example: Any = None
+    open: bool = False
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """What a handler's route is for. `reply` is as `Body.schema`; None is an answer without a body. `instead` is when
-    it is answered with 200 in place of `status`; `also` are other media types of the same answer."""
+    it is answered with 200 in place of `status`. `versioned` answers carry an ETag."""
 
     summary: str
     tag: str
@@ -44,13 +66,13 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     body_required: bool = True
     reply: Any = None
     reply_type: str = _JSON
-    also: Mapping[str, Body] = {}
     example: Any = None
     refusals: Sequence[str] = ()
+    versioned: bool = False
     open: bool = False
 
 
-class ProblemDocument(msgspec.Struct, kw_only=True):
+class ProblemDocument(msgspec.Struct, kw_only=True, omit_defaults=True):
     """RFC 9457; `hook` and `reason` where a hook denied an event."""
 
     type: str
@@ -69,48 +91,50 @@ def described(operation: Operation) -> dict[str, Any]:
 
 
 def openapi(app: Litestar, title: str, version: str, description: str) -> dict[str, Any]:
-    """The document of every handler that is described."""
-    found = sorted(operations(app), key=lambda entry: (entry[2].tag, entry[0]))
-    schemas = _schemas([operation for *_, operation in found])
+    """The document of every handler that is described; the same bytes for the same handlers."""
+    found = sorted(operations(app), key=lambda entry: (list(TAGS).index(entry[3].tag), entry[0], entry[1]))
     paths: dict[str, dict[str, Any]] = {}
-    for path, handler, operation in found:
-        for method in handler.http_methods:
-            paths.setdefault(path, {})[method.lower()] = _operation(path, handler, operation)
+    for path, method, handler, operation in found:
+        paths.setdefault(path, {})[_METHODS[method].lower()] = _operation(path, _METHODS[method], handler, operation)
+    used = {code for _, method, _, operation in found for code in _codes(_METHODS[method], operation)}
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": version, "description": description},
+        "servers": [{"url": "/", "description": "The gateway that this document came from"}],
+        "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "paths": paths,
         "components": {
-            "schemas": schemas,
-            "responses": {code: _refusal(code) for code in STATUS},
+            "schemas": _schemas([operation for *_, operation in found]),
+            "headers": dict(_HEADERS),
+            "responses": {code: _refusal(code) for code in STATUS if code in used},
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer", "description": "An API key"},
-                "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+                "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An API key"},
             },
         },
         "security": [{"bearer": []}, {"apiKey": []}],
     }
 
 
-def operations(app: Litestar) -> Iterator[tuple[str, HTTPRouteHandler, Operation]]:
-    """Path, handler and description of every described handler."""
+def operations(app: Litestar) -> Iterator[tuple[str, int, HTTPRouteHandler, Operation]]:
+    """Path, method (its place in the order), handler and description of every described handler."""
     for route in app.routes:
         if isinstance(route, HTTPRoute):
             for handler in route.route_handlers:
                 if _KEY in handler.opt:
-                    yield route.path_format, handler, handler.opt[_KEY]
+                    for method in handler.http_methods & set(_METHODS):
+                        yield route.path_format, _METHODS.index(method), handler, handler.opt[_KEY]
 
 
-def _operation(path: str, handler: HTTPRouteHandler, operation: Operation) -> dict[str, Any]:
+def _operation(path: str, method: str, handler: HTTPRouteHandler, operation: Operation) -> dict[str, Any]:
     described: dict[str, Any] = {
         "operationId": handler.fn.__name__,
         "summary": operation.summary,
+        "description": operation.description or f"{operation.summary}.",
         "tags": [operation.tag],
         "parameters": [*_path_parameters(path), *_query_parameters(operation.params), *_headers(operation.headers)],
-        "responses": {str(operation.status): _reply(operation), **_instead(operation), **_refusals(handler, operation)},
+        "responses": {str(operation.status): _reply(operation), **_instead(operation), **_refusals(method, operation)},
     }
-    if operation.description:
-        described["description"] = operation.description
     if operation.bodies:
         content = {kind: _content(body.schema, body.example) for kind, body in operation.bodies.items()}
         described["requestBody"] = {"required": operation.body_required, "content": content}
@@ -125,12 +149,12 @@ def _path_parameters(path: str) -> list[dict[str, Any]]:
 
 
 def _query_parameters(kind: type[Params]) -> list[dict[str, Any]]:
-    schema = msgspec.json.schema_components([kind], ref_template=_REF)[1][kind.__name__]
+    schema = msgspec.json.schema_components([kind])[1][kind.__name__]
     found = []
     for name, inner in schema["properties"].items():
         # A parameter is left out, never null.
-        present = next(part for part in inner.get("anyOf", [inner]) if part.get("type") != "null")
-        text = inner.pop("description", None) or present.pop("description", None)
+        present = tidied(next(part for part in inner.get("anyOf", [inner]) if part.get("type") != "null"), name)
+        text = inner.get("description") or present.pop("description", None)
         parameter = {"name": name, "in": "query", "required": False, "schema": present}
         found.append(parameter | ({"description": text} if text else {}))
     return found
@@ -144,13 +168,15 @@ def _headers(headers: Mapping[str, str]) -> list[dict[str, Any]]:
 
 
 def _reply(operation: Operation) -> dict[str, Any]:
-    described: dict[str, Any] = {"description": operation.summary}
+    described: dict[str, Any] = {"description": operation.summary, "headers": _reply_headers(operation)}
     if operation.reply is not None:
-        described["content"] = {
-            operation.reply_type: _content(operation.reply, operation.example),
-            **{kind: _content(body.schema, body.example) for kind, body in operation.also.items()},
-        }
+        described["content"] = {operation.reply_type: _content(operation.reply, operation.example)}
     return described
+
+
+def _reply_headers(operation: Operation) -> dict[str, Any]:
+    found = {"X-Correlation-Id": "Correlation"} | ({"ETag": "ETag"} if operation.versioned else {})
+    return {name: {"$ref": f"#/components/headers/{header}"} for name, header in found.items()}
 
 
 def _instead(operation: Operation) -> dict[str, Any]:
@@ -159,59 +185,41 @@ def _instead(operation: Operation) -> dict[str, Any]:
     return other | (known if "If-None-Match" in operation.headers else {})
 
 
-def _refusals(handler: HTTPRouteHandler, operation: Operation) -> dict[str, Any]:
+def _codes(method: str, operation: Operation) -> list[str]:
     """What the operation says, and what its kind brings: a key, parameters that are read strictly, a body, a write."""
-    codes = list(operation.refusals)
+    codes = [*operation.refusals]
     if not operation.open:
         codes += _EVERYWHERE
-        codes += () if "GET" in handler.http_methods else _OF_WRITES
+        codes += () if method == "GET" else _OF_WRITES
     if operation.bodies:
         codes += _OF_BODIES
+    return codes
+
+
+def _refusals(method: str, operation: Operation) -> dict[str, Any]:
+    codes = _codes(method, operation)
     found = {str(STATUS[code]): {"$ref": f"#/components/responses/{code}"} for code in codes}
     return dict(sorted(found.items()))
 
 
 def _refusal(code: str) -> dict[str, Any]:
     example = {"type": PROBLEM_TYPES + code, "title": TITLES[code], "status": STATUS[code], "detail": "…", "errors": []}
-    described = {"description": TITLES[code], "content": {PROBLEM_JSON: _content(ProblemDocument, example)}}
-    if code not in WAITING:
-        return described
-    schema = {"type": "integer", "minimum": 1}
-    return described | {"headers": {"Retry-After": {"description": "Seconds", "required": True, "schema": schema}}}
+    headers = {"X-Correlation-Id": "Correlation"} | ({"Retry-After": "RetryAfter"} if code in WAITING else {})
+    return {
+        "description": TITLES[code],
+        "headers": {name: {"$ref": f"#/components/headers/{header}"} for name, header in headers.items()},
+        "content": {PROBLEM_JSON: _content(ProblemDocument, example)},
+    }
 
 
 def _content(schema: Any, example: Any) -> dict[str, Any]:
-    described = {"schema": _reference(schema)}
+    described = {"schema": reference(schema)}
     return described | ({"example": example} if example is not None else {})
 
 
-def _reference(kind: Any) -> dict[str, Any]:
-    if isinstance(kind, dict):
-        return kind
-    if isinstance(kind, tuple):
-        return {"anyOf": [_reference(alternative) for alternative in kind]}
-    return msgspec.json.schema_components([kind], ref_template=_REF)[0][0]
-
-
 def _schemas(operations: list[Operation]) -> dict[str, Any]:
-    kinds = [kind for operation in operations for kind in (operation.reply, *_sent(operation)) if kind is not None]
-    alternatives = [each for kind in kinds for each in (kind if isinstance(kind, tuple) else (kind,))]
-    types = [kind for kind in alternatives if not isinstance(kind, dict)]
-    _, found = msgspec.json.schema_components([Event, ProblemDocument, *types], ref_template=_REF)
-    return _with_events(found)
-
-
-def _sent(operation: Operation) -> list[Any]:
-    return [body.schema for body in (*operation.bodies.values(), *operation.also.values())]
-
-
-def _with_events(schemas: dict[str, Any]) -> dict[str, Any]:
-    """Events pass through replies as they are stored, so that the Structs only say `Raw`."""
-    event = {"$ref": _REF.format(name="Event")}
-    for name, field, schema in (
-        ("QueryReply", "events", {"type": "array", "items": event}),
-        ("TraceNode", "event", event),
-    ):
-        if name in schemas:
-            schemas[name]["properties"][field] = schema
-    return schemas
+    bodies = [body for operation in operations for body in operation.bodies.values()]
+    answered = [*(operation.reply for operation in operations), ProblemDocument]
+    sent = [body.schema for body in bodies if not body.open]
+    free = [body.schema for body in bodies if body.open]
+    return components(*([each for kind in kinds for each in structs(kind)] for kinds in (answered, sent, free)))

@@ -10,7 +10,7 @@ from litestar import Response, get, post
 
 from crucible_core.attributes import essence
 from crucible_core.envelope import Event
-from crucible_core.errors import UnavailableError, UnsupportedError
+from crucible_core.errors import MalformedError, UnavailableError, UnsupportedError
 from crucible_core.protocol.events import (
     AppendReply,
     AppendRequest,
@@ -31,7 +31,7 @@ from crucible_gateway import examples
 from crucible_gateway.accept import accept_of
 from crucible_gateway.arrays import elements
 from crucible_gateway.auth import principal_of
-from crucible_gateway.batches import Append, Committed, Result, append_all, append_each, result_of
+from crucible_gateway.batches import Append, Committed, append_all, append_each, result_of
 from crucible_gateway.bodies import JSON, Http, anything, array_or_one, expect_plain, media_type, pieces, whole
 from crucible_gateway.cloudevents import incoming, outgoing
 from crucible_gateway.cloudevents.forms import (
@@ -70,8 +70,27 @@ from .asked import rest_of_path
 from .replies import encoded, passed
 
 TAG = "Events"
+
+
+class AppendedEvent(msgspec.Struct, omit_defaults=True):
+    """Where an event is in the log; with `duplicate`, since an earlier request."""
+
+    id: str
+    sequence: int
+    type: str
+    correlation_id: str
+    duplicate: bool = False
+
+
 _VARIES = {"Vary": "Accept"}
 NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
+
+
+_APPEND_HEADERS = {
+    "Idempotency-Key": "The same request again is answered with the first event; another one is 422",
+    **CHAIN,
+}
+_APPEND_REFUSALS = ("malformed", "conflict", "too_large", "unsupported", "invalid")
 
 
 @post(
@@ -81,32 +100,58 @@ NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
             summary="Append one event, or a batch",
             description=(
                 "One event, in the short form or the long one, is answered with 201 and its place in the log, or with "
-                '200 and `"duplicate": true` if its id or Idempotency-Key was there. An array or NDJSON is a batch, '
-                "answered with 200, `committed` and a result for each event. CloudEvents are read in structured, batch "
-                "and binary mode. Limits: 1 MiB an event; 100,000 events and 64 MiB a request, or 1,000 and 4 MiB if "
-                "it is atomic."
+                '200 and `"duplicate": true` if its id or Idempotency-Key was there. CloudEvents are read in '
+                "structured and binary mode. An event may have 1 MiB. All that `append_batch` takes, an array among "
+                "it, is taken here too, and answered in the same way."
             ),
             tag=TAG,
             status=201,
-            instead="A batch, or an event that was there already",
+            instead="The event was there already",
             params=AppendParams,
-            headers={
-                "Idempotency-Key": "The same request again is answered with the first event; another one is 422",
-                **CHAIN,
-            },
+            headers=_APPEND_HEADERS,
             bodies={
-                JSON: Body((SentEvent, list[SentEvent]), examples.SHORT_EVENT),
-                NDJSON[0]: Body({"description": "One event a line"}, examples.NDJSON),
-                STRUCTURED: Body(CloudEvent, examples.CLOUD_EVENT),
-                BATCH: Body(list[CloudEvent], [examples.CLOUD_EVENT]),
+                JSON: Body(SentEvent, examples.SHORT_EVENT),
+                STRUCTURED: Body(CloudEvent, examples.CLOUD_EVENT, open=True),
             },
-            reply=(Result, Committed),
+            reply=AppendedEvent,
             example=examples.APPENDED,
-            refusals=("malformed", "conflict", "too_large", "unsupported", "invalid"),
+            refusals=_APPEND_REFUSALS,
         )
     ),
 )
-async def append_events(request: Http) -> Response[bytes]:
+async def append_event(request: Http) -> Response[bytes]:
+    return await _append_any(request)
+
+
+@post(
+    "/api/v1/events/batch",
+    opt=described(
+        Operation(
+            summary="Append a batch of events",
+            description=(
+                "An array or NDJSON, answered with `committed` and a result for each event, in order; likewise a "
+                "CloudEvents batch (`application/cloudevents-batch+json`). At most 100,000 events and 64 MiB; "
+                "if `atomic`, 1,000 events and 4 MiB."
+            ),
+            tag=TAG,
+            params=AppendParams,
+            headers=_APPEND_HEADERS,
+            bodies={
+                JSON: Body(list[SentEvent], [examples.SHORT_EVENT]),
+                NDJSON[0]: Body({"type": "string", "description": "One event a line"}, examples.NDJSON),
+            },
+            reply=Committed,
+            example={"committed": 1, "results": [examples.APPENDED]},
+            refusals=_APPEND_REFUSALS,
+        )
+    ),
+)
+async def append_batch(request: Http) -> Response[bytes]:
+    return await _append_any(request, batch=True)
+
+
+async def _append_any(request: Http, batch: bool = False) -> Response[bytes]:
+    """Raises MalformedError where one event is sent for a batch."""
     params = read_params(request.scope["query_string"], AppendParams)
     origin = Origin(
         principal=principal_of(request),
@@ -120,6 +165,8 @@ async def append_events(request: Http) -> Response[bytes]:
     append: Append = functools.partial(_append, request)
     many = append_all if params.atomic else append_each
     form = form_of(essence(request.headers.get("content-type", JSON)), request.scope["headers"])
+    if batch and form in ("structured", "binary"):
+        raise UnsupportedError(f"one CloudEvent is no batch; send {JSON}, {NDJSON[0]} or {BATCH}")
     if form != "native":
         return await _append_cloud_events(request, form, origin, in_their_words(append), many)
     kind = media_type(request)
@@ -131,6 +178,8 @@ async def append_events(request: Http) -> Response[bytes]:
     array, alone = await array_or_one(request)
     if array is not None:
         return passed(await many(append, origin, (taken(raw) async for raw in elements(array))))
+    if batch:
+        raise MalformedError("a batch is an array of events")
     return await _one(append, origin, read_event(alone))
 
 
@@ -165,14 +214,14 @@ async def _append(request: Http, events: AppendRequest) -> AppendReply:
         Operation(
             summary="Query the log",
             description=(
-                "`min_sequence` is the sequence of an append: the answer then has that event. As CloudEvents, the next "
-                'page is the answer\'s `Link` with `rel="next"`.'
+                "`min_sequence` is the sequence of an append: the answer then has that event. With `Accept: "
+                "application/cloudevents-batch+json` it is a batch of CloudEvents, whose next page is the answer's "
+                '`Link` with `rel="next"`.'
             ),
             tag=TAG,
             params=EventParams,
             reply=QueryReply,
             example=examples.EVENT_PAGE,
-            also={BATCH: Body(list[CloudEvent], [examples.SENT_CLOUD_EVENT])},
             refusals=("malformed", "not_acceptable", "invalid"),
         )
     ),
@@ -223,14 +272,13 @@ async def count_events(request: Http) -> Response[bytes]:
     opt=described(
         Operation(
             summary="One event",
-            description="As a CloudEvent where Accept asks for one; with `;mode=binary`, in binary mode.",
+            description=(
+                "With `Accept: application/cloudevents+json` it is a CloudEvent, with `;mode=binary` behind that one "
+                "in binary mode."
+            ),
             tag=TAG,
             reply=Event,
             example=examples.EVENT,
-            also={
-                STRUCTURED: Body(CloudEvent, examples.SENT_CLOUD_EVENT),
-                BATCH: Body(list[CloudEvent], [examples.SENT_CLOUD_EVENT]),
-            },
             refusals=("not_found", "not_acceptable", "invalid"),
         )
     ),

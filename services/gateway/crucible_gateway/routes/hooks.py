@@ -32,6 +32,10 @@ class TestBody(msgspec.Struct):
     payload: dict[str, Any] | None = None
 
 
+class HookChanges(msgspec.Struct):
+    """The parts of a hook object that change; null removes one."""
+
+
 @get(
     "/api/v1/hooks",
     opt=described(
@@ -93,10 +97,7 @@ async def get_hook(request: Http) -> Response[bytes]:
             summary="Change a hook",
             description="A merge patch (RFC 7396) of the hook object: what is left out stays, `null` removes.",
             tag=TAG,
-            bodies={
-                JSON: Body({"type": "object"}, {"options": {"timeout_ms": 5000}}),
-                MERGE: Body({"type": "object"}, {"options": {"timeout_ms": 5000}}),
-            },
+            bodies={kind: Body(HookChanges, {"options": {"timeout_ms": 5000}}, open=True) for kind in (JSON, MERGE)},
             reply=HookView,
             example=examples.HOOK_VIEW,
             refusals=("malformed", "not_found", "conflict", "too_large", "unsupported", "invalid"),

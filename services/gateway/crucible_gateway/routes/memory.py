@@ -76,6 +76,7 @@ class _Versioned(msgspec.Struct):
             headers={"Idempotency-Key": "The same key again is answered with the first memory"},
             bodies={JSON: Body(SentMemory, examples.MEMORY)},
             reply=Written,
+            versioned=True,
             example=examples.WRITTEN,
             refusals=("malformed", "too_large", "unsupported", "invalid"),
         )
@@ -100,6 +101,7 @@ async def create_memory(request: Http) -> Response[bytes]:
             tag=TAG,
             headers=IF_NONE_MATCH,
             reply=MemoryView,
+            versioned=True,
             example=examples.MEMORY_VIEW,
             refusals=("not_found",),
         )
@@ -127,6 +129,7 @@ async def get_memory(request: Http) -> Response[bytes]:
             headers=IF_MATCH,
             bodies={kind: Body(SentChanges, examples.MEMORY_PATCH) for kind in (JSON, MERGE_PATCH)},
             reply=Written,
+            versioned=True,
             example=examples.WRITTEN,
             refusals=(
                 "malformed",

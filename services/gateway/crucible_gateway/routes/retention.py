@@ -25,6 +25,7 @@ TAG = "Retention"
             description="Its ETag goes into the If-Match of a change.",
             tag=TAG,
             reply=RetentionView,
+            versioned=True,
             example=examples.RETENTION,
             refusals=("invalid",),
         )
@@ -48,6 +49,7 @@ async def get_retention(request: Http) -> Response[Any]:
             headers=IF_MATCH,
             bodies={JSON: Body(RetentionRules, examples.RETENTION_RULES)},
             reply=RetentionView,
+            versioned=True,
             example=examples.RETENTION,
             refusals=("malformed", "precondition_failed", "too_large", "unsupported", "invalid"),
         )
