@@ -85,8 +85,9 @@ def test_examples_fit_their_schemas(document: Any) -> None:
 
 def test_nothing_that_generators_stumble_over(document: Any) -> None:
     """Each of these broke a client once."""
+    assert "*/" not in str([node.get("description") for _, node in nodes(document)])  # it ends a comment
     schemas = document["components"]["schemas"]
-    for way, node in nodes(document["components"]["schemas"]):
+    for way, node in nodes(schemas):
         if way.endswith("/properties"):
             continue
         assert "$ref" not in node or set(node) == {"$ref"}, way

@@ -27,7 +27,8 @@ library: native
 invokerPackage: crucible
 apiPackage: crucible.api
 modelPackage: crucible.model
-additionalProperties: {useJakartaEe: "true", openApiNullable: "false", hideGenerationTimestamp: "true"}
+additionalProperties:
+  {useJakartaEe: "true", openApiNullable: "false", hideGenerationTimestamp: "true", useSingleRequestParameter: "true"}
 """
 _FAST = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 

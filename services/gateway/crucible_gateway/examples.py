@@ -283,6 +283,7 @@ MEMORY_VIEW: Final[Json] = {
     "sequence": 42,
     "title": None,
     "path": None,
+    "problems": [],
 }
 MEMORY_QUERY: Final[Json] = {"text": "state change", "tags": ["#research"], "limit": 10, "min_sequence": 42}
 MEMORY_LIST: Final[Json] = {"memories": [{**MEMORY_VIEW, "score": 1.0}]}

@@ -3,7 +3,9 @@ import com.fasterxml.jackson.databind.ObjectMapper;
 import crucible.ApiClient;
 import crucible.ApiException;
 import crucible.api.EventsApi;
+import crucible.api.EventsApi.*;
 import crucible.api.MemoryApi;
+import crucible.api.MemoryApi.*;
 import crucible.api.WebhooksApi;
 import crucible.model.*;
 import java.util.*;
@@ -20,13 +22,13 @@ public class Client {
     Map<String, Object> told = new LinkedHashMap<>();
 
     SentEvent event = new SentEvent().type("Custom.Java").payload(Map.of("n", 1));
-    AppendedEvent appended = events.appendEvent(event, null, null, null, null);
-    Committed batch = events.appendBatch(List.of(event, event), null, null, null, null);
+    AppendedEvent appended = events.appendEvent(APIAppendEventRequest.newBuilder().sentEvent(event).build());
+    Committed batch =
+        events.appendBatch(APIAppendBatchRequest.newBuilder().sentEvent(List.of(event, event)).build());
     Long last = batch.getResults().get(1).getSequence();
     List<String> types = List.of("Custom.Java");
     QueryReply page =
-        events.queryEvents(
-            types, null, null, null, null, null, null, null, null, null, null, null, last, null, null, null);
+        events.queryEvents(APIQueryEventsRequest.newBuilder().type(types).minSequence(last).build());
     told.put("appended", List.of(appended.getId(), appended.getType()));
     told.put("committed", batch.getCommitted());
     told.put("listed", map(page.getEvents(), each -> ((Map<?, ?>) each.getData().getPayload()).get("n")));
@@ -42,7 +44,8 @@ public class Client {
                     new SentLink("mem_other"),
                     new SentLink(new Reference().to("On logs"))));
     Written written = memories.createMemory(memory, "java");
-    told.put("links", map(memories.getMemory(written.getId(), null).getLinks(), Link::getTarget));
+    APIGetMemoryRequest wantedMemory = APIGetMemoryRequest.newBuilder().id(written.getId()).build();
+    told.put("links", map(memories.getMemory(wantedMemory).getLinks(), Link::getTarget));
     MemoryQuery query =
         new MemoryQuery().text("remembers").tags(List.of("#java")).minSequence(written.getSequence());
     told.put("found", map(memories.queryMemory(query).getMemories(), ScoredMemory::getContent));
@@ -56,7 +59,8 @@ public class Client {
 
     ObjectMapper json = ApiClient.createDefaultObjectMapper();
     try {
-      events.appendEvent(new SentEvent().type("Memory.Creatd"), null, null, null, null);
+      SentEvent wrong = new SentEvent().type("Memory.Creatd");
+      events.appendEvent(APIAppendEventRequest.newBuilder().sentEvent(wrong).build());
       throw new IllegalStateException("it was not refused");
     } catch (ApiException refused) {
       ProblemDocument problem = json.readValue(refused.getResponseBody(), ProblemDocument.class);

@@ -33,7 +33,8 @@ PATH = "/api/v1/events/stream"
         Operation(
             summary="Live events, server-sent",
             description=(
-                "For every `Accept` that `text/event-stream` fits, `*/*` too, and for none. Frames: `subscribed` "
+                "For every `Accept` that `text/event-stream` fits, also one of any type, and for none. "
+                "Frames: `subscribed` "
                 "(with `from=now`), `event` (its `id` is the sequence), `caught_up`, `gap` and "
                 "`error`; with `frames=unnamed`, an event is a frame without a name, as `EventSource.onmessage` takes "
                 "it. `Last-Event-ID` resumes. The same path is a WebSocket: send "
