@@ -436,10 +436,13 @@ def test_worlds_and_rooms(run: Run, played: Played) -> None:
     assert "Our own" in shown
     assert "main lab" in shown
     assert answer(run, "rooms", "rm", "acme", "lab", "--yes") == {"deleted": "lab"}
+    again = run("rooms", "rm", "acme", "lab", "--yes")
+    assert (again.exit_code, "the room lab of acme is gone already" in again.stderr) == (1, True)
     assert [world["id"] for world in answer(run, "worlds", "list")["worlds"]] == ["acme", "default"]
     assert answer(run, "worlds", "delete", "acme", "--purge", "--yes") == {"deleted": "acme", "purged": True}
-    missing = run("worlds", "rm", "acme", "--yes")
-    assert (missing.exit_code, "the world acme is gone already" in missing.stderr) == (1, True)
+    for words in (("worlds", "rm", "acme", "--yes"), ("worlds", "rm", "acme", "--purge", "--yes")):
+        missing = run(*words)
+        assert (missing.exit_code, "the world acme is gone already" in missing.stderr) == (1, True)
     assert "main" in run("rooms", "list").stdout
 
 

@@ -207,3 +207,63 @@ def test_second_ctrl_c_kills_what_does_not_stop(fakes: Path, base: int, tmp_path
         process.send_signal(signal.SIGINT)
         assert process.wait(8) == 0
     assert all(birth(pid) is None for pid in pids)
+
+
+def test_what_hangs_and_what_keeps_dying_is_said(fakes: Path, base: int, tmp_path: Path) -> None:
+    """On the screen, and in the file that `crucible doctor` reads."""
+    data = tmp_path / "data"
+
+    def condition(name: str) -> Any:
+        return json.loads((data / "conditions.json").read_bytes())[name]
+
+    with running(fakes, data, base) as (process, _):
+        pid = ask(base + 4)["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        assert process.stderr is not None
+        while process.stderr.readline() != "memory does not answer: it is stopped, or has too much to do\n":
+            pass
+        assert condition("memory")["state"] == "hangs"
+        os.kill(pid, signal.SIGCONT)
+        while process.stderr.readline() != "memory answers again\n":
+            pass
+        assert condition("memory")["state"] == "ready"
+        (fakes / "crucible_hooks" / "__main__.py").write_text("raise SystemExit('hooks: No module named x')")
+        os.kill(ask(base + 2)["pid"], signal.SIGKILL)
+        wait(lambda: condition("hooks")["state"] == "failing")
+        found = condition("hooks")
+        assert found["deaths"] >= 3
+        assert (found["last_end"], found["last_error"]) == ("exit code 1", "hooks: No module named x")
+        while " for the 4th time within a minute, restarting in " not in process.stderr.readline():
+            pass
+    assert not (data / "conditions.json").exists()
+
+
+def test_what_a_service_finds_wrong_is_said_once_and_once_that_it_is_over(
+    fakes: Path, base: int, tmp_path: Path
+) -> None:
+    """It is no reason to wait at the start: what is wrong does not pass by itself."""
+    lost = tmp_path / "lost"
+    lost.touch()
+    body = '{"ready": false, "errors": [{"code": "losses", "message": "the log has lost 3 events"}]}'
+    for service in ("events", "gateway"):
+        text = SERVICE.replace("200 OK", "{status}").replace("{body}", "{said}")
+        text = text.replace("    client.recv(4096)\n", TROUBLED.format(lost=str(lost), body=body))
+        (fakes / f"crucible_{service}" / "__main__.py").write_text(text)
+    with running(fakes, tmp_path / "data", base) as (process, _):
+        assert process.stderr is not None
+        seen: list[str] = []
+        lost.unlink()
+        while not any("over: " in line for line in seen):
+            seen.append(process.stderr.readline())
+        process.send_signal(signal.SIGINT)
+        seen += process.communicate(timeout=30)[1].splitlines(keepends=True)
+    assert sum("error: the log has lost 3 events" in line for line in seen) == 1
+    assert sum("over: the log has lost 3 events" in line for line in seen) == 1
+
+
+TROUBLED = """
+    client.recv(4096)
+    wrong = os.path.exists({lost!r})
+    status, said = ("503 Service Unavailable", {body!r}) if wrong else ("200 OK", body)
+    body = said
+"""

@@ -359,6 +359,7 @@ def create_app(played: Played) -> Any:
 
     routes = [
         *replay_routes(played),
+        Route("/readyz", lambda request: JSONResponse({"ready": True})),
         Route("/api/v1/events", events, methods=["GET", "POST"]),
         Route("/api/v1/events/stream", stream),
         WebSocketRoute("/api/v1/events/stream", socket),
@@ -422,7 +423,7 @@ class _Door:
         async def nowhere(message: Any) -> None:
             pass
 
-        if request.headers.get("authorization") != f"Bearer {KEY}":
+        if request.headers.get("authorization") != f"Bearer {KEY}" and request.url.path != "/readyz":
             await trouble(401, "unauthenticated")(scope, receive, send)
         elif self._played.troubles:
             await self._played.troubles.pop(0)(scope, receive, send)

@@ -1,5 +1,6 @@
 """A disk that fills up, and has room again: a real one, of 64 MiB."""
 
+import json
 import os
 import subprocess
 import time
@@ -95,6 +96,11 @@ def test_writes_are_refused_before_it_is_full_and_go_on_once_there_is_room(stack
         for service in SERVICES:
             assert readiness(stack, service)[0] == 503
             assert "the disk of" in readiness(stack, service)[1]
+        doctor = stack.run("doctor", "--json", check=False)
+        diagnosis = json.loads(doctor.stdout)
+        assert (doctor.returncode, diagnosis["healthy"]) == (1, False)
+        assert [error["code"] for error in diagnosis["health"]["errors"]] == ["storage"]
+        assert "the disk of" in stack.run("doctor", check=False).stdout
         # What reads, what was there already and what makes room goes on.
         assert http.get(f"/api/v1/events/{first['id']}").status_code == 200
         assert append(http, id=first["id"]).json()["duplicate"]
@@ -106,6 +112,7 @@ def test_writes_are_refused_before_it_is_full_and_go_on_once_there_is_room(stack
         until(lambda: append(http).status_code == 201, SOON_S)
         until(stack.ready, SOON_S)
         assert time.monotonic() - began < SOON_S
+        assert stack.run("doctor").returncode == 0
 
 
 @pytest.mark.parametrize("stack", [{"CRUCIBLE_STORAGE_RESERVE_MIB": "-1000"}], indirect=True)

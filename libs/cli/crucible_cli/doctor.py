@@ -1,8 +1,9 @@
-"""`crucible doctor`: fires a synthetic event through every hook and webhook, in dry run, and says which are live."""
+"""`crucible doctor`: how the installation does, and a synthetic event through every hook and webhook, in dry run."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated
 
 import msgspec
 import typer
@@ -11,10 +12,12 @@ from rich.text import Text
 
 from crucible_client import Crucible
 from crucible_core.errors import CrucibleError
+from crucible_core.protocol.losses import Loss
 from crucible_core.protocol.shared import Check, CheckStep
 
+from .health import Health, find_health, health_view
 from .listing import Column, Listing
-from .session import Session, command
+from .session import Session, Yes, command
 from .summary import clean, duration
 from .tables import check_view, state_text
 
@@ -34,23 +37,72 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Diagnosis(msgspec.Struct, frozen=True):
-    """`healthy` is false when something that is enabled does not work as far as a dry run can tell."""
+    """`healthy` is false when something is wrong with the installation, or something that is enabled does not work as
+    far as a dry run can tell. `error` is why the handlers could not be asked."""
 
     healthy: bool
     findings: list[Finding]
+    health: Health | None = None
+    error: str | None = None
 
 
 @command(app, table=True)
-def doctor(session: Session) -> None:
-    """Prove the wiring: a synthetic event goes through every hook and webhook, in dry run; nothing is changed.
+def doctor(
+    session: Session,
+    accept_losses: Annotated[
+        bool, typer.Option("--accept-losses", help="Take for given what the log has lost; nothing else is done.")
+    ] = False,
+    yes: Yes = False,
+) -> None:
+    """Say how the services, the disk and the log do, and prove the wiring: a synthetic event goes through every hook
+    and webhook, in dry run; nothing is changed.
 
-    A webhook's endpoint is only connected to. Exit code 1 when one that is enabled does not work.
+    A webhook's endpoint is only connected to. Exit code 1 when something is wrong, or does not work and is enabled.
     """
     with session.connect() as crucible:
-        diagnosis = diagnose(crucible)
+        if accept_losses:
+            _accept(session, crucible, yes)
+            return
+        with session.err.status("asking the services …"):
+            health = find_health(session, crucible)
+        with session.err.status("firing a synthetic event through every hook and webhook …"):
+            diagnosis = examine(crucible, health)
     session.show(diagnosis, diagnosis_view)
     if not diagnosis.healthy:
         raise typer.Exit(1)
+
+
+def _accept(session: Session, crucible: Crucible, yes: bool) -> None:
+    found = crucible.losses.list()
+    if found and not yes:
+        for loss in found:
+            session.err.print(loss_text(loss))
+        count = sum(loss.count for loss in found)
+        question = f"Take the loss of {count:,} events for given? What only the index has of them is gone then."
+        session.confirm(question, yes)
+    session.show(crucible.losses.accept(), _accepted)
+
+
+def loss_text(loss: Loss) -> Text:
+    where = {"end": "at the end of the log", "log": "of a log that is gone"}.get(loss.kind, "of the log")
+    return Text(f"{loss.count:,} events {where}: sequences {loss.first} to {loss.last}, noticed {loss.found_at}")
+
+
+def _accepted(losses: Sequence[Loss]) -> RenderableType:
+    if not losses:
+        return Text("The log has lost nothing that is not accepted already.", "green")
+    return Group(*(Text.assemble("accepted: ", loss_text(loss)) for loss in losses))
+
+
+def examine(crucible: Crucible, health: Health) -> Diagnosis:
+    """The same with the handlers, unless the gateway cannot be asked."""
+    try:
+        found = diagnose(crucible)
+    except CrucibleError as error:
+        if health.good or not health.is_local:
+            raise
+        return Diagnosis(False, [], health, error.detail)
+    return msgspec.structs.replace(found, healthy=found.healthy and health.good, health=health)
 
 
 def diagnose(crucible: Crucible) -> Diagnosis:
@@ -71,7 +123,15 @@ def _examine(kind: str, id: str, name: str, test: Callable[..., Check]) -> Findi
 
 
 def diagnosis_view(diagnosis: Diagnosis) -> RenderableType:
-    """A table of all, and one line that says what to do."""
+    """How the services do, a table of all handlers, and one line that says what to do."""
+    if diagnosis.health is None:
+        return _handlers(diagnosis)
+    return Group(health_view(diagnosis.health), "", _handlers(diagnosis))
+
+
+def _handlers(diagnosis: Diagnosis) -> RenderableType:
+    if diagnosis.error is not None:
+        return Text(f"The hooks and webhooks cannot be asked: {clean(diagnosis.error, 600)}", "red")
     if not diagnosis.findings:
         return Text("No hooks and no webhooks: nothing to prove. Add one: crucible hooks add FILE.md", "dim")
     columns = (

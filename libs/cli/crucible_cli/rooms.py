@@ -5,6 +5,8 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from crucible_core.errors import NotFoundError
+
 from .session import Session, Yes, command
 from .tables import rooms_table
 
@@ -33,6 +35,8 @@ def add(session: Session, world: World, id: Id) -> None:
 def delete(session: Session, world: World, id: Id, yes: Yes = False) -> None:
     """Remove a room. Its events can still be read, until they expire."""
     with session.connect() as crucible, session.removing(f"the room {id} of {world}"):
+        if id not in [room.id for room in crucible.rooms.list(world)]:
+            raise NotFoundError(f"there is no room {id} in the world {world}")
         if not yes:
             events = crucible.events.count(world_id=world, room_id=id).count
             session.confirm(f"Remove the room {id} of {world}? Its {events:,} events stay until they expire.", yes)

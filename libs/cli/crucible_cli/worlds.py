@@ -46,15 +46,19 @@ def delete(
 ) -> None:
     """Remove a world. Its events can still be read, until they expire."""
     with session.connect() as crucible, session.removing(f"the world {id}"):
-        if not yes:
-            session.confirm(_question(crucible, id, purge), yes)
+        question = _question(crucible, id, purge)
+        session.confirm(question, yes)
         crucible.worlds.delete(id, purge=purge)
     done = "purged " if purge else "deleted "
     session.show({"deleted": id, "purged": purge}, lambda _: Text.assemble(done, (id, "bold")))
 
 
 def _question(crucible: Crucible, id: str, purge: bool) -> str:
-    events = f"{crucible.events.count(world_id=id).count:,} events"
+    """What will go. Raises NotFoundError where nothing is left of it: the API takes the same request again."""
+    count = crucible.events.count(world_id=id).count
+    if not (purge and count):
+        crucible.worlds.get(id)
+    events = f"{count:,} events"
     if purge:
         return f"Remove the world {id} and its {events}? Nobody can bring them back."
     rooms = len(crucible.worlds.get(id).rooms)
