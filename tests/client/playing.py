@@ -338,7 +338,7 @@ def create_app(played: Played) -> Any:
         if found is None:
             raise problem(404, "not_found", "no such memory")
         if request.headers.get("if-match", f'"{found["sequence"]}"') != f'"{found["sequence"]}"':
-            raise problem(412, "precondition_failed", "the memory has changed", current_sequence=found["sequence"])
+            raise problem(409, "conflict", "the memory has changed", current_sequence=found["sequence"])
         if request.method == "DELETE":
             del played.memories[found["id"]]
             return Response(status_code=204)

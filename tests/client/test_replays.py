@@ -56,6 +56,9 @@ def test_commands(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(played, monkeypatch, "events", "replay", "--to-hook", "nobody")[0] == 1
     code, shown = run(played, monkeypatch, "replays", "list")
     assert "rpl_3" in shown
-    for action, state in (("pause", "paused"), ("resume", "running"), ("cancel", "cancelled")):
+    for action, state in (("pause", "paused"), ("resume", "running")):
         assert json.loads(run(played, monkeypatch, "replays", action, "rpl_1", "--json")[1])["state"] == state
-    assert "cancelled" in run(played, monkeypatch, "replays", "show", "rpl_1")[1]
+    assert (
+        json.loads(run(played, monkeypatch, "replays", "cancel", "rpl_1", "--yes", "--json")[1])["state"] == "cancelled"
+    )
+    assert "cancelled" in run(played, monkeypatch, "replays", "get", "rpl_1")[1]

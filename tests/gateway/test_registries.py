@@ -211,7 +211,7 @@ async def test_a_memory_is_patched_by_merging(http: httpx.AsyncClient, bus: Bus)
         assert (refused.status_code, [error["path"] for error in refused.json()["errors"]]) == (422, ["content"])
 
 
-async def test_a_version_that_is_gone_is_412_and_one_that_is_known_304(http: httpx.AsyncClient, bus: Bus) -> None:
+async def test_a_version_that_is_gone_is_409_and_one_that_is_known_304(http: httpx.AsyncClient, bus: Bus) -> None:
     kinds = dict.fromkeys(("update", "delete"), WriteMemory)
     async with answering(bus, "memory", get=GetRequest, **kinds) as memory:
         memory.replies = dict.fromkeys(kinds, ConflictError("the memory is at sequence 7", current_sequence=7))
@@ -219,9 +219,9 @@ async def test_a_version_that_is_gone_is_412_and_one_that_is_known_304(http: htt
         path = "/api/v1/memory/mem_1"
         for match in ('"6"', 'W/"6"', '"x"'):
             refused = await http.patch(path, json={"tags": []}, headers={"If-Match": match})
-            assert (refused.status_code, refused.json()["type"].rpartition("/")[2]) == (412, "precondition_failed")
+            assert (refused.status_code, refused.json()["type"].rpartition("/")[2]) == (409, "conflict")
         refused = await http.delete(path, headers={"If-Match": '"6"'})
-        assert (refused.status_code, refused.json()["current_sequence"]) == (412, 7)
+        assert (refused.status_code, refused.json()["current_sequence"]) == (409, 7)
         # Without a condition it is a conflict among writers.
         for headers in ({}, {"If-Match": "*"}):
             assert (await http.delete(path, headers=headers)).status_code == 409

@@ -122,7 +122,7 @@ async def test_retention(http: httpx.AsyncClient, bus: Bus) -> None:
             assert (await http.put("/api/v1/retention", json=sent, headers=headers)).status_code == 422
         events.replies["put_retention"] = ConflictError("another", current_revision=4)
         refused = await http.put("/api/v1/retention", json=body, headers={"If-Match": '"3"'})
-        assert (refused.status_code, refused.json()["current_revision"]) == (412, 4)
+        assert (refused.status_code, refused.json()["current_revision"]) == (409, 4)
 
 
 async def test_readers_of_unknown_worlds_are_refused(gateway: Served, http: httpx.AsyncClient, bus: Bus) -> None:

@@ -10,7 +10,8 @@ from rich.text import Text
 UNCUT = 10_000
 """Columns of the console that `--wide`, and whoever is no terminal, is given: nothing is cut."""
 _GAP = 2
-_SHORT_ID = 14
+SHORT_ID = 14
+"""Characters of an id where there is no room for all: its prefix and its time."""
 
 
 class Column(NamedTuple):
@@ -70,7 +71,7 @@ class Fitted:
         yield Text.assemble(self._head, flexible, tail)
 
 
-def shortened(ids: Sequence[str], least: int = _SHORT_ID) -> list[str]:
+def shortened(ids: Sequence[str], least: int = SHORT_ID) -> list[str]:
     """The beginning of each id that tells it apart from the others, of at least so many characters."""
     size = least
     while size < max(map(len, ids), default=0) and len({id[:size] for id in ids}) < len(set(ids)):

@@ -7,6 +7,7 @@ from rich.tree import Tree
 from crucible_core.envelope import Event
 from crucible_core.protocol.events import TracedDelivery, TraceNode, TraceReply
 
+from .listing import SHORT_ID
 from .summary import clean, duration, summarise
 
 COLOURS = {"File": "blue", "Memory": "green", "Graph": "green", "Hook": "magenta", "Webhook": "cyan", "System": "dim"}
@@ -51,7 +52,7 @@ def _delivery(delivery: TracedDelivery) -> Text:
     good = delivery.outcome == "delivered"
     name = clean(delivery.webhook or delivery.webhook_id)
     label = Text.assemble((f"webhook {delivery.outcome}", "bold cyan" if good else "bold red"), f"  {name}")
-    label.append(f"  {delivery.delivery_id}", "dim")
+    label.append(f"  {delivery.delivery_id[:SHORT_ID]}", "dim")
     if delivery.attempts > 1:
         label.append(f"  attempt {delivery.attempts}")
     if not good and delivery.error:

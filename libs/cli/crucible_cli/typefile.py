@@ -10,7 +10,7 @@ from crucible_core.naming import aliases
 from crucible_core.protocol.events import DescribedType, TypeRecord
 
 _FIELDS = frozenset(("type", "version", "schema", "schemas", "description", "aliases"))
-_TOLD = frozenset(("open", "registered", "count", "versions"))
+_TOLD = frozenset(DescribedType.__struct_fields__) - _FIELDS
 """What `types get --json` says beside them: nothing that could be registered."""
 
 

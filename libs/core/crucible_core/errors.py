@@ -8,7 +8,6 @@ CrucibleError
 ├── NotAcceptableError    406  no form of the answer that was asked for: accept another
 ├── TooSlowError          408  the request did not arrive in time: send it faster
 ├── ConflictError         409  somebody was first: read again and retry
-│   └── PreconditionError 412  what If-Match names is not there any more: read again and retry
 ├── TooLargeError         413  over a size limit: send less
 ├── UnsupportedError      415  a content type that is not read here: send another
 ├── InvalidError          422  well-formed but refused: mend the named fields
@@ -90,10 +89,6 @@ class TooSlowError(CrucibleError):
 
 class ConflictError(CrucibleError):
     code = "conflict"
-
-
-class PreconditionError(ConflictError):
-    code = "precondition_failed"
 
 
 class TooLargeError(CrucibleError):

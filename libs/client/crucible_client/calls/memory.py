@@ -54,7 +54,7 @@ def update_memory(
 ) -> Call[Written]:
     """Changes the given fields; an empty list empties one. `metadata` is merged key by key, of which None removes one.
 
-    Raises PreconditionError, a ConflictError, when the memory's sequence is no longer `expected_sequence`.
+    Raises ConflictError when the memory's sequence is no longer `expected_sequence`.
     """
     body = present(content=content, tags=tags, entities=entities, links=links, metadata=metadata)
     headers = {**JSON, **if_match(expected_sequence)}
@@ -63,7 +63,7 @@ def update_memory(
 
 
 def delete_memory(id: str, *, expected_sequence: int | None = None) -> Call[None]:
-    """Removes a memory. Raises PreconditionError when its sequence is no longer `expected_sequence`."""
+    """Removes a memory. Raises ConflictError when its sequence is no longer `expected_sequence`."""
     return delete(_memory(id), headers=if_match(expected_sequence))
 
 

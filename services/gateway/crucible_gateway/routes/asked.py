@@ -1,18 +1,16 @@
 """What a request says beside its body: who asks, and which version it has seen; and how an answer tells the version."""
 
-import contextlib
 import re
-from collections.abc import Iterator
 from urllib.parse import unquote
 
-from crucible_core.errors import ConflictError, FieldError, InvalidError, PreconditionError
+from crucible_core.errors import ConflictError, FieldError, InvalidError
 from crucible_core.protocol.memory import Cause
 from crucible_gateway.auth import principal_of
 from crucible_gateway.bodies import Http
 from crucible_gateway.correlation import correlation_of, sent_correlation, sent_hop
 from crucible_gateway.observing import traceparent_of
 
-IF_MATCH = {"If-Match": "The ETag of the version to change; where another one is there, nothing changes (412)"}
+IF_MATCH = {"If-Match": "The ETag of the version to change; where another one is there, nothing changes (409)"}
 IF_NONE_MATCH = {"If-None-Match": "The ETag of a version that is known; where it is still there, the answer is 304"}
 _ETAG = re.compile(r'(?:W/)?"?(\d{1,18})"?', re.ASCII)
 _QUOTED = re.compile(r'(?:W/)?"[^"]*"')
@@ -42,26 +40,16 @@ def etag(version: int) -> dict[str, str]:
     return {"ETag": f'"{version}"'}
 
 
-@contextlib.contextmanager
-def if_match(request: Http) -> Iterator[int | None]:
-    """The version in If-Match, None where any will do. What the services call a conflict with it is a
-    PreconditionError (RFC 9110, 13.1.1). Raises InvalidError for what is no ETag."""
-    version = _expected(request.headers.get("if-match", "*").strip())
-    try:
-        yield version
-    except ConflictError as error:
-        if version is None:
-            raise
-        raise PreconditionError(error.detail, errors=error.errors, **error.extra) from None
-
-
-def _expected(sent: str) -> int | None:
+def if_match(request: Http) -> int | None:
+    """The version in If-Match, None where any will do. Raises ConflictError for an ETag of no version of ours, and
+    InvalidError for what is no ETag."""
+    sent = request.headers.get("if-match", "*").strip()
     if sent == "*":
         return None
     if found := _ETAG.fullmatch(sent):
         return int(found[1])
     if _QUOTED.fullmatch(sent):
-        raise PreconditionError(f"If-Match: {sent[:100]} is no version of this")
+        raise ConflictError(f"If-Match: {sent[:100]} is no version of this")
     message = 'must be one ETag that was answered, such as "42"'
     raise InvalidError(f"If-Match: {message}", errors=[FieldError("If-Match", message)])
 

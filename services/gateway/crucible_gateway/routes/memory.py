@@ -135,7 +135,6 @@ async def get_memory(request: Http) -> Response[bytes]:
                 "malformed",
                 "not_found",
                 "conflict",
-                "precondition_failed",
                 "too_large",
                 "unsupported",
                 "invalid",
@@ -149,10 +148,9 @@ async def update_memory(request: Http) -> Response[bytes]:
     links = _links(sent.links) if isinstance(sent.links, list) else sent.links
     update = UpdateMemory(**msgspec.structs.asdict(sent) | {"links": links})
     cause = cause_of(request, idempotency_key(request.headers.get("idempotency-key")))
-    with if_match(request) as version:
-        id = request.path_params["id"]
-        wanted = WriteMemory(id=id, expected_sequence=version, update=update, cause=cause)
-        return _written(await ask(request, "memory", "update", wanted, WrittenMemory), 200)
+    id = request.path_params["id"]
+    wanted = WriteMemory(id=id, expected_sequence=if_match(request), update=update, cause=cause)
+    return _written(await ask(request, "memory", "update", wanted, WrittenMemory), 200)
 
 
 @delete(
@@ -163,15 +161,15 @@ async def update_memory(request: Http) -> Response[bytes]:
             tag=TAG,
             status=204,
             headers=IF_MATCH,
-            refusals=("not_found", "conflict", "precondition_failed", "invalid"),
+            refusals=("not_found", "conflict", "invalid"),
         )
     ),
 )
 async def delete_memory(request: Http) -> None:
     read_params(request.scope["query_string"], NoParams)
-    with if_match(request) as version:
-        wanted = WriteMemory(id=request.path_params["id"], expected_sequence=version, cause=cause_of(request))
-        await ask(request, "memory", "delete", wanted, bytes)
+    id = request.path_params["id"]
+    wanted = WriteMemory(id=id, expected_sequence=if_match(request), cause=cause_of(request))
+    await ask(request, "memory", "delete", wanted, bytes)
 
 
 @get(

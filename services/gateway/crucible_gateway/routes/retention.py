@@ -51,16 +51,15 @@ async def get_retention(request: Http) -> Response[Any]:
             reply=RetentionView,
             versioned=True,
             example=examples.RETENTION,
-            refusals=("malformed", "precondition_failed", "too_large", "unsupported", "invalid"),
+            refusals=("malformed", "conflict", "too_large", "unsupported", "invalid"),
         )
     ),
 )
 async def put_retention(request: Http) -> Response[Any]:
     read_params(request.scope["query_string"], NoParams)
     wanted = await read(request, RetentionRules)
-    with if_match(request) as revision:
-        change = PutRetention(rules=wanted.rules, revision=revision)
-        return _shown(await ask(request, "events", "put_retention", change, RetentionView))
+    change = PutRetention(rules=wanted.rules, revision=if_match(request))
+    return _shown(await ask(request, "events", "put_retention", change, RetentionView))
 
 
 def _shown(view: RetentionView) -> Response[bytes]:
