@@ -449,3 +449,22 @@ async def test_rules_of_retention_name_registered_types(
         assert [await kept("Order.Placed"), await kept("Order.Sent")] == ["never", "3600s"]
     async with running():
         assert [await kept("Order.Placed"), await kept("Order.Sent")] == ["never", "3600s"]
+
+
+async def test_changes_of_types_and_of_retention_are_told(service: Starlette, ask: Asker, types: Catalogue) -> None:
+    await types.register()
+    await types.register()  # the same again changes nothing
+    await types.register(version="1.1.0", schema=SCHEMA | {"title": "An order"})
+    await types.delete()
+    rules = PutRetention(rules=[RetentionRule(type="Custom.*", keep="90d")])
+    view = await call(ask.bus, "events", "put_retention", rules, RetentionView)
+    told = [
+        event.data.payload for event in await ask.found(type=["System.ConfigChanged"], min_sequence=await ask.last())
+    ]
+    about = [(payload["setting"], payload.get("id"), payload["changes"]) for payload in told]
+    assert about == [
+        ("event_types", "Order.Placed", {"registered": "1.0.0"}),
+        ("event_types", "Order.Placed", {"registered": "1.1.0"}),
+        ("event_types", "Order.Placed", {"deleted": True}),
+        ("retention", None, {"rules": 1, "revision": view.revision}),
+    ]

@@ -1,8 +1,9 @@
 """The indexes hold nothing of their own: deleted while stopped, they are rebuilt and answer the same."""
 
+from collections import Counter
 from typing import Any
 
-from .conftest import Stack, until
+from .conftest import SERVICES, Stack, until
 from .receiver import endpoint
 
 NOTE = "Retrieval augmented generation combines a language model with a search over documents. #research"
@@ -26,6 +27,19 @@ def test_answers_are_the_same_without_the_sqlite_files(stack: Stack) -> None:
         file.unlink()
     stack.start()
     assert _settled(stack, webhook) == before
+    for event in ("Started", "Shutdown"):
+        until(lambda event=event: _told(stack, event) == dict.fromkeys(SERVICES, 1) | _again(event), 20)
+
+
+def _again(event: str) -> dict[str, int]:
+    return dict.fromkeys(SERVICES, 2) if event == "Started" else {}
+
+
+def _told(stack: Stack, event: str) -> dict[str, int]:
+    """How often each service has told of its start or its end."""
+    with stack.http() as http:
+        found = http.get("/api/v1/events", params={"type": f"System.{event}", "limit": 100}).json()["events"]
+    return dict(Counter(one["data"]["payload"]["service"] for one in found))
 
 
 def _quiet(stack: Stack, webhook: str) -> dict[str, Any] | None:
@@ -37,7 +51,11 @@ def _quiet(stack: Stack, webhook: str) -> dict[str, Any] | None:
 def _settled(stack: Stack, webhook: str) -> dict[str, Any]:
     with stack.http() as http:
         return {
-            "events": http.get("/api/v1/events", params={"limit": 1000}).json()["events"],
+            "events": [
+                event
+                for event in http.get("/api/v1/events", params={"limit": 1000}).json()["events"]
+                if event["type"] != "System"
+            ],
             "found": http.post("/api/v1/memory/query", json={"text": "retrieval documents"}).json()["memories"],
             "runs": http.get("/api/v1/hooks/auto-link-related/runs").json()["runs"],
             "attempts": http.get(f"/api/v1/webhooks/{webhook}/attempts").json()["attempts"],

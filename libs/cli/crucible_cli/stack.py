@@ -26,6 +26,8 @@ LOOK_S = 2.0
 _MOST_BYTES = 64 * 1024
 _OURS = ("NATS_URL", "NATS_STORE", "PORT", "HOST", "DATA_DIR", "ADMIN_KEY", "HOOKS_DIR")
 """Settings, less their prefix, that `up` decides; a user's own values of these do not reach the services."""
+_RANKS = {"gateway": 3, "events": 1}
+"""The gateway ends first, `events` after all that append to it, NATS last."""
 _SECRET = "CRUCIBLE_API_KEY"  # the CLI's; no service needs it
 _EGRESS = "CRUCIBLE_EGRESS_ALLOW"
 _THIS_MACHINE = "127.0.0.0/8,::1"
@@ -68,8 +70,9 @@ def plan(data: DataDir, hooks: Path, base: int, admin_key: str, environ: Mapping
             own["CRUCIBLE_HOOKS_DIR"] = str(hooks)
         # -P: a file of the current directory must not pass for a module of the service.
         command = (sys.executable, "-P", "-m", f"crucible_{service}")
-        rank = 2 if service == "gateway" else 1
-        programs.append(Program(service, command, shared | own, data.log(service), partial(look, port), rank))
+        programs.append(
+            Program(service, command, shared | own, data.log(service), partial(look, port), _RANKS.get(service, 2))
+        )
     return Stack(f"http://{HOST}:{ports['gateway']}", ports | {"nats": nats.port}, hooks, programs)
 
 

@@ -49,6 +49,7 @@ def main(service: str, kind: type[S], create_app: Callable[[S], Any]) -> None:
     try:
         settings = load(kind)
         app = create_app(settings)
+        app.state.is_process = True
     except CrucibleError as error:
         log.error("cannot start: %s", error.detail)
         raise SystemExit(os.EX_CONFIG) from None

@@ -1,6 +1,9 @@
 """The requests that events answers."""
 
+import logging
 from collections.abc import Mapping
+
+import msgspec
 
 from crucible_core.envelope import with_sequence
 from crucible_core.errors import FieldError, InvalidError, NotFoundError, UnavailableError
@@ -12,6 +15,7 @@ from crucible_core.protocol.events import (
     DescribedType,
     EventsWanted,
     KeyedRequest,
+    NewEvent,
     QueryReply,
     QueryRequest,
     RegisteredType,
@@ -22,7 +26,7 @@ from crucible_core.protocol.events import (
     TypesRequest,
 )
 from crucible_core.protocol.hooks import GuardedRequest
-from crucible_core.protocol.retention import ReachedRequest
+from crucible_core.protocol.retention import PutRetention, ReachedRequest, RetentionView
 from crucible_core.protocol.shared import GetRequest
 from crucible_kit.bus import Bus
 from crucible_kit.future import is_near, past_end
@@ -36,6 +40,8 @@ from .copies import Copies
 from .registry import Registry
 from .replaying import Replaying
 from .stamping import scoped_key, who
+
+log = logging.getLogger(__name__)
 
 MAX_REPLY_BYTES = 4 * 1024 * 1024
 _SOON_S = 0.25
@@ -115,13 +121,32 @@ def endpoints(
         await _caught_up(bus, index, None)
         return await registry.get(request.id)
 
+    async def tell(setting: str, context: Context, id: str | None = None, **changes: object) -> None:
+        """System.ConfigChanged. Whoever asks again because no answer came changes, and tells, again."""
+        payload = {"setting": setting, "service": "events", "changes": changes, **({"id": id} if id else {})}
+        raw = msgspec.Raw(msgspec.json.encode(payload))
+        event = NewEvent(type="System.ConfigChanged", payload=raw, entity=setting, traceparent=context.traceparent)
+        appended = (await appender.append(AppendRequest(events=[event]), context)).results[0]
+        if appended.error is not None:
+            log.warning("a change of %s is not recorded: %s", setting, appended.error.detail)
+
+    async def put_retention(request: PutRetention, context: Context) -> RetentionView:
+        view = await copies.retention.put(request, context)
+        await tell("retention", context, rules=len(view.rules), revision=view.revision)
+        return view
+
     async def register_type(request: RegisterType, context: Context) -> RegisteredType:
         await _caught_up(bus, index, None)
-        return await registry.register(request)
+        done = await registry.register(request)
+        if done.created:
+            await tell("event_types", context, done.type.type, registered=done.type.version)
+        return done
 
     async def delete_type(request: GetRequest, context: Context) -> DescribedType:
         await _caught_up(bus, index, None)
-        return await registry.delete(request.id)
+        deleted = await registry.delete(request.id)
+        await tell("event_types", context, deleted.type, deleted=True)
+        return deleted
 
     return {
         "append": Endpoint(AppendRequest, appender.append),
@@ -135,6 +160,7 @@ def endpoints(
         "types": Endpoint(TypesRequest, list_types),
         "type": Endpoint(GetRequest, get_type),
         "register_type": Endpoint(RegisterType, register_type, stores=True),
+        "put_retention": Endpoint(PutRetention, put_retention),
         "delete_type": Endpoint(GetRequest, delete_type),
         **types.endpoints(),
         **replaying.endpoints(),

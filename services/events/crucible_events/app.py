@@ -12,6 +12,7 @@ from crucible_kit.asgi import ops_app
 from crucible_kit.buckets import open_bucket
 from crucible_kit.bus import Bus
 from crucible_kit.index import Index, open_index
+from crucible_kit.lifecycle import announced
 from crucible_kit.losses import BUCKET as LOSSES
 from crucible_kit.losses import Losses
 from crucible_kit.metrics import Metrics
@@ -63,7 +64,8 @@ def create_app(settings: Settings | None = None) -> Starlette:
             app.state.troubles = lambda: [*bus.storage.troubles(), *index.troubles(), *losses.troubles()]
             audit = app.state.audit = Audit(bus, index, copies.places, losses)
             await stack.enter_async_context(_running(settings, bus, copies, index, losses, audit, telemetry, metrics))
-            yield
+            async with announced(app, bus, SERVICE):
+                yield
 
     return ops_app(SERVICE, lifespan, metrics)
 

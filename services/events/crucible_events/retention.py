@@ -78,10 +78,7 @@ class Retention:
         types.changed.append(lambda _: self._compile())
 
     def endpoints(self) -> Mapping[str, Endpoint]:
-        return {
-            "get_retention": Endpoint(RetentionRequest, self.get),
-            "put_retention": Endpoint(PutRetention, self.put),
-        }
+        return {"get_retention": Endpoint(RetentionRequest, self.get)}
 
     async def ready(self) -> None:
         """Raises UnavailableError while the rules are not known."""

@@ -10,6 +10,7 @@ from litestar.handlers import BaseRouteHandler
 
 from crucible_kit.buckets import open_bucket
 from crucible_kit.bus import open_bus
+from crucible_kit.lifecycle import announced
 from crucible_kit.losses import BUCKET as LOSSES
 from crucible_kit.losses import Losses
 from crucible_kit.metrics import Metrics
@@ -151,8 +152,8 @@ def _lifespan(
         async with contextlib.AsyncExitStack() as stack:
             bus, telemetry = await stack.enter_async_context(open_service(SERVICE, settings, metrics))
             keys = Keys(await open_bucket(bus, "keys", settings.stream_replicas))
-            if settings.admin_key:
-                await keys.ensure_admin(settings.admin_key)
+            made = await keys.ensure_admin(settings.admin_key) if settings.admin_key else None
+            change = {"setting": "keys", "id": made.id, "changes": {"made": made.name}} if made else None
             reading = await stack.enter_async_context(open_bus(settings.nats_url, bus.names, f"{SERVICE} reading"))
             hub = Hub(bus, reading, metrics)
             known = await open_types(bus, settings.stream_replicas)
@@ -165,7 +166,8 @@ def _lifespan(
             async with asyncio.TaskGroup() as tasks:
                 following = (keys.follow, hub.run, known.view.follow, lost.view.follow)
                 running = [tasks.create_task(follow()) for follow in following]
-                yield
+                async with announced(app, bus, SERVICE, change):
+                    yield
                 for task in running:
                     task.cancel()
 

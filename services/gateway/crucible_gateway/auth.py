@@ -49,14 +49,15 @@ class Keys:
         self._records: dict[str, KeyRecord] = {}
         self.caught_up = False
 
-    async def ensure_admin(self, key: str) -> None:
-        """Makes `key` known as admin's, unless it is known already."""
+    async def ensure_admin(self, key: str) -> KeyRecord | None:
+        """Makes `key` known as admin's; None where it is known already."""
         record = KeyRecord(id=fresh_id("key"), name=ADMIN, created_at=timestamp())
         try:
             await self._bucket.create(key_hash(key), msgspec.json.encode(record))
         except ConflictError:
-            return
+            return None
         log.info("made the API key %s", ADMIN)
+        return record
 
     async def follow(self) -> None:
         """Keeps up with the bucket until cancelled."""

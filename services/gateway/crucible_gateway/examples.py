@@ -125,6 +125,7 @@ DESCRIBED_TYPE: Final[Json] = {
     "versions": ["1.0.0"],
     "registered": True,
     "count": 3,
+    "reserved": False,
     "schemas": {"1.0.0": REGISTER_TYPE["schema"]},
 }
 SSE_FRAMES: Final = 'id: 42\nevent: event\ndata: {"type":"Memory","data":{…},"metadata":{…},"sequence":42}\n\n'
@@ -177,6 +178,7 @@ HOOK_VIEW: Final[Json] = {
     "updated_at": "2026-11-21T09:00:00.000000Z",
     "id": "hok_01kaj3x5vcbg7r2k9m4t6w8y1d",
     "order": None,
+    "warnings": [],
 }
 HOOK_LIST: Final[Json] = {"hooks": [HOOK_VIEW]}
 RUN_LIST: Final[Json] = {

@@ -17,6 +17,7 @@ from crucible_kit.egress import open_guard
 from crucible_kit.exchange import open_exchanger
 from crucible_kit.index import Index, open_index
 from crucible_kit.isolated import open_isolated
+from crucible_kit.lifecycle import announced
 from crucible_kit.metrics import Metrics
 from crucible_kit.redactions import Redacted
 from crucible_kit.rpc import serve
@@ -102,7 +103,8 @@ def create_app(settings: Settings | None = None) -> Starlette:
                 settings,
             )
             await stack.enter_async_context(serve(bus, SERVICE, answers, telemetry))
-            yield
+            async with announced(app, bus, SERVICE):
+                yield
 
     return ops_app(SERVICE, lifespan, metrics)
 

@@ -12,6 +12,7 @@ from crucible_kit.asgi import ops_app
 from crucible_kit.buckets import View, open_bucket
 from crucible_kit.bus import Bus
 from crucible_kit.index import Index, Reader, open_index
+from crucible_kit.lifecycle import announced
 from crucible_kit.metrics import Metrics
 from crucible_kit.purging import Purging, note_purge
 from crucible_kit.rpc import serve
@@ -59,7 +60,8 @@ def create_app(settings: Settings | None = None) -> Starlette:
                 refolding = Refolding(bus, index, skipped.inc)
                 forgetting = [tasks.create_task(forget()) for forget in (worlds.follow, purging.run, refolding.run)]
                 serving = tasks.create_task(_serve(bus, index, refolding, searcher, answering, telemetry, metrics))
-                yield
+                async with announced(app, bus, SERVICE):
+                    yield
                 # What has begun still reads the index: it goes on until that is done.
                 serving.cancel()
                 await asyncio.wait([serving])

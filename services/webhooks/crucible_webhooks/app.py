@@ -14,6 +14,7 @@ from crucible_kit.bus import Bus
 from crucible_kit.egress import open_guard
 from crucible_kit.exchange import open_exchanger
 from crucible_kit.index import Index, open_index
+from crucible_kit.lifecycle import announced
 from crucible_kit.metrics import Metrics
 from crucible_kit.redactions import Redacted
 from crucible_kit.rpc import serve
@@ -46,7 +47,8 @@ def create_app(settings: Settings | None = None) -> Starlette:
             bucket = await open_bucket(bus, "webhooks", settings.stream_replicas)
             registry = Registry(bucket, types, lambda: open_dispatch(bus))
             await stack.enter_async_context(_running(app, settings, bus, registry, telemetry, metrics))
-            yield
+            async with announced(app, bus, SERVICE):
+                yield
 
     return ops_app(SERVICE, lifespan, metrics)
 

@@ -37,7 +37,6 @@ RESERVED = frozenset(
         *("Memory.Accessed", "Memory.Consolidated", "Memory.Pruned", "Memory.Restored", "Memory.Superseded"),
         *("Graph.NodeAdded", "Graph.NodeRemoved", "Graph.EdgeCreated", "Graph.EdgeRemoved"),
         *("Graph.PathDiscovered", "Graph.CommunityDetected", "Graph.MetricsComputed"),
-        *("System.Started", "System.Shutdown", "System.Error", "System.ConfigChanged"),
         *("System.ScheduleFired", "System.AccessDenied"),
         *("Webhook.Failing", "Webhook.Recovered"),
         *(f"Flow.{event}" for event in FLOW),
