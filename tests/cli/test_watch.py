@@ -144,15 +144,25 @@ def test_a_refused_note_is_told_and_not_sent_again(run: Run, played: Played, not
 
 def test_a_long_note_is_sent_without_its_content(run: Run, played: Played, notes: Path) -> None:
     (notes / "one.md").write_text("x" * (901 * 1024))
-    (notes / "deep" / "two.md").write_bytes(b"\x00" * (300 * 1024))
+    (notes / "deep" / "two.md").write_bytes(b"\x01" * (300 * 1024))  # as JSON six times as long
     once(run, notes)
     assert all("content" not in payload and "900 KiB" in payload["reason"] for payload in played.payloads)
 
 
 def test_a_note_that_is_not_utf8_is_sent_all_the_same(run: Run, played: Played, notes: Path) -> None:
     (notes / "one.md").write_bytes(b"caf\xe9")
-    once(run, notes)
+    [_, line] = once(run, notes)
     assert played.payloads[1]["content"] == "caf\ufffd"
+    assert line["note"] == "what is not UTF-8 shows as \ufffd: byte 3 is not UTF-8: save the file as UTF-8"
+
+
+@pytest.mark.parametrize("data", ["# Größe".encode("utf-16-le"), b"\x7fELF\x00\x01", b"\xff\xfea\x00b"])
+def test_what_is_no_text_is_told_and_left_out(run: Run, played: Played, notes: Path, data: bytes) -> None:
+    (notes / "one.md").write_bytes(data)
+    [_, line] = once(run, notes)
+    assert "content" not in played.payloads[1]
+    assert line["note"].startswith("the content is left out: ")
+    assert "save the file as UTF-8" in line["note"]
 
 
 def test_changes_are_followed(played: Played, notes: Path, tmp_path: Path) -> None:

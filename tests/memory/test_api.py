@@ -235,6 +235,8 @@ async def test_a_new_version_is_read_from_any_replica(memory: Memories, running:
         ({"content": "x", "tags": ["x" * 100]}, "tags.0"),
         ({"content": "x", "tags": [f"t{n}" for n in range(101)]}, "tags"),
         ({"content": "x", "entities": [""]}, "entities.0"),
+        ({"content": "x", "entities": ["x" + "\u0300\u0316" * 10_000]}, "entities.0"),
+        ({"content": "x", "tags": ["x" + "\u0300\u0316" * 10_000]}, "tags.0"),
         ({"content": "x", "links": [Link(target=" ")]}, "links.0.target"),
         ({"content": "x", "links": [Link(target="a", type="")]}, "links.0.type"),
         ({"content": "x", "links": [Link(target=f"a{n}") for n in range(1001)]}, "links"),

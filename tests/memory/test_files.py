@@ -287,6 +287,10 @@ async def test_a_note_without_its_text_is_not_answered_with_the_old_one(service:
     await file(memory, "Modified", content=NOTE)
     found = await memory.get(ID)
     assert (found.content, found.problems) == ("About [[Lamport]] #clocks\n", [])
+    assert (await processed(memory))[-1]["status"] == "updated"
+    await file(memory, "Modified", content="caf\ufffd", reason="byte 3 is not UTF-8")
+    found = await memory.get(ID)
+    assert (found.content, found.problems) == ("caf\ufffd", ["byte 3 is not UTF-8"])
     await file(memory, "Created", "long.md", reason="too long")
     assert (await processed(memory))[-1] == {"path": "long.md", "status": "refused", "error": "long.md: too long"}
 

@@ -20,6 +20,8 @@ from .files import open_file
 
 SUFFIXES = (".md", ".markdown")
 MIME = "text/markdown"
+_LOOKED_AT = 1024
+"""Bytes in which a NUL says that a file is no text."""
 HIDDEN = "hidden files and folders, and editors' drafts (~… and #…)"
 
 
@@ -112,7 +114,7 @@ def payload(root: Path, change: Change) -> tuple[Change, dict[str, Any]] | None:
         known = {"hash": change.note.hash} if change.note.hash else {}
         return change, {"path": change.path, "root": str(root), **known}
     try:
-        note, text = _read(f"{root}/{change.path}", change.note)
+        note, data = _read(f"{root}/{change.path}", change.note)
     except OSError:
         return None
     place = {"from": change.old_path, "to": change.path} if change.old_path else {"path": change.path}
@@ -120,7 +122,7 @@ def payload(root: Path, change: Change) -> tuple[Change, dict[str, Any]] | None:
     if note.hash:
         fields["hash"] = note.hash
     fields["mtime"] = datetime.fromtimestamp(note.mtime_ns / 1e9, UTC).isoformat(timespec="microseconds")[:26] + "Z"
-    return msgspec.structs.replace(change, note=note), fields | _content(text)
+    return msgspec.structs.replace(change, note=note), fields | _content(data)
 
 
 def problem(fields: Mapping[str, Any]) -> str | None:
@@ -134,10 +136,22 @@ def problem(fields: Mapping[str, Any]) -> str | None:
     return reason
 
 
-def _content(text: str | None) -> dict[str, str]:
-    if text is None or len(msgspec.json.encode(text)) > NOTE_CONTENT_BYTES + 64 * 1024:
-        return {"reason": f"the content is left out: it is over {NOTE_CONTENT_BYTES // 1024} KiB"}
-    return {"content": text}
+def _content(data: bytes | None) -> dict[str, str]:
+    """The text and what is wrong with it, or why it is left out."""
+    left_out = f"the content is left out: it is over {NOTE_CONTENT_BYTES // 1024} KiB"
+    if data is None:
+        return {"reason": left_out}
+    fields = {}
+    try:
+        text = decode_text(data)
+    except MalformedError as error:
+        if b"\0" in data[:_LOOKED_AT]:
+            return {"reason": f"the content is left out: {error.detail}"}
+        text = data.decode("utf-8-sig", "replace")
+        fields = {"reason": f"what is not UTF-8 shows as \ufffd: {error.detail}"}
+    if len(msgspec.json.encode(text)) > NOTE_CONTENT_BYTES + 64 * 1024:
+        return {"reason": left_out}
+    return {"content": text, **fields}
 
 
 def _paths(root: str, before: Mapping[str, Note], found: Scan) -> Iterator[str]:
@@ -187,8 +201,8 @@ def _seen(file: str, trusted: Note | None, known: Note | None) -> Note:
     return _read(file, known)[0]
 
 
-def _read(file: str, known: Note | None) -> tuple[Note, str | None]:
-    """The note and its text, None where it is too long. Bytes that are no text are replaced."""
+def _read(file: str, known: Note | None) -> tuple[Note, bytes | None]:
+    """The note and its bytes, None where they are too many."""
     with open_file(file) as source:
         status = os.fstat(source.fileno())
         data: bytes | None = source.read(NOTE_CONTENT_BYTES + 1) if status.st_size <= NOTE_CONTENT_BYTES else None
@@ -197,14 +211,7 @@ def _read(file: str, known: Note | None) -> tuple[Note, str | None]:
         else:
             data, digest = None, _digest(source, status.st_size)
     note = Note(digest, status.st_size, status.st_mtime_ns, known.sequence if known else None, status.st_ino)
-    return note, None if data is None else _text(data)
-
-
-def _text(data: bytes) -> str:
-    try:
-        return decode_text(data)
-    except MalformedError:
-        return data.decode("utf-8-sig", "replace")
+    return note, data
 
 
 def _digest(source: BinaryIO, size: int) -> str:

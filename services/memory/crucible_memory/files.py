@@ -48,7 +48,7 @@ Status = Literal["created", "updated", "moved", "removed", "unchanged", "ignored
 
 class FilePayload(msgspec.Struct, frozen=True, rename={"from_": "from"}):
     """What this service reads of a File event's payload; `old_path` and `new_path` are how renames were stored
-    before. `reason` says why there is no content."""
+    before. `reason` says why there is no content, or what is wrong with it."""
 
     path: str = ""
     root: str = ""
@@ -121,7 +121,8 @@ class Files:
             case "Renamed":
                 return await self._renames(payload, cause)
             case "Created" | "Modified" if is_note(place.path):
-                return [Step("save", place, cause, payload.content, payload.reason or _UNREAD)]
+                unread = _UNREAD if payload.content is None else None
+                return [Step("save", place, cause, payload.content, payload.reason or unread)]
             case "Deleted" if is_note(place.path):
                 return [Step("remove", place, cause)]
             case "DirectoryDeleted":
@@ -295,10 +296,7 @@ def note_path(path: str) -> str:
 
 
 async def _noted(step: Step) -> Note:
-    """The note as it is; of one whose text is not known, nothing but that."""
-    path, content = step.place.path, step.content
-    if content is None:
-        return msgspec.structs.replace(parse("", path), problems=[step.reason or _UNREAD])
-    if len(content) <= _IN_PLACE:
-        return parse(content, path)
-    return await asyncio.to_thread(parse, content, path)
+    """The note as it is; of one whose text is not known, nothing but that. A reason is a problem of it."""
+    path, content = step.place.path, step.content or ""
+    note = parse(content, path) if len(content) <= _IN_PLACE else await asyncio.to_thread(parse, content, path)
+    return msgspec.structs.replace(note, problems=[step.reason, *note.problems]) if step.reason else note

@@ -16,6 +16,8 @@ from .words import composed, tag_key
 SOURCE = Source("system", "memory")
 """Whose the events are that this service makes of notes."""
 MAX_FORMER_PATHS = 16
+_MOST_GIVEN = 4
+"""Times as long as its one spelling a name may come: with spaces around it, or decomposed."""
 
 _UNSEEN = regex.compile(r"[[\p{Cc}--\s]\u00AD\u061C\u200B\u200E\u200F\u202A-\u202E\u2060-\u206F\uFEFF]", regex.V1)
 """What nobody sees and no script needs within a word."""
@@ -95,7 +97,7 @@ def checked_tag(text: str, path: str = "tag") -> str:
     tag = clean_tag(text)
     if tag is None:
         raise refused(path, "a tag is a # and a name")
-    if len(tag) > MEMORY_TAG_CHARS:
+    if len(tag) > MEMORY_TAG_CHARS or len(text) > _MOST_GIVEN * MEMORY_TAG_CHARS:
         raise refused(path, f"a tag may have {MEMORY_TAG_CHARS} characters")
     return tag
 
@@ -137,8 +139,8 @@ def refused(path: str, message: str) -> InvalidError:
 
 
 def _checked_word(text: str, path: str) -> str:
-    word = composed(text[: 4 * MEMORY_WORD_CHARS]).strip()
-    if not 0 < len(word) <= MEMORY_WORD_CHARS:
+    word = composed(text).strip()
+    if not 0 < len(word) <= MEMORY_WORD_CHARS or len(text) > _MOST_GIVEN * MEMORY_WORD_CHARS:
         raise refused(path, f"must have 1 to {MEMORY_WORD_CHARS} characters")
     return word
 

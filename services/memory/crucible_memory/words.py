@@ -23,6 +23,9 @@ MAX_WORD = 64
 _PIECE = 16_384
 """Characters that are looked at at once: meanwhile nothing else runs in this process."""
 
+_MOST_FOLDED = 2 * _PIECE
+"""One character may fold into 18 (U+FDFA): a text of such would be as much work as one that no event may have."""
+
 # Letters and marks without their punctuation; digits and other forms are folded away.
 _CJK = (
     "\u1100-\u11ff\u3005-\u3007\u3021-\u3029\u3031-\u3035\u3038-\u303c"
@@ -92,7 +95,7 @@ def fold(text: str) -> str:
 
 def indexed(text: str) -> str:
     """The words of a text, with a space between each two."""
-    return " ".join(word for piece in _pieces(text) for word in _indexed(fold(piece)))
+    return " ".join(word for piece in _pieces(text) for word in _indexed(fold(piece)[:_MOST_FOLDED]))
 
 
 def grams(text: str) -> Iterator[Gram]:
