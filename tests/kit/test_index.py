@@ -106,10 +106,10 @@ async def test_the_position_is_of_one_piece_with_what_was_applied(bus: Bus, stre
 
     def break_down(connection: sqlite3.Connection, messages: list[Message]) -> None:
         insert(connection, messages)
-        raise ZeroDivisionError
+        raise RuntimeError
 
     async with open_index(path, bus, stream, 1, SCHEMA) as index:
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(RuntimeError):
             await index.follow(bus, break_down)
         assert index.sequence == 0
     async with followed(path, bus, stream) as index:
@@ -260,3 +260,25 @@ async def test_another_stream_of_the_same_name_is_made_anew(bus: Bus, stream: st
             await following
     async with followed(path, bus, stream) as index:
         assert await rows(index) == numbers(7, 8, 9)
+
+
+async def test_message_that_cannot_be_written_is_parked_and_passed_over(bus: Bus, stream: str, tmp_path: Path) -> None:
+    await bus.ensure_stream(bus.names.attempts, subjects=[bus.names.all_attempts])
+    await fill(bus, 1, 2, 13, 3)
+
+    def picky(connection: sqlite3.Connection, messages: list[Message]) -> None:
+        insert(connection, messages)
+        if any(message.data == b"13" for message in messages):
+            raise OverflowError("Python int too large to convert to SQLite INTEGER")
+
+    async with open_index(tmp_path / "index", bus, stream, 1, SCHEMA) as index:
+        following = asyncio.create_task(index.follow(bus, picky))
+        await until(lambda: index.sequence == 4 or following.done())
+        rows = [row[0] for row in await index.reader.execute_fetchall("SELECT data FROM rows")]
+        following.cancel()
+        await asyncio.wait({following})
+    assert rows == [b"1", b"2", b"3"]
+    parked = await bus.last(bus.names.attempts, bus.names.parked(f"index-{stream}"))
+    assert parked is not None
+    assert parked.data == b"13"
+    assert bus.parked == 1

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import random
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
@@ -17,11 +18,13 @@ from crucible_core.subjects import Names
 from crucible_kit import holding
 from crucible_kit.bus import Bus, Message, open_bus
 from crucible_kit.frames import Outgoing
+from crucible_kit.pulling import open_pull
 from crucible_kit.reading import backlog
 from crucible_kit.work import Poison, ensure_durable, work, work_batches
 from tests.kit.outage import Server, private_server, proxied, until
 
 DURABLE = "d"
+DEADLY = Path(__file__).with_name("deadly.py")
 
 
 @pytest.fixture
@@ -454,3 +457,63 @@ async def test_a_worker_that_is_killed_loses_nothing(bus: Bus, stream: str, nats
     first.gate.set()
     with contextlib.suppress(UnavailableError):
         await stop(task)
+
+
+@pytest.mark.parametrize("kind", ["one by one", "batches", "index"])
+async def test_message_that_ends_its_process_is_parked_and_takes_nothing_with_it(
+    bus: Bus, nats_url: str, stream: str, kind: str, tmp_path: Path
+) -> None:
+    wanted = [b"1", b"2", b"deadly", b"3", b"4"]
+    on, place = subject(bus, "a"), bus.names.parked(DURABLE)
+    if kind == "index":  # of a stream that is no work queue
+        stream, on = bus.names.bucket("I"), f"{bus.names.prefix}.i.a"
+        await bus.ensure_stream(stream, subjects=[on])
+        place = bus.names.parked(f"index-{stream}")
+    await bus.store_all([Outgoing(on, data, msg_id=data.decode()) for data in wanted])
+    done: Counter[str] = Counter()
+    deaths = 0
+    async with asyncio.timeout(60):
+        while await bus.last(bus.names.attempts, place) is None or len(done) < 4:
+            command = [sys.executable, str(DEADLY), nats_url, bus.names.prefix, stream, kind, str(tmp_path / "x")]
+            process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+            assert process.stdout is not None
+            reading = asyncio.create_task(_lines(process.stdout, done))
+            ended = asyncio.create_task(process.wait())
+            while not ended.done() and (await bus.last(bus.names.attempts, place) is None or len(done) < 4):
+                await asyncio.wait([ended], timeout=0.05)
+            if ended.done():
+                deaths += 1
+            else:
+                process.kill()
+            await asyncio.gather(ended, reading)
+    assert deaths == 1 + holding.DEADLY
+    assert set(done) == {"1", "2", "3", "4"}
+    parked = await bus.last(bus.names.attempts, place)
+    assert parked is not None
+    assert parked.data == b"deadly"
+    assert "processes ended" in parked.headers[subjects.REASON]
+
+
+async def _lines(stream: asyncio.StreamReader, done: Counter[str]) -> None:
+    async for line in stream:
+        done[line.decode().strip()] += 1
+
+
+async def test_message_that_was_in_hand_as_its_process_ended_is_done_all_the_same(bus: Bus, stream: str) -> None:
+    """Whatever ended that one, as long as it was not over this message alone, and twice."""
+    await fill(bus, 1)
+    await ensure_durable(bus, stream, DURABLE, [subject(bus, ">")], ack_wait=0.2)
+    for times in range(4):
+        await bus.store(Outgoing(bus.names.trial(DURABLE, 1), b"%d" % min(times, holding.DEADLY - 1)))
+        arrived: list[Message] = []
+        async with open_pull(bus, stream, DURABLE, arrived.append) as pull:
+            await pull.ask(1)
+            await until(lambda arrived=arrived: bool(arrived))  # type: ignore[misc]  # and no word of it
+    done: list[bytes] = []
+
+    async def handle(message: Message) -> None:
+        done.append(message.data)
+
+    async with running(work(bus, stream, DURABLE, handle, filters=[subject(bus, ">")], ack_wait=0.2)):
+        await until(lambda: bool(done))
+    assert done == [b"1"]

@@ -222,6 +222,10 @@ class Names(msgspec.Struct, frozen=True):
         """Where a message that cannot be decoded is put aside."""
         return self._subject("att", "parked", token(durable))
 
+    def trial(self, durable: str, sequence: int) -> str:
+        """Where it is noted that a message is worked on alone, since a process has ended that had it in hand."""
+        return self._subject("att", "trial", token(durable), str(sequence))
+
     @property
     def all_attempts(self) -> str:
         return self._subject("att", ">")

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 
@@ -20,11 +20,17 @@ PARK_AFTER = 10
 """Failures after which a message that makes its handler fail is put aside."""
 HELD_BYTES = 32 * 1024 * 1024
 """What messages in hand may come to, over all consumers of a process. Each may have one, whatever the others have."""
+DEADLY = 2
+"""Processes that may end while they work on one message alone, before it is put aside."""
 _NAK_S = 1.0
 _LONGEST_NAK_S = 30.0
 _REMEMBERED = 10_000
 _OWN_HEADERS = "Nats-"
 _UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError)
+
+
+Parked = Callable[[Message, str], Awaitable[None]]
+"""Told of a message that is about to be put aside, and why. May be told twice."""
 
 
 class Poison(Exception):
@@ -34,9 +40,12 @@ class Poison(Exception):
 class Hand:
     """What has been delivered here and not been answered, by its sequence in the stream."""
 
-    def __init__(self, bus: Bus, durable: str) -> None:
+    def __init__(self, bus: Bus, durable: str, parked: Parked | None = None) -> None:
         self.durable = durable
         self._bus = bus
+        self._on_park = parked
+        self._alone = asyncio.Lock()
+        self._asked_again: set[int] = set()
         self._replies: dict[int, str] = {}
         self._sizes: dict[int, int] = {}
         self._failures: dict[int, int] = {}
@@ -58,8 +67,42 @@ class Hand:
             self._bus.held_bytes += len(message.data)
         return new
 
+    def suspects(self, message: Message) -> bool:
+        """Whether a process that had the message in hand has ended without a word of it. It may be why."""
+        return message.delivered > 1 and message.sequence not in self._asked_again
+
     async def handle(self, handler: Handler, message: Message) -> None:
         """One message through its handler, to its acknowledgement, its parking or its redelivery."""
+        if self.suspects(message):
+            async with self._alone:
+                await self._try(handler, message)
+        else:
+            await self._handle(handler, message)
+
+    async def _try(self, handler: Handler, message: Message) -> None:
+        """A suspect, while no other one is worked on, so that of a process that ends here it is known why. That is
+        noted before it begins; a process that is ended from outside can hit the same message twice hardly ever."""
+        subject = self._bus.names.trial(self.durable, message.sequence)
+        try:
+            last = await self._bus.last(self._bus.names.attempts, subject)
+            ended = int(last.data) if last else 0
+            if ended < DEADLY:
+                await self._bus.store(Outgoing(subject, b"%d" % (ended + 1)))
+        except CrucibleError as error:
+            log.info("%s: message %d waits: %s", self.durable, message.sequence, error)
+            await self.answer(message, _nak(_NAK_S))
+            return
+        if ended >= DEADLY:
+            await self.answer(message, await self._parked(message, f"{ended} processes ended while they worked on it"))
+            return
+        try:
+            await self._handle(handler, message)
+        finally:
+            if message.sequence in self._asked_again:  # this process is still there
+                with contextlib.suppress(CrucibleError):
+                    await self._bus.store(Outgoing(subject, b"%d" % ended))
+
+    async def _handle(self, handler: Handler, message: Message) -> None:
         answer = subjects.NAK
         try:
             await handler(message)
@@ -76,6 +119,11 @@ class Hand:
         self._bus.held_bytes -= self._sizes.pop(message.sequence, 0)
         if word == subjects.ACK:
             self._failures.pop(message.sequence, None)
+            self._asked_again.discard(message.sequence)
+        else:
+            if len(self._asked_again) >= _REMEMBERED:
+                self._asked_again.clear()
+            self._asked_again.add(message.sequence)
         if reply is not None:
             await self._say(reply, word)
 
@@ -115,6 +163,8 @@ class Hand:
 
     async def _parked(self, message: Message, reason: str) -> bytes:
         try:
+            if self._on_park is not None:
+                await self._on_park(message, reason)
             await park(self._bus, self.durable, message, reason)
         except CrucibleError as error:
             log.warning("%s: message %d cannot be parked yet: %s", self.durable, message.sequence, error)
@@ -130,9 +180,9 @@ class Hand:
 
 
 @contextlib.asynccontextmanager
-async def in_hand(bus: Bus, durable: str, ack_wait: float) -> AsyncIterator[Hand]:
+async def in_hand(bus: Bus, durable: str, ack_wait: float, parked: Parked | None = None) -> AsyncIterator[Hand]:
     """What is still in hand at the end is given back."""
-    hand = Hand(bus, durable)
+    hand = Hand(bus, durable, parked)
     keeper = asyncio.create_task(hand.keep(ack_wait / 3))
     try:
         yield hand

@@ -16,12 +16,15 @@ from typing import Any, TypeVar
 
 import aiosqlite
 
-from crucible_core.errors import UnavailableError
+from crucible_core.errors import CrucibleError, UnavailableError
 from crucible_core.protocol.shared import Trouble
 
+from . import trial
 from .bus import Bus
+from .holding import park
 from .message import Message
 from .reading import read
+from .trial import Trial
 
 log = logging.getLogger(__name__)
 
@@ -155,6 +158,7 @@ class Index:
         self._filters: Sequence[str] = ()
         self._spoilt = asyncio.Event()
         self._readers: list[Reader] = []
+        self._trial: Trial | None = None
         self.writer = Writer(open_file, self._found_damaged)
         self.stream = stream
         self.sequence = 0
@@ -166,7 +170,9 @@ class Index:
     async def open(self) -> None:
         await self.writer.open()
         self.reader = await self.open_reader()
-        self.sequence = await self._written()
+        meta: dict[str, str] = dict(await self.reader.execute_fetchall("SELECT name, value FROM meta"))
+        self.sequence, self._trial = int(meta.get("sequence", "0")), trial.left_by(meta)
+        await self._note(trial.begin)
 
     async def open_reader(self, prepare: Callable[[aiosqlite.Connection], Awaitable[None]] | None = None) -> Reader:
         """One more connection for reading, which ends with the index."""
@@ -178,6 +184,7 @@ class Index:
     async def close(self) -> None:
         for reader in self._readers:
             await reader.close()
+        await self._note(trial.end)
         await self.writer.end()
 
     def spoil(self, reason: str) -> None:
@@ -185,7 +192,8 @@ class Index:
         self._found_damaged(sqlite3.DatabaseError(reason))
 
     async def follow(self, bus: Bus, apply: Apply, filters: Sequence[str] = ()) -> None:
-        """Fills the index until cancelled. `apply` writes a batch, in a thread; the position is committed with it.
+        """Fills the index until cancelled. `apply` writes a batch, in a thread; the position is committed with it. A
+        message that it fails over, or that ends the process again and again, is parked and passed over.
 
         Raises NotFoundError when the stream is no longer the one that was read: opened again, the index is made anew.
         """
@@ -221,10 +229,6 @@ class Index:
         for reader in self._readers:
             await reader.open()
         await asyncio.sleep(_PAUSE_S)  # a disk that spoils one file after another is not written to without end
-
-    async def _written(self) -> int:
-        rows = await self.reader.execute_fetchall("SELECT value FROM meta WHERE name = 'sequence'")
-        return next((int(row[0]) for row in rows), 0)
 
     async def _fill(self, bus: Bus, apply: Apply, filters: Sequence[str]) -> None:
         self._bus, self._filters = bus, filters
@@ -293,6 +297,53 @@ class Index:
         return min((message.sequence for message in found if message and message.sequence <= sequence), default=None)
 
     async def _take(self, messages: list[Message], apply: Apply) -> None:
+        if self._trial is None:
+            try:
+                await self._write(messages, apply)
+            except Exception as error:
+                if not trial.is_of_content(error):
+                    raise
+                log.warning("the index takes %d messages one by one: %s", len(messages), error)
+            else:
+                return
+        for message in messages:
+            await self._take_one(message, apply)
+        self._trial = None  # what comes later, that process had not begun
+
+    async def _take_one(self, message: Message, apply: Apply) -> None:
+        reason = ""
+        if self._trial is not None:
+            tried = self._trial.of(message.sequence)
+            reason = tried.verdict
+            await self._note(tried.note)
+        if not reason:
+            try:
+                await self._write([message], apply)
+            except Exception as error:
+                if not trial.is_of_content(error):
+                    raise
+                reason = f"{type(error).__name__}: {error}"
+        if reason:
+            await self._pass_over(message, reason)
+
+    async def _note(self, note: Callable[[sqlite3.Connection], None]) -> None:
+        """Where it cannot be written, nothing is known of how this process ends."""
+        with contextlib.suppress(sqlite3.Error, UnavailableError):
+            await self.writer.run(note)
+
+    async def _pass_over(self, message: Message, reason: str) -> None:
+        assert self._bus is not None
+        parked = False
+        while not parked:
+            try:
+                await park(self._bus, f"index-{self.stream}", message, reason)
+                parked = True
+            except CrucibleError as error:
+                log.warning("message %d cannot be parked yet: %s", message.sequence, error)
+                await asyncio.sleep(_PAUSE_S)
+        await self._write([message], _nothing)
+
+    async def _write(self, messages: list[Message], apply: Apply) -> None:
         last = messages[-1]
         position = (str(last.sequence), str(last.time_ms))
 
@@ -314,6 +365,10 @@ class Index:
                 self._complaint = ""
                 self.sequence = last.sequence
                 return
+
+
+def _nothing(connection: sqlite3.Connection, messages: list[Message]) -> None:
+    """Writes nothing: only the position moves."""
 
 
 def _now() -> float:

@@ -9,7 +9,7 @@ from crucible_core import subjects
 from crucible_core.errors import CrucibleError, NotFoundError, UnavailableError
 
 from .bus import Bus
-from .holding import PARK_AFTER, Hand, Poison, in_hand
+from .holding import PARK_AFTER, Hand, Parked, Poison, in_hand
 from .message import Handler, Message
 from .pulling import Lost, Pull, Resumption, open_pull
 from .tasks import finish
@@ -63,16 +63,18 @@ async def work(
     ack_wait: float = 30.0,
     deliver: str = "all",
     grace: float = GRACE_S,
+    parked: Parked | None = None,
 ) -> None:
     """Handles each message of a durable consumer, `concurrency` at a time, until cancelled; what is begun finishes.
 
     The handler returns: acknowledged. It raises `Poison` or `msgspec.DecodeError`: parked. Anything else: delivered
-    again, and parked when it has failed ten times, not counting the times that something was away. Long handlers keep
-    their message by heartbeats. At the end a handler that takes more than `grace` (s) is cancelled and its message is
+    again, and parked when it has failed ten times, not counting the times that something was away. One that was in hand
+    when a process ended is worked on alone, and parked when two processes have ended over it. Long handlers keep their
+    message by heartbeats. At the end a handler that takes more than `grace` (s) is cancelled and its message is
     given back, as are those that had not begun.
     """
     resumption = Resumption(bus, durable)
-    async with in_hand(bus, durable, ack_wait) as hand:
+    async with in_hand(bus, durable, ack_wait, parked) as hand:
         workers = _Workers(hand, handler, concurrency, grace)
         try:
             while True:
@@ -207,6 +209,12 @@ class _Batches:
             raise
 
     async def _handle(self, messages: list[Message]) -> None:
+        suspects = [message for message in messages if self._hand.suspects(message)]
+        messages = [message for message in messages if not self._hand.suspects(message)]
+        for message in suspects:
+            await self._hand.handle(lambda one: self._handler([one]), message)
+        if not messages:
+            return
         for _ in range(PARK_AFTER):
             try:
                 await self._handler(messages)

@@ -17,7 +17,7 @@ from .moment import moment_ms
 
 MAX_OUTPUT = 64 * 1024
 _MAX_ERROR = 4000
-FINAL = frozenset({"ok", "denied", "failed", "stopped"})
+FINAL = frozenset({"ok", "denied", "failed", "parked", "stopped"})
 """Outcomes that the log hears of. A run that is retried is told once it is over; one that was skipped never
 began, and one that was dry changed nothing."""
 

@@ -131,7 +131,7 @@ def counted(record: RunRecord) -> tuple[int, int, int, int, int, str | None]:
     if record.outcome == "stopped":
         return 1, 0, 0, 1, 0, None
     first = int(record.attempt <= 1)
-    ok, failed = int(record.outcome in ("ok", "denied")), int(record.outcome == "failed")
+    ok, failed = int(record.outcome in ("ok", "denied")), int(record.outcome in ("failed", "parked"))
     return first, 1, ok, failed, 0, record.started_at
 
 

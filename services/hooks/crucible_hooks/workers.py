@@ -133,7 +133,22 @@ class Workers:
             filters=[self._bus.names.run(name)],
             concurrency=concurrency,
             ack_wait=timeout_ms / 1000 + _SPARE_S,
+            parked=partial(self._parked, name),
         )
+
+    async def _parked(self, name: str, message: Message, reason: str) -> None:
+        """Records a run whose message is put aside: it is over, and its hook's runs show it."""
+        hook = self._registry.hooks.get(name)
+        if hook is None or hook.id != message.headers.get(subjects.REGISTRATION, ""):
+            return
+        try:
+            event, (run, attempt) = decode(message.data, event_sequence(message)), _place(message)
+        except (msgspec.DecodeError, Poison):
+            return
+        record = run_record(hook, event, run, attempt, "parked", timestamp())
+        record.error, record.replay = f"put aside: {reason}", message.headers.get(subjects.REPLAY)
+        await self._bus.store(stored(self._bus.names, record))
+        await self._settle(hook, event, record, message)
 
     # ---- one message
 

@@ -111,10 +111,24 @@ class Workers:
                     filters=[names.delivery(webhook_id)],
                     concurrency=concurrency,
                     ack_wait=timeout_ms / 1000 + _SPARE_S,
+                    parked=self._parked,
                 )
             except Exception:
                 log.exception("the worker of %s broke off; it begins again", webhook_id)
                 await asyncio.sleep(_PAUSE_S)
+
+    async def _parked(self, message: Message, reason: str) -> None:
+        """Records a delivery whose message is put aside: it is over, and the webhook's attempts show it."""
+        record = self._registry.records.get(webhook_of(message))
+        try:
+            event, (delivery, attempt) = decode(message.data, event_sequence(message)), _place(message)
+        except (msgspec.DecodeError, Poison):
+            return
+        if record is not None:
+            verdict = Verdict("failed", reason=f"put aside: {reason}")
+            outcome = _attempt_record(record.id, event, delivery, attempt, timestamp(), Response(), verdict)
+            outcome.webhook, outcome.replay = record.name, message.headers.get(subjects.REPLAY)
+            await self._settle(record, event, message, outcome, verdict)
 
     async def _attempt(self, message: Message) -> None:
         webhook_id = webhook_of(message)

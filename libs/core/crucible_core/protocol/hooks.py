@@ -90,9 +90,9 @@ class RunsRequest(Message):
 
 
 class RunRecord(Message, omit_defaults=False):
-    """One attempt at one run, as kept in ATTEMPTS. `outcome` is ok, failed, skipped, denied, retrying, stopped or dry
-    (a replayed event whose effects were only noted). `replay` is the id of the replay that it belongs to; `hook_id`
-    tells hooks of one name apart."""
+    """One attempt at one run, as kept in ATTEMPTS. `outcome` is ok, failed, skipped, denied, retrying, stopped, dry (a
+    replayed event whose effects were only noted) or parked (put aside, as the service ended over it twice). `replay` is
+    the id of the replay that it belongs to; `hook_id` tells hooks of one name apart."""
 
     run_id: str
     hook: str
