@@ -56,6 +56,9 @@ PURE = {
 """What the core may import: no I/O, no clock, no environment, no randomness."""
 IMPURE_CALLS = {"now", "utcnow", "today", "open", "input", "print"}
 
+EGRESS_HOME = "libs/kit/crucible_kit/exchange.py"
+HTTP_CLIENTS = {"aiohttp", "httpx", "httpx2", "requests", "urllib3", "pyreqwest"}
+CONNECTING = {"open_connection", "create_connection", "start_connection", "urlopen", "getaddrinfo", "gethostbyname"}
 BUS_HOME = "libs/kit/crucible_kit/bus.py"
 NAMES_HOME = "libs/core/crucible_core/subjects.py"
 STATUS_HOME = "libs/kit/crucible_kit/asgi.py"
@@ -101,6 +104,23 @@ def stray_nats_imports(files: Files) -> list[str]:
         f"{path}:{line}: only {BUS_HOME} imports nats"
         for path, line, name in imports(files)
         if name == "nats" and path != BUS_HOME
+    ]
+
+
+def stray_connections(files: Files) -> list[str]:
+    """What a service connects to, NATS aside, goes by the egress guard of one module."""
+    served = {
+        path: source for path, source in files.items() if path.startswith("services/") or "/crucible_kit/" in path
+    }
+    clients = [
+        f"{path}:{line}: only {EGRESS_HOME} imports {name}"
+        for path, line, name in imports(served)
+        if name in HTTP_CLIENTS and path != EGRESS_HOME
+    ]
+    return clients + [
+        f"{path}:{node.lineno}: only {EGRESS_HOME} calls {called_name(node)}"
+        for path, node in nodes(served, ast.Call)
+        if called_name(node) in CONNECTING and path != EGRESS_HOME
     ]
 
 
@@ -239,6 +259,7 @@ RULES: list[Rule] = [
     forbidden_arrows,
     impure_core,
     stray_nats_imports,
+    stray_connections,
     stray_bus_names,
     stray_statuses,
     inner_imports,
@@ -267,6 +288,9 @@ PLANTED: list[tuple[Rule, str, str]] = [
     (impure_core, CORE, "x = open('file')"),
     (stray_nats_imports, EVENTS, "import nats"),
     (stray_nats_imports, "libs/kit/crucible_kit/work.py", "from nats.js import api"),
+    (stray_connections, EVENTS, "import httpx"),
+    (stray_connections, KIT, "from aiohttp import ClientSession"),
+    (stray_connections, EVENTS, "async def f():\n    await asyncio.open_connection('h', 1)"),
     (stray_bus_names, EVENTS, "x = {'Nats-Msg-Id': '1'}"),
     (stray_bus_names, KIT, "x = 'evt.default.main.Memory.Created.m1'"),
     (stray_bus_names, KIT, "x = f'evt.{world}'"),
@@ -289,6 +313,8 @@ ALLOWED_SOURCES: list[tuple[Rule, str, str]] = [
     (impure_core, CORE, "import re2, msgspec\nfrom collections.abc import Iterator\nfrom .ids import x"),
     (impure_core, KIT, "import os"),
     (stray_nats_imports, BUS_HOME, "import nats.js.api"),
+    (stray_connections, EGRESS_HOME, "import aiohttp"),
+    (stray_connections, CLI, "import httpx"),
     (stray_bus_names, NAMES_HOME, "x = 'Nats-Msg-Id'"),
     (stray_bus_names, EVENTS, "x = 'Crucible-Hooks/1'"),
     (stray_bus_names, EVENTS, "'''Reads EVENTS.'''\nx = 'X-Crucible-Event-Id'\ny = 'live. And kicking'\nz = 'events'"),

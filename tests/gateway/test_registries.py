@@ -186,6 +186,9 @@ async def test_memory(http: httpx.AsyncClient, bus: Bus) -> None:
         made = await http.post("/api/v1/memory", json={"content": "x"}, headers={"Idempotency-Key": "k"})
         assert (made.status_code, made.json(), made.headers["ETag"]) == (201, {"id": "mem_1", "sequence": 7}, '"7"')
         assert (memory.last.cause.actor, memory.last.cause.key) == ("user:admin", "k")
+        chain = {"Crucible-Hop": "2", "Crucible-Correlation-Id": "cor_1"}
+        assert (await http.post("/api/v1/memory", json={"content": "x"}, headers=chain)).status_code == 201
+        assert (memory.last.cause.hop, memory.last.cause.correlation_id) == (3, "cor_1")
         found = await http.get("/api/v1/memory/mem_1")
         assert (found.json()["id"], found.headers["ETag"]) == (examples.MEMORY_VIEW["id"], '"42"')
         changed = await http.patch("/api/v1/memory/mem_1", json={"tags": []}, headers={"If-Match": '"7"'})

@@ -163,6 +163,18 @@ async def test_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPa
     assert (await answer_of(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")).status == 200
 
 
+async def test_address_of_six_is_reached_as_it_is_written() -> None:
+    try:
+        server = await asyncio.start_server(lambda reader, writer: writer.close(), "::1", 0)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    async with server, open_exchanger(HERE) as exchanger:
+        port = server.sockets[0].getsockname()[1]
+        await exchanger.reach(parse_target(f"http://[0:0::1]:{port}/"), 5.0)
+        with pytest.raises(ExchangeError, match="closed without an answer"):
+            await post(exchanger, f"http://[::1]:{port}/")
+
+
 async def test_redirect_is_an_answer() -> None:
     answer = await answer_of(b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9/\r\nContent-Length: 0\r\n\r\n")
     assert (answer.status, answer.headers["location"]) == (302, "http://127.0.0.1:9/")

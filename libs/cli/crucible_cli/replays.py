@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from crucible_client import Crucible
 from crucible_core.protocol.replays import Replay
 
+from . import webhooks
 from .given import json_object, moment_of
 from .lookup import find
 from .session import Session, Yes, command
@@ -25,7 +26,8 @@ def start(
     session: Session,
     to_hook: Annotated[str | None, typer.Option("--to-hook", help="The hook that they go to.")] = None,
     to_webhook: Annotated[
-        str | None, typer.Option("--to-webhook", help="The webhook that they go to, by id or name.")
+        str | None,
+        typer.Option("--to-webhook", help="The webhook that they go to: name, id, or its beginning."),
     ] = None,
     from_: Annotated[
         str, typer.Option("--from", help="start, a sequence (exclusive), a time (RFC 3339), or 10m, 2h, 3d ago.")
@@ -55,7 +57,7 @@ def start(
     with session.connect() as crucible:
         replay = crucible.events.replay(
             hook=to_hook,
-            webhook=to_webhook,
+            webhook=webhooks.found(crucible, to_webhook).id if to_webhook else None,
             start=moment_of(from_, now) or from_,
             to=moment_of(until, now) or until,
             filters=filters,

@@ -24,6 +24,7 @@ from crucible_core.errors import (
     UnknownOutcomeError,
     from_problem,
 )
+from crucible_core.network import connection_reason
 from crucible_core.subjects import Names
 
 from . import deadline
@@ -65,7 +66,7 @@ async def open_bus(url: str, names: Names, name: str = "crucible", patience: flo
     except (TimeoutError, OSError, nats.errors.Error) as error:
         reason = client.last_error or error
         await bus._close()
-        raise UnavailableError(f"NATS does not answer at {without_secrets(url)}: {reason or 'timeout'}") from error
+        raise UnavailableError(f"NATS does not answer at {without_secrets(url)}: {_reason(reason)}") from error
     try:
         yield bus
     finally:
@@ -317,7 +318,7 @@ class Bus(JetStream):
                 self._outgoing.append(frames)
                 await self._client._transport.drain()  # type: ignore[union-attr]  # at once, unless too much waits
         except (OSError, nats.errors.Error) as error:
-            raise UnavailableError(f"NATS cannot be written to: {error}", retry_after=1) from error
+            raise UnavailableError(f"NATS cannot be written to: {_reason(error)}", retry_after=1) from error
 
     def _write(self) -> None:
         """Once for each turn of the event loop: a write is a system call."""
@@ -433,6 +434,13 @@ def _problem(answer: Message) -> CrucibleError:
         return from_problem(msgspec.json.decode(answer.data, type=Problem))
     except (msgspec.DecodeError, TypeError) as error:
         return UnavailableError(f"an error came back that cannot be read: {error}")
+
+
+def _reason(error: BaseException) -> str:
+    """Why there is no connection, in words for users."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return connection_reason(error.errno)
+    return str(error).removeprefix("nats: ") or "timeout"
 
 
 def _forgotten(ending: "asyncio.Future[Any]") -> None:

@@ -320,7 +320,7 @@ class _WebhookDefinition(_Webhook, kw_only=True):
 
 
 class WebhookRegistered(_WebhookDefinition):
-    """A webhook was added."""
+    """A webhook was added or changed."""
 
 
 class WebhookUnregistered(_WebhookDefinition):
