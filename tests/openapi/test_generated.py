@@ -1,5 +1,5 @@
-"""The OpenAPI document as other people's software sees it: linters find no error, and clients that generators make of
-it compile and work."""
+"""The OpenAPI document as other people's software sees it: linters find no error, clients that generators make of it
+compile and work, and so does the page that shows it."""
 
 import datetime
 import json
@@ -116,6 +116,15 @@ def test_java_client_works(tools: Path, generated: Path, stack: Stack) -> None:
     run("javac", *options, *where, *sources, str(CLIENTS / "Client.java"), at=generated)
     told = run("java", *_FAST, "-cp", ":".join([str(classes), *jars]), "Client", stack.url, stack.key, at=generated)
     check(told, "Java")
+
+
+def test_the_page_is_to_read_and_try(tools: Path, document: Path, stack: Stack, tmp_path: Path) -> None:
+    told = json.loads(run("node", CLIENTS / "page.mjs", stack.url, stack.key, tools, at=tmp_path))
+    assert told["broken"] == []
+    assert (told["refused"], told["appended"], told["listed"]) == ("401", "201", [told["id"]])
+    assert told["one"] == {"n": 1}
+    assert told["operations"] == sum(map(len, json.loads(document.read_bytes())["paths"].values()))
+    assert told["markdown"] == []
 
 
 def check(output: str, language: str) -> None:

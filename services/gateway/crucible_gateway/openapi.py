@@ -170,8 +170,16 @@ def _headers(headers: Mapping[str, str]) -> list[dict[str, Any]]:
 def _reply(operation: Operation) -> dict[str, Any]:
     described: dict[str, Any] = {"description": operation.summary, "headers": _reply_headers(operation)}
     if operation.reply is not None:
-        described["content"] = {operation.reply_type: _content(operation.reply, operation.example)}
+        described["content"] = {operation.reply_type: _content(operation.reply, _completed(operation))}
     return described
+
+
+def _completed(operation: Operation) -> Any:
+    """The example as the answer is written: with the fields that it has by default."""
+    if operation.example is None or isinstance(operation.reply, dict):
+        return operation.example
+    answered = msgspec.json.decode(msgspec.json.encode(operation.example), type=operation.reply)
+    return msgspec.json.decode(msgspec.json.encode(answered))
 
 
 def _reply_headers(operation: Operation) -> dict[str, Any]:
