@@ -97,10 +97,8 @@ async def idle(port: int, kind: str, start: str) -> AsyncIterator[asyncio.Stream
         writer.write(f"GET {STREAM}?from={start} HTTP/1.1\r\n{key}Accept: text/event-stream\r\n\r\n".encode())
     elif kind == "websocket":
         nonce = base64.b64encode(os.urandom(16)).decode()
-        upgrade = (
-            f"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {nonce}\r\n"
-        )
-        writer.write(f"GET {STREAM} HTTP/1.1\r\n{key}{upgrade}\r\n".encode())
+        upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        writer.write(f"GET {STREAM} HTTP/1.1\r\n{key}{upgrade}Sec-WebSocket-Key: {nonce}\r\n\r\n".encode())
         await reader.readuntil(b"\r\n\r\n")
         said = json.dumps({"action": "subscribe", "from": start}).encode()
         for _ in range(3):
@@ -126,6 +124,8 @@ async def append(client: httpx.AsyncClient, number: int, text: str = "") -> int:
         ("websocket", "start"),
         ("sse", "now"),
         ("websocket", "now"),
+        ("/export", ""),
+        ("?limit=1000", ""),
     ],
 )
 async def test_clients_that_do_not_read_hold_nobody_up(installation: Installation, kind: str, start: str) -> None:
@@ -164,4 +164,14 @@ async def test_who_reads_late_gets_everything(installation: Installation) -> Non
             if len(found) == COUNT:
                 break
         assert found == list(range(COUNT))
+    assert installation.server.cut_off() == 0
+
+
+@pytest.mark.parametrize("size", [20_000, 1_000_000])
+async def test_many_large_appends_at_once_are_all_answered(installation: Installation, size: int) -> None:
+    async with httpx.AsyncClient(
+        base_url=installation.url, headers=HEADERS, timeout=60, limits=httpx.Limits(max_connections=None)
+    ) as client:
+        answers = await asyncio.gather(*(append(client, number, "x" * size) for number in range(80)))
+    assert answers == [201] * 80
     assert installation.server.cut_off() == 0

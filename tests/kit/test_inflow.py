@@ -5,21 +5,27 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
+from crucible_core import subjects
+from crucible_core.errors import UnavailableError
 from crucible_core.subjects import Names
-from crucible_kit import holding
-from crucible_kit.budget import Budget
-from crucible_kit.bus import INFLOW_BYTES, Bus, Message, open_bus
+from crucible_kit import holding, rpc
+from crucible_kit.budget import INFLOW_BYTES, Budget
+from crucible_kit.bus import Bus, Message, open_bus
 from crucible_kit.frames import Outgoing
 from crucible_kit.reading import read
+from crucible_kit.rpc import Context, Endpoint, call, serve
+from crucible_kit.telemetry import Telemetry
 from crucible_kit.work import work, work_batches
 from tests.kit.outage import Server, private_server, until
 
 MIB = 1024 * 1024
-COUNT = 40
-MANY = 12
+COUNT = 20
+MANY = 8
 STREAM, QUEUE = "S", "W"
 
 
@@ -36,18 +42,18 @@ async def bus(server: Server) -> AsyncIterator[Bus]:
         await bus.ensure_stream(STREAM, subjects=["p.s.>"])
         await bus.ensure_stream(QUEUE, subjects=["p.w.>"], retention="workqueue")
         await bus.store_all([Outgoing("p.s.a", bytes(MIB)) for _ in range(COUNT)])
-        await bus.store_all([Outgoing(f"p.w.{n % MANY}", bytes(MIB)) for n in range(10 * MANY)])
+        await bus.store_all([Outgoing(f"p.w.{n % MANY}", bytes(MIB)) for n in range(6 * MANY)])
         yield bus
 
 
 @contextlib.asynccontextmanager
-async def busy() -> AsyncIterator[None]:
+async def busy(block_s: float = 0.2, free_s: float = 0.05) -> AsyncIterator[None]:
     """An event loop that is again and again at something else for so long that the server could send everything."""
 
     async def block() -> None:
         while True:
-            await asyncio.sleep(0.02)
-            time.sleep(0.3)  # noqa: ASYNC251
+            await asyncio.sleep(free_s)
+            time.sleep(block_s)  # noqa: ASYNC251
 
     blocking = asyncio.create_task(block())
     try:
@@ -69,8 +75,8 @@ async def test_many_readers_of_large_messages_are_never_too_much(server: Server,
     async with busy():
         assert await asyncio.gather(*(count() for _ in range(MANY))) == [COUNT] * MANY
     assert server.cut_off() == 0
-    assert bus.inflow.free == INFLOW_BYTES
-    assert bus.pulls == 0
+    assert bus.flow.inflow.free == INFLOW_BYTES
+    assert bus.flow.pulls == 0
 
 
 async def test_workers_of_many_queues_are_never_too_much(server: Server, bus: Bus) -> None:
@@ -79,7 +85,7 @@ async def test_workers_of_many_queues_are_never_too_much(server: Server, bus: Bu
 
     async def handle(message: Message) -> None:
         nonlocal most
-        most = max(most, bus.held_bytes)
+        most = max(most, bus.flow.held_bytes)
         await asyncio.sleep(0.05)
         done.append(message.sequence)
 
@@ -87,14 +93,14 @@ async def test_workers_of_many_queues_are_never_too_much(server: Server, bus: Bu
         asyncio.create_task(work(bus, QUEUE, f"w{n}", handle, filters=[f"p.w.{n}"], concurrency=8)) for n in range(MANY)
     ]
     async with busy():
-        await until(lambda: len(done) == 10 * MANY, 40)
+        await until(lambda: len(done) == 6 * MANY, 40)
     for worker in workers:
         worker.cancel()
     await asyncio.wait(workers)
     assert server.cut_off() == 0
     assert most <= holding.HELD_BYTES + MANY * 2 * MIB
-    assert bus.held_bytes == 0
-    assert bus.inflow.free == INFLOW_BYTES
+    assert bus.flow.held_bytes == 0
+    assert bus.flow.inflow.free == INFLOW_BYTES
 
 
 async def test_a_dispatcher_of_large_messages_takes_few_at_once(server: Server, bus: Bus) -> None:
@@ -108,13 +114,13 @@ async def test_a_dispatcher_of_large_messages_takes_few_at_once(server: Server, 
         await until(lambda: sum(sizes) == COUNT)
     working.cancel()
     await asyncio.wait({working})
-    assert max(sizes) <= 2 * bus.pull_bytes // MIB + 1
+    assert max(sizes) <= 2 * bus.flow.pull_bytes // MIB + 1
     assert server.cut_off() == 0
 
 
 async def test_lookups_at_once_are_never_too_much(server: Server, bus: Bus) -> None:
     async with busy():
-        found = await asyncio.gather(*(bus.get(STREAM, n % COUNT + 1) for n in range(150)))
+        found = await asyncio.gather(*(bus.get(STREAM, n % COUNT + 1) for n in range(60)))
     assert all(message and len(message.data) == MIB for message in found)
     assert server.cut_off() == 0
 
@@ -124,7 +130,7 @@ async def test_messages_of_every_size_come_though_requests_are_small(bus: Bus) -
     await bus.purge(STREAM, "p.s.>")
     for size in sizes:
         await bus.store(Outgoing("p.s.a", bytes(size)))
-    bus.pulls += 1000  # as where there are many consumers
+    bus.flow.pulls += 1000  # as where there are many consumers
     found: list[int] = []
     async with contextlib.aclosing(read(bus, STREAM)) as batches:
         async for messages in batches:
@@ -132,7 +138,83 @@ async def test_messages_of_every_size_come_though_requests_are_small(bus: Bus) -
             if not messages:
                 break
     assert found == sizes
-    assert bus.inflow.free == INFLOW_BYTES
+    assert bus.flow.inflow.free == INFLOW_BYTES
+
+
+# ---- requests and answers
+
+
+class Text(msgspec.Struct):
+    text: str
+
+
+async def echo(request: Text, context: Context) -> Text:
+    await asyncio.sleep(0.01)
+    return request
+
+
+async def ask(bus: Bus, size: int, timeout: float = 40.0) -> int:
+    return len((await call(bus, "svc", "op", Text("x" * size), Text, timeout=timeout)).text)
+
+
+@pytest.mark.parametrize("size", [40_000, 3 * MIB])
+async def test_large_requests_and_answers_at_once_are_never_too_much(server: Server, bus: Bus, size: int) -> None:
+    count = 40 if size > MIB else 300
+    endpoints = {"op": Endpoint(Text, echo)}
+    async with open_bus(server.url, Names("p")) as other, serve(other, "svc", endpoints, Telemetry()):
+        async with busy(0.2, 0.2):
+            assert await asyncio.gather(*(ask(bus, size) for _ in range(count))) == [size] * count
+        assert server.cut_off() == 0
+        assert bus.flow.inflow.free == bus.flow.inflow.total
+        assert bus.flow.outflow("svc").free == bus.flow.outflow("svc").total
+        await until(lambda: other.flow.requests.free == other.flow.requests.total)
+
+
+async def test_small_requests_pass_large_ones_that_wait(server: Server, bus: Bus) -> None:
+    """A service with its hands full says nothing of what arrives, and large requests wait where they are."""
+    go = asyncio.Event()
+    begun: list[int] = []
+
+    async def slow(request: Text, context: Context) -> Text:
+        begun.append(len(request.text))
+        if len(request.text) > MIB:
+            await go.wait()
+        return Text("")
+
+    endpoints = {"op": Endpoint(Text, slow)}
+    async with open_bus(server.url, Names("p")) as other, serve(other, "svc", endpoints, Telemetry()):
+        asking = [asyncio.create_task(ask(bus, 4 * MIB)) for _ in range(20)]
+        await until(lambda: bus.flow.outflow("svc").free < 5 * MIB and other.flow.requests.free < 5 * MIB)
+        assert await ask(bus, 10) == 0
+        assert sum(begun) <= other.flow.requests.total + bus.flow.outflow("svc").total
+        with pytest.raises(UnavailableError, match="not sent"):
+            await ask(bus, 4 * MIB, timeout=0.2)
+        go.set()
+        assert await asyncio.gather(*asking) == [0] * 20
+    assert len(begun) == 21
+
+
+async def test_an_answer_that_nobody_asks_for_is_given_up(server: Server, bus: Bus, monkeypatch: Any) -> None:
+    monkeypatch.setattr(rpc, "_OFFERED_S", 0.1)
+    async with open_bus(server.url, Names("p")) as other:
+        held = asyncio.Event()
+
+        async def large(request: Text, context: Context) -> Text:
+            context.held.callback(held.set)
+            return Text("x" * MIB)
+
+        async with serve(other, "svc", {"op": Endpoint(Text, large)}, Telemetry()), bus.inbox() as (reply, offers):
+            request = msgspec.json.encode(Text(""))
+            await bus.publish(bus.names.rpc("svc", "op"), request, {subjects.PACED: "1"}, reply)
+            offer = await asyncio.wait_for(offers.get(), 5)
+            assert (offer.data, int(offer.headers[subjects.SIZE]) > MIB) == (b"", True)
+            await asyncio.wait_for(held.wait(), 5)
+
+
+async def test_who_does_not_know_of_offers_gets_the_answer(server: Server, bus: Bus) -> None:
+    async with serve(bus, "svc", {"op": Endpoint(Text, echo)}, Telemetry()):
+        answer = await bus.request(bus.names.rpc("svc", "op"), msgspec.json.encode(Text("x" * MIB)))
+        assert len(answer.data) > MIB
 
 
 # ---- the budget

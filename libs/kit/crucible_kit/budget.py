@@ -1,9 +1,20 @@
-"""A budget of bytes: those who want some wait in line until there is room, so that the sum of all stays bounded."""
+"""Budgets of bytes: those who want some wait in line until there is room, so that the sum of all stays bounded; and the
+budgets of a connection to NATS."""
 
 import asyncio
 from collections import deque
 from types import TracebackType
 from typing import Self
+
+INFLOW_BYTES = 16 * 1024 * 1024
+"""What may be on its way to a connection of large messages, and as much again of small ones: a server cuts off a client
+that has 64 MiB to read, whatever the reason."""
+_LEAST_PULL_BYTES = 64 * 1024
+_MOST_PULL_BYTES = 2 * 1024 * 1024
+_OUTFLOW_BYTES = 8 * 1024 * 1024
+"""What may be on its way to each service of large requests from here; there are others who send."""
+_REQUESTS_BYTES = 32 * 1024 * 1024
+"""What large requests that are worked on come to before more are kept waiting at their senders."""
 
 
 class Share:
@@ -63,3 +74,28 @@ class Budget:
             # Cancelled in its turn: what it was given goes on to the next one. Cancelled before: nobody waits for it.
             self.give_back(0 if turn.cancelled() else size)
             raise
+
+
+class Flow:
+    """What may be on its way to a connection and from it, and what its process holds of what has come."""
+
+    def __init__(self) -> None:
+        self.inflow = Budget(INFLOW_BYTES)
+        """For all that was asked for and may be large."""
+        self.requests = Budget(_REQUESTS_BYTES)
+        """For the large requests that are worked on here."""
+        self.pulls = 0
+        """The consumers that are being pulled from."""
+        self.held_bytes = 0
+        """Of the messages of consumers that are being worked on."""
+        self._outflow: dict[str, Budget] = {}
+
+    def outflow(self, service: str) -> Budget:
+        """For the large requests to a service that have not arrived there yet."""
+        return self._outflow.setdefault(service, Budget(_OUTFLOW_BYTES))
+
+    @property
+    def pull_bytes(self) -> int:
+        """What one pull request may bring; each consumer may have two open."""
+        part = INFLOW_BYTES // (2 * max(1, self.pulls))
+        return max(_LEAST_PULL_BYTES, min(part, _MOST_PULL_BYTES))

@@ -29,7 +29,7 @@ from crucible_core.subjects import Names
 
 from . import deadline
 from .address import credentials, without_secrets
-from .budget import Budget
+from .budget import Flow
 from .deadline import Caller
 from .frames import Outgoing, batch_frames, frame
 from .jetstream import MAX_BATCH, DuplicateError, JetStream
@@ -41,11 +41,6 @@ __all__ = ["MAX_BATCH", "Bus", "DuplicateError", "Handler", "Message", "Stored",
 
 log = logging.getLogger(__name__)
 
-INFLOW_BYTES = 16 * 1024 * 1024
-"""What may be on its way to a connection of large messages, and as much again of small ones: a server cuts off a client
-that has 64 MiB to read, whatever the reason."""
-_LEAST_PULL_BYTES = 64 * 1024
-_MOST_PULL_BYTES = 2 * 1024 * 1024
 _DRAIN_S = 2.0
 _PROMPT_S = 0.5
 """An answer that took longer says too little of the server's clock."""
@@ -81,12 +76,7 @@ class Bus(JetStream):
         self.storage = Storage()
         self.parked = 0
         """Messages that this process has put aside as ones that can never be handled."""
-        self.inflow = Budget(INFLOW_BYTES)
-        """For all that was asked for and may be large."""
-        self.pulls = 0
-        """The consumers that are being pulled from."""
-        self.held_bytes = 0
-        """Of the messages that are being worked on."""
+        self.flow = Flow()
         self._client = client
         self._up = asyncio.Event()
         self._closing = False
@@ -113,12 +103,6 @@ class Bus(JetStream):
     def max_payload(self) -> int:
         """The bytes that the server takes in one message, headers included."""
         return self._client.max_payload
-
-    @property
-    def pull_bytes(self) -> int:
-        """What one pull request may bring; each consumer may have two open."""
-        part = INFLOW_BYTES // (2 * max(1, self.pulls))
-        return max(_LEAST_PULL_BYTES, min(part, _MOST_PULL_BYTES))
 
     async def wait_connected(self) -> None:
         """Returns at once while connected; retry loops wait here rather than fail in a circle.
@@ -153,30 +137,40 @@ class Bus(JetStream):
         silence: float | None = None,
         headers: Mapping[str, str] | None = None,
         effect: bool = False,
+        arrived: Callable[[], None] | None = None,
     ) -> Message:
         """The answer to a request. An answer that is a Problem is raised as the error that it describes.
+
+        A large answer that is only offered (`subjects.SIZE`) is asked for once there is room for it. `arrived` is
+        called when it is known that the request is there.
 
         `silence` is how long it may be without a sign that somebody works on it (`subjects.WORKING`): a process that
         was killed answers no more. What has an `effect` is not sent any more once the caller on whose behalf it is has
         given up. Raises UnavailableError when nobody answers (UnknownOutcomeError where that has an effect),
         TooLargeError when the server would not take it.
         """
+        began = time.monotonic()
         answer = await self._answer(
             subject,
             lambda reply: frame(subject, data, headers, reply, self._client.max_payload),
             timeout,
             silence=silence,
             effect=effect,
+            arrived=arrived,
         )
+        if subjects.SIZE in answer.headers:
+            answer = await self._fetched(subject, answer, timeout - (time.monotonic() - began), effect)
         if answer.status == _NO_RESPONDERS:
             raise UnavailableError(f"nothing answers {subject} at the moment", retry_after=1)
         if subjects.ERROR in answer.headers:
             raise _problem(answer)
         return answer
 
-    async def publish(self, subject: str, data: bytes, headers: Mapping[str, str] | None = None) -> None:
+    async def publish(
+        self, subject: str, data: bytes, headers: Mapping[str, str] | None = None, reply: str = ""
+    ) -> None:
         """Core NATS: no acknowledgement, nobody need be listening."""
-        await self._publish(subject, data, headers, "")
+        await self._publish(subject, data, headers, reply)
 
     async def ask(self, subject: str, data: bytes, reply: str) -> None:
         """Publishes a request whose answers go to an `inbox` or to `receive`."""
@@ -230,6 +224,7 @@ class Bus(JetStream):
         silence: float | None = None,
         skip_empty: bool = False,
         effect: bool = False,
+        arrived: Callable[[], None] | None = None,
     ) -> Message:
         """The first message (with `skip_empty`: that says something) at the reply subject that `frames` is given."""
         loop = asyncio.get_running_loop()
@@ -242,7 +237,10 @@ class Bus(JetStream):
         def received(message: Message) -> None:
             if answered.done():
                 return
-            if subjects.WORKING in message.headers:
+            if subjects.RECEIVED in message.headers:
+                if arrived is not None:
+                    arrived()
+            elif subjects.WORKING in message.headers:
                 if silence is not None and not waiting.expired():
                     waiting.reschedule(min(began + timeout, loop.time() + silence))
             elif message.data or message.headers or not skip_empty:
@@ -264,6 +262,17 @@ class Bus(JetStream):
         if answer is DISCONNECTED:
             raise unanswered(f"NATS went away during {what}", retry_after=1)
         return answer
+
+    async def _fetched(self, what: str, offer: Message, timeout: float, effect: bool) -> Message:
+        unanswered = UnknownOutcomeError if effect else UnavailableError
+        try:
+            async with asyncio.timeout(timeout):
+                with await self.flow.inflow.take(int(offer.headers[subjects.SIZE])):
+                    return await self._answer(
+                        what, lambda reply: frame(offer.reply, b"", None, reply, self._client.max_payload), timeout
+                    )
+        except (TimeoutError, UnavailableError) as error:
+            raise unanswered(f"the answer of {what} did not come", retry_after=1) from error
 
     @contextlib.contextmanager
     def _expected(self, received: Receiver) -> Iterator[str]:

@@ -56,7 +56,7 @@ class Hand:
     @property
     def full(self) -> bool:
         """Whether the process holds so much that whoever has something to do takes no more for now."""
-        return len(self._replies) > 0 and self._bus.held_bytes > HELD_BYTES
+        return len(self._replies) > 0 and self._bus.flow.held_bytes > HELD_BYTES
 
     def take(self, message: Message) -> bool:
         """False: it is in hand already, and was delivered again because a heartbeat did not get through."""
@@ -64,7 +64,7 @@ class Hand:
         self._replies[message.sequence] = message.reply
         if new:
             self._sizes[message.sequence] = len(message.data)
-            self._bus.held_bytes += len(message.data)
+            self._bus.flow.held_bytes += len(message.data)
         return new
 
     def suspects(self, message: Message) -> bool:
@@ -116,7 +116,7 @@ class Hand:
 
     async def answer(self, message: Message, word: bytes) -> None:
         reply = self._replies.pop(message.sequence, None)
-        self._bus.held_bytes -= self._sizes.pop(message.sequence, 0)
+        self._bus.flow.held_bytes -= self._sizes.pop(message.sequence, 0)
         if word == subjects.ACK:
             self._failures.pop(message.sequence, None)
             self._asked_again.discard(message.sequence)
@@ -130,7 +130,7 @@ class Hand:
     async def give_back(self) -> None:
         """Whatever is in hand is delivered again, to anybody, at once."""
         replies, self._replies = self._replies, {}
-        self._bus.held_bytes -= sum(self._sizes.values())
+        self._bus.flow.held_bytes -= sum(self._sizes.values())
         self._sizes.clear()
         for reply in replies.values():
             await self._say(reply, subjects.NAK)

@@ -18,7 +18,7 @@ from crucible_core.errors import (
     UnavailableError,
 )
 
-from .budget import Budget
+from .budget import Flow
 from .frames import Outgoing
 from .message import Message, Stored
 from .storage import Storage
@@ -109,7 +109,7 @@ class JetStream(abc.ABC):
 
     names: subjects.Names
     storage: Storage
-    inflow: Budget
+    flow: Flow
 
     @abc.abstractmethod
     async def request(
@@ -205,7 +205,7 @@ class JetStream(abc.ABC):
         return StreamState(reply.created, reply.state.last_seq, now_ms, max_age_ms, reply.state.messages)
 
     async def _stored_message(self, stream: str, query: dict[str, Any]) -> Message | None:
-        with await self.inflow.take(_LOOKED_UP_BYTES):
+        with await self.flow.inflow.take(_LOOKED_UP_BYTES):
             answer = await self.request(subjects.js_message(stream), msgspec.json.encode(query))
         reply = _reply_decoder.decode(answer.data)
         if reply.error is not None:

@@ -60,12 +60,12 @@ class Pull:
         if self._share is not None:
             return  # a large one is on its way
         if self._large:
-            self._share = await self._bus.inflow.take(self._large)
+            self._share = await self._bus.flow.inflow.take(self._large)
             self.outstanding += 1
             await self._bus.ask(self._subject, _request(1, self._large, _LARGE_EXPIRES_S), self.reply)
         else:
             self.outstanding += count
-            request = _request(count, self._bus.pull_bytes, EXPIRES_S, HEARTBEAT_S)
+            request = _request(count, self._bus.flow.pull_bytes, EXPIRES_S, HEARTBEAT_S)
             await self._bus.ask(self._subject, request, self.reply)
 
     def close(self) -> None:
@@ -93,7 +93,7 @@ class Pull:
         if message.status is None:
             self.outstanding = max(0, self.outstanding - 1)
             self._came = True
-            self._settle(message.pending > 0 and 2 * len(message.data) > self._bus.pull_bytes)
+            self._settle(message.pending > 0 and 2 * len(message.data) > self._bus.flow.pull_bytes)
             self._take(message)
         else:
             self._told(message.status, message)
@@ -127,12 +127,12 @@ class Pull:
 async def open_pull(bus: Bus, stream: str, consumer: str, take: Receiver) -> AsyncIterator[Pull]:
     """When it ends, the server has stopped delivering; what was on its way has been taken."""
     pull = Pull(bus, stream, consumer, take)
-    bus.pulls += 1
+    bus.flow.pulls += 1
     try:
         async with bus.receive(pull.received) as pull.reply:
             yield pull
     finally:
-        bus.pulls -= 1
+        bus.flow.pulls -= 1
         pull.close()
 
 

@@ -22,6 +22,7 @@ from crucible_core.errors import (
 )
 
 from . import deadline
+from .budget import Share
 from .bus import Bus
 from .deadline import SILENCE_S, Caller
 from .message import Message, Receiver
@@ -32,6 +33,10 @@ log = logging.getLogger(__name__)
 
 MAX_AT_ONCE = 512
 """Requests that one process works on at once; past that it refuses, rather than queue without bound."""
+LARGE_BYTES = 32 * 1024
+"""Requests and answers beyond it are paced: as many as come at once would be too much for a connection to read."""
+_OFFERED_S = 5.0
+"""How long a large answer waits to be asked for: its caller may be gone, and others wait for its room."""
 _GRACE_S = 10.0
 _SIGN_EVERY_S = 1.0
 _PROBE_S = 0.5
@@ -45,9 +50,10 @@ _Refusal = tuple[bytes, dict[str, str]]
 
 class Context(msgspec.Struct, frozen=True):
     """What comes with a request: the W3C trace context of the span that handles it. `deadline` knows how long its
-    caller waits."""
+    caller waits. `held` is closed when the answer was sent."""
 
     traceparent: str
+    held: contextlib.ExitStack = msgspec.field(default_factory=contextlib.ExitStack)
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -76,21 +82,43 @@ async def call(
     """Asks any replica of a service. Raises the error that it answered, or UnavailableError: UnknownOutcomeError where
     it may have done what was asked. `reply` may be `bytes`. It waits no longer than the caller of what it is part of.
     """
-    timeout = deadline.within(timeout)
-    headers = {subjects.DEADLINE: str(math.ceil(timeout * 1000)), subjects.SENT: str(int(bus.now_ms()))}
+    until = time.monotonic() + deadline.within(timeout)
+    data = msgspec.json.encode(request)
+    share = await _room_for(bus, service, len(data), until) if len(data) > LARGE_BYTES else None
+    timeout = until - time.monotonic()
+    headers = {
+        subjects.DEADLINE: str(math.ceil(timeout * 1000)),
+        subjects.SENT: str(int(bus.now_ms())),
+        subjects.PACED: "1",
+    }
     if traceparent:
         headers[subjects.TRACEPARENT] = traceparent
-    data = msgspec.json.encode(request)
-    async with _while_served(bus, service, operation):
-        answer = await bus.request(
-            bus.names.rpc(service, operation), data, timeout=timeout, silence=SILENCE_S, headers=headers, effect=True
-        )
+    with share or contextlib.nullcontext():
+        async with _while_served(bus, service, operation):
+            answer = await bus.request(
+                bus.names.rpc(service, operation),
+                data,
+                timeout=timeout,
+                silence=SILENCE_S,
+                headers=headers,
+                effect=True,
+                arrived=share.release if share else None,
+            )
     if reply is bytes:
         return answer.data  # type: ignore[return-value]
     try:
         return msgspec.json.decode(answer.data, type=reply)
     except msgspec.DecodeError as error:
         raise UnavailableError(f"{service}.{operation} answered what cannot be read: {error}") from error
+
+
+async def _room_for(bus: Bus, service: str, size: int, until: float) -> Share:
+    """Waits while too much is on its way to a service. Raises UnavailableError."""
+    try:
+        async with asyncio.timeout(until - time.monotonic()):
+            return await bus.flow.outflow(service).take(size)
+    except TimeoutError:
+        raise UnavailableError(f"{service} has too much to do: the request was not sent", retry_after=1) from None
 
 
 async def call_all(
@@ -110,6 +138,8 @@ async def call_all(
                 if answer.status is not None:
                     break
                 replica = answer.headers.get(subjects.REPLICA, "")
+                if subjects.RECEIVED in answer.headers:
+                    continue
                 if subjects.WORKING not in answer.headers:
                     working.discard(replica)
                     answered += subjects.ERROR not in answer.headers
@@ -147,16 +177,22 @@ def _receiver(
     # Who asks all waits for those whom he has heard of: each says at once that it is there, and which one answers.
     named = {subjects.REPLICA: replica} if endpoint.every_replica else {}
 
-    async def handle(message: Message) -> bytes:
+    async def handle(message: Message, held: contextlib.ExitStack) -> bytes:
         parent = message.headers.get(subjects.TRACEPARENT)
         with telemetry.span(name, parent, kind="server") as span:
             request = decoder.decode(message.data)
             if endpoint.stores:
                 bus.storage.check()
-            result = await endpoint.handler(request, Context(span.traceparent))
+            result = await endpoint.handler(request, Context(span.traceparent, held))
         return result if isinstance(result, bytes) else msgspec.json.encode(result)
 
     async def answer(message: Message, caller: Caller) -> None:
+        with contextlib.ExitStack() as held:
+            if len(message.data) > LARGE_BYTES:
+                held.callback(asyncio.create_task(_receipt(bus, message)).cancel)
+            await answer_holding(message, caller, held)
+
+    async def answer_holding(message: Message, caller: Caller, held: contextlib.ExitStack) -> None:
         headers: dict[str, str] = {}
         if named:
             await _reply(bus, message, b"", {subjects.WORKING: "1", **named})
@@ -165,7 +201,7 @@ def _receiver(
             with deadline.on_behalf_of(caller):
                 deadline.check_waited_for(name)
                 async with waiting:
-                    reply = await handle(message)
+                    reply = await handle(message, held)
         except CrucibleError as error:
             reply, headers = _refusal(error.problem())
         except msgspec.DecodeError as error:
@@ -245,15 +281,38 @@ async def _signs_of_life(bus: Bus, tasks: Mapping[asyncio.Task[None], Caller]) -
         before = {caller.reply for caller in tasks.values() if caller.reply}
 
 
+async def _receipt(bus: Bus, message: Message) -> None:
+    """Says that a large request has arrived, once those that are worked on leave room for another; until cancelled."""
+    with await bus.flow.requests.take(len(message.data)):
+        with contextlib.suppress(CrucibleError):
+            await bus.publish(message.reply, b"", {subjects.RECEIVED: "1"})
+        await asyncio.Event().wait()
+
+
 async def _reply(bus: Bus, message: Message, data: bytes, headers: dict[str, str] | None) -> None:
     """Says nothing where nobody listens: a request without a reply subject, or a connection that broke."""
     if not message.reply:
         return
     with contextlib.suppress(CrucibleError):
         try:
-            await bus.publish(message.reply, data, headers)
+            if len(data) > LARGE_BYTES and subjects.PACED in message.headers:
+                await _offer(bus, message.reply, data, headers)
+            else:
+                await bus.publish(message.reply, data, headers)
         except TooLargeError as error:
             await bus.publish(message.reply, *_refusal(error.problem()))
+
+
+async def _offer(bus: Bus, reply: str, data: bytes, headers: dict[str, str] | None) -> None:
+    """Sends a large answer when its caller has room for it."""
+    if len(data) > bus.max_payload:
+        raise TooLargeError(f"an answer of {len(data)} bytes, at most {bus.max_payload}")
+    async with bus.inbox() as (here, asked):
+        await bus.publish(reply, b"", {subjects.SIZE: str(len(data))}, here)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_OFFERED_S):
+                wish = await asked.get()
+                await bus.publish(wish.reply, data, headers)
 
 
 def _caller(message: Message, now_ms: float) -> Caller:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from crucible_core.envelope import with_sequence
+from crucible_core.envelope import MAX_EVENT_BYTES, with_sequence
 from crucible_core.errors import FieldError, InvalidError, NotFoundError, UnavailableError
 from crucible_core.protocol.events import (
     Appended,
@@ -28,6 +28,7 @@ from crucible_core.protocol.events import (
 from crucible_core.protocol.hooks import GuardedRequest
 from crucible_core.protocol.retention import PutRetention, ReachedRequest, RetentionView
 from crucible_core.protocol.shared import GetRequest
+from crucible_kit.budget import Budget
 from crucible_kit.bus import Bus
 from crucible_kit.future import is_near, past_end
 from crucible_kit.index import Index
@@ -44,6 +45,8 @@ from .stamping import scoped_key, who
 log = logging.getLogger(__name__)
 
 MAX_REPLY_BYTES = 4 * 1024 * 1024
+_ANSWERS_BYTES = 32 * 1024 * 1024
+"""What the answers of many events may come to that are being made, or wait to be sent."""
 _SOON_S = 0.25
 
 
@@ -57,6 +60,7 @@ def endpoints(
 ) -> Mapping[str, Endpoint]:
     """By operation; see `crucible_core.protocol` for what each takes and gives."""
     room = room_for(bus)
+    answers = Budget(_ANSWERS_BYTES)
     types = copies.types
     registry = Registry(bus, types, index)
 
@@ -72,6 +76,7 @@ def endpoints(
         checked = await types.settle(lambda catalogue: query.checked(request, catalogue))
         await copies.places.check_readable(request.world_id, request.room_id)
         await _caught_up(bus, index, request.min_sequence)
+        context.held.enter_context(await answers.take(min(room, checked.limit * MAX_EVENT_BYTES)))
         return await answer.run(index, checked, room)
 
     async def count(request: CountRequest, context: Context) -> CountReply:
@@ -104,6 +109,7 @@ def endpoints(
 
     async def trace(request: TraceRequest, context: Context) -> TraceReply:
         await _caught_up(bus, index, _sequence(request.min_sequence))
+        context.held.enter_context(await answers.take(room))
         sized = await store.of_correlation(index, request.correlation_id, tree.MAX_NODES + 1)
         if not sized:
             raise NotFoundError(f"no event has the correlation id {request.correlation_id[:100]}")
