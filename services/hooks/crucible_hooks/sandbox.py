@@ -46,6 +46,7 @@ _FRAME = re.compile(
 _ABSENT = re.compile(r"(?:KeyError|IndexError): .*")
 _LIMITS = ("TimeoutError", "time limit", "MemoryError", "sleep limit", "duration")
 _CHECK_S = 5.0
+_CHECKED = "StopIteration"
 _MOST_ADAPTED = 1024
 _EXIT_PAUSE_S = 0.1
 _BUILTIN: Mapping[type[CrucibleError], type[Exception]] = {
@@ -107,13 +108,14 @@ class Sandbox:
             self._places[pool].judge(name, greedy=greedy or watch.expired)
 
     async def check(self, source: str, at: str) -> None:
-        """Raises InvalidError for syntax that the sandbox does not know."""
-        lines = "\n ".join(source.splitlines())
+        """Raises InvalidError for syntax that the sandbox does not know: it reads a whole script before it runs any."""
         try:
             async with self._worker("post", "review", _CHECK_S) as session:
-                await session.feed_run(f"if 0:\n {lines}\n pass")
+                await session.feed_run(f"raise {_CHECKED}()\n{source}")
         except MontyError as error:
             text = error.display() if isinstance(error, MontyRuntimeError) else str(error)
+            if text.strip().endswith(_CHECKED):
+                return
             message = _told_first(text)
             raise InvalidError(f"{at}: {message}", errors=[FieldError(at, message)]) from None
 
@@ -231,7 +233,7 @@ def _frame(frame: re.Match[str], source: Sequence[str], lines: Mapping[int, int]
 
 
 def _told_first(text: str) -> str:
-    """The last line of what is told of `if 0:` with a script in it, with the script's own line."""
+    """The last line of what is told of a script that another line was put before, with the script's own line."""
     lines = _FRAME_LINE.findall(text)
     where = f"line {int(lines[-1]) - 1}: " if lines and int(lines[-1]) > 1 else ""
     return where + (text.strip().splitlines() or ["not a script"])[-1].replace(" monty syntax parser", " sandbox")[:300]

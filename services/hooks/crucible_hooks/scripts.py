@@ -9,7 +9,7 @@ import hashlib
 import io
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -44,11 +44,11 @@ BUILTINS = frozenset(
 """The names that the sandbox knows by itself."""
 SPELLINGS = {"startsWith": "startswith", "endsWith": "endswith", "starts_with": "startswith", "ends_with": "endswith"}
 """CEL's methods of texts, and Python's."""
+_OURS = ("contains", "size")
 _NAMES_ELSEWHERE = {"true": "True", "false": "False", "null": "None", "nil": "None", "size": "len", "has": "in"}
 _METHODS_ELSEWHERE = {
     "len": "len(…)",
     "length": "len(…)",
-    "count_items": "len(…)",
     "includes": "contains",
     "has": "contains",
     "push": "append",
@@ -68,6 +68,7 @@ _RUNE = re.compile(r"^\s*(?:let|const|var|fn|pub|use)\s|\w::\w|=>|\bmatch\b.*\{\
 _GIT = re.compile(r"\bgit\b")
 _MOST_ERRORS = 20
 _ANY_ITEM = "0"
+_READING = (ast.Name, ast.Attribute, ast.Subscript, ast.Call)
 
 _Place = tuple[str, ...]
 
@@ -84,9 +85,9 @@ def check(source: str, at: str, known: Iterable[str], forbidden: Mapping[str, st
 
     It can take as long as it likes: call it in a worker process.
     """
-    tree = parsed(source, at)
+    nodes = list(ast.walk(parsed(source, at)))
     errors: list[FieldError] = []
-    for line, message, suggestion in _Names(tree, known, forbidden).mistakes():
+    for line, message, suggestion in _Names(nodes, known, forbidden).mistakes():
         errors.append(FieldError(at, f"line {line}: {message}", suggestion))
         if len(errors) >= _MOST_ERRORS:
             break
@@ -94,7 +95,7 @@ def check(source: str, at: str, known: Iterable[str], forbidden: Mapping[str, st
         first = errors[0]
         hint = f' (did you mean "{first.suggestion}"?)' if first.suggestion else ""
         raise InvalidError(f"{at}: {first.message}{hint}", errors=errors)
-    return Reading(tuple(_Fields(tree).found()))
+    return Reading(tuple(_Fields(nodes).found()))
 
 
 def parsed(source: str, at: str) -> ast.Module:
@@ -157,18 +158,18 @@ def _refused(at: str, message: str, suggestion: str | None = None) -> InvalidErr
 class _Names:
     """The names of a script against those that there are."""
 
-    def __init__(self, tree: ast.Module, known: Iterable[str], forbidden: Mapping[str, str]) -> None:
-        self._tree = tree
-        self._bound = frozenset(bound(tree))
+    def __init__(self, nodes: Sequence[ast.AST], known: Iterable[str], forbidden: Mapping[str, str]) -> None:
+        self._nodes = nodes
+        self._bound = frozenset(bound(nodes))
         self._known = frozenset(known) | frozenset(VARIABLES)
         self._forbidden = forbidden
-        self._modules = frozenset(modules(tree))
-        self._classes = any(isinstance(node, ast.ClassDef) for node in ast.walk(tree))
+        self._modules = frozenset(modules(nodes))
+        self._classes = any(isinstance(node, ast.ClassDef) for node in nodes)
 
     def mistakes(self) -> Iterator[tuple[int, str, str | None]]:
         """Each with its line, and what was perhaps meant."""
-        guarded = {id(inner) for node in ast.walk(self._tree) if isinstance(node, ast.Try) for inner in ast.walk(node)}
-        for node in ast.walk(self._tree):
+        guarded = {id(inner) for node in self._nodes if isinstance(node, ast.Try) for inner in node.body}
+        for node in self._nodes:
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
                 yield from self._name(node)
             elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
@@ -188,10 +189,10 @@ class _Names:
 
     def _method(self, node: ast.Attribute) -> Iterator[tuple[int, str, str | None]]:
         name = node.attr
-        if self._classes or name in self._bound or name in _methods() or name in SPELLINGS or name == "contains":
+        if self._classes or name in self._bound or name in _methods() or name in SPELLINGS or name in _OURS:
             return
         if root(node) not in self._modules:
-            found = _METHODS_ELSEWHERE.get(name) or nearest(name, [*_methods(), "contains", *SPELLINGS])
+            found = _METHODS_ELSEWHERE.get(name) or nearest(name, [*_methods(), *_OURS, *SPELLINGS])
             yield node.lineno, f'no value has a method "{name[:80]}"', found
 
     def _import(self, node: ast.Import | ast.ImportFrom) -> Iterator[tuple[int, str, str | None]]:
@@ -211,9 +212,9 @@ def _methods() -> frozenset[str]:
     return frozenset(name for kind in kinds for name in dir(kind))
 
 
-def bound(tree: ast.AST) -> Iterator[str]:
+def bound(nodes: Iterable[ast.AST]) -> Iterator[str]:
     """Every name that the script binds somewhere."""
-    for node in ast.walk(tree):
+    for node in nodes:
         match node:
             case ast.Name(ctx=ast.Store() | ast.Del()):
                 yield node.id
@@ -229,8 +230,9 @@ def bound(tree: ast.AST) -> Iterator[str]:
                 yield name
 
 
-def modules(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
+def modules(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    """The names of what it imports."""
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.asname or alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -251,19 +253,19 @@ class _Fields:
     """The places of `event` and `inputs` that a script reads, as far as its text tells: through names that are bound
     once, and the elements of lists."""
 
-    def __init__(self, tree: ast.Module) -> None:
-        self._tree = tree
-        counted = collections.Counter(bound(tree))
+    def __init__(self, nodes: Sequence[ast.AST]) -> None:
+        self._nodes = nodes
+        counted = collections.Counter(bound(nodes))
         self._once = {name for name, times in counted.items() if times == 1}
         self._places: dict[str, _Place] = {name: (name,) for name in VARIABLES if name not in counted}
 
     def found(self) -> Iterator[tuple[_Place, int]]:
-        for node in ast.walk(self._tree):
+        for node in self._nodes:
             self._bind(node)
-        called = {id(node.func) for node in ast.walk(self._tree) if isinstance(node, ast.Call)}
+        called = {id(node.func) for node in self._nodes if isinstance(node, ast.Call)}
         seen: set[_Place] = set()
-        for node in ast.walk(self._tree):
-            if not isinstance(node, ast.expr) or id(node) in called or (place := self._place(node)) is None:
+        for node in self._nodes:
+            if not isinstance(node, _READING) or id(node) in called or (place := self._place(node)) is None:
                 continue
             # A loop over an object goes over its keys: an item by itself says only that its whole is there.
             while place[-1] == _ANY_ITEM:

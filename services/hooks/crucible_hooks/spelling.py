@@ -54,9 +54,10 @@ class _Spelling(ast.NodeTransformer):
     def __init__(self, tree: ast.Module) -> None:
         self.changes = 0
         self.uses_prelude = False
-        self._own = frozenset(bound(tree))
+        nodes = list(ast.walk(tree))
+        self._own = frozenset(bound(nodes))
         self._variables = frozenset(VARIABLES) - self._own
-        self._modules = frozenset(modules(tree))
+        self._modules = frozenset(modules(nodes))
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
         value = self.visit(node.value)
