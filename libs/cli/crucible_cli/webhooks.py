@@ -1,5 +1,6 @@
 """`crucible webhooks`: the webhook registry and its deliveries."""
 
+import sys
 from enum import StrEnum
 from itertools import islice
 from typing import Annotated, Any
@@ -133,11 +134,17 @@ def rotate_secret(
 def enable(
     session: Session,
     webhook: Which,
-    missed: Annotated[Missed, typer.Option(help="What becomes of the deliveries that have waited.")] = Missed.deliver,
+    missed: Annotated[
+        Missed | None, typer.Option(help="What becomes of the deliveries that have waited; at a terminal it is asked.")
+    ] = None,
 ) -> None:
     """Deliver again; what has waited meanwhile is delivered, or skipped."""
     with session.connect() as crucible:
-        session.show(crucible.webhooks.enable(found(crucible, webhook).id, missed=missed.value), _state)
+        wanted = found(crucible, webhook)
+        if missed is None and wanted.waiting and sys.stdin.isatty():
+            kept = typer.confirm(f"{wanted.waiting:,} waiting: deliver them (no: skip them)?", default=True, err=True)
+            missed = Missed.deliver if kept else Missed.skip
+        session.show(crucible.webhooks.enable(wanted.id, missed=(missed or Missed.deliver).value), _state)
 
 
 @command(app)

@@ -122,6 +122,7 @@ def open_guard(allow: Sequence[str]) -> Guard:
     return Guard(tuple(networks), tuple(hosts))
 
 
+@functools.lru_cache(maxsize=1024)  # asked before each request to a URL that has an address in it
 def kind_of(address: Address) -> str | None:
     """What an address is that is not public ("a loopback address"); None of a public one."""
     for network, kind in _KINDS:
@@ -151,7 +152,7 @@ def _parsed(text: str) -> Target:
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
     path, _, query = rest[len(authority) :].partition("#")[0].partition("?")
     if "@" in authority:
-        raise _refused("must not hold credentials; use auth", '{"type": "basic", …}')
+        raise _refused("must not hold a user's name or password: they belong into auth, or into a header")
     port = _port(authority)
     try:
         name = (URL(f"{scheme}://{authority}").raw_host or "").removesuffix(".")
