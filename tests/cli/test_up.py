@@ -267,3 +267,71 @@ TROUBLED = """
     status, said = ("503 Service Unavailable", {body!r}) if wrong else ("200 OK", body)
     body = said
 """
+
+
+# ---- whose the data is
+
+
+def test_everything_in_the_data_directory_is_its_owners_alone(fakes: Path, base: int, tmp_path: Path) -> None:
+    """Also what was there before with other modes, whatever the umask says; the users' own hooks stay as they are."""
+    data = tmp_path / "data"
+    for folder in ("logs", "index/events", "nats/store/x", "hooks", "demo/world"):
+        (data / folder).mkdir(parents=True)
+        (data / folder / "file").touch()
+    script = data / "hooks" / "run.sh"
+    script.touch()
+    script.chmod(0o755)
+    outside = tmp_path / "outside"
+    outside.touch()
+    (data / "index" / "link").symlink_to(outside)
+    before = os.umask(0)
+    try:
+        for path in (data, *data.rglob("*")):
+            if not path.is_symlink() and path != script:
+                path.chmod(0o777 if path.is_dir() else 0o666)
+        with running(fakes, data, base) as (process, _):
+            open_to_others = _open_to_others(data)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0
+    finally:
+        os.umask(before)
+    assert open_to_others == []
+    assert _open_to_others(data) == []
+    assert stat.S_IMODE(script.stat().st_mode) == 0o755
+    assert stat.S_IMODE(outside.stat().st_mode) & 0o077
+
+
+def _open_to_others(data: Path) -> list[str]:
+    found = [data, *(path for path in data.rglob("*") if data / "hooks" not in path.parents)]
+    return [str(path) for path in found if not path.is_symlink() and path.stat().st_mode & 0o077]
+
+
+@pytest.mark.parametrize("dangling", [False, True])
+def test_a_data_directory_that_is_a_link_is_refused(fakes: Path, base: int, tmp_path: Path, dangling: bool) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    if not dangling:
+        real.mkdir()
+    link.symlink_to(real)
+    with start(fakes, link, base) as process:
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert err == f"error: the data directory {link} is a link: name the directory itself, --data {real}\n"
+    assert not real.exists() or list(real.iterdir()) == []
+
+
+def test_a_data_directory_of_somebody_else_is_refused(fakes: Path, base: int, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    os.chown(data, 65534, -1)
+    with start(fakes, data, base) as process:
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert f"error: the data directory {data} belongs to nobody: give another one with --data\n" == err
+
+
+def test_a_data_directory_that_is_a_file_is_refused(fakes: Path, base: int, tmp_path: Path) -> None:
+    (tmp_path / "data").touch()
+    with start(fakes, tmp_path / "data", base) as process:
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert err.startswith(f"error: cannot use the data directory {tmp_path / 'data'}")

@@ -83,6 +83,26 @@ async def test_admin_key_is_made_once(start: Serve, bus: Bus) -> None:
     assert KEY.encode() not in entries[key_hash(KEY)].value
 
 
+async def test_a_new_admin_key_ends_the_old_one(start: Serve, bus: Bus) -> None:
+    """As when admin.key is moved away, and made anew at the next start; or when it is put back."""
+
+    async def status(url: str, key: str) -> int:
+        async with httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {key}"}) as client:
+            return (await client.get("/api/v1/retention")).status_code
+
+    bucket = await open_bucket(bus, "keys")
+    theirs = KeyRecord(id="key_1", name="alice", created_at="2026-11-21T10:00:00.000000Z")
+    await bucket.put(key_hash("alices"), msgspec.json.encode(theirs))
+    for new, old in (("first", None), ("second", "first"), ("first", "second")):
+        async with start(admin_key=new) as served:
+            assert await status(served.url, new) != 401
+            assert await status(served.url, "alices") != 401
+            if old is not None:
+                assert await status(served.url, old) == 401
+    async with start(admin_key="") as served:
+        assert await status(served.url, "first") != 401
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [("GET", "/nope", 404), ("GET", "/api/v1/nope", 404), ("PUT", EVENTS, 405), ("DELETE", "/healthz", 405)],

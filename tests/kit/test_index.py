@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import os
 import sqlite3
+import stat
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -134,6 +136,23 @@ async def test_a_locked_file_is_waited_for(bus: Bus, stream: str, tmp_path: Path
         assert await rows(index) == numbers(1, 2)
         task.cancel()
         await asyncio.wait({task})
+
+
+async def test_the_files_are_their_owners_alone(bus: Bus, stream: str, tmp_path: Path) -> None:
+    path = tmp_path / "x" / "i.sqlite"
+    before = os.umask(0)
+    try:
+        for _ in range(2):
+            async with followed(path, bus, stream) as index:
+                await fill(bus, 1)
+                await index.reach(await bus.last_sequence(stream))
+                files = sorted(path.parent.iterdir())
+                assert len(files) == 3
+                assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+            assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+            path.chmod(0o644)
+    finally:
+        os.umask(before)
 
 
 async def test_damage_that_a_write_meets_makes_the_index_anew(bus: Bus, stream: str, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from crucible_core.protocol.hooks import RunRecord
 from .place import running
 from .receiver import Delivery, receiver
 from .session import Session, command
+from .state import private_files
 from .summary import clean
 from .tree import render_trace
 from .watch import Folder, Watched, Watcher
@@ -159,9 +160,10 @@ def _world(session: Session, crucible: Crucible, keep: bool) -> Iterator[str]:
     name = f"demo-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     world = crucible.worlds.create(name, description=WORLD).id
     folder = _folder(session, world)
-    folder.mkdir(parents=True)
     try:
-        yield world
+        with private_files():
+            folder.mkdir(parents=True)
+            yield world
     finally:
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)

@@ -74,7 +74,7 @@ class Output:
         with contextlib.suppress(OSError):
             if self.file.stat().st_size > self._max_bytes:
                 rotate(self.file)
-        return FileIO(self.file, "ab")
+        return FileIO(self.file, "ab", opener=_private)
 
     def _keep(self, chunk: bytes) -> None:
         self._log.write(chunk)
@@ -95,6 +95,10 @@ class Output:
                 self._warned += 1
                 more = f"(more of this in {self.file})"
                 self._warn(more if self._warned > _BURST else text[:_MAX_LINE])
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def rotate(file: Path, kept: int = _KEPT) -> None:

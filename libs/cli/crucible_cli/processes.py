@@ -27,8 +27,11 @@ class Born(msgspec.Struct, frozen=True):
     birth: str
 
 
-async def spawn(command: Sequence[str], environ: Mapping[str, str], output: int) -> asyncio.subprocess.Process:
-    """Start `command` with its output on the descriptor `output`, in a process group of its own.
+async def spawn(
+    command: Sequence[str], environ: Mapping[str, str], output: int, umask: int = -1
+) -> asyncio.subprocess.Process:
+    """Start `command` with its output on the descriptor `output`, in a process group of its own. `umask` is its own
+    too, unless it is -1.
 
     Its own group keeps the terminal's Ctrl-C from it, so that we choose the order of stopping. On Linux the kernel
     kills it when we die; elsewhere `end_stale` does at the next start.
@@ -40,6 +43,7 @@ async def spawn(command: Sequence[str], environ: Mapping[str, str], output: int)
         stdout=output,
         stderr=output,
         start_new_session=True,
+        umask=umask,
         preexec_fn=_tie_to_parent(),
     )
 

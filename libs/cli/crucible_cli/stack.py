@@ -60,6 +60,7 @@ def plan(data: DataDir, hooks: Path, base: int, admin_key: str, environ: Mapping
             nats.look,
             stuck=nats_server.is_stuck,
             mended=partial(nats_server.has_room, data.nats, reserve),
+            umask=0o077,
         )
     ]
     for service, port in ports.items():
@@ -120,7 +121,7 @@ def _health(answer: bytes) -> Health:
 def _environ(service: str, port: int, data: DataDir, nats_url: str) -> dict[str, str]:
     index = data.index(service)
     try:
-        index.mkdir(parents=True, exist_ok=True)
+        index.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise UnavailableError(f"cannot make {index}: {error.strerror}") from error
     return {

@@ -3,7 +3,9 @@
 import contextlib
 import fcntl
 import os
+import pwd
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -79,14 +81,61 @@ def default_root(environ: Mapping[str, str]) -> Path:
 
 
 def open_data_dir(root: Path) -> DataDir:
-    """The data directory at `root`, made if it is missing. Raises UnavailableError where that cannot be."""
+    """The data directory at `root`, made if it is missing, with all that is in it its owner's alone: other users of
+    this machine must not read events, keys and indexes. Raises UnavailableError where that cannot be."""
     data = DataDir(root.expanduser().absolute())
     try:
-        data.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        data.logs.mkdir(exist_ok=True)
+        if not data.root.is_symlink():
+            data.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _check_own(data.root)
+        for directory in (data.root, data.logs, data.root / "index"):
+            directory.mkdir(exist_ok=True, mode=0o700)
+        _make_private(data.root, data.hooks)
     except OSError as error:
-        raise UnavailableError(f"cannot use the data directory {data.root}: {error.strerror}") from error
+        what = error.filename or data.root
+        raise UnavailableError(f"cannot use the data directory {data.root}: {what}: {error.strerror}") from error
     return data
+
+
+def _check_own(root: Path) -> None:
+    """Whoever could put another directory in its place would get the key, and could change the log."""
+    if root.is_symlink():
+        where = os.path.realpath(root)
+        raise UnavailableError(f"the data directory {root} is a link: name the directory itself, --data {where}")
+    owner = root.stat().st_uid
+    if owner != os.geteuid():
+        try:
+            name = pwd.getpwuid(owner).pw_name
+        except KeyError:
+            name = str(owner)
+        raise UnavailableError(f"the data directory {root} belongs to {name}: give another one with --data")
+
+
+def _make_private(root: Path, spared: Path) -> None:
+    """Directories 0700, files 0600; links are left alone, and so are the users' own files below `spared`."""
+    root.chmod(0o700)
+    for folder, directories, files in os.walk(root):
+        for name in (*directories, *files):
+            _restrict(Path(folder, name))
+        directories[:] = [name for name in directories if Path(folder, name) != spared]
+
+
+def _restrict(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):  # what a process of before is about to remove
+        mode = path.lstat().st_mode
+        wanted = 0o700 if stat.S_ISDIR(mode) else 0o600
+        if (stat.S_ISDIR(mode) or stat.S_ISREG(mode)) and stat.S_IMODE(mode) != wanted:
+            path.chmod(wanted)
+
+
+@contextlib.contextmanager
+def private_files() -> Iterator[None]:
+    """What this process makes meanwhile is its owner's alone."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 @contextlib.contextmanager

@@ -61,6 +61,7 @@ class Program(msgspec.Struct, frozen=True):
     rank: int = 0
     stuck: Callable[[str], bool] = lambda line: False
     mended: Callable[[], bool] = lambda: False
+    umask: int = -1
 
 
 class Condition(msgspec.Struct, frozen=True):
@@ -248,7 +249,7 @@ class _Keeper:
         self._tell("starting", "starting")
         self._ended.clear()
         try:
-            process = await spawn(self.program.command, self.program.environ, self.output.write_end)
+            process = await spawn(self.program.command, self.program.environ, self.output.write_end, self.program.umask)
         except OSError as error:
             self._ended.set()
             return f"cannot start: {error.strerror or error}"

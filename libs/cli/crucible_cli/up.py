@@ -125,7 +125,7 @@ def _places(data: DataDir, stack: Stack) -> dict[str, str]:
 def _directory(path: Path) -> Path:
     made = path.expanduser().absolute()
     try:
-        made.mkdir(parents=True, exist_ok=True)
+        made.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise UnavailableError(f"cannot use the hooks directory {made}: {error.strerror}") from error
     return made

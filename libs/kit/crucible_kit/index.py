@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import sqlite3
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -393,7 +394,7 @@ def insert(connection: sqlite3.Connection, head: str, rows: Sequence[Sequence[An
 async def open_index(path: Path, bus: Bus, stream: str, version: int | str, schema: str) -> AsyncIterator[Index]:
     """The index in a file. It is made anew when it is missing, damaged, of another schema `version`, or not of this
     stream (whose identity is the moment of its creation). `schema` is a script of CREATE statements."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     state = await bus.stream_state(stream)
     identity = f"{version} {state.created}"
     meta = await asyncio.to_thread(_meta_of, path)
@@ -418,6 +419,9 @@ def _emptied(connection: sqlite3.Connection) -> bool:
 
 
 def _opened(path: Path, schema: str, identity: str) -> sqlite3.Connection:
+    # Its owner's alone, whatever the umask says. SQLite makes the files beside it with the same mode.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    path.chmod(0o600)
     connection = sqlite3.connect(path)
     # The stream is the truth: after a crash the index may be a little behind, never wrong.
     # What is deleted is overwritten: a payload that was redacted must not stay behind in a free page.

@@ -1,5 +1,6 @@
 """API keys: which exist, by a watch of the `keys` bucket, and whose a request's is."""
 
+import contextlib
 import hashlib
 import logging
 from collections.abc import Mapping
@@ -50,14 +51,21 @@ class Keys:
         self.caught_up = False
 
     async def ensure_admin(self, key: str) -> KeyRecord | None:
-        """Makes `key` known as admin's; None where it is known already."""
-        record = KeyRecord(id=fresh_id("key"), name=ADMIN, created_at=timestamp())
-        try:
-            await self._bucket.create(key_hash(key), msgspec.json.encode(record))
-        except ConflictError:
-            return None
-        log.info("made the API key %s", ADMIN)
-        return record
+        """Makes `key` admin's only one: those that admin had before end. None where it is known already."""
+        mine, entries = key_hash(key), await self._bucket.entries()
+        records = {name: record for name, entry in entries.items() if (record := _read(name, entry.value))}
+        made = None
+        if mine not in records or records[mine].disabled:
+            made = KeyRecord(id=fresh_id("key"), name=ADMIN, created_at=timestamp())
+            await self._bucket.put(mine, msgspec.json.encode(made))
+            log.info("made the API key %s", ADMIN)
+        for name, record in records.items():
+            if name != mine and record.name == ADMIN and not record.disabled:
+                ended = msgspec.structs.replace(record, disabled=True)
+                with contextlib.suppress(ConflictError):  # somebody else has ended it
+                    await self._bucket.update(name, msgspec.json.encode(ended), entries[name].revision)
+                log.warning("a former API key of %s has ended", ADMIN)
+        return made
 
     async def follow(self) -> None:
         """Keeps up with the bucket until cancelled."""
@@ -69,12 +77,8 @@ class Keys:
 
     def _take(self, change: Change) -> None:
         self._records.pop(change.key, None)
-        if change.value is None:
-            return
-        try:
-            self._records[change.key] = msgspec.json.decode(change.value, type=KeyRecord)
-        except msgspec.DecodeError as error:
-            log.error("the key %s… cannot be read: %s", change.key[:8], error)
+        if change.value is not None and (record := _read(change.key, change.value)) is not None:
+            self._records[change.key] = record
 
     def authenticate(self, headers: Mapping[str, str]) -> Principal:
         """Raises UnauthenticatedError, or UnavailableError while the keys are not known yet."""
@@ -85,6 +89,14 @@ class Keys:
         if record is None or record.disabled:
             raise UnauthenticatedError("this API key is not known, or disabled")
         return Principal(record.name)
+
+
+def _read(key: str, value: bytes) -> KeyRecord | None:
+    try:
+        return msgspec.json.decode(value, type=KeyRecord)
+    except msgspec.DecodeError as error:
+        log.error("the key %s… cannot be read: %s", key[:8], error)
+        return None
 
 
 def _presented(headers: Mapping[str, str]) -> str:
