@@ -1,5 +1,4 @@
 import shutil
-import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +6,9 @@ import httpx
 import msgspec
 import pytest
 
-from crucible_core.envelope import Data, Event, Metadata, Source, encode
+from crucible_core.envelope import Data, Event, encode
 from crucible_core.protocol.memory import Cause, MemoryView, ScoredMemory
 from crucible_kit.frames import Outgoing
-from crucible_kit.message import Message
-from crucible_memory import store
 from tests.places import make_world
 
 from .conftest import Memories, Running, until
@@ -107,26 +104,6 @@ async def test_events_that_cannot_be_read_are_passed_over_and_told(
             assert "crucible_memory_skipped_events_total 4.0" in (await client.get("/metrics")).text
     async with running():
         assert (await memory.status()).skipped == 4
-
-
-def test_an_event_that_the_index_cannot_take_costs_only_itself() -> None:
-    """Whatever the reason: here two memories, of which one has the key of the other."""
-    about = Metadata(id="evt_1", timestamp="t", source=Source("user", "a"), actor="a", correlation_id="c")
-
-    def message(id: str, sequence: int) -> Message:
-        event = Event("Memory", Data("Created", {"id": id, "content": f"of {id}"}), about)
-        return Message("evt", encode(event), sequence=sequence)
-
-    skipped: list[None] = []
-    with sqlite3.connect(":memory:") as writer:
-        writer.executescript(store.SCHEMA)
-        batch = [message("a", 1), message("b", 1), message("c", 3)]
-        store.apply(lambda: skipped.append(None), writer, batch)
-        found = writer.execute("SELECT id FROM memories ORDER BY key").fetchall()
-        reasons = writer.execute("SELECT sequence, reason FROM skipped").fetchall()
-    assert [id for (id,) in found] == ["a", "c"]
-    assert len(skipped) == len(reasons) == 1
-    assert "IntegrityError" in reasons[0][1]
 
 
 async def test_event_filed_under_another_entity_is_passed_over(

@@ -136,7 +136,7 @@ def delete(
 
 @command(app)
 def status(session: Session) -> None:
-    """How far the index of memories is, and which events it could not take."""
+    """How far the index of memories is, and which events cannot be read."""
     with session.connect() as crucible:
         session.show(crucible.memory.status(), _status)
 

@@ -1,6 +1,5 @@
 """What is remembered: an SQLite index of the Memory events, with each memory's state, tags, links, names and words."""
 
-import contextlib
 import logging
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -48,16 +47,14 @@ CREATE TABLE IF NOT EXISTS refolds (
 """
 """`state` is the Memory without its content; `tags` and `names` hold keys, `spelled` is what a name's key was made of.
 `texts` has the full text as `words.indexed` makes it; its `words` are tags and entities. `skipped` has the events that
-the index could not take, `refolds` the memories of which an event was redacted, and the last of their events that the
-index has: see `refolding`."""
+cannot be read, `refolds` the memories of which an event was redacted, and the last of their events that the index has:
+see `refolding`."""
 
 _PATH, _FILE, _TITLE, _ALIAS, _FORMER = range(5)
 """The kinds of names, the strongest first."""
 _MAX_FOLDERS = 16
 _AT_ONCE = 1000
 
-_OF_DATA = (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError)
-"""What SQLite says of values; its other errors are of the file or the disk."""
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Memory)
 _Key = tuple[str, str]
@@ -67,25 +64,8 @@ _Key = tuple[str, str]
 
 
 def apply(skipped: Callable[[], None], writer: sqlite3.Connection, messages: list[Message]) -> None:
-    """Folds a batch of events into the index. One that it cannot take stops nothing: it is passed over, told to
-    `skipped`, logged, and kept in the table of that name."""
-    if not writer.in_transaction:
-        writer.execute("BEGIN")
-    try:
-        with _savepoint(writer):
-            _fold(skipped, writer, messages)
-    except Exception as error:
-        _check_strange(error)
-        for message in messages:
-            try:
-                with _savepoint(writer):
-                    _fold(skipped, writer, [message])
-            except Exception as error:
-                _check_strange(error)
-                _skip(skipped, writer, message, error)
-
-
-def _fold(skipped: Callable[[], None], writer: sqlite3.Connection, messages: list[Message]) -> None:
+    """Folds a batch of events into the index. What is no Memory event is passed over, told to `skipped`, logged, and
+    kept in the table of that name; the index itself parks what it cannot write."""
     events = [event for event in (_read(message, skipped, writer) for message in messages) if event]
     before = _by_key(writer.execute(*_states({(event.memory_id, event.world_id) for event in events})))
     after: dict[_Key, Memory | None] = {}
@@ -94,31 +74,6 @@ def _fold(skipped: Callable[[], None], writer: sqlite3.Connection, messages: lis
         after[key] = fold(after[key] if key in after else before.get(key), event)
     put(writer, before.values(), after.values())
     _note_redacted(writer, messages, events)
-
-
-def _check_strange(error: Exception) -> None:
-    """Raises an error that no event is to blame for."""
-    if isinstance(error, MemoryError) or (isinstance(error, sqlite3.Error) and not isinstance(error, _OF_DATA)):
-        raise error
-
-
-@contextlib.contextmanager
-def _savepoint(writer: sqlite3.Connection) -> Iterator[None]:
-    writer.execute("SAVEPOINT part")
-    try:
-        yield
-    except BaseException:
-        writer.execute("ROLLBACK TO part")
-        raise
-    finally:
-        writer.execute("RELEASE part")
-
-
-def _skip(skipped: Callable[[], None], writer: sqlite3.Connection, message: Message, error: Exception) -> None:
-    log.error("event %d cannot be taken into the index: %s: %s", message.sequence, type(error).__name__, error)
-    reason = f"{type(error).__name__}: {error}"[:500].encode(errors="replace").decode()
-    writer.execute("INSERT OR REPLACE INTO skipped VALUES (?, ?)", (message.sequence, reason))
-    skipped()
 
 
 def put(writer: sqlite3.Connection, before: Iterable[Memory], after: Iterable[Memory | None]) -> None:
@@ -195,7 +150,10 @@ def _read(message: Message, skipped: Callable[[], None], writer: sqlite3.Connect
     try:
         return read_recorded(message.data, message.sequence)
     except (msgspec.DecodeError, UnicodeError) as error:
-        _skip(skipped, writer, message, error)
+        log.error("event %d cannot be read: %s", message.sequence, error)
+        reason = str(error)[:500].encode(errors="replace").decode()
+        writer.execute("INSERT OR REPLACE INTO skipped VALUES (?, ?)", (message.sequence, reason))
+        skipped()
         return None
 
 

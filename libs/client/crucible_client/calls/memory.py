@@ -105,7 +105,7 @@ def list_memories(
 
 
 def memory_status() -> Call[MemoryStatus]:
-    """How far the index of memories is, and which events it could not take."""
+    """How far the index of memories is, and which events cannot be read."""
     return get("/api/v1/memory/status", reads(MemoryStatus))
 
 

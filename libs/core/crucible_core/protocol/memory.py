@@ -125,8 +125,8 @@ class SkippedEvent(Message, omit_defaults=False):
 
 
 class MemoryStatus(Message, omit_defaults=False):
-    """`sequence` is how far the index is. `skipped` counts the Memory events that it could not take, and `latest` has
-    the last of those: each is in the log, and no memory shows what it says."""
+    """`sequence` is how far the index is. `skipped` counts the Memory events that cannot be read, and `latest` has the
+    last of those: each is in the log, and no memory shows what it says."""
 
     sequence: int
     memories: int

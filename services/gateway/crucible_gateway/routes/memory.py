@@ -177,7 +177,7 @@ async def delete_memory(request: Http) -> None:
     opt=described(
         Operation(
             summary="How far the index of memories is",
-            description="`skipped` counts the Memory events that it could not take; `latest` has the last of them.",
+            description="`skipped` counts the Memory events that cannot be read; `latest` has the last of them.",
             tag=TAG,
             reply=MemoryStatus,
             example=examples.MEMORY_STATUS,
