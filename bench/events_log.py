@@ -100,7 +100,7 @@ def _caught_up(stack: Running, count: int) -> None:
     deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         text = httpx.get(f"http://127.0.0.1:{stack.ports['events']}/metrics").text
-        lag = [line for line in text.splitlines() if line.startswith("crucible_events_index_sequence ")]
+        lag = [line for line in text.splitlines() if line.startswith("crucible_index_sequence ")]
         if lag and float(lag[0].split()[1]) >= count:
             return
         time.sleep(0.05)

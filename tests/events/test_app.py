@@ -27,7 +27,7 @@ async def test_it_counts_what_it_does(service: Starlette, ask: Asker) -> None:
         'crucible_events_refused_total{reason="invalid"} 1.0',
         'crucible_events_refused_total{reason="hops"} 1.0',
         "crucible_events_commit_events_count 2.0",
-        "crucible_events_index_lag 0.0",
+        "crucible_index_lag 0.0",
         "crucible_events_pre_hooks 0.0",
     ):
         assert line in page, page

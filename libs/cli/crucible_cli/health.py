@@ -29,7 +29,7 @@ from .supervisor import LOOP_DEATHS, LOOP_S, Condition
 _ASKED_S = 3.0
 _MIB = 1024 * 1024
 _GOOD = frozenset({"ready"})
-_LAG = re.compile(rb"^crucible_\w*index_lag(?:\{[^}]*\})? ([0-9.e+]+)$", re.MULTILINE)
+_LAG = re.compile(rb"^crucible_index_lag(?:\{[^}]*\})? ([0-9.e+]+)$", re.MULTILINE)
 
 
 class Service(msgspec.Struct, frozen=True, omit_defaults=True):

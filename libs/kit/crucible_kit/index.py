@@ -24,6 +24,7 @@ from . import trial
 from .bus import Bus
 from .holding import park
 from .message import Message
+from .metrics import Metrics
 from .reading import read
 from .trial import Trial
 
@@ -163,6 +164,8 @@ class Index:
         self.writer = Writer(open_file, self._found_damaged)
         self.stream = stream
         self.sequence = 0
+        self.lag = 0
+        """Messages of the stream that it has still to read."""
         self.caught_up = False
         self._complaint = ""
         self._current_at = -math.inf
@@ -239,6 +242,7 @@ class Index:
                 if messages:
                     arrived = _now()
                     await self._take(messages, apply)
+                    self.lag = messages[-1].pending
                     if messages[-1].pending == 0:
                         self._current_at = arrived
                 async with self._moved:
@@ -269,6 +273,13 @@ class Index:
             asked = _now()
             await self.reach(await bus.last_sequence(self.stream))
             self._current_at = asked
+
+    def measure(self, metrics: Metrics) -> None:
+        """Shows by the same names in each service how far it has come."""
+        metrics.gauge("index_lag", "Messages of its stream that the index has still to read").set_function(
+            lambda: self.lag
+        )
+        metrics.gauge("index_sequence", "The last sequence that the index holds").set_function(lambda: self.sequence)
 
     def troubles(self) -> list[Trouble]:
         """What /readyz says of it."""

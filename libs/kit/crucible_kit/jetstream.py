@@ -72,6 +72,7 @@ class _StoredMessage(msgspec.Struct):
 class _State(msgspec.Struct, frozen=True):
     last_seq: int = 0
     messages: int = 0
+    subjects: dict[str, int] | None = None
 
 
 class _Reply(msgspec.Struct):
@@ -203,6 +204,16 @@ class JetStream(abc.ABC):
         now_ms = _unix_ms(reply.ts) if reply.ts else 0
         max_age_ms = reply.config.get("max_age", 0) // 1_000_000
         return StreamState(reply.created, reply.state.last_seq, now_ms, max_age_ms, reply.state.messages)
+
+    async def stream_options(self, stream: str) -> dict[str, Any]:
+        """A stream's options as they are on the wire."""
+        return (await self._api("STREAM.INFO", stream)).config
+
+    async def backlog(self, stream: str, subject: str) -> tuple[int, int]:
+        """How many messages of a stream are on the subjects that match, and how many on others."""
+        reply = await self._api("STREAM.INFO", stream, body={"subjects_filter": subject})
+        found = sum((reply.state.subjects or {}).values())
+        return found, max(reply.state.messages - found, 0)
 
     async def _stored_message(self, stream: str, query: dict[str, Any]) -> Message | None:
         with await self.flow.inflow.take(_LOOKED_UP_BYTES):

@@ -9,6 +9,17 @@ DUPLICATE_WINDOW_S = 120.0
 """How long JetStream remembers the message ids of work and history."""
 HISTORY_S = 30 * 86_400.0
 DAY_S = 86_400.0
+BUCKETS = {
+    "hooks": "a record for each hook",
+    "webhooks": "a record for each webhook, secrets included",
+    "keys": "hashes of API keys",
+    "event_types": "types that users registered",
+    "worlds": "worlds and their rooms",
+    "retention": "how long which events are kept",
+    "replays": "what replays are about, and how far they are",
+    "marks": "when hooks with a debounce fired last",
+    "losses": "sequences that the log has lost",
+}
 
 
 async def declare_streams(bus: Bus, settings: KitSettings, service: str = "events") -> None:
@@ -23,6 +34,7 @@ async def declare_streams(bus: Bus, settings: KitSettings, service: str = "event
     await bus.ensure_stream(
         names.events,
         update=service == "events",
+        description="Crucible: every committed event, the source of all else",
         subjects=[names.all_events],
         num_replicas=replicas,
         max_age=retention_s,
@@ -31,13 +43,14 @@ async def declare_streams(bus: Bus, settings: KitSettings, service: str = "event
         allow_atomic=True,
         allow_msg_ttl=True,
     )
-    for owner, stream, work, schedules in (
-        ("hooks", names.hook_runs, names.all_runs, names.run_schedules),
-        ("webhooks", names.deliveries, names.all_deliveries, names.delivery_schedules),
+    for owner, stream, work, schedules, what in (
+        ("hooks", names.hook_runs, names.all_runs, names.run_schedules, "runs of Post hooks"),
+        ("webhooks", names.deliveries, names.all_deliveries, names.delivery_schedules, "deliveries of webhooks"),
     ):
         await bus.ensure_stream(
             stream,
             update=service == owner,
+            description=f"Crucible: {what} that wait, now or for their time",
             subjects=[work, schedules],
             retention="workqueue",
             num_replicas=replicas,
@@ -51,6 +64,7 @@ async def declare_streams(bus: Bus, settings: KitSettings, service: str = "event
     await bus.ensure_stream(
         names.attempts,
         update=service == "events",
+        description="Crucible: every attempt at a run or a delivery, and messages that were parked",
         subjects=[names.all_attempts],
         num_replicas=replicas,
         max_age=HISTORY_S,
@@ -64,6 +78,7 @@ async def declare_bucket(bus: Bus, name: str, replicas: int = 1) -> str:
     bucket = bus.names.bucket(name)
     await bus.ensure_stream(
         kv_stream(bucket),
+        description=f"Crucible: the bucket {name}: {BUCKETS.get(name, 'configuration')}",
         subjects=[kv_subject(bucket, ">")],
         num_replicas=replicas,
         max_msgs_per_subject=1,

@@ -43,6 +43,7 @@ async def ensure_durable(
         stream,
         durable,
         durable_name=durable,
+        description=f"Crucible: how far {durable} has come in {stream}",
         ack_policy="explicit",
         ack_wait=ack_wait,
         max_ack_pending=concurrency,

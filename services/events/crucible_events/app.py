@@ -58,6 +58,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
                 await losses.note([lost])
             opening = open_index(path, bus, bus.names.events, store.VERSION, store.SCHEMA)
             index = await stack.enter_async_context(opening)
+            index.measure(metrics)
             copies = await _copies(settings, bus, index, metrics)
             app.state.replays = copies.replays
             app.state.ready = lambda: waiting_for(bus, copies, index)

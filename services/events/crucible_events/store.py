@@ -113,8 +113,6 @@ class Projection:
 
     def __init__(self, metrics: Metrics) -> None:
         self._skipped = metrics.counter("events_skipped", "Messages of EVENTS that are no events")
-        self._lag = metrics.gauge("events_index_lag", "Messages of EVENTS that the index does not hold yet")
-        self._sequence = metrics.gauge("events_index_sequence", "The last message of EVENTS that the index holds")
 
     def apply(self, writer: sqlite3.Connection, messages: list[Message]) -> None:
         rows, redacted = [], []
@@ -129,8 +127,6 @@ class Projection:
         insert(writer, INSERT, rows)
         _redact(writer, redacted)
         writer.executemany(_WIDEN, _spans([*rows, *redacted]))
-        self._lag.set(messages[-1].pending)
-        self._sequence.set(messages[-1].sequence)
 
 
 def row_of(message: Message) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 
 from crucible_core.limits import EXPRESSION_CPU_MS
 from crucible_kit.asgi import ops_app
+from crucible_kit.backlog import Backlog
 from crucible_kit.buckets import open_bucket
 from crucible_kit.bus import Bus
 from crucible_kit.egress import open_guard
@@ -62,6 +63,8 @@ def create_app(settings: Settings | None = None) -> Starlette:
             path = Path(settings.data_dir) / "hooks.sqlite"
             indexing = open_index(path, bus, bus.names.attempts, store.VERSION, store.SCHEMA)
             index = await stack.enter_async_context(indexing)
+            index.measure(metrics)
+            backlog = Backlog(bus, bus.names.hook_runs, bus.names.all_runs, metrics)
             isolated = await stack.enter_async_context(open_isolated(cpu_s=EXPRESSION_CPU_MS / 1000))
             opening = open_sandbox(isolated, settings.hooks_script_workers, settings.hooks_script_memory_mb)
             sandbox = await stack.enter_async_context(opening)
@@ -92,7 +95,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             watching = [directory.follow] if directory else []
             dispatcher = Dispatcher(bus, registry, debounce, recorder, metrics)
             sweep = partial(redacted.sweep, bus.names.hook_runs, workers.drop)
-            await stack.enter_async_context(running([dispatcher.run, sweep, *watching]))
+            await stack.enter_async_context(running([dispatcher.run, sweep, backlog.watch, *watching]))
             answers = endpoints(
                 registry,
                 index,

@@ -49,9 +49,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             app.state.ready = lambda: waiting_for(bus, index, answering)
             app.state.troubles = lambda: [*bus.storage.troubles(), *index.troubles()]
             skipped = metrics.counter("memory_skipped_events", "Memory events that could not be read")
-            metrics.gauge("index_sequence", "The last sequence that the index holds").set_function(
-                lambda: index.sequence
-            )
+            index.measure(metrics)
             purging = Purging(index, partial(store.forget_world, index))
             worlds = View(await open_bucket(bus, "worlds", settings.stream_replicas), partial(note_purge, purging))
             async with asyncio.TaskGroup() as tasks:

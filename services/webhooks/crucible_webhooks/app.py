@@ -9,6 +9,7 @@ from pathlib import Path
 from starlette.applications import Starlette
 
 from crucible_kit.asgi import ops_app
+from crucible_kit.backlog import Backlog
 from crucible_kit.buckets import open_bucket
 from crucible_kit.bus import Bus
 from crucible_kit.egress import open_guard
@@ -66,11 +67,14 @@ async def _running(
             path = Path(settings.data_dir) / "webhooks.sqlite"
             opening = open_index(path, bus, bus.names.attempts, store.VERSION, store.SCHEMA)
             index = await stack.enter_async_context(opening)
+            index.measure(metrics)
         app.state.ready = lambda: waiting_for(bus, registry, index)
         app.state.troubles = lambda: [*bus.storage.troubles(), *(index.troubles() if index else ())]
         async with asyncio.TaskGroup() as tasks:
             redacted = Redacted(bus, settings.retention_days * DAY_S)
             running = [tasks.create_task(redacted.follow())]
+            backlog = Backlog(bus, bus.names.deliveries, bus.names.all_deliveries, metrics)
+            running.append(tasks.create_task(backlog.watch()))
             await redacted.complete()
             if delivers:
                 workers = Workers(bus, registry, redacted, exchanger, telemetry, metrics)
