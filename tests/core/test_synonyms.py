@@ -166,6 +166,26 @@ def test_names_that_no_type_has_are_refused_with_the_nearest() -> None:
     assert caught.value.errors[0].suggestion == "target"
 
 
+@pytest.mark.parametrize(
+    ("dotted", "path", "suggestion"),
+    [
+        ("Memory.Linked", "target", "to"),
+        ("Memory.Linked", "type", "link_type"),
+        ("Memory.Created", "links.0.target", "links.0.to"),
+        ("Task.Claimed", "kb_name", "kb"),
+        ("Memory.Linked", "tagret", "to"),
+    ],
+)
+def test_who_reads_what_is_stored_is_told_the_canonical_name(dotted: str, path: str, suggestion: str) -> None:
+    with pytest.raises(InvalidError) as caught:
+        CATALOGUE.check_path([dotted], path, stored=True)
+    assert caught.value.errors[0].suggestion == suggestion
+    if path != "tagret":
+        CATALOGUE.check_path([dotted], path)
+        CATALOGUE.check_path([dotted], suggestion, stored=True)
+    CATALOGUE.check_path([dotted, "Custom.*"], path, stored=True)
+
+
 def test_where_else_a_value_may_stand() -> None:
     assert other_paths("File.Renamed", ("path",)) == [("to",), ("from",), ("old_path",), ("new_path",)]
     assert other_paths("Memory.Deleted", ("reason",)) == []

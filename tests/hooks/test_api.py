@@ -77,6 +77,14 @@ async def test_registered_hook_is_shown_and_deleted(system: System) -> None:
         ({"options": {"timeout_ms": 10**9}}, "options.timeout_ms", None),
         ({"condition": {}}, "condition", None),
         ({"condition": {"expr": "nofunction(event)"}}, "condition.expr", None),
+        *(
+            (
+                {"trigger": {"events": [{"type": "Memory", "event": "Linked"}]}, "condition": {word: text}},
+                f"condition.{word}",
+                "to",
+            )
+            for word, text in (("expr", "event.payload.target == 'a'"), ("script", "event['payload']['target'] == 'a'"))
+        ),
     ],
 )
 async def test_definition_is_refused_where_it_is_wrong(

@@ -51,6 +51,18 @@ async def test_delivery_is_the_request_of_the_contract(service: Service, receive
     assert len(receiver.requests) == 1
 
 
+@pytest.mark.parametrize("name", ["com.example.someevent", "größe/🎉:>x", "日本語"])
+async def test_any_type_and_correlation_is_delivered(service: Service, receiver: Receiver, name: str) -> None:
+    webhook = await service.create(receiver.url, event_filters=[{"event_type": f"Custom.{name}"}])
+    event = await service.append(f"Custom.{name}", word="hello")
+    await until(lambda: receiver.requests)
+    headers, body = receiver.requests[0]
+    assert msgspec.json.decode(body)["event"]["data"]["event"] == name
+    assert headers["x-crucible-event-type"].encode("latin-1").decode() == event.dotted
+    await until(lambda: _count(service, webhook, 1))
+    assert (await service.attempts(webhook))[0].outcome == "delivered"
+
+
 async def test_failing_endpoint_is_retried_then_exhausted(
     service: Service, receiver: Receiver, told: list[str]
 ) -> None:

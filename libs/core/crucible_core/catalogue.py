@@ -226,19 +226,27 @@ class Catalogue:
         kind = self._kinds.get(self.resolve(dotted))
         return kind.shape if kind else None
 
-    def check_path(self, types: Iterable[str] | None, path: str) -> None:
+    def check_path(self, types: Iterable[str] | None, path: str, *, stored: bool = False) -> None:
         """Raises InvalidError (with the nearest path) where no payload of `types`, which are canonical or as `expand`
-        gives them, can have a field at the dotted `path`."""
+        gives them, can have a field at the dotted `path`; `stored` only knows the names under which payloads are
+        stored, as who reads them without a filter must."""
         outsides = {}
         for dotted in self.members(types or ()):
             try:
                 walk(self.fields(dotted), path)
+                if stored and synonyms.canonical_path(dotted, path) != path:
+                    raise Outside([])
             except Outside as outside:
                 outsides[dotted] = outside
             else:
                 return
         if outsides:
-            raise no_field(path, sorted(outsides), suggestion(path, outsides.values()))
+            near = suggestion(path, outsides.values())
+            if stored:
+                named = (synonyms.canonical_path(dotted, path) for dotted in sorted(outsides))
+                near = next((name for name in named if name != path), near)
+                near = near and synonyms.canonical_path(min(outsides), near)
+            raise no_field(path, sorted(outsides), near)
 
     def example(self, dotted: str) -> dict[str, Any]:
         """A valid payload of a type."""

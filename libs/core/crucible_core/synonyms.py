@@ -109,6 +109,12 @@ def other_paths(dotted: str, segments: Path) -> list[Path]:
     return [] if kind is None else [path for path in product(*_steps(kind, segments)) if path != segments]
 
 
+def canonical_path(dotted: str, path: str) -> str:
+    """A dotted path under the names that payloads of a type are stored with."""
+    kind = _KINDS.get(dotted)
+    return path if kind is None else ".".join(names[0] for names in _steps(kind, tuple(path.split("."))))
+
+
 def other_names(segment: str) -> frozenset[str]:
     """The names that `segment` may have in a payload of any type, itself among them."""
     return _CONNECTED.get(segment, frozenset({segment}))

@@ -71,7 +71,7 @@ def _check_event(hook: Hook, place: tuple[str, ...], catalogue: Catalogue) -> No
     if place[0] == "payload":
         inner = place[1:]
         if inner and all(name and "." not in name for name in inner):
-            catalogue.check_path(hook.filters.types, ".".join(inner))
+            catalogue.check_path(hook.filters.types, ".".join(inner), stored=True)
     elif place[0] not in _OWN or len(place) > 1:
         _check_metadata(place)
 
