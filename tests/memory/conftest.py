@@ -71,11 +71,18 @@ def index_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def running(nats_url: str, names: Names, index_dir: Path) -> Running:
-    """Starts the service; again, after it was stopped."""
+    """Starts the service; again, after it was stopped. It tells of memories alone, unless a test asks for more."""
 
     @contextlib.asynccontextmanager
-    async def start(data_dir: Path = index_dir) -> AsyncIterator[Starlette]:
-        app = create_app(Settings(nats_url=nats_url, bus_prefix=names.prefix, data_dir=str(data_dir)))
+    async def start(data_dir: Path = index_dir, **more: Any) -> AsyncIterator[Starlette]:
+        chosen = {"memory_accessed_every_s": 0, "memory_graph_events": False, **more}
+        settings = Settings(
+            nats_url=nats_url,
+            bus_prefix=names.prefix,
+            data_dir=str(data_dir),
+            **chosen,
+        )
+        app = create_app(settings)
         async with app.router.lifespan_context(app):
             await until(lambda: not app.state.ready())
             yield app

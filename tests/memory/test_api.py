@@ -315,11 +315,11 @@ async def test_events_of_others_become_memories(memory: Memories) -> None:
     await memory.append("Memory.Tagged", {"id": "mem_a", "tag": "x"})
     await memory.append("Memory.Untagged", {"id": "mem_a", "tag": "#plain"})
     await memory.append("Memory.Linked", {"source": "mem_a", "target": "mem_b", "weight": 1.0})
-    await memory.append("Memory.Unlinked", {"id": "mem_a", "target": "mem_b"})
-    accessed = await memory.append("Memory.Accessed", {"id": "mem_a"})
+    unlinked = await memory.append("Memory.Unlinked", {"id": "mem_a", "target": "mem_b"})
+    await memory.append("Memory.Accessed", {"id": "mem_a"})
     found = await memory.get("mem_a")
     assert (found.content, found.tags, found.links) == ("from outside", ["#x"], [])
-    assert found.sequence == accessed.sequence
+    assert found.sequence == unlinked.sequence  # to read is not to change
     await memory.append("Memory.Pruned", {"id": "mem_a"})
     with pytest.raises(NotFoundError):
         await memory.get("mem_a")

@@ -11,6 +11,9 @@ HASH_BUCKETS = 64
 VERSIONED = frozenset({"Memory", "Graph"})
 """Categories whose entities have checked versions: their entity id is a token of the subject."""
 
+ACCESSED = "Accessed"
+"""An event of a versioned category that leaves its entity's version alone: to read is not to change."""
+
 REDACTED = "Redacted"
 """The event of a tombstone; its category is the redacted event's where entities are versioned, else System."""
 
@@ -143,7 +146,8 @@ class Names(msgspec.Struct, frozen=True):
     # Subjects of committed events
     def event(self, world: str, room: str, category: str, event: str, entity: str | None) -> str:
         """`evt.<world>.<room>.<Category>.<Event>.<key>`."""
-        return f"{_place(self.prefix, world, room, category, event)}.{event_key(category, entity)}"
+        key = _bucket(entity) if event == ACCESSED else event_key(category, entity)
+        return f"{_place(self.prefix, world, room, category, event)}.{key}"
 
     def versions(self, world: str | None, category: str, entity: str) -> str:
         """Every event of one versioned entity, for expected-sequence checks and its last event. Without a world: of
@@ -245,8 +249,10 @@ _BUCKETS = [f"b{number:02d}" for number in range(HASH_BUCKETS)]
 
 def event_key(category: str, entity: str | None) -> str:
     """The last token of an event's subject: the entity where versions are checked, else one of 64 buckets."""
-    if category in VERSIONED and entity:
-        return token(entity)
+    return token(entity) if category in VERSIONED and entity else _bucket(entity)
+
+
+def _bucket(entity: str | None) -> str:
     return _BUCKETS[zlib.crc32(entity.encode("utf-8", "surrogatepass")) % HASH_BUCKETS if entity else 0]
 
 

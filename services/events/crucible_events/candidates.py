@@ -8,6 +8,7 @@ import msgspec
 from crucible_core.errors import ConflictError, CrucibleError, FieldError, InvalidError, LimitedError, UnavailableError
 from crucible_core.protocol.events import Appended, NewEvent
 from crucible_core.subjects import (
+    ACCESSED,
     EXPECTED_SEQUENCE,
     EXPECTED_SUBJECT,
     FINGERPRINT,
@@ -50,7 +51,8 @@ class Candidate(msgspec.Struct, frozen=True):
     @property
     def entity(self) -> str | None:
         """What names the subject of the event's entity; None where it has none of its own."""
-        return self.about if self.stamped.event.type in VERSIONED else None
+        event = self.stamped.event
+        return self.about if event.type in VERSIONED and event.data.event != ACCESSED else None
 
     @property
     def about(self) -> str | None:

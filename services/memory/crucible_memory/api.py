@@ -30,6 +30,7 @@ from .search import prepare, search
 from .state import Memory, refused
 from .store import find_anywhere, ids_of, status, views
 from .truth import last_of, settle
+from .uses import Uses
 from .writer import Outcome, Use, Writer, fingerprint
 
 _REPLY_BYTES = 4 * 1024 * 1024
@@ -48,11 +49,12 @@ class StatusRequest(msgspec.Struct):
 
 
 class Api:
-    def __init__(self, bus: Bus, index: Index, searcher: Reader, writer: Writer, metrics: Metrics) -> None:
+    def __init__(self, bus: Bus, index: Index, searcher: Reader, writer: Writer, uses: Uses, metrics: Metrics) -> None:
         self._bus = bus
         self._index = index
         self._searcher = searcher
         self._writer = writer
+        self._uses = uses
         self._room = min(_REPLY_BYTES, bus.max_payload * 3 // 4)
         self._writes = metrics.counter("memory_writes", "Changes asked for", ("operation", "outcome"))
         self._query_seconds = metrics.histogram("memory_query_seconds", "How long queries take")
@@ -77,14 +79,18 @@ class Api:
     async def _get(self, request: GetRequest, context: Context) -> MemoryView:
         await self._index.reach(await last_of(self._bus, request.id, None), _GET_S)
         memory = await find_anywhere(self._index.reader, request.id)
-        return (await views(self._index.reader, [existing(memory, request.id)]))[0]
+        [view] = await views(self._index.reader, [existing(memory, request.id)])
+        self._uses.note([view], None, context.traceparent)
+        return view
 
     async def _query(self, request: MemoryQuery, context: Context) -> MemoryList:
         wanted = prepare(request)
         with self._query_seconds.time():
             if request.min_sequence is not None:
                 await settle(self._bus, self._index, request.min_sequence)
-            return await search(self._searcher, wanted, self._room)
+            found = await search(self._searcher, wanted, self._room)
+        self._uses.note(found.memories, request.text, context.traceparent)
+        return found
 
     async def _status(self, request: StatusRequest, context: Context) -> MemoryStatus:
         memories, skipped, latest = await status(self._index.reader, _SKIPPED_SHOWN)

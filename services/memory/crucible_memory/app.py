@@ -23,10 +23,12 @@ from crucible_kit.telemetry import Telemetry
 from . import store
 from .api import Api
 from .files import Files
+from .graph import Graph
 from .refolding import Refolding
 from .search import open_searcher
 from .settings import Settings
 from .truth import last_change
+from .uses import Uses
 from .writer import Writer
 
 SERVICE = "memory"
@@ -57,7 +59,13 @@ def create_app(settings: Settings | None = None) -> Starlette:
                 following = tasks.create_task(index.follow(bus, apply, [bus.names.events_of("Memory")]))
                 refolding = Refolding(bus, index, skipped.inc)
                 forgetting = [tasks.create_task(forget()) for forget in (worlds.follow, purging.run, refolding.run)]
-                serving = tasks.create_task(_serve(bus, index, refolding, searcher, answering, telemetry, metrics))
+                uses = Uses(bus, settings.memory_accessed_every_s)
+                forgetting.append(tasks.create_task(uses.run()))
+                if settings.memory_graph_events:
+                    forgetting.append(tasks.create_task(Graph(bus, index).run()))
+                serving = tasks.create_task(
+                    _serve(bus, index, refolding, searcher, uses, answering, telemetry, metrics)
+                )
                 async with announced(app, bus, SERVICE):
                     yield
                 # What has begun still reads the index: it goes on until that is done.
@@ -74,6 +82,7 @@ async def _serve(
     index: Index,
     refolding: Refolding,
     searcher: Reader,
+    uses: Uses,
     answering: asyncio.Event,
     telemetry: Telemetry,
     metrics: Metrics,
@@ -82,7 +91,7 @@ async def _serve(
     await index.reach(await last_change(bus), _REBUILD_S)
     await refolding.rested.wait()
     writer = Writer(bus, index)
-    async with serve(bus, SERVICE, Api(bus, index, searcher, writer, metrics).endpoints(), telemetry):
+    async with serve(bus, SERVICE, Api(bus, index, searcher, writer, uses, metrics).endpoints(), telemetry):
         answering.set()
         await Files(bus, writer, telemetry, metrics).run()
 

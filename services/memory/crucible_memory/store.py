@@ -13,18 +13,20 @@ from crucible_core.errors import UnavailableError
 from crucible_core.ids import is_id
 from crucible_core.protocol.memory import Link, MemoryView, SkippedEvent
 from crucible_core.redaction import place_of
+from crucible_core.subjects import ACCESSED
 from crucible_kit.bus import Message
 from crucible_kit.index import Index, Reader, insert
 
-from . import words
+from . import graph, words
 from .naming import note_id
 from .projection import Recorded, fold, read_recorded
 from .state import Memory, clean_name
 
 log = logging.getLogger(__name__)
 
-VERSION = f"3 {words.VERSION}"
-SCHEMA = """
+VERSION = f"4 {words.VERSION}"
+SCHEMA = f"""
+{graph.SCHEMA}
 CREATE TABLE IF NOT EXISTS memories (
   key INTEGER PRIMARY KEY, id TEXT NOT NULL, world TEXT NOT NULL, room TEXT NOT NULL, content TEXT NOT NULL,
   state BLOB NOT NULL, UNIQUE (id, world)
@@ -69,9 +71,13 @@ def apply(skipped: Callable[[], None], writer: sqlite3.Connection, messages: lis
     events = [event for event in (_read(message, skipped, writer) for message in messages) if event]
     before = _by_key(writer.execute(*_states({(event.memory_id, event.world_id) for event in events})))
     after: dict[_Key, Memory | None] = {}
+    steps = []
     for event in events:
         key = (event.memory_id, event.world_id)
-        after[key] = fold(after[key] if key in after else before.get(key), event)
+        was = after[key] if key in after else before.get(key)
+        after[key] = fold(was, event)
+        steps.append((event.sequence, graph.steps(was, after[key])))
+    graph.keep(writer, steps)
     put(writer, before.values(), after.values())
     _note_redacted(writer, messages, events)
 
@@ -148,7 +154,8 @@ def _remove(writer: sqlite3.Connection, gone: Iterable[Memory]) -> None:
 
 def _read(message: Message, skipped: Callable[[], None], writer: sqlite3.Connection) -> Recorded | None:
     try:
-        return read_recorded(message.data, message.sequence)
+        found = read_recorded(message.data, message.sequence)
+        return None if found.data.event == ACCESSED else found
     except (msgspec.DecodeError, UnicodeError) as error:
         log.error("event %d cannot be read: %s", message.sequence, error)
         reason = str(error)[:500].encode(errors="replace").decode()

@@ -34,8 +34,7 @@ CATEGORIES: Mapping[str, Payloads] = {
 
 RESERVED = frozenset(
     {
-        *("Memory.Accessed", "Memory.Consolidated", "Memory.Pruned", "Memory.Restored", "Memory.Superseded"),
-        *("Graph.NodeAdded", "Graph.NodeRemoved", "Graph.EdgeCreated", "Graph.EdgeRemoved"),
+        *("Memory.Consolidated", "Memory.Pruned", "Memory.Restored", "Memory.Superseded"),
         *("Graph.PathDiscovered", "Graph.CommunityDetected", "Graph.MetricsComputed"),
         *("System.ScheduleFired", "System.AccessDenied"),
         *("Webhook.Failing", "Webhook.Recovered"),
