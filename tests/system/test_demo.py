@@ -59,6 +59,7 @@ def test_demo_without_a_system_says_what_to_do(stack: Stack) -> None:
 def _check(stack: Stack) -> None:
     found = json.loads(stack.run("demo", "--json").stdout)
     types = [f"{event['type']}.{event['data']['event']}" for event in _events(found["trace"]["roots"])]
+    types = [type for type in types if not type.startswith("Graph.")]  # the demo does not wait
     assert (types[0], sorted(types)) == (CHAIN[0], sorted(CHAIN))
     assert found["verified"] is True
     assert found["denial"]["outcome"] == "denied"

@@ -124,7 +124,7 @@ def _play(
         edit = _next(saved, "File.Modified")
         delivery = _delivered(arrived, _correlation(crucible, edit))
         say("reading what the log says of it")
-        trace = _traced(crucible, edit, LINK, "Hook.Executed", PROCESSED)
+        trace = _traced(crucible, edit, LINK, "Hook.Triggered", "Hook.Executed", PROCESSED)
         invalid = folder / "unfinished.md"
         invalid.write_text(INVALID)
         refused = _next(saved, "File.Created")
