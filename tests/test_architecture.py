@@ -60,6 +60,8 @@ EGRESS_HOME = "libs/kit/crucible_kit/exchange.py"
 HTTP_CLIENTS = {"aiohttp", "httpx", "httpx2", "requests", "urllib3", "pyreqwest"}
 CONNECTING = {"open_connection", "create_connection", "start_connection", "urlopen", "getaddrinfo", "gethostbyname"}
 BUS_HOME = "libs/kit/crucible_kit/bus.py"
+YAML_HOME = "libs/core/crucible_core/yaml.py"
+HOMES = {"nats": BUS_HOME, "yaml": YAML_HOME}
 NAMES_HOME = "libs/core/crucible_core/subjects.py"
 STATUS_HOME = "libs/kit/crucible_kit/asgi.py"
 BUS_NAME = re.compile(
@@ -99,11 +101,12 @@ def impure_core(files: Files) -> list[str]:
     return imported + called
 
 
-def stray_nats_imports(files: Files) -> list[str]:
+def stray_imports(files: Files) -> list[str]:
+    """Libraries that one module alone knows."""
     return [
-        f"{path}:{line}: only {BUS_HOME} imports nats"
+        f"{path}:{line}: only {HOMES[name]} imports {name}"
         for path, line, name in imports(files)
-        if name == "nats" and path != BUS_HOME
+        if path != HOMES.get(name, path)
     ]
 
 
@@ -258,7 +261,7 @@ def error_statuses(node: ast.Call) -> Iterator[int]:
 RULES: list[Rule] = [
     forbidden_arrows,
     impure_core,
-    stray_nats_imports,
+    stray_imports,
     stray_connections,
     stray_bus_names,
     stray_statuses,
@@ -286,8 +289,9 @@ PLANTED: list[tuple[Rule, str, str]] = [
     (impure_core, CORE, "import asyncio.queues"),
     (impure_core, CORE, "from datetime import datetime\nx = datetime.now()"),
     (impure_core, CORE, "x = open('file')"),
-    (stray_nats_imports, EVENTS, "import nats"),
-    (stray_nats_imports, "libs/kit/crucible_kit/work.py", "from nats.js import api"),
+    (stray_imports, EVENTS, "import nats"),
+    (stray_imports, "libs/kit/crucible_kit/work.py", "from nats.js import api"),
+    (stray_imports, EVENTS, "import yaml"),
     (stray_connections, EVENTS, "import httpx"),
     (stray_connections, KIT, "from aiohttp import ClientSession"),
     (stray_connections, EVENTS, "async def f():\n    await asyncio.open_connection('h', 1)"),
@@ -312,7 +316,8 @@ ALLOWED_SOURCES: list[tuple[Rule, str, str]] = [
     (forbidden_arrows, EVENTS, "from crucible_kit.bus import x"),
     (impure_core, CORE, "import re2, msgspec\nfrom collections.abc import Iterator\nfrom .ids import x"),
     (impure_core, KIT, "import os"),
-    (stray_nats_imports, BUS_HOME, "import nats.js.api"),
+    (stray_imports, BUS_HOME, "import nats.js.api"),
+    (stray_imports, YAML_HOME, "import yaml"),
     (stray_connections, EGRESS_HOME, "import aiohttp"),
     (stray_connections, CLI, "import httpx"),
     (stray_bus_names, NAMES_HOME, "x = 'Nats-Msg-Id'"),

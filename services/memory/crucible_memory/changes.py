@@ -11,6 +11,7 @@ from msgspec import UNSET
 from crucible_core.errors import ConflictError, NotFoundError
 from crucible_core.ids import is_id
 from crucible_core.limits import MEMORY_LINKS, MEMORY_TAGS
+from crucible_core.merge import merge_patch
 from crucible_core.protocol.memory import CreateMemory, Link, UpdateMemory
 
 from .notes import Note
@@ -78,19 +79,8 @@ def update(memory: Memory, wanted: UpdateMemory) -> Change | None:
     if wanted.links is not UNSET:
         given["links"] = checked_links(wanted.links or [])
     if wanted.metadata is not UNSET:
-        given["metadata"] = {} if wanted.metadata is None else merged(memory.metadata, wanted.metadata)
+        given["metadata"] = {} if wanted.metadata is None else merge_patch(memory.metadata, wanted.metadata)
     return _updated(memory, given)
-
-
-def merged(target: Any, patch: Mapping[str, Any]) -> dict[str, Any]:
-    """RFC 7396, 2."""
-    found = dict(target) if isinstance(target, dict) else {}
-    for name, value in patch.items():
-        if value is None:
-            found.pop(name, None)
-        else:
-            found[name] = merged(found.get(name), value) if isinstance(value, dict) else value
-    return found
 
 
 def delete(memory: Memory) -> Change:

@@ -9,6 +9,7 @@ from crucible_core.catalogue import Catalogue
 from crucible_core.errors import FieldError, InvalidError
 from crucible_core.limits import SECRET_GRACE_S, SECRET_MOST, SECRETS_KEPT
 from crucible_core.matcher import CompiledFilters, compile_filters
+from crucible_core.merge import merge_patch
 from crucible_core.protocol.shared import Counters
 from crucible_core.protocol.webhooks import (
     Auth,
@@ -59,7 +60,7 @@ def patched(
 ) -> WebhookRecord:
     """The record with a merge patch applied, checked as a new one is. Raises InvalidError with every mistake."""
     before = {name: getattr(record, name) for name in CreateWebhook.__struct_fields__}
-    merged = _merged(msgspec.to_builtins(before), patch)
+    merged = merge_patch(msgspec.to_builtins(before), patch)
     try:
         wanted = msgspec.convert(merged, CreateWebhook)
     except msgspec.ValidationError as error:
@@ -101,19 +102,6 @@ def keys(record: WebhookRecord, now_us: int) -> list[bytes]:
     """The keys that sign at a moment, the present one first."""
     old = [one.secret for one in record.old_secrets if parse_time(one.until, "until") > now_us]
     return [signing_key(secret) for secret in (record.auth.secret or "", *old)]
-
-
-def _merged(target: Any, patch: Any) -> Any:
-    """RFC 7396: an object changes what it names, `null` removes, all else replaces."""
-    if not isinstance(patch, Mapping):
-        return patch
-    changed = {
-        name: _merged((target or {}).get(name) if isinstance(target, dict) else None, value)
-        for name, value in patch.items()
-        if value is not None
-    }
-    kept = {name: value for name, value in target.items() if name not in patch} if isinstance(target, dict) else {}
-    return kept | changed
 
 
 def _check(wanted: CreateWebhook, auth: Auth, options: WebhookOptions, guard: Guard, catalogue: Catalogue) -> None:
