@@ -1,21 +1,41 @@
 """Trace contexts, and spans as a real OTLP collector receives them."""
 
+import asyncio
+import gzip
 import http.server
+import logging
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord as ProtoLog
+from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric as ProtoMetric
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as ProtoSpan
 
-from crucible_core.errors import InvalidError
-from crucible_kit.telemetry import Telemetry, TraceContext, exporters, fresh_context, open_telemetry, parse_traceparent
+from crucible_core.errors import InvalidError, UnavailableError
+from crucible_kit.logs import LineFormatter
+from crucible_kit.metrics import Metrics
+from crucible_kit.telemetry import (
+    Telemetry,
+    TraceContext,
+    current_traceparent,
+    exporters,
+    fresh_context,
+    open_telemetry,
+    parse_traceparent,
+)
 
+HTTP = "otlp http/protobuf"
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
@@ -26,19 +46,33 @@ class Collector(http.server.ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), CollectorHandler)
-        self.requests: list[ExportTraceServiceRequest] = []
+        self.requests: list[tuple[str, dict[str, str], bytes]] = []
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
+    def traces(self) -> list[ExportTraceServiceRequest]:
+        return [ExportTraceServiceRequest.FromString(body) for path, _, body in self.requests if path == "/v1/traces"]
+
     def spans(self) -> dict[str, ProtoSpan]:
-        scopes = [scope for request in self.requests for part in request.resource_spans for scope in part.scope_spans]
+        scopes = [scope for request in self.traces() for part in request.resource_spans for scope in part.scope_spans]
         return {span.name: span for scope in scopes for span in scope.spans}
 
-    def service_names(self) -> set[str]:
-        attributes = [a for r in self.requests for part in r.resource_spans for a in part.resource.attributes]
-        return {attribute.value.string_value for attribute in attributes if attribute.key == "service.name"}
+    def metrics(self) -> dict[str, ProtoMetric]:
+        """The last of each name."""
+        bodies = [body for path, _, body in self.requests if path == "/v1/metrics"]
+        parts = [part for body in bodies for part in ExportMetricsServiceRequest.FromString(body).resource_metrics]
+        return {metric.name: metric for part in parts for scope in part.scope_metrics for metric in scope.metrics}
+
+    def logs(self) -> list[ProtoLog]:
+        bodies = [body for path, _, body in self.requests if path == "/v1/logs"]
+        parts = [part for body in bodies for part in ExportLogsServiceRequest.FromString(body).resource_logs]
+        return [record for part in parts for scope in part.scope_logs for record in scope.log_records]
+
+    def resource(self) -> dict[str, str]:
+        parts = [part for request in self.traces() for part in request.resource_spans]
+        return {each.key: each.value.string_value for part in parts for each in part.resource.attributes}
 
 
 class CollectorHandler(http.server.BaseHTTPRequestHandler):
@@ -46,12 +80,19 @@ class CollectorHandler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.requests.append(ExportTraceServiceRequest.FromString(body))
+        if self.headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        self.server.requests.append((self.path, dict(self.headers.items()), body))
         self.send_response(200)
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
         pass
+
+
+def attributes_of(kept: Any) -> dict[str, Any]:
+    """What a span, a point or a log record has."""
+    return {each.key: getattr(each.value, each.value.WhichOneof("value")) for each in kept.attributes}
 
 
 @pytest.fixture
@@ -67,7 +108,7 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
 
 
 def test_a_span_without_exporter_carries_its_parent_on() -> None:
-    with open_telemetry("events", {}).span("append", PARENT, "server", {"n": 1}) as span:
+    with open_telemetry("events", environ={}).span("append", PARENT, "server", {"n": 1}) as span:
         span.set("type", "Memory.Created")
         assert span.traceparent == PARENT
 
@@ -109,24 +150,79 @@ def test_fresh_contexts_differ() -> None:
 
 
 @pytest.mark.parametrize(
-    ("environ", "names"),
+    ("environ", "traces", "metrics", "logs"),
     [
-        ({}, []),
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"}, ["otlp_proto_http"]),
-        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://c:4318"}, ["otlp_proto_http"]),
-        ({"OTEL_TRACES_EXPORTER": "otlp,console"}, ["otlp_proto_http", "console"]),
-        ({"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"}, []),
-        ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_SDK_DISABLED": "TRUE"}, []),
-        ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, ["otlp_proto_grpc"]),
+        ({}, [], [], []),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"}, [HTTP], [HTTP], [HTTP]),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://c:4318"}, [HTTP], [], []),
+        ({"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://c"}, [], [HTTP], []),
+        ({"OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": "http://c"}, [], [], [HTTP]),
+        ({"OTEL_TRACES_EXPORTER": "otlp, console,otlp"}, [HTTP, "console"], [], []),
+        ({"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_LOGS_EXPORTER": "console"}, [], [], ["console"]),
+        ({"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"}, [], [HTTP], [HTTP]),
+        ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_SDK_DISABLED": "TRUE"}, [], [], []),
+        ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, ["otlp grpc"], [], []),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "x", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
+            | {"OTEL_EXPORTER_OTLP_LOGS_PROTOCOL": "http/protobuf"},
+            ["otlp grpc"],
+            ["otlp grpc"],
+            [HTTP],
+        ),
     ],
 )
-def test_the_standard_variables_choose_the_exporters(environ: dict[str, str], names: list[str]) -> None:
-    assert exporters(environ) == names
+def test_the_standard_variables_choose_the_exporters(
+    environ: dict[str, str], traces: list[str], metrics: list[str], logs: list[str]
+) -> None:
+    assert exporters(environ) == {"traces": traces, "metrics": metrics, "logs": logs}
 
 
-def test_an_unknown_exporter_is_refused_with_the_nearest() -> None:
-    with pytest.raises(InvalidError, match=r'OTEL_TRACES_EXPORTER.*did you mean "console"'):
-        open_telemetry("events", {"OTEL_TRACES_EXPORTER": "consol"})
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"OTEL_TRACES_EXPORTER": "consol"}, ["OTEL_TRACES_EXPORTER", 'did you mean "console"', "traces are not"]),
+        ({"OTEL_METRICS_EXPORTER": "zipkin"}, ["OTEL_METRICS_EXPORTER", "zipkin", "metrics are not exported"]),
+        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/jsn"}, ["OTEL_EXPORTER_OTLP_PROTOCOL=http/jsn", "http/protobuf"]),
+        ({"OTEL_EXPORTER_OTLP_TIMEOUT": "soon"}, []),
+        ({"OTEL_METRIC_EXPORT_INTERVAL": "-1"}, ["OTEL_METRIC_EXPORT_INTERVAL", "metrics are not exported"]),
+        ({"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "many"}, ["OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "traces are not exported"]),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "::no url::"}, []),
+        ({"OTEL_EXPORTER_OTLP_HEADERS": "no header"}, []),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "no=,pair"}, []),
+        ({"OTEL_TRACES_SAMPLER": "sometimes"}, []),
+        ({"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "half"}, []),
+        ({"OTEL_BSP_SCHEDULE_DELAY": "x", "OTEL_BLRP_SCHEDULE_DELAY": "y"}, []),
+        ({"OTEL_BSP_MAX_QUEUE_SIZE": "-3"}, ["max_queue_size", "traces are not exported"]),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_with_a_variable_is_one_warning(
+    collector: Collector,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    environ: dict[str, str],
+    words: list[str],
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    telemetry = open_telemetry("events", Metrics("events"))
+    with telemetry.span("append") as span:
+        assert parse_traceparent(span.traceparent)
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith("crucible")]
+    telemetry.close()
+    assert len(ours) == bool(words)
+    assert all(word in ours[0] for word in words)
+
+
+def test_grpc_is_refused_with_what_to_set_where_its_exporter_is_missing(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    telemetry = open_telemetry("events", Metrics("events"))
+    telemetry.close()
+    [message] = [record.getMessage() for record in caplog.records]
+    for word in ("opentelemetry-exporter-otlp-proto-grpc", "http/protobuf", "4318", "traces, metrics and logs"):
+        assert word in message
 
 
 def test_spans_arrive_at_the_collector_as_one_trace(collector: Collector) -> None:
@@ -138,7 +234,9 @@ def test_spans_arrive_at_the_collector_as_one_trace(collector: Collector) -> Non
         inner.set("batch", 3)
     telemetry.close()
     append, commit = collector.spans()["append"], collector.spans()["commit"]
-    assert collector.service_names() == {"crucible-events"}
+    assert collector.resource()["service.name"] == "crucible-events"
+    assert collector.resource()["service.version"] == version("crucible-events")
+    assert collector.resource()["service.instance.id"]
     assert append.trace_id == commit.trace_id == bytes.fromhex(PARENT[3:35])
     assert append.parent_span_id == bytes.fromhex(PARENT[36:52])
     assert commit.parent_span_id == append.span_id == bytes.fromhex(outer.traceparent[36:52])
@@ -154,7 +252,144 @@ def test_an_exception_marks_the_span_failed_and_goes_on(collector: Collector) ->
     telemetry.close()
     span = collector.spans()["append"]
     assert (span.status.code, span.status.message) == (2, "no good")
+    assert attributes_of(span)["error.type"] == "ValueError"
     assert span.events[0].name == "exception"
+
+
+def test_a_refusal_of_a_bad_request_is_no_failure_and_an_outage_is(collector: Collector) -> None:
+    telemetry = open_telemetry("events")
+    for name, error in (("refused", InvalidError("bad")), ("away", UnavailableError("no NATS"))):
+        with pytest.raises(type(error)), telemetry.span(name):
+            raise error
+    telemetry.close()
+    refused, away = collector.spans()["refused"], collector.spans()["away"]
+    assert (refused.status.code, attributes_of(refused)["error.type"]) == (0, "invalid")
+    assert (away.status.code, attributes_of(away)["error.type"]) == (2, "unavailable")
+
+
+def test_a_span_can_be_failed_and_linked(collector: Collector) -> None:
+    telemetry = open_telemetry("events")
+    assert telemetry.recording
+    with telemetry.span("send EVENTS", kind="producer", links=[PARENT, None, "nonsense", PARENT]) as span:
+        span.fail("503", "the endpoint is away")
+    telemetry.close()
+    sent = collector.spans()["send EVENTS"]
+    assert sent.kind == ProtoSpan.SPAN_KIND_PRODUCER
+    assert (sent.status.code, sent.status.message) == (2, "the endpoint is away")
+    assert attributes_of(sent) == {"error.type": "503"}
+    assert [link.span_id.hex() for link in sent.links] == [PARENT[36:52]]
+
+
+def test_the_sampler_and_the_headers_are_those_of_the_variables(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_LOGS_HEADERS", "x-tenant=one")
+    telemetry = open_telemetry("events")
+    with telemetry.span("append") as span:
+        assert span.traceparent.endswith("-00")
+    logging.getLogger("crucible_test").warning("hello")
+    telemetry.close()
+    assert not collector.spans()
+    [headers] = [headers for path, headers, _ in collector.requests if path == "/v1/logs"]
+    assert headers["x-tenant"] == "one"
+
+
+# ---- logs and metrics
+
+
+def test_log_lines_carry_their_trace(collector: Collector) -> None:
+    log, shown = logging.getLogger("crucible_test"), LineFormatter("events")
+    lines: list[str] = []
+
+    class Kept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(shown.format(record))
+
+    log.addHandler(kept := Kept())
+    try:
+        for telemetry in (Telemetry(), open_telemetry("events")):
+            with telemetry.span("append", PARENT) as span:
+                log.warning("within", extra={"n": 1})
+                assert lines[-1].endswith(f"within n=1 trace_id={PARENT[3:35]} span_id={span.traceparent[36:52]}")
+            log.warning("outside")
+            assert "trace_id" not in lines[-1]
+            telemetry.close()
+    finally:
+        log.removeHandler(kept)
+
+
+async def test_each_task_has_its_own_trace() -> None:
+    async def traced(number: int) -> None:
+        context = TraceContext(number, number, 1)
+        with Telemetry().span("x", str(context)):
+            await asyncio.sleep(0.001 * (number % 3))
+            assert current_traceparent() == str(context)
+            with Telemetry().span("y", str(TraceContext(number, 99, 1))):
+                await asyncio.sleep(0)
+            assert current_traceparent() == str(context)
+
+    await asyncio.gather(*(traced(number) for number in range(1, 20)))
+    assert current_traceparent() is None
+
+
+def test_log_records_arrive_at_the_collector_with_their_trace(collector: Collector) -> None:
+    log = logging.getLogger("crucible_test")
+    telemetry = open_telemetry("events")
+    with telemetry.span("append", PARENT) as span:
+        log.warning("took %d ms", 7, extra={"event": "evt_1", "odd": {1}})
+    try:
+        raise ValueError("no good")
+    except ValueError:
+        log.exception("failed")
+    logging.getLogger("somebody.else").info("chatter")
+    logging.getLogger("opentelemetry.sdk").warning("about exporting")
+    telemetry.close()
+    log.warning("after the end")
+    first, second = collector.logs()
+    assert (first.body.string_value, first.severity_text, first.severity_number) == ("took 7 ms", "WARNING", 13)
+    assert (first.trace_id.hex(), first.span_id.hex()) == (PARENT[3:35], span.traceparent[36:52])
+    assert attributes_of(first)["event"] == "evt_1"
+    assert attributes_of(first)["odd"] == "{1}"
+    assert attributes_of(first)["code.function.name"] == "test_log_records_arrive_at_the_collector_with_their_trace"
+    assert (second.severity_number, second.trace_id) == (17, b"")
+    assert attributes_of(second)["exception.type"] == "ValueError"
+    assert "no good" in attributes_of(second)["exception.stacktrace"]
+
+
+def test_metrics_arrive_at_the_collector_by_their_conventions(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "50")
+    metrics = Metrics("gateway")
+    metrics.counter("appends", "Appends", ("category",)).labels("Memory").inc(3)
+    metrics.gauge("queue_bytes", "What waits").set(17)
+    seconds = metrics.histogram("http_request_seconds", "How long", ("method", "route", "status"), (0.1, 1.0))
+    for took in (0.05, 0.06, 0.5, 7.0):
+        seconds.labels("GET", "/x", 200).observe(took)
+    telemetry = open_telemetry("gateway", metrics)
+    while not collector.metrics():
+        time.sleep(0.01)
+    metrics.counter("appends", "Appends", ("category",)).labels("Memory").inc()
+    telemetry.close()
+    found = collector.metrics()
+    appends = found["crucible.appends"].sum
+    assert (appends.is_monotonic, appends.aggregation_temporality) == (True, 2)
+    assert (appends.data_points[0].as_double, attributes_of(appends.data_points[0])) == (4, {"category": "Memory"})
+    assert appends.data_points[0].start_time_unix_nano < appends.data_points[0].time_unix_nano
+    assert (found["crucible.queue"].unit, found["crucible.queue"].gauge.data_points[0].as_double) == ("By", 17)
+    duration = found["http.server.request.duration"]
+    [point] = duration.histogram.data_points
+    assert (duration.unit, duration.description) == ("s", "How long")
+    assert (point.count, list(point.bucket_counts), list(point.explicit_bounds)) == (4, [2, 1, 1], [0.1, 1.0])
+    assert point.sum == pytest.approx(7.61)
+    assert attributes_of(point) == {
+        "http.request.method": "GET",
+        "http.route": "/x",
+        "http.response.status_code": 200,
+    }
+    assert found["process.memory.usage"].unit == "By"
+    assert "process.cpu.time" in found
 
 
 def test_an_unsampled_trace_is_not_exported_but_carried_on(collector: Collector) -> None:
@@ -168,11 +403,13 @@ def test_an_unsampled_trace_is_not_exported_but_carried_on(collector: Collector)
 
 def test_the_service_name_can_be_set(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_SERVICE_NAME", "our-events")
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test,service.name=other")
     telemetry = open_telemetry("events")
     with telemetry.span("append"):
         pass
     telemetry.close()
-    assert collector.service_names() == {"our-events"}
+    assert collector.resource()["service.name"] == "our-events"
+    assert collector.resource()["deployment.environment.name"] == "test"
 
 
 def test_closing_leaves_no_thread_and_does_not_wait_for_a_lost_collector(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +426,8 @@ def test_closing_leaves_no_thread_and_does_not_wait_for_a_lost_collector(monkeyp
 
 def test_without_exporter_no_part_of_opentelemetry_is_loaded() -> None:
     code = (
-        "import sys; from crucible_kit.telemetry import open_telemetry; open_telemetry('events', {}).span('append');"
+        "import sys; from crucible_kit.telemetry import open_telemetry;"
+        "open_telemetry('events', environ={}).span('append');"
         "sys.exit(any(name.startswith('opentelemetry') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

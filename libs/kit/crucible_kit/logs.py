@@ -6,6 +6,8 @@ import sys
 import traceback
 from datetime import UTC, datetime
 
+from .telemetry import current_traceparent, parse_traceparent
+
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 _FRAMES = 8
 
@@ -15,13 +17,24 @@ def setup_logging(service: str, level: str = "info") -> None:
     least = getattr(logging, level.upper())
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LineFormatter(service))
-    handler.addFilter(lambda record: record.name.startswith("crucible") or record.levelno >= logging.WARNING)
+    handler.addFilter(is_ours)
     logging.basicConfig(level=least, handlers=[handler], force=True)
     logging.captureWarnings(True)
 
 
+def is_ours(record: logging.LogRecord) -> bool:
+    """Whether a record is logged: of others, only what they warn of."""
+    return record.name.startswith("crucible") or record.levelno >= logging.WARNING
+
+
+def extra_of(record: logging.LogRecord) -> list[tuple[str, object]]:
+    """What a record was given as `extra=`."""
+    return [(key, value) for key, value in vars(record).items() if key not in _STANDARD]
+
+
 class LineFormatter(logging.Formatter):
-    """What is given as `extra=` becomes `key=value`; an exception becomes `error=` and `at=`, innermost frame first."""
+    """What is given as `extra=` becomes `key=value`; an exception becomes `error=` and `at=`, innermost frame first; a
+    line that is logged within a trace has its `trace_id=` and `span_id=`."""
 
     def __init__(self, service: str) -> None:
         super().__init__()
@@ -29,9 +42,11 @@ class LineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        pairs = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        pairs = dict(extra_of(record))
         if record.exc_info and record.exc_info[1]:
             pairs |= {"error": describe_error(record.exc_info[1]), "at": _places(record.exc_info[1])}
+        if (context := parse_traceparent(current_traceparent())) is not None:
+            pairs |= {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
         words = [moment, record.levelname.lower(), self._service, " ".join(record.getMessage().split())]
         return " ".join(words + [f"{key}={_value(value)}" for key, value in pairs.items()])
 

@@ -4,13 +4,14 @@ Names are `crucible_<what>_<unit>`; a counter's ends in `_total`. The same name 
 the scrape's target says whose it is, and `crucible_service_info` joins the two.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.metrics_core import Metric as Family
 
 __all__ = ["BUCKETS_S", "CONTENT_TYPE", "Counter", "Gauge", "Histogram", "Metrics"]
 
@@ -45,6 +46,10 @@ class Metrics:
         return self._make(
             Histogram, name, lambda: Histogram(name, doc, labels, PREFIX, registry=self._registry, buckets=buckets)
         )
+
+    def collect(self) -> Iterable[Family]:
+        """Everything as it is now."""
+        return self._registry.collect()
 
     def render(self) -> bytes:
         """Everything in Prometheus's text format, whose media type is `CONTENT_TYPE`."""

@@ -22,7 +22,7 @@ _CLOCK_S = 30.0
 async def open_service(service: str, settings: KitSettings, metrics: Metrics) -> AsyncIterator[tuple[Bus, Telemetry]]:
     """Raises UnavailableError when NATS stays away."""
     async with contextlib.AsyncExitStack() as stack:
-        telemetry = open_telemetry(service)
+        telemetry = open_telemetry(service, metrics)
         stack.push_async_callback(asyncio.to_thread, telemetry.close)
         bus = await stack.enter_async_context(open_bus(settings.nats_url, Names(settings.bus_prefix), service))
         bus.storage = Storage(settings.nats_store, settings.storage_reserve_mib)

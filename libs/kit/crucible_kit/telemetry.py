@@ -1,18 +1,26 @@
-"""Tracing: spans and their W3C trace context (w3.org/TR/trace-context), exported where the OTEL_* variables say so."""
+"""Telemetry: spans and their W3C trace context (w3.org/TR/trace-context), exported where the OTEL_* variables say so,
+beside metrics and logs."""
 
+import contextlib
 import functools
 import importlib
 import os
 import random
 import re
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
+from .metrics import Metrics
+
 Kind = Literal["internal", "server", "client", "producer", "consumer"]
+Signal = Literal["traces", "metrics", "logs"]
 Attribute = str | bool | int | float | Sequence[str]
 
-_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+SIGNALS: tuple[Signal, ...] = ("traces", "metrics", "logs")
+_NOTHING = ("", "none", "prometheus")
+"""Prometheus gets its metrics in any case."""
 _USUAL = 64
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII | re.DOTALL)
 
@@ -28,27 +36,43 @@ class TraceContext(NamedTuple):
         return f"00-{self.trace_id:032x}-{self.span_id:016x}-{self.flags:02x}"
 
 
+_current: ContextVar[str | None] = ContextVar("traceparent", default=None)
+
+
+def current_traceparent() -> str | None:
+    """Of the span that the present task is in, if it is in one."""
+    return _current.get()
+
+
 class Span:
     """A piece of work, timed by `with`. This one is not exported: it only carries the context on.
 
     `traceparent` goes into whatever the work causes: events, messages, requests.
     """
 
-    __slots__ = ("traceparent",)
+    __slots__ = ("_before", "traceparent")
 
     def __init__(self, traceparent: str) -> None:
         self.traceparent = traceparent
+        self._before: Token[str | None] | None = None
 
     def set(self, key: str, value: Attribute | None) -> None:
         """Record an attribute; None records nothing."""
 
+    def fail(self, error_type: str, message: str = "") -> None:
+        """Mark the work as failed. `error_type` is one of few: a status, a code, the name of an exception."""
+
     def __enter__(self) -> Self:
+        self._before = _current.set(self.traceparent)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End the span; an exception marks it failed and goes on."""
+        if self._before is not None:
+            with contextlib.suppress(ValueError):  # it ends in another task than it began in
+                _current.reset(self._before)
 
 
 class Telemetry:
@@ -60,40 +84,57 @@ class Telemetry:
         parent: str | None = None,
         kind: Kind = "internal",
         attributes: Mapping[str, Attribute | None] | None = None,
+        links: Sequence[str | None] = (),
     ) -> Span:
-        """A span below `parent`, a traceparent from outside: one that is not valid is as good as none."""
+        """A span below `parent`, a traceparent from outside: one that is not valid is as good as none. `links` are the
+        traceparents of what else it is about: one batch serves many."""
         return Span(str(parse_traceparent(parent) or fresh_context()))
 
+    @property
+    def recording(self) -> bool:
+        """Whether spans are exported: what only they need is not worked out otherwise."""
+        return False
+
     def close(self) -> None:
-        """Send what is not sent yet; afterwards spans are not exported. Blocks for a few seconds at most."""
+        """Send what is not sent yet; afterwards nothing is exported. Blocks for a few seconds at most."""
 
 
-def open_telemetry(service: str, environ: Mapping[str, str] = os.environ) -> Telemetry:
-    """Tracing for one service; `environ` decides whether spans are exported and by what.
+def open_telemetry(service: str, metrics: Metrics | None = None, environ: Mapping[str, str] = os.environ) -> Telemetry:
+    """Telemetry for one service; `environ` decides what is exported and by what.
 
     The exporters read their endpoints, headers, limits and samplers from the process's own environment, as the
-    OpenTelemetry SDK always does. Raises `InvalidError` for an exporter that is not installed.
+    OpenTelemetry SDK always does. What they refuse is one warning, and is not exported: it keeps no service from
+    starting.
     """
-    names = exporters(environ)
-    if not names:
+    wanted = exporters(environ)
+    if not any(wanted.values()):
         return Telemetry()
     # Loaded by name and only here: the OpenTelemetry SDK and its exporter would cost every idle process memory.
-    opened: Telemetry = importlib.import_module(".exporting", __package__).ExportingTelemetry(service, names)
+    opened: Telemetry = importlib.import_module(".exporting", __package__).open_exporters(service, wanted, metrics)
     return opened
 
 
-def exporters(environ: Mapping[str, str]) -> list[str]:
-    """The names of the span exporters that `environ` asks for, as entry points call them; none by default.
+def exporters(environ: Mapping[str, str]) -> dict[Signal, list[str]]:
+    """The names of the exporters that `environ` asks for, as entry points call them; none by default.
 
     OpenTelemetry's own default is an exporter to localhost; here a variable must name the exporter or its endpoint.
     """
-    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
-        return []
-    wanted = environ.get("OTEL_TRACES_EXPORTER", "").strip()
-    if not wanted and any(environ.get(name, "").strip() for name in _ENDPOINTS):
+    off = environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    return {signal: [] if off else _exporters(signal, environ) for signal in SIGNALS}
+
+
+def _exporters(signal: Signal, environ: Mapping[str, str]) -> list[str]:
+    def variable(name: str) -> str:
+        return environ.get(name, "").strip()
+
+    upper = signal.upper()
+    otlp = "OTEL_EXPORTER_OTLP"
+    wanted = variable(f"OTEL_{upper}_EXPORTER")
+    if not wanted and (variable(f"{otlp}_ENDPOINT") or variable(f"{otlp}_{upper}_ENDPOINT")):
         wanted = "otlp"
-    names = (name.strip() for name in wanted.split(","))
-    return [_otlp(environ) if name == "otlp" else name for name in names if name and name != "none"]
+    protocol = variable(f"{otlp}_{upper}_PROTOCOL") or variable(f"{otlp}_PROTOCOL") or "http/protobuf"
+    found = [name for name in map(str.strip, wanted.split(",")) if name not in _NOTHING]
+    return [f"otlp {protocol}" if name == "otlp" else name for name in dict.fromkeys(found)]
 
 
 def parse_traceparent(text: str | None) -> TraceContext | None:
@@ -121,8 +162,3 @@ _remembered = functools.lru_cache(maxsize=256)(_parsed)
 def fresh_context() -> TraceContext:
     """The start of a new, sampled trace."""
     return TraceContext(random.getrandbits(127) + 1, random.getrandbits(63) + 1, 1)
-
-
-def _otlp(environ: Mapping[str, str]) -> str:
-    protocol = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or ""
-    return "otlp_proto_grpc" if protocol.strip() == "grpc" else "otlp_proto_http"
