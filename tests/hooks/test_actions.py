@@ -93,11 +93,34 @@ async def test_value_in_the_environment_is_data(tmp_path: Path, value: str) -> N
         "awk {{event.id}}",
         ". {{event.id}}",
         "true && . ./{{event.id}}",
+        'x={{event.id}}\neval "$x"',
+        'for f in {{event.id}}; do sh -c "$f"; done',
+        "echo {{event.id}} > run.sh; sh run.sh",
+        "echo {{event.id}} | tee run.sh\nmake",
+        'f() { eval "$1"; }\nf {{event.id}}',
+        'echo {{event.id}} | while read x; do bash -c "$x"; done',
+        "echo $(echo {{event.id}} | sh)",
+        'export X={{event.id}}; FOO=1 env sh -c "$X"',
+        "set {{event.id}}\nif true; then eval $1; fi",
     ],
 )
 def test_value_may_not_go_where_it_is_parsed_again(command: str) -> None:
     with pytest.raises(InvalidError, match="a template may not go through"):
         compile_shell(ShellAction(command=command), "action")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "env | sort\ngit commit -m {{event.payload.text}}",
+        "echo 'the env is ready'\ngit add -A\ngit commit -m \"Auto-commit: {{event.payload.text}}\"",
+        "# run by sh, at night\nprintf %s {{event.payload.text}}",
+        "make test && git commit -m {{event.payload.text}}",
+        "echo env; echo {{event.payload.text}}; echo done",
+    ],
+)
+def test_word_in_another_line_is_no_false_alarm(command: str) -> None:
+    compile_shell(ShellAction(command=command), "action")
 
 
 async def test_event_is_on_standard_input_and_json_comes_back(tmp_path: Path) -> None:

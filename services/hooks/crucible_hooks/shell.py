@@ -12,6 +12,7 @@ import msgspec
 
 from crucible_core.errors import FieldError, InvalidError
 from crucible_core.hooks import ShellAction
+from crucible_core.limits import SCRIPT_BYTES
 
 from .expressions import Expression
 from .failures import RunError
@@ -26,6 +27,17 @@ _POLL_S = 0.02
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _WORD = re.compile(r"[^\s;|&()<>`$'\"]+")
+_HOLE = "\0"
+"""What stands for a template while a command is looked at."""
+_SEPARATOR = re.compile(r"\|\||&&|[;&\n]")
+_PASSES_ON = re.compile(r"[>={}]|\b(?:for|read|tee|set|export|case)\b")
+"""A statement that may leave a value to others: in a file, in a variable, or in the arguments of a function."""
+_EXPANDS = re.compile(r"[$`]")
+_RUN = re.compile(
+    r"(?:^|[|(`{])\s*(?:(?:then|do|else|elif|if|while|until|exec|command|time|!)\s+)*"
+    r"(?:[A-Za-z_]\w*=\S*\s+)*([^\s;|&()<>`$'\"{}]+)"
+)
+"""What a statement runs: the first word of each command in it, past variables that are set for it."""
 _SOURCES = re.compile(r"(?:^|[;&|(`{]|\bthen\b|\bdo\b)\s*\.\s")
 _REPARSERS = frozenset(
     """
@@ -49,9 +61,12 @@ class Shell(msgspec.Struct, frozen=True):
 
 def compile_shell(action: ShellAction, at: str) -> Shell:
     """Raises InvalidError for bad templates, and for one in a text that would be parsed as a command once more."""
+    if len(action.command) > SCRIPT_BYTES:
+        message = f"a command may have {SCRIPT_BYTES // 1024} KiB"
+        raise InvalidError(f"{at}.command: {message}", errors=[FieldError(f"{at}.command", message)])
     parts = parse(action.command, f"{at}.command")
     templates = any(isinstance(part, Expression) for part in parts)
-    if templates and (reader := _reader(action.command)):
+    if templates and (reader := _reader(parts)):
         where = f"{at}.command"
         message = f"a template may not go through {reader}: give the value in env, and use the variable"
         raise InvalidError(f"{where}: {message}", errors=[FieldError(where, message)])
@@ -79,14 +94,43 @@ def working_directory(action: ShellAction, beside: str | None, at: str) -> str |
     return os.path.normpath(os.path.join(beside or "/", named))
 
 
-def _reader(command: str) -> str | None:
-    """What in a command may read an argument as a program once more; None where nothing does. Rather too strict."""
-    if "<<" in command:
+def _reader(parts: tuple[str | Expression, ...]) -> str | None:
+    """What in a command may read a value as a program once more; None where nothing does. Rather too strict.
+
+    Of a statement with a template every word counts. Of the others only what they run does, and only where a value can
+    have come there: by a variable, or by a file.
+    """
+    text = "".join(part if isinstance(part, str) else _HOLE for part in parts)
+    if "<<" in text:
         return "a here-document"
-    if _SOURCES.search(command):
-        return "`.`"
-    names = (word.rpartition("/")[2].replace("\\", "") for word in _WORD.findall(command))
-    return next((f"`{name}`" for name in names if name in _REPARSERS or _INTERPRETER.fullmatch(name)), None)
+    statements = _statements(text)
+    passed_on = any(_PASSES_ON.search(statement) for statement in statements if _HOLE in statement)
+    for statement in statements:
+        if _HOLE in statement:
+            words = _WORD.findall(statement.replace(_HOLE, " "))
+        elif passed_on or _EXPANDS.search(statement):
+            words = _RUN.findall(statement)
+        else:
+            continue
+        if _SOURCES.search(statement):
+            return "`.`"
+        names = (word.rpartition("/")[2].replace("\\", "") for word in words)
+        if found := next((name for name in names if name in _REPARSERS or _INTERPRETER.fullmatch(name)), None):
+            return f"`{found}`"
+    return None
+
+
+def _statements(text: str) -> list[str]:
+    """The commands of a script that stand apart: between `;`, `&`, `&&`, `||` and the ends of lines, where no quote and
+    no parenthesis is open. A pipeline is one."""
+    found, inside, start, seen = [], [""], 0, 0
+    for separator in _SEPARATOR.finditer(text):
+        _enter(text[seen : separator.start()], inside, comment=True)
+        seen = separator.end()
+        if inside == [""]:
+            found.append(text[start : separator.start()])
+            start = seen
+    return [*found, text[start:]]
 
 
 def _command(parts: tuple[str | Expression, ...]) -> str:
