@@ -137,7 +137,7 @@ async def test_no_update_is_lost_among_concurrent_writers(service: Starlette, as
         for _ in range(10):
             last = await bus.last(bus.names.events, bus.names.versions("default", "Memory", "mem_1"))
             assert last is not None
-            event = "Updated" if len(wins) % 2 else "Accessed"
+            event = "Updated" if len(wins) % 2 else "Pruned"
             result = await ask.one(memory(event, expected_sequence=last.sequence))
             if result.error is None:
                 wins.append((last.sequence, result.sequence))
