@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 
+from .agents import AGENT
 from .fields import Closed, Open, Payloads, Reference, Synonyms
+from .handlers import APPROVAL, ARTIFACT, HOOK, WEBHOOK
 from .knowledge import FILE, GRAPH, MEMORY
-from .machinery import APPROVAL, ARTIFACT, FLOW, HOOK, SYSTEM, WEBHOOK
-from .runtime import AGENT, COMMAND, GATEWAY, MESSAGE, SESSION, TOOL
+from .machinery import FLOW, SYSTEM
+from .runtime import COMMAND, GATEWAY, MESSAGE, SESSION, TOOL
 from .work import KB, QA, SCHEMA, TASK
 
 __all__ = ["CATEGORIES", "OURS", "RESERVED", "Closed", "Open", "Payloads", "Reference", "Synonyms"]

@@ -96,3 +96,16 @@ class Redacted(Closed, kw_only=True):
     type: EventType
     reason: Text | None = None
     envelope: Annotated[Object, Meta(examples=[{"type": "Custom", "data": {"event": "Note"}, "metadata": {}}])]
+
+
+class Runtime(Open, kw_only=True):
+    """What every event of a runtime may tell of where it happened."""
+
+    id: Word | None = None
+    name: Word | None = None
+    agent_id: Word | None = None
+    session_id: Word | None = None
+    room_id: Word | None = None
+    channel: Word | None = None
+    at: Moment | None = None
+    metadata: Object | None = None
