@@ -51,9 +51,9 @@ class Watched:
 async def test_programs_start_together_and_become_ready(tmp_path: Path) -> None:
     watched = Watched(tmp_path, [server("one", free_port(), tmp_path), server("two", free_port(), tmp_path)])
     watched.supervisor.start()
-    assert watched.supervisor.unready() == ["one", "two"]
+    assert list(watched.supervisor.unready()) == ["one", "two"]
     await watched.supervisor.ready()
-    assert watched.supervisor.unready() == []
+    assert watched.supervisor.unready() == {}
     await watched.supervisor.stop()
     assert watched.texts("one") == ["starting", "is ready", "stopping", "stopped"]
     assert not watched.noted.exists()

@@ -1,6 +1,7 @@
 """`crucible up` as a process, with a real nats-server and stand-ins for the services: they have their own tests."""
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -17,8 +18,12 @@ import pytest
 
 from crucible_cli.nats_server import free_port
 from crucible_cli.processes import birth
-from crucible_cli.stack import SERVICES, service_ports
-from crucible_core.errors import ConflictError, InvalidError
+from crucible_cli.screen import PlainScreen
+from crucible_cli.stack import SERVICES, health_of, service_ports
+from crucible_cli.state import DataDir
+from crucible_cli.supervisor import Health
+from crucible_cli.up import READY_S, _say_unready
+from crucible_core.errors import ConflictError, InvalidError, UnavailableError
 from tests.cli.children import wait
 
 SERVICE = """
@@ -195,6 +200,35 @@ def test_service_that_cannot_start_ends_the_start(fakes: Path, base: int, tmp_pa
     assert not (tmp_path / "data" / "up.json").exists()
 
 
+def test_a_bad_setting_is_told_once_and_tried_once(fakes: Path, base: int, tmp_path: Path) -> None:
+    main = fakes / "crucible_memory" / "__main__.py"
+    main.write_text("print('2026 error memory cannot start: CRUCIBLE_X: wrong'); raise SystemExit(78)")
+    with start(fakes, tmp_path / "data", base) as process:
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    log = tmp_path / "data" / "logs" / "memory.log"
+    assert err == f"error: memory cannot start: CRUCIBLE_X: wrong; its log is {log}\n"
+    assert out.count("memory starting") == 1
+    assert "memory died" not in out
+
+
+def test_a_full_disk_at_the_start_is_one_line(fakes: Path, base: int, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], check=True)
+    try:
+        with (disk / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+            while True:
+                filler.write(bytes(4096))
+        with start(fakes, disk / "data", base) as process:
+            _, err = process.communicate(timeout=30)
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    assert process.returncode == 1
+    assert err.endswith("No space left on device\n")
+    assert err.count("\n") == 1
+
+
 def test_second_ctrl_c_kills_what_does_not_stop(fakes: Path, base: int, tmp_path: Path) -> None:
     main = fakes / "crucible_gateway" / "__main__.py"
     main.write_text(SERVICE.replace("lambda *_: sys.exit(0)", "signal.SIG_IGN"))
@@ -335,3 +369,35 @@ def test_a_data_directory_that_is_a_file_is_refused(fakes: Path, base: int, tmp_
         _, err = process.communicate(timeout=30)
     assert process.returncode == 1
     assert err.startswith(f"error: cannot use the data directory {tmp_path / 'data'}")
+
+
+def test_a_service_that_says_what_it_waits_for_is_given_its_time(tmp_path: Path) -> None:
+    """A large index takes longer to build than anything else at the start; who says nothing is given up."""
+    out = io.StringIO()
+    data, screen = DataDir(tmp_path), PlainScreen(out)
+    _say_unready({"events": ("index at 5 of 9",), "memory": ()}, 1, data, screen)
+    _say_unready({"events": ("index at 7 of 9",)}, 10 * READY_S, data, screen)
+    assert out.getvalue().splitlines() == [
+        "events waits for index at 5 of 9",
+        "memory waits for its start",
+        "events waits for index at 7 of 9",
+    ]
+    with pytest.raises(UnavailableError, match="memory"):
+        _say_unready({"events": ("index at 7 of 9",), "memory": ()}, READY_S, data, screen)
+
+
+@pytest.mark.parametrize(
+    ("answer", "health"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\n{}", Health(answers=True, ready=True)),
+        (b'HTTP/1.1 503 x\r\n\r\n{"ready":false,"waiting_for":["index"]}', Health(True, waits_for=("index",))),
+        (
+            b'HTTP/1.1 503 x\r\n\r\n{"ready":false,"errors":[{"code":"losses","message":"m"}]}',
+            Health(True, errors=("m",)),
+        ),
+        (b"HTTP/1.1 404 Not Found\r\n\r\n", Health(answers=True)),
+        (b"", Health()),
+    ],
+)
+def test_what_a_service_says_of_itself_is_read(answer: bytes, health: Health) -> None:
+    assert health_of(answer) == health

@@ -101,13 +101,13 @@ async def look(port: int, timeout: float = LOOK_S) -> Health:
             reader, writer = await asyncio.open_connection(HOST, port)
             try:
                 writer.write(f"GET /readyz HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode())
-                return _health(await reader.read(_MOST_BYTES))
+                return health_of(await reader.read(_MOST_BYTES))
             finally:
                 writer.close()
     return Health()
 
 
-def _health(answer: bytes) -> Health:
+def health_of(answer: bytes) -> Health:
     """What an HTTP answer of a /readyz says."""
     if answer[8:13] == b" 200 ":
         return Health(answers=True, ready=True)
@@ -115,7 +115,8 @@ def _health(answer: bytes) -> Health:
         found = msgspec.json.decode(answer.partition(b"\r\n\r\n")[2], type=Readiness)
     except msgspec.DecodeError:
         return Health(answers=bool(answer))
-    return Health(answers=True, errors=() if found.waiting_for else tuple(error.message for error in found.errors))
+    errors = tuple(error.message for error in found.errors)
+    return Health(answers=True, waits_for=tuple(found.waiting_for), errors=errors)
 
 
 def _environ(service: str, port: int, data: DataDir, nats_url: str) -> dict[str, str]:

@@ -154,8 +154,9 @@ def locked(data: DataDir) -> Iterator[None]:
             raise ConflictError(
                 f"Crucible runs on {data.root} already{who}: stop it, or give this one another directory with --data"
             ) from error
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, str(os.getpid()).encode())
+        with contextlib.suppress(OSError):  # a full disk; the lock holds all the same
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, str(os.getpid()).encode())
         yield
     finally:
         os.close(descriptor)

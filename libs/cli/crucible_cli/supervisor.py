@@ -42,10 +42,11 @@ State = Literal["starting", "ready", "hangs", "died", "failing", "stopping", "st
 
 class Health(msgspec.Struct, frozen=True):
     """What a program says of itself when it is looked at: that it does its work, or, where it `answers`, that it does
-    not yet; and what is wrong and does not pass by itself."""
+    not yet, and what it waits for; and what is wrong and does not pass by itself."""
 
     answers: bool = False
     ready: bool = False
+    waits_for: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
 
 
@@ -122,9 +123,9 @@ class Supervisor:
                     raise UnavailableError(f"{keeper.program.name} cannot start: {keeper.reason}")
             await asyncio.sleep(_POLL_S)
 
-    def unready(self) -> list[str]:
-        """The programs that have not been ready yet."""
-        return [keeper.program.name for keeper in self._keepers if not keeper.was_ready]
+    def unready(self) -> dict[str, tuple[str, ...]]:
+        """The programs that have not been ready yet, and what each says that it waits for."""
+        return {keeper.program.name: keeper.health.waits_for for keeper in self._keepers if not keeper.was_ready}
 
     async def stop(self) -> None:
         """Stop them, the highest rank first, each rank together and wholly before the next."""
@@ -175,6 +176,7 @@ class _Keeper:
     ) -> None:
         self.program = program
         self.was_ready = False
+        self.health = Health()
         self.pid: int | None = None
         self.output = Output(program.log, lambda line: report(Notice(program.name, None, line)), heard=self._heard)
         self._report = report
@@ -219,6 +221,9 @@ class _Keeper:
                 if loop.time() - began >= STEADY_S:
                     delay = 0.0
                 self._died(end, delay)
+                if self._bad_setting and self.hopeless:
+                    await self._stopping.wait()
+                    break
                 await self._pause(delay)
                 delay = next_delay(delay)
         finally:
@@ -287,7 +292,8 @@ class _Keeper:
         """Say when it is ready, and from then on when it hangs, and what it finds wrong."""
         self._is_stuck = False
         while True:
-            if _at_work(await self.program.look()):
+            self.health = await self.program.look()
+            if _at_work(self.health):
                 break
             await asyncio.sleep(_POLL_S)
         self._tell("ready", "is ready again" if self.was_ready else "is ready")
@@ -331,4 +337,4 @@ class _Keeper:
 
 def _at_work(health: Health) -> bool:
     """Whether it does all it can: what is wrong and does not pass by itself is not waited for."""
-    return health.ready or bool(health.answers and health.errors)
+    return health.ready or bool(health.answers and health.errors and not health.waits_for)

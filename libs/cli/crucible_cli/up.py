@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +22,8 @@ from .state import DataDir, UpState, admin_key, default_root, locked, open_data_
 from .supervisor import Supervisor
 
 READY_S = 60.0
-"""How long the services may take until all are ready."""
+"""How long the services may take until all are ready, or say what they wait for: a large index takes longer."""
+_PROGRESS_S = 10.0
 
 app = typer.Typer()
 
@@ -45,9 +47,16 @@ def up(
         where = open_data_dir(data or default_root(os.environ))
         with locked(where):
             _up(where, hooks or where.hooks, port_base, json)
-    except CrucibleError as error:
-        typer.secho(f"error: {error.detail}", fg="red", err=True)
+    except (CrucibleError, OSError) as error:
+        typer.secho(f"error: {_words(error)}", fg="red", err=True)
         raise typer.Exit(1) from error
+
+
+def _words(error: CrucibleError | OSError) -> str:
+    if isinstance(error, CrucibleError):
+        return error.detail
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"
 
 
 def _up(data: DataDir, hooks: Path, port_base: int, json: bool) -> None:
@@ -83,7 +92,7 @@ async def _run(data: DataDir, stack: Stack, screen: Screen) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop)
     supervisor.start()
     try:
-        if await _ready(supervisor, asked, data):
+        if await _ready(supervisor, asked, data, screen):
             state = _state(data, stack)
             write_up(data, state)
             screen.up(msgspec.to_builtins(state) | _places(data, stack), _welcome(data, stack))
@@ -95,22 +104,32 @@ async def _run(data: DataDir, stack: Stack, screen: Screen) -> None:
     screen.say("stopped; the data is in " + str(data.root))
 
 
-async def _ready(supervisor: Supervisor, asked: asyncio.Event, data: DataDir) -> bool:
+async def _ready(supervisor: Supervisor, asked: asyncio.Event, data: DataDir, screen: Screen) -> bool:
     """True once all are ready, False when asked to stop before that."""
     ready = asyncio.create_task(supervisor.ready())
     stop = asyncio.create_task(asked.wait())
+    began = asyncio.get_running_loop().time()
     try:
-        await asyncio.wait((ready, stop), timeout=READY_S, return_when=asyncio.FIRST_COMPLETED)
+        while not ready.done() and not asked.is_set():
+            await asyncio.wait((ready, stop), timeout=_PROGRESS_S, return_when=asyncio.FIRST_COMPLETED)
+            if not ready.done() and not asked.is_set():
+                _say_unready(supervisor.unready(), asyncio.get_running_loop().time() - began, data, screen)
         if asked.is_set():
             return False
-        if not ready.done():
-            late = ", ".join(supervisor.unready())
-            raise UnavailableError(f"not ready after {READY_S:g} s: {late}; the logs are in {data.logs}")
         await ready
         return True
     finally:
         ready.cancel()
         stop.cancel()
+
+
+def _say_unready(unready: Mapping[str, Sequence[str]], seconds: float, data: DataDir, screen: Screen) -> None:
+    """Raises UnavailableError where one that says nothing has had its time."""
+    silent = [name for name, waits_for in unready.items() if not waits_for]
+    if silent and seconds >= READY_S:
+        raise UnavailableError(f"not ready after {READY_S:g} s: {', '.join(silent)}; the logs are in {data.logs}")
+    for name, waits_for in unready.items():
+        screen.say(f"{name} waits for {', '.join(waits_for) or 'its start'}", "dim")
 
 
 def _state(data: DataDir, stack: Stack) -> UpState:

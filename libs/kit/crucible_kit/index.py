@@ -281,6 +281,11 @@ class Index:
         )
         metrics.gauge("index_sequence", "The last sequence that the index holds").set_function(lambda: self.sequence)
 
+    @property
+    def place(self) -> str:
+        """How far it is while it is built, for those who wait for it."""
+        return f"index at {self.sequence:,} of {self._end:,}"
+
     def troubles(self) -> list[Trouble]:
         """What /readyz says of it."""
         if not self._complaint:

@@ -150,6 +150,6 @@ def waiting_for(bus: Bus, copies: Copies, index: Index) -> list[str]:
         "worlds": copies.places.view.ready,
         "retention": copies.retention.view.ready,
         "replays": copies.replays.view.ready,
-        "index": index.caught_up,
+        index.place: index.caught_up,
     }
     return [name for name, ready in held.items() if not ready]

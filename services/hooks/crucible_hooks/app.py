@@ -133,7 +133,7 @@ def waiting_for(bus: Bus, registry: Registry, index: Index, directory: Directory
         "nats": bus.connected,
         "hooks": registry.view.ready,
         "event types": registry.types.view.ready,
-        "index": index.caught_up,
+        index.place: index.caught_up,
         "hook files": directory is None or directory.synced,
     }
     return [name for name, ready in held.items() if not ready]

@@ -98,5 +98,5 @@ async def _serve(
 
 def waiting_for(bus: Bus, index: Index, answering: asyncio.Event) -> list[str]:
     """What is not there yet; empty when ready."""
-    held = {"nats": bus.connected, "index": index.caught_up, "answers": answering.is_set()}
+    held = {"nats": bus.connected, index.place: index.caught_up, "answers": answering.is_set()}
     return [name for name, ready in held.items() if not ready]

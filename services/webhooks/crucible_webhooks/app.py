@@ -100,6 +100,6 @@ def waiting_for(bus: Bus, registry: Registry, index: Index | None) -> list[str]:
         "nats": bus.connected,
         "webhooks": registry.view.ready,
         "event types": registry.types.view.ready,
-        "index": index is None or index.caught_up,
+        index.place if index else "index": index is None or index.caught_up,
     }
     return [name for name, ready in held.items() if not ready]
