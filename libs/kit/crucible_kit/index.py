@@ -161,7 +161,7 @@ class Index:
         self._spoilt = asyncio.Event()
         self._readers: list[Reader] = []
         self._trial: Trial | None = None
-        self.writer = Writer(open_file, self._found_damaged)
+        self.writer = Writer(open_file, self.spoil)
         self.stream = stream
         self.sequence = 0
         self.lag = 0
@@ -180,7 +180,7 @@ class Index:
 
     async def open_reader(self, prepare: Callable[[aiosqlite.Connection], Awaitable[None]] | None = None) -> Reader:
         """One more connection for reading, which ends with the index."""
-        reader = Reader(self._path, self._found_damaged, prepare)
+        reader = Reader(self._path, self.spoil, prepare)
         await reader.open()
         self._readers.append(reader)
         return reader
@@ -190,10 +190,6 @@ class Index:
             await reader.close()
         await self._note(trial.end)
         await self.writer.end()
-
-    def spoil(self, reason: str) -> None:
-        """Has the file made anew: it does not hold what it says."""
-        self._found_damaged(sqlite3.DatabaseError(reason))
 
     async def follow(self, bus: Bus, apply: Apply, filters: Sequence[str] = ()) -> None:
         """Fills the index until cancelled. `apply` writes a batch, in a thread; the position is committed with it. A
@@ -214,7 +210,8 @@ class Index:
                 return await filling
             await self._renew()
 
-    def _found_damaged(self, error: Exception) -> None:
+    def spoil(self, error: Exception | str) -> None:
+        """Has the file made anew: it does not hold what it says."""
         if not self._spoilt.is_set():
             log.error("%s is damaged, and is built anew: %s", self._path.name, error)
         self._spoilt.set()
