@@ -163,7 +163,11 @@ def changes(writer: Writer) -> None:
     while not writer.stop.is_set():
         number = writer.fresh()
         entity = SHARED[number % len(SHARED)]
-        body: Body = {"type": "Memory.Accessed", "payload": {"id": entity}, "expected_sequence": known[entity]}
+        body: Body = {
+            "type": "Memory.Tagged",
+            "payload": {"id": entity, "tag": "#x"},
+            "expected_sequence": known[entity],
+        }
         body["id"] = f"evt_{writer.name}_{number:06d}"
         answer = writer.until_answered(json=body)
         if answer.status_code == _CONFLICT:
