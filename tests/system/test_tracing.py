@@ -35,7 +35,8 @@ def test_one_trace_joins_request_append_hook_and_webhook(make_stack: Callable[..
             headers = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
             assert http.post("/api/v1/memory", json={"content": "hello"}, headers=headers).status_code == 201
         until(lambda: receiver.requests, 20)
-        joined = {"gateway": "POST", "events": "events.append", "hooks": "hook", "webhooks": "webhook.deliver"}
+        joined = {"gateway": "POST", "events": "events.append", "hooks": "process HOOK_RUNS"}
+        joined["webhooks"] = "process DELIVERIES"
         until(
             lambda: all(
                 any(s == f"crucible-{k}" and v in n for s, n, t in spans if t == TRACE) for k, v in joined.items()

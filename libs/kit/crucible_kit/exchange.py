@@ -23,11 +23,13 @@ from crucible_core.limits import ANSWER_BYTES, ANSWER_HEADER_BYTES
 from crucible_core.network import BROKEN, NO_ANSWER, NO_TLS, certificate_reason, connection_reason
 
 from .egress import Guard, Target
+from .telemetry import Attribute, Telemetry
 
 log = logging.getLogger(__name__)
 
 SocketFactory = Callable[[aiohappyeyeballs.AddrInfoType], socket.socket]
 
+_REFUSED = 400
 _LOOKUP_S = 5.0
 _FIELD_BYTES = 16 * 1024
 _EYEBALLS_S = 0.25
@@ -37,7 +39,11 @@ _PACKED = {"gzip": 31, "x-gzip": 31, "deflate": 47}
 
 
 class ExchangeError(Exception):
-    """There is no answer; the text says why, for users."""
+    """There is no answer; the text says why, for users, and `kind` is one of few words for telemetry."""
+
+    def __init__(self, text: str, kind: str = "refused") -> None:
+        super().__init__(text)
+        self.kind = kind
 
 
 class _LookupError(OSError):
@@ -64,12 +70,37 @@ class Exchanger:
         self._resolver = resolver
         self._tls = tls
         self.guard = guard
+        self.telemetry = Telemetry()
+        """What makes a span of each exchange, below the `traceparent` among its headers."""
 
     async def send(
         self, method: str, target: Target, headers: Mapping[str, str], body: bytes | None, timeout_s: float
     ) -> Answer:
         """`timeout_s` bounds the whole exchange. Redirects are answers as any other. Raises ExchangeError."""
         self._check(target)
+        # Of the URL only its origin: the rest may be a secret, as that of a chat's webhook is.
+        about: dict[str, Attribute | None] = {
+            "http.request.method": method,
+            "server.address": target.host,
+            "server.port": target.port,
+            "url.full": target.origin,
+        }
+        with self.telemetry.span(method, headers.get(subjects.TRACEPARENT), "client", about) as span:
+            if subjects.TRACEPARENT in headers:
+                headers = {**headers, subjects.TRACEPARENT: span.traceparent}
+            try:
+                answer = await self._exchanged(method, target, headers, body, timeout_s)
+            except ExchangeError as error:
+                span.fail(error.kind, str(error))
+                raise
+            span.set("http.response.status_code", answer.status)
+            if answer.status >= _REFUSED:
+                span.fail(str(answer.status))
+            return answer
+
+    async def _exchanged(
+        self, method: str, target: Target, headers: Mapping[str, str], body: bytes | None, timeout_s: float
+    ) -> Answer:
         try:
             async with (
                 asyncio.timeout(timeout_s),
@@ -79,10 +110,10 @@ class Exchanger:
             ):
                 return await _answer(response)
         except TimeoutError:
-            raise ExchangeError(f"no answer within {timeout_s:g} s") from None
+            raise ExchangeError(f"no answer within {timeout_s:g} s", "timeout") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             log.debug("%s %s: %r", method, target.origin, error)
-            raise ExchangeError(reason_of(error)) from None
+            raise ExchangeError(reason_of(error), type(error).__name__.lstrip("_")) from None
 
     async def reach(self, target: Target, timeout_s: float) -> None:
         """Connects, to where `send` would, and hangs up. Raises ExchangeError."""

@@ -174,12 +174,13 @@ def _receiver(
     replica: str,
 ) -> Receiver:
     decoder = msgspec.json.Decoder(endpoint.request)
+    about = {"rpc.system": "nats", "rpc.service": name.partition(".")[0], "rpc.method": name.partition(".")[2]}
     # Who asks all waits for those whom he has heard of: each says at once that it is there, and which one answers.
     named = {subjects.REPLICA: replica} if endpoint.every_replica else {}
 
     async def handle(message: Message, held: contextlib.ExitStack) -> bytes:
         parent = message.headers.get(subjects.TRACEPARENT)
-        with telemetry.span(name, parent, kind="server") as span:
+        with telemetry.span(name, parent, "server", about) as span:
             request = decoder.decode(message.data)
             if endpoint.stores:
                 bus.storage.check()

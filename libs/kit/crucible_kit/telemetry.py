@@ -137,6 +137,29 @@ def _exporters(signal: Signal, environ: Mapping[str, str]) -> list[str]:
     return [f"otlp {protocol}" if name == "otlp" else name for name in dict.fromkeys(found)]
 
 
+def message_attributes(
+    operation: Literal["send", "process"],
+    destination: str,
+    *,
+    message_id: str | None = None,
+    group: str | None = None,
+    size: int | None = None,
+    count: int | None = None,
+) -> dict[str, Attribute | None]:
+    """OpenTelemetry's conventions for messaging: what is done with messages of a stream. The span is called
+    `<operation> <destination>`. `group` is the consumer, `count` how many messages a batch has."""
+    return {
+        "messaging.system": "nats",
+        "messaging.operation.name": operation,
+        "messaging.operation.type": operation,
+        "messaging.destination.name": destination,
+        "messaging.message.id": message_id,
+        "messaging.consumer.group.name": group,
+        "messaging.message.body.size": size,
+        "messaging.batch.message_count": count,
+    }
+
+
 def parse_traceparent(text: str | None) -> TraceContext | None:
     """The context in a traceparent, or None where it is not valid. Later versions are read as version 00."""
     if not text:

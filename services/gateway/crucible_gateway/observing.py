@@ -4,39 +4,97 @@ import time
 from typing import Any
 
 from litestar.enums import ScopeType
+from litestar.exceptions import HTTPException
 from litestar.middleware import ASGIMiddleware
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from crucible_core.errors import CrucibleError
+from crucible_kit.asgi import problem
 from crucible_kit.metrics import Metrics
-from crucible_kit.telemetry import Telemetry
+from crucible_kit.telemetry import Attribute, Telemetry
 
 _KEY = "crucible_traceparent"
 _UNKNOWN = "unmatched"
+_METHOD = "http.request.method"
+_METHODS = frozenset({"GET", "POST", "PATCH", "DELETE", "PUT", "HEAD", "OPTIONS"})
+_FAULT = 500
+_SHOWN = 1000
 
 
 class Observing(ASGIMiddleware):
     """A server span and a duration for every routed request; a stream's span lasts as long as the stream."""
 
     def __init__(self, metrics: Metrics) -> None:
-        self._durations = metrics.histogram("http_request_seconds", "How long requests took", ("method", "route"))
+        self._durations = metrics.histogram(
+            "http_request_seconds", "How long it took until the answer began", ("method", "route", "status")
+        )
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
-        method = _method(scope)
-        route = _route(scope)
-        attributes = {"http.request.method": method, "http.route": route, "url.path": scope["path"]}
+        method, route = _method(scope), _route(scope)
         started = time.perf_counter()
         parent = _header(scope, b"traceparent")
         telemetry: Telemetry = scope["litestar_app"].state.gateway.telemetry
-        with telemetry.span(f"{method} {route}", parent, "server", attributes) as span:
+        about = attributes_of(scope) if telemetry.recording else {}
+        with telemetry.span(f"{about.get(_METHOD, method)} {route}", parent, "server", about) as span:
             scope["state"][_KEY] = span.traceparent
 
+            begun = False
+
+            def answered(status: int) -> None:
+                nonlocal begun
+                if begun:
+                    return
+                begun = True
+                span.set("http.response.status_code", status)
+                if status >= _FAULT:
+                    span.fail(str(status))
+                self._durations.labels(method, route, status).observe(time.perf_counter() - started)
+
             async def watched(message: Message) -> None:
-                if message["type"] == "http.response.start":
-                    span.set("http.response.status_code", message["status"])
-                    self._durations.labels(method, route).observe(time.perf_counter() - started)
+                if (status := _status(message)) is not None:
+                    answered(status)
                 await send(message)
 
-            await next_app(scope, receive, watched)
+            try:
+                await next_app(scope, receive, watched)
+            except Exception as error:
+                # It becomes an answer outside of here, unless one has begun.
+                answered(_status_of(error))
+                refusal = error
+            else:
+                return
+        raise refusal
+
+
+def attributes_of(scope: Scope) -> dict[str, Attribute | None]:
+    """OpenTelemetry's conventions for HTTP servers."""
+    sent = "GET" if scope["type"] == ScopeType.WEBSOCKET else str(scope.get("method"))
+    method = sent if sent in _METHODS else "_OTHER"
+    host, _, port = (_header(scope, b"host") or "").rpartition(":")
+    server = scope.get("server") or ("", None)
+    client = scope.get("client") or (None, None)
+    query = scope.get("query_string", b"").decode("latin-1")
+    return {
+        _METHOD: method,
+        "http.request.method_original": None if method == sent else sent[:_SHOWN],
+        "http.route": scope.get("path_template"),
+        "url.scheme": scope.get("scheme"),
+        "url.path": scope["path"][:_SHOWN],
+        "url.query": query[:_SHOWN] or None,
+        "server.address": (host if port.isdecimal() else _header(scope, b"host")) or server[0],
+        "server.port": int(port[:5]) if port.isdecimal() else server[1],
+        "client.address": client[0],
+        "network.peer.address": client[0],
+        "network.peer.port": client[1],
+        "network.protocol.version": scope.get("http_version"),
+        "user_agent.original": _header(scope, b"user-agent"),
+    }
+
+
+def _status_of(error: Exception) -> int:
+    if isinstance(error, CrucibleError):
+        return problem(error)[0]
+    return error.status_code if isinstance(error, HTTPException) else _FAULT
 
 
 class Counting:
@@ -71,7 +129,7 @@ def _method(scope: Scope) -> str:
     if scope["type"] == ScopeType.WEBSOCKET:
         return "WEBSOCKET"
     method = str(scope.get("method"))
-    return method if method in ("GET", "POST", "PATCH", "DELETE", "PUT", "HEAD", "OPTIONS") else "OTHER"
+    return method if method in _METHODS else "OTHER"
 
 
 def _route(scope: Scope) -> str:

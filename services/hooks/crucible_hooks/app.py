@@ -69,6 +69,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             opening = open_sandbox(isolated, settings.hooks_script_workers, settings.hooks_script_memory_mb)
             sandbox = await stack.enter_async_context(opening)
             exchanger = await stack.enter_async_context(open_exchanger(open_guard(settings.egress_allow)))
+            exchanger.telemetry = telemetry
             runner = Runner(bus, Evaluator(isolated), sandbox, exchanger, telemetry, metrics)
             reviewer = Reviewer(isolated, sandbox)
             recorder = Recorder(bus)

@@ -17,7 +17,7 @@ from crucible_kit.clock import timestamp
 from crucible_kit.exchange import Exchanger, chain_headers
 from crucible_kit.metrics import Metrics
 from crucible_kit.places import Places
-from crucible_kit.telemetry import Attribute, Telemetry
+from crucible_kit.telemetry import Attribute, Span, Telemetry, message_attributes
 
 from .context import event_bytes, event_view
 from .decisions import read_answer
@@ -86,13 +86,12 @@ class Runner:
         """
         began, started_at = time.perf_counter(), timestamp()
         timing = hook.definition.trigger.timing
-        attributes: dict[str, Attribute | None] = {
-            "hook.name": hook.name,
-            "hook.run": run,
-            "hook.attempt": attempt,
-            "event.id": event.metadata.id,
+        about: dict[str, Attribute | None] = {
+            "crucible.hook.name": hook.name,
+            "crucible.event.id": event.metadata.id,
+            "crucible.attempt": attempt,
         }
-        with self._telemetry.span("hook.run", event.metadata.traceparent, "consumer", attributes) as span:
+        with self._span(hook, event, run, about, queued=not (hook.pre or dry_run)) as span:
             effects = Effects(self._bus, event, hook.name, run, span.traceparent, dry_run)
             result = Result(outcome="ok", started_at=started_at, duration_ms=0.0, traceparent=span.traceparent)
             try:
@@ -100,24 +99,33 @@ class Runner:
                     work = _Attempt(self, hook, event, run, effects, span.traceparent, dry_run, replay, watch)
                     await work.perform(result)
             except TimeoutError:
-                _fail(result, f"took longer than {hook.timeout_ms} ms")
+                _fail(result, f"took longer than {hook.timeout_ms} ms", span, "timeout")
             except RunError as error:
-                _fail(result, str(error))
+                _fail(result, str(error), span, "run_failed")
                 result.retry_after_s = error.retry_after_s
             except UnavailableError:
                 raise
             except CrucibleError as error:
-                _fail(result, error.detail)
+                _fail(result, error.detail, span, error.code)
             except Exception:
                 log.exception("a run of %s failed", hook.name)
-                _fail(result, INTERNAL)
-            span.set("hook.outcome", result.outcome)
+                _fail(result, INTERNAL, span, "internal")
+            span.set("crucible.outcome", result.outcome)
         result.effects, result.log = effects.made, effects.lines
         result.duration_ms = round((time.perf_counter() - began) * 1000, 3)
         if not dry_run:
             self._runs.labels(timing, result.outcome).inc()
             self._seconds.labels(timing).observe(result.duration_ms / 1000)
         return result
+
+    def _span(self, hook: Hook, event: Event, run: str, about: dict[str, Attribute | None], *, queued: bool) -> Span:
+        """What comes from the queue is a message's processing; what somebody waits for is a part of their work."""
+        parent = event.metadata.traceparent
+        if not queued:
+            return self._telemetry.span("hook.run", parent, "internal", {"crucible.run": run, **about})
+        queue = self._bus.names.hook_runs
+        about |= message_attributes("process", queue, message_id=run, group=self._bus.names.durable(hook.name))
+        return self._telemetry.span(f"process {queue}", parent, "consumer", about, [parent])
 
     def failed(self, event: Event, error: str) -> Result:
         """The result of an attempt that could not be made."""
@@ -230,5 +238,6 @@ class _Attempt(msgspec.Struct, frozen=True):
         return await self.runner.command(action, values, event, self)
 
 
-def _fail(result: Result, error: str) -> None:
+def _fail(result: Result, error: str, span: Span, error_type: str) -> None:
     result.outcome, result.error = "failed", error
+    span.fail(error_type, error)

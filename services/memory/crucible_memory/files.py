@@ -21,7 +21,7 @@ from crucible_core.protocol.memory import Cause
 from crucible_core.subjects import NO_REACTION
 from crucible_kit.bus import Bus, Message
 from crucible_kit.metrics import Metrics
-from crucible_kit.telemetry import Telemetry
+from crucible_kit.telemetry import Telemetry, message_attributes
 from crucible_kit.work import work
 
 from . import changes
@@ -105,7 +105,9 @@ class Files:
         if event.data.event == "Processed":
             return
         payload = msgspec.convert(event.data.payload, FilePayload)
-        with self._telemetry.span(f"memory.{event.dotted}", event.metadata.traceparent, kind="consumer") as span:
+        parent, stream = event.metadata.traceparent, self._bus.names.events
+        about = message_attributes("process", stream, message_id=event.metadata.id, size=len(message.data))
+        with self._telemetry.span(f"process {stream}", parent, "consumer", about, [parent]) as span:
             cause = _cause(event, span.traceparent)
             steps = await self._steps(event, payload, cause)
             for step in steps:

@@ -62,6 +62,7 @@ async def _running(
     delivers = settings.webhooks_role in ("all", "deliver")
     async with contextlib.AsyncExitStack() as stack:
         exchanger = await stack.enter_async_context(open_exchanger(open_guard(settings.egress_allow)))
+        exchanger.telemetry = telemetry
         index: Index | None = None
         if dispatches:
             path = Path(settings.data_dir) / "webhooks.sqlite"

@@ -21,7 +21,7 @@ from crucible_kit.metrics import Metrics
 from crucible_kit.redactions import Redacted, event_sequence
 from crucible_kit.rpc import call
 from crucible_kit.streams import DUPLICATE_WINDOW_S
-from crucible_kit.telemetry import Attribute, Telemetry
+from crucible_kit.telemetry import Attribute, Telemetry, message_attributes
 from crucible_kit.work import Poison, work
 
 from .records import keys, told_url
@@ -161,16 +161,20 @@ class Workers:
             dry = Verdict("dry")
             return _attempt_record(record.id, event, delivery, attempt, started_at, Response(), dry), dry
         parent = message.headers.get(subjects.TRACEPARENT)
-        attributes: dict[str, Attribute | None] = {
-            "webhook.id": record.id,
-            "event.id": event.metadata.id,
-            "attempt": attempt,
+        queue, group = self._bus.names.deliveries, self._bus.names.durable(record.id)
+        about: dict[str, Attribute | None] = {
+            **message_attributes("process", queue, message_id=delivery, group=group, size=len(message.data)),
+            "crucible.webhook.id": record.id,
+            "crucible.event.id": event.metadata.id,
+            "crucible.attempt": attempt,
         }
-        with self._telemetry.span("webhook.deliver", parent, "client", attributes) as span:
+        with self._telemetry.span(f"process {queue}", parent, "consumer", about, [parent]) as span:
             response = await self._exchange(record, event, message, delivery, span.traceparent)
-            span.set("http.response.status_code", response.status or 0)
-        took = time.perf_counter() - began
-        verdict = judge(response, attempt, record.options.retry_delays_s)
+            took = time.perf_counter() - began
+            verdict = judge(response, attempt, record.options.retry_delays_s)
+            span.set("crucible.outcome", verdict.outcome)
+            if verdict.outcome != "delivered":
+                span.fail(str(response.status or "no_answer"), verdict.reason or "")
         self._seconds.observe(took)
         outcome = _attempt_record(record.id, event, delivery, attempt, started_at, response, verdict)
         outcome.duration_ms = round(took * 1000, 3)
