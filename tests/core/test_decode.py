@@ -246,6 +246,31 @@ def test_other_keys_are_apart(text: str) -> None:
     assert decode(text.encode(), Body)
 
 
+def test_of_a_large_document_the_key_is_told() -> None:
+    raw = b'{"id": "a", "extra": {"x": "%b", "a": [{"b": 1, "\\u0062": 2}]}}' % (b"x" * 100_000)
+    with pytest.raises(MalformedError) as caught:
+        decode(raw, Body)
+    assert [error.path for error in caught.value.errors] == ["*.b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ('{"id": "a", "extra": {"b": 1, "b": 2}}', None),
+        ('{"id": "a", "extra": {"b": ":", "b": "\\u003a"}, "named": {}}', None),
+        ('{"id": "a", "extra": {}, "extra": {}}', "extra"),
+        ('{"id": "\\u003a", "extra": {"\\u003A": 1}, "extra": {":": "::"}}', "extra"),
+    ],
+)
+def test_of_the_object_alone(text: str, path: str | None) -> None:
+    if path is None:
+        assert decode(text.encode(), Body, deep=False).id == "a"
+        return
+    with pytest.raises(MalformedError) as caught:
+        decode(text.encode(), Body, deep=False)
+    assert [error.path for error in caught.value.errors] == [path]
+
+
 keyed = st.recursive(
     st.none() | st.text(alphabet=':"\\{é'),
     lambda inner: st.lists(inner) | st.lists(st.tuples(st.text("ab:\\"), inner)).map(tuple),

@@ -118,7 +118,7 @@ ONE: list[tuple[str, bytes, dict[str, str], str]] = [
         "application/json",
         b'{"type": "Custom", "data": {"event": "X", "payload": %b}}' % TWICE,
         {},
-        f"data.payload.{AT}",
+        f"payload.{AT}",
     ),
     ("application/json", b'{"type": "Custom.X", "type": "Custom.Y"}', {}, "type"),
     ("application/json", b'{"type": "Custom.X", "payload": {"a": 1}, "payload": {}}', {}, "payload"),
@@ -139,27 +139,28 @@ ONE: list[tuple[str, bytes, dict[str, str], str]] = [
     ("application/cloudevents+json", (CLOUD_EVENT % 1).replace(b'{"n"', b'{"n": 1, "n"'), {}, "data.n"),
     ("application/cloudevents+json", (CLOUD_EVENT % 1).replace(b'"id"', b'"id": "2", "id"'), {}, "id"),
     ("application/cloudevents+json", (CLOUD_EVENT % 1).replace(b'"data"', b'"data": {}, "data"'), {}, "data"),
-    ("application/json", TWICE, ATTRIBUTES | {"ce-id": "4"}, AT),
-    ("application/json", b"[%b]" % TWICE, ATTRIBUTES | {"ce-id": "4"}, f"0.{AT}"),
-    ("", TWICE, ATTRIBUTES | {"ce-id": "4"}, AT),
+    ("application/json", TWICE, ATTRIBUTES | {"ce-id": "4"}, f"data.{AT}"),
+    ("application/json", b"[%b]" % TWICE, ATTRIBUTES | {"ce-id": "4"}, f"data.0.{AT}"),
+    ("", TWICE, ATTRIBUTES | {"ce-id": "4"}, f"data.{AT}"),
 ]
 
 
 @pytest.mark.parametrize(("kind", "body", "headers", "path"), ONE)
 async def test_a_key_that_stands_twice_is_400(
-    http: httpx.AsyncClient, events: Answers, kind: str, body: bytes, headers: dict[str, str], path: str
+    http: httpx.AsyncClient, log: None, kind: str, body: bytes, headers: dict[str, str], path: str
 ) -> None:
     answer = await sent(http, kind, body, headers)
     if not path:
         assert answer.status_code == 201, answer.text
         return
-    assert (answer.status_code, events.asked) == (400, []), answer.text
+    assert answer.status_code == 400, answer.text
+    assert (await http.get(f"{PATH}/count")).json()["count"] == 0
     assert [error["path"] for error in answer.json()["errors"]] == [path]
     assert path in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("kind", ["application/json", "application/x-ndjson", "application/cloudevents-batch+json"])
-async def test_in_a_batch_it_is_one_result_among_others(http: httpx.AsyncClient, events: Answers, kind: str) -> None:
+async def test_in_a_batch_it_is_one_result_among_others(http: httpx.AsyncClient, log: None, kind: str) -> None:
     cloud = "cloudevents" in kind
     good = CLOUD_EVENT % 1 if cloud else EVENT
     bad, path = (good.replace(b'{"n"', b'{"n": 1, "n"'), "data.n" if cloud else "payload.n")

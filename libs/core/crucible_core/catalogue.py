@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from . import synonyms
-from .decode import check_depth, malformed, refused
+from .decode import check_depth, check_keys, malformed, refused
 from .kinds import BUILT_IN, AnyKind, Kind, Registered, read_object
 from .naming import (
     ANY_CUSTOM,
@@ -188,6 +188,10 @@ class Catalogue:
             value, refusal = None, error
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise malformed(error, "payload") from None
+        if isinstance(value, dict):
+            check_keys(payload, "payload", "payload", value)
+        else:
+            check_keys(payload, "payload", "payload")
         kind = self._kinds.get(dotted) or self._kinds.get(self.resolve(dotted))
         if isinstance(kind, Kind) and (refusal or kind.open):
             renamed = synonyms.renamed(kind.payload, payload)

@@ -21,9 +21,8 @@ _MOST_VALUES = 20
 _SHOWN = 200
 """How many characters of a sender's own text an error repeats."""
 
-# The closing quote is optional so that the pattern never backtracks: a string that does not end is one match too.
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
-_NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
+_QUOTED = re.compile(rb'"[^"]*"?')
+_NO_MARK = bytes(set(range(256)) - set(b'[]{}"'))
 _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 """An opening bracket as the signed byte 1, a closing one as -1."""
 
@@ -35,11 +34,13 @@ _VALUE = re.compile(r"Invalid (?:enum )?value '?(?P<value>.*?)'?", re.DOTALL)
 _SEGMENT = re.compile(r"\.([^.\[]+)|\[([^\]]*)\]")
 
 
-def decode(raw: bytes, kind: type[T], *, what: str = "body") -> T:
+def decode(raw: bytes, kind: type[T], *, what: str = "body", root: str = "", deep: bool = True) -> T:
     """`raw`, which may begin with a byte order mark, as a `kind`.
 
     Raises `MalformedError` where it is no JSON in UTF-8, is nested deeper than `MAX_DEPTH`, or has an object with a
-    key twice, and `InvalidError` where its shape is refused; `what` names the thing in both.
+    key twice, and `InvalidError` where its shape is refused; `what` names the thing in both, and `root` comes before
+    every path. Without `deep`, only the object itself is looked at for keys: who reads what stands inside it does it
+    there.
     """
     raw = raw.removeprefix(codecs.BOM_UTF8)
     check_text(raw, what)
@@ -47,11 +48,11 @@ def decode(raw: bytes, kind: type[T], *, what: str = "body") -> T:
         value = msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError as error:
         check_encoding(raw, what)
-        raise refused(error, kind, what) from None
+        raise refused(error, kind, what, root) from None
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         check_encoding(raw, what)
         raise malformed(error, what) from None
-    check_keys(raw, what)
+    (check_keys if deep else check_members)(raw, what, root)
     return value
 
 
@@ -88,14 +89,41 @@ def check_encoding(begun: bytes, what: str) -> None:
 
 def check_depth(raw: bytes, what: str) -> None:
     """Raises `MalformedError` for JSON that is nested deeper than `MAX_DEPTH`."""
-    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and depth(raw) > MAX_DEPTH:
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _is_deep(_brackets(unescaped(raw))):
         raise MalformedError(f"{what} is nested deeper than {MAX_DEPTH} levels")
 
 
 def depth(raw: bytes) -> int:
     """How deep JSON arrays and objects are nested; brackets inside strings do not count. Linear in `raw`."""
-    steps = _STRING.sub(b"", raw).translate(_STEPS, _NO_BRACKET)
-    return max(itertools.accumulate(memoryview(steps).cast("b")), default=0)
+    return max(itertools.accumulate(steps(unescaped(raw))), default=0)
+
+
+def unescaped(raw: bytes) -> bytes:
+    """JSON without escaped quotes and backslashes: every quote that is left begins or ends a string."""
+    return raw.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in raw else raw
+
+
+def steps(text: bytes) -> memoryview:
+    """The brackets outside the strings of `unescaped` JSON: 1 for one that opens, -1 for one that closes."""
+    return _as_steps(_brackets(text))
+
+
+def _brackets(text: bytes) -> bytes:
+    # Two strings with no bracket between them become one, which is as good.
+    return _QUOTED.sub(b"", text.translate(None, _NO_MARK).replace(b'""', b""))
+
+
+def _as_steps(brackets: bytes) -> memoryview:
+    return memoryview(brackets.translate(_STEPS)).cast("b")
+
+
+def _is_deep(brackets: bytes) -> bool:
+    # Most brackets are innermost ones: without the innermost levels, four at most, little is left.
+    fewer = brackets
+    for _ in range(2):
+        fewer = fewer.replace(b"{}", b"").replace(b"[]", b"")
+    deepest = max(itertools.accumulate(_as_steps(fewer)), default=0)
+    return deepest + 4 > MAX_DEPTH and max(itertools.accumulate(_as_steps(brackets)), default=0) > MAX_DEPTH
 
 
 # ---- keys that stand twice -------------------------------------------------------------------------------------------
@@ -103,30 +131,73 @@ def depth(raw: bytes) -> int:
 # A decoder keeps one member of two with the same key. So what it has read, written again, has fewer colons than `raw`:
 # neither adds one, unless it stands escaped in a string.
 _read, _write = msgspec.json.Decoder().decode, msgspec.json.Encoder().encode
-_ESCAPED_COLON = b"\\u003"
+_members_of = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_NO_COLON = bytes(set(range(256)) - set(b':"'))
+_UNREAD = object()
 _MOST_DIGITS = 4300
 _MOST_PATH = 400
+_LOCATED_BYTES = 64 * 1024
+"""Of a larger document, only the key that stands twice is told: to look for its place takes long."""
 _OUT_OF_RANGE = object()
 
 
-def check_keys(raw: bytes, what: str, root: str = "") -> None:
-    """Raises `MalformedError` where an object in `raw`, which is JSON, has a key twice, once unescaped; the path begins
-    with `root`. Of two such members one reader takes the first and another the last."""
+def check_keys(raw: bytes, what: str, root: str = "", value: Any = _UNREAD) -> None:
+    """Raises `MalformedError` where an object in `raw` has a key twice, once unescaped; the path begins with `root`. Of
+    two such members one reader takes the first and another the last. `value` is what `raw` was decoded to, if it was.
+
+    Raises it too where `raw` is no JSON, and `InvalidError` for a number that is out of range."""
     try:
-        again = _write(_read(raw))
+        again = _write(_read(raw) if value is _UNREAD else value)
     except msgspec.ValidationError as error:
         raise _first_slip(raw, what, root) or refused(error, Any, what, root) from None
-    if (raw.count(b":") != again.count(b":") or _ESCAPED_COLON in raw) and (slip := _first_slip(raw, what, root)):
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise malformed(error, what) from None
+    if _has_more(raw, again) and (slip := _first_slip(raw, what, root)):
         raise slip
+
+
+def check_members(raw: bytes, what: str, root: str = "") -> None:
+    """The same for the object `raw` itself, and not for what stands inside it."""
+    if (raw[:1] == b"{" or raw.lstrip()[:1] == b"{") and _has_more(raw, _write(_members_of(raw))):
+        raise _first_slip(raw, what, root) or MalformedError(f"{what} has a key twice")
+
+
+def _has_more(raw: bytes, again: bytes) -> bool:
+    """Whether `raw` has more members than what it was read as."""
+    if b"\\u003" in raw and (b"\\u003a" in raw or b"\\u003A" in raw):
+        return _members_in(raw) != _members_in(again)
+    return raw.count(b":") != again.count(b":")
+
+
+def _members_in(raw: bytes) -> int:
+    """Of all objects together: the colons outside strings."""
+    return _QUOTED.sub(b"", unescaped(raw).translate(None, _NO_COLON)).count(b":")
 
 
 class _Members(list[tuple[str, Any]]):
     """An object with all its members."""
 
 
+class _Twice(Exception):
+    """Its argument is the key."""
+
+
 def _first_slip(raw: bytes, what: str, root: str) -> CrucibleError | None:
-    found = json.loads(raw.decode(), object_pairs_hook=_Members, parse_float=_float, parse_int=_whole)
-    return _slip(found, [root] if root else [], what)
+    path = [root] if root else []
+    if len(raw) <= _LOCATED_BYTES:
+        found = json.loads(raw.decode(), object_pairs_hook=_Members, parse_float=_float, parse_int=_whole)
+        return _slip(found, path, what)
+    try:
+        json.loads(raw.decode(), object_pairs_hook=_look_through, parse_float=str, parse_int=str)
+    except _Twice as twice:
+        return _stands_twice([*path, "*", str(twice)[:_SHOWN]], what)
+    return None
+
+
+def _look_through(members: list[tuple[str, Any]]) -> None:
+    if len(dict(members)) < len(members):
+        keys: set[str] = set()
+        raise _Twice(next(key for key, _ in members if key in keys or keys.add(key)))  # type: ignore[func-returns-value]
 
 
 def _float(number: str) -> Any:
@@ -146,8 +217,7 @@ def _slip(value: Any, path: list[str], what: str) -> CrucibleError | None:
         for key, inner in value:
             at = [*path, key[:_SHOWN]]
             if key in keys:
-                field = FieldError(".".join(at)[:_MOST_PATH], "stands twice: keep one of them")
-                return MalformedError(f"{what} has {field.path} twice: keep one of them", errors=[field])
+                return _stands_twice(at, what)
             keys.add(key)
             if slip := _slip(inner, at, what):
                 return slip
@@ -156,6 +226,11 @@ def _slip(value: Any, path: list[str], what: str) -> CrucibleError | None:
             (slip for place, item in enumerate(value) if (slip := _slip(item, [*path, str(place)], what))), None
         )
     return None
+
+
+def _stands_twice(path: list[str], what: str) -> MalformedError:
+    field = FieldError(".".join(path)[:_MOST_PATH], "the key stands twice; keep one of them")
+    return MalformedError(f"{what} cannot be read: {field.path}: {field.message}", errors=[field])
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------

@@ -130,3 +130,10 @@ CATCH_UP_BYTES = 16 * 1024 * 1024
 
 FAILING_AFTER = 10
 """Runs in a row that fail the same way, after which their hook is shown as failing."""
+
+TURN_S = 0.005
+"""Seconds that one request works at a stretch before all others have their turn: a large batch delays nobody by more
+than this and the time that one event of it takes, which is some 0.1 s where somebody makes it as costly as he can."""
+
+FILTERS = 1000
+"""Filters of one hook, webhook or subscription: all of them are compiled at once."""

@@ -11,6 +11,7 @@ from .catalogue import CATALOGUE, Catalogue
 from .envelope import Event
 from .errors import FieldError, InvalidError
 from .filters import Anchor, Predicate, anchors, compile_filter
+from .limits import FILTERS
 from .operators import scalar_key
 from .paths import Getter
 from .protocol.shared import TypeFilter
@@ -75,6 +76,9 @@ def compile_filters(
 
     Raises InvalidError with the mistakes of all `filters`, each with its path (`event_filters.0.filter.tags`).
     """
+    if len(filters) > FILTERS and not any_path:
+        message = f"must be at most {FILTERS} filters"
+        raise InvalidError(f"{at}: {message}", errors=[FieldError(at, message)])
     alternatives: list[Alternative] = []
     errors: list[FieldError] = []
     for i, wanted in enumerate(filters):

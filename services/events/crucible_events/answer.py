@@ -4,6 +4,7 @@ import msgspec
 
 from crucible_core.protocol.events import QueryReply
 from crucible_kit.index import Index
+from crucible_kit.tasks import Turn
 
 from . import store
 from .query import MAX_SEQUENCE, Query, cursor_at
@@ -55,13 +56,15 @@ async def run(index: Index, query: Query, most_bytes: int) -> QueryReply:
     left over, or the budget of one request is spent."""
     low, high = await store.bounds(index, query.start, query.end) if _timed(query) else (0, MAX_SEQUENCE)
     scan = plan(query, low, high)
-    answer = Answer(query, most_bytes)
+    answer, turn = Answer(query, most_bytes), Turn()
     async for rows in pages(index, scan, PAGE, first=query.limit + 1):
         for chunk in chunks(rows, query.limit + 1 if query.predicate is None else PAGE):
             wanted = [row.sequence for row in chunk if row.size is not None]
             fetched = dict(await store.raws(index, wanted))
             kept = await store.kept_forever(index, wanted) if query.with_retention else frozenset()
             for row in chunk:
+                if turn.over:
+                    await turn.pass_on()
                 raw = fetched.get(row.sequence)
                 before = row.sequence + (1 if query.descending else -1)
                 if raw is not None and not answer.takes(row.sequence, raw, row.sequence in kept):

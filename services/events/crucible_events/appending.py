@@ -28,6 +28,7 @@ from crucible_kit.index import Index
 from crucible_kit.metrics import Metrics
 from crucible_kit.places import Places
 from crucible_kit.rpc import Context
+from crucible_kit.tasks import Turn
 
 from . import pinning, store
 from .candidates import (
@@ -252,7 +253,10 @@ class Appender:
         now, fresh = timestamp(), fresh_ids("evt", len(events))
         chains = await self._chains(events) if any(map(continues, events)) else None
         states: list[State] = []
+        turn = Turn()
         for place, new in enumerate(events):
+            if turn.over:
+                await turn.pass_on()
             if chains is not None:
                 continue_chain(new, chains)
             states.append(self._candidate(place, new, fresh[place], now, traceparent))
@@ -321,7 +325,13 @@ class Appender:
 
     async def _judge(self, states: list[State]) -> None:
         """Asks the guards of each event; what they refuse or change is put in its place."""
-        matched = [(one, guards) for one in under_way(states) if (guards := self._guards.match(one.stamped.event))]
+        matched: list[tuple[Candidate, list[Guard]]] = []
+        turn = Turn()
+        for candidate in under_way(states):
+            if guards := self._guards.match(candidate.stamped.event):
+                matched.append((candidate, guards))
+            if turn.over:
+                await turn.pass_on()
         if not matched:
             return
         for state, (candidate, _) in zip(

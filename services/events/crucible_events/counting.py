@@ -8,6 +8,7 @@ from crucible_core.envelope import Event
 from crucible_core.protocol.events import CountBy, CountGroup, CountReply
 from crucible_core.times import format_time, parse_time
 from crucible_kit.index import Index
+from crucible_kit.tasks import Turn
 
 from . import store
 from .query import MAX_SEQUENCE, Query
@@ -103,9 +104,12 @@ def _window(scan: Scan, by: CountBy | None, low: int, most: int) -> tuple[str, l
 async def _matched(index: Index, query: Query, scan: Scan, by: CountBy | None, tally: Tally) -> bool:
     """Counts what the filter's predicate accepts, event by event."""
     assert query.predicate is not None
+    turn = Turn()
     async for rows in pages(index, scan, tally.window):
         for chunk in chunks(rows, _AT_ONCE):
             for sequence, raw in await store.raws(index, [row.sequence for row in chunk if row.size is not None]):
+                if turn.over:
+                    await turn.pass_on()
                 event = store.decoded(sequence, raw)
                 if query.predicate(event):
                     tally.counts[_key(event, by)] += 1

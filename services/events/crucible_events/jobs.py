@@ -19,6 +19,7 @@ from crucible_kit.bus import Bus, Message
 from crucible_kit.clock import now_ms, timestamp
 from crucible_kit.metrics import Counter
 from crucible_kit.reading import read
+from crucible_kit.tasks import Turn
 from crucible_kit.types import Types
 
 from . import targets
@@ -106,7 +107,7 @@ class Job:
             async for messages in batches:
                 within = messages[: bisect.bisect_right(messages, record.to, key=_sequence)]
                 if within:
-                    await self._hand_on(within, [message for message in within if _picks(selection, message)])
+                    await self._hand_on(within, await _picked(selection, within))
                 if len(within) < len(messages) or not messages or messages[-1].sequence == record.to:
                     return
 
@@ -253,6 +254,16 @@ class Job:
             self._saved_at = _loop_time()
         if release and saved.state in (DONE, CANCELLED, FAILED):
             await targets.say_goodbye(self._bus, saved.target, saved.id, saved.state, saved.sent)
+
+
+async def _picked(selection: Selection, messages: Sequence[Message]) -> list[Message]:
+    found, turn = [], Turn()
+    for message in messages:
+        if turn.over:
+            await turn.pass_on()
+        if _picks(selection, message):
+            found.append(message)
+    return found
 
 
 def _picks(selection: Selection, message: Message) -> bool:

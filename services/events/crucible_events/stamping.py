@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 
 from crucible_core.attributes import MAX_EXTENSIONS, Extensions, is_kept, mistake
-from crucible_core.decode import check_keys
 from crucible_core.envelope import MAX_EVENT_BYTES, MAX_HOPS, Data, Event, Metadata, Source, SourceKind, encode
 from crucible_core.errors import FieldError, ForbiddenError, InvalidError, TooLargeError
 from crucible_core.ids import is_after, is_id
@@ -119,7 +118,6 @@ def stamp(new: NewEvent, defaults: Defaults, payloads: Payloads, most: int = MAX
     payload = bytes(new.payload)
     if new.redacted is None:
         version, payload = payloads.check(dotted, new.version, payload)
-        check_keys(bytes(new.payload), "payload", "payload")
         _check_moments(dotted, payload, defaults)
     else:
         checked_empty(payload)

@@ -1,19 +1,36 @@
 """JSON arrays as they arrive: their elements one by one, so that no body is ever held whole."""
 
+import asyncio
+import itertools
 import re
 from collections.abc import AsyncIterator
 
 import msgspec
 
-from crucible_core.decode import malformed
+from crucible_core.decode import malformed, steps, unescaped
 from crucible_core.errors import MalformedError
 
 from .intake import MAX_SENT_BYTES
 
-# Neither pattern backtracks; a string that does not end yet matches as far as it goes, with nothing in its group.
-_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+("?)|[\[\]{},]', re.DOTALL)
+_SLICE = 16 * 1024
+"""Bytes that are split before others have a turn: a few milliseconds, whatever is in them."""
+_LEVELS = 100
+"""Deeper than any event may be. An element that is deeper yet ends the request."""
+_STRING = rb'"(?:[^"\\]++|\\.)*+"'
+
+
+def _nested(levels: int) -> bytes:
+    """The pattern of an array or object up to so many levels deep; like all here, it never backtracks."""
+    pattern = b""
+    for _ in range(levels):
+        pattern = rb'[\[{](?:[^"\[\]{}]++|' + _STRING + (b"|" + pattern if pattern else b"") + rb")*+[\]}]"
+    return pattern
+
+
+_WHOLE = re.compile(rb'(?:[^"\[\]{},]++|' + _STRING + b"|" + _nested(_LEVELS) + rb")*+", re.DOTALL)
+"""All that is complete up to the next comma, or to the bracket that closes what it stands in."""
 _REST_OF_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+("?)', re.DOTALL)
-_OPENING, _CLOSING, _QUOTE, _COMMA = b"[{", b"]}", ord('"'), ord(",")
+_OPENING, _CLOSING, _QUOTE, _COMMA = ord("["), b"]}", ord('"'), ord(",")
 
 _anything = msgspec.json.Decoder(msgspec.Raw)
 
@@ -23,8 +40,10 @@ async def elements(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     is refused and never held whole. Raises MalformedError where the body is no array, or ends too early."""
     splitter = Splitter()
     async for piece in pieces:
-        for element in splitter.feed(piece):
-            yield element
+        for start in range(0, len(piece), _SLICE):
+            for element in splitter.feed(piece[start : start + _SLICE]):
+                yield element
+            await asyncio.sleep(0)
     splitter.end()
 
 
@@ -43,40 +62,81 @@ class Splitter:
         """The elements that end in this piece of the body."""
         data, self._left = self._left + piece, b""
         found: list[bytes] = []
-        taken = position = 0
+        position = start = self._begin(data) if self._depth == 0 else 0
         if self._in_string:
-            position = self._string(data, _REST_OF_STRING.match(data))
-        while not self._in_string and (token := _TOKEN.search(data, position)):
-            position = token.end()
-            kind = data[token.start()]
-            if kind == _QUOTE:
-                position = self._string(data, token)
-            elif kind in _OPENING:
-                self._depth += 1
-                if self._depth == 1:
-                    self._begin(data[: token.start()], kind)
-                    taken = position
-            elif kind in _CLOSING or self._depth == 1:
+            position = self._end_string(data)
+        if self._depth > 1 and not self._in_string and not self._stays_inside(data, position):
+            position = self._leave(data, position)
+        while self._depth == 1 and not self._in_string:
+            position = _end_of_whole(data, position)
+            if position == len(data):
+                break
+            kind = data[position]
+            position += 1
+            if kind == _COMMA or kind in _CLOSING:
                 self._depth -= kind != _COMMA
-                if self._depth == 0 or kind == _COMMA:
-                    self._keep(data, taken, token.start())
-                    self._take(found, last=kind != _COMMA)
-                    taken = position
-        self._keep(data, taken, len(data) - len(self._left))
+                self._keep(data, start, position - 1)
+                self._take(found, last=kind != _COMMA)
+                start = position
+            elif kind == _QUOTE:
+                self._open_string(data)
+            else:
+                self._depth += 1
+                if not self._stays_inside(data, position):
+                    raise _too_deep()
+        if self._ended and data[start:].strip():
+            raise MalformedError("body is not JSON: trailing characters")
+        self._keep(data, start, len(data) - len(self._left))
         return found
 
     def end(self) -> None:
-        """Raises MalformedError where the array has not ended, or something comes after it."""
-        if not self._ended or self._begun.strip():
-            raise MalformedError("body is not JSON: " + ("trailing characters" if self._ended else "it ends too early"))
+        """Raises MalformedError where the array has not ended."""
+        if not self._ended:
+            raise MalformedError("body is not JSON: it ends too early")
 
-    def _begin(self, before: bytes, kind: int) -> None:
-        if self._ended or kind != _OPENING[0] or (bytes(self._begun) + before).strip():
+    def _begin(self, data: bytes) -> int:
+        """Where the array's first element begins; the end of the data where there is no array yet, or no more."""
+        before = len(data) - len(data.lstrip())
+        if before == len(data):
+            return before
+        if self._ended:
+            raise MalformedError("body is not JSON: trailing characters")
+        if data[before] != _OPENING:
             raise MalformedError("body is not JSON: an array was expected")
-        self._begun.clear()
+        self._depth = 1
+        return before + 1
 
-    def _string(self, data: bytes, match: re.Match[bytes] | None) -> int:
-        """Where a string ends in the data. What is cut off is at most a lone backslash."""
+    def _stays_inside(self, data: bytes, position: int) -> bool:
+        """Whether the element, in which the data goes on, does not end in it either. Then its depth is that of the
+        data's end."""
+        rest = unescaped(data[position:])
+        walk = steps(rest)
+        if self._depth + min(itertools.accumulate(walk), default=0) < 2:
+            return False
+        self._depth += sum(walk)
+        if rest.count(b'"') % 2:
+            self._open_string(data)
+        return True
+
+    def _leave(self, data: bytes, position: int) -> int:
+        """Where the element that ends in the data does so."""
+        while self._depth > 1:
+            position = _end_of_whole(data, position)
+            if data[position] in _CLOSING:
+                self._depth -= 1
+            elif data[position] != _COMMA:
+                raise _too_deep()
+            position += 1
+        return position
+
+    def _open_string(self, data: bytes) -> None:
+        """The data ends inside a string. A lone backslash there belongs to what comes next."""
+        self._in_string = True
+        if (len(data) - len(data.rstrip(b"\\"))) % 2:
+            self._left = b"\\"
+
+    def _end_string(self, data: bytes) -> int:
+        match = _REST_OF_STRING.match(data)
         assert match is not None
         self._in_string = not match[1]
         if self._in_string:
@@ -101,3 +161,13 @@ class Splitter:
             except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
                 raise malformed(error, "body") from None
         found.append(element)
+
+
+def _end_of_whole(data: bytes, position: int) -> int:
+    match = _WHOLE.match(data, position)
+    assert match is not None
+    return match.end()
+
+
+def _too_deep() -> MalformedError:
+    return MalformedError(f"body has an element that is nested deeper than {_LEVELS} levels")

@@ -16,6 +16,7 @@ from crucible_core.errors import (
     untried,
 )
 from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, NewEvent
+from crucible_kit.tasks import Turn
 
 from .intake import MAX_EVENTS, Origin, Taken, too_many
 from .problems import document
@@ -25,7 +26,6 @@ Append = Callable[[AppendRequest], Awaitable[AppendReply]]
 CHUNK_EVENTS = 500
 CHUNK_BYTES = 4 * 1024 * 1024
 MAX_ATOMIC = 1000
-_TURN = 100
 _ENVELOPE_BYTES = 512
 """What an event's own fields may add to its payload on the way, about."""
 
@@ -71,8 +71,6 @@ class Batch:
             raise too_many()
         if isinstance(event, NewEvent):
             self._origin.apply(event, self._position)
-        elif self._position % _TURN == 0:
-            await asyncio.sleep(0)  # what is refused waits for nobody, so others would wait for it
         self._waiting.append(event)
         self._bytes += size if isinstance(event, NewEvent) else 0
         self._position += 1
@@ -83,7 +81,11 @@ class Batch:
         await self.settle()
         if self._away is not None and not self._committed:
             raise from_problem(self._away.problem())
-        return b'{"committed":%d,"results":[%b]}' % (self._committed, b",".join(self._results))
+        body = [b'{"committed":%d,"results":[' % self._committed]
+        for result in self._results:
+            body += (result, b",")
+        body[max(1, len(body) - 1) :] = [b"]}"]
+        return b"".join(body)
 
     async def settle(self) -> int:
         """Waits for what is being committed; how many events are."""
@@ -127,10 +129,12 @@ async def append_each(append: Append, origin: Origin, events: AsyncIterator[Take
 
     Raises what reading them raises; where some are committed by then, the error says how many.
     """
-    batch = Batch(append, origin)
+    batch, turn = Batch(append, origin), Turn()
     try:
         async for size, event in events:
             await batch.add(size, event)
+            if turn.over:
+                await turn.pass_on()
     except CrucibleError as error:
         committed = await batch.settle()
         if committed:
@@ -145,7 +149,10 @@ async def append_all(append: Append, origin: Origin, events: AsyncIterator[Taken
     kept: list[NewEvent] = []
     errors: list[FieldError] = []
     total = position = 0
+    turn = Turn()
     async for size, event in events:
+        if turn.over:
+            await turn.pass_on()
         total += size + _ENVELOPE_BYTES
         if position >= MAX_ATOMIC or total > CHUNK_BYTES:
             raise TooLargeError(f"an atomic batch may have {MAX_ATOMIC} events and about {CHUNK_BYTES} bytes")

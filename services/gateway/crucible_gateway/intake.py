@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from codecs import BOM_UTF8
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
@@ -9,7 +10,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from crucible_core.attributes import Extensions
-from crucible_core.decode import decode
+from crucible_core.decode import check_keys, check_members, decode
 from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD, MAX_EVENT_BYTES, Redaction, Source
 from crucible_core.errors import CrucibleError, FieldError, InvalidError, MalformedError, TooLargeError
 from crucible_core.protocol.events import NewEvent
@@ -80,6 +81,15 @@ class SentEvent(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     redacted: Redaction | UnsetType | None = UNSET
 
 
+class _Inside(msgspec.Struct):
+    data: Raw = msgspec.field(default_factory=Raw)
+    metadata: Raw = msgspec.field(default_factory=Raw)
+    redacted: Raw = msgspec.field(default_factory=Raw)
+
+
+_inside = msgspec.json.Decoder(_Inside)
+
+
 class Origin(msgspec.Struct, frozen=True):
     """What the request says of all its events: who sends them, and what they get that do not say themselves.
 
@@ -119,8 +129,20 @@ def read_event(raw: bytes, what: str = "event") -> NewEvent:
     """One event. Raises TooLargeError, MalformedError, InvalidError."""
     if len(raw) > MAX_SENT_BYTES:
         raise TooLargeError(f"{what} has more than {MAX_EVENT_BYTES} bytes", max_bytes=MAX_EVENT_BYTES)
-    sent = decode(raw, SentEvent, what=what)
-    return _from_short(sent) if sent.data is UNSET else _from_long(sent, sent.data)
+    sent = decode(raw, SentEvent, what=what, deep=False)
+    if sent.data is UNSET:
+        return _from_short(sent)
+    _check_inside(raw, what)
+    return _from_long(sent, sent.data)
+
+
+def _check_inside(raw: bytes, what: str) -> None:
+    """Looks at the keys of the objects of the long form; `events` does so at those of the payload."""
+    inside = _inside.decode(raw.removeprefix(BOM_UTF8))
+    check_members(bytes(inside.data), what, "data")
+    for name in ("metadata", "redacted"):
+        if part := bytes(getattr(inside, name)):
+            check_keys(part, what, name)
 
 
 def _from_short(sent: SentEvent) -> NewEvent:

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from crucible_core.attributes import PLAIN_JSON, essence, is_json, is_media_type
-from crucible_core.decode import decode
+from crucible_core.decode import check_keys, decode
 from crucible_core.errors import FieldError, InvalidError, MalformedError
 
 EMPTY = Raw(b"{}")
@@ -82,7 +82,7 @@ def from_bytes(kind: str, body: bytes) -> Content:
         raise refused(TYPE, "JSON is UTF-8")
     if body := body.removeprefix(BOM_UTF8).strip():
         # Nothing else reads these bytes before they stand inside a request of ours.
-        decode(body, Raw, what="data")
+        decode(body, Raw, what="data", root="data", deep=False)
     return _json(kind, body)
 
 
@@ -92,6 +92,7 @@ def _json(kind: str | None, raw: bytes) -> Content:
         return Content(EMPTY, absent=True)
     if raw[:1] == b"{":
         return Content(Raw(raw), kind=None if kind is None or kind == PLAIN_JSON else kind)
+    check_keys(raw, "data", "data")
     return _wrap(Wrapped(data=Raw(raw), datacontenttype=kind or PLAIN_JSON))
 
 

@@ -46,7 +46,7 @@ def from_structured(raw: bytes, catalogue: Catalogue = CATALOGUE) -> NewEvent:
     """A CloudEvent in the JSON format. Raises TooLargeError, MalformedError, InvalidError."""
     if len(raw) > MAX_EVENT_BYTES:
         raise TooLargeError(f"the event has more than {MAX_EVENT_BYTES} bytes", max_bytes=MAX_EVENT_BYTES)
-    members = decode(raw, dict[str, Raw], what="CloudEvent")
+    members = decode(raw, dict[str, Raw], what="CloudEvent", deep=False)
     data, encoded = members.pop("data", None), members.pop("data_base64", None)
     # Only `data` may be null; an attribute or `data_base64` that is null is not there.
     attributes = {name: _value(name, value) for name, value in members.items() if bytes(value) != b"null"}

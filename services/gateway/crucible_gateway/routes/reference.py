@@ -26,7 +26,10 @@ _INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
     opt=described(Operation(summary="This document", tag=TAG, reply={"type": "object"}, open=True)),
 )
 async def openapi_json(request: Http) -> Response[bytes]:
-    return Response(openapi_bytes(request.app), media_type=JSON)
+    state = request.app.state
+    if "openapi" not in state:
+        state.openapi = openapi_bytes(request.app)  # which takes long, and is always the same
+    return Response(state.openapi, media_type=JSON)
 
 
 def openapi_bytes(app: Litestar) -> bytes:

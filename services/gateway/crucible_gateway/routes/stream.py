@@ -21,6 +21,7 @@ from crucible_gateway.params import NoParams, StreamParams, filter_param, read_p
 from crucible_gateway.places import check_place
 from crucible_gateway.sockets import Client, Session
 from crucible_gateway.subscriptions import Start, Wanted, read_start
+from crucible_kit.tasks import Turn
 from crucible_kit.websocket import WRITABLE
 
 TAG = "Events"
@@ -96,9 +97,12 @@ async def stream_socket(socket: WebSocket[Any, Any, Any]) -> None:
     sockets.inc()
     queue, correlation_id = gateway.settings.stream_queue, correlation_of(socket.scope)
     session = Session(gateway.hub, gateway.audience, gateway.types, queue, _client(socket), correlation_id)
+    turn = Turn()
     try:
         while (raw := await _heard(socket)) is not None:
             await session.hear(raw)
+            if turn.over:
+                await turn.pass_on()
     finally:
         sockets.dec()
         await session.close()
