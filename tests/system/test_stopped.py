@@ -137,7 +137,7 @@ def test_what_was_answered_503_is_not_done_when_a_stopped_service_goes_on(
             http.post("/api/v1/events", json={"type": "Custom.Guarded", "payload": {"after": True}}).raise_for_status()
         after = state_of(http)
         if free is not None:
-            assert free.status_code == 201
+            assert free.status_code in (200, 201)  # again with the same key
         own = {"Free", "After", "Guarded", "Executed", "Triggered"}
         late = [event for event in after.pop("events") if event not in before["events"]]
         assert {event["data"]["event"] for event in late} <= own
