@@ -192,7 +192,9 @@ class Catalogue:
             check_keys(payload, "payload", "payload", value)
         else:
             check_keys(payload, "payload", "payload")
-        kind = self._kinds.get(dotted) or self._kinds.get(self.resolve(dotted))
+        kind = self._kinds.get(dotted)
+        if kind is None and not dotted.startswith("Custom."):
+            kind = self._kinds.get(self.resolve(dotted))
         if isinstance(kind, Kind) and (refusal or kind.open):
             renamed = synonyms.renamed(kind.payload, payload)
             if renamed is not None:
