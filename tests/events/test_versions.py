@@ -13,7 +13,7 @@ from crucible_core.protocol.events import Appended, NewEvent
 
 from .conftest import Asker, Replicas, new
 
-ENTITIES = {"mem_a": "Memory.Accessed", "mem_b": "Memory.Accessed", "a": "Custom.counted", "b": "Custom.counted"}
+ENTITIES = {"mem_a": "Memory.Deleted", "mem_b": "Memory.Deleted", "a": "Custom.counted", "b": "Custom.counted"}
 """Of a versioned category, whose expectations JetStream checks alone, and of another, whose entities share subjects."""
 WRITERS = 8
 ROUNDS = 12

@@ -13,7 +13,7 @@ def test_answers_are_the_same_without_the_sqlite_files(stack: Stack) -> None:
     stack.install_hooks()
     with endpoint() as receiver:
         with stack.http() as http:
-            wanted = {"name": "w", "url": receiver.url, "event_filters": [{"event_type": "Memory.*"}]}
+            wanted = {"name": "w", "url": receiver.url, "event_filters": [{"event_type": "Memory.Created"}]}
             webhook = http.post("/api/v1/webhooks", json=wanted).json()["id"]
             for number in range(3):
                 body = {"content": f"{NOTE} Part {number} of it. It is long enough to match.", "tags": ["#research"]}
@@ -54,7 +54,7 @@ def _settled(stack: Stack, webhook: str) -> dict[str, Any]:
             "events": [
                 event
                 for event in http.get("/api/v1/events", params={"limit": 1000}).json()["events"]
-                if event["type"] != "System"
+                if event["type"] != "System" and event["data"]["event"] != "Accessed"  # by the questions below
             ],
             "found": http.post("/api/v1/memory/query", json={"text": "retrieval documents"}).json()["memories"],
             "runs": http.get("/api/v1/hooks/auto-link-related/runs").json()["runs"],
