@@ -298,7 +298,7 @@ def _of_the_future(new: NewEvent, defaults: Defaults) -> list[FieldError]:
 
 def _check_moments(dotted: str, payload: bytes, defaults: Defaults) -> None:
     """The same for the payload's words about when something happened. Raises InvalidError."""
-    if not any(name in payload for name in _MOMENT_NAMES) or dotted.partition(".")[0] not in CATEGORIES:
+    if dotted.partition(".")[0] not in CATEGORIES or not any(name in payload for name in _MOMENT_NAMES):
         return
     found, latest = _moments.decode(payload), _latest(defaults)
     paths = [name for name in found.__struct_fields__ if _is_later(getattr(found, name), latest)]
