@@ -72,6 +72,18 @@ async def test_note_becomes_a_memory(service: Starlette, memory: Memories) -> No
     assert found.links == [Link(target="Lamport", type="wikilink")]
 
 
+@pytest.mark.parametrize("name", ["two\nlines", "a\ttab", "\x01\x7f", "\u2028\u0085", "\u202ertl", "n" * 240])
+async def test_a_note_of_any_name_becomes_a_memory(service: Starlette, memory: Memories, name: str) -> None:
+    path = f"{name}.md"
+    await file(memory, "Created", path, "Found.", root="/notes")
+    [found] = await memory.query(text="found")
+    assert found.path == path
+    assert [(told["path"], told["status"]) for told in await processed(memory)] == [(path, "created")]
+    await file(memory, "Renamed", path, root="/notes", **{"from": path, "to": f"x{path}"})
+    await file(memory, "Deleted", f"x{path}", root="/notes")
+    assert [told["status"] for told in await processed(memory)] == ["created", "moved", "removed"]
+
+
 async def test_a_file_event_that_is_only_recorded_makes_no_memory(service: Starlette, memory: Memories) -> None:
     await memory.append("File.Created", {"path": PATH, "content": NOTE}, react=False)
     await handled(memory)

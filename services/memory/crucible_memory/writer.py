@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import random
+import re
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -31,6 +32,7 @@ _TURN_S = 2.0
 _PAUSE_S = 0.005
 _ENVELOPE_BYTES = 2048
 _MAX_KEY = 200
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 Decide = Callable[[Memory | None], Awaitable[Change | None]]
 
 
@@ -197,9 +199,11 @@ def caused(type: str, payload: bytes, cause: Cause, use: Use) -> NewEvent:
 
 
 def _event_key(use: Use, key: str) -> str:
-    """The key within one operation on one memory, so that the same one may serve for several."""
+    """The key within one operation on one memory, so that the same one may serve for several. A key is short and has no
+    control characters, but the name of a file, which may be in it, has whatever its system allows."""
     text = f"memory.{use.operation}:{use.about}:{key}"
-    return text if len(text) <= _MAX_KEY else f"memory:{hashlib.sha256(text.encode()).hexdigest()}"
+    fits = len(text) <= _MAX_KEY and not _CONTROL.search(text)
+    return text if fits else f"memory:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def _checked(memory: Memory | None, sequence: int, expected: int | None, cause: Cause) -> int:
