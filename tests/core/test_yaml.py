@@ -1,3 +1,4 @@
+import re
 import time
 from contextlib import suppress
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from crucible_core.errors import InvalidError
 from crucible_core.limits import YAML_BYTES
-from crucible_core.yaml import load, split_front_matter
+from crucible_core.yaml import load, read_front_matter, split_front_matter
 
 
 @pytest.mark.parametrize(
@@ -107,6 +108,14 @@ def test_aliases_are_written_out() -> None:
         ("a: &a [1,1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b]\n"
          "d: &d [*c,*c,*c,*c,*c,*c,*c,*c]\ne: [*d,*d,*d,*d,*d,*d,*d,*d]", "line 5: more than 10000 values"),
         ("a: &a [*a]", "names nothing"),
+        ('a: "C:\\Users"', "line 1: .*: write a backslash twice, or put the value in single quotes"),
+        ('a: "\\q"', "line 1: .*: write a backslash twice"),
+        ("a: - x", "line 1: .*: begin the list on the line below"),
+        ("a: 'it's'", "line 1: .*: put the value in quotes, those within it written twice"),
+        ("a: |\n  line\n bad", "line 3: .*: put the value in quotes, .* or indent the line"),
+        ("  a: 1\nb: 2", "line 2: .* or indent the line"),
+        ("- - a\n  -b\n c: d", "line 2: .*: put a colon and a space after the key"),
+        ("a: ]", "line 1: .*: put the value in quotes"),
     ],
 )  # fmt: skip
 def test_refusal_names_the_line_and_a_fix(text: str, told: str) -> None:
@@ -134,6 +143,31 @@ def test_first_line_of_front_matter_is_counted_by_the_file() -> None:
 )
 def test_front_matter_is_split_at_its_fences(text: str, head: str | None, body: str) -> None:
     assert split_front_matter(text) == (head, body)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("---\ntitle: x\nand no end", "line 1: no line of --- ends it within 64 KiB"),
+        (f"---\na: {'x' * YAML_BYTES}\n---\n", "line 1: no line of --- ends it within 64 KiB"),
+        ("---\ntitel:Plan\n名前:x\n---\n", "line 2: 'titel:Plan' is no key and value: put a space after the colon"),
+        ("---\na:\u00a0b\n---\n", "line 2: .*put a space after the colon"),
+        ("---\na: 1\ntags: #plan #b\n---\n", "line 3: a # begins a comment"),
+        ("---\ntags:\n  - a\n  - #plan\n---\n", "line 4: a # begins a comment"),
+        ("---\na: 1\na: 2\n---\n", "line 3: the key 'a' stands twice"),
+        ("---\n\nA line across the page, and: a text", None),
+        ("---\n# A heading\n", None),
+        ("---\n10:30\n---\n", None),
+        ("---\nhttp://example.com\n---\n", None),
+        ("---\n- a\n- b\n---\n", None),
+        ("---\ntags: # none yet\n---\n", None),
+        ("---\ntags:\n---\n", None),
+    ],
+)
+def test_mistakes_that_look_like_front_matter_are_told(text: str, problem: str | None) -> None:
+    read = read_front_matter(text)
+    assert re.match(problem, read.problem or "") if problem else read.problem is None, read
+    assert read.body in text
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="\u2028\u2029\ufeff\uffff\ufffe"))

@@ -11,10 +11,10 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 
 import msgspec
 
-from crucible_core.errors import InvalidError, MalformedError
+from crucible_core.errors import MalformedError
 from crucible_core.limits import NOTE_CONTENT_BYTES, NOTE_HASHED_BYTES
 from crucible_core.text import decode_text
-from crucible_core.yaml import load, split_front_matter
+from crucible_core.yaml import read_front_matter
 
 from .files import open_file
 
@@ -127,11 +127,8 @@ def payload(root: Path, change: Change) -> tuple[Change, dict[str, Any]] | None:
 
 def problem(fields: Mapping[str, Any]) -> str | None:
     """What is to be said of a note that is sent: its content is left out, or its front matter does not parse."""
-    head = split_front_matter(fields.get("content", "")).head
-    try:
-        load(head or "", first_line=2)
-    except InvalidError as error:
-        return f"front matter, {error.detail}"
+    if (wrong := read_front_matter(fields.get("content", "")).problem) is not None:
+        return f"front matter, {wrong}"
     reason: str | None = fields.get("reason")
     return reason
 

@@ -25,18 +25,34 @@ _OCTAL = re2.compile(r"0o[0-7]+")
 _HEX = re2.compile(r"0x[0-9a-fA-F]+")
 _FLOAT = re2.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _QUOTE = "put the value in quotes"
+_ESCAPE = "write a backslash twice, or put the value in single quotes"
+_BESIDE = f"{_QUOTE}, those within it written twice, or indent the line as those beside it"
 _FIXES = (
     ("tab character", "indent with spaces, not tabs"),
     ("mapping values are not allowed", 'put a value that contains ": " in quotes'),
     ("scanning an alias", f"{_QUOTE} if it begins with *"),
     ("scanning an anchor", f"{_QUOTE} if it begins with &"),
     ("undefined alias", f"{_QUOTE} if it begins with *"),
+    ("escape character", _ESCAPE),
+    ("hexdecimal", _ESCAPE),
+    ("escape code", _ESCAPE),
     ("quoted scalar", "close the quote"),
     ("control characters", "remove the character, or write it as \\x.. in double quotes"),
     ("flow sequence", "close the bracket, or put the value in quotes"),
     ("flow mapping", "close the brace, or put the value in quotes"),
     ("flow node", "close the bracket, or put the value in quotes"),
+    ("block sequence entries", "begin the list on the line below its key"),
+    ("could not find expected ':'", "put a colon and a space after the key"),
+    ("expected key", _BESIDE),
+    ("expected '-' indicator", _BESIDE),
+    ("document start", _BESIDE),
+    ("surrogates not allowed", "remove the character"),
 )
+_FIRST_KEY = re2.compile(r"[^\s:#\-][^:\n]{0,60}:(?:\s|$)")
+"""The beginning of what is meant as a mapping."""
+_NO_SPACE = re2.compile(r"[^\s:#\-\d][^\s:]{0,60}:[^\s/:]")
+_ENDLESS = f"line 1: no line of {FENCE} ends it within {YAML_BYTES // 1024} KiB: add one, or make it shorter"
+_HASH_TAGS = re2.compile(r"(?:tags?[ \t]*:|[ \t]*-)[ \t]+#[^\s#]")
 
 
 class FrontMatter(NamedTuple):
@@ -64,6 +80,55 @@ def split_front_matter(text: str) -> FrontMatter:
     return FrontMatter(None, text)
 
 
+class Head(NamedTuple):
+    """The front matter of a note: what its mapping says (None where the text has none), the text of that, the text
+    after it, and what its writer should mend, with its line in the file."""
+
+    found: dict[str, Any] | None
+    head: str
+    body: str
+    problem: str | None = None
+
+
+def read_front_matter(text: str, *, as_text: tuple[str, ...] = ()) -> Head:
+    """Never fails: where there is a problem and nothing found, `head` may still be of use.
+
+    A text that begins with `---` but has no mapping there has no front matter: that is a line across the page too.
+    """
+    head, body = split_front_matter(text)
+    if head is None:
+        first = _line_end(body, 0)
+        endless = body[:first].rstrip() == FENCE and _FIRST_KEY.match(body[first : first + 100])
+        return Head(None, "", body, _ENDLESS if endless else None)
+    try:
+        found = load(head, first_line=2, as_text=as_text)
+    except InvalidError as error:
+        return Head(None, head, body, error.detail)
+    if isinstance(found, dict):
+        return Head(found, head, body, _lost_tags(found, head))
+    if found is None and not head.strip():
+        return Head({}, head, body)
+    return Head(None, "", text.removeprefix("\ufeff"), _meant_as_mapping(head))
+
+
+def _meant_as_mapping(head: str) -> str | None:
+    lines = [line for line in head.splitlines() if line.strip()]
+    if not lines or not all(_NO_SPACE.match(line) for line in lines):
+        return None
+    return f"line 2: {lines[0][:80]!r} is no key and value: put a space after the colon"
+
+
+def _lost_tags(found: dict[str, Any], head: str) -> str | None:
+    """Tags with their marks and without quotes are comments."""
+    values = [found[name] for name in ("tags", "tag") if name in found]
+    if not any(value is None or (isinstance(value, list) and None in value) for value in values):
+        return None
+    for number, line in enumerate(head.splitlines(), 2):
+        if _HASH_TAGS.match(line):
+            return f"line {number}: a # begins a comment: leave it out of the tag, or {_QUOTE}"
+    return None
+
+
 def load(text: str, *, first_line: int = 1, as_text: tuple[str, ...] = ()) -> Any:
     """The value of the one YAML document in `text` as plain JSON; None where it is empty.
 
@@ -86,7 +151,7 @@ def _events(text: str, first_line: int) -> Iterator[Any]:
     try:
         yield from yaml.parse(text, Loader=_LOADER)
     except yaml.MarkedYAMLError as error:
-        opened = any(word in (error.context or "") for word in ("flow", "quoted"))
+        opened = any(word in (error.context or "") for word in ("flow", "quoted", "simple key"))
         mark = (error.context_mark if opened else None) or error.problem_mark
         told = ", ".join(part for part in (error.context, error.problem) if part)
         _refuse(first_line + mark.line if mark else first_line, told, _fix(told, text, mark))
@@ -101,7 +166,7 @@ def _fix(told: str, text: str, mark: yaml.Mark | None) -> str | None:
         line = text.splitlines()[mark.line] if mark.line < text.count("\n") + 1 else ""
         tab = line[mark.column : mark.column + 1] == "\t" or "\t" in line[: len(line) - len(line.lstrip())]
         return "indent with spaces, not tabs" if tab else _QUOTE
-    return next((fix for known, fix in _FIXES if known in told), None)
+    return next((fix for known, fix in _FIXES if known in told), _QUOTE)
 
 
 def _refuse(line: int, problem: str, fix: str | None) -> NoReturn:

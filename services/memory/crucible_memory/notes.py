@@ -5,6 +5,7 @@ Tags and links are looked for in the text that a reader sees, as CommonMark has 
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -17,7 +18,7 @@ from markdown_it.token import Token
 from crucible_core.errors import InvalidError
 from crucible_core.limits import MEMORY_LINKS, MEMORY_TAG_CHARS, MEMORY_TAGS, MEMORY_WORD_CHARS, NOTE_READ_CHARS
 from crucible_core.protocol.memory import Link
-from crucible_core.yaml import load, split_front_matter
+from crucible_core.yaml import load, read_front_matter
 
 from .state import clean_name, clean_tags, unique, unique_links
 
@@ -29,8 +30,6 @@ _MAX_WIKILINK = 500
 _MAX_KEYS = 500
 """Keys of a front matter that does not parse as a whole, which are read one by one."""
 
-_HEAD_LINE = 2
-"""The line of the file in which front matter begins."""
 _AS_WRITTEN = ("title", "tags", "tag", "aliases", "alias")
 _TAGS = ("tags", "tag")
 _ALIASES = ("aliases", "alias")
@@ -100,26 +99,17 @@ def _too_many(found: list[Any], most: int, name: str) -> list[str]:
 
 
 def _split(text: str) -> tuple[dict[str, Any], str, list[str]]:
-    """The front matter, the text after it, and what is wrong with it. A note that begins with `---` but has no mapping
-    there has none, since that is a line across the page too."""
-    text = _LONE_CR.sub("\n", text)
-    head, body = split_front_matter(text)
-    if head is None:
-        return {}, body, []
-    try:
-        found = load(head, first_line=_HEAD_LINE, as_text=_AS_WRITTEN)
-    except InvalidError as error:
-        return _key_by_key(head), body, [f"front matter, {error.detail}"]
-    if found is None and not head.strip():
-        return {}, body, []
-    return (found, body, []) if isinstance(found, dict) else ({}, text.removeprefix("\ufeff"), [])
+    """The front matter, the text after it, and what is wrong with it."""
+    found, head, body, problem = read_front_matter(_LONE_CR.sub("\n", text), as_text=_AS_WRITTEN)
+    problems = [f"front matter, {problem}"] if problem else []
+    return (_key_by_key(head) if found is None else found), body, problems
 
 
 def _key_by_key(head: str) -> dict[str, Any]:
     """The keys that parse by themselves; a value of one line that does not is taken as it is written."""
     starts = [match.start() for match in _KEY.finditer(head)][:_MAX_KEYS]
     found: dict[str, Any] = {}
-    for start, end in zip(starts, [*starts[1:], len(head)], strict=True):
+    for start, end in pairwise([*starts, len(head)]):
         part = head[start:end]
         try:
             value = load(part, as_text=_AS_WRITTEN)
