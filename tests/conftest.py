@@ -11,6 +11,7 @@ import pytest
 from crucible_cli import nats_server
 from crucible_core.subjects import Names
 from crucible_kit.bus import Bus, open_bus
+from tests.collector import Collector, collecting
 
 _START_S = 20.0
 
@@ -43,6 +44,15 @@ async def names(request: pytest.FixtureRequest) -> AsyncIterator[Names]:
 async def bus(nats_url: str, names: Names) -> AsyncIterator[Bus]:
     async with open_bus(nats_url, names) as opened:
         yield opened
+
+
+@pytest.fixture
+def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
+    """Where what is opened in this process from now on exports its spans, metrics and logs, at the latest when it is
+    closed."""
+    with collecting() as found:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", found.url)
+        yield found
 
 
 async def _until_ready(server: nats_server.NatsServer) -> None:

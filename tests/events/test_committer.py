@@ -15,6 +15,7 @@ from crucible_kit.deadline import Caller
 from crucible_kit.frames import Outgoing
 from crucible_kit.metrics import Metrics
 from crucible_kit.streams import declare_streams
+from crucible_kit.telemetry import Telemetry
 
 from .conftest import until
 
@@ -29,7 +30,7 @@ def metrics() -> Metrics:
 @pytest.fixture
 async def committer(bus: Bus, settings: Settings, metrics: Metrics) -> Committer:
     await declare_streams(bus, settings)
-    return Committer(bus, metrics, 2000, 8 * 1024 * 1024)
+    return Committer(bus, Telemetry(), metrics, 2000, 8 * 1024 * 1024)
 
 
 @contextlib.asynccontextmanager

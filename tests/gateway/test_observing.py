@@ -1,55 +1,18 @@
 """Spans of requests, as OpenTelemetry's conventions for HTTP servers have them, at a collector of their own."""
 
-import gzip
-import http.server
-import threading
-from collections.abc import Iterator
-from typing import Any
-
 import httpx
-import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from crucible_core.errors import UnavailableError
 from crucible_core.protocol.shared import GetRequest
 from crucible_kit.bus import Bus
+from tests.collector import Collector, attributes_of
 
 from .conftest import HEADERS, Serve, answering
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
-@pytest.fixture
-def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """What arrived, once the gateway was closed."""
-    found: list[Any] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            body = gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
-            request = ExportTraceServiceRequest.FromString(body)
-            found.extend(s for part in request.resource_spans for scope in part.scope_spans for s in scope.spans)
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        serving = threading.Thread(target=server.serve_forever, args=(0.02,))
-        serving.start()
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", f"http://127.0.0.1:{server.server_port}/v1/traces")
-        yield found
-        server.shutdown()
-        serving.join()
-
-
-def attributes_of(span: Any) -> dict[str, Any]:
-    return {each.key: getattr(each.value, each.value.WhichOneof("value")) for each in span.attributes}
-
-
-async def test_requests_have_spans_by_convention(start: Serve, bus: Bus, spans: list[Any]) -> None:
+async def test_requests_have_spans_by_convention(start: Serve, bus: Bus, collector: Collector) -> None:
     async with answering(bus, "memory", get=GetRequest) as memory, start() as gateway:
         memory.replies["get"] = UnavailableError("it is away")
         headers = HEADERS | {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01", "User-Agent": "me/1"}
@@ -58,7 +21,7 @@ async def test_requests_have_spans_by_convention(start: Serve, bus: Bus, spans: 
             assert (await client.get("/api/v1/memory/mem_1")).status_code == 503
             assert (await client.get("/api/v1/events?limit=0")).status_code == 422
             assert (await client.get("/api/v1/events", headers={"Authorization": "Bearer no"})).status_code == 401
-    by_name = {span.name: span for span in spans}
+    by_name = collector.spans()
     healthy, away = by_name["GET /healthz"], by_name["GET /api/v1/memory/{id}"]
     assert healthy.trace_id.hex() == TRACE
     assert healthy.kind == 2
@@ -79,6 +42,6 @@ async def test_requests_have_spans_by_convention(start: Serve, bus: Bus, spans: 
     }
     assert (healthy.status.code, away.status.code) == (0, 2)
     assert attributes_of(away)["error.type"] == "503"
-    refused = [attributes_of(s)["http.response.status_code"] for s in spans if s.name == "GET /api/v1/events"]
+    refused = [attributes_of(s)["http.response.status_code"] for s in collector.named("GET /api/v1/events")]
     assert refused == [422, 401]
-    assert all(s.status.code == 0 for s in spans if s.name == "GET /api/v1/events")
+    assert all(s.status.code == 0 for s in collector.named("GET /api/v1/events"))

@@ -2,14 +2,19 @@
 
 import asyncio
 import contextlib
+import socket
 import textwrap
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import uvicorn
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from crucible_core.envelope import Event, decode
 from crucible_core.errors import UnavailableError, from_problem
@@ -70,6 +75,23 @@ class Memories:
             score=0.9,
         )
         return MemoryList(memories=[found])
+
+
+Answer = Callable[[Request, bytes], Awaitable[Response]]
+
+
+class HttpEndpoint:
+    """Keeps what it is sent, and answers what the test says."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.requests: list[tuple[Request, bytes]] = []
+        self.answer: Response | Answer = Response(b"")
+
+    async def take(self, request: Request) -> Response:
+        body = await request.body()
+        self.requests.append((request, body))
+        return self.answer if isinstance(self.answer, Response) else await self.answer(request, body)
 
 
 class System:
@@ -178,6 +200,18 @@ async def stopped(bus: Bus, settings: Settings) -> AsyncIterator[System]:
 async def system(stopped: System) -> AsyncIterator[System]:
     async with stopped.running():
         yield stopped
+
+
+@pytest.fixture
+async def endpoint() -> AsyncIterator[HttpEndpoint]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    found = HttpEndpoint(f"http://127.0.0.1:{listener.getsockname()[1]}")
+    app = Starlette(routes=[Route("/{path:path}", found.take, methods=["GET", "POST", "PUT"])])
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+    serving = asyncio.create_task(server.serve([listener]))
+    yield found
+    server.should_exit = True
+    await serving
 
 
 def definition(

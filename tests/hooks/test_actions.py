@@ -2,10 +2,8 @@
 
 import asyncio
 import contextlib
-import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -13,11 +11,8 @@ from typing import Any
 import msgspec
 import psutil
 import pytest
-import uvicorn
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
-from starlette.routing import Route
 
 from crucible_core.catalogue import CATALOGUE
 from crucible_core.errors import DeniedError, InvalidError
@@ -32,7 +27,7 @@ from crucible_hooks.http import compile_http
 from crucible_hooks.shell import MAX_OUTPUT, compile_shell, printed, run_shell, working_directory
 from crucible_hooks.synthesis import synthetic
 
-from .conftest import System, until
+from .conftest import HttpEndpoint, System, until
 
 # fmt: off
 EVIL = ["; touch pwned", "$(touch pwned)", "`touch pwned`", "' ; touch pwned ; '", '" ; touch pwned ; "',
@@ -207,34 +202,8 @@ async def test_pre_shell_hook_denies_by_its_exit_code(system: System) -> None:
 
 # ---- HTTP ------------------------------------------------------------------------------------------------------------
 
-Answer = Callable[[Request, bytes], Awaitable[Response]]
 
-
-class Endpoint:
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.requests: list[tuple[Request, bytes]] = []
-        self.answer: Response | Answer = Response(b"")
-
-    async def take(self, request: Request) -> Response:
-        body = await request.body()
-        self.requests.append((request, body))
-        return self.answer if isinstance(self.answer, Response) else await self.answer(request, body)
-
-
-@pytest.fixture
-async def endpoint() -> AsyncIterator[Endpoint]:
-    listener = socket.create_server(("127.0.0.1", 0))
-    found = Endpoint(f"http://127.0.0.1:{listener.getsockname()[1]}")
-    app = Starlette(routes=[Route("/{path:path}", found.take, methods=["GET", "POST", "PUT"])])
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
-    serving = asyncio.create_task(server.serve([listener]))
-    yield found
-    server.should_exit = True
-    await serving
-
-
-async def test_event_is_sent_with_the_runs_id_and_trace(system: System, endpoint: Endpoint) -> None:
+async def test_event_is_sent_with_the_runs_id_and_trace(system: System, endpoint: HttpEndpoint) -> None:
     endpoint.answer = Response(b'{"took": true}')
     action = {"type": "HTTP", "url": f"{endpoint.url}/x", "headers": {"X-Who": "{{event.payload.who}}"}}
     await system.register("caller", action=action)
@@ -251,7 +220,7 @@ async def test_event_is_sent_with_the_runs_id_and_trace(system: System, endpoint
     assert "x-evil" not in request.headers
 
 
-async def test_values_stay_in_their_place_of_the_url_and_body(system: System, endpoint: Endpoint) -> None:
+async def test_values_stay_in_their_place_of_the_url_and_body(system: System, endpoint: HttpEndpoint) -> None:
     action = {
         "type": "HTTP",
         "method": "PUT",
@@ -276,7 +245,7 @@ async def test_values_stay_in_their_place_of_the_url_and_body(system: System, en
         (Response(b"x", headers={"content-encoding": "gzip"}), "compressed"),
     ],
 )
-async def test_bad_answer_fails_the_run(system: System, endpoint: Endpoint, answer: Response, reason: str) -> None:
+async def test_bad_answer_fails_the_run(system: System, endpoint: HttpEndpoint, answer: Response, reason: str) -> None:
     endpoint.answer = answer
     await system.register("caller", action={"type": "HTTP", "url": endpoint.url})
     await system.append()
@@ -284,7 +253,7 @@ async def test_bad_answer_fails_the_run(system: System, endpoint: Endpoint, answ
 
 
 @pytest.mark.parametrize("wish", ["120", "date", "soon"])
-async def test_retry_after_of_an_endpoint_is_waited_for(system: System, endpoint: Endpoint, wish: str) -> None:
+async def test_retry_after_of_an_endpoint_is_waited_for(system: System, endpoint: HttpEndpoint, wish: str) -> None:
     later = formatdate(time.time() + 120, usegmt=True) if wish == "date" else wish
     endpoint.answer = Response(status_code=503, headers={"Retry-After": later})
     retry = {"max_attempts": 2, "delay_ms": 50}
@@ -300,7 +269,7 @@ async def test_retry_after_of_an_endpoint_is_waited_for(system: System, endpoint
         assert len(endpoint.requests) == 1
 
 
-async def test_endpoint_that_never_answers_costs_only_its_own_time(system: System, endpoint: Endpoint) -> None:
+async def test_endpoint_that_never_answers_costs_only_its_own_time(system: System, endpoint: HttpEndpoint) -> None:
     async def never(request: Request, body: bytes) -> Response:
         await asyncio.sleep(30)
         return Response()
@@ -321,7 +290,7 @@ async def test_refused_connection_fails_the_run(system: System) -> None:
     assert (await system.run_of("caller", "failed")).error == "POST http://127.0.0.1:1/: the connection was refused"
 
 
-async def test_url_of_an_event_reaches_nothing_that_is_closed(stopped: System, endpoint: Endpoint) -> None:
+async def test_url_of_an_event_reaches_nothing_that_is_closed(stopped: System, endpoint: HttpEndpoint) -> None:
     stopped.settings = msgspec.structs.replace(stopped.settings, egress_allow=())
     port = endpoint.url.rpartition(":")[2]
     async with stopped.running():
@@ -412,7 +381,7 @@ async def test_command_runs_in_its_cwd_and_fails_where_that_is_gone(system: Syst
     assert (await system.run_of("here", "ok")).output == f"{system.folder}/work"
 
 
-async def test_pre_http_hook_decides_by_its_answer(system: System, endpoint: Endpoint) -> None:
+async def test_pre_http_hook_decides_by_its_answer(system: System, endpoint: HttpEndpoint) -> None:
     async def decide(request: Request, body: bytes) -> Response:
         n = msgspec.json.decode(body)["data"]["payload"]["n"]
         answers = {1: b'{"deny": "one"}', 2: b'{"payload": {"n": 20}}', 3: b"", 4: b'{"ok": true}'}
@@ -449,7 +418,7 @@ async def test_pre_http_hook_decides_by_its_answer(system: System, endpoint: End
     ],
 )
 async def test_what_an_endpoints_answer_means(
-    system: System, endpoint: Endpoint, answer: Response, denied: str | None
+    system: System, endpoint: HttpEndpoint, answer: Response, denied: str | None
 ) -> None:
     endpoint.answer = answer
     await system.register("gate", pre=True, action={"type": "HTTP", "url": endpoint.url})

@@ -1,8 +1,6 @@
 """Trace contexts, and spans as a real OTLP collector receives them."""
 
 import asyncio
-import gzip
-import http.server
 import logging
 import subprocess
 import sys
@@ -10,22 +8,18 @@ import threading
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
-from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord as ProtoLog
-from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric as ProtoMetric
-from opentelemetry.proto.trace.v1.trace_pb2 import Span as ProtoSpan
 
 from crucible_core.errors import InvalidError, UnavailableError
+from crucible_kit.frames import Outgoing
 from crucible_kit.logs import LineFormatter
 from crucible_kit.metrics import Metrics
 from crucible_kit.telemetry import (
+    MAX_LINKS,
     Telemetry,
     TraceContext,
     current_traceparent,
@@ -34,77 +28,10 @@ from crucible_kit.telemetry import (
     open_telemetry,
     parse_traceparent,
 )
+from tests.collector import CLIENT, CONSUMER, PRODUCER, SERVER, Collector, attributes_of
 
 HTTP = "otlp http/protobuf"
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-
-
-class Collector(http.server.ThreadingHTTPServer):
-    """An OTLP/HTTP endpoint that keeps what it is sent."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), CollectorHandler)
-        self.requests: list[tuple[str, dict[str, str], bytes]] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def traces(self) -> list[ExportTraceServiceRequest]:
-        return [ExportTraceServiceRequest.FromString(body) for path, _, body in self.requests if path == "/v1/traces"]
-
-    def spans(self) -> dict[str, ProtoSpan]:
-        scopes = [scope for request in self.traces() for part in request.resource_spans for scope in part.scope_spans]
-        return {span.name: span for scope in scopes for span in scope.spans}
-
-    def metrics(self) -> dict[str, ProtoMetric]:
-        """The last of each name."""
-        bodies = [body for path, _, body in self.requests if path == "/v1/metrics"]
-        parts = [part for body in bodies for part in ExportMetricsServiceRequest.FromString(body).resource_metrics]
-        return {metric.name: metric for part in parts for scope in part.scope_metrics for metric in scope.metrics}
-
-    def logs(self) -> list[ProtoLog]:
-        bodies = [body for path, _, body in self.requests if path == "/v1/logs"]
-        parts = [part for body in bodies for part in ExportLogsServiceRequest.FromString(body).resource_logs]
-        return [record for part in parts for scope in part.scope_logs for record in scope.log_records]
-
-    def resource(self) -> dict[str, str]:
-        parts = [part for request in self.traces() for part in request.resource_spans]
-        return {each.key: each.value.string_value for part in parts for each in part.resource.attributes}
-
-
-class CollectorHandler(http.server.BaseHTTPRequestHandler):
-    server: Collector
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.headers.get("Content-Encoding") == "gzip":
-            body = gzip.decompress(body)
-        self.server.requests.append((self.path, dict(self.headers.items()), body))
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-def attributes_of(kept: Any) -> dict[str, Any]:
-    """What a span, a point or a log record has."""
-    return {each.key: getattr(each.value, each.value.WhichOneof("value")) for each in kept.attributes}
-
-
-@pytest.fixture
-def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
-    server = Collector()
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", server.url)
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 def test_a_span_without_exporter_carries_its_parent_on() -> None:
@@ -240,7 +167,7 @@ def test_spans_arrive_at_the_collector_as_one_trace(collector: Collector) -> Non
     assert append.trace_id == commit.trace_id == bytes.fromhex(PARENT[3:35])
     assert append.parent_span_id == bytes.fromhex(PARENT[36:52])
     assert commit.parent_span_id == append.span_id == bytes.fromhex(outer.traceparent[36:52])
-    assert (append.kind, commit.kind) == (ProtoSpan.SPAN_KIND_SERVER, ProtoSpan.SPAN_KIND_CLIENT)
+    assert (append.kind, commit.kind) == (SERVER, CLIENT)
     assert [attribute.key for attribute in append.attributes] == ["event.type"]
     assert commit.attributes[0].value.int_value == 3
 
@@ -274,10 +201,95 @@ def test_a_span_can_be_failed_and_linked(collector: Collector) -> None:
         span.fail("503", "the endpoint is away")
     telemetry.close()
     sent = collector.spans()["send EVENTS"]
-    assert sent.kind == ProtoSpan.SPAN_KIND_PRODUCER
+    assert sent.kind == PRODUCER
     assert (sent.status.code, sent.status.message) == (2, "the endpoint is away")
     assert attributes_of(sent) == {"error.type": "503"}
     assert [link.span_id.hex() for link in sent.links] == [PARENT[36:52]]
+
+
+def test_an_exception_after_a_failure_leaves_its_type(collector: Collector) -> None:
+    telemetry = open_telemetry("events")
+
+    def call() -> None:
+        with telemetry.span("POST") as span:
+            span.fail("timeout", "no answer within 1 s")
+            raise ValueError("told to the caller")
+
+    with pytest.raises(ValueError, match="told"):
+        call()
+    telemetry.close()
+    failed = collector.spans()["POST"]
+    assert (failed.status.code, failed.status.message) == (2, "no answer within 1 s")
+    assert attributes_of(failed) == {"error.type": "timeout"}
+
+
+def outgoing(number: int, flags: int = 1, payload: dict[str, str] | None = None) -> Outgoing:
+    """The first of two carries its trace among its headers, the second in the event that it holds."""
+    traceparent = str(TraceContext(number + 1, number + 1, flags))
+    if number % 2:
+        return Outgoing("s", b"no event", {"traceparent": traceparent})
+    return Outgoing("s", msgspec.json.encode({"payload": payload or {}, "metadata": {"traceparent": traceparent}}))
+
+
+def test_a_batch_is_linked_to_the_trace_of_each_message(collector: Collector) -> None:
+    telemetry = open_telemetry("events")
+    messages = [outgoing(n, payload={"traceparent": PARENT}) for n in range(5)]
+    messages += [messages[0], Outgoing("s", b"{}"), Outgoing("s", b"\xff"), outgoing(7, flags=0)]
+    with telemetry.batch("process", "EVENTS", messages, count=len(messages), group="hooks-dispatch"):
+        pass
+    telemetry.close()
+    span = collector.spans()["process EVENTS"]
+    assert (span.kind, span.parent_span_id) == (CONSUMER, b"")
+    assert [int.from_bytes(link.trace_id) for link in span.links] == [1, 2, 3, 4, 5]
+    assert attributes_of(span) == {
+        "messaging.system": "nats",
+        "messaging.operation.name": "process",
+        "messaging.operation.type": "process",
+        "messaging.destination.name": "EVENTS",
+        "messaging.consumer.group.name": "hooks-dispatch",
+        "messaging.batch.message_count": 9,
+    }
+
+
+def test_a_large_batch_has_links_to_the_first_of_its_traces(collector: Collector) -> None:
+    telemetry = open_telemetry("events")
+    with telemetry.batch("send", "EVENTS", map(outgoing, range(1000)), count=1000):
+        pass
+    with telemetry.span("many", links=[str(TraceContext(n, n, 1)) for n in range(1, 1000)]):
+        pass
+    telemetry.close()
+    for name in ("send EVENTS", "many"):
+        assert len(collector.spans()[name].links) == MAX_LINKS
+    assert collector.spans()["send EVENTS"].kind == PRODUCER
+    assert attributes_of(collector.spans()["send EVENTS"])["messaging.batch.message_count"] == 1000
+
+
+def test_a_message_that_comes_alone_is_in_its_own_trace(collector: Collector) -> None:
+    telemetry = open_telemetry("events")
+    with telemetry.batch("send", "EVENTS", [outgoing(6)], count=1):
+        pass
+    telemetry.close()
+    span = collector.spans()["send EVENTS"]
+    assert int.from_bytes(span.trace_id) == 7
+    assert [int.from_bytes(link.trace_id) for link in span.links] == [7]
+
+
+def test_a_batch_of_which_nothing_is_sampled_is_not_exported(collector: Collector) -> None:
+    telemetry = open_telemetry("events")
+    with telemetry.batch("send", "EVENTS", [outgoing(n, flags=0) for n in range(9)], count=9):
+        pass
+    telemetry.close()
+    assert not collector.spans()
+
+
+def test_without_an_exporter_the_messages_of_a_batch_are_not_looked_at() -> None:
+    def messages() -> Iterator[Outgoing]:
+        raise AssertionError("looked at")
+        yield
+
+    with open_telemetry("events", environ={}).batch("send", "EVENTS", messages(), count=1) as span:
+        assert span is None
+        assert current_traceparent() is None
 
 
 def test_the_sampler_and_the_headers_are_those_of_the_variables(

@@ -1,10 +1,11 @@
 """Telemetry that leaves the process: the OpenTelemetry SDK behind `telemetry`, which loads this only when needed."""
 
+import contextlib
 import logging
 import secrets
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from types import TracebackType
 from typing import Any
@@ -37,14 +38,19 @@ from .bridge import MetricsExport
 from .logs import extra_of, is_ours
 from .metrics import Metrics
 from .telemetry import (
+    MAX_LINKS,
     Attribute,
     Kind,
+    Operation,
     Signal,
     Span,
     Telemetry,
     TraceContext,
+    Traced,
     current_traceparent,
+    message_attributes,
     parse_traceparent,
+    traceparent_of,
 )
 
 log = logging.getLogger(__name__)
@@ -64,18 +70,20 @@ _LEVELS = (
 
 
 class ExportedSpan(Span):
-    __slots__ = ("_span",)
+    __slots__ = ("_failed", "_span")
 
     def __init__(self, span: SdkSpan) -> None:
         context = span.get_span_context()
         super().__init__(str(TraceContext(context.trace_id, context.span_id, int(context.trace_flags) & 1)))
         self._span = span
+        self._failed = False
 
     def set(self, key: str, value: Attribute | None) -> None:
         if value is not None:
             self._span.set_attribute(key, value)
 
     def fail(self, error_type: str, message: str = "") -> None:
+        self._failed = True
         self._span.set_attribute("error.type", error_type)
         self._span.set_status(Status(StatusCode.ERROR, message or None))
 
@@ -86,7 +94,7 @@ class ExportedSpan(Span):
         # A cancelled task (a BaseException) has not failed. Nor has what refuses a bad request.
         if isinstance(error, CrucibleError) and STATUS.get(error.code, _SERVER_FAULT) < _SERVER_FAULT:
             self._span.set_attribute("error.type", error.code)
-        elif isinstance(error, Exception):
+        elif isinstance(error, Exception) and not self._failed:  # of one that failed it is known why
             self._span.record_exception(error)
             self.fail(error.code if isinstance(error, CrucibleError) else _qualified(type(error)), str(error))
         self._span.end()
@@ -115,8 +123,27 @@ class ExportingTelemetry(Telemetry):
         if self._tracer is None:
             return super().span(name, parent)
         known = {key: value for key, value in (attributes or {}).items() if value is not None}
-        linked = [Link(context) for traceparent in dict.fromkeys(links) if (context := _remote(traceparent))]
+        linked = [Link(context) for each in list(dict.fromkeys(links))[:MAX_LINKS] if (context := _remote(each))]
         return ExportedSpan(self._tracer.start_span(name, _context(parent), SpanKind[kind.upper()], known, linked))
+
+    def batch(
+        self,
+        operation: Operation,
+        destination: str,
+        messages: Iterable[Traced],
+        *,
+        count: int,
+        group: str | None = None,
+        parent: str | None = None,
+    ) -> contextlib.AbstractContextManager[Span | None]:
+        if self._tracer is None:
+            return contextlib.nullcontext()
+        links, unsampled = _linked(messages)
+        # A message that comes alone has the span in its own trace; a batch of which nothing is sampled has none.
+        parent = parent or (links[0] if links and count == 1 else unsampled if not links else None)
+        about = message_attributes(operation, destination, group=group, count=count)
+        kind: Kind = "producer" if operation == "send" else "consumer"
+        return self.span(f"{operation} {destination}", parent, kind, about, links)
 
     def close(self) -> None:
         # The SDK waits through its exporters' retries, 30 s and more; an exporter that is shut down gives up its retry.
@@ -239,6 +266,22 @@ def _log_attributes(record: logging.LogRecord) -> dict[str, Any]:
 
 def _qualified(kind: type[BaseException]) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _linked(messages: Iterable[Traced]) -> tuple[list[str], str | None]:
+    """The traces of messages, each once, as far as they are sampled: others lead nowhere. Beside them one that is
+    not."""
+    links: dict[str, None] = {}
+    unsampled: str | None = None
+    for message in messages:
+        context = parse_traceparent(traceparent_of(message))
+        if context is not None and context.flags:
+            links[str(context)] = None
+        elif context is not None:
+            unsampled = str(context)
+        if len(links) == MAX_LINKS:
+            break
+    return list(links), unsampled
 
 
 def _remote(traceparent: str | None) -> SpanContext | None:

@@ -7,20 +7,27 @@ import importlib
 import os
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar, Token
 from types import TracebackType
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Protocol, Self
+
+import msgspec
+
+from crucible_core.subjects import TRACEPARENT
 
 from .metrics import Metrics
 
 Kind = Literal["internal", "server", "client", "producer", "consumer"]
 Signal = Literal["traces", "metrics", "logs"]
 Attribute = str | bool | int | float | Sequence[str]
+Operation = Literal["send", "process"]
 
 SIGNALS: tuple[Signal, ...] = ("traces", "metrics", "logs")
 _NOTHING = ("", "none", "prometheus")
 """Prometheus gets its metrics in any case."""
+MAX_LINKS = 128
+"""Traces that the span of a batch is linked to: OpenTelemetry's own limit for a span."""
 _USUAL = 64
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII | re.DOTALL)
 
@@ -75,6 +82,16 @@ class Span:
                 _current.reset(self._before)
 
 
+class Traced(Protocol):
+    """A message, to be sent or as it arrived. Its traceparent is among its headers, or in the event that it holds."""
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+    @property
+    def data(self) -> bytes: ...
+
+
 class Telemetry:
     """Makes spans. Without an exporter a span has its parent's context, or a fresh one that is sampled."""
 
@@ -89,6 +106,20 @@ class Telemetry:
         """A span below `parent`, a traceparent from outside: one that is not valid is as good as none. `links` are the
         traceparents of what else it is about: one batch serves many."""
         return Span(str(parse_traceparent(parent) or fresh_context()))
+
+    def batch(
+        self,
+        operation: Operation,
+        destination: str,
+        messages: "Iterable[Traced]",
+        *,
+        count: int,
+        group: str | None = None,
+        parent: str | None = None,
+    ) -> contextlib.AbstractContextManager[Span | None]:
+        """The span of `count` messages that are sent or processed at once, linked to the trace of each. Without an
+        exporter there is none, and the messages are not looked at."""
+        return contextlib.nullcontext()
 
     @property
     def recording(self) -> bool:
@@ -138,7 +169,7 @@ def _exporters(signal: Signal, environ: Mapping[str, str]) -> list[str]:
 
 
 def message_attributes(
-    operation: Literal["send", "process"],
+    operation: Operation,
     destination: str,
     *,
     message_id: str | None = None,
@@ -158,6 +189,27 @@ def message_attributes(
         "messaging.message.body.size": size,
         "messaging.batch.message_count": count,
     }
+
+
+class _Metadata(msgspec.Struct, frozen=True):
+    traceparent: str | None = None
+
+
+class _Event(msgspec.Struct, frozen=True):
+    metadata: _Metadata = _Metadata()
+
+
+_event_decoder = msgspec.json.Decoder(_Event)
+
+
+def traceparent_of(message: Traced) -> str | None:
+    """The traceparent that a message carries."""
+    if (found := message.headers.get(TRACEPARENT)) is not None:
+        return found
+    try:
+        return _event_decoder.decode(message.data).metadata.traceparent
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 def parse_traceparent(text: str | None) -> TraceContext | None:

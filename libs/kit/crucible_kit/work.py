@@ -13,6 +13,7 @@ from .holding import PARK_AFTER, Hand, Parked, Poison, in_hand
 from .message import Handler, Message
 from .pulling import Lost, Pull, Resumption, open_pull
 from .tasks import finish
+from .telemetry import Telemetry
 
 __all__ = ["PARK_AFTER", "Poison", "ensure_durable", "work", "work_batches"]
 
@@ -101,15 +102,22 @@ async def work_batches(
     ack_wait: float = 30.0,
     deliver: str = "all",
     grace: float = GRACE_S,
+    telemetry: Telemetry | None = None,
 ) -> None:
-    """Like `work`, for handlers that take what is there at once, in order: dispatchers.
+    """Like `work`, for handlers that take what is there at once, in order: dispatchers. Each batch has a span.
 
     A batch that fails because something is away is tried again as it is, for a while. One that fails otherwise is tried
     message by message, so that one bad message costs only itself.
     """
+    tracing = telemetry or Telemetry()
+
+    async def traced(messages: list[Message]) -> None:
+        with tracing.batch("process", stream, messages, count=len(messages), group=durable):
+            await handler(messages)
+
     resumption = Resumption(bus, durable)
     async with in_hand(bus, durable, ack_wait) as hand:
-        batches = _Batches(bus, hand, handler, batch, grace)
+        batches = _Batches(bus, hand, traced, batch, grace)
         while True:
             try:
                 await ensure_durable(

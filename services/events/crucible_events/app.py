@@ -58,6 +58,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
                 await losses.note([lost])
             opening = open_index(path, bus, bus.names.events, store.VERSION, store.SCHEMA)
             index = await stack.enter_async_context(opening)
+            index.telemetry = telemetry
             index.measure(metrics)
             copies = await _copies(settings, bus, index, metrics)
             app.state.replays = copies.replays
@@ -103,7 +104,7 @@ async def _running(
     telemetry: Telemetry,
     metrics: Metrics,
 ) -> AsyncIterator[None]:
-    committer = Committer(bus, metrics, settings.events_queue, settings.events_queue_mib * _MIB)
+    committer = Committer(bus, telemetry, metrics, settings.events_queue, settings.events_queue_mib * _MIB)
     appender = Appender(bus, index, copies, committer, metrics, settings.duplicate_window_s)
     registry = worlds.Worlds(
         bus, copies.atlas, copies.places, appender.append, appender.append_making_room, room_for(bus)

@@ -17,6 +17,7 @@ from crucible_kit.bus import MAX_BATCH, Bus, Stored
 from crucible_kit.deadline import Caller
 from crucible_kit.frames import Outgoing
 from crucible_kit.metrics import Metrics
+from crucible_kit.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +64,9 @@ class Committer:
     """One batch is under way at a time: what comes meanwhile is the next one. So nothing waits when it is quiet, order
     is kept, and under load batches grow by themselves. (More at a time were measured to gain nothing.)"""
 
-    def __init__(self, bus: Bus, metrics: Metrics, most_events: int, most_bytes: int) -> None:
+    def __init__(self, bus: Bus, telemetry: Telemetry, metrics: Metrics, most_events: int, most_bytes: int) -> None:
         self._bus = bus
+        self._telemetry = telemetry
         self._most_events = most_events
         self._most_bytes = most_bytes
         self._waiting: deque[Pending] = deque()
@@ -178,13 +180,12 @@ class Committer:
         count = sum(len(pending.messages) for pending in taken)
         started = time.perf_counter()
         self._under_way = sum(pending.size for pending in taken)
+        messages = (message for pending in taken for message in pending.messages)
         try:
-            if taken[0].whole:
-                await self._whole(taken[0])
-            elif count > FEW:
-                await self._batch(taken)
-            else:
-                await self._singly(taken)
+            with self._telemetry.batch("send", self._bus.names.events, messages, count=count) as span:
+                await self._stored(taken, count)
+                if span is not None and (missed := next(filter(None, (_missed(one.outcome) for one in taken)), None)):
+                    span.fail(missed.code, missed.detail)
         except Exception as error:
             if not isinstance(error, CrucibleError):
                 log.exception("a commit of %d events failed", count)
@@ -193,6 +194,14 @@ class Committer:
         self._under_way = 0
         self._sizes.observe(count)
         self._seconds.observe(time.perf_counter() - started)
+
+    async def _stored(self, taken: list[Pending], count: int) -> None:
+        if taken[0].whole:
+            await self._whole(taken[0])
+        elif count > FEW:
+            await self._batch(taken)
+        else:
+            await self._singly(taken)
 
     async def _whole(self, pending: Pending) -> None:
         with deadline.on_behalf_of(pending.caller):

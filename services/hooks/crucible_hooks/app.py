@@ -94,7 +94,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             await registry.view.reach(0, timeout=_START_S)
             registry.changed += told_of_changes(recorder, directory)
             watching = [directory.follow] if directory else []
-            dispatcher = Dispatcher(bus, registry, debounce, recorder, metrics)
+            dispatcher = Dispatcher(bus, registry, debounce, recorder, telemetry, metrics)
             sweep = partial(redacted.sweep, bus.names.hook_runs, workers.drop)
             await stack.enter_async_context(running([dispatcher.run, sweep, backlog.watch, *watching]))
             answers = endpoints(

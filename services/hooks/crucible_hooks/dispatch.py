@@ -11,6 +11,7 @@ from crucible_kit.bus import Bus, Message
 from crucible_kit.clock import timestamp
 from crucible_kit.frames import Outgoing
 from crucible_kit.metrics import Metrics
+from crucible_kit.telemetry import Telemetry, current_traceparent
 from crucible_kit.work import ensure_durable, work_batches
 
 from .debounce import Debounce
@@ -38,8 +39,17 @@ async def open_dispatch(bus: Bus) -> None:
 
 
 class Dispatcher:
-    def __init__(self, bus: Bus, registry: Registry, debounce: Debounce, recorder: Recorder, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        registry: Registry,
+        debounce: Debounce,
+        recorder: Recorder,
+        telemetry: Telemetry,
+        metrics: Metrics,
+    ) -> None:
         self._bus = bus
+        self._telemetry = telemetry
         self._registry = registry
         self._debounce = debounce
         self._recorder = recorder
@@ -53,7 +63,16 @@ class Dispatcher:
         await self._registry.populated.wait()
         names = self._bus.names
         durable, filters = names.durable(DURABLE), [names.all_events]
-        await work_batches(self._bus, names.events, durable, self.handle, filters=filters, batch=_BATCH, deliver="new")
+        await work_batches(
+            self._bus,
+            names.events,
+            durable,
+            self.handle,
+            filters=filters,
+            batch=_BATCH,
+            deliver="new",
+            telemetry=self._telemetry,
+        )
 
     async def handle(self, messages: list[Message]) -> None:
         """Returns once every run that follows from the batch is stored. May be repeated: ids and debounce marks tell
@@ -66,13 +85,18 @@ class Dispatcher:
             for hook in self._registry.match(event):
                 await self._trigger(batch, hook, event, message)
         if batch.messages:
-            await self._bus.store_all(batch.messages)
+            await self._enqueue(batch.messages)
         if batch.events:
             await append(self._bus, batch.events)
         if batch.triggered:
             await self._tell(batch.triggered)
         if batch.skipped:
             await self._bus.store_all([self._skipped(*one) for one in batch.skipped.values()])
+
+    async def _enqueue(self, messages: list[Outgoing]) -> None:
+        queue, parent = self._bus.names.hook_runs, current_traceparent()
+        with self._telemetry.batch("send", queue, messages, count=len(messages), parent=parent):
+            await self._bus.store_all(messages)
 
     async def _trigger(self, batch: "_Batch", hook: Hook, event: Event, message: Message) -> None:
         if event.metadata.hop >= MAX_HOPS:

@@ -18,7 +18,8 @@ from crucible_core.protocol.memory import (
 )
 from crucible_core.protocol.shared import GetRequest
 from crucible_kit.bus import Bus
-from crucible_kit.index import Index, Reader
+from crucible_kit.connections import Reader
+from crucible_kit.index import Index
 from crucible_kit.metrics import Metrics
 from crucible_kit.rpc import Context, Endpoint
 from crucible_kit.telemetry import parse_traceparent

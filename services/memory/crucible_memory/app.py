@@ -11,7 +11,8 @@ from starlette.applications import Starlette
 from crucible_kit.asgi import ops_app
 from crucible_kit.buckets import View, open_bucket
 from crucible_kit.bus import Bus
-from crucible_kit.index import Index, Reader, open_index
+from crucible_kit.connections import Reader
+from crucible_kit.index import Index, open_index
 from crucible_kit.lifecycle import announced
 from crucible_kit.metrics import Metrics
 from crucible_kit.purging import Purging, note_purge
@@ -46,6 +47,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             path = Path(settings.data_dir) / "memory.sqlite"
             opening = open_index(path, bus, bus.names.events, store.VERSION, store.SCHEMA)
             index = await stack.enter_async_context(opening)
+            index.telemetry = telemetry
             searcher = await open_searcher(index)
             answering = asyncio.Event()
             app.state.ready = lambda: waiting_for(bus, index, answering)
@@ -62,7 +64,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
                 uses = Uses(bus, settings.memory_accessed_every_s)
                 forgetting.append(tasks.create_task(uses.run()))
                 if settings.memory_graph_events:
-                    forgetting.append(tasks.create_task(Graph(bus, index).run()))
+                    forgetting.append(tasks.create_task(Graph(bus, index, telemetry).run()))
                 serving = tasks.create_task(
                     _serve(bus, index, refolding, searcher, uses, answering, telemetry, metrics)
                 )

@@ -16,6 +16,7 @@ from crucible_core.subjects import NO_REACTION
 from crucible_kit.bus import Bus, Message
 from crucible_kit.index import Index
 from crucible_kit.rpc import call
+from crucible_kit.telemetry import Telemetry
 from crucible_kit.work import work_batches
 
 from .state import Memory
@@ -64,14 +65,24 @@ def keep(writer: sqlite3.Connection, found: Iterable[tuple[int, list[Step]]]) ->
 class Graph:
     """The durable consumer of Memory events that tells what follows from them, one batch at a time."""
 
-    def __init__(self, bus: Bus, index: Index) -> None:
+    def __init__(self, bus: Bus, index: Index, telemetry: Telemetry) -> None:
         self._bus = bus
         self._index = index
+        self._telemetry = telemetry
 
     async def run(self) -> None:
         names = self._bus.names
         durable, filters = names.durable(DURABLE), [names.events_of("Memory")]
-        await work_batches(self._bus, names.events, durable, self.handle, filters=filters, batch=_BATCH, deliver="new")
+        await work_batches(
+            self._bus,
+            names.events,
+            durable,
+            self.handle,
+            filters=filters,
+            batch=_BATCH,
+            deliver="new",
+            telemetry=self._telemetry,
+        )
 
     async def handle(self, messages: list[Message]) -> None:
         """Returns once all that follows is in the log. May be repeated: the ids come from the event and the step."""

@@ -16,7 +16,8 @@ import msgspec
 from crucible_core.filters import DocumentPredicate, compile_document_filter
 from crucible_core.limits import MEMORY_QUERY_LIMIT, MEMORY_TAGS
 from crucible_core.protocol.memory import MemoryList, MemoryQuery, MemoryView, ScoredMemory
-from crucible_kit.index import Index, Reader
+from crucible_kit.connections import Reader
+from crucible_kit.index import Index
 
 from .state import checked_tag, refused
 from .store import memories, views

@@ -86,7 +86,7 @@ async def _running(
             await registry.view.reach(0, timeout=30)
             if index is not None:
                 running.append(tasks.create_task(index.follow(bus, store.apply, [bus.names.delivery_attempts])))
-                running.append(tasks.create_task(dispatch(bus, registry, metrics)))
+                running.append(tasks.create_task(dispatch(bus, registry, telemetry, metrics)))
                 running.append(tasks.create_task(redacted.sweep(bus.names.deliveries, partial(drop, bus))))
                 answers = endpoints(bus, registry, index, exchanger, Replayer(bus, registry, metrics), settings)
                 await stack.enter_async_context(serve(bus, SERVICE, answers, telemetry))

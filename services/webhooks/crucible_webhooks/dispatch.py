@@ -13,6 +13,7 @@ from crucible_core.times import parse_time
 from crucible_kit.bus import Bus, Message
 from crucible_kit.frames import Outgoing
 from crucible_kit.metrics import Metrics
+from crucible_kit.telemetry import Telemetry, current_traceparent
 from crucible_kit.work import Poison, ensure_durable, work_batches
 
 from .registry import Registry
@@ -33,7 +34,7 @@ async def open_dispatch(bus: Bus) -> None:
     )
 
 
-async def dispatch(bus: Bus, registry: Registry, metrics: Metrics) -> None:
+async def dispatch(bus: Bus, registry: Registry, telemetry: Telemetry, metrics: Metrics) -> None:
     """Runs until cancelled. A batch is acknowledged once every delivery that follows from it is stored."""
     matched = metrics.counter("webhook_deliveries_enqueued", "Deliveries put into the queue")
 
@@ -44,12 +45,16 @@ async def dispatch(bus: Bus, registry: Registry, metrics: Metrics) -> None:
         matched_events = zip(reacted_to, events, strict=True)
         deliveries = [delivery for pair in matched_events for delivery in _deliveries(bus, registry.match, *pair)]
         if deliveries:
-            await bus.store_all(deliveries)
+            queue, parent = bus.names.deliveries, current_traceparent()
+            with telemetry.batch("send", queue, deliveries, count=len(deliveries), parent=parent):
+                await bus.store_all(deliveries)
             matched.inc(len(deliveries))
 
     await registry.populated.wait()
     durable, filters = bus.names.durable(DURABLE), [bus.names.all_events]
-    await work_batches(bus, bus.names.events, durable, handle, filters=filters, batch=_BATCH, deliver="new")
+    await work_batches(
+        bus, bus.names.events, durable, handle, filters=filters, batch=_BATCH, deliver="new", telemetry=telemetry
+    )
 
 
 def _event(message: Message) -> Event:
