@@ -10,7 +10,7 @@ from pydantic_monty import AsyncMonty, MontyError
 
 from crucible_core.errors import InvalidError
 from crucible_core.limits import SCRIPT_BYTES
-from crucible_hooks.effects import EFFECTS, READING
+from crucible_hooks.effects import EFFECTS, READING, signatures
 from crucible_hooks.scripts import BUILTINS, MODULES, check
 from crucible_hooks.spelling import adapted
 
@@ -71,7 +71,7 @@ EVENT = {"payload": {"tags": ["#research", "b"], "n": 2, "title": "A plan", "lin
     ],
 )
 async def test_both_spellings_are_one(monty: AsyncMonty, script: str, value: Any) -> None:
-    check(script, "x", READING, {})
+    check(script, "x", signatures(READING), {})
     assert await ran(monty, script, event=EVENT, inputs={}) == value
 
 
@@ -93,6 +93,14 @@ def test_script_without_the_other_spelling_is_run_as_it_is_written() -> None:
         ("import requests", 'no module "requests"', None),
         ("import jsn", 'no module "jsn"', "json"),
         ("emit('x')", "emit: not here", None),
+        ("memory_query(txt='x')", 'memory_query has no argument "txt"', "text"),
+        ("if False:\n    memory_query('x', limt=3, tgas=[])", 'line 2: memory_query has no argument "limt"', "limit"),
+        ("memory_query(**{'text': 'x'}, lmit=1)", 'memory_query has no argument "lmit"', "limit"),
+        ("memory_get()", "memory_get: missing a required argument: 'id'", "memory_get(id)"),
+        ("memory_get('a', 'b')", "memory_get: too many positional arguments", "memory_get(id)"),
+        ("memory_get('a', id='b')", "memory_get: multiple values", "memory_get(id)"),
+        ("log('a', sep=' ')", 'log has no argument "sep"', None),
+        ("sorted([2, 1], revers=True)", 'sorted has no argument "revers"', "reverse"),
         ("x = (", "line 1", None),
         ("let uncommitted = git::status().len();\nuncommitted >= 5\n", "Rune", "git status --porcelain"),
         ("let x = 1;\nx", "Rune", "x = 1"),
@@ -109,7 +117,7 @@ def test_script_without_the_other_spelling_is_run_as_it_is_written() -> None:
 )
 def test_script_that_cannot_work_is_refused(script: str, message: str, suggestion: str | None) -> None:
     with pytest.raises(InvalidError) as refused:
-        check(script, "condition.script", READING, dict.fromkeys(EFFECTS, "not here"))
+        check(script, "condition.script", signatures(READING), dict.fromkeys(EFFECTS, "not here"))
     error = refused.value.errors[0]
     assert error.path == "condition.script"
     assert message in refused.value.detail
@@ -119,6 +127,9 @@ def test_script_that_cannot_work_is_refused(script: str, message: str, suggestio
 @pytest.mark.parametrize(
     "script",
     [
+        "memory_query(*['x'], limit=1) or memory_query(**{'text': 'x'}) or log('a', 'b') or memory_get(id='x')",
+        "def memory_get(a, b):\n    return a\nmemory_get(b=1, a=2)",
+        "sorted([2, 1], key=abs, reverse=True) or print('a', sep='') or max([1], default=0) or sum([1], start=2)",
         "env = 1\n'emit'  # emit, requests and evnt are only words here",
         "def later():\n    return helper()\ndef helper():\n    return 1\nlater()",
         "try:\n    import tomllib\nexcept ImportError:\n    tomllib = None",
@@ -132,7 +143,7 @@ def test_script_that_cannot_work_is_refused(script: str, message: str, suggestio
     ],
 )
 def test_script_that_works_is_not_refused(script: str) -> None:
-    check(script, "x", READING, {})
+    check(script, "x", signatures(READING), {})
 
 
 @pytest.mark.parametrize(
@@ -149,7 +160,7 @@ def test_script_that_works_is_not_refused(script: str) -> None:
     ],
 )
 def test_fields_that_a_script_reads(script: str, places: set[str]) -> None:
-    found = {".".join(place) for place, _ in check(script, "x", READING, {}).fields}
+    found = {".".join(place) for place, _ in check(script, "x", signatures(READING), {}).fields}
     assert places <= found
     assert not places or found - places <= {"event", "event.payload", "inputs"}
 
@@ -199,7 +210,19 @@ async def test_error_names_the_line_of_the_script_as_it_was_written(system: Syst
         ({"condition": {"script": "event.payload.tgs == 1"}}, "condition.script", "tags"),
         ({"script": "p = event['payload']\np['tgs']"}, "action.script", "tags"),
         ({"script": "event.payload.get('tgs')"}, "action.script", "tags"),
+        ({"script": "(event.payload or {}).get('tgs')"}, "action.script", "tags"),
+        ({"script": "event.payload.links[-1].tpye"}, "action.script", "links.0.type"),
+        ({"script": "event.payload.links[1:][0]['tpye']"}, "action.script", "links.0.type"),
+        ({"script": "getattr(event.payload, 'tgs')"}, "action.script", "tags"),
+        ({"script": "'tgs' not in event.payload"}, "action.script", "tags"),
+        ({"script": "p, n = event.payload, 1\np.tgs"}, "action.script", "tags"),
+        ({"script": "if p := event.payload:\n    p.tgs"}, "action.script", "tags"),
         ({"script": "inputs.idd"}, "action.script", None),
+        (
+            {"action": {"type": "Script", "script": "inputs.a.x.y\ninputs.a.oen", "inputs": {"a": {"one": 1, "x": 2}}}},
+            "action.script",
+            "one",
+        ),
         (
             {"action": {"type": "Script", "script": "1", "inputs": {"a": "x {{event.payload.tgs}}"}}},
             "action.inputs.a",
@@ -212,6 +235,8 @@ async def test_error_names_the_line_of_the_script_as_it_was_written(system: Syst
             "action.body.a.0",
             "tags",
         ),
+        ({"script": "memory_tag('m', tga='#x')"}, "action.script", "tag"),
+        ({"filter": {"event_type": "x"}}, "trigger.events.0.filter.event_type", "entry_type"),
         ({"script": "x = 1\ndel x"}, "action.script", None),
         ({"script": "x = 1\n" * SCRIPT_BYTES}, "action.script", None),
     ],
@@ -228,5 +253,6 @@ async def test_field_that_no_event_can_have_is_refused(
 async def test_field_of_an_open_type_or_of_one_of_several_is_not_refused(system: System) -> None:
     await system.register("open", "event.payload.tgs", condition={"expr": "event.payload.tgs == 1"})
     await system.register("all", "event.payload.tgs", on="*")
+    await system.register("texts", "'tgs' in event.payload.tags or 'tgs' in event.payload.content", on="Memory.Created")
     await system.register("some", "event.payload.tag", on="Memory.*")
     await system.register("extended", "event.metadata.extensions.dataschema", on="Memory.Created")

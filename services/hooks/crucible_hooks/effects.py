@@ -1,8 +1,9 @@
 """The functions that scripts are given, each effect with its cause and a key that makes it idempotent."""
 
 import hashlib
+import inspect
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -177,3 +178,12 @@ class Effects:
         payload = self._event.data.payload
         known = ("content", "tags", "entities", "links", "metadata")
         return {"id": id, **{name: payload[name] for name in known if payload.get(name) is not None}}
+
+
+def signatures(names: Iterable[str]) -> dict[str, inspect.Signature]:
+    """How each of the functions is called."""
+    found = {}
+    for name in names:
+        parameters = list(inspect.signature(getattr(Effects, name)).parameters.values())[1:]
+        found[name] = inspect.Signature([one.replace(annotation=inspect.Parameter.empty) for one in parameters])
+    return found

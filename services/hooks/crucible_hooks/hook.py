@@ -1,5 +1,6 @@
 """A hook ready to run: its definition with filters and templates compiled, expressions and scripts told apart."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +23,7 @@ from crucible_core.hooks import (
 from crucible_core.limits import SCRIPT_BYTES, TEMPLATES
 from crucible_core.matcher import CompiledFilters, compile_filters
 
-from .effects import EFFECTS, READING
+from .effects import EFFECTS, READING, signatures
 from .expressions import Expression, expression
 from .http import Http, compile_http
 from .shell import Shell, compile_shell, working_directory
@@ -31,6 +32,7 @@ from .texts import Text
 
 _PRE_ONLY_DECIDES = "a Pre hook only decides; effects belong into a Post hook, which runs once the event is committed"
 _NO_SHELL = "hooks that arrive over the API may not use Shell unless CRUCIBLE_HOOKS_ALLOW_API_SHELL permits it"
+_TYPE_PLACE = re.compile(r"^(trigger\.events\.\d+)\.event_type")
 _FLOWS = "TriggerFlow is not available yet: use Script, HTTP or Shell"
 
 
@@ -62,11 +64,11 @@ class Hook(msgspec.Struct, frozen=True):
             found.append(Text(self.condition.at, self.condition.source))
         elif self.condition is not None:
             forbidden = dict.fromkeys(EFFECTS, "a condition has no effects")
-            found.append(Text("condition.script", self.condition.source, READING, forbidden))
+            found.append(Text("condition.script", self.condition.source, signatures(READING), forbidden))
         if isinstance(self.action, Script):
             functions = READING if self.pre else (*READING, *EFFECTS)
             forbidden = dict.fromkeys(EFFECTS, _PRE_ONLY_DECIDES) if self.pre else {}
-            found.append(Text("action.script", self.action.source, functions, forbidden))
+            found.append(Text("action.script", self.action.source, signatures(functions), forbidden))
         return found
 
 
@@ -115,8 +117,7 @@ def _filters(definition: Mapping[str, Any], catalogue: Catalogue) -> CompiledFil
         return compile_filters(trigger_filters(definition), at="trigger.events", catalogue=catalogue)
     except InvalidError as refused:
         errors = [
-            msgspec.structs.replace(error, path=error.path.replace(".event_type", ".type", 1))
-            for error in refused.errors
+            msgspec.structs.replace(error, path=_TYPE_PLACE.sub(r"\1.type", error.path)) for error in refused.errors
         ]
         first = errors[0]
         hint = f' (did you mean "{first.suggestion}"?)' if first.suggestion else ""

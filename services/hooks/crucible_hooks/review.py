@@ -2,6 +2,7 @@
 are held against the types that the hook listens to."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from crucible_core.catalogue import Catalogue
 from crucible_core.errors import FieldError, InvalidError
@@ -48,20 +49,24 @@ def _wrong_fields(hook: Hook, reads: Iterable[Reads], catalogue: Catalogue) -> I
             if one.place[0] == "event":
                 _check_event(hook, one.place[1:], catalogue)
             else:
-                _check_input(hook, one.place[1], one.at)
+                _check_input(hook, one.place[1:], one.at)
         except InvalidError as refused:
             first = refused.errors[0]
             line = f"line {one.line}: " if one.line else ""
             yield FieldError(one.at, f"{line}{'.'.join(one.place)[:200]}: {first.message}", first.suggestion)
 
 
-def _check_input(hook: Hook, name: str, at: str) -> None:
+def _check_input(hook: Hook, place: tuple[str, ...], at: str) -> None:
     """Raises InvalidError."""
     if at.startswith(("condition.", "action.inputs.")):
         raise _absent("inputs are there for the action only; an event's fields are in event")
-    inputs = hook.definition.action.inputs
-    if name not in inputs:
-        raise _absent(f'the action has no input "{name[:80]}"', nearest(name, inputs))
+    there: Any = hook.definition.action.inputs
+    for name in place:
+        if not isinstance(there, dict):
+            return
+        if name not in there:
+            raise _absent(f'the action has no input "{name[:80]}"', nearest(name, there))
+        there = there[name]
 
 
 def _check_event(hook: Hook, place: tuple[str, ...], catalogue: Catalogue) -> None:

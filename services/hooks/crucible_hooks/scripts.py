@@ -2,10 +2,12 @@
 a text from outside can take the parser as long as it likes."""
 
 import ast
+import builtins
 import collections
 import datetime
 import decimal
 import hashlib
+import inspect
 import io
 import pathlib
 import re
@@ -68,7 +70,10 @@ _RUNE = re.compile(r"^\s*(?:let|const|var|fn|pub|use)\s|\w::\w|=>|\bmatch\b.*\{\
 _GIT = re.compile(r"\bgit\b")
 _MOST_ERRORS = 20
 _ANY_ITEM = "0"
-_READING = (ast.Name, ast.Attribute, ast.Subscript, ast.Call)
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+_READING = (ast.Name, ast.Attribute, ast.Subscript, ast.Call, ast.Compare)
+_OBJECTS = (("event",), ("event", "payload"), ("event", "data", "payload"), ("event", "metadata"))
+"""Places whose members are known to be fields: `"x" in …` asks for one of them."""
 
 _Place = tuple[str, ...]
 
@@ -79,9 +84,10 @@ class Reading(msgspec.Struct, frozen=True):
     fields: tuple[tuple[_Place, int], ...]
 
 
-def check(source: str, at: str, known: Iterable[str], forbidden: Mapping[str, str]) -> Reading:
-    """What a script reads. Raises InvalidError for what is no Python, for names that are not there (`known` are the
-    functions that it is given) and for a call of a `forbidden` function, with the reason that is given for it.
+def check(source: str, at: str, known: Mapping[str, inspect.Signature], forbidden: Mapping[str, str]) -> Reading:
+    """What a script reads. Raises InvalidError for what is no Python, for names and arguments that are not there
+    (`known` are the functions that it is given) and for a call of a `forbidden` function, with the reason that is given
+    for it.
 
     It can take as long as it likes: call it in a worker process.
     """
@@ -158,9 +164,12 @@ def _refused(at: str, message: str, suggestion: str | None = None) -> InvalidErr
 class _Names:
     """The names of a script against those that there are."""
 
-    def __init__(self, nodes: Sequence[ast.AST], known: Iterable[str], forbidden: Mapping[str, str]) -> None:
+    def __init__(
+        self, nodes: Sequence[ast.AST], known: Mapping[str, inspect.Signature], forbidden: Mapping[str, str]
+    ) -> None:
         self._nodes = nodes
         self._bound = frozenset(bound(nodes))
+        self._functions = known
         self._known = frozenset(known) | frozenset(VARIABLES)
         self._forbidden = forbidden
         self._modules = frozenset(modules(nodes))
@@ -174,6 +183,8 @@ class _Names:
                 yield from self._name(node)
             elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 yield from self._method(node.func)
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                yield from self._call(node, node.func.id)
             elif isinstance(node, ast.Import | ast.ImportFrom) and id(node) not in guarded:
                 yield from self._import(node)
 
@@ -186,6 +197,26 @@ class _Names:
         elif name not in self._known and name not in BUILTINS:
             others = [*self._known, *self._bound, *BUILTINS]
             yield node.lineno, f'there is no "{name[:80]}"', _NAMES_ELSEWHERE.get(name) or nearest(name, others)
+
+    def _call(self, node: ast.Call, name: str) -> Iterator[tuple[int, str, str | None]]:
+        """Arguments that no call of a function has; of those in `*` and `**` nothing is known."""
+        if name in self._bound:
+            return
+        signature = self._functions.get(name) or _builtin(name)
+        if signature is None:
+            return
+        names = [one.name for one in signature.parameters.values() if one.kind in _NAMED]
+        given = [keyword.arg for keyword in node.keywords if keyword.arg is not None]
+        unknown = [one for one in given if one not in names]
+        for one in unknown:
+            yield node.lineno, f'{name} has no argument "{one[:80]}"', nearest(one, names)
+        open_ended = len(given) < len(node.keywords) or any(isinstance(one, ast.Starred) for one in node.args)
+        if unknown or open_ended:
+            return
+        try:
+            signature.bind(*node.args, **dict.fromkeys(given))
+        except TypeError as error:
+            yield node.lineno, f"{name}: {error}", f"{name}({', '.join(names)})" if names else None
 
     def _method(self, node: ast.Attribute) -> Iterator[tuple[int, str, str | None]]:
         name = node.attr
@@ -201,6 +232,18 @@ class _Names:
             if name.partition(".")[0] not in MODULES:
                 others = ", ".join(sorted(MODULES))
                 yield node.lineno, f'there is no module "{name[:80]}" here; there are {others}', nearest(name, MODULES)
+
+
+@cache
+def _builtin(name: str) -> inspect.Signature | None:
+    """How a builtin of the sandbox is called, where Python itself knows."""
+    found = getattr(builtins, name, None) if name in BUILTINS else None
+    if found is None or isinstance(found, type):
+        return None
+    try:
+        return inspect.signature(found)
+    except ValueError:
+        return None
 
 
 @cache
@@ -278,6 +321,13 @@ class _Fields:
         match node:
             case ast.Assign(targets=[ast.Name(id=name)], value=value) if name in self._once:
                 self._name(name, self._place(value))
+            case ast.NamedExpr(target=ast.Name(id=name), value=value) if name in self._once:
+                self._name(name, self._place(value))
+            case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=values)) if not any(
+                isinstance(one, ast.Starred) for one in (*targets, *values)
+            ):
+                for target, value in zip(targets, values, strict=False):
+                    self._bind(ast.Assign(targets=[target], value=value))
             case (
                 ast.For(target=ast.Name(id=name), iter=over) | ast.comprehension(target=ast.Name(id=name), iter=over)
             ) if name in self._once:
@@ -296,10 +346,20 @@ class _Fields:
                 return self._below(value, name)
             case ast.Subscript(value=value, slice=ast.Constant(value=str(name)), ctx=ast.Load()):
                 return self._below(value, name)
-            case ast.Subscript(value=value, slice=ast.Constant(value=int()), ctx=ast.Load()):
+            case ast.Subscript(value=value, slice=ast.Constant(value=int()) | ast.UnaryOp(), ctx=ast.Load()):
                 return self._below(value, _ANY_ITEM)
+            case ast.Subscript(value=value, slice=ast.Slice(), ctx=ast.Load()):
+                return self._place(value)
+            case ast.BoolOp(op=ast.Or(), values=[first, *_]):
+                return self._place(first)
+            case ast.NamedExpr(value=value):
+                return self._place(value)
             case ast.Call(func=ast.Attribute(value=value, attr="get"), args=[ast.Constant(value=str(name)), *_]):
                 return self._below(value, name)
+            case ast.Call(func=ast.Name(id="getattr"), args=[value, ast.Constant(value=str(name)), *_]):
+                return self._below(value, name)
+            case ast.Compare(left=ast.Constant(value=str(name)), ops=[ast.In() | ast.NotIn()], comparators=[value]):
+                return self._below(value, name) if self._place(value) in _OBJECTS else None
         return None
 
     def _below(self, value: ast.expr, name: str) -> _Place | None:

@@ -1,6 +1,7 @@
 """The texts of a hook that are parsed before they run, and what a worker process reads in them."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from inspect import Signature
 
 import msgspec
 
@@ -12,12 +13,12 @@ _MOST_ERRORS = 20
 
 
 class Text(msgspec.Struct, frozen=True):
-    """An expression, or a script: that has `functions` that it is given and others that are `forbidden` to it, with the
-    reason. `at` is its path in the definition."""
+    """An expression, or a script: that has `functions` that it is given, each with how it is called, and others that
+    are `forbidden` to it, with the reason. `at` is its path in the definition."""
 
     at: str
     source: str
-    functions: tuple[str, ...] | None = None
+    functions: Mapping[str, Signature] | None = None
     forbidden: Mapping[str, str] = {}
 
 
