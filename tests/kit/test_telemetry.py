@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -31,6 +33,15 @@ from crucible_kit.telemetry import (
 from tests.collector import CLIENT, CONSUMER, PRODUCER, SERVER, Collector, attributes_of
 
 HTTP = "otlp http/protobuf"
+GRPC = """
+from pathlib import Path
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+class Exporter(SpanExporter):
+    def export(self, spans):
+        Path(__file__).with_name("exported").write_text(" ".join(span.name for span in spans))
+        return SpanExportResult.SUCCESS
+"""
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
@@ -110,15 +121,28 @@ def test_the_standard_variables_choose_the_exporters(
         ({"OTEL_TRACES_EXPORTER": "consol"}, ["OTEL_TRACES_EXPORTER", 'did you mean "console"', "traces are not"]),
         ({"OTEL_METRICS_EXPORTER": "zipkin"}, ["OTEL_METRICS_EXPORTER", "zipkin", "metrics are not exported"]),
         ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/jsn"}, ["OTEL_EXPORTER_OTLP_PROTOCOL=http/jsn", "http/protobuf"]),
-        ({"OTEL_EXPORTER_OTLP_TIMEOUT": "soon"}, []),
+        ({"OTEL_EXPORTER_OTLP_TIMEOUT": "soon"}, ["OTLP_TIMEOUT=soon is no number; the default holds"]),
         ({"OTEL_METRIC_EXPORT_INTERVAL": "-1"}, ["OTEL_METRIC_EXPORT_INTERVAL", "metrics are not exported"]),
-        ({"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "many"}, ["OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "traces are not exported"]),
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "::no url::"}, []),
-        ({"OTEL_EXPORTER_OTLP_HEADERS": "no header"}, []),
-        ({"OTEL_RESOURCE_ATTRIBUTES": "no=,pair"}, []),
-        ({"OTEL_TRACES_SAMPLER": "sometimes"}, []),
-        ({"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "half"}, []),
-        ({"OTEL_BSP_SCHEDULE_DELAY": "x", "OTEL_BLRP_SCHEDULE_DELAY": "y"}, []),
+        ({"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "many"}, ["OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "exported"]),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "::no url::"},
+            ["=::no url:: is no URL", "http://HOST:4318"],
+        ),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "localhost:4317"}, ["localhost:4317 is no URL", "traces, metrics and logs"]),
+        ({"OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": "http://[::1"}, ["OTLP_LOGS_ENDPOINT=http://[::1 is", ": logs are not"]),
+        ({"OTEL_EXPORTER_OTLP_HEADERS": "Bearer secret"}, ["OTEL_EXPORTER_OTLP_HEADERS is no list of name=value"]),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "no=,pair"}, ["OTEL_RESOURCE_ATTRIBUTES=no=,pair is no list of name=value"]),
+        ({"OTEL_TRACES_SAMPLER": "always"}, ["OTEL_TRACES_SAMPLER=always is no sampler", "always_o", "is sampled"]),
+        (
+            {"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "half"},
+            ["_ARG=half is not between 0 and 1"],
+        ),
+        ({"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "7"}, ["_ARG=7 is not between 0 and 1"]),
+        ({"OTEL_SDK_DISABLED": "yes"}, ["OTEL_SDK_DISABLED=yes is neither true nor false; nothing is disabled"]),
+        ({"OTEL_EXPORTER_OTLP_COMPRESSION": "brotli"}, ["_COMPRESSION=brotli is none of none, gzip, deflate"]),
+        ({"OTEL_EXPORTER_OTLP_CERTIFICATE": "/nowhere"}, ["_CERTIFICATE=/nowhere is no file that can be read"]),
+        ({"OTEL_BSP_SCHEDULE_DELAY": "x"}, ["OTEL_BSP_SCHEDULE_DELAY=x is no number"]),
+        ({"OTEL_BLRP_SCHEDULE_DELAY": "y"}, ["OTEL_BLRP_SCHEDULE_DELAY=y is no number"]),
         ({"OTEL_BSP_MAX_QUEUE_SIZE": "-3"}, ["max_queue_size", "traces are not exported"]),
     ],
     ids=str,
@@ -135,10 +159,49 @@ def test_what_is_wrong_with_a_variable_is_one_warning(
     telemetry = open_telemetry("events", Metrics("events"))
     with telemetry.span("append") as span:
         assert parse_traceparent(span.traceparent)
-    ours = [record.getMessage() for record in caplog.records if record.name.startswith("crucible")]
     telemetry.close()
-    assert len(ours) == bool(words)
-    assert all(word in ours[0] for word in words)
+    [warning] = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert warning.name.startswith("crucible")
+    assert all(word in warning.getMessage() for word in words)
+    assert "secret" not in warning.getMessage()
+
+
+@pytest.mark.parametrize("name", ["OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "OTEL_ATTRIBUTE_COUNT_LIMIT"])
+def test_a_variable_that_keeps_the_sdk_from_loading_keeps_nothing_from_starting(name: str) -> None:
+    code = (
+        "from crucible_kit.logs import setup_logging; from crucible_kit.telemetry import open_telemetry;"
+        "setup_logging('events'); open_telemetry('events').span('append'); print('started')"
+    )
+    environ = {**os.environ, "OTEL_TRACES_EXPORTER": "console", name: "many"}
+    process = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    assert process.stdout == "started\n"
+    [line] = process.stderr.splitlines()
+    assert name in line
+    assert "exported" in line
+
+
+def test_grpc_works_where_its_exporter_is_installed(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """A package that says that it is the exporter; it writes what it is given into a file."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
+    monkeypatch.setenv("OTEL_LOGS_EXPORTER", "none")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "localhost:4317")
+    (tmp_path / "grpc_stand_in.py").write_text(GRPC)
+    about = tmp_path / "opentelemetry_exporter_otlp_proto_grpc-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Name: opentelemetry-exporter-otlp-proto-grpc\nVersion: 1\n")
+    (about / "entry_points.txt").write_text(
+        "[opentelemetry_traces_exporter]\notlp_proto_grpc = grpc_stand_in:Exporter\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    telemetry = open_telemetry("events", Metrics("events"))
+    with telemetry.span("append"):
+        pass
+    telemetry.close()
+    assert (tmp_path / "exported").read_text() == "append"
+    assert not caplog.records
 
 
 def test_grpc_is_refused_with_what_to_set_where_its_exporter_is_missing(
@@ -434,6 +497,17 @@ def test_closing_leaves_no_thread_and_does_not_wait_for_a_lost_collector(monkeyp
     telemetry.close()
     assert time.monotonic() - started < 6
     assert set(threading.enumerate()) == before
+
+
+def test_a_collector_that_is_away_leaves_few_words_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    telemetry = open_telemetry("events", Metrics("events"))
+    with telemetry.span("append"):
+        pass
+    telemetry.close()
+    assert not [record.getMessage() for record in caplog.records if "shutdown" in record.getMessage().lower()]
 
 
 def test_without_exporter_no_part_of_opentelemetry_is_loaded() -> None:

@@ -5,7 +5,7 @@ import logging
 import secrets
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from types import TracebackType
 from typing import Any
@@ -52,6 +52,7 @@ from .telemetry import (
     parse_traceparent,
     traceparent_of,
 )
+from .variables import endpoint_mistake, mistakes
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +147,10 @@ class ExportingTelemetry(Telemetry):
         return self.span(f"{operation} {destination}", parent, kind, about, links)
 
     def close(self) -> None:
+        with _quiet(logging.ERROR):
+            self._close()
+
+    def _close(self) -> None:
         # The SDK waits through its exporters' retries, 30 s and more; an exporter that is shut down gives up its retry.
         timer = threading.Timer(FLUSH_S, self._give_up)
         timer.start()
@@ -161,19 +166,37 @@ class ExportingTelemetry(Telemetry):
             exporter.shutdown()
 
 
-def open_exporters(service: str, wanted: Mapping[Signal, Sequence[str]], metrics: Metrics | None) -> Telemetry:
-    """Providers of our own, never the global ones: two apps in one process do not meet. What cannot be opened is one
-    warning for each reason."""
-    opening = _Opening(service, metrics)
-    for signal, names in wanted.items():
-        for name in names:
-            opening.open(signal, name)
+def open_exporters(
+    service: str, wanted: Mapping[Signal, Sequence[str]], metrics: Metrics | None, environ: Mapping[str, str]
+) -> Telemetry:
+    """Providers of our own, never the global ones: two apps in one process do not meet. What cannot be opened, and each
+    variable that is not understood, is one warning."""
+    for mistake in mistakes(environ):
+        log.warning("%s", mistake)
+    opening = _Opening(service, metrics, environ)
+    with _quiet(logging.CRITICAL):
+        for signal, names in wanted.items():
+            for name in names:
+                opening.open(signal, name)
     return opening.done()
 
 
+@contextlib.contextmanager
+def _quiet(level: int) -> Iterator[None]:
+    """Has the SDK say less: at the opening of what we said already, at the end that it ends."""
+    theirs = logging.getLogger("opentelemetry")
+    before = theirs.level
+    theirs.setLevel(level)
+    try:
+        yield
+    finally:
+        theirs.setLevel(before)
+
+
 class _Opening:
-    def __init__(self, service: str, metrics: Metrics | None) -> None:
+    def __init__(self, service: str, metrics: Metrics | None, environ: Mapping[str, str]) -> None:
         self._service = service
+        self._environ = environ
         self._metrics = metrics
         self._version = _version(service)
         self._tracers: TracerProvider | None = None
@@ -187,7 +210,7 @@ class _Opening:
         try:
             if self._resource is None:
                 self._resource = _resource(self._service, self._version)
-            exporter = _exporter(signal, name)
+            exporter = _exporter(signal, name, self._environ)
             getattr(self, f"_open_{signal}")(exporter, self._resource)
             self._exporters.append(exporter)
         except InvalidError as error:
@@ -297,11 +320,13 @@ def _context(parent: str | None) -> Context:
     return Context() if remote is None else set_span_in_context(NonRecordingSpan(remote), Context())
 
 
-def _exporter(signal: Signal, name: str) -> Any:
+def _exporter(signal: Signal, name: str, environ: Mapping[str, str]) -> Any:
     """Raises InvalidError, and whatever the exporter raises."""
     protocol = name.removeprefix("otlp ")
     if name != protocol and name not in _OTLP:
         raise InvalidError(f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol} is not supported; set it to http/protobuf")
+    if protocol == "http/protobuf" and (wrong := endpoint_mistake(signal, environ)):
+        raise InvalidError(wrong)
     group = f"opentelemetry_{signal}_exporter"
     installed = entry_points(group=group)
     entry = _OTLP.get(name, name)

@@ -4,6 +4,7 @@ beside metrics and logs."""
 import contextlib
 import functools
 import importlib
+import logging
 import os
 import random
 import re
@@ -17,6 +18,8 @@ import msgspec
 from crucible_core.subjects import TRACEPARENT
 
 from .metrics import Metrics
+
+log = logging.getLogger(__name__)
 
 Kind = Literal["internal", "server", "client", "producer", "consumer"]
 Signal = Literal["traces", "metrics", "logs"]
@@ -141,7 +144,12 @@ def open_telemetry(service: str, metrics: Metrics | None = None, environ: Mappin
     if not any(wanted.values()):
         return Telemetry()
     # Loaded by name and only here: the OpenTelemetry SDK and its exporter would cost every idle process memory.
-    opened: Telemetry = importlib.import_module(".exporting", __package__).open_exporters(service, wanted, metrics)
+    try:
+        exporting = importlib.import_module(".exporting", __package__)
+    except Exception as error:  # the SDK reads some variables when it is loaded
+        log.warning("OTEL_* variables: OpenTelemetry cannot be loaded, and nothing is exported (%s)", error)
+        return Telemetry()
+    opened: Telemetry = exporting.open_exporters(service, wanted, metrics, environ)
     return opened
 
 
