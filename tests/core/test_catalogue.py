@@ -1,6 +1,8 @@
 """The catalogue: names, wildcards, payloads and filter paths."""
 
+import gc
 import json
+import sys
 from contextlib import suppress
 from typing import Any
 
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crucible_core.catalogue import ANY_CUSTOM, CATALOGUE, Catalogue, Kind
-from crucible_core.errors import FieldError, InvalidError, MalformedError
+from crucible_core.errors import CrucibleError, FieldError, InvalidError, MalformedError
 from crucible_core.payloads import RESERVED, Closed
 from crucible_core.protocol.hooks import RunRecord
 from crucible_core.protocol.webhooks import AttemptRecord
@@ -382,3 +384,40 @@ def test_handler_of_what_nobody_emits_is_warned(patterns: list[str], told: str |
 def test_reserved_types_exist_and_say_so() -> None:
     assert set(TYPES) >= RESERVED
     assert {kind.type for kind in CATALOGUE.types() if kind.reserved} == RESERVED
+
+
+@pytest.mark.parametrize(
+    ("dotted", "payload"),
+    [
+        ("Memory.Tagged", b'{"id": 1, "tag": "a"}'),
+        ("Memory.Linked", b'{"source_id": "a", "target_id": 1}'),
+        ("Memory.Tagged", b'{"id": "a", "id": "a", "tag": "a"}'),
+        ("Custom.A", b'{"a": [{"b": 1, "b": 2}]}'),
+        ("Custom.A", b'{"a": 1e999}'),
+        ("Custom.A", b'{"a": 1, "a": 1, "text": "' + 100_000 * b"x" + b'"}'),
+        ("Custom.A", b"[]"),
+        ("Custom.A", b"{"),
+    ],
+)
+def test_refused_payload_is_let_go(dotted: str, payload: bytes) -> None:
+    """Also before the garbage collector comes: no frame that has the payload keeps the error."""
+    gc.collect()
+    gc.disable()
+    try:
+        before = sys.getrefcount(payload)
+        for _ in range(3):
+            with suppress(CrucibleError):
+                CATALOGUE.canonical(dotted, payload)
+                raise AssertionError("it was accepted")
+        assert sys.getrefcount(payload) == before
+    finally:
+        gc.enable()
+
+
+def test_refused_filter_path_leaves_nothing_behind() -> None:
+    gc.collect()
+    for _ in range(3):
+        with suppress(InvalidError):
+            CATALOGUE.check_path(["Memory.Tagged"], "nothing.of.that.kind")
+            raise AssertionError("it was accepted")
+    assert gc.collect() == 0

@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import errno
+import gc
 import gzip
 import socket
 import ssl
+import sys
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -275,3 +277,20 @@ def test_bad_certificate_is_told_in_plain_words(code: int, words: str) -> None:
 def test_failure_that_nobody_thought_of_shows_no_text_of_a_library() -> None:
     assert reason_of(OSError("Multiple exceptions: [Errno 111] Connect call failed")) == "the connection failed"
     assert reason_of(OSError(errno.EHOSTDOWN, "x")) == "the connection failed (EHOSTDOWN)"
+
+
+async def test_body_that_reached_nobody_is_let_go() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        target = parse_target(f"http://127.0.0.1:{closed.getsockname()[1]}/")
+        body = b"x" * 1000
+        async with open_exchanger(HERE) as exchanger:
+            gc.disable()
+            try:
+                before = sys.getrefcount(body)
+                for _ in range(3):
+                    with contextlib.suppress(ExchangeError):
+                        await exchanger.send("POST", target, {}, body, 5.0)
+                assert sys.getrefcount(body) == before
+            finally:
+                gc.enable()

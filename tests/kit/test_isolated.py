@@ -1,9 +1,12 @@
 """Worker processes: what takes too much is killed, and takes nothing with it."""
 
 import asyncio
+import contextlib
+import gc
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator
 
@@ -22,6 +25,20 @@ async def test_result_and_exception_come_back(isolated: Isolated) -> None:
     assert await isolated.run("a", json.loads, "[1]") == [1]
     with pytest.raises(json.JSONDecodeError):
         await isolated.run("a", json.loads, "[")
+
+
+async def test_arguments_of_what_failed_are_let_go(isolated: Isolated) -> None:
+    await isolated.run("a", abs, 1)
+    text = "[1," * 100
+    gc.disable()
+    try:
+        before = sys.getrefcount(text)
+        for _ in range(3):
+            with contextlib.suppress(ValueError):
+                await isolated.run("a", json.loads, text)
+        assert sys.getrefcount(text) == before
+    finally:
+        gc.enable()
 
 
 async def test_worker_is_used_again(isolated: Isolated) -> None:

@@ -185,7 +185,8 @@ class Catalogue:
         try:
             value, refusal = read(payload), None
         except msgspec.ValidationError as error:
-            value, refusal = None, error
+            # With its traceback it would hold this frame, which holds it: both, and the payload, would stay.
+            value, refusal = None, error.with_traceback(None)
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise malformed(error, "payload") from None
         if isinstance(value, dict):
@@ -243,7 +244,7 @@ class Catalogue:
                 if stored and synonyms.canonical_path(dotted, path) != path:
                     raise Outside([])
             except Outside as outside:
-                outsides[dotted] = outside
+                outsides[dotted] = outside.with_traceback(None)
             else:
                 return
         if outsides:

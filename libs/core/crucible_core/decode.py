@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from .envelope import MAX_DEPTH
-from .errors import CrucibleError, FieldError, InvalidError, MalformedError
+from .errors import FieldError, InvalidError, MalformedError
 from .suggest import nearest
 
 T = TypeVar("T")
@@ -149,17 +149,19 @@ def check_keys(raw: bytes, what: str, root: str = "", value: Any = _UNREAD) -> N
     try:
         again = _write(_read(raw) if value is _UNREAD else value)
     except msgspec.ValidationError as error:
-        raise _first_slip(raw, what, root) or refused(error, Any, what, root) from None
+        _check_each(raw, what, root)
+        raise refused(error, Any, what, root) from None
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise malformed(error, what) from None
-    if _has_more(raw, again) and (slip := _first_slip(raw, what, root)):
-        raise slip
+    if _has_more(raw, again):
+        _check_each(raw, what, root)
 
 
 def check_members(raw: bytes, what: str, root: str = "") -> None:
     """The same for the object `raw` itself, and not for what stands inside it."""
     if (raw[:1] == b"{" or raw.lstrip()[:1] == b"{") and _has_more(raw, _write(_members_of(raw))):
-        raise _first_slip(raw, what, root) or MalformedError(f"{what} has a key twice")
+        _check_each(raw, what, root)
+        raise MalformedError(f"{what} has a key twice")
 
 
 def _has_more(raw: bytes, again: bytes) -> bool:
@@ -182,16 +184,18 @@ class _Twice(Exception):
     """Its argument is the key."""
 
 
-def _first_slip(raw: bytes, what: str, root: str) -> CrucibleError | None:
+def _check_each(raw: bytes, what: str, root: str) -> None:
+    """Raises for the first key that stands twice or number out of range. It does not return the error: one that is in
+    a variable when it is raised keeps that frame, and `raw`."""
     path = [root] if root else []
     if len(raw) <= _LOCATED_BYTES:
         found = json.loads(raw.decode(), object_pairs_hook=_Members, parse_float=_float, parse_int=_whole)
-        return _slip(found, path, what)
+        _check_below(found, path, what)
+        return
     try:
         json.loads(raw.decode(), object_pairs_hook=_look_through, parse_float=str, parse_int=str)
     except _Twice as twice:
-        return _stands_twice([*path, "*", str(twice)[:_SHOWN]], what)
-    return None
+        raise _stands_twice([*path, "*", str(twice)[:_SHOWN]], what) from None
 
 
 def _look_through(members: list[tuple[str, Any]]) -> None:
@@ -208,24 +212,21 @@ def _whole(number: str) -> Any:
     return number if len(number) < _MOST_DIGITS else _OUT_OF_RANGE
 
 
-def _slip(value: Any, path: list[str], what: str) -> CrucibleError | None:
+def _check_below(value: Any, path: list[str], what: str) -> None:
     if value is _OUT_OF_RANGE:
         field = FieldError(".".join(path)[:_MOST_PATH], "number out of range")
-        return InvalidError(f"{what} is refused: {field.path}: {field.message}", errors=[field])
+        raise InvalidError(f"{what} is refused: {field.path}: {field.message}", errors=[field])
     if isinstance(value, _Members):
         keys: set[str] = set()
         for key, inner in value:
             at = [*path, key[:_SHOWN]]
             if key in keys:
-                return _stands_twice(at, what)
+                raise _stands_twice(at, what)
             keys.add(key)
-            if slip := _slip(inner, at, what):
-                return slip
+            _check_below(inner, at, what)
     elif isinstance(value, list):
-        return next(
-            (slip for place, item in enumerate(value) if (slip := _slip(item, [*path, str(place)], what))), None
-        )
-    return None
+        for place, item in enumerate(value):
+            _check_below(item, [*path, str(place)], what)
 
 
 def _stands_twice(path: list[str], what: str) -> MalformedError:

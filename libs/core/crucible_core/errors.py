@@ -57,10 +57,19 @@ class CrucibleError(Exception):
         return Problem(self.code, self.detail, self.errors, self.extra)
 
     def as_value(self) -> Self:
-        """Itself, to be kept and not raised: without the frames that it came through. Those lead to their callers, one
-        of which keeps it: all that they hold, payloads too, would stay until the garbage collector comes."""
-        self.__traceback__ = self.__context__ = self.__cause__ = None
+        """Itself, to be kept and not raised: `without_frames`."""
+        without_frames(self)
         return self
+
+
+def without_frames(error: BaseException) -> None:
+    """Takes the frames away that an error, and all that it came from, came through. Where one of them keeps the error,
+    all that they and their callers hold, payloads too, would stay until the garbage collector comes."""
+    rest: BaseException | None = error
+    while rest is not None:
+        rest.__traceback__ = None
+        before, rest = rest, rest.__cause__ or rest.__context__
+        before.__cause__ = before.__context__ = None
 
 
 class MalformedError(CrucibleError):

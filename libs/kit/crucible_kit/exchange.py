@@ -19,6 +19,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from crucible_core import subjects
 from crucible_core.envelope import Metadata
+from crucible_core.errors import without_frames
 from crucible_core.limits import ANSWER_BYTES, ANSWER_HEADER_BYTES
 from crucible_core.network import BROKEN, NO_ANSWER, NO_TLS, certificate_reason, connection_reason
 
@@ -113,7 +114,9 @@ class Exchanger:
             raise ExchangeError(f"no answer within {timeout_s:g} s", "timeout") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             log.debug("%s %s: %r", method, target.origin, error)
-            raise ExchangeError(reason_of(error), type(error).__name__.lstrip("_")) from None
+            reason, kind = reason_of(error), type(error).__name__.lstrip("_")
+            without_frames(error)  # uvloop's keep it, and it would keep ours, with the body
+            raise ExchangeError(reason, kind) from None
 
     async def reach(self, target: Target, timeout_s: float) -> None:
         """Connects, to where `send` would, and hangs up. Raises ExchangeError."""
@@ -125,7 +128,9 @@ class Exchanger:
             raise ExchangeError(f"no connection within {timeout_s:g} s") from None
         except OSError as error:
             log.debug("%s: %r", target.origin, error)
-            raise ExchangeError(reason_of(error)) from None
+            reason = reason_of(error)
+            without_frames(error)
+            raise ExchangeError(reason) from None
 
     async def _connect(self, target: Target) -> None:
         hosts = await self._resolver.addresses(target)

@@ -138,7 +138,10 @@ class Worker:
             raise Exhausted(await self._cause()) from None
         self.usable = True
         if failed:
-            raise result
+            try:
+                raise result
+            finally:
+                del result  # its traceback leads to this frame, and to the arguments
         return result
 
     async def end(self) -> None:

@@ -150,7 +150,10 @@ class JetStream(abc.ABC):
                 else:
                     stored.append(result)
         if failure:
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure, results, result  # their tracebacks lead to this frame, and to the messages
         return stored
 
     async def commit(self, messages: Sequence[Outgoing], *, timeout: float = 5.0) -> list[int]:
@@ -295,11 +298,14 @@ class JetStream(abc.ABC):
         except msgspec.DecodeError as error:
             raise UnavailableError("JetStream answered with something other than an acknowledgement") from error
         if ack.error is not None:
-            refusal = _refused(ack.error, "message")
-            if isinstance(refusal, StorageFullError):
-                self.storage.refused(refusal.detail)
-            raise refusal
+            raise self._refused(ack.error)
         return ack
+
+    def _refused(self, error: _ApiError) -> CrucibleError:
+        refusal = _refused(error, "message")
+        if isinstance(refusal, StorageFullError):
+            self.storage.refused(refusal.detail)
+        return refusal
 
     async def _delete(self, operation: str, *tokens: str) -> None:
         reply = await self._api_reply(operation, *tokens)

@@ -204,7 +204,7 @@ def _receiver(
                 async with waiting:
                     reply = await handle(message, held)
         except CrucibleError as error:
-            reply, headers = _refusal(error.problem())
+            reply, headers = _refusal(error.as_value().problem())
         except msgspec.DecodeError as error:
             reply, headers = _refusal(MalformedError(f"{name}: {error}").problem())
         except Exception:

@@ -98,8 +98,8 @@ class Places:
         """Raises InvalidError where there never was such a world or room; None is any."""
         if not self._readable(world_id, room_id):
             await self.view.refresh()
-            if (refusal := self.unreadable(world_id, room_id)) is not None:
-                raise refusal
+            if not self._readable(world_id, room_id):
+                raise self._refusal(world_id, room_id)
 
     def unreadable(self, world_id: str | None, room_id: str | None) -> InvalidError | None:
         """The same by what this copy holds now."""

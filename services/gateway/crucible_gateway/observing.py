@@ -63,7 +63,10 @@ class Observing(ASGIMiddleware):
                 refusal = error
             else:
                 return
-        raise refusal
+        try:
+            raise refusal
+        finally:
+            del refusal  # its traceback leads to this frame, and to the request
 
 
 def attributes_of(scope: Scope) -> dict[str, Attribute | None]:

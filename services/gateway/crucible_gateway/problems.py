@@ -9,7 +9,7 @@ from litestar.enums import ScopeType
 from litestar.exceptions import HTTPException, WebSocketException
 from litestar.types import ExceptionHandlersMap, Message, Scope
 
-from crucible_core.errors import CrucibleError, untried
+from crucible_core.errors import CrucibleError, untried, without_frames
 from crucible_kit.asgi import PROBLEM_JSON, Rendered, problem, status_problem
 
 from .correlation import HEADER, correlation_of
@@ -54,7 +54,9 @@ async def show_refusal(message: Message, scope: Scope) -> None:
 
 
 def _answered(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    return answer(_rendered(error, request.scope))
+    rendered = _rendered(error, request.scope)
+    without_frames(error)
+    return answer(rendered)
 
 
 def _rendered(error: Exception, scope: Scope) -> Rendered:
