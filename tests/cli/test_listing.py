@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
@@ -22,6 +23,8 @@ from crucible_cli.tables import (
     rooms_table,
     runs_table,
     types_table,
+    webhook_panel,
+    webhook_view,
     webhooks_table,
     worlds_table,
 )
@@ -184,6 +187,12 @@ def test_ids_are_short_whole_and_unique_where_the_width_is_small() -> None:
     assert all(webhook(number).id.startswith(id) for number, id in zip((1, 2), ids, strict=True))
     wide = rendered(webhooks_table([webhook(1), webhook(2)]), UNCUT).splitlines()
     assert wide[1].split()[0] == webhook(1).id
+
+
+def test_why_a_webhook_may_wait_for_ever_is_shown() -> None:
+    waits = msgspec.structs.replace(webhook(1), warnings=["nobody emits Memory.Pruned yet"])
+    for view in (webhooks_table([waits]), webhook_view(waits), webhook_panel(waits)):
+        assert "nobody emits Memory.Pruned yet" in rendered(view, UNCUT)
 
 
 def test_cut_says_what_is_missing() -> None:

@@ -94,6 +94,15 @@ def test_repeats_are_dropped_and_a_gap_is_told() -> None:
     assert subscription.call().headers["last-event-id"] == "5"
 
 
+def test_a_warning_is_told_once() -> None:
+    told: list[Notice] = []
+    subscription = Subscription((), None, "now", None, on_notice=told.append)
+    for _ in range(2):
+        subscription.take("", '{"type": "subscribed", "sequence": 7, "warnings": ["nobody emits it"]}')
+    subscription.take("subscribed", '{"type": "subscribed"}')
+    assert told == [Notice("warned", detail="nobody emits it")]
+
+
 def test_a_bare_event_is_taken_too() -> None:
     subscription = Subscription((), None, "now", None)
     bare = '{"type": "Custom", "data"' + frame(7).split('"data"', 1)[1][:-1]

@@ -264,6 +264,21 @@ async def test_sse_frames_and_resumption(http: httpx.AsyncClient, bus: Bus) -> N
     assert found[6:8] == ["id: 4", "event: event"]
 
 
+async def test_a_subscription_to_what_nobody_emits_says_so(socket: ClientConnection, http: httpx.AsyncClient) -> None:
+    told = ["nobody emits Webhook.Failing yet: reserved"]
+    for types, warnings in ((["Webhook.Failing", "Custom.Tick"], told), (["Webhook.*"], None)):
+        answer = await ask(socket, action="subscribe", filters=[{"event_type": type} for type in types])
+        assert answer.get("warnings") == warnings
+    for start, sequence in (("now", 0), ("start", None)):
+        params = {"type": "Webhook.Failing", "from": start}
+        async with http.stream("GET", STREAM, params=params, headers=SSE) as answer:
+            lines = answer.aiter_lines()
+            found = [await asyncio.wait_for(anext(lines), 10) for _ in range(5)]
+        data = json.loads(next(line.removeprefix("data: ") for line in found if line.startswith("data: ")))
+        assert "event: subscribed" in found
+        assert (data.get("sequence"), data["warnings"]) == (sequence, told)
+
+
 async def test_silent_stream_beats(start: Serve) -> None:
     async with start(stream_heartbeat_s=0.05) as gateway:
         client = httpx.AsyncClient(base_url=gateway.url, headers=HEADERS | SSE)

@@ -7,7 +7,7 @@ import msgspec
 from crucible_core.protocol import shared
 from crucible_core.protocol.events import TypeRecord, TypeVersion
 from crucible_core.protocol.shared import Check, GetRequest
-from crucible_core.protocol.webhooks import WebhookView
+from crucible_core.protocol.webhooks import UpdateWebhook, WebhookList, WebhookView
 from crucible_core.subjects import token
 from crucible_kit.buckets import Bucket, open_bucket
 from crucible_kit.bus import Bus
@@ -59,6 +59,17 @@ async def test_webhook_is_inert_without_its_type_and_wakes_with_it(
     await service.append("Order.Placed", id="o_1")
     await until(lambda: len(receiver.requests) == 1)
     assert await state() == "active"
+
+
+async def test_webhook_on_what_nobody_emits_is_active_and_says_so(service: Service) -> None:
+    url, told = "http://127.0.0.1:9/", ["nobody emits Webhook.Failing yet: reserved"]
+    webhook = await service.create(url, **filters("Webhook.Failing", "Memory.*"))
+    assert (webhook.state, webhook.warnings) == ("active", told)
+    [listed] = (await service.ask("list", shared.Message(), WebhookList)).webhooks
+    assert listed.warnings == told
+    patch = {"event_filters": [{"event_type": "Memory.*"}]}
+    updated = await service.ask("update", UpdateWebhook(id=webhook.id, patch=patch), WebhookView)
+    assert updated.warnings == []
 
 
 async def test_webhook_on_registered_types_is_tried_out(service: Service, bus: Bus, receiver: Receiver) -> None:

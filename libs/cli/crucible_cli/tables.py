@@ -74,7 +74,7 @@ def hooks_table(hooks: Sequence[HookView]) -> RenderableType:
     rows: list[tuple[Cell, ...]] = [
         (
             hook.name,
-            _hook_state(hook),
+            _state_of(hook),
             hook.timing or "",
             "" if hook.order is None else str(hook.order),
             *_counted(hook.counters),
@@ -85,10 +85,10 @@ def hooks_table(hooks: Sequence[HookView]) -> RenderableType:
     return Listing(columns, rows) if rows else Text("No hooks yet. Add one: crucible hooks add FILE.md", "dim")
 
 
-def _hook_state(hook: HookView) -> Text:
-    if not hook.warnings:
-        return state_text(hook.state)
-    return Text(clean("; ".join([hook.state, *hook.warnings]), 300), "yellow")
+def _state_of(handler: HookView | WebhookView) -> Text:
+    if not handler.warnings:
+        return state_text(handler.state)
+    return Text(clean("; ".join([handler.state, *handler.warnings]), 300), "yellow")
 
 
 def webhooks_table(webhooks: Sequence[WebhookView]) -> RenderableType:
@@ -105,7 +105,7 @@ def webhooks_table(webhooks: Sequence[WebhookView]) -> RenderableType:
         (
             hook.id,
             clean(hook.name, LONG),
-            state_text(hook.state),
+            _state_of(hook),
             clean(" ".join(entry.event_type for entry in hook.event_filters), LONG),
             clean(hook.url, LONG),
             *_counted(hook.counters),
@@ -124,12 +124,13 @@ def webhook_panel(webhook: WebhookView) -> RenderableType:
         lines.append("\nIt is not shown again. Receivers verify with it: crucible listen --secret …", "dim")
     if webhook.old_secret_until is not None:
         lines.append(f"\nThe secret before signs, too, until {clean(webhook.old_secret_until)}.", "dim")
-    return lines
+    return lines.append_text(_warned(webhook))
 
 
 def webhook_view(webhook: WebhookView) -> RenderableType:
     """One webhook: whether it works, what it wants, and what waits for it."""
     head = Text.assemble((webhook.id, "bold"), "  ", clean(webhook.name), "  ", state_text(webhook.state))
+    head.append_text(_warned(webhook))
     head.append(f"\n→ {clean(webhook.url, LONG)}")
     for entry in webhook.event_filters:
         wanted = f"  {clean(msgspec.json.encode(entry.filter).decode(), LONG)}" if entry.filter else ""
@@ -140,6 +141,10 @@ def webhook_view(webhook: WebhookView) -> RenderableType:
     if webhook.old_secret_until is not None:
         head.append(f"\nthe secret before the last rotation signs until {clean(webhook.old_secret_until)}", "dim")
     return head
+
+
+def _warned(webhook: WebhookView) -> Text:
+    return Text("".join(f"\n{clean(warning, 300)}" for warning in webhook.warnings), "yellow")
 
 
 def runs_table(runs: Sequence[RunRecord]) -> RenderableType:

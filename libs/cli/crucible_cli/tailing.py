@@ -67,6 +67,8 @@ class Teller:
                 self.away = False
             case "gap":
                 self._session.note(f"— too slow for {notice.dropped} events: they are read from the log —")
+            case "warned":
+                self._session.note(f"— {notice.detail} —")
             case "away" if not self.away:
                 self._session.note(f"— {notice.detail}: connecting again —")
                 self.away = True

@@ -22,10 +22,10 @@ class Notice(msgspec.Struct, frozen=True):
 
     `caught_up`: everything up to `sequence` was given, what follows is live. `gap`: the reader was so slow that
     `dropped` events left its queue; they are read from the log, so that none is missed. `away`: the connection broke
-    for the reason in `detail`, and is made again.
+    for the reason in `detail`, and is made again. `warned`: `detail` says why some of what is wanted may never come.
     """
 
-    kind: Literal["caught_up", "gap", "away"]
+    kind: Literal["caught_up", "gap", "away", "warned"]
     sequence: int | None = None
     dropped: int | None = None
     detail: str = ""
@@ -53,6 +53,7 @@ class Subscription:
         self._patience = Patience(patience_s)
         self._on_notice = on_notice
         self._last: int | None = None
+        self._warned: set[str] = set()
 
     def call(self) -> Call[bytes]:
         """The request that starts the stream, or resumes it after the last sequence seen."""
@@ -81,6 +82,8 @@ class Subscription:
         kind = name if name in ("gap", "error", "caught_up", "subscribed") else frame.get("type")
         if kind == "error":
             raise error_from(frame.get("error") or frame)
+        if kind == "subscribed":
+            self._warn(frame.get("warnings") or [])
         if kind == "gap":
             self._tell(Notice("gap", dropped=frame.get("dropped")))
         event = _event_in(frame)
@@ -102,6 +105,13 @@ class Subscription:
         wait = self._patience.wait_s(error, at_s)
         self._tell(Notice("away", detail=error.detail))
         return wait
+
+    def _warn(self, warnings: Sequence[str]) -> None:
+        """Once, however often the stream is made again."""
+        for warning in warnings:
+            if warning not in self._warned:
+                self._warned.add(warning)
+                self._tell(Notice("warned", detail=warning))
 
     def _tell(self, notice: Notice) -> None:
         if self._on_notice is not None:

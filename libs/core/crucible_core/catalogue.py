@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -153,14 +154,13 @@ class Catalogue:
         return frozenset(found)
 
     def warning(self, patterns: Iterable[str]) -> str | None:
-        """Why a handler of some types, aliases or wildcards may wait for ever: each that is known stands for types that
-        nobody emits. None where something can happen."""
+        """Why a handler of some types, aliases or wildcards may wait for ever: one of them stands for nothing but types
+        that nobody emits. None where each can happen."""
         found: set[str] = set()
         for pattern in patterns:
-            types = self.expand(pattern)
-            if types is None or not types <= RESERVED:
-                return None
-            found |= types
+            with suppress(UnknownTypeError):  # an unknown one says so itself
+                types = self.expand(pattern)
+                found |= types if types is not None and types <= RESERVED else set()
         if not found:
             return None
         named = ", ".join(sorted(found)[:3]) + (" …" if len(found) > 3 else "")

@@ -234,6 +234,7 @@ WEBHOOK_VIEW: Final[Json] = {
     "updated_at": "2026-11-21T09:00:00.000000Z",
     "paused": False,
     "old_secret_until": None,
+    "warnings": [],
     "secret": "whsec_…",
 }
 RESENT: Final[Json] = {

@@ -156,12 +156,14 @@ class Session:
         filters = await self._types.settle(
             lambda catalogue: compile_filters(wish.filters, at="filters", catalogue=catalogue)
         )
+        warning = self._types.catalogue.warning(entry.event_type for entry in wish.filters)
         wanted = Wanted(filters, wish.world_id, wish.room_id)
         await check_place(self._hub.bus, wish.world_id, wish.room_id)
         start = read_start(wish.start, await self._hub.head())
         subscription = fresh_id("sub")
         position = {} if start.since_ms is not None else {"sequence": start.after}
-        await self._tell({"type": "subscribed", "subscription": subscription, **position})
+        told = {"warnings": [warning]} if warning else {}
+        await self._tell({"type": "subscribed", "subscription": subscription, **position, **told})
         self._audience.join(subscription, self._send).announced.set()
         self._running[subscription] = asyncio.create_task(self._pump(subscription, wanted, start))
 

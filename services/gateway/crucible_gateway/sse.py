@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from typing import Any
 
 import msgspec
 
@@ -26,13 +27,13 @@ async def frames(
     stopping: asyncio.Event,
     correlation_id: str,
     named: bool = True,
+    warning: str | None = None,
 ) -> AsyncIterator[bytes]:
     """Until the client has gone or the server stops; a comment shows every `heartbeat_s` seconds that it lives. Where
-    they are not `named`, events come as what a browser's `onmessage` takes."""
+    they are not `named`, events come as what a browser's `onmessage` takes. A `warning` says why none may come."""
     yield b"retry: %d\n\n" % _RETRY_MS
-    if not start.past:
-        # Its id lets a client that loses the connection before the first event miss none all the same.
-        yield b'id: %d\nevent: subscribed\ndata: {"type":"subscribed","sequence":%d}\n\n' % (start.after, start.after)
+    if warning or not start.past:
+        yield _subscribed(start, warning)
     try:
         async with opening as following, _woken_by(stopping, following):
             while not stopping.is_set():
@@ -50,6 +51,16 @@ async def frames(
         log.exception("an event stream failed")
         failed = document(CrucibleError("the stream failed"), correlation_id)
         yield b"event: error\ndata: %b\n\n" % bytes(failed)
+
+
+def _subscribed(start: Start, warning: str | None) -> bytes:
+    """Where the stream begins at its end, the frame's id lets a client that loses the connection before the first event
+    miss none all the same."""
+    told: dict[str, Any] = {"warnings": [warning]} if warning else {}
+    if start.past:
+        return b"event: subscribed\ndata: %b\n\n" % msgspec.json.encode({"type": "subscribed", **told})
+    data = msgspec.json.encode({"type": "subscribed", "sequence": start.after, **told})
+    return b"id: %d\nevent: subscribed\ndata: %b\n\n" % (start.after, data)
 
 
 def frame(item: Item, named: bool) -> bytes:

@@ -56,20 +56,21 @@ def endpoints(
         )
         await registry.create(record)
         await _tell(bus, "Webhook.Registered", record, context)
-        shown = view(record, Counters())
-        shown.secret = record.auth.secret or ""
-        return shown
+        made = seen(record, Counters())
+        made.secret = record.auth.secret or ""
+        return made
+
+    def seen(record: WebhookRecord, counters: Counters) -> WebhookView:
+        return view(record, counters, registry.inert.get(record.id), registry.warning(record))
 
     async def shown(record: WebhookRecord) -> WebhookView:
-        counted = (await store.counters(index)).get(record.id, Counters())
-        return view(record, counted, registry.inert.get(record.id))
+        return seen(record, (await store.counters(index)).get(record.id, Counters()))
 
     async def list_all(request: msgspec.Struct, context: Context) -> WebhookList:
         await registry.view.refresh()
         counted = await store.counters(index)
         records = sorted(registry.records.values(), key=lambda record: record.id)
-        views = [view(r, counted.get(r.id, Counters()), registry.inert.get(r.id)) for r in records]
-        return WebhookList(webhooks=views)
+        return WebhookList(webhooks=[seen(record, counted.get(record.id, Counters())) for record in records])
 
     async def get(request: GetRequest, context: Context) -> WebhookView:
         await registry.view.refresh()

@@ -133,7 +133,9 @@ def state(record: WebhookRecord, inert: str | None = None) -> str:
     return "paused" if record.paused else "active"
 
 
-def view(record: WebhookRecord, counters: Counters, inert: str | None = None) -> WebhookView:
+def view(
+    record: WebhookRecord, counters: Counters, inert: str | None = None, warning: str | None = None
+) -> WebhookView:
     return WebhookView(
         id=record.id,
         name=record.name,
@@ -147,6 +149,7 @@ def view(record: WebhookRecord, counters: Counters, inert: str | None = None) ->
         updated_at=record.updated_at,
         paused=record.paused,
         old_secret_until=max((one.until for one in record.old_secrets), default=None),
+        warnings=[warning] if warning else [],
     )
 
 

@@ -60,6 +60,10 @@ class Registry:
         compiled = self._compiled.get(webhook_id)
         return compiled is not None and compiled.matches(event) and not _is_about(webhook_id, event)
 
+    def warning(self, record: WebhookRecord) -> str | None:
+        """Why a webhook that is active may wait for ever."""
+        return self.types.catalogue.warning(entry.event_type for entry in record.event_filters)
+
     def is_deleted(self, webhook_id: str) -> bool:
         """False also for one whose record this version cannot read."""
         return webhook_id not in self._revisions

@@ -103,7 +103,7 @@ class Resent(Message):
 class WebhookView(Message, omit_defaults=False):
     """A webhook as users see it; `secret` only in the answer that made it. Credentials never come back. `waiting`
     counts the deliveries that wait, in the answer for one webhook; the secret before the last rotation signs until
-    `old_secret_until`."""
+    `old_secret_until`; `warnings` say why one that is active may wait for ever."""
 
     id: str
     name: str
@@ -117,6 +117,7 @@ class WebhookView(Message, omit_defaults=False):
     updated_at: str
     paused: bool = False
     old_secret_until: str | None = None
+    warnings: list[str] = []
     waiting: int | msgspec.UnsetType = msgspec.UNSET
     secret: str | msgspec.UnsetType = msgspec.UNSET
 

@@ -34,9 +34,9 @@ PATH = "/api/v1/events/stream"
         Operation(
             summary="Live events, server-sent",
             description=(
-                "For every `Accept` that `text/event-stream` fits, also one of any type, and for none. "
-                "Frames: `subscribed` "
-                "(with `from=now`), `event` (its `id` is the sequence), `caught_up`, `gap` and "
+                "For every `Accept` that `text/event-stream` fits, also one of any type, and for none. Frames: "
+                "`subscribed` (with `from=now`, or `warnings` of types that nobody emits), `event` (its `id` is the "
+                "sequence), `caught_up`, `gap` and "
                 "`error`; with `frames=unnamed`, an event is a frame without a name, as `EventSource.onmessage` takes "
                 "it. `Last-Event-ID` resumes. The same path is a WebSocket: send "
                 '`{"action": "subscribe", "filters": [{"event_type": "Memory.*", "filter": {}}], "from": "now"}`, '
@@ -72,6 +72,7 @@ async def stream_events(request: Http) -> Response[Any]:
         request.app.state.stopping,
         correlation_of(request.scope),
         named=params.frames == "named",
+        warning=gateway.types.catalogue.warning(entry.event_type for entry in filters),
     )
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return Stream(frames, media_type=sse.MEDIA_TYPE, headers=headers)
