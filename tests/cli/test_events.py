@@ -224,7 +224,7 @@ def test_filters(given: list[str] | None, filter: Any) -> None:
 
 
 def test_what_is_neither_filter_nor_pair_is_a_usage_error() -> None:
-    with pytest.raises(typer.BadParameter, match="not a JSON object"):
+    with pytest.raises(typer.BadParameter, match="is not JSON"):
         filter_of(["tags"], "--filter")
     with pytest.raises(typer.BadParameter, match="a is a value already"):
         fields_of(["a=1", "a.b=2"], "PAYLOAD")

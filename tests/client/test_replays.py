@@ -40,7 +40,10 @@ def run(played: Played, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tup
     return result.exit_code, result.stdout
 
 
-def test_commands(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands(played: Played, crucible: Crucible, monkeypatch: pytest.MonkeyPatch) -> None:
+    crucible.hooks.add({"name": "h"})
+    crucible.hooks.add({"name": "broken"})
+    played.requests.clear()
     asked = ("--to-hook", "h", "--from", "3", "--type", "Custom.*", "--filter", '{"n": 1}', "--wait")
     code, shown = run(played, monkeypatch, "events", "replay", *asked)
     assert (code, "rpl_1  done  100%  into h" in shown) == (0, True), shown

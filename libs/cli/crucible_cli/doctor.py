@@ -133,7 +133,7 @@ def _handlers(diagnosis: Diagnosis) -> RenderableType:
     if diagnosis.error is not None:
         return Text(f"The hooks and webhooks cannot be asked: {clean(diagnosis.error, 600)}", "red")
     if not diagnosis.findings:
-        return Text("No hooks and no webhooks: nothing to prove. Add one: crucible hooks add FILE.md", "dim")
+        return Text("No hooks and no webhooks: nothing to prove. Add one: `crucible hooks add --help` shows how", "dim")
     columns = (
         Column("handler", floor=16),
         Column("kind", 3),

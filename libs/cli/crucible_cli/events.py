@@ -87,7 +87,7 @@ def count(
         session.show(crucible.events.count(*asked.types, by=by, **asked.wanted), count_table)
 
 
-@command(app)
+@command(app, alias="show")
 def get(session: Session, id: Id) -> None:
     """One event, whole."""
     with session.connect() as crucible:

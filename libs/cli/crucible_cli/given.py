@@ -4,17 +4,20 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import typer
 
+from crucible_core.decode import check_keys, decode
 from crucible_core.errors import CrucibleError, InvalidError
 from crucible_core.limits import GIVEN_BYTES
 from crucible_core.text import decode_text
 from crucible_core.times import format_time
 
 from .files import read_text
+
+T = TypeVar("T")
 
 _AGO = re.compile(r"(\d{1,9})([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -30,8 +33,10 @@ def text_of(given: str, what: str) -> str:
         return given
     try:
         return read_text(Path(given[1:]).expanduser(), GIVEN_BYTES)
-    except (InvalidError, RuntimeError) as error:  # ~nobody has no home
-        raise typer.BadParameter(f"{what}: {error}") from error
+    except RuntimeError as error:
+        raise typer.BadParameter(f"{what}: {given[1:80]} has no home directory") from error
+    except InvalidError as error:
+        raise typer.BadParameter(f"{what}: {error.detail}") from error
 
 
 def stdin_text(what: str) -> str:
@@ -43,16 +48,23 @@ def stdin_text(what: str) -> str:
         if len(data) > GIVEN_BYTES:
             raise InvalidError(f"stdin is larger than {GIVEN_BYTES // 1024} KiB")
         return decode_text(data)
-    except (CrucibleError, OSError) as error:
-        raise typer.BadParameter(f"{what}: {error}") from error
+    except OSError as error:
+        raise typer.BadParameter(f"{what}: cannot read stdin: {error.strerror}") from error
+    except CrucibleError as error:
+        raise typer.BadParameter(f"{what}: {error.detail}") from error
 
 
 def payload_of(given: str, what: str) -> dict[str, Any]:
     """A JSON object."""
+    return json_of(text_of(given, what), dict[str, Any], what)
+
+
+def json_of(text: str, kind: type[T], what: str) -> T:
+    """JSON as a `kind`. A usage error where it is none, and where an object in it has a key twice."""
     try:
-        return msgspec.json.decode(text_of(given, what), type=dict[str, Any])
-    except msgspec.DecodeError as error:
-        raise typer.BadParameter(f"{what}: not a JSON object: {error}") from error
+        return decode(text.encode(errors="surrogateescape"), kind, what=what)
+    except CrucibleError as error:
+        raise typer.BadParameter(error.detail) from error
 
 
 def json_object(given: str | None, what: str) -> dict[str, Any] | None:
@@ -75,7 +87,9 @@ def fields_of(given: Sequence[str], what: str) -> dict[str, Any]:
             place = place.setdefault(name, {})
             if not isinstance(place, dict):
                 raise typer.BadParameter(f"{what}: {key[:80]}: {name} is a value already")
-        place[last] = _value(value)
+        if last in place:
+            raise typer.BadParameter(f"{what}: {key[:80]} is given twice")
+        place[last] = _value(value, f"{what}: {key[:80]}")
     return made
 
 
@@ -99,12 +113,18 @@ def _one_filter(text: str, what: str) -> dict[str, Any]:
         return payload_of(text, what)
     key, operator, value = pair.groups()
     if operator == "=":
-        return {key: _value(value)}
-    return {key: {_OPERATORS[operator]: value if operator == "~" else _value(value)}}
+        return {key: _value(value, what)}
+    return {key: {_OPERATORS[operator]: value if operator == "~" else _value(value, what)}}
 
 
-def _value(text: str) -> Any:
+def _value(text: str, what: str) -> Any:
+    """JSON, else the text itself."""
     try:
-        return msgspec.json.decode(text)
-    except msgspec.DecodeError:
+        value = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         return text
+    try:
+        check_keys(text.encode(), what, value=value)
+    except CrucibleError as error:
+        raise typer.BadParameter(error.detail) from error
+    return value

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import typer
 
 from crucible_core.errors import InvalidError
@@ -11,7 +10,7 @@ from crucible_core.hookfile import read_hook, script_file, with_default_name
 from crucible_core.limits import HOOK_FILE_BYTES
 
 from .files import read_text
-from .given import stdin_text
+from .given import json_of, stdin_text
 from .summary import clean
 
 
@@ -29,16 +28,10 @@ def read_hook_file(file: Path) -> tuple[dict[str, Any] | None, str | None]:
     except InvalidError:
         return None, text
     if given is None:
-        return (_object(file, text), None) if file.suffix.lower() == ".json" else (None, text)
+        is_json = file.suffix.lower() == ".json"
+        return (json_of(text, dict[str, Any], clean(file.name, 400)), None) if is_json else (None, text)
     complete = with_default_name(_inlined(given, file.parent), file.name)
     return (None, text) if complete == given else (complete, None)
-
-
-def _object(file: Path, text: str) -> dict[str, Any]:
-    try:
-        return msgspec.json.decode(text, type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
-        raise typer.BadParameter(f"{clean(file.name, 400)}: not a JSON object: {error}") from error
 
 
 def _inlined(given: dict[str, Any], beside: Path) -> dict[str, Any]:

@@ -9,17 +9,19 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from typer.core import TyperGroup
 
+from crucible_client import Crucible
 from crucible_core.protocol.hooks import HookView
 
 from .given import json_object
 from .hookfile import read_hook_file
+from .lookup import find_named
 from .session import Session, Yes, command
 from .summary import clean
 from .tables import as_json, check_view, hooks_table, run_view, runs_table, state_text
 
 app = typer.Typer(no_args_is_help=True, help="List, add and try hooks.")
 
-Name = Annotated[str, typer.Argument(help="The hook's name.")]
+Name = Annotated[str, typer.Argument(help="The hook's name, or the beginning of it.")]
 
 
 @command(app, table=True)
@@ -29,19 +31,33 @@ def list_(session: Session) -> None:
         session.list("hooks", crucible.hooks.list(), hooks_table)
 
 
-@command(app)
+@command(app, alias="show")
 def get(session: Session, name: Name) -> None:
     """One hook, whole."""
     with session.connect() as crucible:
-        session.show(crucible.hooks.get(name), _hook)
+        session.show(found(crucible, name), _hook)
 
 
-@command(app)
+@command(app, alias="create")
 def add(
     session: Session,
     file: Annotated[Path, typer.Argument(help="A hook file: Markdown with front matter, YAML or JSON; - is stdin.")],
 ) -> None:
-    """Register a hook, or a new version of it. A script beside the file goes with it."""
+    """Register a hook, or a new version of it. A script beside the file goes with it. Such a file, shout.md:
+
+    \b
+    ---
+    name: shout
+    trigger:
+      events: [{type: Memory, event: Created}]
+    condition:
+      expr: 'event.payload.content.contains("!")'
+    action:
+      type: Script
+      script: |
+        memory_tag(event["payload"]["id"], "#loud")
+    ---
+    """
     definition, markdown = read_hook_file(file)
     with session.connect() as crucible:
         session.show(crucible.hooks.add(definition, markdown=markdown), _added)
@@ -58,30 +74,32 @@ def update(
     \b
     crucible hooks update tidy '{"options": {"timeout_ms": 5000}}'
     """
+    changed = json_object(changes, "CHANGES") or {}
     with session.connect() as crucible:
-        session.show(crucible.hooks.update(name, json_object(changes, "CHANGES") or {}), _state)
+        session.show(crucible.hooks.update(found(crucible, name).name, changed), _state)
 
 
 @command(app)
 def enable(session: Session, name: Name) -> None:
     """Let a disabled hook fire again."""
     with session.connect() as crucible:
-        session.show(crucible.hooks.enable(name), _state)
+        session.show(crucible.hooks.enable(found(crucible, name).name), _state)
 
 
 @command(app)
 def disable(session: Session, name: Name) -> None:
     """Keep a hook, but do not let it fire."""
     with session.connect() as crucible:
-        session.show(crucible.hooks.disable(name), _state)
+        session.show(crucible.hooks.disable(found(crucible, name).name), _state)
 
 
-@command(app)
+@command(app, alias="rm")
 def delete(session: Session, name: Name, yes: Yes = False) -> None:
-    """Remove a hook, and what waits to be run by it."""
+    """Remove a hook, and what waits to be run by it. With --yes the whole name is wanted."""
     with session.connect() as crucible, session.removing(f"the hook {name}"):
         if not yes:
-            hook = crucible.hooks.get(name)
+            hook = found(crucible, name)
+            name = hook.name
             session.err.print(hooks_table([hook]))
             session.confirm(f"Remove the hook {name}, and what waits to be run by it?", yes)
         crucible.hooks.delete(name)
@@ -118,8 +136,9 @@ def list_runs(
 ) -> None:
     """The latest runs of a hook: when, how long, how they ended, and what they said."""
     with session.connect() as crucible:
-        found = list(islice(crucible.hooks.runs(name, page_size=min(limit, 500)), limit))
-    session.list("runs", found, runs_table)
+        hook = found(crucible, name).name
+        latest = list(islice(crucible.hooks.runs(hook, page_size=min(limit, 500)), limit))
+    session.list("runs", latest, runs_table)
 
 
 @command(app, "test")
@@ -130,11 +149,17 @@ def try_(
     real: Annotated[bool, typer.Option("--real", help="Let its effects happen; else they are only recorded.")] = False,
 ) -> None:
     """Fire one synthetic event through a hook. Exit code 1 when it is not live."""
+    body = json_object(payload, "--payload")
     with session.connect() as crucible:
-        check = crucible.hooks.test(name, dry_run=not real, payload=json_object(payload, "--payload"))
+        check = crucible.hooks.test(found(crucible, name).name, dry_run=not real, payload=body)
     session.show(check, check_view)
     if check.verdict in ("inert", "failing"):
         raise typer.Exit(1)
+
+
+def found(crucible: Crucible, given: str) -> HookView:
+    """The hook of that name, or the only one whose name begins so. Raises NotFoundError, ConflictError."""
+    return find_named(given, "hook", crucible.hooks.get, lambda: [hook.name for hook in crucible.hooks.list()])
 
 
 def _state(hook: HookView) -> Text:

@@ -34,7 +34,12 @@ def listen(
     ] = None,
     fail: Annotated[int, typer.Option(min=0, help="Answer 500 to the first so many deliveries.")] = 0,
 ) -> None:
-    """Receive webhooks here, until Ctrl-C: verify each delivery's signatures and print it."""
+    """Receive webhooks here, until Ctrl-C: verify each delivery's signatures and print it.
+
+    \b
+    crucible listen --secret my-own-secret
+    crucible webhooks create mine http://127.0.0.1:9000/ --on "Memory.*" --secret my-own-secret
+    """
     known = text_of(secret, "--secret").strip() if secret else None
     if known:
         key_of(known)

@@ -1,9 +1,11 @@
 """Finding one thing by what people give of it: its id, its name where it has one, or the beginning of its id."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from crucible_core.errors import ConflictError, NotFoundError
+from crucible_core.suggest import nearest
 
 _LEAST = 6
 """Characters of an id after its prefix, at least: fewer are rather a name that is misspelt."""
@@ -16,6 +18,7 @@ class _WithId(Protocol):
 
 
 T = TypeVar("T", bound=_WithId)
+N = TypeVar("N")
 
 
 def find(given: str, kind: str, get: Callable[[str], T], beginning: Callable[[str], Sequence[T]]) -> T:
@@ -39,3 +42,20 @@ def find(given: str, kind: str, get: Callable[[str], T], beginning: Callable[[st
         shown = ", ".join(thing.id for thing in found[:_SHOWN])
         raise ConflictError(f"several ids begin with {start}: {shown}{', …' if len(found) > _SHOWN else ''}")
     return get(found[0].id)  # lists show less
+
+
+def find_named(given: str, kind: str, get: Callable[[str], N], names: Callable[[], Sequence[str]]) -> N:
+    """The same for a `kind` of things that have names only: the one of that name, or the only one whose name begins
+    so. Raises NotFoundError with the nearest name, and ConflictError."""
+    if "/" not in given:
+        with contextlib.suppress(NotFoundError):
+            return get(given)
+    known = names()
+    found = [name for name in known if given and name.startswith(given)]
+    if len(found) == 1:
+        return get(found[0])
+    if found:
+        shown = ", ".join(found[:_SHOWN]) + (", …" if len(found) > _SHOWN else "")
+        raise ConflictError(f"the names of several {kind}s begin with {given}: {shown}")
+    meant = nearest(given, known)
+    raise NotFoundError(f"there is no {kind} {given[:100]!r}" + (f": did you mean {meant}?" if meant else ""))

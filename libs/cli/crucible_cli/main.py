@@ -68,7 +68,16 @@ def crucible(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Memory and automation for agents and knowledge bases, on one durable event log."""
+    """Memory and automation for agents and knowledge bases, on one durable event log. To begin with:
+
+    \b
+    crucible up                   everything; the rest in another terminal
+    crucible demo                 a note, a hook and a signed webhook
+    crucible hooks add --help     a hook of your own, with one to copy
+    crucible listen --help        an endpoint here, and a webhook to it
+    crucible watch FOLDER         your notes become events and memories
+    crucible events trace EVENT   shows what followed from it, and why
+    """
 
 
 def build() -> typer.Typer:

@@ -28,7 +28,7 @@ World = Annotated[str | None, typer.Option(help="The world to look in.")]
 Room = Annotated[str | None, typer.Option(help="Only in this room.")]
 
 
-@command(app)
+@command(app, alias="add")
 def create(
     session: Session,
     content: Content,
@@ -43,10 +43,7 @@ def create(
     session.show(written, _written)
 
 
-command(app, "add")(create)
-
-
-@command(app)
+@command(app, alias="show")
 def get(session: Session, id: Id) -> None:
     """One memory, whole."""
     with session.connect() as crucible:
@@ -118,12 +115,8 @@ def update(
     session.show(written, _written)
 
 
-@command(app)
-def delete(
-    session: Session,
-    id: Id,
-    yes: Yes = False,
-) -> None:
+@command(app, alias="rm")
+def delete(session: Session, id: Id, yes: Yes = False) -> None:
     """Remove a memory: it is found no more. What its events say stays in the log."""
     with session.connect() as crucible:
         memory = _found(crucible, id)

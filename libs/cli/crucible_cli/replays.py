@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from crucible_client import Crucible
 from crucible_core.protocol.replays import Replay
 
-from . import webhooks
+from . import hooks, webhooks
 from .given import json_object, moment_of
 from .lookup import find
 from .session import Session, Yes, command
@@ -24,7 +24,9 @@ _LOOK_S = 0.2
 
 def start(
     session: Session,
-    to_hook: Annotated[str | None, typer.Option("--to-hook", help="The hook that they go to.")] = None,
+    to_hook: Annotated[
+        str | None, typer.Option("--to-hook", help="The hook that they go to: its name, or the beginning of it.")
+    ] = None,
     to_webhook: Annotated[
         str | None,
         typer.Option("--to-webhook", help="The webhook that they go to: name, id, or its beginning."),
@@ -56,7 +58,7 @@ def start(
     now = time.time_ns() // 1000
     with session.connect() as crucible:
         replay = crucible.events.replay(
-            hook=to_hook,
+            hook=hooks.found(crucible, to_hook).name if to_hook else None,
             webhook=webhooks.found(crucible, to_webhook).id if to_webhook else None,
             start=moment_of(from_, now) or from_,
             to=moment_of(until, now) or until,

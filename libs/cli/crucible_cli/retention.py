@@ -2,10 +2,9 @@
 
 from typing import Annotated, Any
 
-import msgspec
 import typer
 
-from .given import text_of
+from .given import json_of, text_of
 from .session import Session, Yes, command
 from .tables import retention_table
 
@@ -40,8 +39,8 @@ def set_(
 
 
 def _rules(given: str) -> list[dict[str, Any]]:
-    try:
-        found = msgspec.json.decode(text_of(given, "RULES"))
-        return msgspec.convert(found["rules"] if isinstance(found, dict) else found, list[dict[str, Any]])
-    except (msgspec.MsgspecError, KeyError) as error:
-        raise typer.BadParameter(f"RULES: not a JSON list of rules: {error}") from error
+    found: Any = json_of(text_of(given, "RULES"), object, "RULES")
+    rules = found.get("rules") if isinstance(found, dict) else found
+    if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
+        raise typer.BadParameter('RULES: a list of rules is wanted, or {"rules": […]}')
+    return rules

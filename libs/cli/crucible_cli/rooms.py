@@ -23,7 +23,7 @@ def list_(session: Session, world: World = "default") -> None:
         session.list("rooms", crucible.rooms.list(world), rooms_table)
 
 
-@command(app)
+@command(app, alias="create")
 def add(session: Session, world: World, id: Id) -> None:
     """Make a room; one that is there already stays as it is."""
     with session.connect() as crucible:

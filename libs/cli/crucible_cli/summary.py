@@ -34,6 +34,11 @@ def duration(ms: float) -> str:
     return f"{ms:.0f} ms" if ms < 10_000 else f"{ms / 1000:.1f} s"
 
 
+def reason(error: str) -> str:
+    """What a run says went wrong, on one line: of a script's traceback its last."""
+    return error.rstrip().rpartition("\n")[2] if "Traceback (most recent call last)" in error else error
+
+
 def headline(content: str) -> str:
     """A note's first line that says something: its title, without front matter and marks."""
     lines = content[:4000].splitlines()
@@ -107,6 +112,10 @@ _BY_CATEGORY: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
 _BY_TYPE: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "Memory.Linked": _link,
     "Memory.Unlinked": _link,
+    "Graph.EdgeCreated": _link,
+    "Graph.EdgeRemoved": _link,
+    "Graph.NodeAdded": _memory,
+    "Graph.NodeRemoved": _memory,
     "Memory.Tagged": _tag,
     "Memory.Untagged": _tag,
     "Memory.Redacted": _redacted,

@@ -20,8 +20,8 @@ from crucible_core.protocol.shared import Check, Counters
 from crucible_core.protocol.webhooks import AttemptRecord, WebhookView
 from crucible_core.protocol.worlds import RoomView, WorldView
 
-from .listing import Cell, Column, Fitted, Listing
-from .summary import clean, duration, headline, summarise
+from .listing import SHORT_ID, Cell, Column, Fitted, Listing
+from .summary import clean, duration, headline, reason, summarise
 from .tree import type_text
 
 GOOD = ("active", "live", "accepts connections", "ok", "delivered", "running", "done")
@@ -82,7 +82,8 @@ def hooks_table(hooks: Sequence[HookView]) -> RenderableType:
         )
         for hook in hooks
     ]
-    return Listing(columns, rows) if rows else Text("No hooks yet. Add one: crucible hooks add FILE.md", "dim")
+    none = Text("No hooks yet. Add one: `crucible hooks add --help` shows how", "dim")
+    return Listing(columns, rows) if rows else none
 
 
 def _state_of(handler: HookView | WebhookView) -> Text:
@@ -118,10 +119,13 @@ def webhooks_table(webhooks: Sequence[WebhookView]) -> RenderableType:
 
 def webhook_panel(webhook: WebhookView) -> RenderableType:
     """A webhook with its new secret."""
-    lines = Text.assemble((webhook.id, "bold"), "  ", clean(webhook.name), " → ", clean(webhook.url, 200))
+    name = clean(webhook.name)
+    lines = Text.assemble((webhook.id, "bold"), f"  {name} → ", clean(webhook.url, 200))
     if isinstance(webhook.secret, str):
         lines.append("\nsecret ").append(webhook.secret, "bold")
         lines.append("\nIt is not shown again. Receivers verify with it: crucible listen --secret …", "dim")
+        lines.append(f"\nTry it: crucible webhooks test {webhook.id[:SHORT_ID]}", "dim")
+        lines.append(f" · what went out: crucible webhooks attempts {webhook.id[:SHORT_ID]}", "dim")
     if webhook.old_secret_until is not None:
         lines.append(f"\nThe secret before signs, too, until {clean(webhook.old_secret_until)}.", "dim")
     return lines.append_text(_warned(webhook))
@@ -151,11 +155,11 @@ def runs_table(runs: Sequence[RunRecord]) -> RenderableType:
     columns = (
         Column("started"),
         Column("outcome"),
-        Column("event", 4, floor=10),
+        Column("event", 4, floor=14),
         Column("attempt", 6, right=True),
         Column("took", 3, right=True),
         Column("run", 1, ids=True),
-        Column("said", 2, floor=20),
+        Column("said", 2, floor=16),
     )
     rows = [
         (
@@ -196,7 +200,7 @@ def run_view(attempts: Sequence[RunRecord]) -> RenderableType:
 def _said(run: RunRecord) -> str:
     """The error of a run, else what it logged, else its output."""
     output = "" if run.output is None else msgspec.json.encode(run.output).decode()
-    return run.error or " · ".join([*run.log, *([output] if output else [])])
+    return reason(run.error or "") or " · ".join([*run.log, *([output] if output else [])])
 
 
 def attempts_table(attempts: Sequence[AttemptRecord]) -> RenderableType:

@@ -17,7 +17,7 @@ from crucible_core.errors import (
 from .summary import clean
 
 NEXT_STEPS: tuple[tuple[type[CrucibleError], str], ...] = (
-    (UnreachableError, "is `crucible up` running?"),
+    (UnreachableError, "is `crucible up` running? One that has its own --data is found by the same --data here"),
     (UnauthenticatedError, "give --key or CRUCIBLE_API_KEY; a local `crucible up` keeps its key in admin.key (--data)"),
     (ForbiddenError, "use another key"),
     (LimitedError, "wait a moment"),
@@ -31,8 +31,9 @@ def explain(error: CrucibleError) -> Text:
     """One line, and one more for each refused field that it does not name."""
     headline = _headline(error)
     text = Text.assemble(("error: ", "bold red"), clean(headline, 600))
-    said = len(error.errors) == 1 and all(part in headline for part in _words(error.errors[0]))
-    for field in () if said else error.errors:
+    for field in error.errors:
+        if all(part in headline for part in _words(field)):
+            continue
         text.append(f"\n  {clean(field.path, 200)}: ", "bold")
         text.append(clean(field.message, 400))
         if field.suggestion and field.suggestion not in field.message:

@@ -52,7 +52,7 @@ def show(session: Session, type: Type) -> None:
     session.show(found, lambda kind: Group(types_table([kind]), as_json(kind.schema)))
 
 
-@command(app)
+@command(app, alias="create")
 def add(
     session: Session,
     file: Annotated[

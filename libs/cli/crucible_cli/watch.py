@@ -82,12 +82,18 @@ def watch(
     file = ledger_file(session.data.root, (session.place.url, str(root), world, room))
     folder = Folder(root, file, world, room)
 
+    latest: str | None = None
+
     def tell(watched: Watched) -> None:
+        nonlocal latest
+        latest = watched.id or latest
         session.line(watched, _line)
 
     with session.connect() as crucible, contextlib.suppress(KeyboardInterrupt):
         watcher = Watcher(crucible, folder, tell, session.note)
         watcher.begin()
+        if latest is not None:
+            session.note(f"What follows from a note: crucible events trace {latest}")
         if not once:
             session.note(f"watching {clean(str(root), 400)} — Ctrl-C ends it")
             watcher.follow(threading.Event())
@@ -101,7 +107,8 @@ def _root(directory: Path) -> Path:
     except UnicodeEncodeError as error:
         raise typer.BadParameter(f"{shown}: the folder's path is not UTF-8, rename it") from error
     except (OSError, RuntimeError) as error:  # ~nobody has no home; links lead in a circle
-        raise typer.BadParameter(f"{shown}: {error}") from error
+        told = getattr(error, "strerror", None) or "its path cannot be resolved"
+        raise typer.BadParameter(f"{shown}: {told}") from error
     if not root.is_dir():
         raise typer.BadParameter(f"{shown} is not a folder")
     return root

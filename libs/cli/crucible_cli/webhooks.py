@@ -154,7 +154,7 @@ def disable(session: Session, webhook: Which) -> None:
         session.show(crucible.webhooks.disable(found(crucible, webhook).id), _state)
 
 
-@command(app)
+@command(app, alias="rm")
 def delete(session: Session, webhook: Which, yes: Yes = False) -> None:
     """Remove a webhook, and the deliveries that wait for it."""
     with session.connect() as crucible, session.removing(f"the webhook {webhook}"):

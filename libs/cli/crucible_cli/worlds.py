@@ -7,6 +7,7 @@ from rich.text import Text
 
 from crucible_client import Crucible
 
+from .lookup import find_named
 from .session import Session, Yes, command
 from .tables import worlds_table
 
@@ -22,7 +23,7 @@ def list_(session: Session) -> None:
         session.list("worlds", list(crucible.worlds.list(page_size=1000)), worlds_table)
 
 
-@command(app)
+@command(app, alias="create")
 def add(session: Session, id: Id, description: Annotated[str, typer.Option(help="What it is for.")] = "") -> None:
     """Make a world; one that is there already stays as it is."""
     with session.connect() as crucible:
@@ -30,11 +31,12 @@ def add(session: Session, id: Id, description: Annotated[str, typer.Option(help=
     session.show(world, lambda _: Text.assemble("world ", (world.id, "bold")))
 
 
-@command(app, table=True)
+@command(app, table=True, alias="show")
 def get(session: Session, id: Id) -> None:
     """One world, with its rooms."""
     with session.connect() as crucible:
-        session.show(crucible.worlds.get(id), lambda world: worlds_table([world]))
+        world = find_named(id, "world", crucible.worlds.get, lambda: [one.id for one in crucible.worlds.list()])
+    session.show(world, lambda _: worlds_table([world]))
 
 
 @command(app, alias="rm")

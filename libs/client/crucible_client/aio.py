@@ -304,7 +304,7 @@ class AsyncReplays(_Namespace):
 class AsyncHooks(_Namespace):
     """The hook registry."""
 
-    add = _sends(hooks.add_hook)
+    add = create = _sends(hooks.add_hook)
     get = _sends(hooks.get_hook)
     list = _sends(hooks.list_hooks)
     update = _sends(hooks.update_hook)
@@ -319,7 +319,7 @@ class AsyncHooks(_Namespace):
 class AsyncWebhooks(_Namespace):
     """The webhook registry and its deliveries."""
 
-    create = _sends(webhooks.create_webhook)
+    create = add = _sends(webhooks.create_webhook)
     get = _sends(webhooks.get_webhook)
     list = _sends(webhooks.list_webhooks)
     update = _sends(webhooks.update_webhook)
@@ -334,7 +334,7 @@ class AsyncWebhooks(_Namespace):
 class AsyncMemory(_Namespace):
     """Memories: keep, find, change."""
 
-    create = _sends(memory.create_memory)
+    create = add = _sends(memory.create_memory)
     get = _sends(memory.get_memory)
     list = _sends(memory.list_memories)
     update = _sends(memory.update_memory)
@@ -346,7 +346,7 @@ class AsyncMemory(_Namespace):
 class AsyncWorlds(_Namespace):
     """The worlds that events belong to."""
 
-    create = _sends(places.create_world)
+    create = add = _sends(places.create_world)
     get = _sends(places.get_world)
     list = _pages(places.list_worlds)
     delete = _sends(places.delete_world)
@@ -355,7 +355,7 @@ class AsyncWorlds(_Namespace):
 class AsyncRooms(_Namespace):
     """The rooms of each world."""
 
-    create = _sends(places.create_room)
+    create = add = _sends(places.create_room)
     list = _sends(places.list_rooms)
     delete = _sends(places.delete_room)
 
@@ -364,11 +364,11 @@ class AsyncRetention(_Namespace):
     """How long events are kept."""
 
     get = _sends(places.get_retention)
-    put = _sends(places.put_retention)
+    set = put = _sends(places.put_retention)
 
 
 class AsyncLosses(_Namespace):
-    """What the log has lost."""
+    """Events that the log has lost."""
 
     list = _sends(places.list_losses)
     accept = _sends(places.accept_losses)

@@ -292,7 +292,7 @@ class Replays(_Namespace):
 class Hooks(_Namespace):
     """The hook registry."""
 
-    add = _sends(hooks.add_hook)
+    add = create = _sends(hooks.add_hook)
     get = _sends(hooks.get_hook)
     list = _sends(hooks.list_hooks)
     update = _sends(hooks.update_hook)
@@ -307,7 +307,7 @@ class Hooks(_Namespace):
 class Webhooks(_Namespace):
     """The webhook registry and its deliveries."""
 
-    create = _sends(webhooks.create_webhook)
+    create = add = _sends(webhooks.create_webhook)
     get = _sends(webhooks.get_webhook)
     list = _sends(webhooks.list_webhooks)
     update = _sends(webhooks.update_webhook)
@@ -322,7 +322,7 @@ class Webhooks(_Namespace):
 class Memory(_Namespace):
     """Memories: keep, find, change."""
 
-    create = _sends(memory.create_memory)
+    create = add = _sends(memory.create_memory)
     get = _sends(memory.get_memory)
     list = _sends(memory.list_memories)
     update = _sends(memory.update_memory)
@@ -334,7 +334,7 @@ class Memory(_Namespace):
 class Worlds(_Namespace):
     """The worlds that events belong to."""
 
-    create = _sends(places.create_world)
+    create = add = _sends(places.create_world)
     get = _sends(places.get_world)
     list = _pages(places.list_worlds)
     delete = _sends(places.delete_world)
@@ -343,7 +343,7 @@ class Worlds(_Namespace):
 class Rooms(_Namespace):
     """The rooms of each world."""
 
-    create = _sends(places.create_room)
+    create = add = _sends(places.create_room)
     list = _sends(places.list_rooms)
     delete = _sends(places.delete_room)
 
@@ -352,11 +352,11 @@ class Retention(_Namespace):
     """How long events are kept."""
 
     get = _sends(places.get_retention)
-    put = _sends(places.put_retention)
+    set = put = _sends(places.put_retention)
 
 
 class Losses(_Namespace):
-    """What the log has lost."""
+    """Events that the log has lost."""
 
     list = _sends(places.list_losses)
     accept = _sends(places.accept_losses)

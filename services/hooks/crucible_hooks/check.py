@@ -19,7 +19,7 @@ from crucible_kit.index import Index
 from . import store
 from .cel import plain
 from .decisions import decision
-from .failures import RunError
+from .failures import RunError, brief
 from .hook import Hook
 from .records import registration
 from .registry import Registry
@@ -125,7 +125,7 @@ def _condition(came_to: str) -> CheckStep:
 def _action(outcome: str, error: str | None, output: Any, effects: list[str], *, dry: bool = True) -> CheckStep:
     step = "action ran (dry run)" if dry else "action ran"
     if outcome not in ("ok", "skipped"):
-        return CheckStep(step=step, ok=False, detail=(error or outcome)[-_SHOWN:])
+        return CheckStep(step=step, ok=False, detail=brief(error or outcome)[-_SHOWN:])
     would = f"effects: {', '.join(effects)}; " if effects else ""
     shown = output if isinstance(output, str) else msgspec.json.encode(plain(output)).decode()
     return CheckStep(step=step, ok=True, detail=f"{would}{shown}"[:_SHOWN])
