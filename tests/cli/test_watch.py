@@ -299,6 +299,28 @@ def test_pipe_that_takes_a_notes_place_is_its_end(played: Played, notes: Path, t
         until(lambda: ("Created", "b.md") in sent(played))
 
 
+def watched_folders() -> int:
+    """How many directories this process has the system watch (proc(5), fdinfo of inotify)."""
+    told = (Path("/proc/self/fdinfo") / name for name in os.listdir("/proc/self/fdinfo"))
+    return sum(file.read_text().count("inotify wd:") for file in told if file.exists())
+
+
+def test_links_to_folders_are_not_watched(played: Played, notes: Path, tmp_path: Path) -> None:
+    far = tmp_path / "far"
+    for number in range(100):
+        (far / str(number)).mkdir(parents=True)
+    (notes / "far").symlink_to(far)
+    (notes / "up").symlink_to(notes)
+    before = watched_folders()
+    with following(played, Folder(notes, tmp_path / "ledger.json")):
+        (notes / "new").mkdir()
+        (notes / "new" / "three.md").write_text("# Three")
+        until(lambda: ("Created", "new/three.md") in sent(played))
+        assert watched_folders() - before < 100
+        (notes / "new" / "three.md").write_text("# Three, again")
+        until(lambda: ("Modified", "new/three.md") in sent(played))
+
+
 def test_folder_that_goes_away_and_comes_back_is_followed(played: Played, notes: Path, tmp_path: Path) -> None:
     said: list[str] = []
     with following(played, Folder(notes, tmp_path / "ledger.json"), said.append):

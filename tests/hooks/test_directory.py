@@ -225,6 +225,31 @@ async def test_no_file_stops_the_service(stopped: System) -> None:
         one.close()
 
 
+def watched_folders() -> int:
+    """How many directories this process has the system watch (proc(5), fdinfo of inotify)."""
+    told = (Path("/proc/self/fdinfo") / name for name in os.listdir("/proc/self/fdinfo"))
+    return sum(file.read_text().count("inotify wd:") for file in told if file.exists())
+
+
+async def test_links_to_directories_are_not_watched(stopped: System, tmp_path: Path) -> None:
+    """All that one leads to would be gone through before anything else is done: one to / takes a minute."""
+    far = tmp_path / "far"
+    for number in range(100):
+        (far / str(number)).mkdir(parents=True)
+    stopped.folder.mkdir(exist_ok=True)
+    (stopped.folder / "far").symlink_to(far)
+    (stopped.folder / "far.md").symlink_to(far)
+    (stopped.folder / "up").symlink_to(stopped.folder)
+    before = watched_folders()
+    async with stopped.running():
+        (stopped.folder / "new").mkdir()
+        stopped.write("new/note.md", NOTE % "1")
+        await live(stopped, "note", "active")
+        assert watched_folders() - before < 100
+        stopped.write("new/note.md", NOTE % "2")
+        await until(lambda: has_script(stopped, "2"), 1.0)
+
+
 def touch(path: str, text: str) -> None:
     Path(path).write_text(text)
 

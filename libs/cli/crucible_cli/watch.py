@@ -1,6 +1,7 @@
 """`crucible watch`: keeps the log in step with a folder of notes."""
 
 import contextlib
+import os
 import re
 import threading
 import time
@@ -36,6 +37,8 @@ RESCAN_S = 30.0
 """So often everything is looked at, whatever the system told of changes."""
 AGAIN_S = 0.5
 MOST_SAID = 1000
+MOST_FOLDERS = 10_000
+"""Folders that are watched; what happens in others is found by looking at everything."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 """What no entity may hold."""
 
@@ -224,23 +227,26 @@ class Watcher:
 
     def _bursts(self, stop: threading.Event) -> Iterator[list[str] | None]:
         """The paths of each burst of changes; an empty list for each tick without one. None where anything may have
-        changed: a watch begins, or broke off, or another folder is at the root's path."""
+        changed: a watch begins, or broke off, or there are other folders than before."""
         while not stop.is_set():
+            pause = 0.0
             try:
                 yield from self._watched(stop)
             except (OSError, RuntimeError, ValueError) as error:
                 # A name that is not UTF-8 ends the watch: nobody need hear of it, unless it is a note's.
                 if "Unable to decode" not in str(error) and self._folder.root.is_dir():
                     self._say(f"changes are looked for every second: {error}")
+                pause = AGAIN_S
             yield None
-            stop.wait(AGAIN_S)
+            stop.wait(pause)
 
     def _watched(self, stop: threading.Event) -> Iterator[list[str] | None]:
         root = self._folder.root
-        inode = _inode(root)
+        inode, folders = _inode(root), _folders(root)
         notified = watchfiles.watch(
-            root,
+            *folders,
             watch_filter=lambda _, path: not _is_hidden(root, path),
+            recursive=False,  # it would follow links, to folders that may be large, or lead back here
             step=STEP_MS,
             rust_timeout=TICK_MS,
             yield_on_timeout=True,
@@ -253,6 +259,17 @@ class Watcher:
             paths = [Path(path).relative_to(root).as_posix() for _, path in burst if Path(path).is_relative_to(root)]
             # Something may have happened before this watch began.
             yield paths if paths or number else None
+            if paths and _folders(root) != folders:
+                return
+
+
+def _folders(root: Path) -> list[str]:
+    """Those whose notes are told of, each watched by itself; of very many, the first."""
+    found = []
+    for folder, folders, _ in os.walk(root):
+        found.append(folder)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+    return sorted(found)[:MOST_FOLDERS]
 
 
 def _inode(root: Path) -> int:

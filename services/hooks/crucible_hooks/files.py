@@ -20,6 +20,7 @@ _GATHER_MS = 150
 _RESCAN_MS = 1000
 """How often the files are looked at anyway: network mounts tell nothing of their changes."""
 _AGAIN_S = 0.3
+_MOST_FOLDERS = 1000
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 """Opening a pipe that nobody writes to would wait for ever."""
 
@@ -32,10 +33,11 @@ class OtherKindError(Exception):
 
 
 class Tree(NamedTuple):
-    """`paths` are sorted; `unread` are the directories that cannot be listed."""
+    """`paths` are sorted; `unread` are the directories that cannot be listed, `folders` all of them."""
 
     paths: list[str]
     unread: list[str]
+    folders: list[str]
 
 
 def walk(root: str) -> Tree:
@@ -49,11 +51,12 @@ def walk(root: str) -> Tree:
         if not isinstance(error, FileNotFoundError | NotADirectoryError):  # those are gone since their parent was read
             unread.append(error.filename)
 
-    found = []
+    found, seen = [], []
     for folder, folders, names in os.walk(root, onerror=fail):
+        seen.append(folder)
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [os.path.join(folder, name) for name in names if not name.startswith(".")]
-    return Tree(sorted(found), unread)
+    return Tree(sorted(found), unread, sorted(seen))
 
 
 def stamp(path: str) -> Stamp:
@@ -94,11 +97,13 @@ def _read(path: str, most: int) -> bytes | None:
 
 async def hints(root: str) -> AsyncGenerator[None, None]:
     """Yields when something may have changed below `root`, and every second anyway. Ends where the system's watch does,
-    or another directory is at that path: all is to be read then, and watched again."""
+    there are other directories, or another one is at that path: all is to be read then, and watched again."""
     watched = stamp(root)[3]
+    folders = await _folders(root)
     watch = awatch(
-        root,
+        *folders,
         watch_filter=None,
+        recursive=False,  # it would follow links, and stand still until it has seen all of what they lead to
         step=_STEP_MS,
         debounce=_GATHER_MS,
         rust_timeout=_RESCAN_MS,
@@ -107,14 +112,19 @@ async def hints(root: str) -> AsyncGenerator[None, None]:
     )
     try:
         async with contextlib.aclosing(watch):
-            async for _ in watch:
-                if stamp(root)[3] != watched:
+            async for changes in watch:
+                if stamp(root)[3] != watched or (changes and await _folders(root) != folders):
                     return
                 yield
     except Exception as error:
         # A name that is not UTF-8 ends the watch, and so does a system that grants no more watches.
         log.info("%s is looked at, not watched: %s", root, _first(error))
         await asyncio.sleep(_AGAIN_S)
+
+
+async def _folders(root: str) -> list[str]:
+    """What is watched: a bounded number, as the system grants no more."""
+    return (await asyncio.to_thread(walk, root)).folders[:_MOST_FOLDERS]
 
 
 def _first(error: BaseException) -> BaseException:
