@@ -321,6 +321,14 @@ async def test_extensions_can_be_filtered_by(door: Door) -> None:
     assert [event["metadata"]["id"] for event in found.json()["events"]] == [last["id"]]
 
 
+@pytest.mark.parametrize("type", ["System.Started", "hook.executed", "dev.crucible.Webhook.Failing", "Memory.Created"])
+async def test_no_extension_makes_an_event_come_out_as_one_of_ours(door: Door, type: str) -> None:
+    metadata = {"extensions": {"crucibletype": type}}
+    sent = {"type": "Custom", "data": {"event": type, "payload": {}}, "metadata": metadata}
+    answer = await door.http.post(PATH, json=sent)
+    assert (await door.read(answer)).json()["type"] == f"Custom.{type}"
+
+
 async def test_broken_trace_context_is_left_out(door: Door) -> None:
     answer = await door.structured(FEATURE | {"traceparent": "broken", "tracestate": "a=1"})
     metadata = (await door.native(answer))["metadata"]

@@ -109,6 +109,10 @@ def test_part_of_an_answer_is_not_understood() -> None:
         ("""head -c 200000 /dev/zero""", "larger than an answer"),
         ("""echo '{"deny": "no"}'; exit 3""", "exit code 3"),
         ("""echo '{"deny": "no"}'""", "no"),
+        ("""(sleep 0.4; echo '{"deny": "late"}') &""", "late"),
+        ("""(sleep 60; echo '{"deny": "no"}') &""", "left something running"),
+        ("""echo null; (sleep 60; echo '{"deny": "no"}') &""", "left something running"),
+        ("""sleep 60 >/dev/null &""", None),
         ("""echo checking… >&2""", None),
         ("""echo null""", None),
         ("""true""", None),
@@ -121,6 +125,13 @@ async def test_command(system: System, command: str, denied: str | None) -> None
     else:
         with pytest.raises(DeniedError, match=denied):
             await system.append()
+
+
+@pytest.mark.parametrize("script", ["float('nan')", "float('inf')", '{"payload": {"a": [float("nan")]}}'])
+async def test_what_json_has_no_number_for_is_no_answer(system: System, script: str) -> None:
+    await system.register("gate", script, pre=True)
+    with pytest.raises(DeniedError, match="the hook failed: the result cannot be written as JSON: there is no number"):
+        await system.append()
 
 
 async def test_lenient_hook_lets_pass_what_is_not_understood_and_records_it(system: System) -> None:

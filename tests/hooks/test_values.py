@@ -14,6 +14,7 @@ from crucible_core.matcher import compile_filters
 from crucible_core.protocol.hooks import RunRecord
 from crucible_core.protocol.shared import TypeFilter
 from crucible_hooks.expressions import evaluate_all
+from crucible_hooks.failures import RunError
 from crucible_hooks.retries import next_delay_ms
 from crucible_hooks.store import counted
 from crucible_hooks.synthesis import synthetic
@@ -25,6 +26,12 @@ CONTEXT = {"event": {"payload": {"id": "m1", "n": 3, "tags": ["a", "b"], "none":
 def filled(template: Template) -> Any:
     values = evaluate_all([one.source for one in template.expressions], CONTEXT)
     return template.fill(iter(msgspec.json.decode(values)))
+
+
+@pytest.mark.parametrize("expression", ["double('nan')", "double(event.payload.n) / 0.0", "[{'a': -1.0 / 0.0}]"])
+def test_what_json_has_no_number_for_is_no_value(expression: str) -> None:
+    with pytest.raises(RunError, match="there is no number"):
+        filled(compile_value({"a": "{{" + expression + "}}"}, "inputs"))
 
 
 @pytest.mark.parametrize(

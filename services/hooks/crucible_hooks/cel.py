@@ -1,5 +1,6 @@
 """CEL by Google's runtime: what an expression is made of, and its value. Nothing here bounds the time that it takes."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, lru_cache
@@ -85,11 +86,26 @@ def activation(context: Mapping[str, Any]) -> Any:
 def plain(value: Any) -> Any:
     """Any value of an expression or a script, as JSON's types. Raises RunError for one that JSON cannot hold."""
     try:
-        return msgspec.json.decode(msgspec.json.encode(value, enc_hook=str))
+        encoded = msgspec.json.encode(value, enc_hook=str)
+        if b"null" in encoded:
+            _check_numbers(value)
+        return msgspec.json.decode(encoded)
     except RecursionError:
         raise RunError("the result refers to itself or is nested too deeply") from None
     except (ValueError, TypeError, OverflowError, msgspec.MsgspecError) as error:
         raise RunError(f"the result cannot be written as JSON: {error}") from None
+
+
+def _check_numbers(value: Any) -> None:
+    """Raises ValueError for what JSON has no number for, and msgspec writes as null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"there is no number {value}")
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list | tuple | set | frozenset):
+        return
+    for item in value:
+        _check_numbers(item)
 
 
 def first_line(error: BaseException) -> str:

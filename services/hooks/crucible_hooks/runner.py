@@ -165,7 +165,8 @@ class Runner:
         if work.dry_run:
             return "would run the command"
         async with self._place("commands", work):
-            output = await run_shell(shell, values, event, work.traceparent, work.hook.directory)
+            directory, pre = work.hook.directory, work.hook.pre
+            output = await run_shell(shell, values, event, work.traceparent, directory, answers=pre)
         if not work.hook.pre:
             return printed(output)
         return read_answer(output, complete=len(output) <= MAX_OUTPUT, what="what the command printed")

@@ -23,6 +23,8 @@ _MAX_ARGUMENT = 120 * 1024
 """Linux refuses an argument or variable of more than 128 KiB."""
 _SHOWN = 500
 _LINGER_S = 0.2
+_ANSWER_S = 1.0
+"""How long an answer's end is waited for once its command has exited."""
 _POLL_S = 0.02
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -180,12 +182,18 @@ def _enter(text: str, inside: list[str], *, comment: bool) -> None:
 
 
 async def run_shell(
-    shell: Shell, values: Mapping[str, Any], event: bytes, traceparent: str, directory: str | None
+    shell: Shell,
+    values: Mapping[str, Any],
+    event: bytes,
+    traceparent: str,
+    directory: str | None,
+    *,
+    answers: bool = False,
 ) -> bytes:
     """The beginning of the command's standard output: MAX_OUTPUT bytes of it, and one more where there are more.
-    Raises RunError unless it exits with 0.
+    Raises RunError unless it exits with 0, and, where its output `answers` a question, comes to its end.
 
-    Cancelling kills the command and everything that it has started.
+    Cancelling kills the command and all of its process group.
     """
     arguments = [_checked(text_of(value)) for value in values["arguments"]]
     env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
@@ -208,26 +216,35 @@ async def run_shell(
         )
     except OSError as error:
         raise RunError(f"the command cannot be started: {error.strerror or error}") from None
-    output, complaint = await _converse(process, event)
+    output, complaint, whole = await _converse(process, event, _ANSWER_S if answers else _LINGER_S)
     if process.returncode:
         said = complaint.decode(errors="replace").strip()[-_SHOWN:]
         raise RunError(f"the command ended with {_ending(process.returncode)}{': ' if said else ''}{said}")
+    if answers and not whole:
+        # The part that is there may be an answer by itself: nothing at all would allow.
+        raise RunError("the command left something running that may print more: give that another output (>/dev/null)")
     return output
 
 
-async def _converse(process: asyncio.subprocess.Process, stdin: bytes) -> tuple[bytes, bytes]:
+async def _converse(
+    process: asyncio.subprocess.Process, stdin: bytes, linger_s: float
+) -> tuple[bytes, bytes, bool]:
+    """Standard output, standard error, and whether the first had come to its end before the rest was killed."""
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
     output, complaint = bytearray(), bytearray()
-    readers = asyncio.gather(_read(process.stdout, output), _read(process.stderr, complaint))
+    printing = asyncio.ensure_future(_read(process.stdout, output))
+    readers = asyncio.gather(printing, _read(process.stderr, complaint))
     feeder = asyncio.create_task(_feed(process.stdin, stdin))
     try:
         await _ended(process, readers)
+        await asyncio.wait([printing], timeout=linger_s)
+        whole = printing.done()
     finally:
         feeder.cancel()
         await asyncio.shield(_end(process, readers))
-    return bytes(output), bytes(complaint)
+    return bytes(output), bytes(complaint), whole
 
 
 async def _ended(process: asyncio.subprocess.Process, readers: "asyncio.Future[Any]") -> None:
@@ -238,7 +255,6 @@ async def _ended(process: asyncio.subprocess.Process, readers: "asyncio.Future[A
             await asyncio.sleep(_POLL_S)
         else:
             await asyncio.wait([readers], timeout=_POLL_S)
-    await asyncio.wait([readers], timeout=_LINGER_S)
 
 
 async def _end(process: asyncio.subprocess.Process, readers: "asyncio.Future[Any]") -> None:

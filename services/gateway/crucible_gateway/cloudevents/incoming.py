@@ -202,8 +202,9 @@ def resolved(name: str, catalogue: Catalogue = CATALOGUE) -> str:
 
 
 def is_foreign(name: str, dotted: str) -> bool:
-    """Whether a type's name as it came is kept beside the one that it has in the log."""
-    return dotted == f"Custom.{name}" or name.endswith(f".{dotted}")
+    """Whether a type's name as it came is kept beside the one that it has in the log. One of ours never is: whoever
+    gives it to an event by its extensions would have that taken for ours."""
+    return name.endswith(f".{dotted}") or (dotted == f"Custom.{name}" and resolved(name) == dotted)
 
 
 def _without(data: Content, subject: str | None, foreign: bool) -> str:
