@@ -9,6 +9,7 @@ from crucible_core.catalogue import CATALOGUE
 from crucible_core.envelope import MAX_EVENT_BYTES, Redaction, Source, decode
 from crucible_core.errors import InvalidError, MalformedError, TooLargeError
 from crucible_core.ids import make_id
+from crucible_core.limits import MEMORY_PATHS
 from crucible_core.protocol.events import NewEvent
 from crucible_core.times import parse_time
 from crucible_events.stamping import Defaults, Stamped, stamp
@@ -103,10 +104,11 @@ def test_a_versioned_entity_is_what_the_payload_names(type: str, payload: dict[s
     for odd in ("a\nb", "\x7f", ".", ".."):
         [path] = refused(type=type, payload={**payload, field: odd})
         assert path in (f"payload.{field}", "payload.from")
-    if type.startswith("Memory."):
-        assert refused(type=type, payload={**payload, field: "a/b"})
-    else:
-        assert stamped(type, {**payload, field: "a/b"}).event.metadata.entity == "a/b"
+    for name in ("a/b", *MEMORY_PATHS):
+        if type.startswith("Memory."):
+            assert refused(type=type, payload={**payload, field: name})
+        else:
+            assert stamped(type, {**payload, field: name}).event.metadata.entity == name
 
 
 def test_a_payload_is_stored_under_canonical_names() -> None:

@@ -11,6 +11,7 @@ import jsonschema_rs
 import msgspec
 import pytest
 
+from crucible_core.limits import MEMORY_PATHS
 from crucible_gateway.app import create_app
 from crucible_gateway.openapi import TAGS
 from crucible_gateway.routes.reference import openapi_bytes
@@ -63,6 +64,11 @@ def test_operations_have_names_and_known_tags(document: Any) -> None:
     assert {tag for _, _, operation in operations(document) for tag in operation["tags"]} == set(TAGS)
     assert [tag["name"] for tag in document["tags"]] == list(TAGS)
     assert {"append_event", "append_batch", "query_events", "create_memory", "query_memory"} <= set(names)
+
+
+def test_no_memory_has_the_name_of_another_path(document: Any) -> None:
+    below = (path.removeprefix("/api/v1/memory/") for path in document["paths"] if path.startswith("/api/v1/memory/"))
+    assert set(below) - {"{id}"} == MEMORY_PATHS
 
 
 def test_every_operation_with_a_key_tells_its_refusals(document: Any) -> None:

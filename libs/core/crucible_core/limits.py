@@ -67,6 +67,9 @@ MEMORY_QUERY_CHARS = 20_000
 MEMORY_QUERY_LIMIT = 100
 """Memories of one answer."""
 
+MEMORY_PATHS = frozenset({"query", "status"})
+"""Ids that no memory may have: below `/api/v1/memory/` they are something else."""
+
 MEMORY_TAGS = 100
 """Tags of one memory; of a note with more, the first."""
 

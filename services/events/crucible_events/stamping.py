@@ -12,7 +12,7 @@ from crucible_core.envelope import MAX_EVENT_BYTES, MAX_HOPS, Data, Event, Metad
 from crucible_core.errors import FieldError, ForbiddenError, InvalidError, TooLargeError
 from crucible_core.ids import is_after, is_id
 from crucible_core.kinds import BUILT_IN
-from crucible_core.limits import TIME_AHEAD_S
+from crucible_core.limits import MEMORY_PATHS, TIME_AHEAD_S
 from crucible_core.payloads import CATEGORIES, OURS
 from crucible_core.protocol.events import NewEvent
 from crucible_core.redaction import checked_empty
@@ -233,8 +233,9 @@ def _check_entity(event: Event, defaults: Defaults) -> None:
     field, name = named
     if event.data.event == "Created" and is_after(name, _latest(defaults) // 1000):
         raise _invalid([_ahead(f"payload.{field}", defaults)])
-    if not _is_name(name, MAX_ENTITY) or not name.strip(".") or (event.type == "Memory" and "/" in name):
-        message = "is a part of a URL's path: no control characters, no slash, and not only dots"
+    unreadable = event.type == "Memory" and ("/" in name or name in MEMORY_PATHS)
+    if not _is_name(name, MAX_ENTITY) or not name.strip(".") or unreadable:
+        message = "is a part of a URL's path: no control characters, no slash, not only dots, and not query or status"
         raise _invalid([FieldError(f"payload.{field}", message)])
     if event.metadata.entity != name:
         message = f"must be what the payload names in `{field}`"

@@ -226,9 +226,7 @@ async def run_shell(
     return output
 
 
-async def _converse(
-    process: asyncio.subprocess.Process, stdin: bytes, linger_s: float
-) -> tuple[bytes, bytes, bool]:
+async def _converse(process: asyncio.subprocess.Process, stdin: bytes, linger_s: float) -> tuple[bytes, bytes, bool]:
     """Standard output, standard error, and whether the first had come to its end before the rest was killed."""
     assert process.stdin is not None
     assert process.stdout is not None

@@ -1,5 +1,6 @@
 """Webhook records: checked and made from requests, and shown without their secrets. Pure."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,7 @@ MAX_ATTEMPTS = 20
 MAX_DELAY_S = 86_400.0
 MAX_CONCURRENCY = 64
 MAX_TIMEOUT_MS = 60_000
+_UNREADABLE = re.compile(r"[\x00-\x1f\x7f-\x9f/]")
 _CREDENTIALS = {"bearer": ("token",), "basic": ("username", "password"), "hmac": ()}
 _ALL_CREDENTIALS = ("token", "username", "password")
 
@@ -108,6 +110,8 @@ def _check(wanted: CreateWebhook, auth: Auth, options: WebhookOptions, guard: Gu
     errors = [*_url_errors(wanted.url, guard), *_auth_errors(auth), *_option_errors(options)]
     if not wanted.name.strip() or len(wanted.name) > MAX_NAME:
         errors.append(FieldError("name", f"must have 1 to {MAX_NAME} characters"))
+    elif _UNREADABLE.search(wanted.name) or not wanted.name.strip("."):
+        errors.append(FieldError("name", "is a part of a URL's path: no control characters, no slash, not only dots"))
     elif wanted.name.startswith("whk_"):
         errors.append(FieldError("name", "must not begin with whk_, as ids do"))
     if not 1 <= len(wanted.event_filters) <= MAX_FILTERS:
