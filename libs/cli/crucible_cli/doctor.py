@@ -77,13 +77,18 @@ def _accept(session: Session, crucible: Crucible, yes: bool) -> None:
     if found and not yes:
         for loss in found:
             session.err.print(loss_text(loss))
-        count = sum(loss.count for loss in found)
-        question = f"Take the loss of {count:,} events for given? What only the index has of them is gone then."
+        count = sum(loss.count for loss in found if not loss.stream)
+        events = f"the loss of {count:,} events for given? What only the index has of them is gone then."
+        question = f"Take {events if count else 'these losses for given?'}"
         session.confirm(question, yes)
     session.show(crucible.losses.accept(), _accepted)
 
 
 def loss_text(loss: Loss) -> Text:
+    if loss.stream:
+        where = f": sequences {loss.first} to {loss.last}" if loss.count else ""
+        lost = f"{loss.count:,} messages" if loss.count else f"{loss.bytes:,} bytes that JetStream cannot read"
+        return Text(f"{lost} of the stream {loss.stream}{where}, noticed {loss.found_at}")
     where = {"end": "at the end of the log", "log": "of a log that is gone"}.get(loss.kind, "of the log")
     return Text(f"{loss.count:,} events {where}: sequences {loss.first} to {loss.last}, noticed {loss.found_at}")
 

@@ -79,6 +79,8 @@ class Bus(JetStream):
         self.flow = Flow()
         self._client = client
         self._up = asyncio.Event()
+        self.connections = 0
+        """How often it was connected: each time the server may be another."""
         self._closing = False
         self._complaint = ""
         self._replies = ""
@@ -409,6 +411,7 @@ class Bus(JetStream):
 
     async def _found(self) -> None:
         log.info("nats: connected")
+        self.connections += 1
         self._complaint = ""
         self._up.set()
         self.clock_doubted.set()

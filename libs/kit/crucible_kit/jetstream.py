@@ -69,10 +69,17 @@ class _StoredMessage(msgspec.Struct):
     hdrs: bytes = b""
 
 
+class _Lost(msgspec.Struct, frozen=True):
+    msgs: tuple[int, ...] | None = None
+    bytes: int = 0
+
+
 class _State(msgspec.Struct, frozen=True):
     last_seq: int = 0
     messages: int = 0
+    num_deleted: int = 0
     subjects: dict[str, int] | None = None
+    lost: _Lost | None = None
 
 
 class _Reply(msgspec.Struct):
@@ -92,13 +99,21 @@ class _Reply(msgspec.Struct):
 
 class StreamState(msgspec.Struct, frozen=True):
     """`created` tells a stream from another one of the same name; `now_ms` is the server's clock, by which it forgets
-    what is older than `max_age_ms` (0: nothing)."""
+    what is older than `max_age_ms` (0: nothing). `removed` counts the gaps between the first message and the last."""
 
     created: str
     last_sequence: int
     now_ms: int = 0
     max_age_ms: int = 0
     messages: int = 0
+    removed: int = 0
+
+
+class Unreadable(msgspec.Struct, frozen=True):
+    """What JetStream could not read when it opened a stream's files: the bytes, and the sequences that it knows of."""
+
+    bytes: int = 0
+    sequences: tuple[int, ...] = ()
 
 
 _ack_decoder = msgspec.json.Decoder(_Ack)
@@ -206,7 +221,13 @@ class JetStream(abc.ABC):
         reply = await self._api("STREAM.INFO", stream)
         now_ms = _unix_ms(reply.ts) if reply.ts else 0
         max_age_ms = reply.config.get("max_age", 0) // 1_000_000
-        return StreamState(reply.created, reply.state.last_seq, now_ms, max_age_ms, reply.state.messages)
+        state = reply.state
+        return StreamState(reply.created, state.last_seq, now_ms, max_age_ms, state.messages, state.num_deleted)
+
+    async def unreadable(self, stream: str) -> Unreadable:
+        """The server tells it with all gaps of the stream: ask where there are not too many."""
+        lost = (await self._api("STREAM.INFO", stream, body={"deleted_details": True})).state.lost
+        return Unreadable(lost.bytes, lost.msgs or ()) if lost else Unreadable()
 
     async def stream_options(self, stream: str) -> dict[str, Any]:
         """A stream's options as they are on the wire."""

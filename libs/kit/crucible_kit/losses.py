@@ -1,4 +1,5 @@
-"""What the log has lost: kept in a bucket by whoever notices it, and said by /readyz until an operator accepts it."""
+"""What the log and the other streams have lost: kept in a bucket by whoever notices it, and said by /readyz until an
+operator accepts it."""
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -41,11 +42,9 @@ class Losses:
         """What /readyz says of it."""
         if not (found := self.open):
             return []
-        count = sum(loss.count for loss in found)
-        ranges = ", ".join(shown(loss) for loss in found[:_SHOWN])
-        more = f" and {len(found) - _SHOWN} ranges more" if len(found) > _SHOWN else ""
-        events = "one event" if count == 1 else f"{count:,} events"
-        return [Trouble("losses", f"the log has lost {events}: {ranges}{more}; `crucible doctor` says what to do")]
+        streams = dict.fromkeys(loss.stream for loss in found)
+        told = [_summary(stream, [loss for loss in found if loss.stream == stream]) for stream in streams]
+        return [Trouble("losses", f"{'; '.join(told)}; `crucible doctor` says what to do")]
 
     async def note(self, found: Iterable[Loss]) -> None:
         """Keeps what was found and is not known yet."""
@@ -94,13 +93,24 @@ class Losses:
         self.all = _read(change.value) if change.value is not None else ()
         for loss in self.open:
             if loss not in before:
-                log.error("the log has lost %s", shown(loss))
+                log.error("%s has lost %s", loss.stream or "the log", shown(loss))
         if before and not self.open:
             self.accepted()
 
 
+def _summary(stream: str, found: Sequence[Loss]) -> str:
+    count = sum(loss.count for loss in found)
+    ranges = ", ".join(shown(loss) for loss in found[:_SHOWN])
+    more = f" and {len(found) - _SHOWN} ranges more" if len(found) > _SHOWN else ""
+    what = "message" if stream else "event"
+    lost = f"one {what}: " if count == 1 else f"{count:,} {what}s: " if count else ""
+    return f"{stream or 'the log'} has lost {lost}{ranges}{more}"
+
+
 def shown(loss: Loss) -> str:
     """For people."""
+    if not loss.count:
+        return f"{loss.bytes:,} bytes that JetStream cannot read"
     sequences = f"sequence {loss.first}" if loss.first == loss.last else f"sequences {loss.first} to {loss.last}"
     of = {"end": " at its end", "log": " of a log that is gone"}.get(loss.kind, "")
     some = f" ({loss.count:,} of them)" if loss.count != loss.last - loss.first + 1 else ""
@@ -108,7 +118,7 @@ def shown(loss: Loss) -> str:
 
 
 def _holds(known: Loss, loss: Loss) -> bool:
-    same = known.kind == loss.kind and known.log == loss.log
+    same = (known.stream, known.kind, known.log, known.bytes) == (loss.stream, loss.kind, loss.log, loss.bytes)
     return same and known.first <= loss.first and loss.last <= known.last
 
 
@@ -120,13 +130,25 @@ def _joined(losses: list[Loss]) -> list[Loss]:
     accepted = [loss for loss in losses if loss.accepted_at is not None]
     if len(opened) <= MOST // 2:
         return accepted[-(MOST - len(opened)) :] + opened
-    whole = msgspec.structs.replace(
-        opened[0],
-        first=min(loss.first for loss in opened),
-        last=max(loss.last for loss in opened),
-        count=sum(loss.count for loss in opened),
+    return [*accepted[-MOST // 2 :], *map(_whole, _alike(opened))]
+
+
+def _alike(losses: list[Loss]) -> list[list[Loss]]:
+    """By stream, and by how they were noticed."""
+    found: dict[tuple[str, str, str], list[Loss]] = {}
+    for loss in losses:
+        found.setdefault((loss.stream, loss.kind, loss.log), []).append(loss)
+    return list(found.values())
+
+
+def _whole(losses: list[Loss]) -> Loss:
+    return msgspec.structs.replace(
+        losses[0],
+        first=min(loss.first for loss in losses),
+        last=max(loss.last for loss in losses),
+        count=sum(loss.count for loss in losses),
+        bytes=sum(loss.bytes for loss in losses),
     )
-    return [*accepted[-MOST // 2 :], whole]
 
 
 def _read(value: bytes) -> list[Loss]:

@@ -22,6 +22,7 @@ from crucible_kit.reading import read
 from crucible_kit.rpc import Context, Endpoint
 
 from . import store
+from .damage import Damage
 from .keeping import expiry_of
 from .places import Places
 
@@ -86,6 +87,7 @@ class Audit:
         self._index = index
         self._places = places
         self._losses = losses
+        self._damage = Damage(bus, losses)
         self._difference: int | None = None
         self._asked = asyncio.Event()
         losses.accepted = self._asked.set
@@ -108,6 +110,7 @@ class Audit:
         whole_at = 0.0
         while True:
             try:
+                await self._damage.look()
                 await self._index.current(self._bus, EVERY_S)
                 if clock() >= whole_at or self._asked.is_set() or await self._differs():
                     self._asked.clear()
@@ -216,7 +219,9 @@ class Audit:
         for run in runs.all if not runs.full else ():
             await self._compare(run.first - 1, run.last, set(), state, part := Runs())
             again += [one for one in part.all if await self._is_gone(one)]
-        known = [loss for loss in self._losses.all if loss.kind == "missing" and loss.log == state.created]
+        known = [
+            loss for loss in self._losses.all if (loss.stream, loss.kind, loss.log) == ("", "missing", state.created)
+        ]
         lost: list[Loss] = []
         for run in again:
             holder = next((loss for loss in known if loss.first <= run.first and run.last <= loss.last), None)

@@ -1,4 +1,4 @@
-"""What the log has lost: as it is kept, told and accepted."""
+"""What the log and the other streams have lost: as it is kept, told and accepted."""
 
 import msgspec
 
@@ -6,11 +6,14 @@ from .shared import Message
 
 
 class Loss(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Events that were acknowledged and are not in the log any more: those of `first` to `last` that are `count`.
+    """Messages that were acknowledged and are not there any more: those of `first` to `last` that are `count`.
 
     `kind` says how it was noticed: `missing` in the middle of the log, its `end` (later events may have the same
     sequences), or the whole `log`, in whose place there is another. `log` tells which one it was, by the moment of its
-    creation.
+    creation. What JetStream itself says that it cannot read is `unreadable`: so many `bytes`, of sequences that it may
+    not know (0).
+
+    `stream` is the stream that it is of, where that is not the log; the buckets' are called KV_….
     """
 
     kind: str
@@ -20,6 +23,8 @@ class Loss(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     count: int
     found_at: str
     accepted_at: str | None = None
+    stream: str = ""
+    bytes: int = 0
 
 
 class LossesRequest(Message):
