@@ -15,7 +15,7 @@ from crucible_cli.state import DataDir, read_admin_key
 from crucible_cli.summary import reason
 from crucible_cli.trouble import explain
 from crucible_core.decode import convert
-from crucible_core.errors import FieldError, InvalidError
+from crucible_core.errors import FieldError, InvalidError, NotFoundError
 from crucible_core.hookfile import read_hook
 from crucible_core.hooks import HookDefinition
 from tests.client.playing import KEY, Played, trouble
@@ -614,12 +614,17 @@ def test_a_full_disk_is_said_in_one_line(played: Played, options: tuple[str, ...
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environ, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == "error: [Errno 28] No space left on device\n"
+    assert done.stderr == "error: No space left on device\n"
 
 
 def test_a_mistake_is_told_once() -> None:
     told = 'from: "x" is no time'
     error = InvalidError(told, errors=[FieldError("from", '"x" is no time')])
     assert explain(error).plain == f"error: {told}"
+    meant = InvalidError(told, errors=[FieldError("from", '"x" is no time', "now")])
+    assert explain(meant).plain == f"error: {told} (did you mean now?)"
+    assert explain(InvalidError("no key", errors=[FieldError("api_key", "no key")])).plain == "error: no key"
+    gone = NotFoundError("there is no webhook 'x'", errors=[FieldError("id", "there is no such webhook")])
+    assert explain(gone).plain == "error: there is no webhook 'x'"
     other = FieldError("to", "is no time", "now")
     assert explain(InvalidError(told, errors=[other])).plain.endswith("\n  to: is no time (did you mean now?)")

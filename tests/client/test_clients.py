@@ -123,6 +123,22 @@ def test_a_url_that_is_none_is_refused() -> None:
         Crucible("localhost:8080", environ={})
 
 
+@pytest.mark.parametrize(
+    "url", ["http://[::1", "http://h:99999", "http://h:x", "http://a\x00b", "https://:8"]
+)
+def test_a_url_that_does_not_read_is_refused(url: str) -> None:
+    with pytest.raises(InvalidError, match="is no URL"):
+        Crucible(url, environ={})
+
+
+@pytest.mark.parametrize("id", ["", ".", ".."])
+def test_an_id_that_would_name_another_path_is_refused(crucible: Crucible, played: Played, id: str) -> None:
+    for call in (crucible.events.get, crucible.hooks.delete, crucible.webhooks.get, crucible.worlds.delete):
+        with pytest.raises(InvalidError, match="is no id"):
+            call(id)
+    assert played.requests == []
+
+
 def test_an_answer_that_is_not_ours_is_said_so(crucible: Crucible, played: Played) -> None:
     played.troubles = [PlainTextResponse("hello", 200), PlainTextResponse("nginx", 418)]
     with pytest.raises(CrucibleError, match="not what this version"):

@@ -1,6 +1,7 @@
 """`crucible listen`: a local endpoint to try webhooks with."""
 
 import contextlib
+import errno
 import socket
 from typing import Annotated
 
@@ -22,6 +23,13 @@ from .tables import as_json, clock
 from .tree import type_text
 
 app = typer.Typer()
+
+_REASONS = {
+    errno.EADDRINUSE: "the port is taken; --port 0 takes a free one",
+    errno.EACCES: "the port is for the system's own programs; --port 0 takes a free one",
+    errno.EPERM: "it is not allowed here",
+}
+"""By errno; all others are about the address."""
 
 
 @command(app)
@@ -101,4 +109,5 @@ def _bound(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), reuse_port=False)
     except OSError as error:
-        raise CrucibleError(f"cannot listen on {host}:{port}: {error.strerror}; try --port 0") from error
+        reason = _REASONS.get(error.errno or 0, "this machine does not have that address")
+        raise CrucibleError(f"cannot listen on {host}:{port}: {reason}") from error

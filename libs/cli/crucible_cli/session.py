@@ -134,7 +134,7 @@ def command(
             except OSError as error:
                 if isinstance(error, BrokenPipeError):
                     raise  # whoever reads has had enough: that ends the command, and needs no word
-                console.print(Text.assemble(("error: ", "bold red"), clean(str(error), 600)), soft_wrap=True)
+                console.print(Text.assemble(("error: ", "bold red"), _reason(error)), soft_wrap=True)
                 _let_go()
                 raise typer.Exit(1) from error
 
@@ -145,6 +145,12 @@ def command(
         return function
 
     return register
+
+
+def _reason(error: OSError) -> str:
+    """A failure of the system, with the file that it is about."""
+    about = f"{clean(os.fsdecode(error.filename), 400)}: " if isinstance(error.filename, str | bytes) else ""
+    return about + (error.strerror or "the system refused it")
 
 
 def _let_go() -> None:

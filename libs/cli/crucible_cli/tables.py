@@ -1,5 +1,6 @@
 """What people see of lists and single things: one function for each kind, none of which prints."""
 
+import re
 from collections.abc import Sequence
 
 import msgspec
@@ -124,8 +125,10 @@ def webhook_panel(webhook: WebhookView) -> RenderableType:
     if isinstance(webhook.secret, str):
         lines.append("\nsecret ").append(webhook.secret, "bold")
         lines.append("\nIt is not shown again. Receivers verify with it: crucible listen --secret …", "dim")
-        lines.append(f"\nTry it: crucible webhooks test {webhook.id[:SHORT_ID]}", "dim")
-        lines.append(f" · what went out: crucible webhooks attempts {webhook.id[:SHORT_ID]}", "dim")
+        which = name if _WORD.fullmatch(name) else webhook.id[:SHORT_ID]
+        lines.append(
+            f"\nTry it: crucible webhooks test {which} · all attempts: crucible webhooks attempts {which}", "dim"
+        )
     if webhook.old_secret_until is not None:
         lines.append(f"\nThe secret before signs, too, until {clean(webhook.old_secret_until)}.", "dim")
     return lines.append_text(_warned(webhook))
@@ -362,6 +365,8 @@ def clock(timestamp: str) -> str:
     return clean(timestamp[11:23].rstrip("Z"), 12)
 
 
+_WORD = re.compile(r"\w[\w.-]{0,12}", re.ASCII)
+"""A name that a shell takes as it is, and that is short enough for a line."""
 LONG = 200
 """Characters of a cell or summary where the width does not cut it."""
 _ROOMS = 20

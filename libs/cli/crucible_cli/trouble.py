@@ -10,6 +10,7 @@ from crucible_core.errors import (
     FieldError,
     ForbiddenError,
     LimitedError,
+    NotFoundError,
     UnauthenticatedError,
     UnavailableError,
 )
@@ -32,7 +33,9 @@ def explain(error: CrucibleError) -> Text:
     headline = _headline(error)
     text = Text.assemble(("error: ", "bold red"), clean(headline, 600))
     for field in error.errors:
-        if all(part in headline for part in _words(field)):
+        if _is_said(field, error, headline):
+            if field.suggestion and field.suggestion not in headline:
+                text.append(f" (did you mean {clean(field.suggestion, 200)}?)")
             continue
         text.append(f"\n  {clean(field.path, 200)}: ", "bold")
         text.append(clean(field.message, 400))
@@ -42,8 +45,12 @@ def explain(error: CrucibleError) -> Text:
     return text if step is None else text.append(f" — {step}", "yellow")
 
 
-def _words(field: FieldError) -> tuple[str, ...]:
-    return field.path, field.message, field.suggestion or ""
+def _is_said(field: FieldError, error: CrucibleError, headline: str) -> bool:
+    """Whether the headline has it: the first mistake, or the one thing that is not there."""
+    if isinstance(error, NotFoundError) and len(error.errors) == 1:
+        return True
+    first = field is error.errors[0]
+    return first and (field.message == headline or (field.path in headline and field.message in headline))
 
 
 def _next_step(error: CrucibleError) -> str | None:

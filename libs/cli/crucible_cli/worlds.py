@@ -6,6 +6,7 @@ import typer
 from rich.text import Text
 
 from crucible_client import Crucible
+from crucible_core.errors import InvalidError, NotFoundError
 
 from .lookup import find_named
 from .session import Session, Yes, command
@@ -57,7 +58,10 @@ def delete(
 
 def _question(crucible: Crucible, id: str, purge: bool) -> str:
     """What will go. Raises NotFoundError where nothing is left of it: the API takes the same request again."""
-    count = crucible.events.count(world_id=id).count
+    try:
+        count = crucible.events.count(world_id=id).count
+    except InvalidError as error:
+        raise NotFoundError(f"there is no world {id}") from error
     if not (purge and count):
         crucible.worlds.get(id)
     events = f"{count:,} events"

@@ -257,7 +257,7 @@ class AsyncEvents(_Namespace):
                             yield event
                 wait = subscription.failed(UnavailableError("the gateway closed the stream"), time.monotonic())
             except SSEError as error:
-                raise CrucibleError(f"no event stream at {self._client.url}: {error}") from error
+                raise CrucibleError(f"no event stream at {self._client.url}: is it a gateway of Crucible?") from error
             except CrucibleError as error:
                 wait = subscription.failed(error, time.monotonic())
             await asyncio.sleep(wait)

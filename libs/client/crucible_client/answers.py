@@ -21,7 +21,7 @@ def read_as(raw: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(raw, type=kind)
     except msgspec.DecodeError as error:
-        raise CrucibleError(f"the answer is not what this version of the client expects: {error}") from error
+        raise CrucibleError("the answer is not what this version of the client expects") from error
 
 
 def raise_for(status: int, headers: Mapping[str, str], body: bytes) -> None:

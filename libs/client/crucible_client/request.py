@@ -9,6 +9,8 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
+from crucible_core.errors import InvalidError
+
 from .answers import read_as
 
 T = TypeVar("T")
@@ -111,4 +113,7 @@ def if_match(sequence: int | None) -> dict[str, str]:
 
 
 def segment(text: str) -> str:
+    """`text` as a part of a path. Raises InvalidError where it would name another path."""
+    if text in ("", ".", ".."):
+        raise InvalidError(f'"{text}" is no id and no name')
     return quote(text, safe="")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import httpx
 import msgspec
 
 from crucible_core.errors import FieldError, InvalidError
@@ -22,8 +23,19 @@ def settings_from(url: str | None, api_key: str | None, environ: Mapping[str, st
     if not chosen.startswith(("http://", "https://")):
         message = f'"{chosen}" is not an http:// or https:// URL'
         raise InvalidError(message, errors=[FieldError("url", message, f"http://{chosen}")])
+    if not _is_url(chosen):
+        message = f'"{chosen}" is no URL: its host or its port cannot be read'
+        raise InvalidError(message, errors=[FieldError("url", message)])
     key = (api_key or environ.get("CRUCIBLE_API_KEY") or "").strip()
     if not (key.isascii() and key.isprintable()):
         message = "the API key has characters that no key has"
         raise InvalidError(message, errors=[FieldError("api_key", message)])
     return ClientSettings(chosen, key or None)
+
+
+def _is_url(text: str) -> bool:
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL:
+        return False
+    return bool(url.host) and (url.port is None or 0 < url.port < 65536)

@@ -125,7 +125,9 @@ def _event_in(frame: dict[str, Any]) -> Event | None:
     try:
         event = msgspec.convert(found, Event)
     except msgspec.ValidationError as error:
-        raise CrucibleError(f"the stream sent an event that does not read: {error}") from error
+        raise CrucibleError(
+            "the stream sent an event that does not read: is the gateway of the same version?"
+        ) from error
     if event.sequence is None and isinstance(frame.get("sequence"), int):
         return msgspec.structs.replace(event, sequence=frame["sequence"])
     return event
