@@ -20,7 +20,7 @@ from crucible_cli.nats_server import free_port
 from crucible_cli.processes import birth
 from crucible_cli.screen import PlainScreen
 from crucible_cli.stack import SERVICES, health_of, service_ports
-from crucible_cli.state import DataDir
+from crucible_cli.state import DataDir, open_data_dir
 from crucible_cli.supervisor import Health
 from crucible_cli.up import READY_S, _say_unready
 from crucible_core.errors import ConflictError, InvalidError, UnavailableError
@@ -333,6 +333,36 @@ def test_everything_in_the_data_directory_is_its_owners_alone(fakes: Path, base:
     assert _open_to_others(data) == []
     assert stat.S_IMODE(script.stat().st_mode) == 0o755
     assert stat.S_IMODE(outside.stat().st_mode) & 0o077
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "bin"])
+def test_a_directory_with_other_things_is_not_taken_for_the_data(tmp_path: Path, name: str) -> None:
+    """As with `--data ~`, or `--data "$UNSET"`: nothing in it is touched."""
+    (tmp_path / "logs").mkdir()
+    (tmp_path / name).mkdir()
+    script = tmp_path / "logs" / "run.sh"
+    script.touch()
+    for path in (script, tmp_path):
+        path.chmod(0o755)
+    with pytest.raises(UnavailableError, match=f"has other things in it, such as {name}"):
+        open_data_dir(tmp_path)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (script, tmp_path)} == {0o755}
+
+
+def test_other_things_in_a_data_directory_keep_their_modes(tmp_path: Path) -> None:
+    for ours in ("nats", "admin.key"):
+        (tmp_path / ours).mkdir()
+    (tmp_path / "backup.sh").touch()
+    (tmp_path / "backup.sh").chmod(0o755)
+    open_data_dir(tmp_path)
+    assert stat.S_IMODE((tmp_path / "backup.sh").stat().st_mode) == 0o755
+
+
+def test_a_file_is_no_data_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UnavailableError, match="it is no directory, or something above it is none"):
+            open_data_dir(path)
 
 
 def _open_to_others(data: Path) -> list[str]:

@@ -123,9 +123,7 @@ def test_a_url_that_is_none_is_refused() -> None:
         Crucible("localhost:8080", environ={})
 
 
-@pytest.mark.parametrize(
-    "url", ["http://[::1", "http://h:99999", "http://h:x", "http://a\x00b", "https://:8"]
-)
+@pytest.mark.parametrize("url", ["http://[::1", "http://h:99999", "http://h:x", "http://a\x00b", "https://:8"])
 def test_a_url_that_does_not_read_is_refused(url: str) -> None:
     with pytest.raises(InvalidError, match="is no URL"):
         Crucible(url, environ={})

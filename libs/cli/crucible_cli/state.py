@@ -14,6 +14,7 @@ import msgspec
 from crucible_core.errors import ConflictError, InvalidError, UnavailableError
 
 from .files import read_text
+from .summary import clean
 
 KEY_PREFIX = "ck_"
 _KEY_FILE_BYTES = 4096
@@ -27,6 +28,14 @@ class UpState(msgspec.Struct, frozen=True):
     pid: int
     data: str
     started_at: str
+
+
+_OURS = frozenset(
+    "admin.key conditions.json demo hooks index lock logs nats processes.json up.json watch".split()  # noqa: SIM905
+)
+"""What may lie in a data directory."""
+_CERTAIN = frozenset(("admin.key", "nats"))
+"""What only lies in one."""
 
 
 class DataDir(msgspec.Struct, frozen=True):
@@ -88,13 +97,22 @@ def open_data_dir(root: Path) -> DataDir:
         if not data.root.is_symlink():
             data.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         _check_own(data.root)
+        _check_ours(data.root)
         for directory in (data.root, data.logs, data.root / "index"):
             directory.mkdir(exist_ok=True, mode=0o700)
         _make_private(data.root, data.hooks)
     except OSError as error:
-        what = error.filename or data.root
-        raise UnavailableError(f"cannot use the data directory {data.root}: {what}: {error.strerror}") from error
+        raise UnavailableError(f"cannot use the data directory {data.root}: {not_usable(error, data.root)}") from error
     return data
+
+
+def not_usable(error: OSError, directory: Path) -> str:
+    """Why a directory, or something in it, cannot be made or used."""
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        reason = "it is no directory, or something above it is none"
+    else:
+        reason = error.strerror or "the system refuses it"
+    return reason if error.filename in (None, str(directory)) else f"{error.filename}: {reason}"
 
 
 def _check_own(root: Path) -> None:
@@ -111,9 +129,26 @@ def _check_own(root: Path) -> None:
         raise UnavailableError(f"the data directory {root} belongs to {name}: give another one with --data")
 
 
+def _check_ours(root: Path) -> None:
+    """Somebody's home, say, is not taken for a data directory: their files would lose their modes."""
+    names = os.listdir(root)
+    others = sorted(name for name in names if name not in _OURS and not name.startswith(".") and name != "lost+found")
+    if others and not set(names) >= _CERTAIN:
+        one = clean(others[0], 80)
+        raise UnavailableError(f"{root} has other things in it, such as {one}: give a new directory with --data")
+
+
 def _make_private(root: Path, spared: Path) -> None:
-    """Directories 0700, files 0600; links are left alone, and so are the users' own files below `spared`."""
+    """Directories 0700, files 0600; links are left alone, and so are the users' own files below `spared`, and what is
+    not ours."""
     root.chmod(0o700)
+    for name in _OURS & set(os.listdir(root)):
+        _restrict(root / name)
+        if name != spared.name and not (root / name).is_symlink():
+            _restrict_below(root / name, spared)
+
+
+def _restrict_below(root: Path, spared: Path) -> None:
     for folder, directories, files in os.walk(root):
         for name in (*directories, *files):
             _restrict(Path(folder, name))

@@ -18,7 +18,7 @@ from crucible_core.errors import CrucibleError, UnavailableError
 from .processes import end_stale
 from .screen import Screen, open_screen
 from .stack import DEFAULT_BASE, Stack, decided, plan
-from .state import DataDir, UpState, admin_key, default_root, locked, open_data_dir, remove_up, write_up
+from .state import DataDir, UpState, admin_key, default_root, locked, not_usable, open_data_dir, remove_up, write_up
 from .supervisor import Supervisor
 
 READY_S = 60.0
@@ -146,7 +146,7 @@ def _directory(path: Path) -> Path:
     try:
         made.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise UnavailableError(f"cannot use the hooks directory {made}: {error.strerror}") from error
+        raise UnavailableError(f"cannot use the hooks directory {made}: {not_usable(error, made)}") from error
     return made
 
 
