@@ -523,6 +523,8 @@ def test_doctor_finds_what_is_not_live(run: Run, played: Played) -> None:
     healthy = run("doctor")
     assert healthy.exit_code == 0
     assert "2 live, 1 disabled, 0 inert, 1 accepts connections" in healthy.stdout
+    assert "memory could not read one event" in healthy.stdout
+    assert "#3  ValidationError: [/red] Expected `str`" in healthy.stdout
     played.verdicts["bad"] = "inert"
     sick = run("doctor", "--json")
     assert sick.exit_code == 1

@@ -11,6 +11,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from crucible_cli.doctor import Diagnosis, Finding, diagnosis_view
+from crucible_cli.health import Health, Service, health_view
 from crucible_cli.listing import UNCUT, Column, Listing, shortened
 from crucible_cli.tables import (
     attempts_table,
@@ -32,7 +33,7 @@ from crucible_client import Count
 from crucible_core.envelope import Data, Event, Metadata, Source
 from crucible_core.protocol.events import EventType
 from crucible_core.protocol.hooks import HookView, RunRecord
-from crucible_core.protocol.memory import ScoredMemory
+from crucible_core.protocol.memory import MemoryStatus, ScoredMemory, SkippedEvent
 from crucible_core.protocol.replays import Replay, ReplayTarget
 from crucible_core.protocol.retention import RetentionRule, RetentionView
 from crucible_core.protocol.shared import Check, CheckStep, Counters, TypeFilter
@@ -125,6 +126,8 @@ def event() -> Event:
     return Event("Memory", Data("Created", {"content": HOSTILE, "tags": ["#[b]"]}), metadata, 123_456)
 
 
+SKIPPED = [SkippedEvent(sequence=7, reason=HOSTILE)] * 9
+
 SHOWN: dict[str, Callable[[], RenderableType]] = {
     "hooks": lambda: hooks_table([hook(), hook("b")]),
     "webhooks": lambda: webhooks_table([webhook(1), webhook(2)]),
@@ -138,12 +141,29 @@ SHOWN: dict[str, Callable[[], RenderableType]] = {
     "types": lambda: types_table([EventType("Custom.x", HOSTILE, ["a" * 80] * 5, True, {}, registered=True)]),
     "count": lambda: count_table(Count(10, {HOSTILE: 10})),
     "event": lambda: event_line(event()),
+    "health": lambda: health_view(
+        Health(
+            [Service("events", "ready", HOSTILE, 1, 10_000, 12_345), Service("memory", "hangs")],
+            memory=MemoryStatus(
+                sequence=9, memories=1, skipped=2000, latest=[SkippedEvent(sequence=7, reason=HOSTILE)] * 9
+            ),
+        )
+    ),
     "doctor": lambda: diagnosis_view(
         Diagnosis(
             False, [Finding("hook", "x", Check(HOSTILE, "inert", HOSTILE, 1.0, [CheckStep("a", False, HOSTILE)]))]
         )
     ),
 }
+
+
+def test_what_was_put_aside_is_said() -> None:
+    assert "#7  [/red] [bold]x[/bold]" in rendered(SHOWN["health"](), UNCUT)
+    memory = MemoryStatus(sequence=9, memories=1, skipped=2000, latest=SKIPPED)
+    shown = rendered(health_view(Health([Service("events", "ready", parked=12_345)], memory=memory)), UNCUT)
+    assert "12,345 messages of all services are parked" in shown
+    assert "memory could not read 2,000 events" in shown
+    assert shown.count("#7  ") == 5
 
 
 def rendered(view: RenderableType, width: int, **options: Any) -> str:
@@ -174,7 +194,7 @@ def test_colours_change_no_character(name: str) -> None:
 
 @pytest.mark.parametrize("name", SHOWN)
 def test_every_row_is_one_line(name: str) -> None:
-    if name == "doctor":
+    if name in ("doctor", "health"):
         return
     view = SHOWN[name]()
     assert len(rendered(view, 80).split("cut:")[0].splitlines()) <= len(rendered(view, UNCUT).splitlines()) + 1

@@ -7,11 +7,13 @@ import pytest
 
 from crucible_core import subjects
 from crucible_core.envelope import MAX_HOPS
-from crucible_core.errors import ConflictError, NotFoundError
+from crucible_core.errors import ConflictError, NotFoundError, UnavailableError
 from crucible_core.protocol.hooks import HookView, RunList, RunRecord
 from crucible_core.protocol.shared import EnableHook, GetRequest
 from crucible_hooks.workers import durable
 from crucible_kit.frames import Outgoing
+from crucible_kit.message import Message
+from crucible_kit.work import work
 
 from .conftest import System, until
 
@@ -265,6 +267,43 @@ async def test_undecodable_run_is_parked_and_the_next_one_runs(system: System) -
     parked = await system.bus.last(system.bus.names.attempts, system.bus.names.parked(durable(system.bus, "steady")))
     assert parked is not None
     assert parked.data == b"not an event"
+
+
+async def test_a_parked_run_is_recorded_and_told_as_failed(system: System) -> None:
+    """Two processes have ended over it: that is what is noted beside the queue."""
+    await system.register("deadly", "1", on="Custom.other")
+    await system.ask("enable", EnableHook(name="deadly", enabled=False), HookView)
+    appended = await system.append()
+    bus, names, reader = system.bus, system.bus.names, durable(system.bus, "deadly")
+    event = await bus.last(names.events, names.events_of("Custom"))
+    assert event is not None
+    headers = {
+        subjects.RUN: "run_1",
+        subjects.REGISTRATION: (await system.view("deadly")).id,
+        subjects.ATTEMPT: "1",
+        subjects.EVENT_SEQUENCE: str(event.sequence),
+    }
+    run = await bus.store(Outgoing(names.run("deadly"), event.data, headers, "run_1"))
+    taken = asyncio.Event()
+
+    async def take(message: Message) -> None:
+        taken.set()
+        raise UnavailableError("given back")
+
+    taking = asyncio.create_task(work(bus, names.hook_runs, reader, take, filters=[names.run("deadly")]))
+    await taken.wait()
+    taking.cancel()
+    await asyncio.gather(taking, return_exceptions=True)
+    await bus.store(Outgoing(names.trial(reader, run.sequence), b"2"))
+    await system.ask("enable", EnableHook(name="deadly", enabled=True), HookView)
+    record = await system.run_of("deadly", "parked")
+    assert record.error == "put aside: 2 processes ended while they worked on it"
+    assert (record.event_id, record.attempt) == (appended.id, 1)
+    [failed] = await system.log("Hook.Failed")
+    assert failed.metadata.causation_id == appended.id
+    assert (failed.data.payload["hook"], failed.data.payload["outcome"]) == ("deadly", "parked")
+    assert failed.data.payload["error"] == record.error
+    assert (await system.view("deadly")).counters.failed == 1
 
 
 async def test_undecodable_event_is_parked_and_the_next_one_triggers(system: System) -> None:

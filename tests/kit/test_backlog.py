@@ -4,10 +4,12 @@ import asyncio
 
 import pytest
 
-from crucible_kit.backlog import Backlog
+from crucible_kit.backlog import Backlog, ParkedMessages
 from crucible_kit.bus import Bus
 from crucible_kit.clock import now_ms
 from crucible_kit.frames import Outgoing
+from crucible_kit.holding import park
+from crucible_kit.message import Message
 from crucible_kit.metrics import Metrics
 from crucible_kit.settings import KitSettings
 from crucible_kit.streams import declare_bucket, declare_streams
@@ -63,3 +65,14 @@ async def test_streams_buckets_and_consumers_say_what_they_are(declared: Bus) ->
     for stream in await bus.stream_names():
         if stream.startswith(bus.names.events.removesuffix("EVENTS")) or bus.names.bucket("hooks") in stream:
             assert (await bus.stream_options(stream))["description"].startswith("Crucible: "), stream
+
+
+async def test_messages_that_were_put_aside_are_counted(declared: Bus) -> None:
+    bus, metrics = declared, Metrics("events")
+    for number, durable in enumerate(("hooks-dispatch", "whk_1", "whk_1")):
+        message = Message("s", b"{}", sequence=number)
+        await park(bus, durable, message, "no good")
+        await park(bus, durable, message, "no good")  # told twice
+    await bus.store(Outgoing(bus.names.run_attempt("hook", "run_1"), b"{}"))
+    await ParkedMessages(bus, metrics)._look()
+    assert "crucible_parked_messages 3.0" in metrics.render().decode().splitlines()

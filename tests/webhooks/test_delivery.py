@@ -21,6 +21,7 @@ from crucible_core.protocol.webhooks import EnableWebhook, WebhookList, WebhookV
 from crucible_core.times import parse_time
 from crucible_kit.buckets import open_bucket
 from crucible_kit.frames import Outgoing
+from crucible_webhooks.dispatch import enqueued
 
 from .conftest import Receiver, Service, until
 
@@ -190,7 +191,7 @@ async def test_undecodable_event_is_parked_and_blocks_nothing(service: Service, 
     await until(lambda: receiver.requests)
     parked = names.parked(names.durable("webhooks-dispatch"))
     await until(lambda: service.bus.last(names.attempts, parked))
-    assert await service.metric("crucible_parked_messages") == 1
+    assert await service.metric("crucible_messages_parked_total") == 1
 
 
 async def test_deleted_webhook_gets_nothing_more(service: Service, receiver: Receiver) -> None:
@@ -353,3 +354,30 @@ def _answering(status: int) -> Any:
 
 async def _count(service: Service, webhook: WebhookView, count: int) -> bool:
     return len(await service.attempts(webhook)) == count
+
+
+async def test_a_parked_delivery_is_a_failed_attempt_of_its_webhook(
+    service: Service, receiver: Receiver, told: list[str]
+) -> None:
+    """Two processes have ended over it: that is what is noted beside the queue."""
+    webhook = await service.create(receiver.url, event_filters=[{"event_type": "Custom.Other"}])
+    names = service.bus.names
+    event = await service.append()
+    message = await service.bus.last(names.events, names.all_events)
+    assert message is not None
+    sequence = await service.bus.last_sequence(names.deliveries) + 1
+    await service.bus.store(Outgoing(names.trial(names.durable(webhook.id), sequence), b"2"))
+    await service.redelivered(webhook.id, enqueued(service.bus, webhook.id, event, message))
+
+    async def recorded() -> bool:
+        return bool(await service.attempts(webhook))
+
+    await until(recorded)
+    [attempt] = await service.attempts(webhook)
+    assert (attempt.outcome, attempt.attempt, attempt.event_id) == ("failed", 1, event.metadata.id)
+    assert attempt.error == "put aside: 2 processes ended while they worked on it"
+    assert told.count("Webhook.Exhausted") == 1
+    assert receiver.requests == []
+    parked = await service.bus.last(names.attempts, names.parked(names.durable(webhook.id)))
+    assert parked is not None
+    assert parked.headers[subjects.REASON] == "2 processes ended while they worked on it"

@@ -17,6 +17,7 @@ from crucible_client import Crucible
 from crucible_core.errors import CrucibleError
 from crucible_core.limits import storage_reserve
 from crucible_core.protocol.losses import Loss
+from crucible_core.protocol.memory import MemoryStatus
 from crucible_core.protocol.shared import Readiness, Trouble
 
 from .listing import Column, Listing
@@ -29,18 +30,21 @@ from .supervisor import LOOP_DEATHS, LOOP_S, Condition
 _ASKED_S = 3.0
 _MIB = 1024 * 1024
 _GOOD = frozenset({"ready"})
-_LAG = re.compile(rb"^crucible_index_lag(?:\{[^}]*\})? ([0-9.e+]+)$", re.MULTILINE)
+_METRIC = re.compile(rb"^crucible_(index_lag|parked_messages) ([0-9.e+]+)$", re.MULTILINE)
+_SHOWN = 5
 
 
 class Service(msgspec.Struct, frozen=True, omit_defaults=True):
     """A process of the installation. `state` is `ready`, `hangs`, `failing` (a crash loop), …; `restarts` counts since
-    `crucible up` was started, and `index_lag` the messages that its index has not read yet."""
+    `crucible up` was started, `index_lag` are the messages that its index has not read yet, and `parked` those of all
+    services that were put aside, since nobody could handle them."""
 
     name: str
     state: str
     detail: str = ""
     restarts: int = 0
     index_lag: int | None = None
+    parked: int | None = None
 
 
 class Disk(msgspec.Struct, frozen=True):
@@ -54,12 +58,13 @@ class Disk(msgspec.Struct, frozen=True):
 
 class Health(msgspec.Struct, frozen=True):
     """`services` are all of an installation that runs here, else its gateway. `errors` are what is wrong and does not
-    pass by itself."""
+    pass by itself. `memory` tells which events it could not read."""
 
     services: list[Service]
     errors: list[Trouble] = []
     losses: list[Loss] = []
     disk: Disk | None = None
+    memory: MemoryStatus | None = None
 
     @property
     def is_local(self) -> bool:
@@ -85,7 +90,7 @@ def find_health(session: Session, crucible: Crucible) -> Health:
         services.append(Service("nats", nats.state, _words(nats), nats.restarts))
     found = [error for readiness, _ in answers.values() if readiness for error in readiness.errors]
     errors = list(dict.fromkeys(found))
-    return Health(services, errors, _losses(crucible, errors), _disk(session.data, here))
+    return Health(services, errors, _losses(crucible, errors), _disk(session.data, here), _memory(crucible))
 
 
 def health_view(health: Health) -> RenderableType:
@@ -104,6 +109,8 @@ def health_view(health: Health) -> RenderableType:
         parts += ["", _disk_text(health.disk)]
     for error in health.errors:
         parts += ["", Text.assemble((f"{error.code}: ", "bold red"), clean(error.message, 600))]
+    if health.memory is not None and health.memory.skipped:
+        parts += ["", _skipped_text(health.memory)]
     if health.losses:
         parts.append(
             Text(
@@ -115,19 +122,20 @@ def health_view(health: Health) -> RenderableType:
     return Group(*parts)
 
 
-def _asked(url: str) -> tuple[Readiness | None, int | None]:
-    """What a /readyz says, and how many messages its index has not read yet; None where it does not answer."""
+def _asked(url: str) -> tuple[Readiness | None, dict[str, int]]:
+    """What a /readyz says, and its metrics of interest; nothing where it does not answer."""
     try:
         with httpx.Client(base_url=url, timeout=_ASKED_S) as http:
             readiness = msgspec.json.decode(http.get("/readyz").content, type=Readiness)
-            lag = _LAG.search(http.get("/metrics").content)
+            found = _METRIC.findall(http.get("/metrics").content)
     except (httpx.HTTPError, msgspec.DecodeError):
-        return None, None
-    return readiness, int(float(lag.group(1))) if lag else None
+        return None, {}
+    return readiness, {name.decode(): int(float(value)) for name, value in found}
 
 
-def _service(name: str, answer: tuple[Readiness | None, int | None], condition: Condition | None) -> Service:
-    readiness, lag = answer
+def _service(name: str, answer: tuple[Readiness | None, dict[str, int]], condition: Condition | None) -> Service:
+    readiness, metrics = answer
+    lag, parked = metrics.get("index_lag"), metrics.get("parked_messages")
     words = _words(condition) if condition else ""
     restarts = condition.restarts if condition else 0
     if readiness is None:
@@ -135,9 +143,9 @@ def _service(name: str, answer: tuple[Readiness | None, int | None], condition: 
         return Service(name, state, words or "does not answer", restarts)
     if readiness.waiting_for:
         waits = f"waits for {', '.join(readiness.waiting_for)}"
-        return Service(name, "not ready", waits, restarts, lag)
+        return Service(name, "not ready", waits, restarts, lag, parked)
     looping = condition is not None and _deaths(condition) >= LOOP_DEATHS
-    return Service(name, "failing" if looping else "ready", words, restarts, lag)
+    return Service(name, "failing" if looping else "ready", words, restarts, lag, parked)
 
 
 def _deaths(condition: Condition) -> int:
@@ -172,6 +180,13 @@ def _losses(crucible: Crucible, errors: list[Trouble]) -> list[Loss]:
         return []
 
 
+def _memory(crucible: Crucible) -> MemoryStatus | None:
+    try:
+        return crucible.memory.status()
+    except CrucibleError:
+        return None
+
+
 def _disk(data: DataDir, up: UpState | None) -> Disk | None:
     if up is None:
         return None
@@ -188,7 +203,16 @@ def _state(state: str) -> Text:
 
 def _detail(service: Service) -> str:
     lag = f"index {service.index_lag:,} behind" if service.index_lag else ""
-    return "; ".join(part for part in (service.detail, lag) if part)
+    parked = f"{service.parked:,} messages of all services are parked" if service.parked else ""
+    return "; ".join(part for part in (service.detail, lag, parked) if part)
+
+
+def _skipped_text(memory: MemoryStatus) -> Text:
+    events = "one event; it is" if memory.skipped == 1 else f"{memory.skipped:,} events; they are"
+    text = Text(f"memory could not read {events} in the log, and in no memory:", "yellow")
+    for event in memory.latest[:_SHOWN]:
+        text.append(f"\n  #{event.sequence}  {clean(event.reason, 200)}")
+    return text
 
 
 def _disk_text(disk: Disk) -> Text:

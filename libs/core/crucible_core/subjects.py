@@ -231,6 +231,10 @@ class Names(msgspec.Struct, frozen=True):
         """Where a message that cannot be decoded is put aside."""
         return self._subject("att", "parked", token(durable))
 
+    @property
+    def all_parked(self) -> str:
+        return self._subject("att", "parked", "*")
+
     def trial(self, durable: str, sequence: int) -> str:
         """Where it is noted that a message is worked on alone, since a process has ended that had it in hand."""
         return self._subject("att", "trial", token(durable), str(sequence))

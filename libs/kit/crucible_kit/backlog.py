@@ -1,4 +1,5 @@
-"""What waits in a work queue, as gauges: how much now, how much for its time, and how long the oldest has waited."""
+"""What waits in a work queue, as gauges: how much now, how much for its time, and how long the oldest has waited; and
+how many messages were put aside."""
 
 import asyncio
 import contextlib
@@ -39,3 +40,22 @@ class Backlog:
         self._waiting.set(waiting)
         self._scheduled.set(scheduled)
         self._oldest.set(max(now_ms() - oldest.time_ms, 0) / 1000 if oldest else 0)
+
+
+class ParkedMessages:
+    """Those of all consumers and indexes, until ATTEMPTS forgets them."""
+
+    def __init__(self, bus: Bus, metrics: Metrics) -> None:
+        self._bus = bus
+        self._kept = metrics.gauge("parked_messages", "Messages that were put aside and are kept in ATTEMPTS")
+
+    async def watch(self) -> None:
+        while True:
+            with contextlib.suppress(CrucibleError):
+                await self._look()
+            await asyncio.sleep(LOOK_S)
+
+    async def _look(self) -> None:
+        names = self._bus.names
+        kept, _ = await self._bus.backlog(names.attempts, names.all_parked)
+        self._kept.set(kept)

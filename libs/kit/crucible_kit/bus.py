@@ -74,7 +74,7 @@ class Bus(JetStream):
     def __init__(self, client: nats.aio.client.Client, names: Names) -> None:
         self.names = names
         self.storage = Storage()
-        self.parked = 0
+        self.note_parked: Callable[[], None] = lambda: None
         """Messages that this process has put aside as ones that can never be handled."""
         self.flow = Flow()
         self._client = client

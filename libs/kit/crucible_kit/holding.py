@@ -202,7 +202,7 @@ async def park(bus: Bus, durable: str, message: Message, reason: str) -> None:
         await bus.store(Outgoing(subject, message.data, headers, msg_id))
     except TooLargeError:
         await bus.store(Outgoing(subject, b"", headers, msg_id))
-    bus.parked += 1
+    bus.note_parked()
 
 
 def _nak(delay_s: float) -> bytes:

@@ -26,7 +26,7 @@ async def open_service(service: str, settings: KitSettings, metrics: Metrics) ->
         stack.push_async_callback(asyncio.to_thread, telemetry.close)
         bus = await stack.enter_async_context(open_bus(settings.nats_url, Names(settings.bus_prefix), service))
         bus.storage = Storage(settings.nats_store, settings.storage_reserve_mib)
-        metrics.gauge("parked_messages", "Messages put aside since the start").set_function(lambda: bus.parked)
+        bus.note_parked = metrics.counter("messages_parked", "Messages that this process put aside").inc
         await declare_streams(bus, settings, service)
         await bus.set_clock()
         for task in [asyncio.create_task(_keep_clock(bus)), asyncio.create_task(bus.storage.watch(bus))]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from starlette.applications import Starlette
 
 from crucible_kit.asgi import ops_app
+from crucible_kit.backlog import ParkedMessages
 from crucible_kit.buckets import open_bucket
 from crucible_kit.bus import Bus
 from crucible_kit.index import Index, open_index
@@ -123,6 +124,7 @@ async def _running(
             tasks.create_task(losses.view.follow()),
             tasks.create_task(expiry.run()),
             tasks.create_task(audit.run()),
+            tasks.create_task(ParkedMessages(bus, metrics).watch()),
             tasks.create_task(copies.purging.run()),
             tasks.create_task(committer.run()),
             tasks.create_task(registry.resume()),
