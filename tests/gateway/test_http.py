@@ -111,6 +111,10 @@ async def test_http_1_0_follows_the_stream(gateway: Served) -> None:
         ["text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"],
         ["application/json", "text/event-stream"],
         ["text/event-stream;q=0.001"],
+        ["text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2"],
+        ["*"],
+        ["text/event-stream;q=1.0000"],
+        ["text/event-stream; q=2"],
         [""],
     ],
 )
@@ -127,7 +131,18 @@ async def test_server_sent_events_for_what_clients_accept(gateway: Served, accep
         await answer.aclose()
 
 
-@pytest.mark.parametrize("accept", ["application/json", "text/event-stream;q=0", "text/html, text/plain", "*/*;q=0"])
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/json",
+        "text/event-stream;q=0",
+        "text/html, text/plain",
+        "*/*;q=0",
+        "*;q=0.0",
+        "*;q=.",
+        "*x",
+    ],
+)
 async def test_what_is_not_accepted_is_not_sent(http: httpx.AsyncClient, accept: str) -> None:
     answer = await http.get(STREAM, headers={"Accept": accept})
     assert (answer.status_code, answer.headers["Content-Type"]) == (406, PROBLEM)

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from litestar.datastructures import Headers
 
-_WEIGHT = re.compile(r"0(?:\.\d{0,3})?|1(?:\.0{0,3})?", re.ASCII)
+_WEIGHT = re.compile(r"\d{1,9}(?:\.\d{0,9})?|\.\d{1,9}", re.ASCII)
+"""Also as the JDK's clients write it: `*; q=.2`."""
 _ANY = "*/*"
 
 
@@ -54,8 +55,8 @@ def _ranges(accept: str) -> Iterator[Range]:
         kind, parameters = _parsed(part)
         weights = [name[2:] for name in parameters if name.startswith("q=")]
         weight = weights[0] if weights else "1"
-        if "/" in kind and _WEIGHT.fullmatch(weight):
-            yield Range(kind, parameters - {f"q={weight}"}, float(weight))
+        if ("/" in kind or kind == "*") and _WEIGHT.fullmatch(weight):
+            yield Range(_ANY if kind == "*" else kind, parameters - {f"q={weight}"}, min(1.0, float(weight)))
 
 
 def _parsed(text: str) -> tuple[str, frozenset[str]]:
