@@ -440,6 +440,19 @@ def test_output_without_unicode_shows_question_marks(played: Played, tmp_path: P
     assert "Café 👩‍💻 会議" in json.loads(found.stdout)["data"]["payload"]["content"]
 
 
+@pytest.mark.parametrize("words", ["--help", "events list", "hooks list --json", "hooks list", "--version"])
+def test_closed_or_full_outputs_are_no_traceback(played: Played, tmp_path: Path, words: str) -> None:
+    env = {**os.environ, "CRUCIBLE_URL": played.url, "CRUCIBLE_API_KEY": KEY, "XDG_DATA_HOME": str(tmp_path)}
+    command = f"{sys.executable} -m crucible_cli {words}"
+    closed = subprocess.run(["sh", "-c", f"{command} >&-"], env=env, capture_output=True, text=True)
+    assert (closed.returncode, closed.stderr) == (0, "")
+    both = subprocess.run(["sh", "-c", f"{command} >&- 2>&-"], env=env)
+    assert both.returncode == 0
+    full = subprocess.run(["sh", "-c", f"{command} >/dev/full"], env=env, capture_output=True, text=True)
+    assert (full.returncode, "Traceback" in full.stderr) == (1, False)
+    assert "No space left on device" in full.stderr
+
+
 def test_latest_events_are_shown_in_the_order_of_the_log(run: Run, played: Played) -> None:
     for number in range(5):
         run("events", "emit", "Custom.Note", f"n={number}")

@@ -218,8 +218,8 @@ def test_what_crucible_makes_is_closed_and_the_rest_is_open(dotted: str) -> None
     ("dotted", "payload", "path", "message", "suggestion"),
     [
         (
-            "Memory.Created",
-            {"id": "m"},
+            "entry.created",
+            {"id": "m", "type": "note"},
             "payload.content",
             "required, but missing, and there is no title in its place",
             None,

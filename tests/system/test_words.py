@@ -19,6 +19,7 @@ WRITTEN: list[tuple[str, dict[str, Any]]] = [
     ("Memory.Accessed", {"id": "m", "query": "x", "relevance": 0.9}),
     ("Memory.Consolidated", {"original_ids": ["m", "n"], "summary_id": "s"}),
     ("entry.created", {"id": "e", "kb": "project-kb", "type": "backlog_item", "title": "Do it"}),
+    ("entry.created", {"entry_id": "g", "kb_name": "bare", "type": "note", "actor": "alice", "timestamp": 1795860000}),
     ("entry.created", {"entry_id": "f", "kb_name": "other", "entry_type": "note", "title": "Or that"}),
     ("File.Created", {"path": "a.md", "content": "# Here"}),
     ("File.Renamed", {"from": "a.md", "to": "b.md", "content": "# Here"}),
@@ -62,7 +63,7 @@ def test_words_are_accepted_found_and_read(stack: Stack) -> None:
             assert (answer.status_code, answer.json()["errors"][0]["path"]) == (422, path), event
         assert [link["target"] for link in memory(http, "m")["links"]] == ["n", "n"]
         assert (memory(http, "m")["content"], memory(http, "m")["tags"]) == ("y", ["#a", "#b"])
-        assert memory(http, "e")["content"] == "Do it"
+        assert (memory(http, "e")["content"], memory(http, "g")["content"]) == ("Do it", "")
         until(lambda: paths(http) == ["b.md"], 10)
         until(lambda: http.get(f"/api/v1/webhooks/{webhook}").json()["counters"]["matched"] == 1, 10)
 

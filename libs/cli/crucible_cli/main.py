@@ -4,6 +4,7 @@ A command's module is imported when the command is asked for, so that `crucible 
 """
 
 import importlib
+import os
 import sys
 from importlib.metadata import version
 from io import TextIOWrapper
@@ -87,8 +88,14 @@ def build() -> typer.Typer:
 
 
 def main() -> None:
+    # Somebody may have closed them (`>&-`): what would be written there is for nobody.
+    sys.stdout, sys.stderr = sys.stdout or open(os.devnull, "w"), sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     # An output that cannot show a character shows `?` for it.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
-    build()()
+    try:
+        build()()
+    except OSError as error:
+        # Only output is written outside of a session, such as a help text to a full disk.
+        sys.exit(f"error: {error}")

@@ -32,6 +32,7 @@ _References = list[str | _Reference]
 class _State(msgspec.Struct, frozen=True):
     content: str | None = None
     title: str | None = None
+    kb: str | None = None
     path: str | None = None
     tags: list[str] | None = None
     entities: list[str] | None = None
@@ -137,7 +138,9 @@ def fold(memory: Memory | None, event: Recorded) -> Memory | None:
 def _created(event: Recorded) -> Memory | None:
     """Also from a change that carries a whole state, of a memory whose earlier events have expired."""
     payload, metadata = event.data.payload, event.metadata
-    content = payload.title if payload.content is None and event.data.event == "Created" else payload.content
+    content = payload.content
+    if content is None and event.data.event == "Created":
+        content = payload.title or ("" if payload.kb is not None else None)
     if content is None:
         return None
     return Memory(

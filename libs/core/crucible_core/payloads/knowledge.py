@@ -67,7 +67,7 @@ class MemoryCreated(_Entry, kw_only=True):
     problems: Problems | None = None
 
     def __post_init__(self) -> None:
-        if self.content is None and not self.title:
+        if self.content is None and not self.title and self.kb is None:  # an entry's text may be its base's alone
             raise ValueError("`content`: required, but missing, and there is no title in its place")
 
 
