@@ -67,6 +67,10 @@ MEMORY_QUERY_CHARS = 20_000
 MEMORY_QUERY_LIMIT = 100
 """Memories of one answer."""
 
+SCHEMA_STEPS = 2_000_000
+"""Steps in which a payload is checked by the schema of its type: some 0.5 s. A step asks one subschema about one value;
+where alternatives multiply, there may be many for each."""
+
 MEMORY_PATHS = frozenset({"query", "status"})
 """Ids that no memory may have: below `/api/v1/memory/` they are something else."""
 

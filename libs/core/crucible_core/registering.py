@@ -1,12 +1,14 @@
 """Registering an event type: what the record of a type becomes, and what is refused. Pure."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 
 from .catalogue import OWN, Catalogue, Registered
 from .compatibility import breaks
+from .costs import MOST, steps
 from .errors import ConflictError, FieldError, InvalidError
 from .naming import ANY_CUSTOM, MAX_CUSTOM_NAME, custom
 from .protocol.events import RegisterType, TypeRecord, TypeVersion
@@ -32,13 +34,20 @@ def check_request(request: RegisterType, catalogue: Catalogue) -> None:
     errors = [*_name_errors(request.type, catalogue), *_alias_errors(request.aliases)]
     if len(request.description) > MAX_DESCRIPTION:
         errors.append(FieldError("description", f"may have {MAX_DESCRIPTION} characters"))
-    for check in (lambda: precedence(request.version), lambda: check_schema(request.schema)):
+    for check in (lambda: precedence(request.version), lambda: _check_schema(request.schema)):
         try:
             check()
         except InvalidError as error:
             errors += error.errors
     if errors:
         raise _invalid(errors)
+
+
+def _check_schema(schema: Mapping[str, Any]) -> None:
+    """Raises InvalidError."""
+    check_schema(schema)
+    if steps(schema)[0] == MOST:
+        raise _invalid([FieldError("schema", "its references and alternatives multiply to more than can be checked")])
 
 
 def registered(request: RegisterType, catalogue: Catalogue, now: str) -> TypeRecord | None:

@@ -31,7 +31,7 @@ _ONE = (
 )
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
 _MAPS = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
-_IN_PLACE = ("allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentSchemas")
+IN_PLACE = ("allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentSchemas")
 _PLAIN = (
     *("$ref", "type", "enum", "const", "multipleOf", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
     *("minLength", "maxLength", "pattern", "format", "minItems", "maxItems", "uniqueItems", "minContains"),
@@ -251,7 +251,7 @@ def _beside(root: Schema, schema: Any) -> list[Any]:
     if not isinstance(schema, Mapping):
         return []
     referred = [resolve(root, schema["$ref"])] if "$ref" in schema else []
-    return referred + [child.schema for child in children(schema, _IN_PLACE)]
+    return referred + [child.schema for child in children(schema, IN_PLACE)]
 
 
 def _invalid(errors: list[FieldError]) -> InvalidError:

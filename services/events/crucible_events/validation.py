@@ -1,6 +1,6 @@
 """What a payload must be: the catalogue's own checks, and the JSON Schemas that users registered, compiled."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
@@ -8,8 +8,10 @@ import jsonschema_rs
 
 from crucible_core import schemas
 from crucible_core.catalogue import Catalogue, Registered, UnknownTypeError
+from crucible_core.costs import steps
 from crucible_core.errors import FieldError, InvalidError
 from crucible_core.kinds import BUILT_IN
+from crucible_core.limits import SCHEMA_STEPS
 from crucible_core.protocol.events import NewEvent, TypeVersion
 from crucible_core.suggest import nearest
 
@@ -18,6 +20,12 @@ _REGEX_BYTES = 256 * 1024
 _MOST_ERRORS = 20
 _ALL_ERRORS_UNTIL = 64 * 1024
 """Bytes of a payload up to which all its mistakes are looked for; of a larger one the first is told."""
+_TOLD_UNTIL = 2_000
+"""Steps of a check up to which all the mistakes of alternatives are told: it takes about 0.1 ms for each."""
+_COSTLY = (
+    f"its values, and the alternatives for each, take more than {SCHEMA_STEPS:,} steps to check: make it smaller or "
+    "flatter, or the type's schema simpler"
+)
 _MOST_COMPILED = 4_096
 _MOST_RESOLVED = 10_000
 _SHOWN = 300
@@ -52,7 +60,7 @@ class Payloads:
         self._catalogue = catalogue
         self._resolved: dict[str, str] = {}
         self._resolved_by: Catalogue | None = None
-        self._compiled: dict[tuple[str, str], tuple[TypeVersion, jsonschema_rs.Draft202012Validator]] = {}
+        self._compiled: dict[tuple[str, str], tuple[TypeVersion, Validator]] = {}
 
     def resolve(self, new: NewEvent) -> str:
         """The canonical type. Raises UnknownTypeError."""
@@ -76,16 +84,16 @@ class Payloads:
             return version or BUILT_IN, catalogue.canonical(dotted, payload)
         wanted = _version(kind, version)
         decoded = catalogue.validate(dotted, payload)
-        _validate(self._validator(kind, wanted), wanted.schema, decoded, dotted, len(payload))
+        self._validator(kind, wanted).check(decoded, dotted, payload)
         return wanted.version, payload
 
-    def _validator(self, kind: Registered, version: TypeVersion) -> jsonschema_rs.Draft202012Validator:
+    def _validator(self, kind: Registered, version: TypeVersion) -> "Validator":
         key = kind.dotted, version.version
         found = self._compiled.get(key)
         if found is None or found[0] is not version:  # the same version, registered anew after the type was deleted
             if len(self._compiled) >= _MOST_COMPILED:
                 self._compiled.clear()
-            found = self._compiled[key] = version, compiled(version.schema)
+            found = self._compiled[key] = version, Validator(version.schema)
         return found[1]
 
 
@@ -100,22 +108,60 @@ def _version(kind: Registered, version: str | None) -> TypeVersion:
     return found
 
 
-def _validate(
-    validator: jsonschema_rs.Draft202012Validator, schema: dict[str, Any], payload: Any, dotted: str, size: int
-) -> None:
-    if validator.is_valid(payload):
-        return
-    errors: list[FieldError] = []
-    try:
-        if size > _ALL_ERRORS_UNTIL:
-            validator.validate(payload)
-        for error in islice(validator.iter_errors(payload), _MOST_ERRORS):
-            errors += _field_errors(error, schema)
-    except jsonschema_rs.ValidationError as error:
-        errors = _field_errors(error, schema)
-    first = errors[0]
-    asked = f' (did you mean "{first.suggestion}"?)' if first.suggestion else ""
-    raise InvalidError(f"{dotted[:100]} is refused: {first.path}: {first.message}{asked}", errors=errors[:_MOST_ERRORS])
+class Validator:
+    """A schema, compiled, and how long it takes to check a value by it."""
+
+    def __init__(self, schema: dict[str, Any]) -> None:
+        self._schema = schema
+        self._compiled = compiled(schema)
+        self._steps = steps(schema)
+        all_of_it = (place.schema for place in schemas.places(schema) if isinstance(place.schema, dict))
+        self._has_alternatives = any("anyOf" in inner or "oneOf" in inner for inner in all_of_it)
+
+    def check(self, payload: Any, dotted: str, raw: bytes) -> None:
+        """Raises InvalidError with paths `payload.…`."""
+        if len(raw) * max(self._steps) > SCHEMA_STEPS and self._needed(payload) > SCHEMA_STEPS:
+            raise InvalidError(
+                f"{dotted[:100]} is refused: payload: {_COSTLY}", errors=[FieldError("payload", _COSTLY)]
+            )
+        if self._compiled.is_valid(payload):
+            return
+        if self._has_alternatives and self._needed(payload) > _TOLD_UNTIL:
+            # The mistakes of each alternative would be listed, and in each those of its own alternatives.
+            errors = [FieldError("payload", "does not fit the type's schema; it is too large to be told where")]
+        else:
+            errors = self._errors(payload, len(raw))
+        first = errors[0]
+        asked = f' (did you mean "{first.suggestion}"?)' if first.suggestion else ""
+        text = f"{dotted[:100]} is refused: {first.path}: {first.message}{asked}"
+        raise InvalidError(text, errors=errors[:_MOST_ERRORS])
+
+    def _needed(self, payload: Any) -> int:
+        """The steps that it takes at most, or more than are allowed."""
+        needed, values = 0, [payload]
+        for each in self._steps:
+            needed += each * len(values)
+            if needed > SCHEMA_STEPS or not values:
+                break
+            values = [inner for value in values for inner in _inner(value)]
+        return needed
+
+    def _errors(self, payload: Any, size: int) -> list[FieldError]:
+        errors: list[FieldError] = []
+        try:
+            if size > _ALL_ERRORS_UNTIL:
+                self._compiled.validate(payload)
+            for error in islice(self._compiled.iter_errors(payload), _MOST_ERRORS):
+                errors += _field_errors(error, self._schema)
+        except jsonschema_rs.ValidationError as error:
+            errors = _field_errors(error, self._schema)
+        return errors
+
+
+def _inner(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _field_errors(error: jsonschema_rs.ValidationError, schema: dict[str, Any]) -> list[FieldError]:
