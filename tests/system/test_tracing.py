@@ -1,8 +1,11 @@
 """One trace joins everything that one request caused: read from the spans that the services export."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from tests.collector import Collector, collecting
+from tests.collector import CLIENT, SERVER, Collector, collecting
 
 from .conftest import Stack, until
 from .receiver import endpoint
@@ -39,6 +42,28 @@ def test_one_trace_joins_request_append_hook_and_webhook(make_stack: Callable[..
             lambda: str(sorted(traced(collector))),
         )
         assert receiver.requests[0][0]["traceparent"].split("-")[1] == TRACE
+        stack.stop()
+        assert {_documented(span) for _, span in collector.all_spans()} <= listed_spans()
+        assert {"crucible.work_waiting", "crucible.events_appended", "http.server.request.duration"} <= set(
+            collector.metrics()
+        )
+        assert collector.logs()
+
+
+def listed_spans() -> set[str]:
+    """Those of the table on the page on operations."""
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    table = page[page.index("| span | kind |") :].split("\n\n")[0]
+    return {name for line in table.splitlines() for name in re.findall(r"`([^`]+)`", line.split("|")[1])}
+
+
+def _documented(span: Any) -> str:
+    """Its name, as that page has it."""
+    if span.kind == CLIENT:
+        return "METHOD"
+    if span.kind == SERVER:
+        return "METHOD /route" if " " in span.name else "service.operation"
+    return str(span.name)
 
 
 def traced(collector: Collector) -> set[tuple[str, str]]:

@@ -54,7 +54,7 @@ async def open_bus(url: str, names: Names, name: str = "crucible", patience: flo
     Raises UnavailableError when NATS stays away at first.
     """
     client = nats.aio.client.Client()
-    bus = Bus(client, names)
+    bus = Bus(client, names, name)
     try:
         async with asyncio.timeout(patience):
             await bus._connect(url, name)
@@ -71,11 +71,12 @@ async def open_bus(url: str, names: Names, name: str = "crucible", patience: flo
 class Bus(JetStream):
     """One connection. Every method raises UnavailableError when NATS is away; none waits longer than its timeout."""
 
-    def __init__(self, client: nats.aio.client.Client, names: Names) -> None:
+    def __init__(self, client: nats.aio.client.Client, names: Names, service: str) -> None:
         self.names = names
+        self.service = service
         self.storage = Storage()
         self.note_parked: Callable[[], None] = lambda: None
-        """Messages that this process has put aside as ones that can never be handled."""
+        """Told of each message that this process puts aside, as one that can never be handled."""
         self.flow = Flow()
         self._client = client
         self._up = asyncio.Event()

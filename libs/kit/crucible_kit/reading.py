@@ -126,6 +126,7 @@ async def _consumer(
     waiting = await bus.ensure_consumer(
         stream,
         name,
+        description=f"Crucible: a process of {bus.service} that reads {stream} in order",
         ack_policy="none",
         inactive_threshold=30.0,
         mem_storage=True,
