@@ -9,11 +9,13 @@ from starlette.applications import Starlette
 from crucible_core.envelope import Source
 from crucible_core.errors import ConflictError, InvalidError, MalformedError, NotFoundError, TooLargeError
 from crucible_core.ids import moment_of
+from crucible_core.limits import MEMORY_TAGS
 from crucible_core.protocol.memory import Cause, CreateMemory, Link, UpdateMemory
 from crucible_core.protocol.worlds import ChangeWorld
 from crucible_kit.bus import Bus
 from crucible_kit.clock import now_ms
 from crucible_kit.rpc import call
+from crucible_memory.notes import IN_PLACE
 from tests.places import make_world
 
 from .conftest import Memories, Running, until
@@ -42,6 +44,37 @@ async def test_created_memory_is_there_at_once(memory: Memories) -> None:
     assert found.sequence == written.sequence
     assert found.created_at == found.updated_at
     assert [one.id for one in await memory.query("vector")] == [written.id]
+
+
+async def test_tags_and_links_in_a_text_count(memory: Memories) -> None:
+    text = "# Heading\n#idée about [[Lamport clocks|clocks]], `#code` and #Research, not #1984 #日本語"
+    links = [Link(target="Lamport clocks"), Link(target="Lamport clocks", type="wikilink")]
+    id = await memory.create(text, tags=["#mine", "#research"], links=links[:1])
+    found = await memory.get(id)
+    assert (found.content, found.tags, found.links) == (text, ["#mine", "#research", "#idée", "#日本語"], links)
+    assert [one.id for one in await memory.query(tags=["#IDEE"])] == [id]
+    plain = await memory.get(await memory.create(text, extract=False))
+    assert (plain.tags, plain.links) == ([], [])
+
+
+async def test_tags_and_links_come_and_go_with_the_text(memory: Memories) -> None:
+    id = await memory.create("#draft #kept [[One]]", tags=["#mine"], links=[Link(target="Other")])
+    await memory.update(id, content="#kept #done [[Two]]")
+    found = await memory.get(id)
+    assert found.tags == ["#mine", "#kept", "#done"]
+    assert [link.target for link in found.links] == ["Other", "Two"]
+    await memory.update(id, content="#quiet", extract=False)
+    assert (await memory.get(id)).tags == ["#mine", "#kept", "#done"]
+    await memory.update(id, content="#said", tags=["#given"])
+    assert (await memory.get(id)).tags == ["#given", "#said"]
+    await memory.update(id, tags=None)
+    assert (await memory.get(id)).tags == []
+
+
+async def test_more_tags_in_a_text_than_there_may_be_are_cut(memory: Memories) -> None:
+    text = " ".join(f"#t{number}" for number in range(3 * MEMORY_TAGS)) + "x" * IN_PLACE
+    found = await memory.get(await memory.create(text, tags=["#mine"]))
+    assert (len(found.tags), found.tags[:2]) == (MEMORY_TAGS, ["#mine", "#t0"])
 
 
 async def test_a_change_is_an_event_with_its_cause(memory: Memories) -> None:

@@ -1,10 +1,12 @@
 """What memory answers on the bus: requests in, answers out."""
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 import msgspec
+from msgspec import UNSET
 
 from crucible_core.errors import UnavailableError
 from crucible_core.protocol.memory import (
@@ -27,6 +29,7 @@ from crucible_kit.telemetry import parse_traceparent
 from . import changes
 from .changes import Change, existing
 from .naming import new_id
+from .notes import IN_PLACE, NO_MARKS, Marks, read_marks
 from .search import prepare, search
 from .state import Memory, refused
 from .store import find_anywhere, ids_of, status, views
@@ -119,8 +122,10 @@ class Api:
         wanted = _given(request.create, "create")
         id = new_id(request.id)
 
+        marks = await _marks(wanted.content) if wanted.extract else NO_MARKS
+
         async def decide(memory: Memory | None) -> Change | None:
-            return changes.create(memory, id, wanted)
+            return changes.create(memory, id, wanted, marks)
 
         # A key names the first request that had it, whose memory has the id that was made then.
         use = Use("create", request.id or "", fingerprint(request.cause, wanted))
@@ -134,7 +139,10 @@ class Api:
         wanted = _given(request.update, "update")
 
         async def decide(memory: Memory) -> Change | None:
-            return changes.update(memory, wanted)
+            # The tags and links of a note are those of its file.
+            if wanted.content is UNSET or wanted.content == memory.content or not wanted.extract or memory.path:
+                return changes.update(memory, wanted)
+            return changes.update(memory, wanted, await _marks(memory.content), await _marks(wanted.content))
 
         return await self._change(request, "update", decide, fingerprint(request.cause, wanted))
 
@@ -185,6 +193,12 @@ def _written(id: str, outcome: Outcome) -> WrittenMemory:
         sequence = outcome.appended.sequence or 0
         return WrittenMemory(id=id, sequence=sequence, duplicate=outcome.appended.duplicate)
     return WrittenMemory(id=id, sequence=outcome.before.sequence if outcome.before else 0, changed=False)
+
+
+async def _marks(text: str) -> Marks:
+    if "#" not in text and "[[" not in text:
+        return NO_MARKS
+    return read_marks(text) if len(text) <= IN_PLACE else await asyncio.to_thread(read_marks, text)
 
 
 def _given(value: Given | None, name: str) -> Given:

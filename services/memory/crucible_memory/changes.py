@@ -14,7 +14,7 @@ from crucible_core.limits import MEMORY_LINKS, MEMORY_TAGS
 from crucible_core.merge import merge_patch
 from crucible_core.protocol.memory import CreateMemory, Link, UpdateMemory
 
-from .notes import Note
+from .notes import NO_MARKS, Marks, Note
 from .state import (
     Memory,
     checked_content,
@@ -23,6 +23,7 @@ from .state import (
     checked_tag,
     checked_tags,
     checked_words,
+    link_key,
     refused,
     unique_links,
     unique_tags,
@@ -53,22 +54,22 @@ def existing(memory: Memory | None, id: str) -> Memory:
     return memory
 
 
-def create(memory: Memory | None, id: str, wanted: CreateMemory) -> Change:
-    """Raises ConflictError where there is such a memory, and InvalidError."""
+def create(memory: Memory | None, id: str, wanted: CreateMemory, marks: Marks = NO_MARKS) -> Change:
+    """`marks` are those of the text. Raises ConflictError where there is such a memory, and InvalidError."""
     if memory is not None:
         raise ConflictError(f"there is a memory {id} already", current_sequence=memory.sequence)
     state = {
         "content": checked_content(wanted.content),
-        "tags": checked_tags(wanted.tags),
+        "tags": unique_tags([*checked_tags(wanted.tags), *marks.tags])[:MEMORY_TAGS],
         "entities": checked_words(wanted.entities, "entities"),
-        "links": checked_links(wanted.links),
+        "links": unique_links([*checked_links(wanted.links), *marks.links])[:MEMORY_LINKS],
         "metadata": wanted.metadata,
     }
     return Change("Created", _payload(id, state))
 
 
-def update(memory: Memory, wanted: UpdateMemory) -> Change | None:
-    """A merge patch (RFC 7396)."""
+def update(memory: Memory, wanted: UpdateMemory, before: Marks = NO_MARKS, after: Marks = NO_MARKS) -> Change | None:
+    """A merge patch (RFC 7396). Of a new text, the marks of the one `before` go and those of the one `after` come."""
     given: dict[str, Any] = {}
     if wanted.content is not UNSET:
         given["content"] = checked_content(wanted.content)
@@ -80,6 +81,15 @@ def update(memory: Memory, wanted: UpdateMemory) -> Change | None:
         given["links"] = checked_links(wanted.links or [])
     if wanted.metadata is not UNSET:
         given["metadata"] = {} if wanted.metadata is None else merge_patch(memory.metadata, wanted.metadata)
+    if before.tags or after.tags:
+        staying = {tag_key(tag) for tag in after.tags}
+        gone = {tag_key(tag) for tag in before.tags} - staying
+        tags = given.get("tags", [tag for tag in memory.tags if tag_key(tag) not in gone])
+        given["tags"] = unique_tags([*tags, *after.tags])[:MEMORY_TAGS]
+    if before.links or after.links:
+        lost = set(map(link_key, before.links)) - set(map(link_key, after.links))
+        links = given.get("links", [link for link in memory.links if link_key(link) not in lost])
+        given["links"] = unique_links([*links, *after.links])[:MEMORY_LINKS]
     return _updated(memory, given)
 
 

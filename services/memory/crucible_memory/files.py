@@ -27,7 +27,7 @@ from crucible_kit.work import work
 from . import changes
 from .changes import Change, Place
 from .naming import note_id
-from .notes import Note, is_note, parse
+from .notes import IN_PLACE, Note, is_note, parse
 from .state import SOURCE, Memory
 from .words import composed
 from .writer import Decide, Outcome, Use, Writer
@@ -37,8 +37,6 @@ log = logging.getLogger(__name__)
 _ACK_WAIT_S = 60.0
 _FINAL = (DeniedError, ForbiddenError, InvalidError, MalformedError, TooLargeError)
 """What another try would meet again. A denial is recorded by the hook that spoke it."""
-_IN_PLACE = 16_384
-"""Characters that are parsed without a thread: less than a moment of everybody else's time."""
 MOST_REMOVED = 100
 SOON_S = 60.0
 _UNREAD = "the event has no content of the note"
@@ -300,5 +298,5 @@ def note_path(path: str) -> str:
 async def _noted(step: Step) -> Note:
     """The note as it is; of one whose text is not known, nothing but that. A reason is a problem of it."""
     path, content = step.place.path, step.content or ""
-    note = parse(content, path) if len(content) <= _IN_PLACE else await asyncio.to_thread(parse, content, path)
+    note = parse(content, path) if len(content) <= IN_PLACE else await asyncio.to_thread(parse, content, path)
     return msgspec.structs.replace(note, problems=[step.reason, *note.problems]) if step.reason else note

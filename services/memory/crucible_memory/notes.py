@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import regex
@@ -25,6 +25,8 @@ from .state import clean_name, clean_tags, unique, unique_links
 NOTE_LINK = "wikilink"
 """The type of the links that `[[…]]` makes in the text; in front matter it is the key that has it."""
 MAX_TITLE = 1000
+IN_PLACE = 16_384
+"""Characters that are read without a thread: less than a moment of everybody else's time."""
 _ENDINGS = (".md", ".markdown")
 _MAX_WIKILINK = 500
 _MAX_KEYS = 500
@@ -63,6 +65,17 @@ class Note(msgspec.Struct, frozen=True):
     problems: list[str] = []
 
 
+class Marks(NamedTuple):
+    """The `#tags` and `[[links]]` of a text, and its first heading."""
+
+    tags: list[str]
+    links: list[Link]
+    heading: str = ""
+
+
+NO_MARKS = Marks([], [])
+
+
 def is_note(path: str) -> bool:
     return path.lower().endswith(_ENDINGS)
 
@@ -72,23 +85,34 @@ def parse(text: str, path: str) -> Note:
     head, body, problems = _split(text)
     named_tags, aliases, title = _take(head, _TAGS), unique(_lines(_take(head, _ALIASES))), head.pop("title", None)
     links = list(_front_links(head, NOTE_LINK))
-    tags = list(_words(named_tags))
-    heading = ""
-    for is_heading, token in _inlines(body[:NOTE_READ_CHARS]):
-        words, targets = _read(token)
-        tags += _tags_in(words)
-        links += [Link(target=target, type=NOTE_LINK) for target in targets]
-        heading = heading or (_plain_text(token.content) if is_heading else "")
-    tags = [tag for tag in clean_tags(tags) if len(tag) <= MEMORY_TAG_CHARS]
-    links = unique_links(links)
+    said = read_marks(body)
+    tags = _kept([*_words(named_tags), *said.tags])
+    links = unique_links([*links, *said.links])
     return Note(
-        title=_title(title) or heading or PurePosixPath(path).stem,
+        title=_title(title) or said.heading or PurePosixPath(path).stem,
         content=body,
         tags=tags[:MEMORY_TAGS],
         links=links[:MEMORY_LINKS],
         metadata=head | ({"aliases": aliases} if aliases else {}),
         problems=[*problems, *_too_many(tags, MEMORY_TAGS, "tags"), *_too_many(links, MEMORY_LINKS, "links")],
     )
+
+
+def read_marks(text: str) -> Marks:
+    """What a reader sees in a text, as far as notes are read."""
+    tags: list[str] = []
+    links: list[Link] = []
+    heading = ""
+    for is_heading, token in _inlines(text[:NOTE_READ_CHARS]):
+        words, targets = _read(token)
+        tags += _tags_in(words)
+        links += [Link(target=target, type=NOTE_LINK) for target in targets]
+        heading = heading or (_plain_text(token.content) if is_heading else "")
+    return Marks(_kept(tags), unique_links(links), heading)
+
+
+def _kept(tags: list[str]) -> list[str]:
+    return [tag for tag in clean_tags(tags) if len(tag) <= MEMORY_TAG_CHARS]
 
 
 def _too_many(found: list[Any], most: int, name: str) -> list[str]:

@@ -30,10 +30,12 @@ def create_memory(
     entities: Sequence[str] | None = None,
     links: Sequence[Json] | None = None,
     metadata: Json | None = None,
+    extract: bool | None = None,
     idempotency_key: str | None = None,
 ) -> Call[Written]:
-    """Keeps a memory; a link is `{"target": …, "type": …, "weight": …}`."""
-    body = present(content=content, tags=tags, entities=entities, links=links, metadata=metadata)
+    """Keeps a memory; a link is `{"target": …, "type": …, "weight": …}`. The `#tags` and `[[links]]` in the text count,
+    too, unless `extract` is false."""
+    body = present(content=content, tags=tags, entities=entities, links=links, metadata=metadata, extract=extract)
     return post("/api/v1/memory", body, reads(Written), headers=keyed(idempotency_key))
 
 
@@ -50,13 +52,15 @@ def update_memory(
     entities: Sequence[str] | None = None,
     links: Sequence[Json] | None = None,
     metadata: Json | None = None,
+    extract: bool | None = None,
     expected_sequence: int | None = None,
 ) -> Call[Written]:
     """Changes the given fields; an empty list empties one. `metadata` is merged key by key, of which None removes one.
+    The `#tags` and `[[links]]` in the text come and go with it, unless `extract` is false.
 
     Raises ConflictError when the memory's sequence is no longer `expected_sequence`.
     """
-    body = present(content=content, tags=tags, entities=entities, links=links, metadata=metadata)
+    body = present(content=content, tags=tags, entities=entities, links=links, metadata=metadata, extract=extract)
     headers = {**JSON, **if_match(expected_sequence)}
     content_bytes = msgspec.json.encode(body)
     return Call("PATCH", _memory(id), reads(Written), headers=headers, content=content_bytes, repeatable=False)

@@ -19,22 +19,26 @@ class Link(Message, omit_defaults=False):
 
 
 class CreateMemory(Message):
+    """With `extract`, the `#tags` and `[[links]]` in the text count, too."""
+
     content: str
     tags: list[str] = []
     entities: list[str] = []
     links: list[Link] = []
     metadata: dict[str, Any] = {}
+    extract: bool = True
 
 
 class UpdateMemory(Message):
     """A merge patch (RFC 7396): a field that is left out stays as it is, and null empties it. `metadata` is merged key
-    by key, of which null removes one."""
+    by key, of which null removes one. With `extract`, the `#tags` and `[[links]]` in the text come and go with it."""
 
     content: str | UnsetType = UNSET
     tags: list[str] | UnsetType | None = UNSET
     entities: list[str] | UnsetType | None = UNSET
     links: list[Link] | UnsetType | None = UNSET
     metadata: dict[str, Any] | UnsetType | None = UNSET
+    extract: bool = True
 
 
 class Cause(Message):

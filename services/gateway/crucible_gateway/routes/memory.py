@@ -36,23 +36,27 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 class SentMemory(msgspec.Struct, kw_only=True):
-    """A link is what it leads to, a memory's id or a note's title or path, or an object that says more."""
+    """A link is what it leads to, a memory's id or a note's title or path, or an object that says more. The `#tags` and
+    `[[links]]` in the text count, too, unless `extract` is false."""
 
     content: str
     tags: list[str] = []
     entities: list[str] = []
     links: list[str | Reference] = []
     metadata: dict[str, Any] = {}
+    extract: bool = True
 
 
 class SentChanges(msgspec.Struct, kw_only=True):
-    """What is left out stays as it is; null empties it."""
+    """What is left out stays as it is; null empties it. The `#tags` and `[[links]]` in the text come and go with it,
+    unless `extract` is false."""
 
     content: str | UnsetType = UNSET
     tags: list[str] | UnsetType | None = UNSET
     entities: list[str] | UnsetType | None = UNSET
     links: list[str | Reference] | UnsetType | None = UNSET
     metadata: dict[str, Any] | UnsetType | None = UNSET
+    extract: bool = True
 
 
 class Written(msgspec.Struct, omit_defaults=True):
