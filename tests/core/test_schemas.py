@@ -68,6 +68,9 @@ def test_schema_that_is_accepted(schema: dict[str, Any]) -> None:
         ({"allOf": [{"prefixItems": [{}] * 900}] * 3}, "schema", None),
         ({"patternProperties": {f"^{i}": {} for i in range(101)}}, "schema", None),
         ({"properties": {"a": {"pattern": "a" * 1001}}}, "schema.properties.a", None),
+        ({"properties": {"a": {"pattern": r"\d" * 21}}}, "schema.properties.a", None),
+        ({"properties": {f"p{i}": {"pattern": r"[\s\w]" * 10} for i in range(21)}}, "schema", None),
+        ({"properties": {f"p{i}": {"pattern": "a" * 999} for i in range(11)}}, "schema", None),
         ({"description": "x" * MAX_BYTES}, "schema", None),
         (nested(70), "schema", None),
     ],
@@ -79,6 +82,23 @@ def test_schema_that_is_refused(schema: Any, path: str | None, suggestion: str |
         caught.value.errors[0].path,
         caught.value.errors[0].suggestion,
     )
+
+
+def test_mistakes_are_told_as_far_as_somebody_reads_them() -> None:
+    """The nearest name is looked for only for those: for 900 of 900 it would take ten seconds."""
+    unknown = {f"p{i}": {"$ref": "#/$defs/zzzzzz"} for i in range(900)}
+    with pytest.raises(InvalidError) as caught:
+        check_schema({"$defs": {f"x{i}": {} for i in range(900)}, "properties": unknown})
+    assert 0 < len(caught.value.errors) <= 20
+
+
+def test_what_many_fields_share_is_looked_through_once() -> None:
+    shared = {"anyOf": [{"$ref": "#/$defs/leaf"}, *({"minLength": i} for i in range(MAX_IN_PLACE - 3))]}
+    fields = {f"p{i}": {"$ref": "#/$defs/shared"} for i in range(500)}
+    check_schema({"$defs": {"shared": shared, "leaf": {}}, "properties": fields})
+    shared["anyOf"] += [{"minLength": i} for i in range(3)]
+    with pytest.raises(InvalidError, match="would be asked about one value"):
+        check_schema({"$defs": {"shared": shared, "leaf": {}}, "properties": fields})
 
 
 def test_every_mistake_is_told() -> None:

@@ -159,6 +159,21 @@ async def test_registered_type_is_appended_queried_and_shown(service: Starlette,
     assert (shown.count, shown.schemas, shown.description) == (3, {"1.0.0": SCHEMA}, "An order")
 
 
+async def test_others_are_served_while_two_schemas_are_compared(
+    service: Starlette, ask: Asker, types: Catalogue
+) -> None:
+    def of(word: str) -> dict[str, Any]:
+        return {"properties": {"a": {"anyOf": [{"const": i, word: i} for i in range(190)]}}}
+
+    await types.register(schema=of("minimum"))
+    comparing = asyncio.create_task(types.register(schema=of("maximum"), version="2.0.0"))
+    for _ in range(3):
+        assert (await ask.one(new())).error is None
+    assert not comparing.done()
+    with pytest.raises(InvalidError, match="not compatible"):
+        await comparing
+
+
 async def test_all_types_are_listed_with_their_counts(service: Starlette, ask: Asker, types: Catalogue) -> None:
     await types.register("Custom.order")
     await ask.append(new("Custom.order", {"id": "o_1"}), new("Custom.a"), new("Custom.b"))

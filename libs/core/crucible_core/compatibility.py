@@ -168,7 +168,7 @@ class _Comparison:
                 for position, (first, second) in enumerate(zip(before, after, strict=True)):
                     errors += self.schemas(first, second, dotted(at, str(position)), depth)
         for word in _OPAQUE:
-            if not self._unchanged(_only(old, word), _only(new, word), set()):
+            if (word in old or word in new) and not self._unchanged(_only(old, word), _only(new, word), set()):
                 errors.append(_break(dotted(path, word), _STAYS))
         return errors
 

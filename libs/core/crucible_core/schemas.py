@@ -1,6 +1,8 @@
 """What a JSON Schema (2020-12) that a user brings may be: its words, its limits, and what its references mean."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -20,6 +22,11 @@ MAX_VALUES = 1_000
 """Of one enum, one list of required names, or the alternatives of one word."""
 MAX_PATTERNS = 100
 MAX_PATTERN = 1_000
+MAX_PATTERNS_CHARS = 10_000
+MAX_CLASSES = 20
+MAX_ALL_CLASSES = 400
+r"""`\d`, `\w`, `\s` and their opposites in one pattern, and in all: to compile one takes a time that grows with their
+square. With the characters of all patterns, this bounds it to some 50 ms, in which nothing else runs."""
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
@@ -46,7 +53,10 @@ ANNOTATIONS = frozenset(
 )
 """What decides nothing about a value, extensions (`x-…`) aside."""
 _WORDS = frozenset((*_ONE, *_LISTS, *_MAPS, *_PLAIN, *ANNOTATIONS))
+_CLASS = re.compile(r"\\[dDwWsS]")
 _MAX_ERRORS = 20
+_MAX_NEAR = 100
+"""Names among which the nearest one is looked for."""
 _SHOWN = 100
 
 
@@ -152,15 +162,14 @@ def check_schema(schema: Any) -> None:
         check_depth(raw, "schema")
     except MalformedError as error:
         raise _invalid([FieldError("schema", error.detail.removeprefix("schema "))]) from None
-    found = list(places(schema))
-    errors = [*_root_errors(schema), *_counted(found)]
-    for place in found:
-        errors += _errors(place)
-        if len(errors) >= _MAX_ERRORS:
-            break
-    errors = errors or [*_reference_errors(schema, found)] or [*_loops(schema, found)]
+    found = list(islice(places(schema), MAX_SUBSCHEMAS + 1))
+    if len(found) > MAX_SUBSCHEMAS:
+        raise _invalid([FieldError("schema", f"may have {MAX_SUBSCHEMAS} subschemas")])
+    mistakes = chain(_root_errors(schema), _pattern_errors(found), *map(_errors, found))
+    errors = [*islice(mistakes, _MAX_ERRORS)] or [*islice(_reference_errors(schema, found), _MAX_ERRORS)]
+    errors = errors or _loops(schema, found)
     if errors:
-        raise _invalid(errors[:_MAX_ERRORS])
+        raise _invalid(errors)
 
 
 def _root_errors(schema: Mapping[str, Any]) -> Iterator[FieldError]:
@@ -171,12 +180,20 @@ def _root_errors(schema: Mapping[str, Any]) -> Iterator[FieldError]:
         yield FieldError("schema.$schema", "only JSON Schema 2020-12 is read here", DIALECT)
 
 
-def _counted(found: list[Place]) -> Iterator[FieldError]:
-    if len(found) > MAX_SUBSCHEMAS:
-        yield FieldError("schema", f"has {len(found)} subschemas, and may have {MAX_SUBSCHEMAS}")
-    patterns = sum(len(_patterns(place.schema)) for place in found)
-    if patterns > MAX_PATTERNS:
-        yield FieldError("schema", f"has {patterns} patterns, and may have {MAX_PATTERNS}")
+def _pattern_errors(found: list[Place]) -> Iterator[FieldError]:
+    patterns = [pattern for place in found for pattern in _patterns(place.schema)]
+    if len(patterns) > MAX_PATTERNS:
+        yield FieldError("schema", f"has {len(patterns)} patterns, and may have {MAX_PATTERNS}")
+    texts = [pattern for pattern in patterns if isinstance(pattern, str)]
+    characters = sum(map(len, texts))
+    if characters > MAX_PATTERNS_CHARS:
+        yield FieldError("schema", f"has patterns of {characters} characters, and may have {MAX_PATTERNS_CHARS}")
+    elif (classes := sum(map(_classes, texts))) > MAX_ALL_CLASSES:
+        yield FieldError("schema", f"has {classes} classes such as \\d in its patterns, and may have {MAX_ALL_CLASSES}")
+
+
+def _classes(pattern: str) -> int:
+    return len(_CLASS.findall(pattern))
 
 
 def _patterns(schema: Any) -> list[Any]:
@@ -206,6 +223,9 @@ def _errors(place: Place) -> Iterator[FieldError]:
     for pattern in _patterns(schema):
         if isinstance(pattern, str) and len(pattern) > MAX_PATTERN:
             yield FieldError(place.path, f"a pattern may have {MAX_PATTERN} characters")
+        elif isinstance(pattern, str) and _classes(pattern) > MAX_CLASSES:
+            message = f"a pattern may have {MAX_CLASSES} classes such as \\d: write \\d{{8}} for eight digits"
+            yield FieldError(place.path, message)
     types = schema.get("type", [])
     for name in types if isinstance(types, list) else [types]:
         if name not in TYPES:
@@ -215,6 +235,8 @@ def _errors(place: Place) -> Iterator[FieldError]:
 
 def _reference_errors(root: Schema, found: list[Place]) -> Iterator[FieldError]:
     known = {place.way for place in found}
+    definitions = (way for way in known if way and way[0] in ("$defs", "definitions"))
+    spelt = ["#/" + "/".join(way) for way in islice(definitions, _MAX_NEAR)]
     for place in found:
         reference = place.schema.get("$ref") if isinstance(place.schema, Mapping) else None
         if reference is None:
@@ -223,27 +245,35 @@ def _reference_errors(root: Schema, found: list[Place]) -> Iterator[FieldError]:
         if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
             yield FieldError(at, "must be # or begin with #/: nothing is fetched, so the schema holds all of itself")
         elif way_of(reference) not in known:
-            spelt = ["#/" + "/".join(way) for way in known if way and way[0] in ("$defs", "definitions")]
             yield FieldError(at, f"{reference[:_SHOWN]} is no subschema of this schema", nearest(reference, spelt))
 
 
-def _loops(root: Schema, found: list[Place]) -> Iterator[FieldError]:
+def _loops(root: Schema, found: list[Place]) -> list[FieldError]:
     """Where one value would be asked about without end, or too often."""
+    paths = {id(place.schema): place.path for place in reversed(found)}
+    reached: dict[int, set[int]] = {}
     for place in found:
-        seen: set[int] = set()
-        waiting = _beside(root, place.schema)
-        while waiting and len(seen) <= MAX_IN_PLACE:
-            schema = waiting.pop()
-            if schema is place.schema:
-                yield FieldError(place.path, "refers to itself without going down into the payload")
-                return
-            if id(schema) not in seen:
-                seen.add(id(schema))
-                waiting += _beside(root, schema)
-        if len(seen) > MAX_IN_PLACE:
-            message = f"more than {MAX_IN_PLACE} subschemas would be asked about one value"
-            yield FieldError(place.path, message)
-            return
+        # Depth first: the schemas on the way, each with those beside it that are still to come, and what it reaches.
+        way = [(place.schema, _beside(root, place.schema), set[int]())] if id(place.schema) not in reached else []
+        on_way = {id(schema) for schema, _, _ in way}
+        while way:
+            schema, waiting, seen = way[-1]
+            below = id(waiting[-1]) if waiting else None
+            if below is None:
+                reached[id(schema)] = seen
+                on_way.discard(id(way.pop()[0]))
+            elif below in on_way:
+                return [FieldError(paths[below], "refers to itself without going down into the payload")]
+            elif below in reached:
+                waiting.pop()
+                seen |= {below, *reached[below]}
+                if len(seen) > MAX_IN_PLACE:
+                    message = f"more than {MAX_IN_PLACE} subschemas would be asked about one value"
+                    return [FieldError(paths[id(schema)], message)]
+            else:
+                on_way.add(below)
+                way.append((waiting[-1], _beside(root, waiting[-1]), set()))
+    return []
 
 
 def _beside(root: Schema, schema: Any) -> list[Any]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from crucible_core.catalogue import ANY_CUSTOM, UnknownTypeError
+from crucible_core.catalogue import ANY_CUSTOM, Catalogue, UnknownTypeError
 from crucible_core.errors import ConflictError, NotFoundError
 from crucible_core.protocol.events import (
     DescribedType,
@@ -41,6 +41,7 @@ class Registry:
         self._bus = bus
         self._types = types
         self._index = index
+        self._checking = asyncio.Lock()
 
     async def register(self, request: RegisterType) -> RegisteredType:
         """Returns once every replica knows the type. Raises InvalidError, and ConflictError for a name or a version
@@ -48,9 +49,8 @@ class Registry:
         for _ in range(_TRIES):
             await self._types.view.refresh()
             catalogue, revision = self._types.catalogue, self._types.view.revision
-            check_request(request, catalogue)
-            compiled(request.schema)
-            record = registered(request, catalogue, timestamp())
+            async with self._checking:
+                record = await asyncio.to_thread(_checked, request, catalogue)
             if record is None or await self._stored(record.type, record, revision):
                 await self._tell()
                 return RegisteredType(type=await self.get(request.type), created=record is not None)
@@ -136,6 +136,13 @@ class Registry:
 
     def _names(self) -> frozenset[str]:
         return frozenset(self._types.catalogue.registered)
+
+
+def _checked(request: RegisterType, catalogue: Catalogue) -> TypeRecord | None:
+    """The record to store, or None where it is stored already. For a thread: to compare two schemas may take seconds."""
+    check_request(request, catalogue)
+    compiled(request.schema)
+    return registered(request, catalogue, timestamp())
 
 
 def _with_count(kind: EventType, counts: Mapping[str, int], registered: frozenset[str]) -> EventType:
