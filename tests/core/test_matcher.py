@@ -153,3 +153,9 @@ def test_the_matcher_finds_what_asking_every_filter_finds(wanted: list[Any], eve
     compiled = [listening(*filters) for filters in wanted]
     found = Matcher(enumerate(compiled)).match(event)
     assert found == [i for i, filters in enumerate(compiled) if filters.matches(event)]
+
+
+def test_mistakes_of_many_filters_are_told_as_far_as_somebody_reads_them() -> None:
+    with pytest.raises(InvalidError) as caught:
+        compile_filters([TypeFilter(event_type="Memory.Creatd")] * 900)
+    assert len(caught.value.errors) == 20

@@ -199,6 +199,8 @@ async def test_memory(http: httpx.AsyncClient, bus: Bus) -> None:
         assert (await http.post("/api/v1/memory/query", json={"text": "x"})).json() == {"memories": []}
         wrong = await http.post("/api/v1/memory/query", json={"txt": "x"})
         assert wrong.json()["errors"] == [{"path": "txt", "message": "unknown field", "suggestion": "text"}]
+        many = await http.post("/api/v1/memory/query", json={"text": "x", **{f"txt{i}": 1 for i in range(1000)}})
+        assert len(many.json()["errors"]) == 20
 
 
 async def test_a_memory_is_patched_by_merging(http: httpx.AsyncClient, bus: Bus) -> None:

@@ -23,6 +23,7 @@ _SHOWN = 200
 
 _QUOTED = re.compile(rb'"[^"]*"?')
 _NO_MARK = bytes(set(range(256)) - set(b'[]{}"'))
+_STRETCH = 4096
 _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 """An opening bracket as the signed byte 1, a closing one as -1."""
 
@@ -122,8 +123,17 @@ def _is_deep(brackets: bytes) -> bool:
     fewer = brackets
     for _ in range(2):
         fewer = fewer.replace(b"{}", b"").replace(b"[]", b"")
-    deepest = max(itertools.accumulate(_as_steps(fewer)), default=0)
-    return deepest + 4 > MAX_DEPTH and max(itertools.accumulate(_as_steps(brackets)), default=0) > MAX_DEPTH
+    return _is_deeper(fewer, MAX_DEPTH - 4) and _is_deeper(brackets, MAX_DEPTH)
+
+
+def _is_deeper(brackets: bytes, most: int) -> bool:
+    """In parts: where it is, the first of them mostly shows it."""
+    level = 0
+    for start in range(0, len(brackets), _STRETCH):
+        *levels, level = itertools.accumulate(_as_steps(brackets[start : start + _STRETCH]), initial=level)
+        if max(levels) > most or level > most:
+            return True
+    return False
 
 
 # ---- keys that stand twice -------------------------------------------------------------------------------------------

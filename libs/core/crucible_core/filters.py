@@ -21,7 +21,7 @@ MAX_DEPTH = 16
 MAX_CONDITIONS = 200
 MAX_PATTERNS = 20
 """Patterns take milliseconds to compile and megabytes to keep, so a filter may have fewer of them."""
-_MAX_ERRORS = 20
+MAX_ERRORS = 20
 _MAX_ANCHOR_VALUES = 32
 _COMBINERS = ("$and", "$or", "$not")
 _SHOWN = 80
@@ -180,7 +180,7 @@ class _Compilation:
 
     def _wrong(self, at: str, message: str, suggestion: str | None = None) -> Callable[[Any], bool]:
         self._errors.append(FieldError(at, message, suggestion))
-        if len(self._errors) >= _MAX_ERRORS:
+        if len(self._errors) >= MAX_ERRORS:
             raise _invalid(self._errors)
         return _never
 

@@ -10,7 +10,7 @@ import msgspec
 from .catalogue import CATALOGUE, Catalogue
 from .envelope import Event
 from .errors import FieldError, InvalidError
-from .filters import Anchor, Predicate, anchors, compile_filter
+from .filters import MAX_ERRORS, Anchor, Predicate, anchors, compile_filter
 from .limits import FILTERS
 from .operators import scalar_key
 from .paths import Getter
@@ -74,7 +74,7 @@ def compile_filters(
     """What `filters` mean with the types of `catalogue`. With `any_path` they may name fields that no payload can have,
     as do filters that were accepted before their type was registered.
 
-    Raises InvalidError with the mistakes of all `filters`, each with its path (`event_filters.0.filter.tags`).
+    Raises InvalidError with the mistakes of the `filters`, each with its path (`event_filters.0.filter.tags`).
     """
     if len(filters) > FILTERS and not any_path:
         message = f"must be at most {FILTERS} filters"
@@ -86,6 +86,8 @@ def compile_filters(
             alternatives.append(_alternative(wanted, f"{at}.{i}", catalogue, any_path))
         except InvalidError as refused:
             errors += refused.errors
+            if len(errors) >= MAX_ERRORS:
+                break
     if errors:
         first = errors[0]
         raise InvalidError(f"{first.path}: {first.message}", errors=errors)

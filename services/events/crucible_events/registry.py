@@ -139,7 +139,7 @@ class Registry:
 
 
 def _checked(request: RegisterType, catalogue: Catalogue) -> TypeRecord | None:
-    """The record to store, or None where it is stored already. For a thread: to compare two schemas may take seconds."""
+    """The record to store, or None where it is stored already. For a thread: to compare two schemas takes seconds."""
     check_request(request, catalogue)
     compiled(request.schema)
     return registered(request, catalogue, timestamp())

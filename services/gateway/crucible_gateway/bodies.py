@@ -3,6 +3,7 @@
 import asyncio
 from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import islice
 from typing import Any, TypeVar
 
 import msgspec
@@ -30,6 +31,8 @@ LEAST_BYTES_A_SECOND = 16 * 1024
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
 _LONGEST_MARK = 4
+_MOST_ERRORS = 20
+"""Fields that an answer names: for each the nearest name is looked for, which takes long."""
 _UTF8 = frozenset({"", "utf-8", "utf8", "us-ascii"})
 
 
@@ -159,11 +162,11 @@ async def read_if_any(request: Http, kind: type[T]) -> T:
 
 
 def strictly(raw: bytes, kind: type[T], *, what: str = "body") -> T:
-    """`raw` as `kind`. Raises MalformedError, and InvalidError that names every field which `kind` does not have: the
+    """`raw` as `kind`. Raises MalformedError, and InvalidError that names the fields which `kind` does not have: the
     services' Structs themselves skip unknown fields, so that services of two versions understand each other."""
     raw = raw.removeprefix(BOM_UTF8)
     value = decode(raw, kind, what=what)
-    errors = list(_unknown(msgspec.json.decode(raw), inspected(kind), ""))
+    errors = list(islice(_unknown(msgspec.json.decode(raw), inspected(kind), ""), _MOST_ERRORS))
     if errors:
         first = errors[0]
         asked = f' (did you mean "{first.suggestion}"?)' if first.suggestion else ""
