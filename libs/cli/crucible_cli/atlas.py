@@ -24,7 +24,7 @@ _decoder = msgspec.json.Decoder(_Line)
 
 
 class Atlas:
-    """What there is by now, asked once."""
+    """The worlds and rooms that there are by now, asked for once."""
 
     def __init__(self, crucible: Crucible) -> None:
         self._crucible = crucible

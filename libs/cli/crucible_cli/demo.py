@@ -53,7 +53,8 @@ INVALID = "---\nstatus: final\n---\n# Unfinished\n\nThis note says that it is fi
 
 
 class Demo(msgspec.Struct, frozen=True):
-    """What happened. Times are in milliseconds since the note was saved; `denial` is the guard's recorded run."""
+    """The course of a demo. Times are in milliseconds since the note was saved; `denial` is the guard's recorded
+    run."""
 
     note: str
     trace: TraceReply

@@ -29,7 +29,7 @@ CONNECTS = "accepts connections"
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """What is known of one handler; `kind` is hook or webhook."""
+    """One handler's check; `kind` is hook or webhook."""
 
     kind: str
     id: str

@@ -15,7 +15,7 @@ from .summary import clean
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 """Opening a pipe that nobody writes to would wait for ever."""
 _STREAM = re.compile(r"/dev/(stdin|fd/\d+)|/proc/(self|\d+)/fd/\d+")
-"""What a shell names the output of a command, as in `<(make-hook)`: it is open already."""
+"""A shell's name for the output of a command, as in `<(make-hook)`: it is open already."""
 
 
 def open_file(path: str | Path) -> BinaryIO:

@@ -1,4 +1,4 @@
-"""What people give on the command line: JSON, files, stdin, `key=value` pairs, and moments."""
+"""Readers of what people give on the command line: JSON, files, stdin, `key=value` pairs, and moments."""
 
 import re
 import sys

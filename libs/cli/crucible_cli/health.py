@@ -123,7 +123,7 @@ def health_view(health: Health) -> RenderableType:
 
 
 def _asked(url: str) -> tuple[Readiness | None, dict[str, int]]:
-    """What a /readyz says, and its metrics of interest; nothing where it does not answer."""
+    """The answer of a /readyz, with its metrics of interest; nothing where it does not answer."""
     try:
         with httpx.Client(base_url=url, timeout=_ASKED_S) as http:
             readiness = msgspec.json.decode(http.get("/readyz").content, type=Readiness)

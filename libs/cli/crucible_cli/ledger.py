@@ -1,4 +1,4 @@
-"""What the log knows of a watched folder: the file that lets `crucible watch` find what changed while it was away."""
+"""The log's knowledge of a watched folder, in a file that lets `crucible watch` find what changed while it was away."""
 
 import hashlib
 import secrets

@@ -34,7 +34,7 @@ _decoder = msgspec.json.Decoder(_Event)
 
 
 class Lexicon:
-    """What is registered, asked once, and only where a line is of a type that is not built in."""
+    """The registered types, asked for once, and only where a line is of a type that is not built in."""
 
     def __init__(self, crucible: Crucible) -> None:
         self._crucible = crucible

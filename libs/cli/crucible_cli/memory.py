@@ -60,10 +60,7 @@ def list_(
     room: Room = None,
 ) -> None:
     """The latest memories, the newest first."""
-    wanted = json_object(filter, "--filter")
-    with session.connect() as crucible:
-        found = crucible.memory.list(tags=tag, filter=wanted, limit=limit, world_id=world, room_id=room)
-    session.list("memories", found, memories_table)
+    query(session, None, tag, filter, limit, world, room)
 
 
 @command(app, table=True)

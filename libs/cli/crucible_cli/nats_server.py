@@ -24,7 +24,7 @@ SYNC_VARIABLE = "CRUCIBLE_NATS_SYNC"
 RESERVE_VARIABLE = "CRUCIBLE_STORAGE_RESERVE_MIB"
 MAX_PAYLOAD = 8 * 1024 * 1024
 _MEMORY = {"GOMEMLIMIT": "384MiB"}
-"""What Go's collector aims at. Without it, the blocks that the server has just written or read stay in memory until
+"""The aim of Go's collector. Without it, the blocks that the server has just written or read stay in memory until
 there is as much garbage as what is needed: it grew by 1 MiB for each MiB of events. It is no limit: what the server
 needs, it gets."""
 _PROBE_S = 2.0
@@ -100,7 +100,7 @@ def has_room(directory: Path, reserve_mib: float | None) -> bool:
 
 
 def reserve_mib(environ: Mapping[str, str]) -> float | None:
-    """What the services keep free; a value that is none is refused by them."""
+    """The space that the services keep free; a value that is none is refused by them."""
     try:
         return float(environ.get(RESERVE_VARIABLE, ""))
     except ValueError:
@@ -108,7 +108,7 @@ def reserve_mib(environ: Mapping[str, str]) -> float | None:
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """What a server runs with; `environ` goes first."""
+    """The environment of a server; `environ` goes first."""
     return {**_MEMORY, **environ}
 
 
@@ -181,7 +181,7 @@ def _config(directory: Path, port: int, token: str, sync: str) -> dict[str, obje
 
 
 def _room(store: Path) -> int:
-    """What the store may grow to, in bytes: all it has and nine tenths of what is free.
+    """The size that the store may grow to, in bytes: all it has and nine tenths of what is free.
 
     The server's own default counts only what is free, and so refuses writes after a restart with much stored.
     """

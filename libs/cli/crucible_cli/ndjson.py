@@ -17,7 +17,7 @@ from .files import open_file
 from .summary import clean
 
 _LONGEST = MAX_EVENT_BYTES + 1024
-"""What the gateway refuses anyway is cut off here, and never held whole."""
+"""A line that the gateway refuses anyway is cut off here, and never held whole."""
 
 
 class Line(NamedTuple):

@@ -126,7 +126,7 @@ def payload(root: Path, change: Change) -> tuple[Change, dict[str, Any]] | None:
 
 
 def problem(fields: Mapping[str, Any]) -> str | None:
-    """What is to be said of a note that is sent: its content is left out, or its front matter does not parse."""
+    """A remark on a note that is sent: its content is left out, or its front matter does not parse."""
     if (wrong := read_front_matter(fields.get("content", "")).problem) is not None:
         return f"front matter, {wrong}"
     reason: str | None = fields.get("reason")
@@ -152,7 +152,7 @@ def _content(data: bytes | None) -> dict[str, str]:
 
 
 def _paths(root: str, before: Mapping[str, Note], found: Scan) -> Iterator[str]:
-    """What may be a note, and every folder. Links to folders are not followed: they may lead back here."""
+    """The files that may be notes, and every folder. Links to folders are not followed: they may lead back here."""
 
     def failed(error: OSError) -> None:
         if error.filename == root:

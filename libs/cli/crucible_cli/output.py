@@ -1,4 +1,4 @@
-"""What a supervised process prints: kept in its log file, which is rotated by size, with its warnings passed on."""
+"""The output of a supervised process: kept in its log file, which is rotated by size, with its warnings passed on."""
 
 import contextlib
 import os

@@ -105,7 +105,7 @@ def end_stale(file: Path) -> list[str]:
 
 
 def _tie_to_parent() -> Callable[[], None] | None:
-    """What the child does before it becomes the program: ask the kernel (prctl(2)) to be killed when we die."""
+    """The child's last act before it becomes the program: it asks the kernel (prctl(2)) to be killed when we die."""
     if sys.platform != "linux":
         return None
     prctl = ctypes.CDLL(None).prctl

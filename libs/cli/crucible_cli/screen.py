@@ -1,4 +1,4 @@
-"""What `crucible up` shows: a live table on a terminal, plain lines elsewhere, and JSON where it was asked for."""
+"""The screen of `crucible up`: a live table on a terminal, plain lines elsewhere, and JSON where it was asked for."""
 
 import contextlib
 import sys

@@ -1,4 +1,4 @@
-"""What every command is given: where the gateway is, which key opens it, and how to print; and how a command ends."""
+"""The session that every command is given: gateway, key and how to print; and how a command ends."""
 
 import contextlib
 import functools
@@ -154,7 +154,7 @@ def _reason(error: OSError) -> str:
 
 
 def _let_go() -> None:
-    """What could not be written is not tried again as the process ends, which would complain once more."""
+    """Drops the rest of the output, which the process would try to write once more as it ends, and complain again."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -1,4 +1,4 @@
-"""What `crucible up` runs: NATS and the services, with their ports, their environment and the order of their end."""
+"""The programs of `crucible up`: NATS and the services, with their ports, their environment and their order."""
 
 import asyncio
 import contextlib
@@ -108,7 +108,7 @@ async def look(port: int, timeout: float = LOOK_S) -> Health:
 
 
 def health_of(answer: bytes) -> Health:
-    """What an HTTP answer of a /readyz says."""
+    """The health that an HTTP answer of a /readyz tells."""
     if answer[8:13] == b" 200 ":
         return Health(answers=True, ready=True)
     try:

@@ -21,7 +21,7 @@ _KEY_FILE_BYTES = 4096
 
 
 class UpState(msgspec.Struct, frozen=True):
-    """What up.json holds while `crucible up` runs. `ports` are by service, `nats` among them."""
+    """The content of up.json while `crucible up` runs. `ports` are by service, `nats` among them."""
 
     url: str
     ports: dict[str, int]
@@ -33,9 +33,9 @@ class UpState(msgspec.Struct, frozen=True):
 _OURS = frozenset(
     "admin.key conditions.json demo hooks index lock logs nats processes.json up.json watch".split()  # noqa: SIM905
 )
-"""What may lie in a data directory."""
+"""The names in a data directory."""
 _CERTAIN = frozenset(("admin.key", "nats"))
-"""What only lies in one."""
+"""Names that tell it from others."""
 
 
 class DataDir(msgspec.Struct, frozen=True):
@@ -165,7 +165,7 @@ def _restrict(path: Path) -> None:
 
 @contextlib.contextmanager
 def private_files() -> Iterator[None]:
-    """What this process makes meanwhile is its owner's alone."""
+    """Files that this process makes meanwhile are its owner's alone."""
     before = os.umask(0o077)
     try:
         yield

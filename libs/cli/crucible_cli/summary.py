@@ -12,7 +12,7 @@ LENGTH = 72
 
 
 def summarise(event: Event, length: int = LENGTH) -> str:
-    """What happened, beyond the type's name."""
+    """An event in words, beyond its type's name."""
     if event.redacted:
         return clean(f"redacted by {event.redacted.by} {event.redacted.reason or ''}", length)
     payload = event.data.payload if isinstance(event.data.payload, dict) else {"payload": event.data.payload}
@@ -35,7 +35,7 @@ def duration(ms: float) -> str:
 
 
 def reason(error: str) -> str:
-    """What a run says went wrong, on one line: of a script's traceback its last."""
+    """A run's failure on one line: of a script's traceback its last."""
     return error.rstrip().rpartition("\n")[2] if "Traceback (most recent call last)" in error else error
 
 

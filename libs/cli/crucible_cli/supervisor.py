@@ -41,7 +41,7 @@ State = Literal["starting", "ready", "hangs", "died", "failing", "stopping", "st
 
 
 class Health(msgspec.Struct, frozen=True):
-    """What a program says of itself when it is looked at: that it does its work, or, where it `answers`, that it does
+    """A program's word on itself when it is looked at: that it does its work, or, where it `answers`, that it does
     not yet, and what it waits for; and what is wrong and does not pass by itself."""
 
     answers: bool = False
@@ -51,8 +51,8 @@ class Health(msgspec.Struct, frozen=True):
 
 
 class Program(msgspec.Struct, frozen=True):
-    """What to run. `look` asks how it does; the higher its `rank`, the earlier it is stopped. Once it has printed a
-    line that is `stuck`, it is started again as soon as `mended` says that this helps."""
+    """A program to run. `look` asks how it does; the higher its `rank`, the earlier it is stopped. Once it has
+    printed a line that is `stuck`, it is started again as soon as `mended` says that this helps."""
 
     name: str
     command: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What people see of lists and single things: one function for each kind, none of which prints."""
+"""Views of lists and single things: one function for each kind, none of which prints."""
 
 import re
 from collections.abc import Sequence

@@ -25,7 +25,7 @@ NEXT_STEPS: tuple[tuple[type[CrucibleError], str], ...] = (
     (UnavailableError, "a service is away; it comes back by itself, so try again"),
 )
 _CURRENT = frozenset(("current_sequence", "current_revision"))
-"""What a conflict has that somebody else's change has caused: not one with what always holds."""
+"""Members of a conflict that somebody else's change has caused: not of one with what always holds."""
 
 
 def explain(error: CrucibleError) -> Text:

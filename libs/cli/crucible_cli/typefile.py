@@ -11,16 +11,17 @@ from crucible_core.protocol.events import DescribedType, TypeRecord
 
 _FIELDS = frozenset(("type", "version", "schema", "schemas", "description", "aliases"))
 _TOLD = frozenset(DescribedType.__struct_fields__) - _FIELDS
-"""What `types get --json` says beside them: nothing that could be registered."""
+"""Fields that `types get --json` has beside them: none could be registered."""
 
 
 def written(kinds: list[DescribedType]) -> dict[str, Any]:
-    """What `definitions` reads as the same types."""
+    """A document that `definitions` reads as the same types."""
     return {"types": [_written(kind) for kind in kinds]}
 
 
 def definitions(given: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What to register one after another, each a version of a type. A usage error for fields that no type has."""
+    """The registrations to make one after another, each a version of a type. A usage error for fields that no type
+    has."""
     if "types" not in given:
         return _versions(given)
     types = given["types"]

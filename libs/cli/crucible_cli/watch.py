@@ -40,11 +40,11 @@ MOST_SAID = 1000
 MOST_FOLDERS = 10_000
 """Folders that are watched; what happens in others is found by looking at everything."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-"""What no entity may hold."""
+"""Characters that no entity may hold."""
 
 
 class Watched(msgspec.Struct, frozen=True):
-    """What became of one change: accepted (`sequence`), or refused (`error`)."""
+    """The outcome of one change: accepted (`sequence`), or refused (`error`)."""
 
     type: str
     path: str
@@ -53,7 +53,7 @@ class Watched(msgspec.Struct, frozen=True):
     sequence: int | None
     error: str | None = None
     note: str | None = None
-    """What is to be said of an accepted one, such as that its content is left out."""
+    """A remark on an accepted one, such as that its content is left out."""
 
 
 class AwayError(CrucibleError):
@@ -61,7 +61,7 @@ class AwayError(CrucibleError):
 
 
 class Folder(msgspec.Struct, frozen=True):
-    """What is watched, and where that is remembered."""
+    """A watched folder, and where its state is remembered."""
 
     root: Path
     ledger_file: Path

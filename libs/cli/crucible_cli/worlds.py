@@ -57,7 +57,8 @@ def delete(
 
 
 def _question(crucible: Crucible, id: str, purge: bool) -> str:
-    """What will go. Raises NotFoundError where nothing is left of it: the API takes the same request again."""
+    """The question that says how much will go. Raises NotFoundError where nothing is left of it: the API takes the
+    same request again."""
     try:
         count = crucible.events.count(world_id=id).count
     except InvalidError as error:

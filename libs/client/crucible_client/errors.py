@@ -1,4 +1,4 @@
-"""What can go wrong in the client itself; everything else is the gateway's answer, in `crucible_core.errors`.
+"""Errors of the client itself; all others are the gateway's answers, in `crucible_core.errors`.
 
 CrucibleError
 ├── UnavailableError
@@ -47,7 +47,7 @@ def unreachable(error: httpx.TransportError, url: str) -> UnreachableError:
 
 
 def reason_of(error: BaseException) -> str:
-    """What is below the failure of a library, in words for users."""
+    """The cause below a library's failure, in words for users."""
     for cause in _causes(error):
         match cause:
             case ssl.SSLCertVerificationError():

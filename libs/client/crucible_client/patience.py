@@ -14,7 +14,7 @@ _LONGEST_WAIT_S = 5.0
 class Patience:
     """Counts the time that the other side has been away; None as `patience_s` is no limit.
 
-    What never went well fails at once; with `from_start` only where nothing listens at all.
+    A call that never went well fails at once; with `from_start` only where nothing listens at all.
     """
 
     def __init__(self, patience_s: float | None, *, from_start: bool = False) -> None:

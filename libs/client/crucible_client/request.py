@@ -1,4 +1,4 @@
-"""What a request to the gateway is, and the small parts that `calls` builds them of."""
+"""A request to the gateway, and the small parts that `calls` builds them of."""
 
 import inspect
 import uuid

@@ -1,4 +1,4 @@
-"""What the client gives back where the services' own Structs (`crucible_core.protocol`) do not say it."""
+"""Results of the client that the services' own Structs (`crucible_core.protocol`) do not say."""
 
 from typing import Any, Generic, TypeVar
 

@@ -18,7 +18,7 @@ IDLE_S = 60.0
 
 
 class Notice(msgspec.Struct, frozen=True):
-    """What a stream tells besides its events.
+    """A stream's remark besides its events.
 
     `caught_up`: everything up to `sequence` was given, what follows is live. `gap`: the reader was so slow that
     `dropped` events left its queue; they are read from the log, so that none is missed. `away`: the connection broke

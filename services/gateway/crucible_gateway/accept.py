@@ -28,7 +28,7 @@ class Range(NamedTuple):
 
 
 def accept_of(headers: Headers) -> str | None:
-    """What all Accept headers of a request say together; None where there is none."""
+    """All Accept headers of a request together; None where there is none."""
     return ",".join(headers.getall("accept", [])) or None
 
 
@@ -50,7 +50,7 @@ def preferred(accept: str | None, offers: Sequence[str]) -> str | None:
 
 
 def _ranges(accept: str) -> Iterator[Range]:
-    """What cannot be read is skipped."""
+    """Parts that cannot be read are skipped."""
     for part in accept.lower().split(","):
         kind, parameters = _parsed(part)
         weights = [name[2:] for name in parameters if name.startswith("q=")]

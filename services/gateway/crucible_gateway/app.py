@@ -31,7 +31,6 @@ from .routes import (
     events,
     export,
     hooks,
-    losses,
     memory,
     ops,
     redaction,
@@ -69,7 +68,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
 
 
 def _open_handlers() -> list[BaseRouteHandler]:
-    """What needs no key, or (the socket) checks it itself, since a handshake is refused in its own way."""
+    """Paths that need no key, or (the socket) check it themselves, since a handshake is refused in its own way."""
     return [
         ops.index,
         ops.healthz,
@@ -138,8 +137,8 @@ def _api() -> Router:
         worlds.delete_room,
         retention.get_retention,
         retention.put_retention,
-        losses.list_losses,
-        losses.accept_losses,
+        ops.list_losses,
+        ops.accept_losses,
     ]
     return Router(path="/", route_handlers=handlers, middleware=[Authenticating()])
 

@@ -27,7 +27,7 @@ CHUNK_EVENTS = 500
 CHUNK_BYTES = 4 * 1024 * 1024
 MAX_ATOMIC = 1000
 _ENVELOPE_BYTES = 512
-"""What an event's own fields may add to its payload on the way, about."""
+"""About the bytes that an event's own fields may add to its payload on the way."""
 
 
 class Result(msgspec.Struct, omit_defaults=True):

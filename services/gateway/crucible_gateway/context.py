@@ -1,4 +1,4 @@
-"""What a handler works with: the running gateway, and a question to a service on behalf of a request."""
+"""A handler's surroundings: the running gateway, and a question to a service on behalf of a request."""
 
 from typing import Any, TypeVar
 
@@ -37,12 +37,12 @@ class Gateway(msgspec.Struct, frozen=True):
     losses: Losses
 
     def waiting_for(self) -> list[str]:
-        """What is not there yet; empty when ready."""
+        """The parts that are not there yet; empty when ready."""
         held = {"nats": self.bus.connected, "keys": self.keys.caught_up, "event types": self.types.view.ready}
         return [name for name, there in held.items() if not there]
 
     def troubles(self) -> list[Trouble]:
-        """What is wrong and does not pass by itself."""
+        """Troubles that do not pass by themselves."""
         return [*self.bus.storage.troubles(), *self.losses.troubles()]
 
 

@@ -32,7 +32,7 @@ CHAIN = {
 
 
 def sent_correlation(headers: Mapping[str, str]) -> str | None:
-    """What the client sent, if it is safe to repeat; else that of the delivery, or hook's request, which it answers."""
+    """The client's own id, if it is safe to repeat; else that of the delivery, or hook's request, which it answers."""
     sent = headers.get(HEADER.lower())
     if sent and _VALID.fullmatch(sent):
         return sent

@@ -185,7 +185,7 @@ class Hub:
                 self._overflow(record.sequence)
 
     def _overflow(self, sequence: int) -> None:
-        """What waits up to a sequence is remembered no longer."""
+        """Forgets the events that wait, up to a sequence."""
         slow = [reader for reader in self._readers if reader.first and reader.first.sequence <= sequence]
         for reader in slow:
             reader.overflow()

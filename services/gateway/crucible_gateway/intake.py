@@ -91,7 +91,7 @@ _inside = msgspec.json.Decoder(_Inside)
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """What the request says of all its events: who sends them, and what they get that do not say themselves.
+    """The request's word on all its events: who sends them, and what they get that do not say themselves.
 
     `request_id` is the correlation id of the request's own answer: an event that is sent alone shares it. `hop` is how
     deep in a chain of effects the request is.

@@ -1,4 +1,4 @@
-"""What is known of each request afterwards: its span, its count and its duration."""
+"""The record of each request: its span, its count and its duration."""
 
 import time
 from typing import Any

@@ -43,8 +43,8 @@ _OF_BODIES = ("malformed", "too_slow", "too_large", "unsupported", "invalid")
 
 
 class Body(msgspec.Struct, frozen=True):
-    """What may be sent, or answered, as one media type. `schema` is a type or a JSON Schema; an `open` one may have
-    other fields than it says."""
+    """A body that may be sent, or answered, as one media type. `schema` is a type or a JSON Schema; an `open` one may
+    have other fields than it says."""
 
     schema: Any
     example: Any = None
@@ -52,8 +52,8 @@ class Body(msgspec.Struct, frozen=True):
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
-    """What a handler's route is for. `reply` is as `Body.schema`; None is an answer without a body. `instead` is when
-    it is answered with 200 in place of `status`. `versioned` answers carry an ETag."""
+    """The purpose of a handler's route. `reply` is as `Body.schema`; None is an answer without a body. `instead` is
+    when it is answered with 200 in place of `status`. `versioned` answers carry an ETag."""
 
     summary: str
     tag: str
@@ -194,7 +194,8 @@ def _instead(operation: Operation) -> dict[str, Any]:
 
 
 def _codes(method: str, operation: Operation) -> list[str]:
-    """What the operation says, and what its kind brings: a key, parameters that are read strictly, a body, a write."""
+    """The operation's own words, and those that its kind brings: a key, parameters that are read strictly, a body, a
+    write."""
     codes = [*operation.refusals]
     if not operation.open:
         codes += _EVERYWHERE

@@ -41,7 +41,7 @@ class Pages:
         self._held = 0
 
     async def read(self, wanted: Wanted, after: int, since_ms: int | None) -> Page:
-        """What comes next, at least one event where there is any. It may take as long as NATS is away."""
+        """The next events, at least one where there is any. It may take as long as NATS is away."""
         stream, subjects = self._bus.names.events, wanted.subjects(self._bus.names)
         records: deque[Record] = deque()
         size = seen = upto = 0

@@ -35,7 +35,8 @@ _SAID: Mapping[tuple[str, str], Schema] = {
     ("SentMemory", "links"): _LINKS,
     ("SentChanges", "links"): {**_LINKS, "type": ["array", "null"]},
 }
-"""What the Structs do not say, since payloads and stored events pass through as bytes; and a name for what has none."""
+"""Schemas that the Structs do not have, since payloads and stored events pass through as bytes; and a name for what
+has none."""
 _NAMED: Mapping[str, Schema] = {
     "SentLink": {
         "description": "A memory's id, or a note's title or path; or an object that says more of the link.",
@@ -47,9 +48,9 @@ _NAMED: Mapping[str, Schema] = {
 def components(answered: Iterable[Any], sent: Iterable[Any], open: Iterable[Any] = ()) -> dict[str, Schema]:
     """The schema of every Struct among types, by name.
 
-    What is `sent` may have no other fields than it says, but for the `open` ones, and tells its defaults in words:
-    generators take a field with a default for one that must be sent. An answer has every field that is not left out on
-    purpose, and gets new ones in later versions.
+    A body that is `sent` may have no other fields than it says, but for the `open` ones, and tells its defaults in
+    words: generators take a field with a default for one that must be sent. An answer has every field that is not left
+    out on purpose, and gets new ones in later versions.
     """
     kinds, wanted, free = [Event, *answered, *open], [*sent], {kind.__name__ for kind in open}
     _, found = msgspec.json.schema_components([*kinds, *wanted], ref_template=REF)

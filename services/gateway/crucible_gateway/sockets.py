@@ -82,7 +82,7 @@ class _Action(msgspec.Struct):
 
 
 def read_message(raw: bytes) -> Said:
-    """What the client said. Raises MalformedError, InvalidError, TooLargeError."""
+    """The client's message. Raises MalformedError, InvalidError, TooLargeError."""
     if len(raw) > MAX_EVENT_BYTES:
         raise TooLargeError(f"a message may have {MAX_EVENT_BYTES} bytes")
     try:

@@ -1,4 +1,4 @@
-"""What a live client wants, and the events that wait for it: pure state, no I/O."""
+"""A live client's wishes, and the events that wait for it: pure state, no I/O."""
 
 import asyncio
 from collections import deque
@@ -13,7 +13,7 @@ from crucible_core.subjects import Names, token
 from crucible_core.times import parse_time
 
 _RECORD_BYTES = 512
-"""What a record takes beside its event."""
+"""Bytes that a record takes beside its event."""
 
 
 class Record:

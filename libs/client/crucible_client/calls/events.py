@@ -126,7 +126,8 @@ def list_events(
 
 
 def export_events(types: Sequence[str], wanted: Wanted) -> Call[bytes]:
-    """What is committed by now and wanted, as lines of NDJSON; the last one of a complete export is empty."""
+    """The events that are committed by now and wanted, as lines of NDJSON; the last one of a complete export is
+    empty."""
     return get("/api/v1/events/export", lambda raw: raw, params=_params(types, wanted))
 
 

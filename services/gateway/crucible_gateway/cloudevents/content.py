@@ -111,7 +111,7 @@ def _wrap(wrapped: Wrapped) -> Content:
 
 
 def unwrapped(payload: bytes) -> Wrapped | None:
-    """What is wrapped in a payload; None where it is none that the way in makes."""
+    """The data that is wrapped in a payload; None where it is none that the way in makes."""
     try:
         found = msgspec.json.decode(payload, type=Wrapped)
         kind = found.datacontenttype

@@ -25,7 +25,7 @@ def decoded(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
 
 
 def encoded(value: str) -> str:
-    """What a header may hold: all but printable ASCII percent-encoded, and space, quote and percent with it."""
+    """A text as a header may hold it: all but printable ASCII percent-encoded, and space, quote and percent with it."""
     return quote(value, safe=_PRINTABLE)
 
 

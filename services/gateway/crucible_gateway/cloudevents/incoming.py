@@ -218,7 +218,7 @@ def _names(payload: Raw) -> bool:
 
 
 def _source(source: str) -> Source:
-    """What `outgoing` made of a source of ours, or a foreign one as it is."""
+    """The source of ours that `outgoing` wrote so, or a foreign one as it is."""
     if own := _OWN_SOURCE.fullmatch(source):
         kind: Any = own[1]
         return Source(kind, unquote(own[2]))

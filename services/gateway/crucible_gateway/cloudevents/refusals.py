@@ -1,4 +1,4 @@
-"""What the log refuses of a CloudEvent, told in the names that its producer knows."""
+"""The log's refusals of a CloudEvent, told in the names that its producer knows."""
 
 import re
 from collections.abc import Awaitable, Callable

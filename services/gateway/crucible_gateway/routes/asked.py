@@ -1,4 +1,4 @@
-"""What a request says beside its body: who asks, and which version it has seen; and how an answer tells the version."""
+"""The words of a request beside its body: who asks, and which version was seen; and the version of an answer."""
 
 import re
 from urllib.parse import unquote
@@ -30,7 +30,7 @@ def cause_of(request: Http, key: str | None = None, *, alone: bool = False) -> C
 
 
 def rest_of_path(request: Http, after: str) -> str:
-    """What stands behind a segment of the path, as it was sent: there may be slashes in it, escaped or not, of which
+    """The text behind a segment of the path, as it was sent: there may be slashes in it, escaped or not, of which
     Litestar's own parameter keeps only some."""
     raw: bytes = request.scope["raw_path"]
     return unquote(raw.partition(f"/{after}/".encode())[2].decode("latin-1").removesuffix("/"))

@@ -48,8 +48,8 @@ class SentMemory(msgspec.Struct, kw_only=True):
 
 
 class SentChanges(msgspec.Struct, kw_only=True):
-    """What is left out stays as it is; null empties it. The `#tags` and `[[links]]` in the text come and go with it,
-    unless `extract` is false."""
+    """Fields that are left out stay as they are; null empties one. The `#tags` and `[[links]]` in the text come and go
+    with it, unless `extract` is false."""
 
     content: str | UnsetType = UNSET
     tags: list[str] | UnsetType | None = UNSET

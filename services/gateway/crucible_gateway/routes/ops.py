@@ -1,12 +1,14 @@
-"""What operators and newcomers ask: health, readiness, metrics, and where everything is."""
+"""Requests of operators and newcomers: health, readiness, metrics, what the log has lost, and where everything is."""
 
-from litestar import Response, get
+from litestar import Response, get, post
 
+from crucible_core.protocol.losses import LossesRequest, LossList
 from crucible_core.protocol.shared import Readiness
+from crucible_gateway import examples
 from crucible_gateway.bodies import Http
-from crucible_gateway.context import gateway_of
+from crucible_gateway.context import ask, gateway_of
 from crucible_gateway.openapi import Operation, described
-from crucible_gateway.params import ReadyParams
+from crucible_gateway.params import NoParams, ReadyParams, read_params
 from crucible_kit.asgi import readiness
 from crucible_kit.metrics import CONTENT_TYPE
 
@@ -67,3 +69,44 @@ async def readyz(request: Http) -> Response[bytes]:
 async def metrics(request: Http) -> Response[bytes]:
     # As a header: Litestar would add a second charset to a media type, which Prometheus does not read.
     return Response(gateway_of(request).metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+
+@get(
+    "/api/v1/losses",
+    opt=described(
+        Operation(
+            summary="What the log has lost",
+            description=(
+                "Acknowledged events that are not in the log any more, by their sequences: a disk that was damaged, or "
+                "a store that was put back. `/readyz` says 503 as long as there are any that nobody has accepted."
+            ),
+            tag=TAG,
+            reply=LossList,
+            example=examples.LOSSES,
+        )
+    ),
+)
+async def list_losses(request: Http) -> Response[bytes]:
+    read_params(request.scope["query_string"], NoParams)
+    return passed(await ask(request, "events", "losses", LossesRequest(), bytes))
+
+
+@post(
+    "/api/v1/losses/accept",
+    status_code=200,
+    opt=described(
+        Operation(
+            summary="Accept what the log has lost",
+            description=(
+                "Takes it for given: `/readyz` is silent about it from then on, and queries show no more what only "
+                "their index has. Export that first. Answers what was accepted."
+            ),
+            tag=TAG,
+            reply=LossList,
+            example=examples.LOSSES,
+        )
+    ),
+)
+async def accept_losses(request: Http) -> Response[bytes]:
+    read_params(request.scope["query_string"], NoParams)
+    return passed(await ask(request, "events", "accept_losses", LossesRequest(), bytes))
