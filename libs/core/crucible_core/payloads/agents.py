@@ -85,56 +85,46 @@ class _Turn(_Agent, kw_only=True):
     model: Word | Object | None = None
 
 
+class _Prompted(_Turn, kw_only=True):
+    prompt: Any = None
+
+
+class _Told(_Prompted, kw_only=True):
+    messages: Any = None
+
+
 class AgentBootstrapping(_Turn, kw_only=True):
     """The files that an agent begins with are about to be put into its context."""
 
     files: Any = None
 
 
-class AgentStarting(_Turn, kw_only=True):
+class AgentStarting(_Told, kw_only=True):
     """An agent is about to start on a prompt."""
 
-    prompt: Any = None
-    messages: Any = None
 
-
-class AgentRunStarting(_Turn, kw_only=True):
+class AgentRunStarting(_Prompted, kw_only=True):
     """A run of an agent is about to be let through, or held back."""
 
-    prompt: Any = None
 
-
-class AgentModelResolving(_Turn, kw_only=True):
+class AgentModelResolving(_Prompted, kw_only=True):
     """The model of a turn is about to be chosen."""
 
-    prompt: Any = None
 
-
-class AgentTurnPreparing(_Turn, kw_only=True):
+class AgentTurnPreparing(_Told, kw_only=True):
     """A turn is about to be prepared, with what waits to be put into it."""
 
-    prompt: Any = None
-    messages: Any = None
 
-
-class AgentPromptBuilding(_Turn, kw_only=True):
+class AgentPromptBuilding(_Told, kw_only=True):
     """The prompt of a turn is about to be built."""
 
-    prompt: Any = None
-    messages: Any = None
 
-
-class AgentHeartbeatPreparing(_Turn, kw_only=True):
+class AgentHeartbeatPreparing(_Prompted, kw_only=True):
     """The prompt of a heartbeat is about to be built."""
 
-    prompt: Any = None
 
-
-class AgentModelCallStarted(_Turn, kw_only=True):
+class AgentModelCallStarted(_Told, kw_only=True):
     """A model was called."""
-
-    prompt: Any = None
-    messages: Any = None
 
 
 class AgentModelCallEnded(_Turn, kw_only=True):
@@ -147,11 +137,8 @@ class AgentModelCallEnded(_Turn, kw_only=True):
     duration_ms: Milliseconds | None = None
 
 
-class AgentLlmInput(_Turn, kw_only=True):
+class AgentLlmInput(_Told, kw_only=True):
     """What a model is given."""
-
-    prompt: Any = None
-    messages: Any = None
 
 
 class AgentLlmOutput(_Turn, kw_only=True):
@@ -196,11 +183,8 @@ class AgentFailed(_Turn, kw_only=True):
     duration_ms: Milliseconds | None = None
 
 
-class AgentRecalling(_Turn, kw_only=True):
+class AgentRecalling(_Told, kw_only=True):
     """Memories are about to be looked up for a turn."""
-
-    prompt: Any = None
-    messages: Any = None
 
 
 class AgentRecalled(_Turn, kw_only=True):
@@ -211,10 +195,8 @@ class AgentRecalled(_Turn, kw_only=True):
     result: Any = None
 
 
-class AgentSubagentSpawning(_Turn, kw_only=True):
+class AgentSubagentSpawning(_Prompted, kw_only=True):
     """An agent is about to start another."""
-
-    prompt: Any = None
 
 
 class AgentSubagentSpawned(_Turn):
