@@ -9,10 +9,12 @@ from crucible_core import subjects
 from crucible_core.envelope import MAX_HOPS
 from crucible_core.errors import ConflictError, NotFoundError, UnavailableError
 from crucible_core.protocol.hooks import HookView, RunList, RunRecord
+from crucible_core.protocol.losses import Loss, LossesRequest, LossList
 from crucible_core.protocol.shared import EnableHook, GetRequest
 from crucible_hooks.workers import durable
 from crucible_kit.frames import Outgoing
 from crucible_kit.message import Message
+from crucible_kit.rpc import call
 from crucible_kit.work import work
 
 from .conftest import System, until
@@ -118,7 +120,7 @@ async def test_script_condition(system: System) -> None:
         ("raise ValueError('no good')", "no good"),
         ("import os\nos.listdir('/')", "PermissionError"),
         ("open('/etc/passwd').read()", "PermissionError"),
-        ("memory_query(limt=1)", "limt"),
+        ("memory_query(**{'limt': 1})", "limt"),
         ("emit('Custom.big', {'text': 'a' * 2000000})", "may have"),
         ("emit('Memory.Createt')", "Memory.Created"),
         ("emit('System.Started')", "written by Crucible alone"),
@@ -379,3 +381,24 @@ async def test_looping_hook_leaves_workers_to_the_others(system: System) -> None
     await system.register("quick", "1 + 1", on="Custom.other")
     await system.append("Custom.other")
     assert (await system.run_of("quick", "ok", 2.5)).output == 2
+
+
+async def test_a_record_that_the_history_has_lost_is_noticed_at_the_next_start(stopped: System) -> None:
+    bus, names = stopped.bus, stopped.bus.names
+    async with stopped.running():
+        await stopped.register("steady", "1")
+        await stopped.append()
+        await stopped.run_of("steady", "ok")
+    record = await bus.last(names.attempts, names.run_attempts)
+    assert record is not None
+    await bus.remove(names.attempts, record.sequence)
+    async with stopped.running():
+
+        async def told() -> list[Loss]:
+            return (await call(bus, "events", "losses", LossesRequest(), LossList)).losses
+
+        await until(told)
+        [loss] = await told()
+        assert (loss.stream, loss.kind) == (names.attempts, "missing")
+        assert (loss.first, loss.last, loss.count) == (record.sequence, record.sequence, 1)
+        assert [run.outcome for run in await stopped.runs("steady")] == ["ok"]  # the index has it still

@@ -15,15 +15,17 @@ from starlette.responses import Response
 
 from crucible_core import subjects
 from crucible_core.errors import InvalidError, NotFoundError
+from crucible_core.protocol.losses import LossList
 from crucible_core.protocol.shared import Check, GetRequest
 from crucible_core.protocol.shared import TestRequest as Trial
 from crucible_core.protocol.webhooks import EnableWebhook, WebhookList, WebhookView
 from crucible_core.times import parse_time
 from crucible_kit.buckets import open_bucket
+from crucible_kit.bus import Bus
 from crucible_kit.frames import Outgoing
 from crucible_webhooks.dispatch import enqueued
 
-from .conftest import Receiver, Service, until
+from .conftest import Receiver, Service, Settings, until
 
 FAST = {"timeout_ms": 1000, "retry_delays_s": [0.05, 0.05], "concurrency": 4}
 
@@ -381,3 +383,27 @@ async def test_a_parked_delivery_is_a_failed_attempt_of_its_webhook(
     parked = await service.bus.last(names.attempts, names.parked(names.durable(webhook.id)))
     assert parked is not None
     assert parked.headers[subjects.REASON] == "2 processes ended while they worked on it"
+
+
+async def test_an_attempt_that_the_history_has_lost_is_noticed_at_the_next_start(
+    bus: Bus, settings: Settings, told: list[str], receiver: Receiver
+) -> None:
+    service, names = Service(bus, settings), bus.names
+    async with service.running():
+        webhook = await service.create(receiver.url)
+        await service.append()
+
+        async def attempted() -> bool:
+            return bool(await service.attempts(webhook))
+
+        await until(attempted)
+    record = await bus.last(names.attempts, names.delivery_attempts)
+    assert record is not None
+    await bus.remove(names.attempts, record.sequence)
+    bucket = await open_bucket(bus, "losses")
+    async with service.running():
+        await until(lambda: bucket.get("log"))
+    kept = await bucket.get("log")
+    assert kept is not None
+    [loss] = msgspec.json.decode(kept.value, type=LossList).losses
+    assert (loss.stream, loss.kind, loss.first, loss.count) == (names.attempts, "missing", record.sequence, 1)

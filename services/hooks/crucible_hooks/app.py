@@ -16,9 +16,12 @@ from crucible_kit.buckets import open_bucket
 from crucible_kit.bus import Bus
 from crucible_kit.egress import open_guard
 from crucible_kit.exchange import open_exchanger
+from crucible_kit.history import History
 from crucible_kit.index import Index, open_index
 from crucible_kit.isolated import open_isolated
 from crucible_kit.lifecycle import announced
+from crucible_kit.losses import BUCKET as LOSSES
+from crucible_kit.losses import Losses
 from crucible_kit.metrics import Metrics
 from crucible_kit.redactions import Redacted
 from crucible_kit.rpc import serve
@@ -73,6 +76,8 @@ def create_app(settings: Settings | None = None) -> Starlette:
             runner = Runner(bus, Evaluator(isolated), sandbox, exchanger, telemetry, metrics)
             reviewer = Reviewer(isolated, sandbox)
             recorder = Recorder(bus)
+            losses = Losses(await open_bucket(bus, LOSSES, settings.stream_replicas))
+            history = History(bus, index, "runs", store.STARTED, [bus.names.run_attempts], losses)
             redacted = Redacted(bus, settings.retention_days * DAY_S)
             workers = Workers(bus, registry, redacted, runner, debounce)
             directory = Directory(Path(root), registry, reviewer) if (root := settings.root) else None
@@ -96,7 +101,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             watching = [directory.follow] if directory else []
             dispatcher = Dispatcher(bus, registry, debounce, recorder, telemetry, metrics)
             sweep = partial(redacted.sweep, bus.names.hook_runs, workers.drop)
-            await stack.enter_async_context(running([dispatcher.run, sweep, backlog.watch, *watching]))
+            await stack.enter_async_context(running([dispatcher.run, sweep, backlog.watch, history.run, *watching]))
             answers = endpoints(
                 registry,
                 index,

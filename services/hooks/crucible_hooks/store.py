@@ -39,6 +39,7 @@ INSERT INTO counters VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (hook) DO UPDATE S
   failed = failed + excluded.failed, skipped = skipped + excluded.skipped,
   last_fired = coalesce(excluded.last_fired, last_fired)
 """
+STARTED = "json_extract(CAST(record AS TEXT), '$.started_at')"
 _MAX_LIMIT = 1000
 _FAILURES = frozenset({"failed", "retrying", "parked"})
 _VARYING = re.compile(r"\d+")

@@ -14,8 +14,11 @@ from crucible_kit.buckets import open_bucket
 from crucible_kit.bus import Bus
 from crucible_kit.egress import open_guard
 from crucible_kit.exchange import open_exchanger
+from crucible_kit.history import History
 from crucible_kit.index import Index, open_index
 from crucible_kit.lifecycle import announced
+from crucible_kit.losses import BUCKET as LOSSES
+from crucible_kit.losses import Losses
 from crucible_kit.metrics import Metrics
 from crucible_kit.redactions import Redacted
 from crucible_kit.rpc import serve
@@ -86,6 +89,9 @@ async def _running(
             await registry.view.reach(0, timeout=30)
             if index is not None:
                 running.append(tasks.create_task(index.follow(bus, store.apply, [bus.names.delivery_attempts])))
+                losses = Losses(await open_bucket(bus, LOSSES, settings.stream_replicas))
+                history = History(bus, index, "attempts", "started_at", [bus.names.delivery_attempts], losses)
+                running.append(tasks.create_task(history.run()))
                 running.append(tasks.create_task(dispatch(bus, registry, telemetry, metrics)))
                 running.append(tasks.create_task(redacted.sweep(bus.names.deliveries, partial(drop, bus))))
                 answers = endpoints(bus, registry, index, exchanger, Replayer(bus, registry, metrics), settings)

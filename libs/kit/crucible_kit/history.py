@@ -1,0 +1,127 @@
+"""Whether the history still holds what it acknowledged: what an index has of ATTEMPTS is compared with the stream, at
+the start and once a day. Records go from there by their age alone."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+
+import msgspec
+
+from crucible_core.errors import CrucibleError
+from crucible_core.protocol.losses import Loss
+
+from .bus import Bus
+from .clock import timestamp
+from .index import Index
+from .jetstream import StreamState
+from .losses import Losses
+from .reading import read
+
+log = logging.getLogger(__name__)
+
+EVERY_S = 86_400.0
+_PAUSE_S = 5.0
+_BATCH = 1000
+_AT_ONCE_FREE = 20_000
+"""Messages that are looked at without a pause; after them a fifth of the time."""
+_SHARE = 4
+_SLACK_MS = 60_000
+_MOST_RUNS = 100
+
+
+class Run(msgspec.Struct):
+    """Records that are missing one after another, as the index has them."""
+
+    first: int
+    last: int
+    count: int = 1
+
+
+class History:
+    """`table` is the index's, with the column `sequence`; `started` says in SQL when the work of a record began: before
+    it was stored."""
+
+    def __init__(
+        self, bus: Bus, index: Index, table: str, started: str, filters: Sequence[str], losses: Losses
+    ) -> None:
+        self._bus = bus
+        self._index = index
+        self._rows = (
+            f"SELECT sequence FROM {table} WHERE sequence > ? AND sequence <= ? ORDER BY sequence LIMIT {_BATCH}"
+        )
+        self._young = f"SELECT sequence FROM {table} WHERE sequence BETWEEN ? AND ? AND {started} > ? ORDER BY sequence"
+        self._filters = filters
+        self._losses = losses
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        while True:
+            try:
+                await self.once()
+            except CrucibleError as error:
+                log.info("the history is not compared with its index for now: %s", error)
+                await asyncio.sleep(_PAUSE_S)
+                continue
+            await asyncio.sleep(EVERY_S)
+
+    async def once(self) -> list[Loss]:
+        """Compares all, and keeps what is lost."""
+        state = await self._bus.stream_state(self._index.stream)
+        await self._index.reach(state.last_sequence)
+        found = [loss for run in await self._compared(state) for loss in await self._lost(run, state)]
+        if found:
+            await self._losses.note(found)
+        return found
+
+    async def _compared(self, state: StreamState) -> list[Run]:
+        """What only the index has. Of very many runs the last ones are one."""
+        runs: list[Run] = []
+        before = done = 0
+        last, clock = state.last_sequence, asyncio.get_running_loop().time
+        reading = read(self._bus, self._index.stream, filters=self._filters, batch=_BATCH, headers_only=True)
+        async with contextlib.aclosing(reading) as batches:
+            began = clock()
+            async for messages in batches:
+                to = messages[-1].sequence if messages and messages[-1].sequence < last else last
+                await self._compare(before, to, {message.sequence for message in messages}, runs)
+                before, done = to, done + len(messages)
+                if before >= last:
+                    break
+                if done > _AT_ONCE_FREE:
+                    await asyncio.sleep(_SHARE * (clock() - began))
+                began = clock()
+        return runs
+
+    async def _compare(self, before: int, to: int, seen: set[int], runs: list[Run]) -> None:
+        joins = False
+        while True:
+            rows = [row[0] for row in await self._index.reader.execute_fetchall(self._rows, (before, to))]
+            for sequence in rows:
+                missing = sequence not in seen
+                if missing and (joins or len(runs) >= _MOST_RUNS):
+                    runs[-1].last, runs[-1].count = sequence, runs[-1].count + 1
+                elif missing:
+                    runs.append(Run(sequence, sequence))
+                joins = missing
+            if len(rows) < _BATCH:
+                return
+            before = rows[-1]
+
+    async def _lost(self, run: Run, state: StreamState) -> list[Loss]:
+        """What of it is not so old that it may be gone."""
+        oldest_ms = int(self._bus.now_ms()) - state.max_age_ms + _SLACK_MS if state.max_age_ms else 0
+        values = (run.first, run.last, timestamp(oldest_ms))
+        young = [row[0] for row in await self._index.reader.execute_fetchall(self._young, values)]
+        if not young or await self._bus.get(self._index.stream, young[0]) is not None:
+            return []
+        found = Loss(
+            kind="missing",
+            log=state.created,
+            first=young[0],
+            last=young[-1],
+            count=min(len(young), run.count),
+            found_at=timestamp(),
+            stream=self._index.stream,
+        )
+        return [found]

@@ -1,0 +1,98 @@
+"""The history of runs and deliveries against the index that was made of it."""
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from crucible_core.protocol.losses import Loss
+from crucible_kit.buckets import open_bucket
+from crucible_kit.bus import Bus
+from crucible_kit.clock import now_ms, timestamp
+from crucible_kit.frames import Outgoing
+from crucible_kit.history import History
+from crucible_kit.index import Index, open_index
+from crucible_kit.losses import BUCKET, Losses
+from crucible_kit.message import Message
+from crucible_kit.settings import KitSettings
+from crucible_kit.streams import HISTORY_S, declare_streams
+
+SCHEMA = "CREATE TABLE rows (sequence INTEGER PRIMARY KEY, started TEXT)"
+OLD_MS = int(HISTORY_S * 1000)
+MANY = 2500
+
+
+def insert(connection: sqlite3.Connection, messages: list[Message]) -> None:
+    rows = [(message.sequence, message.data.decode()) for message in messages]
+    connection.executemany("INSERT INTO rows VALUES (?, ?)", rows)
+
+
+@contextlib.asynccontextmanager
+async def following(bus: Bus, path: Path) -> AsyncIterator[Index]:
+    async with open_index(path, bus, bus.names.attempts, 1, SCHEMA) as index:
+        task = asyncio.create_task(index.follow(bus, insert, [bus.names.run_attempts]))
+        await index.reach(await bus.last_sequence(bus.names.attempts))
+        try:
+            yield index
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+
+@pytest.fixture
+async def losses(bus: Bus) -> Losses:
+    await declare_streams(bus, KitSettings())
+    return Losses(await open_bucket(bus, BUCKET))
+
+
+def history(bus: Bus, index: Index, losses: Losses) -> History:
+    return History(bus, index, "rows", "started", [bus.names.run_attempts], losses)
+
+
+async def fill(bus: Bus, count: int, started_ms: int = 0) -> None:
+    """Records of runs, each beside one of a delivery, which is not in this index."""
+    began = timestamp(started_ms or now_ms()).encode()
+    for start in range(0, count, 500):
+        numbers = range(start, min(count, start + 500))
+        runs = [Outgoing(bus.names.run_attempt("h", f"r{n}"), began) for n in numbers]
+        deliveries = [Outgoing(bus.names.attempt("w", f"d{n}"), began) for n in numbers]
+        await bus.store_all([message for pair in zip(runs, deliveries, strict=True) for message in pair])
+
+
+async def kept(losses: Losses) -> list[Loss]:
+    await losses.view.refresh()
+    return losses.open
+
+
+async def test_records_that_are_gone_are_a_loss_with_their_sequences(bus: Bus, losses: Losses, tmp_path: Path) -> None:
+    await fill(bus, MANY)
+    watching = asyncio.create_task(losses.view.follow())
+    async with following(bus, tmp_path / "index") as index:
+        comparing = history(bus, index, losses)
+        assert await comparing.once() == []
+        [rows] = zip(*await index.reader.execute_fetchall("SELECT sequence FROM rows ORDER BY sequence"), strict=True)
+        for sequence in (*rows[:3], rows[1999], rows[2000], rows[-1]):
+            await bus.remove(bus.names.attempts, sequence)
+        found = await comparing.once()
+        assert [(loss.first, loss.last, loss.count) for loss in found] == [
+            (rows[0], rows[2], 3),
+            (rows[1999], rows[2000], 2),
+            (rows[-1], rows[-1], 1),
+        ]
+        assert {(loss.kind, loss.stream) for loss in found} == {("missing", bus.names.attempts)}
+        assert [loss.first for loss in await kept(losses)] == [rows[0], rows[1999], rows[-1]]
+        await losses.accept()
+        await comparing.once()
+        assert await kept(losses) == []
+    watching.cancel()
+    await asyncio.wait({watching})
+
+
+async def test_records_that_are_old_may_be_gone(bus: Bus, losses: Losses, tmp_path: Path) -> None:
+    await fill(bus, 20, now_ms() - OLD_MS)
+    async with following(bus, tmp_path / "index") as index:
+        await bus.purge(bus.names.attempts, bus.names.run_attempts)
+        assert await history(bus, index, losses).once() == []
