@@ -234,7 +234,7 @@ def test_what_crucible_makes_is_closed_and_the_rest_is_open(dotted: str) -> None
         ("Memory.Linked", {"from": "m", "to": "n", "tagret": "o"}, "payload.tagret", "unknown field", "target"),
         ("Memory.Deleted", {"id": "m", "weight": 1}, "payload.weight", "unknown field", None),
         ("Memory.Deleted", {"id": "m", "query": "x"}, "payload.query", "unknown field", None),
-        ("Memory.Tagged", {"id": "m", "tag": " # "}, "payload.tag", "expected str matching regex '[^#\\\\s]'", None),
+        ("Memory.Tagged", {"id": "m", "tag": " # "}, "payload.tag", "must hold more than # and spaces", None),
         (
             "Memory.Updated",
             {"id": "m", "links": [{"target": "n", "wieght": 1}]},

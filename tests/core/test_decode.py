@@ -2,7 +2,7 @@
 
 import json
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import pytest
@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 from crucible_core.decode import convert, decode, depth
 from crucible_core.envelope import MAX_DEPTH
 from crucible_core.errors import FieldError, InvalidError, MalformedError
+from crucible_core.protocol.worlds import CreateRoom, CreateWorld
+
+Name = Annotated[str, msgspec.Meta(pattern="^[a-z]*$", extra={"form": "must be small letters"})]
 
 
 class Leaf(msgspec.Struct, forbid_unknown_fields=True):
@@ -40,6 +43,8 @@ class Body(msgspec.Struct, forbid_unknown_fields=True, rename={"from_": "from"})
     auth: Bearer | Basic | None = None
     from_: int | None = None
     extra: dict[str, Any] = {}
+    name: Name | None = None
+    names: list[Name] = []
 
 
 def refusal(raw: bytes, kind: type = Body) -> FieldError:
@@ -79,11 +84,19 @@ def test_good_body_is_decoded() -> None:
             "invalid enum value 'nera': one of far, near",
             "near",
         ),
+        (b'{"id": "a", "name": "A"}', "name", "must be small letters", None),
+        (b'{"id": "a", "names": ["a", "A"]}', "names.1", "must be small letters", None),
         (b'{"id": "a", "from": 1e999}', "from", "number out of range", None),
     ],
 )
 def test_refused_body_names_path_and_nearest(raw: bytes, path: str, message: str, suggestion: str | None) -> None:
     assert refusal(raw) == FieldError(path, message, suggestion)
+
+
+@pytest.mark.parametrize("kind", [CreateWorld, CreateRoom])
+@pytest.mark.parametrize("id", ["acme\n", "-acme", "a b", "\n"])
+def test_a_name_of_a_place_has_no_line_end(kind: type, id: str) -> None:
+    assert refusal(json.dumps({"id": id}).encode(), kind).message.startswith("must begin with a letter or digit")
 
 
 def test_refusal_reads_as_a_sentence() -> None:

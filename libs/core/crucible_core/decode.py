@@ -32,6 +32,7 @@ _FIELD = re.compile(r"Object (?P<what>contains unknown|missing required) field `
 _NAMED = re.compile(r"`(?P<name>\w+)`: (?P<text>.*)", re.DOTALL)
 """What a `__post_init__` says of one field."""
 _VALUE = re.compile(r"Invalid (?:enum )?value '?(?P<value>.*?)'?", re.DOTALL)
+_NO_MATCH = "Expected `str` matching regex"
 _SEGMENT = re.compile(r"\.([^.\[]+)|\[([^\]]*)\]")
 
 
@@ -277,6 +278,8 @@ def _field_error(text: str, segments: list[str], kind: Any, root: str) -> FieldE
         values = _values(_at(kind, segments))
         suggestion = nearest(found["value"], values)
         text = text[:_SHOWN] + (f": one of {', '.join(values)}" if 0 < len(values) <= _MOST_VALUES else "")
+    elif text.startswith(_NO_MATCH):
+        text = _form(kind, segments) or text
     message = text.replace("`", "")[: _SHOWN + 300]
     path = ".".join([root, *segments] if root else segments)
     return FieldError(path, message[:1].lower() + message[1:], suggestion)
@@ -300,6 +303,19 @@ def _at(kind: Any, segments: list[str]) -> list[msgspec.inspect.Type]:
     for segment in segments:
         found = [deeper for node in found for child in _children(node, segment) for deeper in _alternatives(child)]
     return found
+
+
+def _form(kind: Any, segments: list[str]) -> str | None:
+    """The words of a type (`extra={"form": …}`) for the pattern that its strings have, which people do not read."""
+    above = _at(kind, segments[:-1]) if segments else []
+    found = [child for node in above for child in _children(node, segments[-1])]
+    while found:
+        node = found.pop()
+        if isinstance(node, msgspec.inspect.UnionType):
+            found += node.types
+        elif isinstance(node, msgspec.inspect.Metadata) and node.extra and "form" in node.extra:
+            return str(node.extra["form"])
+    return None
 
 
 def _alternatives(node: msgspec.inspect.Type) -> list[msgspec.inspect.Type]:

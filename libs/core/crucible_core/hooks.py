@@ -17,7 +17,16 @@ MAX_TIMEOUT_MS = 300_000
 DEFAULT_PRE_TIMEOUT_MS = 2_000
 DEFAULT_POST_TIMEOUT_MS = 10_000
 
-HookName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}\Z")]
+HookName = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z0-9][a-z0-9_-]{0,63}\Z",
+        extra={"form": "must be 1 to 64 small letters, digits, _ and -, and begin with a letter or digit"},
+    ),
+]
+Directory = Annotated[
+    str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]*\Z", extra={"form": "must not hold a zero byte"})
+]
 Source = Annotated[str, Meta(min_length=1, max_length=262_144)]
 
 
@@ -60,7 +69,7 @@ class ShellAction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     command: Source
     env: dict[str, Any] = {}
-    cwd: Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]*\Z")] | None = None
+    cwd: Directory | None = None
     inputs: dict[str, Any] = {}
 
 

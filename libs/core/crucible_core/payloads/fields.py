@@ -21,11 +21,12 @@ WorldId = Annotated[str, Meta(min_length=1, max_length=200, examples=["acme"])]
 RoomId = Annotated[str, Meta(min_length=1, max_length=200, examples=["main"])]
 Trigger = Annotated[str, Meta(min_length=1, max_length=200, examples=["manual"])]
 Word = Annotated[str, Meta(min_length=1, max_length=200)]
-Tag = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"[^#\s]", examples=["#research"])]
+_TAG_FORM = {"form": "must hold more than # and spaces"}
+Tag = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"[^#\s]", examples=["#research"], extra=_TAG_FORM)]
 """With or without its `#`; something must be left of it."""
 
 Tags = Annotated[
-    list[Annotated[str, Meta(min_length=1, max_length=200, pattern=r"[^#\s]")]],
+    list[Annotated[str, Meta(min_length=1, max_length=200, pattern=r"[^#\s]", extra=_TAG_FORM)]],
     Meta(max_length=1000, examples=[["#research"]]),
 ]
 Words = Annotated[list[Word], Meta(max_length=1000)]

@@ -11,7 +11,15 @@ from .shared import Message
 MAX_WORLDS = 10_000
 MAX_ROOMS = 1_000
 
-PlaceId = Annotated[str, Meta(min_length=1, max_length=64, pattern="^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+PlaceId = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=64,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z",
+        extra={"form": "must begin with a letter or digit, and hold only letters, digits, _, - and ."},
+    ),
+]
 
 
 class RoomRecord(Message):
