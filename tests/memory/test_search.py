@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crucible_core.errors import InvalidError
-from crucible_core.protocol.memory import Cause
+from crucible_core.protocol.memory import Cause, Link
 from crucible_memory.terms import MAX_TERMS, Term, telling, terms_of
 from tests.places import make_world
 
@@ -153,6 +153,21 @@ async def test_filters_hold_of_what_is_found(
     memory: Memories, ids: dict[str, str], wanted: dict[str, object], expected: list[str]
 ) -> None:
     assert await found(memory, ids, None, filter=wanted) == expected
+
+
+async def test_filters_ask_for_tags_and_names_in_any_spelling(service: None, memory: Memories) -> None:
+    composed, decomposed = "Caf\u00e9", "Cafe\u0301"
+    named = {"tags": [f"#{decomposed}"], "entities": [decomposed], "links": [Link(target=decomposed)]}
+    id = await memory.create("text", metadata={"as": decomposed}, **named)
+    for name in (composed, decomposed):
+        for wanted in (
+            {"tags": {"contains": f"#{name}"}},
+            {"entities": {"contains": name}, "links.0.target": name},
+            {"$or": [{"$not": {"tags": {"contains": f"#{name}"}}}, {"entities.0": {"in": ["x", name]}}]},
+        ):
+            assert [one.id for one in await memory.query(filter=wanted)] == [id], wanted
+    assert await memory.query(filter={"metadata.as": composed}) == []
+    assert [one.id for one in await memory.query(filter={"metadata.as": decomposed})] == [id]
 
 
 async def test_memories_are_found_by_the_beginning_of_their_ids(service: None, memory: Memories) -> None:

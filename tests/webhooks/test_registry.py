@@ -162,6 +162,26 @@ async def test_webhook_is_found_by_its_name_too(service: Service, receiver: Rece
         await service.ask("get", GetRequest(id="my hook"), WebhookView)
 
 
+async def test_names_that_look_alike_are_one(service: Service, receiver: Receiver) -> None:
+    composed, decomposed = "Caf\u00e9", "Cafe\u0301"
+    webhook = await service.create(receiver.url, name=decomposed)
+    assert webhook.name == composed
+    for name in (composed, decomposed):
+        assert (await service.ask("get", GetRequest(id=name), WebhookView)).id == webhook.id
+        with pytest.raises(ConflictError, match=webhook.id):
+            await service.create(receiver.url, name=name)
+    other = await service.create(receiver.url)
+    with pytest.raises(ConflictError, match=webhook.id):
+        await update(service, other, name=decomposed)
+
+
+@pytest.mark.parametrize("name", ["", "  ", "\u200b", "\u00a0\ufeff", "\u202e"])
+async def test_name_has_something_to_be_seen(service: Service, receiver: Receiver, name: str) -> None:
+    with pytest.raises(InvalidError) as refused:
+        await service.create(receiver.url, name=name)
+    assert refused.value.errors[0].path == "name"
+
+
 # ---- Secrets
 
 

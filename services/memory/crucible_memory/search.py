@@ -22,9 +22,10 @@ from crucible_kit.index import Index
 from .state import checked_tag, refused
 from .store import memories, views
 from .terms import MAX_TERMS, Term, idf_ratio, telling, terms_of, worth
-from .words import tag_key
+from .words import composed, tag_key
 
 _AT_ONCE = 100
+_COMPOSED = ("tags", "entities", "links", "path")
 _WEIGHTS = "4.0, 1.0, 2.0"
 _Match = tuple[int, float]
 """A memory's key and its score."""
@@ -60,10 +61,38 @@ def prepare(query: MemoryQuery) -> Search:
     if len(query.tags) > MEMORY_TAGS:
         raise refused("tags", f"may hold {MEMORY_TAGS}")
     tags = [tag_key(checked_tag(tag, f"tags.{place}")) for place, tag in enumerate(query.tags)]
-    holds = compile_document_filter(query.filter, MemoryView.__struct_fields__) if query.filter else None
+    filter = _in_one_spelling(query.filter) if query.filter else None
+    holds = compile_document_filter(filter, MemoryView.__struct_fields__) if filter else None
     text = (query.text or "").strip()
     terms = terms_of(text) if text else None
     return Search(terms, tags, holds, query.limit, query.world_id, query.room_id, _id_prefix(query.filter or {}))
+
+
+def _in_one_spelling(filter: Any) -> Any:
+    """The filter with what it asks of tags, names and paths spelt as those are kept (NFC)."""
+    if not isinstance(filter, dict):
+        return filter
+    return {
+        path: [_in_one_spelling(part) for part in wanted]
+        if path in ("$and", "$or") and isinstance(wanted, list)
+        else _in_one_spelling(wanted)
+        if path == "$not"
+        else _composed(wanted)
+        if str(path).partition(".")[0] in _COMPOSED
+        else wanted
+        for path, wanted in filter.items()
+    }
+
+
+def _composed(wanted: Any) -> Any:
+    match wanted:
+        case str():
+            return composed(wanted)
+        case list():
+            return [_composed(one) for one in wanted]
+        case dict():
+            return {name: _composed(one) for name, one in wanted.items()}
+    return wanted
 
 
 def _id_prefix(filter: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Webhook records: checked and made from requests, and shown without their secrets. Pure."""
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,7 +47,7 @@ def make_record(
     auth.secret = auth.secret or new_secret()
     return WebhookRecord(
         id=webhook_id,
-        name=wanted.name,
+        name=one_spelling(wanted.name),
         url=wanted.url,
         event_filters=wanted.event_filters,
         auth=auth,
@@ -78,13 +79,18 @@ def patched(
     _check(wanted, auth, options, guard, catalogue)
     return msgspec.structs.replace(
         record,
-        name=wanted.name,
+        name=one_spelling(wanted.name),
         url=wanted.url,
         event_filters=wanted.event_filters,
         auth=auth,
         options=options,
         paused=wanted.paused,
     )
+
+
+def one_spelling(name: str) -> str:
+    """A name as it is kept and looked for (NFC): two that look alike to everybody are one."""
+    return unicodedata.normalize("NFC", name[: MAX_NAME + 1])
 
 
 def rotated(record: WebhookRecord, secret: str | None, grace_s: float, now_us: int) -> WebhookRecord:
@@ -108,8 +114,8 @@ def keys(record: WebhookRecord, now_us: int) -> list[bytes]:
 
 def _check(wanted: CreateWebhook, auth: Auth, options: WebhookOptions, guard: Guard, catalogue: Catalogue) -> None:
     errors = [*_url_errors(wanted.url, guard), *_auth_errors(auth), *_option_errors(options)]
-    if not wanted.name.strip() or len(wanted.name) > MAX_NAME:
-        errors.append(FieldError("name", f"must have 1 to {MAX_NAME} characters"))
+    if len(wanted.name) > MAX_NAME or not any(one.isprintable() and one != " " for one in wanted.name):
+        errors.append(FieldError("name", f"must have 1 to {MAX_NAME} characters, and some to be seen"))
     elif _UNREADABLE.search(wanted.name) or not wanted.name.strip("."):
         errors.append(FieldError("name", "is a part of a URL's path: no control characters, no slash, not only dots"))
     elif wanted.name.startswith("whk_"):

@@ -18,7 +18,7 @@ from crucible_kit.buckets import Bucket, Change, View
 from crucible_kit.clock import timestamp
 from crucible_kit.types import Types
 
-from .records import MAX_NAME, compiled
+from .records import MAX_NAME, compiled, one_spelling
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,8 @@ class Registry:
 
     def find(self, name: str, path: str = "id") -> WebhookRecord:
         """By id, or by name. Raises NotFoundError with the nearest, at `path`."""
-        record = self.records.get(name) or next((r for r in self.records.values() if r.name == name), None)
+        wanted = one_spelling(name)
+        record = self.records.get(name) or next((r for r in self.records.values() if r.name in (name, wanted)), None)
         if record is None:
             raise self._missing(name, path)
         return record
