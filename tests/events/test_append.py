@@ -292,3 +292,15 @@ async def test_what_crucible_alone_writes_is_forbidden_to_others(service: Starle
     assert refused[0].error.errors[0].path == "type"
     imported = new("System.Started", {"service": "events"}, outside=True, react=False)
     assert [result.error for result in await ask.append(imported, new("System.Started", {}))] == [None, None]
+
+
+async def test_an_event_of_very_many_values_is_taken_and_refused_as_any_other(service: Starlette, ask: Asker) -> None:
+    """It is checked in a thread, so that its steps do not follow one another at a stretch."""
+    many = {"id": "a", "t": [[]] * 200_000}
+    first, wrong, last = await ask.append(
+        new("Custom.Many", many), new("Memory.Tagged", {**many, "id": 1}), new("Custom.Many", many)
+    )
+    assert (first.error, last.error) == (None, None)
+    assert (first.sequence or 0) < (last.sequence or 0)
+    assert wrong.error is not None
+    assert wrong.error.errors[0].path == "payload.id"

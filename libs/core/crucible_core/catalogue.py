@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from . import synonyms
+from . import envelope, synonyms
 from .decode import check_depth, check_keys, malformed, refused
 from .kinds import BUILT_IN, AnyKind, Kind, Registered, read_object
 from .naming import (
@@ -183,7 +183,7 @@ class Catalogue:
         if read is None:
             read = read_object if dotted.startswith("Custom.") else self._reader_of(dotted)
         try:
-            value, refusal = read(payload), None
+            value, refusal = envelope.read(read, payload), None
         except msgspec.ValidationError as error:
             # With its traceback it would hold this frame, which holds it: both, and the payload, would stay.
             value, refusal = None, error.with_traceback(None)

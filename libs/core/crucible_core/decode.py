@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from .envelope import MAX_DEPTH
+from .envelope import MAX_DEPTH, read
 from .errors import FieldError, InvalidError, MalformedError
 from .suggest import nearest
 
@@ -158,7 +158,7 @@ def check_keys(raw: bytes, what: str, root: str = "", value: Any = _UNREAD) -> N
 
     Raises it too where `raw` is no JSON, and `InvalidError` for a number that is out of range."""
     try:
-        again = _write(_read(raw) if value is _UNREAD else value)
+        again = _write(read(_read, raw) if value is _UNREAD else value)
     except msgspec.ValidationError as error:
         _check_each(raw, what, root)
         raise refused(error, Any, what, root) from None

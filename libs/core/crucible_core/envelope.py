@@ -1,6 +1,8 @@
 """The one envelope: an event as it is committed, read and sent, and its JSON encoding."""
 
-from typing import Any, Literal
+import gc
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -13,6 +15,11 @@ MAX_HOPS = 8
 """The deepest chain of effects: an event with this hop count causes nothing more."""
 MAX_EVENT_BYTES = 1024 * 1024
 MAX_DEPTH = 64
+
+_LARGE_BYTES = 128 * 1024
+_INTRICATE = 20_000
+
+T = TypeVar("T")
 
 SourceKind = Literal["user", "agent", "system", "external"]
 
@@ -90,8 +97,25 @@ def encode(event: Event) -> bytes:
 
 def decode(raw: bytes, sequence: int | None = None) -> Event:
     """The event in `raw` (stored form or with a sequence). Raises `msgspec.DecodeError` for anything else."""
-    event = _decoder.decode(raw)
+    event = read(_decoder.decode, raw)
     return event if sequence is None else msgspec.structs.replace(event, sequence=sequence)
+
+
+def read(decoder: Callable[[bytes], T], raw: bytes) -> T:
+    """What a decoder reads in `raw`. A large one is read without the garbage collector: of a million small values, all
+    of them in use, it would look through the same ones again and again, which takes as long as reading them."""
+    if len(raw) < _LARGE_BYTES or not gc.isenabled():
+        return decoder(raw)
+    gc.disable()
+    try:
+        return decoder(raw)
+    finally:
+        gc.enable()
+
+
+def is_intricate(raw: bytes) -> bool:
+    """Whether JSON has so many values that each step of looking at them takes some 10 ms or more."""
+    return len(raw) >= _LARGE_BYTES and raw.count(b",") + raw.count(b"[") + raw.count(b"{") > _INTRICATE
 
 
 def with_sequence(raw: bytes, sequence: int) -> bytes:

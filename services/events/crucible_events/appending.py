@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 import msgspec
 
 from crucible_core.catalogue import UnknownTypeError
-from crucible_core.envelope import MAX_EVENT_BYTES, decode
+from crucible_core.envelope import MAX_EVENT_BYTES, decode, is_intricate
 from crucible_core.errors import (
     ConflictError,
     CrucibleError,
@@ -259,7 +259,9 @@ class Appender:
                 await turn.pass_on()
             if chains is not None:
                 continue_chain(new, chains)
-            states.append(self._candidate(place, new, fresh[place], now, traceparent))
+            about = place, new, fresh[place], now, traceparent
+            intricate = is_intricate(bytes(new.payload))
+            states.append(await asyncio.to_thread(self._candidate, *about) if intricate else self._candidate(*about))
             if chains is not None:
                 remember_chain(states[-1], chains)
         unknown = [place for place, state in enumerate(states) if isinstance(state, UnknownTypeError)]

@@ -8,7 +8,7 @@ import msgspec
 
 from crucible_core import hooks
 from crucible_core.catalogue import Catalogue
-from crucible_core.envelope import Data, Event
+from crucible_core.envelope import Data, Event, read
 from crucible_core.errors import CrucibleError, DeniedError, InvalidError, UnavailableError
 from crucible_core.matcher import CompiledFilters, Matcher, compile_filters
 from crucible_core.protocol.hooks import HookRecord, InterceptReply, InterceptRequest
@@ -121,7 +121,7 @@ class Guards:
         dotted = event.dotted
         if self._types is not None and dotted not in self._types and event.type not in self._wildcards:
             return []
-        payload = msgspec.json.decode(event.data.payload)
+        payload = read(msgspec.json.decode, bytes(event.data.payload))
         matched = matcher.match(msgspec.structs.replace(event, data=Data(event.data.event, payload)))
         if dotted in RUN_RECORDS:
             return [guard for guard in matched if guard.filters.names_category("Hook")]

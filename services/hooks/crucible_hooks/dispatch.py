@@ -11,6 +11,7 @@ from crucible_kit.bus import Bus, Message
 from crucible_kit.clock import timestamp
 from crucible_kit.frames import Outgoing
 from crucible_kit.metrics import Metrics
+from crucible_kit.tasks import Turn
 from crucible_kit.telemetry import Telemetry, current_traceparent
 from crucible_kit.work import ensure_durable, work_batches
 
@@ -78,10 +79,16 @@ class Dispatcher:
         """Returns once every run that follows from the batch is stored. May be repeated: ids and debounce marks tell
         what was done. Raises `msgspec.DecodeError` for a message that is no event."""
         reacted_to = [message for message in messages if subjects.NO_REACTION not in message.headers]
-        events = [(message, decode(message.data, message.sequence)) for message in reacted_to]
+        events, turn = [], Turn()
+        for message in reacted_to:
+            events.append((message, decode(message.data, message.sequence)))
+            if turn.over:
+                await turn.pass_on()
         await self._registry.catch_up(event for _, event in events)
         batch = _Batch()
         for message, event in events:
+            if turn.over:
+                await turn.pass_on()
             for hook in self._registry.match(event):
                 await self._trigger(batch, hook, event, message)
         if batch.messages:

@@ -13,6 +13,7 @@ from crucible_core.times import parse_time
 from crucible_kit.bus import Bus, Message
 from crucible_kit.frames import Outgoing
 from crucible_kit.metrics import Metrics
+from crucible_kit.tasks import Turn
 from crucible_kit.telemetry import Telemetry, current_traceparent
 from crucible_kit.work import Poison, ensure_durable, work_batches
 
@@ -40,10 +41,17 @@ async def dispatch(bus: Bus, registry: Registry, telemetry: Telemetry, metrics: 
 
     async def handle(messages: list[Message]) -> None:
         reacted_to = [message for message in messages if subjects.NO_REACTION not in message.headers]
-        events = [_event(message) for message in reacted_to]
+        events, turn = [], Turn()
+        for message in reacted_to:
+            events.append(_event(message))
+            if turn.over:
+                await turn.pass_on()
         await registry.catch_up(events)
-        matched_events = zip(reacted_to, events, strict=True)
-        deliveries = [delivery for pair in matched_events for delivery in _deliveries(bus, registry.match, *pair)]
+        deliveries: list[Outgoing] = []
+        for message, event in zip(reacted_to, events, strict=True):
+            deliveries += _deliveries(bus, registry.match, message, event)
+            if turn.over:
+                await turn.pass_on()
         if deliveries:
             queue, parent = bus.names.deliveries, current_traceparent()
             with telemetry.batch("send", queue, deliveries, count=len(deliveries), parent=parent):
