@@ -43,6 +43,7 @@ PURE = {
         "errno",
         "fractions",
         "functools",
+        "gc",
         "hashlib",
         "hmac",
         "ipaddress",
