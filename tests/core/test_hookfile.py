@@ -100,6 +100,14 @@ def test_hook_file_is_told_by_its_end(name: str, holds: bool) -> None:
     assert is_hook_file(name) is holds
 
 
+@pytest.mark.parametrize(
+    "written", ["{}", "---\n{}---\n", "{{name: 123, description: no, version: 1.10, trigger: 0x1F}}"]
+)
+def test_texts_of_a_hook_stay_as_they_are_written(written: str) -> None:
+    text = written.format("name: 123\ndescription: no\nversion: 1.10\ntrigger: 0x1F\n")
+    assert read_hook(text) == {"name": "123", "description": "no", "version": "1.10", "trigger": 31}
+
+
 def test_hook_without_a_name_is_called_like_its_file() -> None:
     assert with_default_name({"version": "1"}, "/x/tidy.hook.yaml") == {"name": "tidy", "version": "1"}
     assert with_default_name({"name": "a"}, "b.md") == {"name": "a"}

@@ -22,6 +22,8 @@ NO_HOOK = (
 _PARTS = ("trigger", "action")
 """What every hook has, and what nothing else that lies in a hooks directory is likely to have."""
 
+_TEXTS = ("name", "description", "version")
+"""What is a text whatever it looks like: `version: 1.10` is not 1.1."""
 _KEY = re.compile(r"^[\"']?([A-Za-z_-]{3,20})[\"']?[ \t]*:", re.MULTILINE)
 _SCRIPT_FILE = re.compile(r"[^\n\r\0(){}=\"']{1,250}\.(?:py|rn)")
 
@@ -45,7 +47,7 @@ def read_hook(text: str) -> dict[str, Any] | None:
     if text.lstrip("\ufeff \t\r\n")[:1] == "{":
         return _claimed(_json(text.removeprefix("\ufeff")))
     try:
-        return _claimed(load(text.removeprefix("\ufeff")))
+        return _claimed(load(text.removeprefix("\ufeff"), as_text=_TEXTS))
     except InvalidError as error:
         if not _claims(_KEY.findall(text[:HOOK_FILE_BYTES])):
             return None
@@ -65,7 +67,7 @@ def script_file(value: Any) -> str | None:
 
 def _named(what: str, text: str, first_line: int) -> Any:
     try:
-        return load(text, first_line=first_line)
+        return load(text, first_line=first_line, as_text=_TEXTS)
     except InvalidError as error:
         raise InvalidError(f"the {what} is not YAML: {error.detail}", errors=error.errors) from None
 
