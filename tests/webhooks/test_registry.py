@@ -95,7 +95,7 @@ async def test_webhook_is_changed_by_a_merge_patch(service: Service, receiver: R
         ({"url": "http://10.0.0.1/"}, "url"),
         ({"name": ""}, "name"),
         ({"name": "whk_1"}, "name"),
-        *(({"name": name}, "name") for name in ("a/b", "..", "line\nfeed", "\x1b[31m", "\x85.", "nul\0")),
+        *(({"name": name}, "name") for name in ("..", "line\nfeed", "\x1b[31m", "\x85.", "nul\0")),
         ({"event_filters": []}, "event_filters"),
         ({"event_filters": [{"event_type": "Memory.Craeted"}]}, "event_filters.0.event_type"),
         ({"auth": {"type": "bearer"}}, "auth.token"),

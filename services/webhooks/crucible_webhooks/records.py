@@ -32,7 +32,7 @@ MAX_ATTEMPTS = 20
 MAX_DELAY_S = 86_400.0
 MAX_CONCURRENCY = 64
 MAX_TIMEOUT_MS = 60_000
-_UNREADABLE = re.compile(r"[\x00-\x1f\x7f-\x9f/]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _CREDENTIALS = {"bearer": ("token",), "basic": ("username", "password"), "hmac": ()}
 _ALL_CREDENTIALS = ("token", "username", "password")
 
@@ -116,8 +116,8 @@ def _check(wanted: CreateWebhook, auth: Auth, options: WebhookOptions, guard: Gu
     errors = [*_url_errors(wanted.url, guard), *_auth_errors(auth), *_option_errors(options)]
     if len(wanted.name) > MAX_NAME or not any(one.isprintable() and one != " " for one in wanted.name):
         errors.append(FieldError("name", f"must have 1 to {MAX_NAME} characters, and some to be seen"))
-    elif _UNREADABLE.search(wanted.name) or not wanted.name.strip("."):
-        errors.append(FieldError("name", "is a part of a URL's path: no control characters, no slash, not only dots"))
+    elif _CONTROL.search(wanted.name) or not wanted.name.strip("."):
+        errors.append(FieldError("name", "must have no control characters, and not only dots"))
     elif wanted.name.startswith("whk_"):
         errors.append(FieldError("name", "must not begin with whk_, as ids do"))
     if not 1 <= len(wanted.event_filters) <= MAX_FILTERS:
