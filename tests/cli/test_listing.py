@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from crucible_cli.doctor import Diagnosis, Finding, diagnosis_view
+from crucible_cli.doctor import Diagnosis, Finding, diagnosis_view, loss_text
 from crucible_cli.health import Health, Service, health_view
 from crucible_cli.listing import UNCUT, Column, Listing, shortened
 from crucible_cli.tables import (
@@ -33,6 +33,7 @@ from crucible_client import Count
 from crucible_core.envelope import Data, Event, Metadata, Source
 from crucible_core.protocol.events import EventType
 from crucible_core.protocol.hooks import HookView, RunRecord
+from crucible_core.protocol.losses import Loss
 from crucible_core.protocol.memory import MemoryStatus, ScoredMemory, SkippedEvent
 from crucible_core.protocol.replays import Replay, ReplayTarget
 from crucible_core.protocol.retention import RetentionRule, RetentionView
@@ -155,6 +156,28 @@ SHOWN: dict[str, Callable[[], RenderableType]] = {
         )
     ),
 }
+
+
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        ({"kind": "missing", "first": 3, "last": 4, "count": 2}, "2 events of the log: sequences 3 to 4, noticed"),
+        (
+            {"kind": "end", "first": 3, "last": 4, "count": 2, "stream": "KV_hooks"},
+            "2 messages at the end of KV_hooks: seq",
+        ),
+        (
+            {"kind": "log", "first": 1, "last": 4, "count": 4, "stream": "ATTEMPTS"},
+            "4 messages of the former ATTEMPTS: seq",
+        ),
+        (
+            {"kind": "unreadable", "first": 0, "last": 0, "count": 0, "stream": "HOOK_RUNS", "bytes": 11_680},
+            "11,680 bytes that JetStream cannot read, of HOOK_RUNS, noticed",
+        ),
+    ],
+)
+def test_a_loss_is_said_with_its_stream(about: dict[str, Any], said: str) -> None:
+    assert loss_text(Loss(log=AT, found_at=AT, **about)).plain.startswith(said)
 
 
 def test_what_was_put_aside_is_said() -> None:

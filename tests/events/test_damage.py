@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from starlette.applications import Starlette
 
 from crucible_core.subjects import Names, kv_stream, kv_subject
 from crucible_events.damage import other_streams
 from crucible_kit.bus import Bus
 from crucible_kit.frames import Outgoing
-from crucible_kit.streams import BUCKETS, declare_bucket
+from crucible_kit.settings import KitSettings
+from crucible_kit.streams import BUCKETS, declare_bucket, declare_streams
 
 from .conftest import until
 from .test_audit import Machine, losses, told
@@ -82,6 +84,42 @@ async def test_what_another_stream_has_lost_is_told_and_accepted(
         assert await losses(bus) == found
         assert await losses(bus, "accept_losses") == found
         await until(lambda: told(app) == "")
+
+
+@pytest.mark.parametrize("damage", [cut, remove])
+@pytest.mark.parametrize("stream", [NAMES.hook_runs, NAMES.attempts, kv_stream("hooks")])
+async def test_a_stream_that_ends_earlier_than_it_did_has_lost_its_end(
+    tmp_path: Path, stream: str, damage: Callable[[Path], None]
+) -> None:
+    """JetStream takes a file that is not there for one that never was, where it could not note what it has."""
+    machine = Machine(tmp_path)
+    machine.stopped_by = signal.SIGKILL
+    async with machine.up() as (app, bus):
+        await fill(bus, stream)
+        last = await bus.last_sequence(stream)
+        await app.state.audit._damage.look()
+    damage(block_of(machine, stream))
+    async with machine.up() as (app, bus):
+        await until(lambda: "at its end" in told(app))
+        kept = await bus.last_sequence(stream)
+        [loss] = [loss for loss in await losses(bus) if loss.kind == "end"]
+        assert (loss.stream, loss.first, loss.last, loss.count) == (stream, kept + 1, last, last - kept)
+        found = await losses(bus, "accept_losses")
+        assert loss in found
+        await until(lambda: told(app) == "")
+        await app.state.audit._damage.look()
+        assert await losses(bus) == []
+
+
+async def test_a_stream_in_the_place_of_another_is_told(service: Starlette, bus: Bus, names: Names) -> None:
+    await bus.store(Outgoing(names.run_attempt("hook", "run_1"), b"{}"))
+    await service.state.audit._damage.look()
+    before = (await bus.stream_state(names.attempts)).created
+    await bus.delete_stream(names.attempts)
+    await declare_streams(bus, KitSettings())
+    await service.state.audit._damage.look()
+    [loss] = await losses(bus)
+    assert (loss.stream, loss.kind, loss.log, loss.first, loss.last) == (names.attempts, "log", before, 1, 1)
 
 
 async def test_streams_of_a_server_that_was_killed_have_lost_nothing(tmp_path: Path) -> None:

@@ -86,9 +86,10 @@ def _accept(session: Session, crucible: Crucible, yes: bool) -> None:
 
 def loss_text(loss: Loss) -> Text:
     if loss.stream:
-        where = f": sequences {loss.first} to {loss.last}" if loss.count else ""
-        lost = f"{loss.count:,} messages" if loss.count else f"{loss.bytes:,} bytes that JetStream cannot read"
-        return Text(f"{lost} of the stream {loss.stream}{where}, noticed {loss.found_at}")
+        lost = f"{loss.count:,} messages" if loss.count else f"{loss.bytes:,} bytes that JetStream cannot read,"
+        where = {"end": "at the end of", "log": "of the former"}.get(loss.kind, "of")
+        sequences = f": sequences {loss.first} to {loss.last}" if loss.count else ""
+        return Text(f"{lost} {where} {loss.stream}{sequences}, noticed {loss.found_at}")
     where = {"end": "at the end of the log", "log": "of a log that is gone"}.get(loss.kind, "of the log")
     return Text(f"{loss.count:,} events {where}: sequences {loss.first} to {loss.last}, noticed {loss.found_at}")
 

@@ -112,7 +112,8 @@ def shown(loss: Loss) -> str:
     if not loss.count:
         return f"{loss.bytes:,} bytes that JetStream cannot read"
     sequences = f"sequence {loss.first}" if loss.first == loss.last else f"sequences {loss.first} to {loss.last}"
-    of = {"end": " at its end", "log": " of a log that is gone"}.get(loss.kind, "")
+    gone = f" of a {'stream' if loss.stream else 'log'} that is gone"
+    of = {"end": " at its end", "log": gone}.get(loss.kind, "")
     some = f" ({loss.count:,} of them)" if loss.count != loss.last - loss.first + 1 else ""
     return f"{sequences}{some}{of}"
 

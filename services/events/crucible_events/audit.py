@@ -87,7 +87,7 @@ class Audit:
         self._index = index
         self._places = places
         self._losses = losses
-        self._damage = Damage(bus, losses)
+        self._damage = Damage(bus, index, losses)
         self._difference: int | None = None
         self._asked = asyncio.Event()
         losses.accepted = self._asked.set

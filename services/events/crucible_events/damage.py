@@ -1,14 +1,17 @@
-"""Damage of the other streams: work that waits, history and configuration have no second copy to be compared with. Only
-JetStream can say that it could not read some of it."""
+"""Damage of the other streams: work that waits, history and configuration have no second copy to be compared with. But
+JetStream says what it could not read, and a stream whose last sequence is smaller than it was has lost its end."""
 
-from collections.abc import Sequence
+import contextlib
+import sqlite3
+from collections.abc import Mapping, Sequence
 
 from crucible_core.errors import NotFoundError
 from crucible_core.protocol.losses import Loss
 from crucible_core.subjects import Names, kv_stream
 from crucible_kit.bus import Bus
 from crucible_kit.clock import timestamp
-from crucible_kit.jetstream import Unreadable
+from crucible_kit.index import Index
+from crucible_kit.jetstream import StreamState, Unreadable
 from crucible_kit.losses import Losses
 from crucible_kit.streams import BUCKETS
 
@@ -22,33 +25,64 @@ def other_streams(names: Names) -> list[str]:
 
 
 class Damage:
-    """Asks once for each connection: it is when the server opens its files that it notices, and it says so until it
-    starts again."""
+    """JetStream is asked for what it could not read once for each connection: it is when it opens its files that it
+    notices, and it says so until it starts again. The last sequences are kept in the index, every time."""
 
-    def __init__(self, bus: Bus, losses: Losses) -> None:
+    def __init__(self, bus: Bus, index: Index, losses: Losses) -> None:
         self._bus = bus
+        self._index = index
         self._losses = losses
         self._left: set[str] = set()
         self._connection = -1
 
     async def look(self) -> None:
-        """Keeps what is lost, of the streams that were not looked at since the server was connected to."""
+        """Keeps what is lost and was not known."""
         if self._connection != self._bus.connections:
             self._connection = self._bus.connections
             self._left = set(other_streams(self._bus.names))
-        found: list[Loss] = []
-        for stream in sorted(self._left):
-            try:
-                state = await self._bus.stream_state(stream)
-                if state.removed > _MOST_GAPS:
-                    continue
-                unreadable = await self._bus.unreadable(stream)
-            except NotFoundError:
-                continue
-            self._left.discard(stream)
-            found += _losses(stream, state.created, unreadable)
+        states: dict[str, StreamState] = {}
+        for stream in other_streams(self._bus.names):
+            with contextlib.suppress(NotFoundError):
+                states[stream] = await self._bus.stream_state(stream)
+        found = await self._ends(states)
+        for stream, state in states.items():
+            if stream in self._left and state.removed <= _MOST_GAPS:
+                found += _losses(stream, state.created, await self._bus.unreadable(stream))
+                self._left.discard(stream)
         if found:
             await self._losses.note(found)
+        await self._remember(states)
+
+    async def _ends(self, states: Mapping[str, StreamState]) -> list[Loss]:
+        rows = await self._index.reader.execute_fetchall("SELECT name, created, last FROM streams")
+        return [
+            _end(stream, created, last, states[stream])
+            for stream, created, last in rows
+            if stream in states and states[stream].last_sequence < last
+        ]
+
+    async def _remember(self, states: Mapping[str, StreamState]) -> None:
+        rows = [(stream, state.created, state.last_sequence) for stream, state in states.items()]
+
+        def write(writer: sqlite3.Connection) -> None:
+            writer.executemany("INSERT OR REPLACE INTO streams VALUES (?, ?, ?)", rows)
+
+        with contextlib.suppress(sqlite3.Error):  # of a disk that is full, others complain
+            await self._index.writer.run(write)
+
+
+def _end(stream: str, created: str, last: int, now: StreamState) -> Loss:
+    """Of a stream that is another one now, all that there was."""
+    same = created == now.created
+    return Loss(
+        kind="end" if same else "log",
+        log=created,
+        first=now.last_sequence + 1 if same else 1,
+        last=last,
+        count=last - now.last_sequence if same else last,
+        found_at=timestamp(),
+        stream=stream,
+    )
 
 
 def _losses(stream: str, created: str, unreadable: Unreadable) -> list[Loss]:

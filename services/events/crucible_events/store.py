@@ -48,6 +48,7 @@ CREATE TABLE IF NOT EXISTS erasures (
   sequence INTEGER PRIMARY KEY, event_id TEXT NOT NULL, done INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX IF NOT EXISTS erasures_due ON erasures (sequence) WHERE NOT done;
+CREATE TABLE IF NOT EXISTS streams (name TEXT PRIMARY KEY, created TEXT NOT NULL, last INTEGER NOT NULL) WITHOUT ROWID;
 """
 """`time` is microseconds; `message_id` stands for an idempotency key, if there is one; `forever` and `expires_ms` are
 as `keeping.expiry_of` gives them. `spans` has the least and the greatest time of each 1,024 sequences: a query by time
