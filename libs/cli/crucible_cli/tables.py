@@ -126,9 +126,7 @@ def webhook_panel(webhook: WebhookView) -> RenderableType:
         lines.append("\nsecret ").append(webhook.secret, "bold")
         lines.append("\nIt is not shown again. Receivers verify with it: crucible listen --secret …", "dim")
         which = name if _WORD.fullmatch(name) else webhook.id[:SHORT_ID]
-        lines.append(
-            f"\nTry it: crucible webhooks test {which} · then: crucible webhooks attempts {which}", "dim"
-        )
+        lines.append(f"\nTry it: crucible webhooks test {which} · then: crucible webhooks attempts {which}", "dim")
     if webhook.old_secret_until is not None:
         lines.append(f"\nThe secret before signs, too, until {clean(webhook.old_secret_until)}.", "dim")
     return lines.append_text(_warned(webhook))
