@@ -13,7 +13,7 @@ import pytest
 from crucible_core.errors import NotFoundError, UnavailableError
 from crucible_kit.bus import Bus, Message
 from crucible_kit.frames import Outgoing
-from crucible_kit.index import Index, open_index
+from crucible_kit.index import Index, open_index, unwritable
 from tests.kit.outage import until
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS rows (sequence INTEGER PRIMARY KEY, data BLOB NOT NULL);"
@@ -303,3 +303,21 @@ async def test_message_that_cannot_be_written_is_parked_and_passed_over(bus: Bus
     assert parked is not None
     assert parked.data == b"13"
     assert noted == [1]
+
+
+def test_an_index_that_cannot_be_written_says_why_in_words(tmp_path: Path) -> None:
+    def refusal(connection: sqlite3.Connection) -> str:
+        with contextlib.closing(connection), pytest.raises(sqlite3.OperationalError) as caught:
+            connection.execute("INSERT INTO rows VALUES (1, zeroblob(100000))")
+        return unwritable(caught.value).detail
+
+    file = tmp_path / "index"
+    with contextlib.closing(sqlite3.connect(file)) as made:
+        made.executescript(SCHEMA)
+    small = sqlite3.connect(file)
+    small.execute("PRAGMA max_page_count = 3")
+    assert refusal(small) == "the index cannot be written: the disk is full"
+    assert refusal(sqlite3.connect(f"file:{file}?mode=ro", uri=True)).endswith("its file may not be written")
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert refusal(sqlite3.connect(file, timeout=0)).endswith("another process holds its file")

@@ -445,8 +445,8 @@ async def _never(message: nats.aio.msg.Msg) -> None:
 def _problem(answer: Message) -> CrucibleError:
     try:
         return from_problem(msgspec.json.decode(answer.data, type=Problem))
-    except (msgspec.DecodeError, TypeError) as error:
-        return UnavailableError(f"an error came back that cannot be read: {error}")
+    except (msgspec.DecodeError, TypeError):
+        return UnavailableError("an error came back that cannot be read: is that service of another version?")
 
 
 def _reason(error: BaseException) -> str:

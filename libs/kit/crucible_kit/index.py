@@ -43,6 +43,21 @@ _LOG_PAGES = 4096
 """4 KiB each; what the write-ahead log grows to, and what memory holds of the file."""
 _CACHE_KIB = 16 * 1024
 _FILES = ("", "-wal", "-shm", "-journal")
+_UNWRITABLE = {
+    sqlite3.SQLITE_BUSY: "another process holds its file",
+    sqlite3.SQLITE_LOCKED: "another process holds its file",
+    sqlite3.SQLITE_READONLY: "its file may not be written",
+    sqlite3.SQLITE_IOERR: "the disk fails",
+    sqlite3.SQLITE_FULL: "the disk is full",
+    sqlite3.SQLITE_CANTOPEN: "its file cannot be opened",
+}
+"""By SQLite's primary result code."""
+
+
+def unwritable(error: sqlite3.Error) -> UnavailableError:
+    """Why an index cannot be written now, in words for users."""
+    why = _UNWRITABLE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "its file is not in order")
+    return UnavailableError(f"the index cannot be written: {why}", retry_after=1)
 
 
 class Index:

@@ -109,7 +109,7 @@ async def call(
     try:
         return msgspec.json.decode(answer.data, type=reply)
     except msgspec.DecodeError as error:
-        raise UnavailableError(f"{service}.{operation} answered what cannot be read: {error}") from error
+        raise UnavailableError(f"{service}.{operation} answered what cannot be read: another version?") from error
 
 
 async def _room_for(bus: Bus, service: str, size: int, until: float) -> Share:

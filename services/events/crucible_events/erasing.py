@@ -8,9 +8,9 @@ import sqlite3
 import msgspec
 
 from crucible_core.envelope import decode
-from crucible_core.errors import CrucibleError, UnavailableError
+from crucible_core.errors import CrucibleError
 from crucible_kit.bus import Bus, Message
-from crucible_kit.index import Index
+from crucible_kit.index import Index, unwritable
 
 from . import store
 
@@ -65,7 +65,7 @@ class Eraser:
             await self._index.writer.run(lambda writer: writer.execute(settled, sequences))
             await self._index.writer.run(lambda writer: writer.execute(_TIDY))
         except sqlite3.OperationalError as error:
-            raise UnavailableError(f"the index cannot be written: {error}", retry_after=1) from error
+            raise unwritable(error) from error
         return True
 
 

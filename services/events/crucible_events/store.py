@@ -9,9 +9,9 @@ import msgspec
 
 from crucible_core import envelope, subjects
 from crucible_core.envelope import Event, Metadata
-from crucible_core.errors import InvalidError, UnavailableError
+from crucible_core.errors import InvalidError
 from crucible_core.times import parse_time
-from crucible_kit.index import Index, insert
+from crucible_kit.index import Index, insert, unwritable
 from crucible_kit.message import Message
 from crucible_kit.metrics import Metrics
 from crucible_kit.redactions import original_of
@@ -236,7 +236,7 @@ async def _forget(index: Index, condition: str, values: Sequence[Any]) -> int:
         try:
             part = await index.writer.run(lambda writer: writer.execute(statement, values).rowcount)
         except sqlite3.OperationalError as error:
-            raise UnavailableError(f"the index cannot be written: {error}", retry_after=1) from error
+            raise unwritable(error) from error
         gone += part
         if part < _EXPIRE_AT_ONCE:
             return gone

@@ -283,7 +283,7 @@ def _read(entry: Entry) -> WorldRecord:
     try:
         return msgspec.json.decode(entry.value, type=WorldRecord)
     except msgspec.DecodeError as error:
-        raise UnavailableError(f"the record of world {entry.key} cannot be read: {error}") from error
+        raise UnavailableError(f"the record of world {entry.key} cannot be read: is it of a later version?") from error
 
 
 def _about(request: ChangeRoom) -> dict[str, Any]:

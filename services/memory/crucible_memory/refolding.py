@@ -9,9 +9,9 @@ from functools import partial
 
 import msgspec
 
-from crucible_core.errors import CrucibleError, UnavailableError
+from crucible_core.errors import CrucibleError
 from crucible_kit.bus import Bus, Message
-from crucible_kit.index import Index
+from crucible_kit.index import Index, unwritable
 from crucible_kit.reading import read
 from crucible_kit.redactions import original_of
 
@@ -60,7 +60,7 @@ class Refolding:
             for done in made:
                 await self._index.writer.run(partial(_settled, done))
         except sqlite3.OperationalError as error:
-            raise UnavailableError(f"the index cannot be written: {error}", retry_after=1) from error
+            raise unwritable(error) from error
 
     async def _make_again(self, id: str, world: str) -> int:
         """Returns the sequence of the last event that is in it; 0 where more came meanwhile, so that it is left as it

@@ -9,14 +9,13 @@ from typing import Any
 import msgspec
 
 from crucible_core.envelope import DEFAULT_WORLD
-from crucible_core.errors import UnavailableError
 from crucible_core.ids import is_id
 from crucible_core.protocol.memory import Link, MemoryView, SkippedEvent
 from crucible_core.redaction import place_of
 from crucible_core.subjects import ACCESSED
 from crucible_kit.bus import Message
 from crucible_kit.connections import Reader
-from crucible_kit.index import Index, insert
+from crucible_kit.index import Index, insert, unwritable
 
 from . import graph, words
 from .naming import note_id
@@ -140,7 +139,7 @@ async def forget_world(index: Index, world: str, through: int) -> None:
         while await index.writer.run(forget) == _AT_ONCE:
             pass
     except sqlite3.OperationalError as error:
-        raise UnavailableError(f"the index cannot be written: {error}", retry_after=1) from error
+        raise unwritable(error) from error
 
 
 def _remove(writer: sqlite3.Connection, gone: Iterable[Memory]) -> None:
