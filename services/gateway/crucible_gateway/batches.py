@@ -49,7 +49,7 @@ class Committed(msgspec.Struct):
 
 
 class Batch:
-    """The events that wait for their chunk, and the outcomes so far, encoded: there may be a million."""
+    """The events that wait for their chunk, and the outcomes so far, encoded chunk by chunk: there may be 100,000."""
 
     def __init__(self, append: Append, origin: Origin) -> None:
         self._append = append
@@ -101,10 +101,10 @@ class Batch:
 
     async def _commit(self, waiting: list[NewEvent | CrucibleError]) -> None:
         outcomes = iter(await self._outcomes([event for event in waiting if isinstance(event, NewEvent)]))
-        for event in waiting:
-            result = event if isinstance(event, CrucibleError) else next(outcomes)
-            self._committed += isinstance(result, Result)
-            self._results.append(_encode(result, self._origin.request_id))
+        results = [event if isinstance(event, CrucibleError) else next(outcomes) for event in waiting]
+        self._committed += sum(isinstance(result, Result) for result in results)
+        if results:
+            self._results.append(b",".join(_encode(result, self._origin.request_id) for result in results))
 
     async def _outcomes(self, events: list[NewEvent]) -> list[Result | CrucibleError]:
         if self._away is not None:
