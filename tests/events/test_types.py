@@ -523,3 +523,11 @@ async def test_changes_of_types_and_of_retention_are_told(service: Starlette, as
         ("event_types", "Order.Placed", {"deleted": True}),
         ("retention", None, {"rules": 1, "revision": view.revision}),
     ]
+
+
+async def test_of_many_unknown_types_the_first_are_told_the_nearest(service: Starlette, ask: Asker) -> None:
+    done = await ask.append(*(new(f"Memory.Creatd{number}") for number in range(40)), new("Custom.a"))
+    errors = [each.error.errors[0] for each in done if each.error is not None]
+    assert {error.path for error in errors} == {"type"}
+    assert [error.suggestion for error in errors] == ["Memory.Created"] * 20 + [None] * 20
+    assert done[-1].error is None

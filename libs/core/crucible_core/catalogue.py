@@ -116,9 +116,10 @@ class Catalogue:
         """These types and `kinds`, which replace those of the same name."""
         return Catalogue((self._kinds | {kind.dotted: kind for kind in kinds}).values())
 
-    def resolve(self, name: str, path: str = "type") -> str:
-        """The canonical `Category.Event` of a type or alias. Raises UnknownTypeError with the nearest known type."""
-        return self._names.get(name) or self._resolve(name, path)
+    def resolve(self, name: str, path: str = "type", *, near: bool = True) -> str:
+        """The canonical `Category.Event` of a type or alias. Raises UnknownTypeError, with the nearest known type where
+        it is to look for that, which takes some milliseconds."""
+        return self._names.get(name) or self._resolve(name, path, near)
 
     def has(self, dotted: str) -> bool:
         """Whether it knows what a canonical name says: one that was registered later it does not."""
@@ -262,14 +263,14 @@ class Catalogue:
 
     # ---- what is not found at first sight ----------------------------------------------------------------------------
 
-    def _resolve(self, name: str, path: str) -> str:
+    def _resolve(self, name: str, path: str, near: bool) -> str:
         if found := self._names.get(name.casefold()):
             return found
         if match := _CUSTOM.fullmatch(name):
             return custom(match["name"], path)
         if "*" in name:
             raise refusal(path, f"{shown(name)} names many types, and one is needed here")
-        raise unknown(name, self._nearest(name, self._names), path, own=self.is_own(name))
+        raise unknown(name, self._nearest(name, self._names) if near else None, path, own=self.is_own(name))
 
     def _nearest(self, name: str, known: Iterable[str]) -> str | None:
         found = nearest(name[:_SHOWN].replace(":", "."), [other for other in known if ":" not in other])

@@ -62,14 +62,14 @@ class Payloads:
         self._resolved_by: Catalogue | None = None
         self._compiled: dict[tuple[str, str], tuple[TypeVersion, Validator]] = {}
 
-    def resolve(self, new: NewEvent) -> str:
-        """The canonical type. Raises UnknownTypeError."""
+    def resolve(self, new: NewEvent, *, near: bool = True) -> str:
+        """The canonical type. Raises UnknownTypeError, as `Catalogue.resolve` does."""
         catalogue = self._catalogue()
         if catalogue is not self._resolved_by or len(self._resolved) >= _MOST_RESOLVED:
             self._resolved_by, self._resolved = catalogue, {}
         found = self._resolved.get(new.type)
         if found is None:
-            found = self._resolved[new.type] = catalogue.resolve(new.type)
+            found = self._resolved[new.type] = catalogue.resolve(new.type, near=near)
         return found
 
     def check(self, dotted: str, version: str | None, payload: bytes) -> tuple[str, bytes]:
