@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from starlette.applications import Starlette
 
 from crucible_core.catalogue import CATALOGUE
+from crucible_core.envelope import decode
 from crucible_core.errors import InvalidError, NotFoundError
-from crucible_core.protocol.events import QueryRequest, TypesReply
+from crucible_core.protocol.events import CountReply, CountRequest, QueryRequest, TypesReply
 from crucible_events import answer, query, scan, store
 from crucible_events.api import TypesRequest
 from crucible_kit.rpc import call
@@ -196,7 +197,7 @@ def test_no_query_sorts(order: Any, asked: dict[str, Any]) -> None:
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript(store.SCHEMA)
         checked = query.checked(QueryRequest(order=order, from_time="2026-11-21T10:00:00Z", **asked), CATALOGUE)
-        statement, values = scan.page_statement(scan.plan(checked, 1, 10), 1, 10, 5)
+        statement, values = scan.page_statement(scan.plan(checked, [(1, 10)]), 1, 10, 5)
         steps = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", values)]
     assert not [step for step in steps if "TEMP B-TREE" in step], steps
 
@@ -205,3 +206,33 @@ def test_no_query_sorts(order: Any, asked: dict[str, Any]) -> None:
 def test_no_text_is_a_cursor(text: str) -> None:
     with pytest.raises(InvalidError):
         query._position("0" * 16, text)
+
+
+async def test_a_time_that_comes_and_goes_in_the_log_is_found_in_stretches(service: Starlette, ask: Asker) -> None:
+    """As where old events are imported: what stands between is not read."""
+    for day in (1, 20, 1):
+        for _ in range(2):
+            await ask.append(
+                *(new("Custom.note", {"n": n}, timestamp=f"2026-11-{day:02}T10:00:00Z") for n in range(1100))
+            )
+    await ask.query(min_sequence=6600)
+    asked = {"from_time": "2026-11-01T00:00:00Z", "to_time": "2026-11-02T00:00:00Z"}
+    index = service.state.audit._index
+    from_us, to_us = 1793491200000000, 1793577600000000
+    found = await store.stretches(index, from_us, to_us)
+    assert [(low // 1024, high // 1024) for low, high in found] == [(0, 2), (4, 6)]
+    wanted = [*range(1, 2201), *range(4401, 6601)]
+    assert await _all_pages(ask, **asked, limit=1000) == wanted
+    assert await _all_pages(ask, **asked, limit=900, order="desc") == wanted[::-1]
+    counted = await call(ask.bus, "events", "count", CountRequest(**asked), CountReply)
+    assert (counted.count, counted.complete) == (4400, True)
+
+
+async def _all_pages(ask: Asker, **asked: Any) -> list[int | None]:
+    found, cursor = [], None
+    while True:
+        page = await ask.query(**asked, cursor=cursor)
+        found += [decode(bytes(raw)).sequence for raw in page.events]
+        cursor = page.next_cursor
+        if cursor is None:
+            return found

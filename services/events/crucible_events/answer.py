@@ -54,8 +54,7 @@ def _cost(size: int) -> int:
 async def run(index: Index, query: Query, most_bytes: int) -> QueryReply:
     """Answers with at most `limit` events and `most_bytes`. A cursor says that there may be more: either a match is
     left over, or the budget of one request is spent."""
-    low, high = await store.bounds(index, query.start, query.end) if _timed(query) else (0, MAX_SEQUENCE)
-    scan = plan(query, low, high)
+    scan = plan(query, await store.stretches(index, query.start, query.end) if _timed(query) else [(0, MAX_SEQUENCE)])
     answer, turn = Answer(query, most_bytes), Turn()
     async for rows in pages(index, scan, PAGE, first=query.limit + 1):
         for chunk in chunks(rows, query.limit + 1 if query.predicate is None else PAGE):

@@ -15,6 +15,7 @@ from crucible_core.errors import CrucibleError, InvalidError
 from crucible_core.protocol.losses import Loss, LossesRequest, LossList
 from crucible_kit.bus import Bus, Message
 from crucible_kit.clock import timestamp
+from crucible_kit.connections import Reader
 from crucible_kit.index import Index
 from crucible_kit.jetstream import StreamState
 from crucible_kit.losses import Losses
@@ -89,6 +90,7 @@ class Audit:
         self._losses = losses
         self._damage = Damage(bus, index, losses)
         self._difference: int | None = None
+        self._reader: Reader | None = None
         self._asked = asyncio.Event()
         losses.accepted = self._asked.set
 
@@ -141,6 +143,12 @@ class Audit:
         self._difference = await self._settled_difference()
         return found
 
+    async def _select(self, statement: str, values: Sequence[Any]) -> list[Any]:
+        """Over a connection of its own: no query waits behind what is compared."""
+        if self._reader is None:
+            self._reader = await self._index.open_reader()
+        return await self._reader.execute_fetchall(statement, values)
+
     # ---- by number
 
     async def _differs(self) -> bool:
@@ -165,7 +173,7 @@ class Audit:
         """How many events the index has more than the stream. Not 0 where the stream has what is no event."""
         state = await self._bus.stream_state(self._index.stream)
         await self._index.reach(state.last_sequence)
-        [(count,)] = await store.select(self._index, _COUNTS, (state.last_sequence, state.last_sequence))
+        [(count,)] = await self._select(_COUNTS, (state.last_sequence, state.last_sequence))
         return int(count) - state.messages
 
     # ---- one by one
@@ -201,7 +209,7 @@ class Audit:
         while True:
             now_ms = int(self._bus.now_ms())
             values = (state.max_age_ms, now_ms - state.max_age_ms + _SLACK_MS, now_ms + _SLACK_MS, before, to)
-            rows = await store.select(self._index, _ROWS, values)
+            rows = await self._select(_ROWS, values)
             for sequence, world_id, may_go in rows:
                 held.add(sequence)
                 missing = sequence not in seen and not may_go and sequence > purged.get(world_id, 0)
@@ -233,8 +241,7 @@ class Audit:
 
     async def _is_gone(self, run: Run) -> bool:
         """Whether the stream has not even one of the first of a run: a message may have come late."""
-        rows = await store.select(
-            self._index,
+        rows = await self._select(
             "SELECT sequence FROM events WHERE sequence BETWEEN ? AND ? ORDER BY sequence LIMIT ?",
             (run.first, run.last, _VERIFIED),
         )
@@ -242,9 +249,7 @@ class Audit:
         return not any(there)
 
     async def _forget(self, run: Run) -> None:
-        rows = await store.select(
-            self._index, "SELECT sequence FROM events WHERE sequence BETWEEN ? AND ?", (run.first, run.last)
-        )
+        rows = await self._select("SELECT sequence FROM events WHERE sequence BETWEEN ? AND ?", (run.first, run.last))
         for start in range(0, len(rows), 500):
             await store.forget_sequences(self._index, [row[0] for row in rows[start : start + 500]])
 
@@ -254,7 +259,7 @@ class Audit:
         for sequence in sequences:
             message = await self._bus.get(self._index.stream, sequence)
             if message is not None and self._belongs(message, state):
-                rows = await store.select(self._index, "SELECT 1 FROM events WHERE sequence = ?", (sequence,))
+                rows = await self._select("SELECT 1 FROM events WHERE sequence = ?", (sequence,))
                 if not rows and self._index.caught_up:
                     return True
         return False

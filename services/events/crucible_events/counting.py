@@ -57,8 +57,7 @@ async def count(
 ) -> CountReply:
     """Counts in the log's order, for at least one window."""
     timed = query.start is not None or query.end is not None
-    low, high = await store.bounds(index, query.start, query.end) if timed else (0, MAX_SEQUENCE)
-    scan = plan(query, low, high)
+    scan = plan(query, await store.stretches(index, query.start, query.end) if timed else [(0, MAX_SEQUENCE)])
     held = index.sequence
     tally = Tally(budget_s, window)
     counting = _matched(index, query, scan, by, tally) if query.predicate else _grouped(index, scan, by, tally)
@@ -70,23 +69,23 @@ async def count(
 
 async def _grouped(index: Index, scan: Scan, by: CountBy | None, tally: Tally) -> bool:
     """Counts where SQLite alone can tell; False where the budget ended it."""
-    low = scan.low
-    while low <= scan.high:
-        statement, values = _window(scan, by, low, tally.window)
-        rows = await store.select(index, statement, values)
-        for key, wanted, _, last in rows:
-            if wanted:
-                tally.counts[key] += wanted
-            tally.counted_to = max(tally.counted_to, last)
-        if sum(row[2] for row in rows) < tally.window:
-            return True
-        if tally.spent:
-            return False
-        low = tally.counted_to + 1
+    for low, high in scan.stretches:
+        while low <= high:
+            statement, values = _window(scan, by, low, high, tally.window)
+            rows = await store.select(index, statement, values)
+            for key, wanted, _, last in rows:
+                if wanted:
+                    tally.counts[key] += wanted
+                tally.counted_to = max(tally.counted_to, last)
+            if sum(row[2] for row in rows) < tally.window:
+                break
+            if tally.spent:
+                return False
+            low = tally.counted_to + 1
     return True
 
 
-def _window(scan: Scan, by: CountBy | None, low: int, most: int) -> tuple[str, list[Any]]:
+def _window(scan: Scan, by: CountBy | None, low: int, high: int, most: int) -> tuple[str, list[Any]]:
     """By key: how many rows are wanted, how many were looked at, and the last one's sequence."""
     parts = []
     values: list[Any] = []
@@ -96,7 +95,7 @@ def _window(scan: Scan, by: CountBy | None, low: int, most: int) -> tuple[str, l
             f"SELECT sequence, {_KEYS[by]} AS key, ({scan.wanted}) AS wanted FROM {source}"
             f" WHERE {branch.condition} AND sequence BETWEEN ? AND ?"
         )
-        values += [*scan.values, *branch.values, low, scan.high]
+        values += [*scan.values, *branch.values, low, high]
     rows = f"{' UNION ALL '.join(parts)} ORDER BY 1 LIMIT ?"
     return f"SELECT key, sum(wanted), count(*), max(sequence) FROM ({rows}) GROUP BY key", [*values, most]
 

@@ -1,6 +1,6 @@
 """How the index is read for a query: one of its parameters finds rows, the others are tested on each, page by page."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
 from crucible_core.catalogue import CATALOGUE
@@ -30,13 +30,12 @@ class Scan(NamedTuple):
     branches: tuple[Branch, ...]
     wanted: str
     values: tuple[Any, ...]
-    low: int
-    high: int
+    stretches: tuple[tuple[int, int], ...]
     descending: bool
 
 
-def plan(query: Query, low: int, high: int) -> Scan:
-    """`low` and `high` are the sequences, both included, that can have the times asked for."""
+def plan(query: Query, stretches: Sequence[tuple[int, int]]) -> Scan:
+    """`stretches` are of the sequences, both ends included and in order, that can have the times asked for."""
     given = set(query.equal) | ({"type"} if query.types is not None else set())
     driver = next((name for name in _DRIVERS if name in given), None)
     if driver == "type":
@@ -58,10 +57,14 @@ def plan(query: Query, low: int, high: int) -> Scan:
     tests += query.conditions  # the dearest come last
     wanted = " AND ".join(f"({condition})" for condition, _ in tests) or "1"
     values = tuple(value for _, some in tests for value in some)
-    low, high = max(low, query.after + 1), min(high, query.until)
+    least, most = query.after + 1, query.until
     if query.position is not None:
-        low, high = (low, min(high, query.position - 1)) if query.descending else (max(low, query.position + 1), high)
-    return Scan(branches, wanted, values, low, high, query.descending)
+        least, most = (
+            (least, min(most, query.position - 1)) if query.descending else (max(least, query.position + 1), most)
+        )
+    clipped = [(max(low, least), min(high, most)) for low, high in stretches]
+    left = [(low, high) for low, high in clipped if low <= high]
+    return Scan(branches, wanted, values, tuple(reversed(left) if query.descending else left), query.descending)
 
 
 def _parts(types: frozenset[str]) -> tuple[list[str], list[str]]:
@@ -105,18 +108,18 @@ def page_statement(scan: Scan, low: int, high: int, most: int) -> tuple[str, lis
 
 
 async def pages(index: Index, scan: Scan, most: int, first: int | None = None) -> AsyncIterator[list[Sized]]:
-    """Pages of `most` rows, the last of fewer. They may begin smaller, with what an answer needs where all rows that
-    are found are wanted, and grow from there."""
-    low, high = scan.low, scan.high
+    """Pages of `most` rows, the last of each stretch of fewer. They may begin smaller, with what an answer needs where
+    all rows that are found are wanted, and grow from there."""
     size = most if first is None else first
-    while low <= high:
-        statement, values = page_statement(scan, low, high, size)
-        rows = [Sized(*row) for row in await store.select(index, statement, values)]
-        yield rows
-        if len(rows) < size:
-            return
-        low, high = (low, rows[-1].sequence - 1) if scan.descending else (rows[-1].sequence + 1, high)
-        size = min(2 * size, most)
+    for low, high in scan.stretches:
+        while low <= high:
+            statement, values = page_statement(scan, low, high, size)
+            rows = [Sized(*row) for row in await store.select(index, statement, values)]
+            yield rows
+            if len(rows) < size:
+                break
+            low, high = (low, rows[-1].sequence - 1) if scan.descending else (rows[-1].sequence + 1, high)
+            size = min(2 * size, most)
 
 
 def chunks(rows: list[Sized], most: int) -> list[list[Sized]]:

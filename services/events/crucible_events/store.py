@@ -65,6 +65,12 @@ _WIDEN = (
     " DO UPDATE SET low = min(low, excluded.low), high = max(high, excluded.high)"
 )
 _AT_ONCE = 500
+_MOST_STRETCHES = 100
+_ISLANDS = """
+SELECT min(span), max(span) FROM
+  (SELECT span, span - row_number() OVER (ORDER BY span) AS island FROM spans WHERE high >= ? AND low < ?)
+GROUP BY island ORDER BY 1
+"""
 _EXPIRE_AT_ONCE = 5_000
 
 
@@ -301,14 +307,14 @@ async def counts_by_type(index: Index) -> dict[str, int]:
     return dict(await select(index, "SELECT type, count(*) FROM events GROUP BY type"))
 
 
-async def bounds(index: Index, start: int | None, end: int | None) -> tuple[int, int]:
-    """Between which sequences, both included, all events lie whose time is in [start, end)."""
-    statement = "SELECT min(span), max(span) FROM spans WHERE high >= ? AND low < ?"
+async def stretches(index: Index, start: int | None, end: int | None) -> list[tuple[int, int]]:
+    """Where in the log all events are whose time is in [start, end): between which sequences, both included, in order.
+    Several, where events of other times stand between them, as imported ones do; very many are taken for one."""
     values = (-(2**62) if start is None else start, 2**62 if end is None else end)
-    first, last = (await select(index, statement, values))[0]
-    if first is None:
-        return 1, 0
-    return first << SPAN_BITS, ((last + 1) << SPAN_BITS) - 1
+    found = [
+        (first << SPAN_BITS, ((last + 1) << SPAN_BITS) - 1) for first, last in await select(index, _ISLANDS, values)
+    ]
+    return found if len(found) <= _MOST_STRETCHES else [(found[0][0], found[-1][1])]
 
 
 async def raws(index: Index, sequences: Sequence[int]) -> list[tuple[int, bytes]]:
