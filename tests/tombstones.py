@@ -1,7 +1,12 @@
 """Redactions without a running events service."""
 
-from crucible_core.envelope import Data, Event, Metadata, Source, encode
-from crucible_core.redaction import Place, mark
+import contextlib
+from typing import Any
+
+import msgspec
+
+from crucible_core.envelope import Data, Event, Metadata, Source, decode, encode
+from crucible_core.redaction import Place, mark, tombstone
 from crucible_kit.bus import Bus
 from crucible_kit.frames import Outgoing
 
@@ -15,7 +20,12 @@ async def tell(bus: Bus, sequence: int) -> int:
         actor="user:t",
         correlation_id="cor_t",
     )
-    raw = encode(Event("System", Data("Redacted", {"n": 0}), metadata))
+    found = await bus.get(bus.names.events, sequence)
+    assert found is not None
+    payload: dict[str, Any] = {"n": 0}
+    with contextlib.suppress(msgspec.DecodeError):  # of a message that only stands for an event, nothing is left
+        payload |= msgspec.to_builtins(tombstone(decode(found.data, sequence), None))
+    raw = encode(Event("System", Data("Redacted", payload), metadata))
     subject = bus.names.event("default", "main", "System", "Redacted", None)
     told = await bus.store(Outgoing(subject, raw, mark(Place(sequence, 0, ""))))
     await bus.remove(bus.names.events, sequence, erase=True)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crucible_core.subjects import HASH_BUCKETS, Names, event_key, token
+from crucible_core.subjects import DLV, HASH_BUCKETS, Names, event_key, shard_of, token
 
 SAFE = re.compile(r"[A-Za-z0-9_=-]+")
 texts = st.text(alphabet=st.characters()) | st.text(alphabet="ab.*> =_-é\n", max_size=200)
@@ -90,11 +90,13 @@ def test_wildcards_cover_their_subjects_and_no_others() -> None:
     subjects = {
         names.all_runs: names.run("my hook"),
         names.run_schedules: names.run_schedule("my hook", "run_1"),
-        names.all_deliveries: names.delivery("whk_1"),
-        names.delivery_schedules: names.delivery_schedule("whk_1", "dlv_1"),
-        names.delivery_attempts: names.attempt("whk_1", "dlv_1"),
+        names.all_work(DLV): names.work(DLV, "whk_1"),
+        names.all_schedules(DLV): names.schedule(DLV, "whk_1", "dlv_1"),
+        names.all_held(DLV): names.held(DLV, "whk_1"),
+        names.attempts_of(DLV): names.attempt(DLV, "whk_1", "dlv_1"),
         names.run_attempts: names.run_attempt("my hook", "run_1"),
     }
     for pattern in subjects:
         assert [subject for subject in subjects.values() if matches(pattern, subject)] == [subjects[pattern]]
+    assert matches(names.work_of(DLV, shard_of("whk_1")), names.work(DLV, "whk_1"))
     assert matches(names.all_attempts, names.parked("dispatch"))

@@ -22,7 +22,7 @@ NAMES = Names()
 MESSAGES = 40
 SUBJECTS: dict[str, Callable[[int], str]] = {
     NAMES.hook_runs: lambda n: NAMES.run(f"hook{n}"),
-    NAMES.deliveries: lambda n: NAMES.delivery(f"whk_{n}"),
+    NAMES.deliveries: lambda n: NAMES.work("dlv", f"whk_{n}"),
     NAMES.attempts: lambda n: NAMES.run_attempt("hook", f"run_{n}"),
     **{kv_stream(name): lambda n, name=name: kv_subject(name, f"key{n}") for name in BUCKETS if name != "losses"},  # type: ignore[misc]
 }

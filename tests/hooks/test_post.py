@@ -296,7 +296,7 @@ async def test_a_parked_run_is_recorded_and_told_as_failed(system: System) -> No
     await taken.wait()
     taking.cancel()
     await asyncio.gather(taking, return_exceptions=True)
-    await bus.store(Outgoing(names.trial(reader, run.sequence), b"2"))
+    await bus.store(Outgoing(names.trial(reader, str(run.sequence)), b"2"))
     await system.ask("enable", EnableHook(name="deadly", enabled=True), HookView)
     record = await system.run_of("deadly", "parked")
     assert record.error == "put aside: 2 processes ended while they worked on it"

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from crucible_core.subjects import DLV
 from crucible_kit.backlog import Backlog, ParkedMessages
 from crucible_kit.bus import Bus
 from crucible_kit.clock import now_ms
@@ -24,7 +25,7 @@ async def declared(bus: Bus) -> Bus:
 
 async def values(bus: Bus) -> dict[str, float]:
     metrics = Metrics("webhooks")
-    backlog = Backlog(bus, bus.names.deliveries, bus.names.all_deliveries, metrics)
+    backlog = Backlog(bus, bus.names.deliveries, bus.names.all_work(DLV), metrics)
     await backlog._look()
     lines = metrics.render().decode().splitlines()
     return {
@@ -37,12 +38,12 @@ async def test_what_waits_now_is_told_apart_from_what_waits_for_its_time(declare
     bus, names = declared, declared.names
     assert (await values(bus))["crucible_work_waiting"] == 0
     for number in range(3):
-        await bus.store(Outgoing(names.delivery("whk_1"), b"{}", msg_id=f"a{number}"))
-    await bus.store(Outgoing(names.delivery("whk_2"), b"{}", msg_id="b"))
+        await bus.store(Outgoing(names.work(DLV, "whk_1"), b"{}", msg_id=f"a{number}"))
+    await bus.store(Outgoing(names.work(DLV, "whk_2"), b"{}", msg_id="b"))
     for number in range(2):
         await bus.schedule(
-            names.delivery_schedule("whk_1", f"dlv_{number}"),
-            names.delivery("whk_1"),
+            names.schedule(DLV, "whk_1", f"dlv_{number}"),
+            names.work(DLV, "whk_1"),
             now_ms() + 60_000,
             b"{}",
             {},

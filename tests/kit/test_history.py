@@ -58,7 +58,7 @@ async def fill(bus: Bus, count: int, started_ms: int = 0) -> None:
     for start in range(0, count, 500):
         numbers = range(start, min(count, start + 500))
         runs = [Outgoing(bus.names.run_attempt("h", f"r{n}"), began) for n in numbers]
-        deliveries = [Outgoing(bus.names.attempt("w", f"d{n}"), began) for n in numbers]
+        deliveries = [Outgoing(bus.names.attempt("dlv", "w", f"d{n}"), began) for n in numbers]
         await bus.store_all([message for pair in zip(runs, deliveries, strict=True) for message in pair])
 
 

@@ -31,7 +31,7 @@ async def test_what_was_redacted_before_and_since_is_known_and_swept(bus: Bus, n
     names = bus.names
     for sequence in range(1, 4):
         await bus.store(Outgoing(names.event("w", "r", "Custom", "x", None), b"%d" % sequence))
-        await bus.store(Outgoing(names.delivery("whk"), b"%d" % sequence, {EVENT_SEQUENCE: str(sequence)}))
+        await bus.store(Outgoing(names.run("a hook"), b"%d" % sequence, {EVENT_SEQUENCE: str(sequence)}))
     await tell(bus, 1)
     redacted = Redacted(bus, 60)
     dropped: list[int] = []
@@ -40,13 +40,13 @@ async def test_what_was_redacted_before_and_since_is_known_and_swept(bus: Bus, n
         dropped.append(event_sequence(message))
 
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(redacted.follow()), tasks.create_task(redacted.sweep(names.deliveries, drop))]
+        running = [tasks.create_task(redacted.follow()), tasks.create_task(redacted.sweep(names.hook_runs, drop))]
         await redacted.complete()
         assert [n in redacted for n in (1, 2, 3)] == [True, False, False]
         await tell(bus, 3)
-        while dropped != [1, 3] or await bus.get(names.deliveries, 3) is not None:  # noqa: ASYNC110 - another task
+        while dropped != [1, 3] or await bus.get(names.hook_runs, 3) is not None:  # noqa: ASYNC110 - another task
             await asyncio.sleep(0.01)
-        assert await bus.get(names.deliveries, 2) is not None
+        assert await bus.get(names.hook_runs, 2) is not None
         for task in running:
             task.cancel()
 

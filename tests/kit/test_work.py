@@ -504,7 +504,7 @@ async def test_message_that_was_in_hand_as_its_process_ended_is_done_all_the_sam
     await fill(bus, 1)
     await ensure_durable(bus, stream, DURABLE, [subject(bus, ">")], ack_wait=0.2)
     for times in range(4):
-        await bus.store(Outgoing(bus.names.trial(DURABLE, 1), b"%d" % min(times, holding.DEADLY - 1)))
+        await bus.store(Outgoing(bus.names.trial(DURABLE, "1"), b"%d" % min(times, holding.DEADLY - 1)))
         arrived: list[Message] = []
         async with open_pull(bus, stream, DURABLE, arrived.append) as pull:
             await pull.ask(1)

@@ -20,15 +20,16 @@ from crucible_core.envelope import Data, Event, Metadata, Source, decode, encode
 from crucible_core.errors import NotFoundError, UnavailableError
 from crucible_core.protocol.events import Appended, AppendReply, AppendRequest
 from crucible_core.protocol.shared import GetRequest
-from crucible_core.protocol.webhooks import AttemptList, AttemptsRequest, EnableWebhook, WebhookView
-from crucible_core.subjects import Names
+from crucible_core.protocol.webhooks import AttemptList, AttemptsRequest, WebhookView
+from crucible_core.subjects import DLV, Names
+from crucible_kit.buckets import open_bucket
 from crucible_kit.bus import Bus, Message
 from crucible_kit.clock import fresh_id, timestamp
 from crucible_kit.egress import LOOPBACK
 from crucible_kit.frames import Outgoing
 from crucible_kit.rpc import Context, Endpoint, call, serve
 from crucible_kit.telemetry import Telemetry
-from crucible_kit.work import work
+from crucible_kit.work import work as run_work
 from crucible_webhooks.app import create_app
 from crucible_webhooks.settings import Settings
 
@@ -134,24 +135,25 @@ class Service:
         await self.bus.store(Outgoing(subject, encode(event), headers or {}))
         return event
 
-    async def redelivered(self, webhook_id: str, delivery: Outgoing) -> None:
-        """Queues a delivery that somebody has taken before and given back."""
-        names = self.bus.names
-        await self.ask("enable", EnableWebhook(id=webhook_id, enabled=False), WebhookView)
-        await self.bus.store(delivery)
-
+    async def killed_over(self, work: Outgoing) -> None:
+        """Leaves all as a replica does that was killed while it had some work in hand. No replica may be running."""
+        names, consumer = self.bus.names, self.bus.names.durable("webhooks-work-dead")
+        await self.bus.store(work)
         taken = asyncio.Event()
 
         async def take(message: Message) -> None:
             taken.set()
             raise UnavailableError("given back")
 
-        filters = [names.delivery(webhook_id)]
-        taking = asyncio.create_task(work(self.bus, names.deliveries, names.durable(webhook_id), take, filters=filters))
+        filters = [names.all_work(DLV)]
+        taking = asyncio.create_task(run_work(self.bus, names.deliveries, consumer, take, filters=filters))
         await taken.wait()
         taking.cancel()
         await asyncio.gather(taking, return_exceptions=True)
-        await self.ask("enable", EnableWebhook(id=webhook_id, enabled=True), WebhookView)
+        shards = await open_bucket(self.bus, "shards")
+        for entry in (await shards.entries()).values():
+            record = msgspec.json.decode(entry.value) | {"owner": "dead", "released": False}
+            await shards.update(entry.key, msgspec.json.encode(record), entry.revision)
 
     async def attempts(self, webhook: WebhookView) -> list[Any]:
         found: AttemptList = await self.ask("attempts", AttemptsRequest(id=webhook.id), AttemptList)

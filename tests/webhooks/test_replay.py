@@ -14,7 +14,7 @@ from crucible_core.errors import InvalidError, NotFoundError
 from crucible_core.protocol.replays import Replayable, ReplayBatch, ReplayedEvent, ReplayTaken
 from crucible_core.protocol.shared import GetRequest
 from crucible_core.protocol.webhooks import EnableWebhook, WebhookView
-from crucible_kit.frames import Outgoing
+from crucible_kit.handlers.pointers import pointer
 
 from .conftest import Receiver, Service, until
 
@@ -81,15 +81,8 @@ async def test_a_batch_that_comes_twice_is_delivered_once(service: Service, rece
     await until(lambda: _attempts(service, webhook, 2))
     # Later than the queue remembers: another message of the same delivery.
     delivery = next(a.delivery_id for a in await service.attempts(webhook) if a.replay)
-    stored = await service.bus.get(service.bus.names.events, 1)
-    assert stored is not None
-    headers = {
-        subjects.DELIVERY: delivery,
-        subjects.ATTEMPT: "1",
-        subjects.EVENT_SEQUENCE: "1",
-        subjects.REPLAY: "rpl_1",
-    }
-    await service.bus.store(Outgoing(service.bus.names.delivery(webhook.id), stored.data, headers))
+    again = pointer(service.bus.names, subjects.DLV, webhook.id, delivery, 1, **{subjects.REPLAY: "rpl_1"})
+    await service.bus.store(msgspec.structs.replace(again, msg_id=None))
     await batch(service, webhook.id, [1], "rpl_2")
     await until(lambda: _attempts(service, webhook, 3))
     assert len(receiver.requests) == 3

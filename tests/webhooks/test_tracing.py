@@ -4,7 +4,7 @@ from starlette.responses import Response
 
 from crucible_core.subjects import Names
 from crucible_kit.bus import Bus
-from tests.collector import CLIENT, CONSUMER, ERROR, PRODUCER, Collector, attributes_of
+from tests.collector import CLIENT, CONSUMER, ERROR, Collector, attributes_of
 
 from .conftest import Receiver, Service, Settings, until
 
@@ -12,7 +12,7 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 MANY = 20
 
 
-async def test_a_dispatched_batch_has_one_span_and_another_for_what_it_sends(
+async def test_a_dispatched_batch_has_one_span(
     collector: Collector, bus: Bus, settings: Settings, told: list[str], receiver: Receiver, names: Names
 ) -> None:
     service = Service(bus, settings)
@@ -22,15 +22,13 @@ async def test_a_dispatched_batch_has_one_span_and_another_for_what_it_sends(
         await service.append()
     async with service.running():
         await until(lambda: len(receiver.requests) == MANY)
-    dispatched, sent = collector.named(f"process {names.events}"), collector.named(f"send {names.deliveries}")
-    assert {span.parent_span_id for span in sent} == {span.span_id for span in dispatched}
-    for spans, kind in ((dispatched, CONSUMER), (sent, PRODUCER)):
-        assert {span.kind for span in spans} == {kind}
-        assert sum(attributes_of(span)["messaging.batch.message_count"] for span in spans) == MANY
-        # All events are of one trace here.
-        assert {link.trace_id.hex() for span in spans for link in span.links} == {TRACE}
+    dispatched = collector.named(f"process {names.events}")
+    assert {span.kind for span in dispatched} == {CONSUMER}
+    assert sum(attributes_of(span)["messaging.batch.message_count"] for span in dispatched) == MANY
+    # All events are of one trace here.
+    assert {link.trace_id.hex() for span in dispatched for link in span.links} == {TRACE}
     groups = {attributes_of(span)["messaging.consumer.group.name"] for span in dispatched}
-    assert groups == {names.durable("webhooks-dispatch")}
+    assert groups == {names.durable("webhooks")}
     delivered = collector.named(f"process {names.deliveries}")
     calls = collector.named("POST")
     assert {span.trace_id.hex() for span in [*delivered, *calls]} == {TRACE}

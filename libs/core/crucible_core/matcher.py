@@ -123,6 +123,10 @@ class Matcher(Generic[T]):
                 for name in _EVERYTHING if alternative.types is None else alternative.types:
                     self._entries.setdefault(name, []).append(entry)
 
+    def may_want(self, category: str, event: str) -> bool:
+        """Whether an event of a type may match, whatever is in it."""
+        return any(name in self._entries for name in (f"{category}.{event}", f"{category}.*", *_EVERYTHING))
+
     def match(self, event: Event) -> list[T]:
         hits: set[int] = set()
         for name in (*_names(event), *_EVERYTHING):

@@ -17,11 +17,17 @@ ACCESSED = "Accessed"
 REDACTED = "Redacted"
 """The event of a tombstone; its category is the redacted event's where entities are versioned, else System."""
 
+DLV = "dlv"
+"""The kind of work that a delivery of a webhook is."""
+
 # Our own headers.
+JOB = "Crucible-Job"
+"""The run or delivery that a message of a work queue is an attempt at."""
 ERROR = "Crucible-Error"
 ATTEMPT = "Crucible-Attempt"
-RUN = "Crucible-Run"
 DELIVERY = "Crucible-Delivery"
+"""What `JOB` is, of the deliveries that the version before the work engine has left."""
+RUN = "Crucible-Run"
 EVENT_ID = "Crucible-Event-Id"
 EVENT_SEQUENCE = "Crucible-Event-Sequence"
 CAUSE = "Crucible-Cause"
@@ -167,6 +173,10 @@ class Names(msgspec.Struct, frozen=True):
     def all_events(self) -> str:
         return self._subject("evt", ">")
 
+    def type_of(self, subject: str) -> tuple[str, str]:
+        """Category and event of a committed event's subject; the event as a token."""
+        return tuple(subject.removeprefix(self._subject("")).split(".")[3:5])  # type: ignore[return-value]
+
     @property
     def tombstones(self) -> list[str]:
         """Wildcards over the events that may be a tombstone."""
@@ -190,42 +200,56 @@ class Names(msgspec.Struct, frozen=True):
     def run_schedules(self) -> str:
         return self._subject("sched", "run", ">")
 
-    def delivery(self, webhook: str) -> str:
-        return self._subject("dlv", token(webhook))
-
-    @property
-    def all_deliveries(self) -> str:
-        return self._subject("dlv", "*")
-
-    def delivery_schedule(self, webhook: str, delivery: str) -> str:
-        return self._subject("sched", "dlv", token(webhook), token(delivery))
-
-    def delivery_schedules_of(self, webhook: str) -> str:
-        return self._subject("sched", "dlv", token(webhook), "*")
-
-    @property
-    def delivery_schedules(self) -> str:
-        return self._subject("sched", "dlv", ">")
-
-    def handler_of(self, subject: str) -> str:
-        """The hook or webhook, as a token, that a message or a schedule of a work queue is for."""
+    def hook_of(self, subject: str) -> str:
+        """The hook, as a token, that a message or a schedule is for."""
         tokens = subject.removeprefix(self._subject("")).split(".")
         return tokens[2] if tokens[0] == "sched" else tokens[1]
 
-    # History
-    def attempt(self, webhook: str, delivery: str) -> str:
-        return self._subject("att", "dlv", token(webhook), token(delivery))
+    # Work of handlers in their shards; `kind` is DLV.
+    def work(self, kind: str, handler: str) -> str:
+        return self._subject(kind, _shard(handler), token(handler))
 
-    @property
-    def delivery_attempts(self) -> str:
-        return self._subject("att", "dlv", ">")
+    def work_of(self, kind: str, shard: int) -> str:
+        return self._subject(kind, _BUCKETS[shard], "*")
+
+    def all_work(self, kind: str) -> str:
+        return self._subject(kind, "*", "*")
+
+    def schedule(self, kind: str, handler: str, job: str) -> str:
+        """Where a job waits for its time."""
+        return self._subject("sched", kind, _shard(handler), token(handler), token(job))
+
+    def schedules_of(self, kind: str, handler: str) -> str:
+        return self._subject("sched", kind, _shard(handler), token(handler), "*")
+
+    def all_schedules(self, kind: str) -> str:
+        return self._subject("sched", kind, ">")
+
+    def held(self, kind: str, handler: str) -> str:
+        """Where work is put aside that its handler has no room for; nobody consumes it there."""
+        return self._subject("held", kind, _shard(handler), token(handler))
+
+    def all_held(self, kind: str) -> str:
+        return self._subject("held", kind, ">")
+
+    def handler_of(self, subject: str) -> str:
+        """The handler, as a token, that a message of a work queue is for."""
+        tokens = subject.removeprefix(self._subject("")).split(".")
+        return tokens[3] if tokens[0] in ("sched", "held") else tokens[2]
+
+    # History
+    def attempt(self, kind: str, handler: str, job: str) -> str:
+        return self._subject("att", kind, token(handler), token(job))
+
+    def attempts_of(self, kind: str) -> str:
+        return self._subject("att", kind, ">")
 
     def run_attempt(self, hook: str, run: str) -> str:
-        return self._subject("att", "run", token(hook), token(run))
+        return self.attempt("run", hook, run)
 
     @property
     def run_attempts(self) -> str:
-        return self._subject("att", "run", ">")
+        return self.attempts_of("run")
 
     def parked(self, durable: str) -> str:
         """Where a message that cannot be decoded is put aside."""
@@ -235,9 +259,9 @@ class Names(msgspec.Struct, frozen=True):
     def all_parked(self) -> str:
         return self._subject("att", "parked", "*")
 
-    def trial(self, durable: str, sequence: int) -> str:
-        """Where it is noted that a message is worked on alone, since a process has ended that had it in hand."""
-        return self._subject("att", "trial", token(durable), str(sequence))
+    def trial(self, durable: str, work: str) -> str:
+        """Where it is noted that something is worked on alone, since a process has ended that had it in hand."""
+        return self._subject("att", "trial", token(durable), token(work))
 
     @property
     def all_attempts(self) -> str:
@@ -254,6 +278,18 @@ _BUCKETS = [f"b{number:02d}" for number in range(HASH_BUCKETS)]
 def event_key(category: str, entity: str | None) -> str:
     """The last token of an event's subject: the entity where versions are checked, else one of 64 buckets."""
     return token(entity) if category in VERSIONED and entity else _bucket(entity)
+
+
+SHARDS = len(_BUCKETS)
+
+
+def shard_of(handler: str) -> int:
+    """The part of a service's handlers that one belongs to."""
+    return zlib.crc32(handler.encode()) % SHARDS
+
+
+def _shard(handler: str) -> str:
+    return _BUCKETS[shard_of(handler)]
 
 
 def _bucket(entity: str | None) -> str:

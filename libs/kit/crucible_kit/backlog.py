@@ -3,6 +3,7 @@ how many messages were put aside."""
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 from crucible_core.errors import CrucibleError
 
@@ -20,7 +21,16 @@ class Backlog:
     What is worked on at this moment counts as waiting: a message leaves the queue when all that follows is durable.
     """
 
-    def __init__(self, bus: Bus, stream: str, work: str, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        stream: str,
+        work: str,
+        metrics: Metrics,
+        in_lanes: Callable[[], tuple[int, int]] = lambda: (0, 0),
+    ) -> None:
+        """`in_lanes` tells how much more there is that is no message of the queue, and since when (Unix ms)."""
+        self._in_lanes = in_lanes
         self._bus = bus
         self._stream = stream
         self._work = work
@@ -37,9 +47,11 @@ class Backlog:
     async def _look(self) -> None:
         waiting, scheduled = await self._bus.backlog(self._stream, self._work)
         oldest = await self._bus.next(self._stream, 1, self._work) if waiting else None
-        self._waiting.set(waiting)
+        more, since_ms = self._in_lanes()
+        times = [time_ms for time_ms in (oldest.time_ms if oldest else 0, since_ms) if time_ms]
+        self._waiting.set(waiting + more)
         self._scheduled.set(scheduled)
-        self._oldest.set(max(now_ms() - oldest.time_ms, 0) / 1000 if oldest else 0)
+        self._oldest.set(max(now_ms() - min(times), 0) / 1000 if times else 0)
 
 
 class ParkedMessages:

@@ -82,7 +82,7 @@ class Hand:
     async def _try(self, handler: Handler, message: Message) -> None:
         """A suspect, while no other one is worked on, so that of a process that ends here it is known why. That is
         noted before it begins; a process that is ended from outside can hit the same message twice hardly ever."""
-        subject = self._bus.names.trial(self.durable, message.sequence)
+        subject = self._bus.names.trial(self.durable, str(message.sequence))
         try:
             last = await self._bus.last(self._bus.names.attempts, subject)
             ended = int(last.data) if last else 0

@@ -82,6 +82,10 @@ class _State(msgspec.Struct, frozen=True):
     lost: _Lost | None = None
 
 
+class _Delivered(msgspec.Struct, frozen=True):
+    stream_seq: int = 0
+
+
 class _Reply(msgspec.Struct):
     """What of the API's answers is read here."""
 
@@ -93,6 +97,9 @@ class _Reply(msgspec.Struct):
     message: _StoredMessage | None = None
     num_pending: int = 0
     num_ack_pending: int = 0
+    delivered: _Delivered = _Delivered()
+    ack_floor: _Delivered = _Delivered()
+    consumers: list[str] | None = None
     streams: list[str] | None = None
     total: int = 0
 
@@ -238,6 +245,27 @@ class JetStream(abc.ABC):
         reply = await self._api("STREAM.INFO", stream, body={"subjects_filter": subject})
         found = sum((reply.state.subjects or {}).values())
         return found, max(reply.state.messages - found, 0)
+
+    async def subjects(self, stream: str, filter: str) -> list[str]:
+        """The subjects of a stream that match and have a message; at most as many as one answer holds (100,000)."""
+        reply = await self._api("STREAM.INFO", stream, body={"subjects_filter": filter})
+        return list(reply.state.subjects or {})
+
+    async def acknowledged(self, stream: str, consumer: str) -> int:
+        """The sequence up to which a consumer has had everything acknowledged. NotFoundError if there is none such."""
+        return (await self._api("CONSUMER.INFO", stream, consumer)).ack_floor.stream_seq
+
+    async def consumer_names(self, stream: str) -> list[str]:
+        names: list[str] = []
+        while True:
+            reply = await self._api("CONSUMER.NAMES", stream, body={"offset": len(names)})
+            names += reply.consumers or []
+            if not reply.consumers or len(names) >= reply.total:
+                return names
+
+    async def delivered(self, stream: str, consumer: str) -> int:
+        """The sequence of the last message that a consumer has delivered. NotFoundError if there is none such."""
+        return (await self._api("CONSUMER.INFO", stream, consumer)).delivered.stream_seq
 
     async def _stored_message(self, stream: str, query: dict[str, Any]) -> Message | None:
         with await self.flow.inflow.take(_LOOKED_UP_BYTES):

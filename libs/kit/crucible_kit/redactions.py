@@ -46,12 +46,18 @@ class Redacted:
     def __init__(self, bus: Bus, within_s: float) -> None:
         self._bus = bus
         self._within_ms = int(within_s * 1000)
-        self._known: dict[int, int] = {}
+        self._known: dict[int, tuple[int, int]] = {}
         self._complete = asyncio.Event()
         self._news = asyncio.Event()
 
     def __contains__(self, sequence: object) -> bool:
         return sequence in self._known
+
+    async def left_of(self, sequence: int) -> Message | None:
+        """What is left of a redacted event, as the message that it would be in its old place; None of any other."""
+        known = self._known.get(sequence)
+        tombstone = await self._bus.get(self._bus.names.events, known[1]) if known else None
+        return None if tombstone is None else original_of(tombstone)
 
     async def follow(self) -> None:
         """Runs until cancelled."""
@@ -107,8 +113,8 @@ class Redacted:
         place = place_of(message.headers)
         if place is None:
             return
-        self._known[place.sequence] = message.time_ms
-        while self._known[oldest := next(iter(self._known))] < message.time_ms - self._within_ms:
+        self._known[place.sequence] = message.time_ms, message.sequence
+        while self._known[oldest := next(iter(self._known))][0] < message.time_ms - self._within_ms:
             del self._known[oldest]
         self._news.set()
 

@@ -6,9 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from crucible_core import subjects
 from crucible_core.envelope import Event, decode
-from crucible_core.errors import NotFoundError, UnavailableError
 from crucible_core.protocol.replays import ReplayBatch, ReplayedEvent, ReplayTaken
 
 from .bus import Bus
@@ -26,7 +24,7 @@ class Queue(msgspec.Struct, frozen=True):
     """Where the work of one handler waits; `handler` and `work` name it in errors: "hook tidy", "runs"."""
 
     stream: str
-    consumer: str
+    subject: str
     handler: str
     work: str
     enabled: bool
@@ -34,8 +32,8 @@ class Queue(msgspec.Struct, frozen=True):
 
 async def enqueue(bus: Bus, queue: Queue, request: ReplayBatch, work: Work) -> ReplayTaken:
     """Stores what `work` makes of a batch's events, as far as there is room; None skips an event. It may be repeated
-    where the messages have ids. Raises UnavailableError where the handler has no consumer yet."""
-    waiting = await _waiting(bus, queue)
+    where the messages have ids."""
+    waiting, _ = await bus.backlog(queue.stream, queue.subject)
     messages: list[Outgoing] = []
     skipped = 0
     for replayed in request.events:
@@ -54,22 +52,6 @@ async def enqueue(bus: Bus, queue: Queue, request: ReplayBatch, work: Work) -> R
     full = f"{waiting + len(messages)} {queue.work} wait for {queue.handler}{disabled}"
     reason = None if taken == len(request.events) else full
     return ReplayTaken(taken=taken, sent=len(messages), skipped=skipped, waiting=reason)
-
-
-def headers_of(event: Event, replayed: ReplayedEvent, replay: str) -> dict[str, str]:
-    """What the work of a replayed event says of it, whoever the handler is."""
-    headers = {subjects.ATTEMPT: "1", subjects.EVENT_SEQUENCE: str(replayed.sequence), subjects.REPLAY: replay}
-    if event.metadata.traceparent:
-        headers[subjects.TRACEPARENT] = event.metadata.traceparent
-    return headers
-
-
-async def _waiting(bus: Bus, queue: Queue) -> int:
-    """How much work waits for the handler or is under way."""
-    try:
-        return sum(await bus.consumer_backlog(queue.stream, queue.consumer))
-    except NotFoundError:
-        raise UnavailableError(f"{queue.handler} has no worker yet", retry_after=1) from None
 
 
 def _decoded(replayed: ReplayedEvent) -> Event | None:

@@ -1,6 +1,6 @@
 """The streams of an installation and how each keeps its messages. Every service declares them when it starts."""
 
-from crucible_core.subjects import kv_stream, kv_subject
+from crucible_core.subjects import DLV, kv_stream, kv_subject
 
 from .bus import Bus
 from .settings import KitSettings
@@ -18,6 +18,7 @@ BUCKETS = {
     "retention": "how long which events are kept",
     "replays": "what replays are about, and how far they are",
     "marks": "when hooks with a debounce fired last",
+    "shards": "who serves which handlers, and how far they have come in the log",
     "losses": "sequences that the log has lost",
 }
 
@@ -43,15 +44,16 @@ async def declare_streams(bus: Bus, settings: KitSettings, service: str = "event
         allow_atomic=True,
         allow_msg_ttl=True,
     )
-    for owner, stream, work, schedules, what in (
-        ("hooks", names.hook_runs, names.all_runs, names.run_schedules, "runs of Post hooks"),
-        ("webhooks", names.deliveries, names.all_deliveries, names.delivery_schedules, "deliveries of webhooks"),
+    deliveries = [names.all_work(DLV), names.all_schedules(DLV), names.all_held(DLV)]
+    for owner, stream, taken, what in (
+        ("hooks", names.hook_runs, [names.all_runs, names.run_schedules], "runs of Post hooks"),
+        ("webhooks", names.deliveries, deliveries, "deliveries of webhooks"),
     ):
         await bus.ensure_stream(
             stream,
             update=service == owner,
             description=f"Crucible: {what} that wait, now or for their time",
-            subjects=[work, schedules],
+            subjects=taken,
             retention="workqueue",
             num_replicas=replicas,
             # What waits no longer than the log keeps its event: a handler that is off for ever must not fill the disk.
@@ -70,6 +72,7 @@ async def declare_streams(bus: Bus, settings: KitSettings, service: str = "event
         max_age=HISTORY_S,
         duplicate_window=DUPLICATE_WINDOW_S,
         allow_direct=True,
+        allow_atomic=True,
     )
 
 

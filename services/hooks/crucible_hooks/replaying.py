@@ -9,13 +9,12 @@ from crucible_core.suggest import nearest
 from crucible_kit.bus import Bus
 from crucible_kit.frames import Outgoing
 from crucible_kit.metrics import Metrics
-from crucible_kit.replaying import Queue, enqueue, headers_of
+from crucible_kit.replaying import Queue, enqueue
 from crucible_kit.rpc import Context
 
 from .hook import Hook
 from .records import registration, run_id
 from .registry import Registry, hears
-from .workers import durable
 
 _AT = "target.hook"
 
@@ -49,9 +48,8 @@ class Replayer:
         if hook is None:
             raise UnavailableError(f"hook {request.target} is {self._registry.state(request.target)}")
         enabled = self._registry.records[hook.name].enabled
-        queue = Queue(
-            self._bus.names.hook_runs, durable(self._bus, hook.name), f"hook {hook.name}", "runs", enabled=enabled
-        )
+        names = self._bus.names
+        queue = Queue(names.hook_runs, names.run(hook.name), f"hook {hook.name}", "runs", enabled=enabled)
 
         def run(event: Event, replayed: ReplayedEvent) -> Outgoing | None:
             return _run(self._bus, hook, event, replayed, request.replay) if _takes(hook, event) else None
@@ -80,7 +78,15 @@ def _takes(hook: Hook, event: Event) -> bool:
 
 
 def _run(bus: Bus, hook: Hook, event: Event, replayed: ReplayedEvent, replay: str) -> Outgoing:
-    headers = headers_of(event, replayed, replay) | {subjects.RUN: run_id(hook, event, replay)} | registration(hook)
+    headers = {
+        subjects.RUN: run_id(hook, event, replay),
+        subjects.ATTEMPT: "1",
+        subjects.EVENT_SEQUENCE: str(replayed.sequence),
+        subjects.REPLAY: replay,
+        **registration(hook),
+    }
+    if event.metadata.traceparent:
+        headers[subjects.TRACEPARENT] = event.metadata.traceparent
     msg_id = f"{replay}:{hook.id or hook.name}:{replayed.sequence}"
     return Outgoing(bus.names.run(hook.name), bytes(replayed.event), headers, msg_id)
 

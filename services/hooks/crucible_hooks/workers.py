@@ -229,7 +229,7 @@ class Workers:
 
     async def drop(self, message: Message) -> None:
         """Records that a run, waiting or parked, is not made because its event was redacted. Safe to do twice."""
-        name = self._bus.names.handler_of(message.subject)
+        name = self._bus.names.hook_of(message.subject)
         hook = next((hook for hook in self._registry.hooks.values() if subjects.token(hook.name) == name), None)
         try:
             event, (run, attempt) = decode(message.data, event_sequence(message)), _place(message)

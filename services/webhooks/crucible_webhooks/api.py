@@ -1,13 +1,12 @@
 """The requests that webhooks answers."""
 
-import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 
 from crucible_core.envelope import Source
-from crucible_core.errors import CrucibleError, NotFoundError
+from crucible_core.errors import CrucibleError
 from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent, TracedDelivery
 from crucible_core.protocol.replays import ReplayBatch
 from crucible_core.protocol.shared import Check, Counters, GetRequest, TestRequest
@@ -26,16 +25,17 @@ from crucible_core.protocol.webhooks import (
     WebhookRecord,
     WebhookView,
 )
+from crucible_core.subjects import DLV
 from crucible_core.times import format_time, parse_time
 from crucible_kit.bus import Bus
 from crucible_kit.clock import fresh_id, now_ms, timestamp
 from crucible_kit.exchange import Exchanger
+from crucible_kit.handlers.pointers import forget
 from crucible_kit.index import Index
 from crucible_kit.rpc import Context, Endpoint, call
 
 from . import store
 from .check import check
-from .deliver import skip
 from .records import make_record, patched, rotated, told_url, view
 from .registry import Registry
 from .replaying import Replayer
@@ -45,15 +45,24 @@ log = logging.getLogger(__name__)
 
 
 def endpoints(
-    bus: Bus, registry: Registry, index: Index, exchanger: Exchanger, replayer: Replayer, settings: Settings
+    bus: Bus,
+    registry: Registry,
+    index: Index,
+    exchanger: Exchanger,
+    replayer: Replayer,
+    settings: Settings,
+    waiting: Callable[[str], Awaitable[int]],
 ) -> Mapping[str, Endpoint]:
-    """By operation; see `crucible_core.protocol` for what each takes and gives."""
+    """By operation; see `crucible_core.protocol` for what each takes and gives. `waiting` counts a webhook's
+    deliveries that are not over."""
 
     async def create(request: CreateWebhook, context: Context) -> WebhookView:
         id, now, timeout_ms = fresh_id("whk"), timestamp(), settings.webhooks_timeout_ms
+        since = await bus.last_sequence(bus.names.events)
         record = await registry.types.settle(
             lambda catalogue: make_record(request, id, now, timeout_ms, exchanger.guard, catalogue)
         )
+        record.since = since
         await registry.create(record)
         await _tell(bus, "Webhook.Registered", record, context)
         made = seen(record, Counters())
@@ -75,9 +84,7 @@ def endpoints(
     async def get(request: GetRequest, context: Context) -> WebhookView:
         await registry.view.refresh()
         found = await shown(registry.find(request.id))
-        found.waiting = await store.scheduled(index, found.id, timestamp())
-        with contextlib.suppress(NotFoundError):  # it never had a worker
-            found.waiting += sum(await bus.consumer_backlog(bus.names.deliveries, bus.names.durable(found.id)))
+        found.waiting = await waiting(found.id)
         return found
 
     async def update(request: UpdateWebhook, context: Context) -> WebhookView:
@@ -107,15 +114,18 @@ def endpoints(
     async def delete(request: GetRequest, context: Context) -> WebhookView:
         await registry.view.refresh()
         record = await registry.delete(registry.find(request.id).id)
+        await forget(bus, DLV, bus.names.deliveries, record.id)
         await _tell(bus, "Webhook.Unregistered", record, context)
         return view(record, Counters())
 
     async def enable(request: EnableWebhook, context: Context) -> WebhookView:
         await registry.view.refresh()
         record = registry.find(request.id)
+        since = None
         if request.enabled and request.missed == "skip" and not (record.enabled and not record.paused):
-            await skip(bus, record.id)
-        return await shown(await registry.set_enabled(record.id, request.enabled))
+            since = await bus.last_sequence(bus.names.events)
+            await forget(bus, DLV, bus.names.deliveries, record.id)
+        return await shown(await registry.set_enabled(record.id, request.enabled, since=since))
 
     async def attempts(request: AttemptsRequest, context: Context) -> AttemptList:
         await registry.view.refresh()

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 
+from crucible_core.subjects import DLV
 from crucible_kit.asgi import ops_app
-from crucible_kit.backlog import Backlog
-from crucible_kit.buckets import open_bucket
+from crucible_kit.buckets import Bucket, open_bucket
 from crucible_kit.bus import Bus
 from crucible_kit.egress import open_guard
 from crucible_kit.exchange import open_exchanger
+from crucible_kit.handlers.engine import Engine
+from crucible_kit.handlers.pointers import waiting
 from crucible_kit.history import History
 from crucible_kit.index import Index, open_index
 from crucible_kit.lifecycle import announced
@@ -30,11 +32,11 @@ from crucible_kit.types import open_types
 
 from . import store
 from .api import endpoints
-from .deliver import Workers, drop
-from .dispatch import dispatch, open_dispatch
+from .deliver import Deliveries
 from .registry import Registry
 from .replaying import Replayer
 from .settings import Settings
+from .upgrade import bring_over, dispatched, forget_dispatcher
 
 SERVICE = "webhooks"
 
@@ -49,8 +51,9 @@ def create_app(settings: Settings | None = None) -> Starlette:
             bus, telemetry = await stack.enter_async_context(open_service(SERVICE, settings, metrics))
             types = await open_types(bus, settings.stream_replicas)
             bucket = await open_bucket(bus, "webhooks", settings.stream_replicas)
-            registry = Registry(bucket, types, lambda: open_dispatch(bus))
-            await stack.enter_async_context(_running(app, settings, bus, registry, telemetry, metrics))
+            shards = await open_bucket(bus, "shards", settings.stream_replicas)
+            registry = Registry(bucket, types)
+            await stack.enter_async_context(_running(app, settings, bus, registry, shards, telemetry, metrics))
             async with announced(app, bus, SERVICE):
                 yield
 
@@ -59,7 +62,13 @@ def create_app(settings: Settings | None = None) -> Starlette:
 
 @contextlib.asynccontextmanager
 async def _running(
-    app: Starlette, settings: Settings, bus: Bus, registry: Registry, telemetry: Telemetry, metrics: Metrics
+    app: Starlette,
+    settings: Settings,
+    bus: Bus,
+    registry: Registry,
+    shards: Bucket,
+    telemetry: Telemetry,
+    metrics: Metrics,
 ) -> AsyncIterator[None]:
     dispatches = settings.webhooks_role in ("all", "dispatch")
     delivers = settings.webhooks_role in ("all", "deliver")
@@ -77,24 +86,30 @@ async def _running(
         async with asyncio.TaskGroup() as tasks:
             redacted = Redacted(bus, settings.retention_days * DAY_S)
             running = [tasks.create_task(redacted.follow())]
-            backlog = Backlog(bus, bus.names.deliveries, bus.names.all_deliveries, metrics)
-            running.append(tasks.create_task(backlog.watch()))
             await redacted.complete()
+            engine: Engine | None = None
             if delivers:
-                workers = Workers(bus, registry, redacted, exchanger, telemetry, metrics)
-                registry.changed = workers.note
-                running.append(tasks.create_task(workers.run()))
+                deliveries = Deliveries(bus, registry, redacted, exchanger, telemetry, metrics)
+                engine = Engine(bus, shards, deliveries, telemetry, metrics)
+                registry.changed = engine.note
             running.append(tasks.create_task(registry.types.view.follow()))
             running.append(tasks.create_task(registry.follow()))
             await registry.view.reach(0, timeout=30)
+            if engine is not None:
+                deliveries.dispatched = await dispatched(bus)
+                await bring_over(bus)
+                running.append(tasks.create_task(engine.run()))
+                await engine.begun()
+                await forget_dispatcher(bus)
             if index is not None:
-                running.append(tasks.create_task(index.follow(bus, store.apply, [bus.names.delivery_attempts])))
+                history_of = [bus.names.attempts_of(DLV)]
+                running.append(tasks.create_task(index.follow(bus, store.apply, history_of)))
                 losses = Losses(await open_bucket(bus, LOSSES, settings.stream_replicas))
-                history = History(bus, index, "attempts", "started_at", [bus.names.delivery_attempts], losses)
+                history = History(bus, index, "attempts", "started_at", history_of, losses)
                 running.append(tasks.create_task(history.run()))
-                running.append(tasks.create_task(dispatch(bus, registry, telemetry, metrics)))
-                running.append(tasks.create_task(redacted.sweep(bus.names.deliveries, partial(drop, bus))))
-                answers = endpoints(bus, registry, index, exchanger, Replayer(bus, registry, metrics), settings)
+                count = engine.waiting if engine else partial(waiting, bus, DLV, bus.names.deliveries)
+                replayer = Replayer(bus, registry, metrics)
+                answers = endpoints(bus, registry, index, exchanger, replayer, settings, count)
                 await stack.enter_async_context(serve(bus, SERVICE, answers, telemetry))
             yield
             for task in running:

@@ -1,9 +1,8 @@
 """The webhooks of the installation: the KV bucket's records, this process's compiled copy, and changes to them."""
 
-import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 
 import msgspec
@@ -13,6 +12,7 @@ from crucible_core.errors import ConflictError, CrucibleError, FieldError, NotFo
 from crucible_core.ids import is_id
 from crucible_core.matcher import CompiledFilters, Matcher
 from crucible_core.protocol.webhooks import WebhookRecord
+from crucible_core.subjects import shard_of
 from crucible_core.suggest import nearest
 from crucible_kit.buckets import Bucket, Change, View
 from crucible_kit.clock import timestamp
@@ -30,14 +30,9 @@ _COMPARED = 200
 class Registry:
     """Follows the bucket. `changed` is called with a webhook's id after each change of it."""
 
-    def __init__(self, bucket: Bucket, types: Types, begin: Callable[[], Awaitable[None]]) -> None:
-        """`begin` is awaited before the first webhook is made: what it opens is needed by webhooks, and costs where
-        there are none."""
+    def __init__(self, bucket: Bucket, types: Types) -> None:
         self._bucket = bucket
         self.types = types
-        self._begin = begin
-        self.populated = asyncio.Event()
-        """Set once there is a webhook."""
         self._compiled: dict[str, CompiledFilters] = {}
         self._matcher: Matcher[str] | None = None
         self._revisions: dict[str, int] = {}
@@ -51,9 +46,13 @@ class Registry:
 
     def match(self, event: Event) -> list[WebhookRecord]:
         """The webhooks that this event goes to, disabled ones too: their deliveries wait in the queue."""
+        found = self._matching().match(event)
+        return [self.records[webhook] for webhook in found if not _is_about(webhook, event)]
+
+    def _matching(self) -> Matcher[str]:
         if self._matcher is None:
             self._matcher = Matcher(list(self._compiled.items()))
-        return [self.records[webhook] for webhook in self._matcher.match(event) if not _is_about(webhook, event)]
+        return self._matcher
 
     def wants(self, webhook_id: str, event: Event) -> bool:
         """Whether the event goes to this one of them."""
@@ -63,6 +62,20 @@ class Registry:
     def warning(self, record: WebhookRecord) -> str | None:
         """Why a webhook that is active may wait for ever."""
         return self.types.catalogue.warning(entry.event_type for entry in record.event_filters)
+
+    def may_want(self, category: str, event: str) -> bool:
+        """Whether one of them may want an event of a type, whatever is in it."""
+        return self._matching().may_want(category, event)
+
+    def types_of(self, webhook_id: str) -> frozenset[str] | None:
+        compiled = self._compiled.get(webhook_id)
+        return None if compiled is None else compiled.types
+
+    def since(self, shard: int) -> int | None:
+        """The place in the log after which the first webhook of a shard wants events; None where there is none."""
+        return min(
+            (r.since for r in self.records.values() if shard_of(r.id) == shard and r.since is not None), default=None
+        )
 
     def is_deleted(self, webhook_id: str) -> bool:
         """False also for one whose record this version cannot read."""
@@ -109,8 +122,6 @@ class Registry:
     async def create(self, record: WebhookRecord) -> None:
         """Returns once this process works with it. Raises ConflictError where its name is taken, which holds over all
         replicas: what is stored was decided on the whole bucket."""
-        if not self.populated.is_set():
-            await self._begin()
         while True:
             await self.view.refresh()
             self._check_name(record)
@@ -139,12 +150,21 @@ class Registry:
                 await self.view.reach(await storing)
                 return record
 
-    async def set_enabled(self, webhook_id: str, enabled: bool, reason: str | None = None) -> WebhookRecord:
-        """One that is enabled is paused no more. Raises NotFoundError where the webhook was deleted."""
+    async def set_enabled(
+        self, webhook_id: str, enabled: bool, reason: str | None = None, since: int | None = None
+    ) -> WebhookRecord:
+        """One that is enabled is paused no more; with `since`, it gets nothing from before that place in the log.
+        Raises NotFoundError where the webhook was deleted."""
 
         def changed(record: WebhookRecord) -> WebhookRecord:
             paused = record.paused and not enabled
-            return msgspec.structs.replace(record, enabled=enabled, disabled_reason=reason, paused=paused)
+            changes = {
+                "enabled": enabled,
+                "disabled_reason": reason,
+                "paused": paused,
+                "since": record.since if since is None else since,
+            }
+            return msgspec.structs.replace(record, **changes)
 
         return await self.change(webhook_id, changed)
 
@@ -171,7 +191,6 @@ class Registry:
         else:
             self._gone.discard(change.key)
             self._revisions[change.key] = change.revision
-            self.populated.set()
             self._load(change.key, change.value)
         self.changed(change.key)
 

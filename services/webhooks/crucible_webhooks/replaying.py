@@ -2,21 +2,21 @@
 
 import msgspec
 
-from crucible_core import subjects
 from crucible_core.envelope import Event, decode
 from crucible_core.errors import FieldError, InvalidError, NotFoundError, UnavailableError
 from crucible_core.ids import derive_id
 from crucible_core.protocol.replays import Replayable, ReplayBatch, ReplayedEvent, ReplayTaken
 from crucible_core.protocol.shared import GetRequest
 from crucible_core.protocol.webhooks import ResendEvent, Resent, WebhookRecord
+from crucible_core.subjects import DLV, REPLAY
 from crucible_kit.bus import Bus
 from crucible_kit.clock import fresh_id
 from crucible_kit.frames import Outgoing
+from crucible_kit.handlers.pointers import pointer
 from crucible_kit.metrics import Metrics
-from crucible_kit.replaying import Queue, enqueue, headers_of
+from crucible_kit.replaying import Queue, enqueue
 from crucible_kit.rpc import Context, call
 
-from .dispatch import enqueued
 from .records import state
 from .registry import Registry
 
@@ -45,7 +45,7 @@ class Replayer:
         if message is None:
             raise NotFoundError(f"the log does not hold {event.metadata.id} any more")
         delivery = fresh_id("dlv")
-        await self._bus.store(enqueued(self._bus, record.id, event, message, delivery))
+        await self._bus.store(pointer(names, DLV, record.id, delivery, message.sequence))
         return Resent(delivery_id=delivery, webhook_id=record.id, event_id=event.metadata.id)
 
     async def replayable(self, request: GetRequest, context: Context) -> Replayable:
@@ -67,13 +67,14 @@ class Replayer:
             raise UnavailableError(f"webhook {request.target} is inert: {reason}")
         record = self._registry.get(request.target)
         names = self._bus.names
-        queue = Queue(
-            names.deliveries, names.durable(record.id), f"webhook {record.name}", "deliveries", enabled=record.enabled
-        )
+        subject = names.work(DLV, record.id)
+        queue = Queue(names.deliveries, subject, f"webhook {record.name}", "deliveries", enabled=record.enabled)
 
         def delivery(event: Event, replayed: ReplayedEvent) -> Outgoing | None:
-            wanted = record.options.replay != "skip" and self._registry.wants(record.id, event)
-            return _delivery(self._bus, record.id, event, replayed, request.replay) if wanted else None
+            if record.options.replay == "skip" or not self._registry.wants(record.id, event):
+                return None
+            id = derive_id("dlv", replayed.time_ms, record.id, event.metadata.id, request.replay)
+            return pointer(names, DLV, record.id, id, replayed.sequence, **{REPLAY: request.replay})
 
         taken = await enqueue(self._bus, queue, request, delivery)
         self._replayed.inc(taken.sent)
@@ -89,9 +90,3 @@ class Replayer:
 
 def _refused(path: str, message: str) -> InvalidError:
     return InvalidError(f"{path}: {message}", errors=[FieldError(path, message)])
-
-
-def _delivery(bus: Bus, webhook_id: str, event: Event, replayed: ReplayedEvent, replay: str) -> Outgoing:
-    delivery = derive_id("dlv", replayed.time_ms, webhook_id, event.metadata.id, replay)
-    headers = headers_of(event, replayed, replay) | {subjects.DELIVERY: delivery}
-    return Outgoing(bus.names.delivery(webhook_id), bytes(replayed.event), headers, delivery)

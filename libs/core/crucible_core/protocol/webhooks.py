@@ -38,7 +38,8 @@ class OldSecret(Message):
 
 
 class WebhookRecord(Message):
-    """What the `webhooks` bucket holds under a webhook's id, secrets included."""
+    """What the `webhooks` bucket holds under a webhook's id, secrets included. It is for events after the place `since`
+    in the log."""
 
     id: str
     name: str
@@ -50,6 +51,7 @@ class WebhookRecord(Message):
     old_secrets: list[OldSecret] = []
     enabled: bool = True
     disabled_reason: str | None = None
+    since: int | None = None
     created_at: str = ""
     updated_at: str = ""
 

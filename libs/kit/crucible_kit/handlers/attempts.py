@@ -1,0 +1,166 @@
+"""Attempts: each made, and what follows from it durable, before its job is over."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import msgspec
+
+from crucible_core import subjects
+from crucible_core.errors import CrucibleError, LimitedError, UnavailableError
+from crucible_kit.bus import Bus
+from crucible_kit.frames import Outgoing
+from crucible_kit.reading import read
+
+from .lanes import Job
+from .outcomes import Outcomes
+from .service import Outcome, Service
+from .shards import Ownership, Shard
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+PARK_AFTER = 10
+"""Failures of the service itself after which a job is put aside."""
+DEADLY = 2
+"""Processes that may end while they work on one job, the second time on it alone, before it is put aside."""
+_FIRST_PAUSE_S = 0.2
+_LONGEST_PAUSE_S = 15.0
+_SUSPECTS_AT_ONCE = 16
+
+
+class Attempts:
+    def __init__(self, bus: Bus, service: Service, shards: Ownership) -> None:
+        self._bus = bus
+        self._service = service
+        self._shards = shards
+        self._outcomes = Outcomes(bus)
+        self._recorded: dict[str, tuple[int, bytes]] = {}
+        """Of shards whose owner was killed: the last record of each job that may be begun again, and its attempt."""
+        self._suspects = asyncio.Semaphore(_SUSPECTS_AT_ONCE)
+        self._alone = asyncio.Lock()
+
+    async def learn(self, shards: Sequence[Shard], slack_ms: int) -> None:
+        """Reads what the killed owners of shards have recorded that their shards' records do not tell yet."""
+        began = [shard.record.began_ms for shard in shards if shard.dead and shard.record.began_ms]
+        if not began:
+            return
+        history = self._bus.names.attempts_of(self._service.kind)
+        reading = read(self._bus, self._bus.names.attempts, filters=[history], since_ms=min(began) - slack_ms)
+        async for messages in reading:
+            if not messages:
+                break
+            for message in messages:
+                try:
+                    job, attempt = self._service.place(message.data)
+                except msgspec.DecodeError:
+                    continue
+                self._recorded[job] = attempt, message.data
+        await reading.aclose()
+
+    def is_recorded(self, job: Job) -> bool:
+        return job.id in self._recorded
+
+    async def make(self, job: Job) -> None:
+        """Returns once the job is over: its outcome is recorded, its next attempt is in the work queue, and what
+        follows has been done."""
+        found = await self._earlier(job)
+        if found is not None:
+            outcome = await self._persist(job, lambda: self._service.again(job, found)) or Outcome()
+        elif job.suspect:
+            outcome = await self._suspect(job)
+        else:
+            outcome = await self._attempt(job)
+        if outcome.retry_at_ms is not None:
+            retry_at_ms = outcome.retry_at_ms
+            await self._persist(job, lambda: self._schedule(job, retry_at_ms))
+        if outcome.record is not None:
+            record = outcome.record
+            await self._persist(job, lambda: self._outcomes.store(record))
+        if outcome.follows is not None:
+            await self._persist(job, outcome.follows)
+
+    # ---- one attempt
+
+    async def _earlier(self, job: Job) -> bytes | None:
+        """The record of this attempt, where it was made already."""
+        if job.pointer is None:
+            attempt, record = self._recorded.pop(job.id, (0, b""))
+            return record if attempt >= job.attempt else None
+        subject = self._bus.names.attempt(self._service.kind, job.handler, job.id)
+        last = await self._persist(job, lambda: self._bus.last(self._bus.names.attempts, subject))
+        if last is None or self._service.place(last.data)[1] < job.attempt:
+            return None
+        return last.data
+
+    async def _attempt(self, job: Job) -> Outcome:
+        failures = 0
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            await self._shards.surely()
+            try:
+                return await self._service.attempt(job)
+            except (LimitedError, UnavailableError) as error:
+                log.info("%s: %s of %s waits: %s", self._service.name, job.id, job.handler, error)
+            except Exception as error:
+                failures += 1
+                log.warning("%s: %s of %s failed: %s", self._service.name, job.id, job.handler, error, exc_info=True)
+                if failures >= PARK_AFTER:
+                    return await self._parked(job, f"failed {failures} times: {error}")
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _persist(self, job: Job, step: Callable[[], Awaitable[T]]) -> T | None:
+        """Does one step, until nothing that it needs is away."""
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                return await step()
+            except (LimitedError, UnavailableError) as error:
+                log.info("%s: the outcome of %s waits: %s", self._service.name, job.id, error)
+            except CrucibleError as error:
+                log.error("%s: the outcome of %s is refused: %s", self._service.name, job.id, error)
+                return None
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _schedule(self, job: Job, at_ms: int) -> None:
+        names, kind, following = self._bus.names, self._service.kind, str(job.attempt + 1)
+        headers = {**job.headers, subjects.JOB: job.id, subjects.ATTEMPT: following}
+        headers[subjects.EVENT_SEQUENCE] = str(job.sequence)
+        await self._bus.schedule(
+            names.schedule(kind, job.handler, job.id),
+            names.work(kind, job.handler),
+            at_ms,
+            b"",
+            headers,
+            f"{job.id}:{following}",
+        )
+
+    # ---- suspects
+
+    async def _suspect(self, job: Job) -> Outcome:
+        """A job that a process was perhaps killed by. That is noted before it begins; one that was begun when a process
+        ended is begun alone the next time, so that of the second end it is known why."""
+        subject = self._bus.names.trial(self._service.name, job.id)
+        last = await self._persist(job, lambda: self._bus.last(self._bus.names.attempts, subject))
+        ended = int(last.data) if last else 0
+        if ended >= DEADLY:
+            return await self._parked(job, f"{ended} processes ended while they worked on it")
+        async with self._alone if ended else self._suspects:
+            await self._persist(job, lambda: self._bus.store(Outgoing(subject, b"%d" % (ended + 1))))
+            outcome = await self._attempt(job)
+        await self._persist(job, lambda: self._bus.store(Outgoing(subject, b"0")))
+        return outcome
+
+    async def _parked(self, job: Job, reason: str) -> Outcome:
+        log.error("%s: %s of %s is put aside: %s", self._service.name, job.id, job.handler, reason)
+        headers = {subjects.REASON: reason[:500], subjects.ORIGIN: f"{job.handler} {job.sequence}"}
+        parked = Outgoing(
+            self._bus.names.parked(self._service.name), job.raw, headers, f"parked:{job.id}:{job.attempt}"
+        )
+        await self._persist(job, lambda: self._bus.store(parked))
+        self._bus.note_parked()
+        return await self._service.parked(job, reason)

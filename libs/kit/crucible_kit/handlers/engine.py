@@ -1,0 +1,425 @@
+"""The engine of a replica: from the log to lanes, from lanes to attempts, and what follows from each, made durable."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Sequence
+
+import msgspec
+
+from crucible_core import subjects
+from crucible_core.envelope import Event, decode
+from crucible_core.errors import CrucibleError, NotFoundError, UnavailableError
+from crucible_core.subjects import shard_of
+from crucible_kit.backlog import Backlog
+from crucible_kit.buckets import Bucket
+from crucible_kit.bus import Bus
+from crucible_kit.clock import now_ms
+from crucible_kit.holding import park
+from crucible_kit.message import Message
+from crucible_kit.metrics import Metrics
+from crucible_kit.reading import read
+from crucible_kit.tasks import Turn, finish
+from crucible_kit.telemetry import Telemetry
+
+from .attempts import Attempts
+from .lanes import HELD_BYTES, Job, Lane
+from .pointers import Pointers, waiting
+from .service import Plan, Service
+from .shards import Ownership, Shard, ShardRecord
+
+log = logging.getLogger(__name__)
+
+GRACE_S = 10.0
+"""How long what is begun may take to finish when its shard goes to another replica."""
+MOST_COUNTED = 10_000
+_READERS = 4
+"""Lanes that read the log by themselves at a time."""
+_NEAR = 10_000
+"""Events that a lane may be behind and still be served by the one reading of the log; a shard without work tells of its
+place after so many."""
+_CLOCKS_DIFFER_MS = 2000
+_FEW_SUBJECTS = 32
+_PAUSE_S = 0.5
+
+
+class Engine:
+    """Serves the handlers of the shards that this replica owns, until `run` is cancelled."""
+
+    def __init__(self, bus: Bus, bucket: Bucket, service: Service, telemetry: Telemetry, metrics: Metrics) -> None:
+        self._bus = bus
+        self._telemetry = telemetry
+        self._service = service
+        self._shards = Ownership(
+            bus, bucket, service.name, taken=self._take, dropped=self._drop, told=self._told, first=self._first
+        )
+        self._lanes: dict[int, dict[str, Lane]] = {}
+        """Of each shard that is owned, the lanes of handlers that have work."""
+        self._at: dict[int, int] = {}
+        """Up to where each shard's handlers have had the log, those with a lane apart."""
+        self._last: dict[int, ShardRecord] = {}
+        """How far shards had come that were given up."""
+        self._suspect_to: dict[int, int] = {}
+        """Of shards whose owner was killed: what it may have begun with is no later."""
+        self._worked: set[int] = set()
+        """Shards in which something has ended since their record was written."""
+        self._read_to = 0
+        self._reading: asyncio.Task[None] | None = None
+        self._catching_up: set[asyncio.Task[None]] = set()
+        self._readers = asyncio.Semaphore(_READERS)
+        self._held_bytes = 0
+        self._attempts = Attempts(bus, service, self._shards)
+        self._pointers = Pointers(bus, service, self._shards, self._accept, self._has_room)
+        work = bus.names.all_work(service.kind)
+        self._backlog = Backlog(bus, service.queue, work, metrics, self._in_lanes)
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._shards.run())
+            tasks.create_task(self._pointers.run())
+            tasks.create_task(self._backlog.watch())
+
+    async def begun(self, timeout: float = 30.0) -> None:
+        """Returns once every shard has somebody who serves it, this replica or another. Raises UnavailableError."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._shards.begun.wait()
+        except TimeoutError as error:
+            raise UnavailableError(f"nobody serves all shards of {self._service.name}", retry_after=1) from error
+
+    def note(self, handler: str) -> None:
+        """A handler has come, gone or changed: what it waits for may be there now."""
+        lanes, plan = self._lanes.get(shard_of(handler)), self._service.plan(handler)
+        if lanes is None:
+            return
+        if handler not in lanes and plan is not None and plan.held:
+            self._hold(handler, self._at[shard_of(handler)])
+        elif handler in lanes:
+            self._pump(lanes[handler])
+        self._pointers.note(handler)
+
+    def _hold(self, handler: str, at: int) -> None:
+        """Keeps the place in the log of a handler that is not served for now."""
+        lane = self._lanes[shard_of(handler)][handler] = Lane(handler, at)
+        lane.behind = True
+
+    async def waiting(self, handler: str) -> int:
+        """How much waits for a handler of a shard of this replica, now or for its time, or is under way. In the log,
+        no more than `MOST_COUNTED` events are looked at."""
+        queued = await waiting(self._bus, self._service.kind, self._service.queue, handler)
+        lane, plan = self._lane(handler), self._service.plan(handler)
+        if lane is None or plan is None:
+            return queued
+        from_log = lane.from_log
+        if not lane.behind:
+            return queued + from_log
+        examined = found = 0
+        async with contextlib.aclosing(self._behind(lane, plan)) as batches:
+            async for messages in batches:
+                found += sum(self._is_wanted(handler, message) is not None for message in messages)
+                examined += len(messages)
+                if not messages or examined >= MOST_COUNTED:
+                    break
+        return queued + from_log + found
+
+    def _in_lanes(self) -> tuple[int, int]:
+        lanes = [lane for lanes in self._lanes.values() for lane in lanes.values()]
+        return sum(lane.from_log for lane in lanes), min((lane.began_ms for lane in lanes if lane.began_ms), default=0)
+
+    # ---- shards
+
+    async def _first(self, shard: int) -> int:
+        """Where a shard begins that nobody has served yet: before the first event that a handler of it waits for."""
+        since = self._service.since(shard)
+        return await self._bus.last_sequence(self._bus.names.events) if since is None else since
+
+    async def _take(self, shards: list[Shard]) -> None:
+        end = await self._bus.last_sequence(self._bus.names.events)
+        self._suspect_to |= {shard.number: end if shard.dead else 0 for shard in shards}
+        await self._attempts.learn(shards, _CLOCKS_DIFFER_MS)
+        await self._pointers.learn(shards)
+        for shard in shards:
+            record, number = shard.record, shard.number
+            self._last.pop(number, None)
+            self._at[number] = record.position
+            self._lanes[number] = {handler: Lane(handler, place) for handler, place in record.lanes.items()}
+            for lane in self._lanes[number].values():
+                lane.behind = record.position - lane.fed > _NEAR
+                lane.suspects = self._suspects(lane.handler) if shard.dead else 0
+        for handler in self._service.unreadable():
+            lanes = self._lanes.get(shard_of(handler))
+            if lanes is not None and handler not in lanes:
+                self._hold(handler, self._at[shard_of(handler)])
+        self._read_on()
+        for shard in shards:
+            for lane in list(self._lanes[shard.number].values()):
+                self._pump(lane)
+
+    async def _drop(self, shards: list[Shard]) -> None:
+        lanes = [lane for shard in shards for lane in self._lanes.get(shard.number, {}).values()]
+        for lane in lanes:
+            lane.closed = True
+            for job in (*lane.waiting, *lane.pointers):
+                self._let_go(job)
+        await finish([task for lane in lanes for task in lane.running.values()], GRACE_S)
+        for shard in shards:
+            self._last[shard.number] = self._record(shard)
+            self._lanes.pop(shard.number, None)
+            self._at.pop(shard.number, None)
+
+    def _told(self, shard: Shard) -> ShardRecord:
+        return self._last.pop(shard.number, None) or self._record(shard)
+
+    def _record(self, shard: Shard) -> ShardRecord:
+        number, lanes = shard.number, self._lanes.get(shard.number, {})
+        at = self._at.get(number, shard.record.position)
+        for lane in list(lanes.values()):
+            if lane.idle and self._is_given_all(lane):
+                del lanes[lane.handler]
+        places = {lane.handler: lane.position for lane in lanes.values() if lane.position < at}
+        quiet = not places and not shard.record.lanes and number not in self._worked
+        if quiet and at - shard.record.position < _NEAR:
+            return shard.record
+        self._worked.discard(number)
+        began = min((lane.began_ms for lane in lanes.values() if lane.began_ms), default=now_ms())
+        return ShardRecord(shard.record.owner, at, places, began)
+
+    # ---- reading the log
+
+    def _read_on(self) -> None:
+        """Begins to read where the shards and lanes say, in place of what is read now."""
+        if self._reading is not None:
+            self._reading.cancel()
+        near = [lane.fed for lanes in self._lanes.values() for lane in lanes.values() if not lane.behind]
+        self._read_to = min((*self._at.values(), *near))
+        self._reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        while True:
+            reading = read(self._bus, self._bus.names.events, after=self._read_to)
+            try:
+                async with contextlib.aclosing(reading) as batches:
+                    async for messages in batches:
+                        if messages:
+                            await self._feed(messages)
+            except NotFoundError as error:
+                log.error("%s: the log is another one: %s", self._service.name, error)
+            except CrucibleError as error:
+                log.warning("%s: reading again in %g s: %s", self._service.name, _PAUSE_S, error)
+            except Exception:
+                log.exception("%s: reading broke off; it begins again", self._service.name)
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _feed(self, messages: Sequence[Message]) -> None:
+        """Hands a batch of the log on to the lanes. Cut off at any point, it may be begun again."""
+        wanted = []
+        for message in filter(self._may_want, messages):
+            try:
+                wanted.append((message, decode(message.data, message.sequence)))
+            except msgspec.DecodeError as error:
+                await self._park(message, f"not an event: {error}")
+        if wanted:
+            names, taken = self._bus.names, [message for message, _ in wanted]
+            group = names.durable(self._service.name)
+            with self._telemetry.batch("process", names.events, taken, count=len(taken), group=group):
+                await self._service.catch_up([event for _, event in wanted])
+        turn = Turn()
+        for message, event in wanted:
+            for handler in self._service.match(event):
+                self._offer(handler, message, event)
+            self._read_to = message.sequence
+            if turn.over:
+                await turn.pass_on()
+        self._read_to = messages[-1].sequence
+        for number, at in self._at.items():
+            if at < self._read_to:
+                self._at[number] = self._read_to
+
+    def _may_want(self, message: Message) -> bool:
+        """Whether a handler may want it, by its subject alone; of a name that is encoded there, one may."""
+        if subjects.NO_REACTION in message.headers:
+            return False
+        category, event = self._bus.names.type_of(message.subject)
+        return "=" in event or self._service.may_want(category, event)
+
+    async def _park(self, message: Message, reason: str) -> None:
+        try:
+            await park(self._bus, self._service.name, message, reason)
+        except CrucibleError as error:
+            log.error("%s: event %d is not put aside: %s", self._service.name, message.sequence, error)
+
+    def _offer(self, handler: str, message: Message, event: Event) -> None:
+        number = shard_of(handler)
+        lanes = self._lanes.get(number)
+        if lanes is None:
+            return
+        lane = lanes.get(handler)
+        fed = self._at[number] if lane is None else lane.fed
+        plan = self._service.plan(handler)
+        if plan is None or message.sequence <= max(fed, plan.since):
+            return
+        if lane is None:
+            lane = lanes[handler] = Lane(handler, fed)
+            if message.sequence <= self._suspect_to[number]:
+                lane.suspects = plan.concurrency
+        job = self._job(handler, message, event)
+        if lane.behind:
+            lane.keep(job)
+        elif plan.held or lane.full or (self._held_bytes > HELD_BYTES and lane.waiting):
+            lane.behind = True
+        else:
+            self._put(lane, job)
+            self._pump(lane)
+
+    def _job(self, handler: str, message: Message, event: Event) -> Job:
+        id = self._service.job_id(handler, event, message.time_ms)
+        return Job(handler, id, 1, event, message.data, message.sequence, message.time_ms)
+
+    def _put(self, lane: Lane, job: Job) -> None:
+        self._held_bytes += len(job.raw)
+        lane.put(job, now_ms())
+
+    # ---- lanes
+
+    def _lane(self, handler: str) -> Lane | None:
+        return self._lanes.get(shard_of(handler), {}).get(handler)
+
+    def _pump(self, lane: Lane) -> None:
+        """Begins what there is room for, and ends a lane that has nothing more to do."""
+        if lane.closed:
+            return
+        plan = self._service.plan(lane.handler)
+        if plan is None:
+            self._forget(lane)
+            return
+        for skipped in lane.skip(plan.since):
+            self._let_go(skipped)
+        if not plan.held:
+            while len(lane.running) < (1 if lane.suspects else plan.concurrency) and (job := lane.take()) is not None:
+                self._begin(lane, job)
+            if not lane.pointers:
+                self._pointers.note(lane.handler)
+            if lane.behind and not lane.catching_up and not lane.waiting:
+                self._catch_up(lane, plan)
+        if lane.idle and self._is_given_all(lane):
+            self._lanes[lane.shard].pop(lane.handler, None)
+
+    def _is_given_all(self, lane: Lane) -> bool:
+        """Whether a lane that is not behind has had all that the handlers of its shard without a lane have had."""
+        at = self._at.get(lane.shard, 0)
+        return lane.fed <= at <= self._read_to
+
+    def _begin(self, lane: Lane, job: Job) -> None:
+        if lane.suspects and job.pointer is None and not self._attempts.is_recorded(job):
+            job.suspect = job.sequence <= self._suspect_to[lane.shard]
+            lane.suspects = lane.suspects - 1 if job.suspect else 0
+        lane.running[job] = asyncio.create_task(self._do(lane, job))
+
+    def _suspects(self, handler: str) -> int:
+        plan = self._service.plan(handler)
+        return plan.concurrency if plan is not None else 0
+
+    def _forget(self, lane: Lane) -> None:
+        """Its handler is gone; what is begun ends."""
+        lane.closed = True
+        for job in (*lane.waiting, *lane.pointers):
+            self._let_go(job)
+        self._lanes[lane.shard].pop(lane.handler, None)
+
+    def _let_go(self, job: Job) -> None:
+        if job.pointer is None:
+            self._held_bytes -= len(job.raw)
+        elif job.over is not None and not job.over.done():
+            job.over.cancel()
+
+    async def _do(self, lane: Lane, job: Job) -> None:
+        try:
+            await self._attempts.make(job)
+            self._worked.add(lane.shard)
+            lane.settle(job)
+            if job.over is not None and not job.over.done():
+                job.over.set_result(None)
+        except Exception:
+            log.exception("%s: %s of %s broke off", self._service.name, job.id, job.handler)
+            lane.behind = True  # it is read from the log again, by another or after the next start
+        finally:
+            del lane.running[job]
+            self._let_go(job)
+            self._pump(lane)
+
+    # ---- lanes that are behind
+
+    def _catch_up(self, lane: Lane, plan: Plan) -> None:
+        lane.catching_up = True
+        task = asyncio.create_task(self._catch_up_from_log(lane, plan))
+        self._catching_up.add(task)
+        task.add_done_callback(self._catching_up.discard)
+
+    async def _catch_up_from_log(self, lane: Lane, plan: Plan) -> None:
+        try:
+            async with self._readers:
+                reached = await self._read_for(lane, plan)
+        except CrucibleError as error:
+            log.info("%s: %s reads on later: %s", self._service.name, lane.handler, error)
+            reached = False
+            await asyncio.sleep(_PAUSE_S)
+        finally:
+            lane.catching_up = False
+        if not (reached and lane.join(self._read_to, now_ms())):
+            lane.give_up_joining()
+        self._pump(lane)
+
+    async def _read_for(self, lane: Lane, plan: Plan) -> bool:
+        """Fills a lane from the log. True: it has all that the one reading of the log had brought when this began."""
+        lane.begin_to_join(self._read_to)
+        until = self._read_to
+        async with contextlib.aclosing(self._behind(lane, plan)) as batches:
+            async for messages in batches:
+                if not messages:
+                    return True
+                for message in messages:
+                    if message.sequence > until:
+                        return True
+                    if lane.full or lane.closed or (self._held_bytes > HELD_BYTES and lane.waiting):
+                        return False
+                    if (event := self._is_wanted(lane.handler, message)) is not None:
+                        self._put(lane, self._job(lane.handler, message, event))
+                    lane.fed = max(lane.fed, message.sequence)
+        return False
+
+    def _behind(self, lane: Lane, plan: Plan) -> AsyncGenerator[list[Message], None]:
+        """What the log has for a lane that it has not been given."""
+        after = max(lane.fed, plan.since)
+        return read(self._bus, self._bus.names.events, after=after, filters=self._subjects(plan.types))
+
+    def _is_wanted(self, handler: str, message: Message) -> Event | None:
+        if not self._may_want(message):
+            return None
+        try:
+            event = decode(message.data, message.sequence)
+        except msgspec.DecodeError:  # it was put aside when it came first
+            return None
+        return event if self._service.wants(handler, event) else None
+
+    def _subjects(self, types: frozenset[str] | None) -> Sequence[str]:
+        if types is None or len(types) > _FEW_SUBJECTS:
+            return ()
+        return [self._bus.names.events_of(*name.split(".", 1)) for name in sorted(types)]
+
+    # ---- what the work queue brings
+
+    def _accept(self, job: Job) -> bool:
+        """Takes a job from the work queue; False where its lane has no room, or is held."""
+        lanes = self._lanes.get(shard_of(job.handler))
+        if lanes is None or not self._has_room(job.handler):
+            return False
+        lane = lanes.get(job.handler)
+        if lane is None:
+            lane = lanes[job.handler] = Lane(job.handler, self._at[shard_of(job.handler)])
+        lane.pointers.append(job)
+        self._pump(lane)
+        return True
+
+    def _has_room(self, handler: str) -> bool:
+        plan, lane = self._service.plan(handler), self._lane(handler)
+        return plan is None or not (plan.held or (lane is not None and lane.crowded))

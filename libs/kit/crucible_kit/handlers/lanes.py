@@ -1,0 +1,151 @@
+"""Lanes: the work of each handler that has any, in order, with places of its own, so that nobody waits for another."""
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping
+
+import msgspec
+
+from crucible_core.envelope import Event
+from crucible_core.subjects import shard_of
+from crucible_kit.message import Message
+
+ROOM = 256
+"""Events that wait in a lane; the others wait in the log."""
+HELD_BYTES = 32 * 1024 * 1024
+"""What the events in all lanes of a process may come to. Each lane may have one, whatever the others have."""
+
+
+class Job(msgspec.Struct, eq=False):
+    """One attempt at one handler's run or delivery of one event. `id` names the run or delivery in all its attempts.
+    `pointer` is the message of the work queue that it comes from (None where it comes from the log), and `over` is told
+    when it may be acknowledged. A `suspect` was perhaps being worked on when a process was killed."""
+
+    handler: str
+    id: str
+    attempt: int
+    event: Event
+    raw: bytes
+    sequence: int
+    stored_ms: int
+    headers: Mapping[str, str] = {}
+    pointer: Message | None = None
+    over: asyncio.Future[None] | None = None
+    suspect: bool = False
+
+    @property
+    def traceparent(self) -> str:
+        return self.event.metadata.traceparent or ""
+
+
+class Lane:
+    """A handler's jobs. Those from the log are in its order; retries and others from the work queue go first."""
+
+    def __init__(self, handler: str, position: int) -> None:
+        self.handler = handler
+        self.shard = shard_of(handler)
+        self.fed = position
+        """The place in the log up to which it has been given what is for it."""
+        self.behind = False
+        """Whether there is more for it in the log than it has been given, so that it must read on by itself."""
+        self.catching_up = False
+        self.closed = False
+        """Whether nothing more of it is begun here."""
+        self.suspects = 0
+        """How many of the next jobs from the log a process was perhaps killed by that had begun with them."""
+        self.waiting: deque[Job] = deque()
+        self.pointers: deque[Job] = deque()
+        self.running: dict[Job, asyncio.Task[None]] = {}
+        self._unsettled: dict[int, int] = {}
+        self._ahead: list[Job] | None = None
+        self._ahead_from = 0
+
+    @property
+    def idle(self) -> bool:
+        return not (self.waiting or self.pointers or self.running or self.behind or self.catching_up)
+
+    @property
+    def size(self) -> int:
+        return len(self.waiting) + len(self.pointers) + len(self.running)
+
+    @property
+    def from_log(self) -> int:
+        """What it was given from the log and is not over."""
+        return len(self._unsettled)
+
+    @property
+    def position(self) -> int:
+        """Everything up to here is over, or is work of its own in the queue."""
+        first = next(iter(self._unsettled), None)
+        return self.fed if first is None else first - 1
+
+    @property
+    def began_ms(self) -> int:
+        """When the first of what is not over came here; 0 where all is."""
+        return next(iter(self._unsettled.values()), 0)
+
+    @property
+    def full(self) -> bool:
+        return len(self.waiting) >= ROOM
+
+    @property
+    def crowded(self) -> bool:
+        """Whether as much waits from the work queue as may."""
+        return len(self.pointers) >= ROOM
+
+    def put(self, job: Job, now_ms: int) -> None:
+        """Takes the next job from the log."""
+        self.waiting.append(job)
+        self._unsettled[job.sequence] = now_ms
+        self.fed = job.sequence
+
+    def take(self) -> Job | None:
+        """The next job to begin with."""
+        queue = self.pointers or self.waiting
+        return queue.popleft() if queue else None
+
+    def settle(self, job: Job) -> None:
+        """The job is over, and that is durable."""
+        if job.pointer is None:
+            self._unsettled.pop(job.sequence, None)
+
+    def skip(self, sequence: int) -> list[Job]:
+        """Leaves out what waits and is no later than a place in the log; what is begun goes on."""
+        if sequence <= self.position:
+            return []
+        dropped = [job for job in self.waiting if job.sequence <= sequence]
+        self.waiting = deque(job for job in self.waiting if job.sequence > sequence)
+        for job in dropped:
+            self._unsettled.pop(job.sequence, None)
+        self.fed = max(self.fed, sequence)
+        return dropped
+
+    # ---- from behind to the front
+
+    def begin_to_join(self, reader_at: int) -> None:
+        """From now on, what the reader of the log brings after `reader_at` is kept for when this lane has come so
+        far."""
+        self._ahead, self._ahead_from = [], reader_at
+
+    def keep(self, job: Job) -> None:
+        """A job for a lane that is behind."""
+        if self._ahead is not None:
+            self._ahead.append(job)
+            if len(self._ahead) > ROOM:
+                self._ahead = None
+
+    def join(self, reader_at: int, now_ms: int) -> bool:
+        """It has been given everything up to where it began to join: whether it is at the front now."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is None:
+            return False
+        self.fed = max(self.fed, self._ahead_from)
+        for job in ahead:
+            if job.sequence > self.fed:
+                self.put(job, now_ms)
+        self.fed = max(self.fed, reader_at)
+        self.behind = False
+        return True
+
+    def give_up_joining(self) -> None:
+        self._ahead = None

@@ -1,0 +1,188 @@
+"""Pointers: messages of a work queue that say which event a job is about, without its bytes. Retries, replays and what
+else does not come from the log as it is committed."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+
+from crucible_core import subjects
+from crucible_core.envelope import decode
+from crucible_core.errors import CrucibleError, NotFoundError, UnavailableError
+from crucible_core.subjects import SHARDS, Names, shard_of
+from crucible_kit.bus import Bus
+from crucible_kit.frames import Outgoing
+from crucible_kit.message import Message
+from crucible_kit.work import Poison, work
+
+from .lanes import Job
+from .service import Service
+from .shards import Ownership, Shard
+
+log = logging.getLogger(__name__)
+
+_WINDOW = 8192
+"""Pointers that a replica holds at a time."""
+_ACK_WAIT_S = 60.0
+_PAUSE_S = 1.0
+_OWN_HEADERS = "Nats-"
+
+
+def pointer(names: Names, kind: str, handler: str, job: str, sequence: int, **more: str) -> Outgoing:
+    """The message of a job's first attempt, which says which event it is about; stored twice, it is there once."""
+    headers = {subjects.JOB: job, subjects.ATTEMPT: "1", subjects.EVENT_SEQUENCE: str(sequence), **more}
+    return Outgoing(names.work(kind, handler), b"", headers, job)
+
+
+async def forget(bus: Bus, kind: str, queue: str, handler: str) -> None:
+    """Removes what waits in the queue for a handler, now or for its time. Safe to do twice."""
+    names = bus.names
+    for subject in (names.work(kind, handler), names.schedules_of(kind, handler), names.held(kind, handler)):
+        await bus.purge(queue, subject)
+
+
+async def waiting(bus: Bus, kind: str, queue: str, handler: str) -> int:
+    """How much waits there for a handler, now or for its time."""
+    names = bus.names
+    found = (names.work(kind, handler), names.schedules_of(kind, handler), names.held(kind, handler))
+    return sum([(await bus.backlog(queue, subject))[0] for subject in found])
+
+
+class Pointers:
+    """This replica's consumer of its service's work queue, over all shards that it owns.
+
+    What a lane has no room for, or is held, is moved to a subject that nobody consumes, and back when there is room.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        service: Service,
+        shards: Ownership,
+        accept: Callable[[Job], bool],
+        has_room: Callable[[str], bool],
+    ) -> None:
+        self._bus = bus
+        self._service = service
+        self._shards = shards
+        self._accept, self._has_room = accept, has_room
+        self._aside: set[str] = set()
+        """Handlers of which something was moved aside."""
+        self._suspect_to = 0
+        self._returning: set[asyncio.Task[None]] = set()
+
+    async def learn(self, shards: Sequence[Shard]) -> None:
+        """Takes over what the owners of shards before left in the queue."""
+        names, kind = self._bus.names, self._service.kind
+        for dead in {shard.dead for shard in shards if shard.dead}:
+            consumer = self._consumer(dead)
+            with contextlib.suppress(NotFoundError):
+                self._suspect_to = max(self._suspect_to, await self._bus.delivered(self._service.queue, consumer))
+                await self._bus.delete_consumer(self._service.queue, consumer)
+        held = await self._bus.subjects(self._service.queue, names.all_held(kind))
+        numbers = {shard.number for shard in shards}
+        self._aside |= {handler for handler in map(names.handler_of, held) if shard_of(handler) in numbers}
+
+    def note(self, handler: str) -> None:
+        if handler in self._aside and self._has_room(handler):
+            self._aside.discard(handler)
+            task = asyncio.create_task(self._return(handler))
+            self._returning.add(task)
+            task.add_done_callback(self._returning.discard)
+
+    async def run(self) -> None:
+        try:
+            while True:
+                filters = self._filters()
+                consuming = asyncio.create_task(self._consume(filters)) if filters else None
+                try:
+                    while self._filters() == filters:
+                        self._shards.moved.clear()
+                        await self._shards.moved.wait()
+                finally:
+                    if consuming is not None:
+                        consuming.cancel()
+                        await asyncio.wait([consuming])
+        finally:
+            with contextlib.suppress(CrucibleError):
+                await self._bus.delete_consumer(self._service.queue, self._consumer(self._shards.replica))
+
+    def _filters(self) -> list[str]:
+        names, kind, numbers = self._bus.names, self._service.kind, self._shards.owned
+        if len(numbers) == SHARDS:
+            return [names.all_work(kind)]
+        return [names.work_of(kind, number) for number in sorted(numbers)]
+
+    async def _consume(self, filters: Sequence[str]) -> None:
+        await work(
+            self._bus,
+            self._service.queue,
+            self._consumer(self._shards.replica),
+            self._handle,
+            filters=filters,
+            concurrency=_WINDOW,
+            ack_wait=_ACK_WAIT_S,
+        )
+
+    async def _handle(self, message: Message) -> None:
+        handler = self._bus.names.handler_of(message.subject)
+        if self._service.plan(handler) is None:
+            return  # it was deleted while this waited
+        job = await self._job(handler, message)
+        if job is None:
+            return
+        if not self._accept(job):
+            await self._put_aside(handler, message)
+            return
+        assert job.over is not None
+        await job.over
+
+    async def _job(self, handler: str, message: Message) -> Job | None:
+        headers = message.headers
+        id, attempt, sequence = (
+            headers.get(subjects.JOB),
+            headers.get(subjects.ATTEMPT, ""),
+            headers.get(subjects.EVENT_SEQUENCE, ""),
+        )
+        if not id or not attempt.isdecimal() or not sequence.isdecimal():
+            raise Poison("it does not say what is to be done")
+        found = await self._bus.get(self._bus.names.events, int(sequence))
+        if found is None:
+            found = await self._service.left_of(int(sequence))
+        if found is None:
+            log.warning(
+                "%s: %s of %s is not done: the log does not hold its event any more", self._service.name, id, handler
+            )
+            return None
+        event = decode(found.data, found.sequence)
+        kept = {name: value for name, value in headers.items() if not name.startswith(_OWN_HEADERS)}
+        over = asyncio.get_running_loop().create_future()
+        suspect = message.sequence <= self._suspect_to
+        return Job(
+            handler, id, int(attempt), event, found.data, found.sequence, found.time_ms, kept, message, over, suspect
+        )
+
+    async def _put_aside(self, handler: str, message: Message) -> None:
+        self._aside.add(handler)
+        headers = {name: value for name, value in message.headers.items() if not name.startswith(_OWN_HEADERS)}
+        subject = self._bus.names.held(self._service.kind, handler)
+        await self._bus.store(Outgoing(subject, message.data, headers))
+        self.note(handler)
+
+    async def _return(self, handler: str) -> None:
+        """Moves what was put aside for a handler back into the queue."""
+        names, kind, queue = self._bus.names, self._service.kind, self._service.queue
+        while self._has_room(handler):
+            try:
+                found = await self._bus.next(queue, 1, names.held(kind, handler))
+                if found is None:
+                    return
+                await self._bus.store(Outgoing(names.work(kind, handler), found.data, found.headers))
+                await self._bus.remove(queue, found.sequence)
+            except UnavailableError as error:
+                log.info("%s: what was put aside for %s waits: %s", self._service.name, handler, error)
+                await asyncio.sleep(_PAUSE_S)
+        self._aside.add(handler)
+
+    def _consumer(self, replica: str) -> str:
+        return self._bus.names.durable(f"{self._service.name}-work-{replica}")

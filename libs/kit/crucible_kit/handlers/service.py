@@ -1,0 +1,78 @@
+"""What a service brings to the engine: its handlers, what an attempt is, and how it is recorded."""
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from crucible_core.envelope import Event
+from crucible_kit.frames import Outgoing
+from crucible_kit.message import Message
+
+from .lanes import Job
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """How a handler is to be served at the moment. `since`: it has no business with events up to there. `held`: what is
+    for it waits. `types`: the types that it may want, as `Catalogue.expand` gives them; None is every one."""
+
+    concurrency: int
+    since: int = 0
+    held: bool = False
+    types: frozenset[str] | None = None
+
+
+class Outcome(msgspec.Struct):
+    """What became of an attempt: its `record` for the history, if it has one; when the next attempt is due (Unix ms);
+    and what else follows, which is safe to do twice and raises UnavailableError to be asked for again."""
+
+    record: Outgoing | None = None
+    retry_at_ms: int | None = None
+    follows: Callable[[], Awaitable[None]] | None = None
+
+
+class Service(Protocol):
+    name: str
+    kind: str
+    """The first token of its work's subjects and of its records': `run` or `dlv`."""
+    queue: str
+    """Its work queue, a stream."""
+
+    def since(self, shard: int) -> int | None:
+        """The place after which the first of a shard's handlers wants events; None where it has no handler."""
+
+    def may_want(self, category: str, event: str) -> bool:
+        """Whether a handler may want an event of a type, whatever is in it."""
+
+    def plan(self, handler: str) -> Plan | None:
+        """None: there is no such handler (any more)."""
+
+    def unreadable(self) -> Iterable[str]:
+        """Handlers whose records this version cannot read: they wait for one that can."""
+
+    async def catch_up(self, events: Sequence[Event]) -> None:
+        """Returns once its copy of the registry is as new as these events."""
+
+    def match(self, event: Event) -> Iterable[str]:
+        """The handlers that an event is for."""
+
+    def wants(self, handler: str, event: Event) -> bool:
+        """Whether it is for this one."""
+
+    def job_id(self, handler: str, event: Event, stored_ms: int) -> str:
+        """The same for the same handler and event."""
+
+    def place(self, record: bytes) -> tuple[str, int]:
+        """Which job, and which attempt at it, a record of the history is about. Raises `msgspec.DecodeError`."""
+
+    async def left_of(self, sequence: int) -> Message | None:
+        """What is left of an event that was redacted; None of one that was not."""
+
+    async def attempt(self, job: Job) -> Outcome:
+        """Raises UnavailableError where something is away: then it is asked for again."""
+
+    async def again(self, job: Job, record: bytes) -> Outcome:
+        """What is left to do of an attempt that is recorded, and was perhaps interrupted then."""
+
+    async def parked(self, job: Job, reason: str) -> Outcome:
+        """Of a job that can never be done."""

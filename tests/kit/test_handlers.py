@@ -1,0 +1,216 @@
+"""The work engine, by real replicas that are killed, stopped and ended."""
+
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from crucible_core.envelope import Data, Event, Metadata, Source, encode
+from crucible_core.subjects import SHARDS
+from crucible_kit.buckets import open_bucket
+from crucible_kit.bus import Bus
+from crucible_kit.clock import fresh_id, timestamp
+from crucible_kit.frames import Outgoing
+from crucible_kit.handlers.lanes import ROOM
+from crucible_kit.settings import KitSettings
+from crucible_kit.streams import declare_streams
+
+from .replica import HANDLERS
+
+REPLICA = Path(__file__).with_name("replica.py")
+MANY = 200
+
+
+class Replica:
+    """A replica in a process of its own, and the attempts that it tells of."""
+
+    def __init__(self, process: asyncio.subprocess.Process, attempts: "Attempts") -> None:
+        self.process = process
+        self.ready = asyncio.Event()
+        self._attempts = attempts
+        self._reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        assert self.process.stdout is not None
+        async for line in self.process.stdout:
+            if line == b"ready\n":
+                self.ready.set()
+            elif line.startswith(b"parked"):
+                self._attempts.parked.append(line.decode().strip())
+            else:
+                handler, sequence, attempt = line.split()
+                self._attempts.made[handler.decode(), int(sequence), int(attempt)] += 1
+
+    async def end(self, how: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(how)
+        await self.process.wait()
+        await self._reading
+
+
+class Attempts:
+    """What was attempted, over all replicas: (handler, event's sequence, attempt), and how often."""
+
+    def __init__(self, bus: Bus) -> None:
+        self.made: Counter[tuple[str, int, int]] = Counter()
+        self.parked: list[str] = []
+        self._bus = bus
+
+    @contextlib.asynccontextmanager
+    async def replica(self, seconds: float = 0.0) -> AsyncIterator[Replica]:
+        url = self._bus._client.connected_url.geturl()  # type: ignore[union-attr]
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, str(REPLICA), url, self._bus.names.prefix, str(seconds), stdout=asyncio.subprocess.PIPE
+        )
+        replica = Replica(process, self)
+        try:
+            async with asyncio.timeout(30):
+                await replica.ready.wait()
+            yield replica
+        finally:
+            await replica.end(signal.SIGKILL)
+
+    async def append(self, name: str, count: int = 1) -> list[int]:
+        messages = []
+        for _ in range(count):
+            metadata = Metadata(
+                id=fresh_id("evt"),
+                timestamp=timestamp(),
+                source=Source("user", "a"),
+                actor="user:a",
+                correlation_id="cor_1",
+            )
+            subject = self._bus.names.event("default", "main", "Custom", name, None)
+            messages.append(Outgoing(subject, encode(Event("Custom", Data(name, {}), metadata))))
+        return [stored.sequence for stored in await self._bus.store_all(messages)]
+
+    async def append_to_all(self, each: int) -> set[tuple[str, int, int]]:
+        return {(handler, n, 1) for handler in HANDLERS for n in await self.append(handler, each)}
+
+
+@pytest.fixture
+async def attempts(bus: Bus) -> Attempts:
+    await declare_streams(bus, KitSettings())
+    return Attempts(bus)
+
+
+async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - of another process
+            await asyncio.sleep(0.02)
+
+
+async def owners(bus: Bus) -> Counter[str]:
+    bucket = await open_bucket(bus, "shards")
+    return Counter(json.loads(entry.value)["owner"] for entry in (await bucket.entries()).values())
+
+
+async def test_each_event_is_attempted_once_and_failures_until_they_end(attempts: Attempts) -> None:
+    async with attempts.replica():
+        wanted = await attempts.append_to_all(10)
+        [fails] = await attempts.append("Fails")
+        wanted |= {("h0", fails, attempt) for attempt in (1, 2, 3)}
+        await until(lambda: attempts.made.keys() >= wanted)
+        await asyncio.sleep(0.3)
+    assert attempts.made == Counter(wanted)
+
+
+async def test_what_came_while_nobody_was_there_is_done_and_not_again(attempts: Attempts) -> None:
+    async with attempts.replica() as replica:
+        wanted = await attempts.append_to_all(5)
+        await until(lambda: attempts.made.keys() >= wanted)
+        await replica.end(signal.SIGTERM)
+    wanted |= await attempts.append_to_all(5)
+    async with attempts.replica():
+        await until(lambda: attempts.made.keys() >= wanted)
+        await asyncio.sleep(0.3)
+    assert attempts.made == Counter(wanted)
+
+
+async def test_what_a_lane_has_no_room_for_stays_in_the_log(attempts: Attempts, bus: Bus) -> None:
+    """… and is done in order once there is room, while more comes and others are not held up."""
+    async with attempts.replica(0.004):
+        wanted = {("h1", n, 1) for n in await attempts.append("h1", 5 * ROOM)}
+        other = {("h2", n, 1) for n in await attempts.append("h2", 5)}
+        await until(lambda: attempts.made.keys() >= other)
+        assert not attempts.made.keys() >= wanted
+        for _ in range(20):
+            wanted |= {("h1", n, 1) for n in await attempts.append("h1", 10)}
+            await asyncio.sleep(0.05)
+        await until(lambda: attempts.made.keys() >= wanted)
+        order = [sequence for handler, sequence, _ in attempts.made if handler == "h1"]
+        assert all(abs(place - order.index(sequence)) < 8 for place, sequence in enumerate(sorted(order)))
+    assert attempts.made == Counter(wanted | other)
+    assert await bus.last_sequence(bus.names.deliveries) == 0  # not a copy, nor a pointer
+
+
+async def test_two_replicas_share_and_hand_over_without_a_repeat(attempts: Attempts, bus: Bus) -> None:
+    async with attempts.replica(0.01) as first:
+        wanted = await attempts.append_to_all(10)
+        async with attempts.replica(0.01) as second:
+            await until_async(lambda: shared(bus, 2))
+            wanted |= await attempts.append_to_all(10)
+            await first.end(signal.SIGTERM)
+            await until_async(lambda: shared(bus, 1))
+            wanted |= await attempts.append_to_all(10)
+            await until(lambda: attempts.made.keys() >= wanted)
+            await second.end(signal.SIGTERM)
+    assert attempts.made == Counter(wanted)
+
+
+async def shared(bus: Bus, replicas: int) -> bool:
+    found = await owners(bus)
+    return len(found) == replicas and sum(found.values()) == SHARDS
+
+
+async def until_async(condition: Callable[[], Awaitable[bool]], seconds: float = 30.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not await condition():  # noqa: ASYNC110 - of other processes
+            await asyncio.sleep(0.05)
+
+
+async def test_the_work_of_a_killed_replica_goes_on_at_another(attempts: Attempts, bus: Bus) -> None:
+    async with attempts.replica(0.01) as first, attempts.replica(0.01):
+        await until_async(lambda: shared(bus, 2))
+        wanted = await attempts.append_to_all(MANY // len(HANDLERS))
+        await first.end(signal.SIGKILL)
+        wanted |= await attempts.append_to_all(MANY // len(HANDLERS))
+        await until(lambda: attempts.made.keys() >= wanted)
+    again = [one for one, times in attempts.made.items() if times > 1]
+    # What was in hand, no more: four at a time of each handler.
+    assert len(again) <= 4 * len(HANDLERS)
+    assert max(attempts.made.values()) <= 2
+
+
+async def test_a_replica_that_stood_still_does_no_harm(attempts: Attempts, bus: Bus) -> None:
+    async with attempts.replica(0.05) as first, attempts.replica(0.05):
+        await until_async(lambda: shared(bus, 2))
+        wanted = await attempts.append_to_all(5)
+        first.process.send_signal(signal.SIGSTOP)
+        wanted |= await attempts.append_to_all(5)
+        await asyncio.sleep(3)
+        first.process.send_signal(signal.SIGCONT)
+        wanted |= await attempts.append_to_all(5)
+        await until(lambda: attempts.made.keys() >= wanted)
+        await until_async(lambda: shared(bus, 2))
+        await asyncio.sleep(0.5)
+    assert max(attempts.made.values()) <= 2
+
+
+async def test_a_job_that_ends_its_process_is_put_aside_and_holds_up_nobody(attempts: Attempts) -> None:
+    [deadly] = await attempts.append("Deadly")
+    wanted = await attempts.append_to_all(3)
+    for _ in range(4):
+        with contextlib.suppress(TimeoutError):
+            async with attempts.replica(0.02) as replica, asyncio.timeout(8):
+                await replica.process.wait()
+        if attempts.parked:
+            break
+    assert [line.split()[1] for line in attempts.parked] == [str(deadly)]
+    assert attempts.made.keys() >= wanted
