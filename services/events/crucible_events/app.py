@@ -65,7 +65,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             app.state.replays = copies.replays
             app.state.ready = lambda: waiting_for(bus, copies, index)
             app.state.troubles = lambda: [*bus.storage.troubles(), *index.troubles(), *losses.troubles()]
-            audit = app.state.audit = Audit(bus, index, copies.places, losses)
+            audit = app.state.audit = Audit(bus, index, await index.open_reader(), copies.places, losses)
             await stack.enter_async_context(_running(settings, bus, copies, index, losses, audit, telemetry, metrics))
             async with announced(app, bus, SERVICE):
                 yield

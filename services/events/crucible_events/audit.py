@@ -83,14 +83,15 @@ class Runs:
 class Audit:
     """Every replica compares its own index; what one finds is kept once."""
 
-    def __init__(self, bus: Bus, index: Index, places: Places, losses: Losses) -> None:
+    def __init__(self, bus: Bus, index: Index, reader: Reader, places: Places, losses: Losses) -> None:
+        """`reader` is of the index and for the audit alone: no query waits behind what is compared."""
         self._bus = bus
         self._index = index
         self._places = places
         self._losses = losses
         self._damage = Damage(bus, index, losses)
         self._difference: int | None = None
-        self._reader: Reader | None = None
+        self._reader = reader
         self._asked = asyncio.Event()
         losses.accepted = self._asked.set
 
@@ -144,9 +145,6 @@ class Audit:
         return found
 
     async def _select(self, statement: str, values: Sequence[Any]) -> list[Any]:
-        """Over a connection of its own: no query waits behind what is compared."""
-        if self._reader is None:
-            self._reader = await self._index.open_reader()
         return await self._reader.execute_fetchall(statement, values)
 
     # ---- by number

@@ -41,6 +41,7 @@ place after so many."""
 _CLOCKS_DIFFER_MS = 2000
 _FEW_SUBJECTS = 32
 _PAUSE_S = 0.5
+_AGAIN_S = 5.0
 
 
 class Engine:
@@ -334,14 +335,17 @@ class Engine:
 
     async def _do(self, lane: Lane, job: Job) -> None:
         try:
-            await self._attempts.make(job)
+            while True:
+                try:
+                    await self._attempts.make(job)
+                    break
+                except Exception:  # not of the attempt, but of what follows from it: a mistake of ours
+                    log.exception("%s: %s of %s broke off; it is done again", self._service.name, job.id, job.handler)
+                    await asyncio.sleep(_AGAIN_S)
             self._worked.add(lane.shard)
             lane.settle(job)
             if job.over is not None and not job.over.done():
                 job.over.set_result(None)
-        except Exception:
-            log.exception("%s: %s of %s broke off", self._service.name, job.id, job.handler)
-            lane.behind = True  # it is read from the log again, by another or after the next start
         finally:
             del lane.running[job]
             self._let_go(job)
