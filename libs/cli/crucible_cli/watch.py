@@ -259,7 +259,8 @@ class Watcher:
             paths = [Path(path).relative_to(root).as_posix() for _, path in burst if Path(path).is_relative_to(root)]
             # Something may have happened before this watch began.
             yield paths if paths or number else None
-            if paths and _folders(root) != folders:
+            # A folder may have come after they were listed, and before this watch began.
+            if (paths or not number) and _folders(root) != folders:
                 return
 
 
