@@ -392,7 +392,7 @@ class Engine:
         return False
 
     def _behind(self, lane: Lane, plan: Plan) -> AsyncGenerator[list[Message], None]:
-        """What the log has for a lane that it has not been given."""
+        """The events of the log that a lane has not been given."""
         after = max(lane.fed, plan.since)
         return read(self._bus, self._bus.names.events, after=after, filters=self._subjects(plan.types))
 

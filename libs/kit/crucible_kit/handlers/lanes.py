@@ -13,7 +13,7 @@ from crucible_kit.message import Message
 ROOM = 256
 """Events that wait in a lane; the others wait in the log."""
 HELD_BYTES = 32 * 1024 * 1024
-"""What the events in all lanes of a process may come to. Each lane may have one, whatever the others have."""
+"""Bytes that the events in all lanes of a process may come to. Each lane may have one, whatever the others have."""
 
 
 class Job(msgspec.Struct, eq=False):

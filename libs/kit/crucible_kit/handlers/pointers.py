@@ -51,7 +51,7 @@ async def waiting(bus: Bus, kind: str, queue: str, handler: str) -> int:
 class Pointers:
     """This replica's consumer of its service's work queue, over all shards that it owns.
 
-    What a lane has no room for, or is held, is moved to a subject that nobody consumes, and back when there is room.
+    Work of a lane that has no room, or is held, is moved to a subject that nobody consumes, and back later.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What a service brings to the engine: its handlers, what an attempt is, and how it is recorded."""
+"""The part that a service brings to the engine: its handlers, its attempts, and how they are recorded."""
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
@@ -66,7 +66,7 @@ class Service(Protocol):
         """Which job, and which attempt at it, a record of the history is about. Raises `msgspec.DecodeError`."""
 
     async def left_of(self, sequence: int) -> Message | None:
-        """What is left of an event that was redacted; None of one that was not."""
+        """The rest of an event that was redacted; None of one that was not."""
 
     async def attempt(self, job: Job) -> Outcome:
         """Raises UnavailableError where something is away: then it is asked for again."""

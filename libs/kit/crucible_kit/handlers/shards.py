@@ -71,6 +71,10 @@ class Ownership:
         """`first` gives the place where a shard begins that has never had an owner."""
         self.replica = secrets.token_hex(6)
         self.owned: dict[int, Shard] = {}
+        self._untaken: list[Shard] = []
+        """Shards that are claimed and not worked on yet."""
+        self._doubtful: dict[int, str] = {}
+        """The owner that ended without a word, of shards that this replica has tried to claim."""
         self.begun = asyncio.Event()
         """Set once this replica has taken what nobody else had."""
         self.moved = asyncio.Event()
@@ -178,14 +182,24 @@ class Ownership:
         self._settled = None if missing else (living, wanted)
 
     async def _claim(self, numbers: frozenset[int], living: frozenset[str]) -> list[Shard]:
+        """Returns the shards that are this replica's from now on. Where something is away in the middle of it, nothing
+        is forgotten: what was claimed is taken the next time."""
         entries = await self._bucket.entries()
-        free = [await self._free(number, entries.get(self._key(number)), living) for number in sorted(numbers)]
-        tried = [shard for shard in free if shard is not None]
-        claimed = [shard for shard, won in zip(tried, await _all(map(self._take, tried)), strict=True) if won]
+        untaken = {shard.number for shard in self._untaken}
+        free = [self._free(n, entries.get(self._key(n)), living) for n in sorted(numbers - untaken)]
+        tried = [shard for shard in await asyncio.gather(*free) if shard is not None]
+        results = await asyncio.gather(*map(self._take, tried), return_exceptions=True)
+        self._untaken += [shard for shard, won in zip(tried, results, strict=True) if won is True]
+        self._doubtful |= {shard.number: shard.dead for shard in tried}
+        if self._untaken:
+            await self._taken(self._untaken)
+        claimed, self._untaken = self._untaken, []
         if claimed:
-            await self._taken(claimed)
             self.owned |= {shard.number: shard for shard in claimed}
             self.moved.set()
+        for failure in results:
+            if isinstance(failure, BaseException):
+                raise failure
         return claimed
 
     async def _take(self, shard: Shard) -> bool:
@@ -203,6 +217,8 @@ class Ownership:
         if entry is None:
             return Shard(number, ShardRecord("", await self._first(number), released=True), 0)
         record = _read(entry)
+        if not record.released and record.owner == self.replica:  # whether the claim was stored was not known
+            return Shard(number, record, entry.revision, dead=self._doubtful.get(number, ""))
         if not record.released and record.owner in living:
             return None
         return Shard(number, record, entry.revision, dead="" if record.released else record.owner)
