@@ -64,8 +64,13 @@ class Proxy:
         self._writers: set[asyncio.StreamWriter] = set()
         self._copying: set[asyncio.Task[None]] = set()
         self._stalled: set[asyncio.Task[None]] = set()
+        self.turned_away = 0
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.turned_away:  # a connection that ends before the server has said a word
+            self.turned_away -= 1
+            writer.close()
+            return
         upstream, downstream = await asyncio.open_connection("127.0.0.1", self._port)
         self._writers |= {writer, downstream}
         for source, target in ((reader, downstream), (upstream, writer)):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 from pathlib import Path
 
@@ -318,6 +319,16 @@ async def test_a_server_that_is_gone_without_a_word_is_not_waited_for(nats_url: 
         await bus._client._process_op_err(nats.errors.StaleConnectionError())  # as after two pings, in 15 s
         await until(lambda: bus.connected, 5)
         await bus._round_trip()
+
+
+async def test_a_connection_without_a_greeting_is_closed_before_the_next_one(nats_url: str, names: Names) -> None:
+    """nats-py connects again over it and forgets it: each one would stay open until the garbage is collected."""
+    async with proxied(nats_url) as (proxy, url), open_bus(url, names) as bus:
+        proxy.turned_away = 3
+        proxy.drop()
+        await until(lambda: bus.connections == 2)
+        gc.collect()  # a stream that was left open warns, and a warning fails the test
+        assert proxy.turned_away == 0
 
 
 async def test_a_bus_is_closed_though_the_server_takes_nothing(nats_url: str, names: Names) -> None:

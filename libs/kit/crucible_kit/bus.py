@@ -431,6 +431,9 @@ class Bus(JetStream):
         self._up.set()
 
     async def _on_error(self, error: Exception) -> None:
+        if self._client._transport and not self.connected:
+            # The greeting failed: nats-py leaves that connection open, and connects again over it.
+            self._client._transport.close()  # type: ignore[no-untyped-call]
         # A server that stays away is tried five times a second, and said to be away once.
         complaint = str(error) or type(error).__name__
         if complaint != self._complaint and not self._closing:
