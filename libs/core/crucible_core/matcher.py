@@ -1,9 +1,9 @@
 """Many filters against one event: subscriptions compiled once, and an index that finds the ones that match."""
 
-from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from functools import partial
-from typing import Any, Generic, NamedTuple, TypeVar
+from itertools import count
+from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -16,7 +16,7 @@ from .operators import scalar_key
 from .paths import Getter
 from .protocol.shared import TypeFilter
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Hashable)
 
 _EVERYTHING = ("*",)
 
@@ -102,43 +102,59 @@ def _alternative(wanted: TypeFilter, at: str, catalogue: Catalogue, any_path: bo
 
 
 class Matcher(Generic[T]):
-    """Finds, for an event, the targets whose filters match it, in the order in which they were given.
+    """Finds, for an event, the targets whose filters match it, in the order in which they were put.
 
-    Immutable: build a new one for each change, from `CompiledFilters` that are kept. Building takes about a microsecond
-    for each type that each filter names; the first event of a type then pays about 5 µs for each filter on that type,
-    once. Matching asks the tables of the event's type, of its category's wildcard and of `*`; each holds its filters by
-    a value that they require (`equals` or `in` of a scalar). So it costs one lookup for each field so required, and a
+    To put or to drop one costs some microseconds for each type that its filters name, however many others there are.
+    Matching asks the tables of the event's type, of its category's wildcard and of `*`; each holds its filters by a
+    value that they require (`equals` or `in` of a scalar). So it costs one lookup for each field so required, and a
     call for each filter whose value is the event's or that requires none. Type names that no filter has take no memory,
     however many events bring.
     """
 
-    def __init__(self, pairs: Iterable[tuple[T, CompiledFilters]]) -> None:
-        self._targets: list[T] = []
-        self._entries: dict[str, list[_Entry]] = {}
+    def __init__(self, pairs: Iterable[tuple[T, CompiledFilters]] = ()) -> None:
+        self._placed: dict[T, tuple[int, CompiledFilters]] = {}
+        self._targets: dict[int, T] = {}
         self._tables: dict[str, _Table] = {}
-        for position, (target, compiled) in enumerate(pairs):
-            self._targets.append(target)
-            for alternative in compiled.alternatives:
-                entry = _Entry(position, alternative.predicate, alternative.anchors)
-                for name in _EVERYTHING if alternative.types is None else alternative.types:
-                    self._entries.setdefault(name, []).append(entry)
+        self._positions = count()
+        for target, compiled in pairs:
+            self.put(target, compiled)
+
+    def put(self, target: T, compiled: CompiledFilters) -> None:
+        """Adds a target, in place of what it listened to before."""
+        self.drop(target)
+        position = next(self._positions)
+        self._placed[target] = position, compiled
+        self._targets[position] = target
+        for alternative in compiled.alternatives:
+            entry = _Entry(position, alternative.predicate, alternative.anchors)
+            for name in _EVERYTHING if alternative.types is None else alternative.types:
+                table = self._tables.get(name)
+                if table is None:
+                    table = self._tables[name] = _Table()
+                table.add(entry)
+
+    def drop(self, target: T) -> None:
+        """Removes a target, if it is there."""
+        if target not in self._placed:
+            return
+        position, compiled = self._placed.pop(target)
+        del self._targets[position]
+        for alternative in compiled.alternatives:
+            for name in _EVERYTHING if alternative.types is None else alternative.types:
+                table = self._tables.get(name)
+                if table is not None and table.remove(position, alternative.anchors):
+                    del self._tables[name]
 
     def may_want(self, category: str, event: str) -> bool:
         """Whether an event of a type may match, whatever is in it."""
-        return any(name in self._entries for name in (f"{category}.{event}", f"{category}.*", *_EVERYTHING))
+        return any(name in self._tables for name in (f"{category}.{event}", f"{category}.*", *_EVERYTHING))
 
     def match(self, event: Event) -> list[T]:
         hits: set[int] = set()
         for name in (*_names(event), *_EVERYTHING):
-            if name in self._entries:
-                self._table(name).collect(event, hits)
+            if (table := self._tables.get(name)) is not None:
+                table.collect(event, hits)
         return [self._targets[position] for position in sorted(hits)]
-
-    def _table(self, name: str) -> "_Table":
-        table = self._tables.get(name)
-        if table is None:
-            table = self._tables[name] = _table(self._entries[name])
-        return table
 
 
 class _Entry(NamedTuple):
@@ -147,47 +163,50 @@ class _Entry(NamedTuple):
     anchors: tuple[Anchor, ...]
 
 
-class _Index(NamedTuple):
-    get: Getter
-    entries: Mapping[Hashable, Sequence[_Entry]]
-
-
-class _Table(NamedTuple):
+class _Table:
     """The filters of one type: those found through a value that they require, and the others, which are all asked."""
 
-    indexes: tuple[_Index, ...]
-    others: tuple[_Entry, ...]
+    __slots__ = ("_indexes", "_others")
+
+    def __init__(self) -> None:
+        self._indexes: dict[str, tuple[Getter, dict[Hashable, list[_Entry]]]] = {}
+        self._others: list[_Entry] = []
+
+    def add(self, entry: _Entry) -> None:
+        """Under the anchor whose values the fewest other filters have."""
+        anchor = min(entry.anchors, key=self._shared, default=None)
+        if anchor is None:
+            self._others.append(entry)
+            return
+        _, by_value = self._indexes.setdefault(anchor.path, (anchor.get, {}))
+        for value in anchor.values:
+            by_value.setdefault(value, []).append(entry)
+
+    def _shared(self, anchor: Anchor) -> int:
+        _, by_value = self._indexes.get(anchor.path, (None, {}))
+        return sum(len(by_value.get(value, ())) for value in anchor.values)
+
+    def remove(self, position: int, anchors: Sequence[Anchor]) -> bool:
+        """Removes the filters of a target; true when none is left."""
+        self._others = [entry for entry in self._others if entry.position != position]
+        for anchor in anchors:
+            _, by_value = self._indexes.get(anchor.path, (None, {}))
+            for value in anchor.values:
+                left = [entry for entry in by_value.pop(value, ()) if entry.position != position]
+                if left:
+                    by_value[value] = left
+            if not by_value:
+                self._indexes.pop(anchor.path, None)
+        return not self._indexes and not self._others
 
     def collect(self, event: Event, hits: set[int]) -> None:
         """Adds the positions that match `event` to `hits`."""
-        for get, entries in self.indexes:
-            _ask(entries.get(scalar_key(get(event)), ()), event, hits)
-        _ask(self.others, event, hits)
+        for get, by_value in self._indexes.values():
+            _ask(by_value.get(scalar_key(get(event)), ()), event, hits)
+        _ask(self._others, event, hits)
 
 
 def _ask(entries: Iterable[_Entry], event: Event, hits: set[int]) -> None:
     for position, predicate, _ in entries:
         if position not in hits and predicate(event):
             hits.add(position)
-
-
-def _table(entries: Sequence[_Entry]) -> _Table:
-    rivals = Counter((anchor.path, value) for entry in entries for anchor in entry.anchors for value in anchor.values)
-    getters: dict[str, Getter] = {}
-    indexed: dict[str, dict[Hashable, list[_Entry]]] = {}
-    others: list[_Entry] = []
-    for entry in entries:
-        anchor = _most_telling(entry.anchors, rivals)
-        if anchor is None:
-            others.append(entry)
-            continue
-        getters[anchor.path] = anchor.get
-        by_value = indexed.setdefault(anchor.path, {})
-        for value in anchor.values:
-            by_value.setdefault(value, []).append(entry)
-    return _Table(tuple(_Index(getters[path], by_value) for path, by_value in indexed.items()), tuple(others))
-
-
-def _most_telling(found: Sequence[Anchor], rivals: Mapping[tuple[str, Any], int]) -> Anchor | None:
-    """The anchor whose values the fewest filters share."""
-    return min(found, key=lambda anchor: sum(rivals[anchor.path, value] for value in anchor.values), default=None)

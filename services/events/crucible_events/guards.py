@@ -77,9 +77,7 @@ class Guards:
         self._event_types = types
         self._values: dict[str, bytes] = {}
         self._guards: dict[str, Guard] = {}
-        self._matcher: Matcher[Guard] | None = None
-        self._types: frozenset[str] | None = frozenset()
-        self._wildcards: frozenset[str] = frozenset()
+        self._matcher: Matcher[str] = Matcher()
         self._known = metrics.gauge("events_pre_hooks", "Enabled Pre hooks that this process knows")
         self._asked = metrics.counter("events_intercepts", "Events that Pre hooks judged", ("verdict",))
         self.view = View(bucket, self._changed)
@@ -92,11 +90,12 @@ class Guards:
             guard = read_guard(change.key, change.value, self._event_types.catalogue)
         if guard is None or change.value is None:
             self._guards.pop(change.key, None)
+            self._matcher.drop(change.key)
         else:
             self._guards[change.key] = guard
             self._values[change.key] = change.value
+            self._matcher.put(change.key, guard.filters)
         self._known.set(len(self._guards))
-        self._matcher = None
 
     def _type_changed(self, dotted: str) -> None:
         """What a guard's filters mean may be another thing now."""
@@ -117,13 +116,12 @@ class Guards:
 
     def match(self, event: Event) -> list[Guard]:
         """The guards that watch a stamped event, whose payload is `msgspec.Raw`; most events have none."""
-        matcher = self._matcher or self._rebuilt()
-        dotted = event.dotted
-        if self._types is not None and dotted not in self._types and event.type not in self._wildcards:
+        if not self._matcher.may_want(event.type, event.data.event):
             return []
         payload = read(msgspec.json.decode, bytes(event.data.payload))
-        matched = matcher.match(msgspec.structs.replace(event, data=Data(event.data.event, payload)))
-        if dotted in RUN_RECORDS:
+        found = self._matcher.match(msgspec.structs.replace(event, data=Data(event.data.event, payload)))
+        matched = [self._guards[key] for key in found]
+        if event.dotted in RUN_RECORDS:
             return [guard for guard in matched if guard.filters.names_category("Hook")]
         return matched
 
@@ -160,14 +158,6 @@ class Guards:
             self._bus, "hooks", "intercept", request, InterceptReply, timeout=patience, traceparent=traceparent
         )
         return None if reply.payload is msgspec.UNSET else bytes(reply.payload)
-
-    def _rebuilt(self) -> Matcher[Guard]:
-        guards = list(self._guards.values())
-        self._matcher = Matcher((guard, guard.filters) for guard in guards)
-        named = [guard.filters.types for guard in guards]
-        self._types = None if None in named else frozenset[str]().union(*(types for types in named if types))
-        self._wildcards = frozenset(name[:-2] for name in self._types or () if name.endswith(".*"))
-        return self._matcher
 
 
 def _names(guards: list[Guard]) -> str:

@@ -42,7 +42,7 @@ class Hub:
         self._window: deque[Record] = deque()
         self._weight = 0
         self._readers: dict[Reader, None] = {}
-        self._matcher: Matcher[Reader] | None = None
+        self._matcher: Matcher[Reader] = Matcher()
         self._followers = 0
         self._wanted = asyncio.Event()
         self._open = asyncio.Event()
@@ -109,14 +109,14 @@ class Hub:
         for record in missed:
             reader.offer(record)
         self._readers[reader] = None
-        self._matcher = None
+        self._matcher.put(reader, reader.wanted.filters)
         return True
 
     def leave(self, reader: Reader) -> None:
         """It is offered nothing more."""
         if reader in self._readers:
             del self._readers[reader]
-            self._matcher = None
+            self._matcher.drop(reader)
 
     # ---- listening
 
@@ -169,8 +169,6 @@ class Hub:
             return
         self._window.append(record)
         self._weight += record.weight
-        if self._matcher is None:
-            self._matcher = Matcher((reader, reader.wanted.filters) for reader in self._readers)
         for reader in self._matcher.match(event):
             if reader.wanted.confines(event) and not reader.offer(record):
                 self._gaps.inc()

@@ -45,7 +45,7 @@ class Registry:
         """Set once there is a hook."""
         self._revisions: dict[str, int] = {}
         self._names: dict[str, str] = {}
-        self._matcher: Matcher[Hook] | None = None
+        self._matcher: Matcher[str] = Matcher()
         self._pre: list[Hook] | None = None
         self.view = View(bucket, self._take)
         self.records: dict[str, HookRecord] = {}
@@ -69,10 +69,8 @@ class Registry:
 
     def match(self, event: Event) -> list[Hook]:
         """The enabled Post hooks that this event triggers."""
-        if self._matcher is None:
-            found = [hook for hook in self.hooks.values() if not hook.pre and self.records[hook.name].enabled]
-            self._matcher = Matcher([(hook, hook.filters) for hook in found])
-        return [hook for hook in self._matcher.match(event) if hears(hook, event)]
+        found = [self.hooks[name] for name in self._matcher.match(event)]
+        return [hook for hook in found if hears(hook, event)]
 
     def state(self, name: str) -> str:
         record = self.get(name)
@@ -157,12 +155,10 @@ class Registry:
     # ---- the copy
 
     def _take(self, change: Change) -> None:
-        self._matcher = self._pre = None
         record = _record(change, self._names.get(change.key, change.key))
         name = record.name if record else self._names.get(change.key, change.key)
         before = self.records.pop(name, None)
-        self.hooks.pop(name, None)
-        self.broken.pop(name, None)
+        self._unload(name)
         if record is None:
             self._names.pop(change.key, None)
             self._revisions.pop(change.key, None)
@@ -180,14 +176,18 @@ class Registry:
             hook = self.hooks.get(name)
             if record.definition is None or (hook is not None and not hook.filters.names_category(category)):
                 continue
-            self._matcher = self._pre = None
-            self.hooks.pop(name, None)
-            self.broken.pop(name, None)
+            self._unload(name)
             self._load(record)
             if (hook is None) != (name not in self.hooks):
                 log.info("hook %s is %s, since %s has changed", name, self.state(name), dotted)
             for listener in self.reloaded:
                 listener(name)
+
+    def _unload(self, name: str) -> None:
+        self._pre = None
+        self._matcher.drop(name)
+        self.hooks.pop(name, None)
+        self.broken.pop(name, None)
 
     def _load(self, record: HookRecord) -> None:
         self.populated.set()
@@ -196,9 +196,11 @@ class Registry:
             return
         directory = None if record.origin == API else Path(record.origin).parent
         try:
-            self.hooks[record.name] = load_hook(
+            hook = self.hooks[record.name] = load_hook(
                 record.definition, str(directory) if directory else None, record.id, catalogue=self.types.catalogue
             )
+            if record.enabled and not hook.pre:
+                self._matcher.put(record.name, hook.filters)
         except CrucibleError as error:
             self.broken[record.name] = error.detail
             log.warning("hook %s cannot run: %s", record.name, error.detail)

@@ -34,7 +34,7 @@ class Registry:
         self._bucket = bucket
         self.types = types
         self._compiled: dict[str, CompiledFilters] = {}
-        self._matcher: Matcher[str] | None = None
+        self._matcher: Matcher[str] = Matcher()
         self._revisions: dict[str, int] = {}
         self.view = View(bucket, self._take)
         self.records: dict[str, WebhookRecord] = {}
@@ -46,13 +46,8 @@ class Registry:
 
     def match(self, event: Event) -> list[WebhookRecord]:
         """The webhooks that this event goes to, disabled ones too: their deliveries wait in the queue."""
-        found = self._matching().match(event)
+        found = self._matcher.match(event)
         return [self.records[webhook] for webhook in found if not _is_about(webhook, event)]
-
-    def _matching(self) -> Matcher[str]:
-        if self._matcher is None:
-            self._matcher = Matcher(list(self._compiled.items()))
-        return self._matcher
 
     def wants(self, webhook_id: str, event: Event) -> bool:
         """Whether the event goes to this one of them."""
@@ -65,7 +60,7 @@ class Registry:
 
     def may_want(self, category: str, event: str) -> bool:
         """Whether one of them may want an event of a type, whatever is in it."""
-        return self._matching().may_want(category, event)
+        return self._matcher.may_want(category, event)
 
     def types_of(self, webhook_id: str) -> frozenset[str] | None:
         compiled = self._compiled.get(webhook_id)
@@ -181,9 +176,7 @@ class Registry:
         return record
 
     def _take(self, change: Change) -> None:
-        self._matcher = None
-        self._compiled.pop(change.key, None)
-        self.inert.pop(change.key, None)
+        self._forget(change.key)
         self.records.pop(change.key, None)
         self._revisions.pop(change.key, None)
         if change.value is None:
@@ -211,14 +204,18 @@ class Registry:
         for key, record in self.records.items():
             filters = self._compiled.get(key)
             if filters is None or filters.names_category(category):
-                self._matcher = None
-                self._compiled.pop(key, None)
-                self.inert.pop(key, None)
+                self._forget(key)
                 self._compile(key, record)
+
+    def _forget(self, key: str) -> None:
+        self._matcher.drop(key)
+        self._compiled.pop(key, None)
+        self.inert.pop(key, None)
 
     def _compile(self, key: str, record: WebhookRecord) -> None:
         try:
             self._compiled[key] = compiled(record, self.types.catalogue)
+            self._matcher.put(key, self._compiled[key])
         except CrucibleError as error:
             self.inert[key] = error.detail
 
