@@ -159,7 +159,8 @@ async def test_an_answer_that_does_not_come_leaves_it_open_and_one_that_does_not
     with pytest.raises(UnavailableError) as nobody:
         await ask(bus)
     assert not isinstance(nobody.value, UnknownOutcomeError)
-    leave = [await bus.listen(bus.names.rpc("svc", name), lambda message: None) for name in ("op", "alive")]
+    subjects = (bus.names.rpc("svc", "op"), bus.names.rpc_alive("svc", "op"))
+    leave = [await bus.listen(subject, lambda message: None) for subject in subjects]
     with pytest.raises(UnknownOutcomeError):
         await ask(bus, timeout=0.2)
     for each in leave:

@@ -226,7 +226,8 @@ async def test_who_works_for_long_says_so(bus: Bus) -> None:
 async def test_who_was_killed_is_not_waited_for(bus: Bus) -> None:
     """The request was taken, and whoever took it says nothing more; another replica is there."""
     taken: list[object] = []
-    leaving = [await bus.listen(bus.names.rpc("svc", name), taken.append) for name in ("op", "alive")]
+    subjects = (bus.names.rpc("svc", "op"), bus.names.rpc_alive("svc", "op"))
+    leaving = [await bus.listen(subject, taken.append) for subject in subjects]
     began = asyncio.get_running_loop().time()
     with pytest.raises(UnavailableError) as caught:
         await ask(bus, timeout=15)

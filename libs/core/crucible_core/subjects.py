@@ -271,6 +271,10 @@ class Names(msgspec.Struct, frozen=True):
     def rpc(self, service: str, operation: str) -> str:
         return self._subject("rpc", service, operation)
 
+    def rpc_alive(self, service: str, operation: str) -> str:
+        """Where each replica listens that answers an operation, or drains, and nobody is ever answered."""
+        return self._subject("rpc", service, operation, "alive")
+
 
 _BUCKETS = [f"b{number:02d}" for number in range(HASH_BUCKETS)]
 

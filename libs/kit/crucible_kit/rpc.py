@@ -41,8 +41,6 @@ _GRACE_S = 10.0
 _SIGN_EVERY_S = 1.0
 _PROBE_S = 0.5
 _MOST_DIGITS = 15
-_ALIVE = "alive"
-"""The operation of every service that is never answered: NATS says so at once where no replica is left to hear it."""
 
 Reply = TypeVar("Reply")
 _Refusal = tuple[bytes, dict[str, str]]
@@ -156,7 +154,8 @@ async def serve(bus: Bus, service: str, endpoints: Mapping[str, Endpoint], telem
     async with contextlib.AsyncExitStack() as stack:
         signs = asyncio.create_task(_signs_of_life(bus, tasks))
         stack.callback(signs.cancel)
-        stack.push_async_callback(await bus.listen(bus.names.rpc(service, _ALIVE), _ignore, service))
+        for operation in endpoints:
+            stack.push_async_callback(await bus.listen(bus.names.rpc_alive(service, operation), _ignore, service))
         stack.push_async_callback(finish, tasks, _GRACE_S)
         for operation, endpoint in endpoints.items():
             received = _receiver(bus, f"{service}.{operation}", endpoint, telemetry, tasks, replica)
@@ -233,7 +232,8 @@ def _receiver(
 
 @contextlib.asynccontextmanager
 async def _while_served(bus: Bus, service: str, operation: str) -> AsyncIterator[None]:
-    """Ends the wait for an answer by UnavailableError as soon as no replica is left that could give it."""
+    """Ends the wait for an answer by UnavailableError as soon as no replica is left that could give it: NATS says so at
+    once where nobody listens. One that drains takes no more requests, and listens still."""
     loop = asyncio.get_running_loop()
     probes: list[asyncio.Task[None]] = []
     served = asyncio.timeout(None)
@@ -243,7 +243,7 @@ async def _while_served(bus: Bus, service: str, operation: str) -> AsyncIterator
         with contextlib.suppress(CrucibleError):
             async with bus.inbox() as (reply, nobody):
                 while True:
-                    await bus.ask(bus.names.rpc(service, _ALIVE), b"", reply)
+                    await bus.ask(bus.names.rpc_alive(service, operation), b"", reply)
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(_PROBE_S):
                             await nobody.get()

@@ -1,14 +1,17 @@
 """The requests that events answers."""
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import Mapping
 
 import msgspec
 
-from crucible_core.envelope import MAX_EVENT_BYTES, with_sequence
+from crucible_core.envelope import MAX_EVENT_BYTES
 from crucible_core.errors import FieldError, InvalidError, NotFoundError, UnavailableError
 from crucible_core.protocol.events import (
     Appended,
+    AppendReply,
     AppendRequest,
     CountReply,
     CountRequest,
@@ -32,14 +35,18 @@ from crucible_kit.budget import Budget
 from crucible_kit.bus import Bus
 from crucible_kit.future import is_near, past_end
 from crucible_kit.index import Index
-from crucible_kit.rpc import Context, Endpoint
+from crucible_kit.purging import Purging
+from crucible_kit.rpc import Context, Endpoint, call
+from crucible_kit.types import Types
 
-from . import answer, counting, query, store, tree
+from . import answer, counting, query, retention, store, tree, worlds
 from .appending import Appender
 from .candidates import check_repeats
-from .copies import Copies
+from .guards import Guards
+from .lookup import Indexed
+from .places import Places
 from .registry import Registry
-from .replaying import Replaying
+from .retention import Retention
 from .stamping import scoped_key, who
 
 log = logging.getLogger(__name__)
@@ -55,26 +62,65 @@ def room_for(bus: Bus) -> int:
     return min(MAX_REPLY_BYTES, bus.max_payload * 3 // 4)
 
 
-def endpoints(
-    bus: Bus, index: Index, appender: Appender, copies: Copies, replaying: Replaying
-) -> Mapping[str, Endpoint]:
-    """By operation; see `crucible_core.protocol` for what each takes and gives."""
-    room = room_for(bus)
-    answers = Budget(_ANSWERS_BYTES)
-    types = copies.types
-    registry = Registry(bus, types, index)
+async def tell(bus: Bus, setting: str, context: Context, id: str | None = None, **changes: object) -> None:
+    """Appends System.ConfigChanged. Whoever asks again because no answer came changes, and tells, again."""
+    payload = {"setting": setting, "service": "events", "changes": changes, **({"id": id} if id else {})}
+    raw = msgspec.Raw(msgspec.json.encode(payload))
+    event = NewEvent(type="System.ConfigChanged", payload=raw, entity=setting, traceparent=context.traceparent)
+    request = AppendRequest(events=[event])
+    reply = await call(bus, "events", "append", request, AppendReply, traceparent=context.traceparent)
+    if (error := reply.results[0].error) is not None:
+        log.warning("a change of %s is not recorded: %s", setting, error.detail)
+
+
+def reached(places: Places, rules: Retention | None, purging: Purging | None) -> Endpoint:
+    """Answered once this replica works by what was asked for. Raises UnavailableError."""
+
+    async def reach(request: ReachedRequest, context: Context) -> ReachedRequest:
+        if request.bucket == worlds.BUCKET:
+            await places.view.reach(request.revision)
+        elif request.bucket == retention.BUCKET and rules is not None:
+            await rules.view.reach(request.revision)
+        if request.settle:
+            await places.quiet(worlds.SETTLE_S)
+            if purging is not None:
+                with contextlib.suppress(TimeoutError):  # a large one goes on by itself
+                    async with asyncio.timeout(worlds.SETTLE_S):
+                        await purging.settled()
+        return request
+
+    return Endpoint(ReachedRequest, reach, every_replica=True)
+
+
+def appends(bus: Bus, appender: Appender, guards: Guards, rules: Retention) -> Mapping[str, Endpoint]:
+    """Of the role `append`, by operation; see `crucible_core.protocol` for what each takes and gives."""
 
     async def guarded(request: GuardedRequest, context: Context) -> GuardedRequest:
-        await copies.guards.reach(request.revision)
+        await guards.reach(request.revision)
         return request
 
-    async def reached(request: ReachedRequest, context: Context) -> ReachedRequest:
-        await copies.reach(request)
-        return request
+    async def put_retention(request: PutRetention, context: Context) -> RetentionView:
+        view = await rules.put(request, context)
+        await tell(bus, "retention", context, rules=len(view.rules), revision=view.revision)
+        return view
+
+    return {
+        "append": Endpoint(AppendRequest, appender.append),
+        "guarded": Endpoint(GuardedRequest, guarded, every_replica=True),
+        "put_retention": Endpoint(PutRetention, put_retention),
+        **rules.endpoints(),
+    }
+
+
+def queries(bus: Bus, index: Index, lookup: Indexed, types: Types, places: Places) -> Mapping[str, Endpoint]:
+    """The same of the role `query`."""
+    room = room_for(bus)
+    answers = Budget(_ANSWERS_BYTES)
+    registry = Registry(bus, types, index)
 
     async def find(request: QueryRequest, context: Context) -> QueryReply:
         checked = await types.settle(lambda catalogue: query.checked(request, catalogue))
-        await copies.places.check_readable(request.world_id, request.room_id)
+        await places.check_readable(request.world_id, request.room_id)
         await _caught_up(bus, index, request.min_sequence)
         context.held.enter_context(await answers.take(min(room, checked.limit * MAX_EVENT_BYTES)))
         return await answer.run(index, checked, room)
@@ -83,25 +129,16 @@ def endpoints(
         wanted = {name: getattr(request, name) for name in EventsWanted.__struct_fields__}
         asked = QueryRequest(**wanted)
         checked = await types.settle(lambda catalogue: query.checked(asked, catalogue))
-        await copies.places.check_readable(request.world_id, request.room_id)
+        await places.check_readable(request.world_id, request.room_id)
         await _caught_up(bus, index, request.min_sequence)
         return await counting.count(index, checked, request.by)
 
     async def get(request: GetRequest, context: Context) -> bytes:
-        await _caught_up(bus, index, None)
-        found = await store.by_id(index, request.id)
-        if found is None:
-            # It may be so new that the index does not have it yet.
-            await index.reach(await bus.last_sequence(index.stream))
-            found = await store.by_id(index, request.id)
-        if found is None:
-            raise NotFoundError(f"there is no event {request.id[:100]}")
-        return with_sequence(found[1], found[0])
+        return await lookup.find(request.id)
 
     async def keyed(request: KeyedRequest, context: Context) -> Appended:
-        await index.reach(await bus.last_sequence(index.stream))
         key = scoped_key(request.key, who(request.source, request.actor)[1], request.world_id)
-        first = (await store.known(index, [key])).get(key)
+        first = (await lookup.known([key], settled=True)).get(key)
         if first is None:
             return Appended()
         check_repeats(request.fingerprint, first)
@@ -127,37 +164,20 @@ def endpoints(
         await _caught_up(bus, index, None)
         return await registry.get(request.id)
 
-    async def tell(setting: str, context: Context, id: str | None = None, **changes: object) -> None:
-        """System.ConfigChanged. Whoever asks again because no answer came changes, and tells, again."""
-        payload = {"setting": setting, "service": "events", "changes": changes, **({"id": id} if id else {})}
-        raw = msgspec.Raw(msgspec.json.encode(payload))
-        event = NewEvent(type="System.ConfigChanged", payload=raw, entity=setting, traceparent=context.traceparent)
-        appended = (await appender.append(AppendRequest(events=[event]), context)).results[0]
-        if appended.error is not None:
-            log.warning("a change of %s is not recorded: %s", setting, appended.error.detail)
-
-    async def put_retention(request: PutRetention, context: Context) -> RetentionView:
-        view = await copies.retention.put(request, context)
-        await tell("retention", context, rules=len(view.rules), revision=view.revision)
-        return view
-
     async def register_type(request: RegisterType, context: Context) -> RegisteredType:
         await _caught_up(bus, index, None)
         done = await registry.register(request)
         if done.created:
-            await tell("event_types", context, done.type.type, registered=done.type.version)
+            await tell(bus, "event_types", context, done.type.type, registered=done.type.version)
         return done
 
     async def delete_type(request: GetRequest, context: Context) -> DescribedType:
         await _caught_up(bus, index, None)
         deleted = await registry.delete(request.id)
-        await tell("event_types", context, deleted.type, deleted=True)
+        await tell(bus, "event_types", context, deleted.type, deleted=True)
         return deleted
 
     return {
-        "append": Endpoint(AppendRequest, appender.append),
-        "guarded": Endpoint(GuardedRequest, guarded, every_replica=True),
-        "reached": Endpoint(ReachedRequest, reached, every_replica=True),
         "query": Endpoint(QueryRequest, find),
         "count": Endpoint(CountRequest, count),
         "get": Endpoint(GetRequest, get),
@@ -166,10 +186,8 @@ def endpoints(
         "types": Endpoint(TypesRequest, list_types),
         "type": Endpoint(GetRequest, get_type),
         "register_type": Endpoint(RegisterType, register_type, stores=True),
-        "put_retention": Endpoint(PutRetention, put_retention),
         "delete_type": Endpoint(GetRequest, delete_type),
-        **types.endpoints(),
-        **replaying.endpoints(),
+        **lookup.endpoints(),
     }
 
 

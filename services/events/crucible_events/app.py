@@ -1,16 +1,19 @@
-"""The wiring of events: what is opened, what runs, and when it is ready."""
+"""The wiring of events: what each of its roles opens and runs, and when it is ready."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import msgspec
 from starlette.applications import Starlette
 
+from crucible_core.protocol.shared import Trouble
 from crucible_kit.asgi import ops_app
 from crucible_kit.backlog import ParkedMessages
-from crucible_kit.buckets import open_bucket
+from crucible_kit.buckets import Bucket, View, open_bucket
 from crucible_kit.bus import Bus
 from crucible_kit.index import Index, open_index
 from crucible_kit.lifecycle import announced
@@ -18,31 +21,63 @@ from crucible_kit.losses import BUCKET as LOSSES
 from crucible_kit.losses import Losses
 from crucible_kit.metrics import Metrics
 from crucible_kit.purging import Purging
-from crucible_kit.rpc import serve
+from crucible_kit.rpc import Endpoint, serve
 from crucible_kit.service import open_service
 from crucible_kit.settings import load
 from crucible_kit.streams import DAY_S
 from crucible_kit.telemetry import Telemetry
-from crucible_kit.types import open_types
+from crucible_kit.types import Types, open_types
 
-from . import retention, store, worlds
-from .api import endpoints, room_for
+from . import api, store, worlds
 from .appending import Appender
 from .audit import Audit, lost_end
 from .committer import Committer
-from .copies import Copies
 from .erasing import Eraser
 from .expiry import Expiry
 from .guards import Guards
+from .lookup import Asked, Indexed, Lookup
 from .places import Places
 from .redacting import Redacting
 from .replaying import Replaying
 from .replays import Replays
+from .retention import BUCKET as RETENTION
+from .retention import Retention
 from .settings import Settings
 
 SERVICE = "events"
 _START_S = 30.0
 _MIB = 1024 * 1024
+
+
+class _Service(msgspec.Struct, kw_only=True):
+    """What both roles stand on, and what each adds to it: what it answers, what runs until the end, which copies it
+    waits for, and what it says is wrong."""
+
+    settings: Settings
+    bus: Bus
+    telemetry: Telemetry
+    metrics: Metrics
+    types: Types
+    atlas: Bucket
+    places: Places
+    purging: Purging | None
+    rules: Retention | None = None
+    index: Index | None = None
+    answers: dict[str, Endpoint] = {}
+    running: list[Callable[[], Coroutine[Any, Any, None]]] = []
+    views: dict[str, View] = {}
+    troubles: list[Callable[[], Sequence[Trouble]]] = []
+
+    async def bucket(self, name: str) -> Bucket:
+        return await open_bucket(self.bus, name, self.settings.stream_replicas)
+
+    def waiting_for(self) -> list[str]:
+        """What is not there yet; empty when ready."""
+        held = {"nats": self.bus.connected, "event types": self.types.view.ready}
+        held |= {name: view.ready for name, view in self.views.items()}
+        if self.index is not None:
+            held[self.index.place] = self.index.caught_up
+        return [name for name, ready in held.items() if not ready]
 
 
 def create_app(settings: Settings | None = None) -> Starlette:
@@ -53,106 +88,125 @@ def create_app(settings: Settings | None = None) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
             bus, telemetry = await stack.enter_async_context(open_service(SERVICE, settings, metrics))
-            path = Path(settings.data_dir) / "events.sqlite"
             losses = Losses(await open_bucket(bus, LOSSES, settings.stream_replicas))
-            if (lost := await lost_end(path, bus)) is not None:
-                await losses.note([lost])
-            opening = open_index(path, bus, bus.names.events, store.VERSION, store.SCHEMA)
-            index = await stack.enter_async_context(opening)
-            index.telemetry = telemetry
-            index.measure(metrics)
-            copies = await _copies(settings, bus, index, metrics)
-            app.state.replays = copies.replays
-            app.state.ready = lambda: waiting_for(bus, copies, index)
-            app.state.troubles = lambda: [*bus.storage.troubles(), *index.troubles(), *losses.troubles()]
-            audit = app.state.audit = Audit(bus, index, await index.open_reader(), copies.places, losses)
-            await stack.enter_async_context(_running(settings, bus, copies, index, losses, audit, telemetry, metrics))
+            index: Index | None = None
+            if settings.events_role != "append":
+                index = await stack.enter_async_context(_open_index(settings, bus, losses))
+                index.telemetry = telemetry
+                index.measure(metrics)
+            service = await _service(settings, bus, index, telemetry, metrics)
+            lookup: Lookup = Asked(bus)
+            if index is not None:
+                lookup = Indexed(bus, index, settings.duplicate_window_s)
+                await _add_query(app, service, index, lookup, losses)
+            if settings.events_role != "query":
+                await _add_append(service, lookup)
+            app.state.ready = service.waiting_for
+            app.state.troubles = lambda: [each for troubles in service.troubles for each in troubles()]
+            await stack.enter_async_context(_run(service))
             async with announced(app, bus, SERVICE):
                 yield
 
     return ops_app(SERVICE, lifespan, metrics)
 
 
-async def _copies(settings: Settings, bus: Bus, index: Index, metrics: Metrics) -> Copies:
-    hooks, atlas, rules, replays = [
-        await open_bucket(bus, name, settings.stream_replicas)
-        for name in ("hooks", worlds.BUCKET, retention.BUCKET, "replays")
-    ]
+@contextlib.asynccontextmanager
+async def _open_index(settings: Settings, bus: Bus, losses: Losses) -> AsyncIterator[Index]:
+    path = Path(settings.data_dir) / "events.sqlite"
+    if (lost := await lost_end(path, bus)) is not None:
+        await losses.note([lost])
+    async with open_index(path, bus, bus.names.events, store.VERSION, store.SCHEMA) as index:
+        yield index
+
+
+async def _service(
+    settings: Settings, bus: Bus, index: Index | None, telemetry: Telemetry, metrics: Metrics
+) -> _Service:
+    atlas = await open_bucket(bus, worlds.BUCKET, settings.stream_replicas)
     await worlds.ensure_default(atlas)
     types = await open_types(bus, settings.stream_replicas)
-    purging = Purging(index, partial(store.forget_world, index))
-    places = Places(atlas, purging.note)
-    max_age_s = settings.retention_days * DAY_S
-    return Copies(
+    purging = None if index is None else Purging(index, partial(store.forget_world, index))
+    places = Places(atlas, purging.note if purging else lambda world, through: None)
+    return _Service(
+        settings=settings,
+        bus=bus,
+        telemetry=telemetry,
+        metrics=metrics,
         types=types,
-        guards=Guards(bus, hooks, types, metrics),
-        places=places,
-        retention=retention.Retention(bus, rules, places, types, max_age_s),
-        replays=Replays(replays),
-        purging=purging,
         atlas=atlas,
+        places=places,
+        purging=purging,
+        index=index,
+        answers={**types.endpoints()},
+        running=[places.view.follow],
+        views={"worlds": places.view},
+        troubles=[bus.storage.troubles],
     )
+
+
+async def _add_append(service: _Service, lookup: Lookup) -> None:
+    """Stamps, validates, asks the guards and commits. What it holds is in memory, and there within a moment."""
+    bus, types, places, metrics = service.bus, service.types, service.places, service.metrics
+    settings = service.settings
+    guards = Guards(bus, await service.bucket("hooks"), types, metrics)
+    rules = service.rules = Retention(
+        bus, await service.bucket(RETENTION), places, types, settings.retention_days * DAY_S
+    )
+    committer = Committer(bus, service.telemetry, metrics, settings.events_queue, settings.events_queue_mib * _MIB)
+    appender = Appender(bus, lookup, types, guards, places, rules, committer, metrics)
+    append, append_making_room = appender.append, appender.append_making_room
+    registry = worlds.Worlds(bus, service.atlas, places, append, append_making_room, api.room_for(bus))
+    redacting = Redacting(bus, lookup, appender)
+    service.views |= {"hooks": guards.view, "retention": rules.view}
+    service.running += [guards.view.follow, rules.view.follow, committer.run, registry.resume]
+    service.answers |= {
+        **api.appends(bus, appender, guards, rules),
+        **registry.endpoints(),
+        **redacting.endpoints(),
+    }
+
+
+async def _add_query(app: Starlette, service: _Service, index: Index, lookup: Indexed, losses: Losses) -> None:
+    """Fills the index and answers from it, compares it with the log, and works on replays."""
+    bus, types, places, metrics = service.bus, service.types, service.places, service.metrics
+    projection = store.Projection(metrics)
+    audit = app.state.audit = Audit(bus, index, await index.open_reader(), places, losses)
+    eraser = Eraser(bus, index)
+    replays = app.state.replays = Replays(await service.bucket("replays"))
+    replaying = Replaying(bus, replays, types, places, metrics)
+    assert service.purging is not None
+    service.views |= {"replays": replays.view}
+    service.running += [
+        lambda: index.follow(bus, projection.apply),
+        replays.view.follow,
+        losses.view.follow,
+        Expiry(bus, index).run,
+        audit.run,
+        ParkedMessages(bus, metrics).watch,
+        service.purging.run,
+        replaying.run,
+        eraser.run,
+    ]
+    service.troubles += [index.troubles, losses.troubles]
+    service.answers |= {
+        **api.queries(bus, index, lookup, types, places),
+        **eraser.endpoints(),
+        **audit.endpoints(),
+        **replaying.endpoints(),
+    }
 
 
 @contextlib.asynccontextmanager
-async def _running(
-    settings: Settings,
-    bus: Bus,
-    copies: Copies,
-    index: Index,
-    losses: Losses,
-    audit: Audit,
-    telemetry: Telemetry,
-    metrics: Metrics,
-) -> AsyncIterator[None]:
-    committer = Committer(bus, telemetry, metrics, settings.events_queue, settings.events_queue_mib * _MIB)
-    appender = Appender(bus, index, copies, committer, metrics, settings.duplicate_window_s)
-    registry = worlds.Worlds(
-        bus, copies.atlas, copies.places, appender.append, appender.append_making_room, room_for(bus)
-    )
-    replaying = Replaying(bus, copies.replays, copies.types, copies.places, metrics)
-    eraser = Eraser(bus, index)
-    redacting = Redacting(bus, index, appender, eraser)
-    projection = store.Projection(metrics)
-    expiry = Expiry(bus, index)
+async def _run(service: _Service) -> AsyncIterator[None]:
     async with asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(copies.types.view.follow())]
-        await copies.types.view.reach(0, _START_S)  # what the others hold is said in types
-        running += [
-            *(tasks.create_task(view.follow()) for view in copies.views),
-            tasks.create_task(index.follow(bus, projection.apply)),
-            tasks.create_task(losses.view.follow()),
-            tasks.create_task(expiry.run()),
-            tasks.create_task(audit.run()),
-            tasks.create_task(ParkedMessages(bus, metrics).watch()),
-            tasks.create_task(copies.purging.run()),
-            tasks.create_task(committer.run()),
-            tasks.create_task(registry.resume()),
-            tasks.create_task(replaying.run()),
-            tasks.create_task(eraser.run()),
-        ]
-        answers = {
-            **endpoints(bus, index, appender, copies, replaying),
-            **registry.endpoints(),
-            **copies.retention.endpoints(),
-            **redacting.endpoints(),
-            **audit.endpoints(),
+        running = [tasks.create_task(service.types.view.follow())]
+        await service.types.view.reach(0, _START_S)  # what the others hold is said in types
+        running += [tasks.create_task(run()) for run in service.running]
+        answers: Mapping[str, Endpoint] = {
+            **service.answers,
+            "reached": api.reached(service.places, service.rules, service.purging),
         }
-        async with serve(bus, SERVICE, answers, telemetry):
+        async with serve(service.bus, SERVICE, answers, service.telemetry):
             yield
         for task in running:
             task.cancel()
-
-
-def waiting_for(bus: Bus, copies: Copies, index: Index) -> list[str]:
-    """What is not there yet; empty when ready."""
-    held = {
-        "nats": bus.connected,
-        "hooks": copies.guards.view.ready,
-        "event types": copies.types.view.ready,
-        "worlds": copies.places.view.ready,
-        "retention": copies.retention.view.ready,
-        "replays": copies.replays.view.ready,
-        index.place: index.caught_up,
-    }
-    return [name for name, ready in held.items() if not ready]

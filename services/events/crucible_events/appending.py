@@ -19,18 +19,17 @@ from crucible_core.errors import (
     from_problem,
     untried,
 )
-from crucible_core.ids import is_id
-from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, NewEvent
+from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, Chain, Known, NewEvent
 from crucible_core.subjects import FINGERPRINT
 from crucible_kit.bus import MAX_BATCH, Bus, DuplicateError, Stored
 from crucible_kit.clock import fresh_id, fresh_ids, timestamp
-from crucible_kit.index import Index
 from crucible_kit.metrics import Metrics
-from crucible_kit.places import Places
+from crucible_kit.places import Places as Seats
 from crucible_kit.rpc import Context
 from crucible_kit.tasks import Turn
+from crucible_kit.types import Types
 
-from . import pinning, store
+from . import pinning
 from .candidates import (
     Candidate,
     State,
@@ -45,11 +44,12 @@ from .candidates import (
     under_way,
 )
 from .committer import Committer, Outcome
-from .copies import Copies
-from .guards import Guard
+from .guards import Guard, Guards
 from .keeping import FOREVER, Keeping
+from .lookup import Lookup
+from .places import Places
+from .retention import Retention
 from .stamping import Defaults, HopsError, stamp, stored_key
-from .store import Chain, Known
 from .validation import Payloads
 
 log = logging.getLogger(__name__)
@@ -68,24 +68,24 @@ class Appender:
     def __init__(
         self,
         bus: Bus,
-        index: Index,
-        copies: Copies,
+        lookup: Lookup,
+        types: Types,
+        guards: Guards,
+        places: Places,
+        retention: Retention,
         committer: Committer,
         metrics: Metrics,
-        remembered_s: float,
     ) -> None:
-        """`remembered_s` is how long JetStream remembers message ids."""
         self._bus = bus
-        self._index = index
-        self._ready = copies.ready
-        self._guards = copies.guards
-        self._types = copies.types
-        self._payloads = Payloads(lambda: copies.types.catalogue)
-        self._places = copies.places
-        self._retention = copies.retention
+        self._stream = bus.names.events
+        self._lookup = lookup
+        self._guards = guards
+        self._types = types
+        self._payloads = Payloads(lambda: types.catalogue)
+        self._places = places
+        self._retention = retention
         self._committer = committer
-        self._remembered_s = remembered_s
-        self._judging = Places(JUDGED_AT_ONCE, JUDGED_AT_ONCE // 4)
+        self._judging = Seats(JUDGED_AT_ONCE, JUDGED_AT_ONCE // 4)
         self._most = min(MAX_EVENT_BYTES, bus.max_payload - _HEADERS_ROOM)
         appended = metrics.counter("events_appended", "Events that were committed", ("category",))
         self._appended_of = functools.cache(appended.labels)
@@ -124,6 +124,12 @@ class Appender:
         if outcome.error is not None:
             raise from_problem(outcome.error)
         return outcome
+
+    async def _ready(self) -> None:
+        """Raises UnavailableError while something is not known yet that an append needs."""
+        await self._types.view.reach(0)
+        for copy in (self._guards, self._places, self._retention):
+            await copy.ready()
 
     async def _append_each(self, events: Sequence[NewEvent], traceparent: str) -> list[Appended]:
         return await self._brought_about(await self._stamped(events, traceparent))
@@ -194,7 +200,7 @@ class Appender:
         """What became of an event that this append did not add to the log."""
         if isinstance(outcome, ConflictError):
             # JetStream compares sequences before ids: the repetition of an append conflicts with its own first time.
-            for _, first in await self._settled([candidate]):
+            for _, first in await self._known([candidate], settled=True):
                 return self._duplicate(candidate, first)
             return outcome if candidate.shares else await self._conflict(candidate)
         if isinstance(outcome, CrucibleError):
@@ -202,7 +208,7 @@ class Appender:
         return self._duplicate(candidate, await self._first(candidate, outcome.sequence))
 
     async def _pinned(self, *candidates: Candidate, whole: bool = False) -> list[Stored]:
-        return await pinning.commit(self._bus, self._index, self._committer, candidates, whole=whole)
+        return await pinning.commit(self._bus, self._lookup, self._committer, candidates, whole=whole)
 
     # ---- all or nothing
 
@@ -216,7 +222,7 @@ class Appender:
             check_apart(candidates)
             known = await self._known(candidates)
             if 0 < len(known) < len(candidates):  # the index may be in the middle of them
-                known = await self._settled(candidates)
+                known = await self._known(candidates, settled=True)
             if repeated := self._repeated(candidates, known):
                 return repeated
             self._find_room(states)
@@ -235,7 +241,7 @@ class Appender:
                 messages = [candidate.outgoing(self._bus.names) for candidate in judged]
                 stored = await self._committer.submit(messages, entities_of(judged))
         except (ConflictError, DuplicateError) as error:
-            if repeated := self._repeated(judged, await self._settled(judged)):
+            if repeated := self._repeated(judged, await self._known(judged, settled=True)):
                 return repeated
             raise error if "current_sequence" in error.extra else await self._conflict_among(judged) from None
         if stored[0].duplicate:
@@ -277,12 +283,8 @@ class Appender:
 
     async def _chains(self, events: Sequence[NewEvent]) -> dict[str, Chain]:
         """The places of the causes that events name; those of causes that the log does not have are not there."""
-        wanted = list({new.causation_id for new in events if continues(new) and new.causation_id})
-        found = await store.chains(self._index, wanted)
-        if any(id not in found and is_id("evt", id) for id in wanted):  # it may have been committed just now
-            await self._index.reach(await self._bus.last_sequence(self._index.stream))
-            found = await store.chains(self._index, wanted)
-        return found
+        wanted = {new.causation_id for new in events if continues(new) and new.causation_id}
+        return dict(await self._lookup.chains(list(wanted)))
 
     def _candidate(
         self, position: int, new: NewEvent, fresh: str, now: str, traceparent: str, near: bool = True, most: int = 0
@@ -299,27 +301,17 @@ class Appender:
         except CrucibleError as error:
             return error.as_value()
 
-    async def _known(self, candidates: list[Candidate]) -> list[tuple[Candidate, Known]]:
-        """Those that the index knows already, by the ids and keys that clients brought."""
+    async def _known(self, candidates: list[Candidate], settled: bool = False) -> list[tuple[Candidate, Known]]:
+        """Those that the log has already, by the ids and keys that clients brought; `settled`: of all that is committed
+        by now."""
         wanted = [id for candidate in candidates if candidate.stamped.brought for id in candidate.brought]
         if not wanted:
             return []
-        if any(len(candidate.brought) > 1 for candidate in candidates):
-            # JetStream knows an event by one name only: of two, the index must tell what has come by now.
-            await self._index.reach(await self._bus.last_sequence(self._index.stream))
-        else:
-            # What JetStream has forgotten must be in the index.
-            await self._index.current(self._bus, self._remembered_s / 2)
-        found = await store.known(self._index, wanted)
+        # JetStream knows an event by one name only: of two, the index must tell what has come by now.
+        settled = settled or any(len(candidate.brought) > 1 for candidate in candidates)
+        found = await self._lookup.known(wanted, settled)
         firsts = [(one, next((found[id] for id in one.brought if id in found), None)) for one in candidates]
         return [(candidate, first) for candidate, first in firsts if first is not None]
-
-    async def _settled(self, candidates: list[Candidate]) -> list[tuple[Candidate, Known]]:
-        """The same once the index holds all that is committed by now."""
-        if not any(candidate.brought for candidate in candidates):
-            return []
-        await self._index.reach(await self._bus.last_sequence(self._index.stream))
-        return await self._known(candidates)
 
     def _find_room(self, states: list[State]) -> None:
         """Puts the refusal in the place of each event where there is no room for all. An event is stored twice: in
@@ -366,7 +358,7 @@ class Appender:
 
     async def _first(self, candidate: Candidate, sequence: int) -> Known:
         """What an append's first time was answered, by the stream itself."""
-        message = await self._bus.get(self._index.stream, sequence)
+        message = await self._bus.get(self._stream, sequence)
         event = candidate.stamped.event if message is None else decode(message.data)
         same_key = message is not None and candidate.stamped.key == stored_key(message.headers)
         fingerprint = message.headers.get(FINGERPRINT) if message is not None and same_key else None
@@ -375,7 +367,7 @@ class Appender:
     # ---- outcomes
 
     async def _conflict(self, candidate: Candidate, whole: bool = False) -> ConflictError:
-        last = await self._bus.last(self._index.stream, candidate.versions(self._bus.names))
+        last = await self._bus.last(self._stream, candidate.versions(self._bus.names))
         return candidate.conflict(last.sequence if last else 0, whole)
 
     async def _conflict_among(self, candidates: list[Candidate]) -> ConflictError:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from crucible_core.errors import ConflictError, CrucibleError, FieldError, InvalidError, LimitedError, UnavailableError
-from crucible_core.protocol.events import Appended, NewEvent
+from crucible_core.protocol.events import Appended, Chain, Known, NewEvent
 from crucible_core.subjects import (
     ACCESSED,
     EXPECTED_SEQUENCE,
@@ -23,7 +23,6 @@ from crucible_kit.frames import Outgoing
 
 from .keeping import DEFAULT, Keeping
 from .stamping import Defaults, Stamped, stamp
-from .store import Chain, Known
 from .validation import Payloads
 
 _MOST_ERRORS = 100

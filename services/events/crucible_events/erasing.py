@@ -4,13 +4,16 @@ do, so that a crash between a tombstone and the erasure leaves nothing behind.""
 import asyncio
 import logging
 import sqlite3
+from collections.abc import Mapping
 
 import msgspec
 
 from crucible_core.envelope import decode
 from crucible_core.errors import CrucibleError
+from crucible_core.protocol.events import IndexedRequest
 from crucible_kit.bus import Bus, Message
 from crucible_kit.index import Index, unwritable
+from crucible_kit.rpc import Context, Endpoint
 
 from . import store
 
@@ -28,6 +31,13 @@ class Eraser:
         self._bus = bus
         self._index = index
 
+    def endpoints(self) -> Mapping[str, Endpoint]:
+        async def indexed(request: IndexedRequest, context: Context) -> IndexedRequest:
+            await self._index.reach(request.sequence)
+            return request
+
+        return {"indexed": Endpoint(IndexedRequest, indexed, every_replica=True)}
+
     async def run(self) -> None:
         """Runs until cancelled."""
         while True:
@@ -43,18 +53,8 @@ class Eraser:
             self._index, f"SELECT sequence, event_id FROM erasures WHERE NOT done LIMIT {_AT_ONCE}"
         )
         for sequence, event_id in due:
-            await self.erase(sequence, event_id)
+            await erase(self._bus, sequence, event_id)
         return len(due) if due and await self._forgotten([sequence for sequence, _ in due]) else 0
-
-    async def erase(self, sequence: int, event_id: str) -> None:
-        """Erases an event from the stream, unless another one has its sequence. Idempotent."""
-        message = await self._bus.get(self._index.stream, sequence)
-        if message is None:
-            return
-        if not holds(message, event_id):
-            log.error("%s is redacted, and sequence %d holds another event: nothing is erased", event_id, sequence)
-            return
-        await self._bus.remove(self._index.stream, sequence, erase=True)
 
     async def _forgotten(self, sequences: list[int]) -> bool:
         """Takes what the rows held before out of the file; False where a reader was in the way."""
@@ -67,6 +67,18 @@ class Eraser:
         except sqlite3.OperationalError as error:
             raise unwritable(error) from error
         return True
+
+
+async def erase(bus: Bus, sequence: int, event_id: str) -> None:
+    """Erases an event from the stream, unless another one has its sequence. Idempotent."""
+    stream = bus.names.events
+    message = await bus.get(stream, sequence)
+    if message is None:
+        return
+    if not holds(message, event_id):
+        log.error("%s is redacted, and sequence %d holds another event: nothing is erased", event_id, sequence)
+        return
+    await bus.remove(stream, sequence, erase=True)
 
 
 def holds(message: Message, event_id: str) -> bool:

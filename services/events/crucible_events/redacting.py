@@ -5,19 +5,18 @@ from collections.abc import Mapping
 import msgspec
 from msgspec import UNSET, Raw
 
-from crucible_core.envelope import Event, decode, with_sequence
+from crucible_core.envelope import Event, decode
 from crucible_core.errors import ConflictError, FieldError, InvalidError, NotFoundError
 from crucible_core.ids import derive_id
 from crucible_core.protocol.events import IndexedRequest, NewEvent, RedactRequest
 from crucible_core.redaction import MAX_REASON, Place, mark, place_of, tombstone, type_of
 from crucible_kit.bus import Bus, Message
-from crucible_kit.index import Index
 from crucible_kit.rpc import Context, Endpoint, call_all
 
-from . import store
 from .appending import Appender
-from .erasing import Eraser, holds
+from .erasing import erase, holds
 from .keeping import kept_as
+from .lookup import Lookup
 from .stamping import stored_key
 
 
@@ -25,21 +24,13 @@ class Redacting:
     """The tombstone is committed first, then the event is erased: who meets the one does the other. So a process may
     die at any moment, and the request may come again."""
 
-    def __init__(self, bus: Bus, index: Index, appender: Appender, eraser: Eraser) -> None:
+    def __init__(self, bus: Bus, lookup: Lookup, appender: Appender) -> None:
         self._bus = bus
-        self._index = index
+        self._lookup = lookup
         self._appender = appender
-        self._eraser = eraser
 
     def endpoints(self) -> Mapping[str, Endpoint]:
-        return {
-            "redact": Endpoint(RedactRequest, self.redact),
-            "indexed": Endpoint(IndexedRequest, self.indexed, every_replica=True),
-        }
-
-    async def indexed(self, request: IndexedRequest, context: Context) -> IndexedRequest:
-        await self._index.reach(request.sequence)
-        return request
+        return {"redact": Endpoint(RedactRequest, self.redact)}
 
     async def redact(self, request: RedactRequest, context: Context) -> bytes:
         """Answered once the payload is gone from the stream, and every replica that is there shows it no more.
@@ -47,25 +38,24 @@ class Redacting:
         Raises NotFoundError, InvalidError for a tombstone, and a hook's DeniedError.
         """
         _check_reason(request.reason)
-        sequence, raw = await self._found(request.id)
-        message = await self._bus.get(self._index.stream, sequence)
+        stream = self._bus.names.events
+        found = await self._lookup.find(request.id)
+        sequence = decode(found).sequence or 0
+        message = await self._bus.get(stream, sequence)
         if message is None:
             # Another replica is at it, or it has expired: what is committed by now tells.
-            await self._index.reach(await self._bus.last_sequence(self._index.stream))
-            sequence, raw = await self._found(request.id)
-            if decode(raw).redacted is UNSET:
+            found = await self._lookup.find(request.id, await self._bus.last_sequence(stream))
+            if decode(found).redacted is UNSET:
                 raise _missing(request.id)
-            return with_sequence(raw, sequence)
+            return found
         if not holds(message, request.id):
             raise _missing(request.id)
         if decode(message.data).redacted is not UNSET:  # it came so, with an import
-            return with_sequence(raw, sequence)
+            return found
         told = await self._tell(request, message, context)
-        await self._eraser.erase(sequence, request.id)
+        await erase(self._bus, sequence, request.id)
         await call_all(self._bus, "events", "indexed", IndexedRequest(sequence=told))
-        await self._index.reach(told)
-        sequence, raw = await self._found(request.id)
-        return with_sequence(raw, sequence)
+        return await self._lookup.find(request.id, told)
 
     async def _tell(self, request: RedactRequest, message: Message, context: Context) -> int:
         """The sequence of the tombstone, which is committed now or was before."""
@@ -84,20 +74,10 @@ class Redacting:
 
     async def _check_first(self, sequence: int, event_id: str, place: Place) -> None:
         """Anybody may have appended something by the id that the tombstone has."""
-        first = await self._bus.get(self._index.stream, sequence)
+        first = await self._bus.get(self._bus.names.events, sequence)
         found = place_of(first.headers) if first is not None else None
         if found is None or found.sequence != place.sequence:
             raise ConflictError(f"another event has the id of the tombstone of {event_id}", current_sequence=sequence)
-
-    async def _found(self, event_id: str) -> tuple[int, bytes]:
-        found = await store.by_id(self._index, event_id)
-        if found is None:
-            # It may be so new that the index does not have it yet.
-            await self._index.reach(await self._bus.last_sequence(self._index.stream))
-            found = await store.by_id(self._index, event_id)
-        if found is None:
-            raise _missing(event_id)
-        return found
 
 
 def _tombstone(event: Event, request: RedactRequest, message: Message) -> NewEvent:

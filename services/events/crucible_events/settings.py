@@ -1,6 +1,6 @@
 """The settings of events."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
@@ -8,6 +8,12 @@ from crucible_kit.settings import KitSettings
 
 
 class Settings(KitSettings, frozen=True, kw_only=True):
+    events_role: Annotated[
+        Literal["all", "append", "query"],
+        Meta(
+            description="append takes events and needs no index, query has the index and answers from it; all does both"
+        ),
+    ] = "all"
     events_queue: Annotated[
         int,
         Meta(

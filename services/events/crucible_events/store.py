@@ -10,6 +10,7 @@ import msgspec
 from crucible_core import envelope, subjects
 from crucible_core.envelope import Event, Metadata
 from crucible_core.errors import InvalidError
+from crucible_core.protocol.events import Chain, Known
 from crucible_core.times import parse_time
 from crucible_kit.index import Index, insert, unwritable
 from crucible_kit.message import Message
@@ -72,23 +73,6 @@ SELECT min(span), max(span) FROM
 GROUP BY island ORDER BY 1
 """
 _EXPIRE_AT_ONCE = 5_000
-
-
-class Chain(NamedTuple):
-    """A place in a chain of effects, as an event has it."""
-
-    hop: int
-    correlation_id: str
-
-
-class Known(NamedTuple):
-    """An event of the log, by what an append answers, and the fingerprint of the request under its idempotency key."""
-
-    sequence: int
-    id: str
-    type: str
-    correlation_id: str
-    fingerprint: str | None = None
 
 
 class Sized(NamedTuple):

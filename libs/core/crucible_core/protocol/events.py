@@ -1,6 +1,7 @@
-"""What `events` answers: append, redact, query, count, get, trace and the types; and its records in KV."""
+"""What `events` answers: append, redact, query, count, get, trace and the types; what its two roles ask each other; and
+its records in KV."""
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -94,6 +95,65 @@ class IndexedRequest(Message):
     """Answered once the replica's index holds a sequence."""
 
     sequence: int
+
+
+class Known(NamedTuple):
+    """An event of the log, by what an append answers, and the fingerprint of the request under its idempotency key."""
+
+    sequence: int
+    id: str
+    type: str
+    correlation_id: str
+    fingerprint: str | None = None
+
+
+class Chain(NamedTuple):
+    """A place in a chain of effects, as an event has it."""
+
+    hop: int
+    correlation_id: str
+
+
+class KnownRequest(Message):
+    """`events.known`, asked by an append: the events that the log has by some ids, and by what stands for idempotency
+    keys. With `settled`, all that is committed by now counts; else what JetStream itself knows need not be told."""
+
+    ids: list[str]
+    settled: bool = False
+
+
+class KnownReply(Message):
+    found: dict[str, Known]
+
+
+class ChainsRequest(Message):
+    """`events.chains`, asked by an append: how deep in which chain the causes are that events name, by their ids."""
+
+    ids: list[str]
+
+
+class ChainsReply(Message):
+    found: dict[str, Chain]
+
+
+class LastRequest(Message):
+    """`events.last_of`, asked by an append: the sequence of an entity's last event, where an index holds `through`."""
+
+    world_id: str
+    category: str
+    entity: str
+    through: int
+
+
+class LastReply(Message):
+    sequence: int
+
+
+class FindRequest(Message):
+    """`events.find`: as `events.get`, in an index that holds `through`."""
+
+    id: str
+    through: int = 0
 
 
 class EventsWanted(Message):

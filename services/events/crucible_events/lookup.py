@@ -1,0 +1,172 @@
+"""What an append asks the index: whether the log has an event already, of which chain a cause is, and an entity's last
+event. It is asked in this process, or any replica that has one."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from crucible_core.envelope import with_sequence
+from crucible_core.errors import NotFoundError
+from crucible_core.ids import is_id
+from crucible_core.protocol.events import (
+    Chain,
+    ChainsReply,
+    ChainsRequest,
+    FindRequest,
+    Known,
+    KnownReply,
+    KnownRequest,
+    LastReply,
+    LastRequest,
+)
+from crucible_kit import deadline
+from crucible_kit.bus import Bus
+from crucible_kit.index import Index
+from crucible_kit.rpc import Context, Endpoint, call
+
+from . import store
+
+_AT_ONCE = 2_000
+"""Ids of one request."""
+
+
+class Lookup(Protocol):
+    """Every method raises UnavailableError where no index can be asked."""
+
+    async def known(self, ids: Sequence[str], settled: bool = False) -> Mapping[str, Known]:
+        """By id and by what stands for a key, the events that the log has already; those that JetStream knows by that
+        name need not be among them, unless the answer must be `settled`."""
+        ...
+
+    async def chains(self, ids: Sequence[str]) -> Mapping[str, Chain]:
+        """The places of causes, by their ids; those that the log does not have are not there."""
+        ...
+
+    async def last_of(self, world_id: str, category: str, entity: str, through: int) -> int:
+        """The sequence of an entity's last event among those up to a sequence at least; 0 if there is none."""
+        ...
+
+    async def find(self, id: str, through: int = 0) -> bytes:
+        """An event in its public form. Raises NotFoundError."""
+        ...
+
+
+class Indexed:
+    """Answers from this process's index."""
+
+    def __init__(self, bus: Bus, index: Index, remembered_s: float) -> None:
+        """`remembered_s` is how long JetStream remembers message ids."""
+        self._bus = bus
+        self._index = index
+        self._remembered_s = remembered_s
+
+    async def known(self, ids: Sequence[str], settled: bool = False) -> Mapping[str, Known]:
+        if settled:
+            await self._settle()
+        else:  # what JetStream has forgotten must be in the index
+            await self._index.current(self._bus, self._remembered_s / 2)
+        return await store.known(self._index, ids)
+
+    async def chains(self, ids: Sequence[str]) -> Mapping[str, Chain]:
+        found = await store.chains(self._index, ids)
+        if any(id not in found and is_id("evt", id) for id in ids):  # it may have been committed just now
+            await self._settle()
+            found = await store.chains(self._index, ids)
+        return found
+
+    async def last_of(self, world_id: str, category: str, entity: str, through: int) -> int:
+        await self._index.reach(through)
+        return await store.last_of(self._index, world_id, category, entity)
+
+    async def find(self, id: str, through: int = 0) -> bytes:
+        if self._index.caught_up:
+            await self._index.reach(through)
+        else:  # one that is being built would answer with less than there is
+            await self._settle()
+        found = await store.by_id(self._index, id)
+        if found is None:  # it may be so new that the index does not have it yet
+            await self._settle()
+            found = await store.by_id(self._index, id)
+        if found is None:
+            raise NotFoundError(f"there is no event {id[:100]}")
+        return with_sequence(found[1], found[0])
+
+    def endpoints(self) -> Mapping[str, Endpoint]:
+        async def known(request: KnownRequest, context: Context) -> KnownReply:
+            return KnownReply(found=dict(await self.known(request.ids, request.settled)))
+
+        async def chains(request: ChainsRequest, context: Context) -> ChainsReply:
+            return ChainsReply(found=dict(await self.chains(request.ids)))
+
+        async def last_of(request: LastRequest, context: Context) -> LastReply:
+            about = request.world_id, request.category, request.entity
+            return LastReply(sequence=await self.last_of(*about, request.through))
+
+        async def find(request: FindRequest, context: Context) -> bytes:
+            return await self.find(request.id, request.through)
+
+        return {
+            "known": Endpoint(KnownRequest, known),
+            "chains": Endpoint(ChainsRequest, chains),
+            "last_of": Endpoint(LastRequest, last_of),
+            "find": Endpoint(FindRequest, find),
+        }
+
+    async def _settle(self) -> None:
+        await self._index.reach(await self._bus.last_sequence(self._index.stream))
+
+
+class _Round:
+    """Ids that are asked for together."""
+
+    def __init__(self) -> None:
+        self.ids: set[str] = set()
+        self.answer: asyncio.Task[Mapping[str, Known]] | None = None
+
+
+class Asked:
+    """Asks a replica of the role `query`. Appends that wait at the same moment share a request, as they do a commit."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._next = _Round()
+        self._turn = asyncio.Lock()
+
+    async def known(self, ids: Sequence[str], settled: bool = False) -> Mapping[str, Known]:
+        if settled or len(ids) > _AT_ONCE:
+            return await self._known(ids, settled)
+        if len(self._next.ids) + len(ids) > _AT_ONCE:
+            self._next = _Round()
+        joined = self._next
+        joined.ids.update(ids)
+        if joined.answer is None:
+            joined.answer = asyncio.create_task(self._shared(joined))
+            joined.answer.add_done_callback(_heard)
+        return await asyncio.shield(joined.answer)
+
+    async def chains(self, ids: Sequence[str]) -> Mapping[str, Chain]:
+        return (await call(self._bus, "events", "chains", ChainsRequest(ids=list(ids)), ChainsReply)).found
+
+    async def last_of(self, world_id: str, category: str, entity: str, through: int) -> int:
+        asked = LastRequest(world_id=world_id, category=category, entity=entity, through=through)
+        return (await call(self._bus, "events", "last_of", asked, LastReply)).sequence
+
+    async def find(self, id: str, through: int = 0) -> bytes:
+        return await call(self._bus, "events", "find", FindRequest(id=id, through=through), bytes)
+
+    async def _shared(self, joined: _Round) -> Mapping[str, Known]:
+        with deadline.on_behalf_of(None):  # it is for several callers
+            async with self._turn:
+                if self._next is joined:
+                    self._next = _Round()
+                return await self._known(list(joined.ids), settled=False)
+
+    async def _known(self, ids: Sequence[str], settled: bool) -> Mapping[str, Known]:
+        asked = KnownRequest(ids=list(ids), settled=settled)
+        return (await call(self._bus, "events", "known", asked, KnownReply)).found
+
+
+def _heard(answer: "asyncio.Task[Mapping[str, Known]]") -> None:
+    """All who asked may have gone meanwhile."""
+    if not answer.cancelled():
+        answer.exception()
