@@ -546,14 +546,6 @@ def test_doctor_finds_what_is_not_live(run: Run, played: Played) -> None:
     assert "it would not fire" in run("doctor").stdout
 
 
-def test_doctor_reports_a_test_that_is_refused(run: Run, played: Played) -> None:
-    played.hooks = {"lost": _view("lost")}
-    played.verdicts["lost"] = "refused"
-    result = run("doctor")
-    assert result.exit_code == 1
-    assert "nobody knows lost" in result.stdout
-
-
 def test_limits_are_retried_and_then_said(run: Run, played: Played) -> None:
     played.troubles = [trouble(429, "limited", "3600")]
     result = run("hooks", "list")

@@ -327,6 +327,18 @@ def create_app(played: Played) -> Any:
         steps = [{"step": "matched", "ok": True, "detail": f"dry_run={asked['dry_run']}"}]
         return JSONResponse({"name": name, "verdict": verdict, "reason": reason, "duration_ms": 3.5, "steps": steps})
 
+    async def check_all(request: Request) -> Response:
+        """A page has one check, so that whoever asks must go on."""
+        kept = played.webhooks if request.path_params["kind"] == "webhooks" else played.hooks
+        rest = sorted(id for id in kept if id > request.query_params.get("cursor", ""))
+        checks = []
+        for id in rest[:1]:
+            verdict = played.verdicts.get(id, "live")
+            reason = None if verdict == "live" else "it would not fire"
+            found = {"name": kept[id]["name"], "verdict": verdict, "reason": reason, "duration_ms": 3.5, "steps": []}
+            checks.append({"id": id, "check": found})
+        return JSONResponse({"checks": checks, "next_cursor": rest[0] if len(rest) > 1 else None})
+
     async def memories(request: Request) -> Response:
         sent = await request.json()
         made = _memory(f"mem_{len(played.memories) + 1}", sent, len(played.memories) + 1)
@@ -375,6 +387,7 @@ def create_app(played: Played) -> Any:
         Route("/api/v1/hooks/{name}", hook, methods=["GET", "PATCH", "DELETE"]),
         Route("/api/v1/hooks/{name}/runs", runs),
         Route("/api/v1/runs/{id}", run),
+        Route("/api/v1/{kind}/test", check_all, methods=["POST"]),
         Route("/api/v1/{kind}/{name}/test", check, methods=["POST"]),
         Route("/api/v1/hooks/{name}/{change}", hook, methods=["POST"]),
         Route("/api/v1/webhooks", webhooks, methods=["GET", "POST"]),

@@ -12,11 +12,10 @@ from crucible_core.errors import ConflictError, DeniedError, InvalidError, NotFo
 from crucible_core.protocol.events import AppendReply, AppendRequest
 from crucible_core.protocol.hooks import HookRecord, InterceptReply, InterceptRequest
 from crucible_core.protocol.memory import Cause
-from crucible_core.protocol.shared import GetRequest
+from crucible_core.protocol.shared import GetRequest, ListRequest
 from crucible_core.protocol.worlds import (
     ChangeRoom,
     ChangeWorld,
-    ListWorlds,
     PlaceRequest,
     RoomMade,
     WorldList,
@@ -54,7 +53,7 @@ class Atlas:
         return await call(self.bus, "events", "get_world", GetRequest(id=id), WorldView)
 
     async def list(self, **asked: Any) -> WorldList:
-        return await call(self.bus, "events", "list_worlds", ListWorlds(**asked), WorldList)
+        return await call(self.bus, "events", "list_worlds", ListRequest(**asked), WorldList)
 
     async def add_room(self, world: str, id: str) -> RoomMade:
         return await call(self.bus, "events", "create_room", ChangeRoom(world_id=world, id=id), RoomMade)

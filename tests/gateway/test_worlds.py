@@ -10,11 +10,10 @@ from websockets.asyncio.client import connect
 from crucible_core.errors import ConflictError, FieldError, InvalidError, NotFoundError
 from crucible_core.protocol.memory import MemoryList, MemoryQuery
 from crucible_core.protocol.retention import PutRetention, RetentionRule, RetentionView
-from crucible_core.protocol.shared import GetRequest
+from crucible_core.protocol.shared import GetRequest, ListRequest
 from crucible_core.protocol.worlds import (
     ChangeRoom,
     ChangeWorld,
-    ListWorlds,
     PlaceRequest,
     RoomMade,
     RoomView,
@@ -44,7 +43,7 @@ def places(events: Answers) -> None:
 
 async def test_worlds(http: httpx.AsyncClient, bus: Bus) -> None:
     async with answering(
-        bus, "events", create_world=ChangeWorld, delete_world=ChangeWorld, get_world=GetRequest, list_worlds=ListWorlds
+        bus, "events", create_world=ChangeWorld, delete_world=ChangeWorld, get_world=GetRequest, list_worlds=ListRequest
     ) as events:
         events.replies = {
             "create_world": WorldMade(world=WORLD, created=True),

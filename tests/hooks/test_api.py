@@ -7,7 +7,7 @@ import pytest
 from crucible_core.errors import ConflictError, InvalidError, NotFoundError
 from crucible_core.protocol import shared
 from crucible_core.protocol.hooks import HookList, HookView, RegisterHook, RunList, RunsRequest, UpdateHook
-from crucible_core.protocol.shared import Check, EnableHook, GetRequest
+from crucible_core.protocol.shared import Check, Checks, EnableHook, GetRequest, ListRequest
 from crucible_hooks.app import create_app
 from crucible_hooks.settings import Settings
 from crucible_kit.rpc import call
@@ -53,6 +53,24 @@ async def test_registered_hook_is_shown_and_deleted(system: System) -> None:
     await system.ask("delete", GetRequest(id="from-markdown"), HookView)
     with pytest.raises(NotFoundError):
         await system.view("from-markdown")
+
+
+async def test_hooks_are_listed_and_tried_page_by_page(system: System) -> None:
+    for number in range(5):
+        text = MARKDOWN.replace("from-markdown", f"h{number}")
+        await system.ask("register", RegisterHook(markdown=text), HookView)
+    listed, tried = [], []
+    page, checks = HookList([]), Checks([])
+    while True:
+        page = await system.ask("list", ListRequest(limit=2, cursor=page.next_cursor), HookList)
+        checks = await system.ask("test_all", ListRequest(limit=2, cursor=checks.next_cursor), Checks)
+        listed += [hook.name for hook in page.hooks]
+        tried += [(one.id, one.check.verdict) for one in checks.checks]
+        assert len(page.hooks) <= 2
+        if page.next_cursor is None and checks.next_cursor is None:
+            break
+    assert listed == [f"h{number}" for number in range(5)]
+    assert tried == [(name, "live") for name in listed]
 
 
 @pytest.mark.parametrize(

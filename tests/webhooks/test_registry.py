@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from crucible_core.errors import ConflictError, InvalidError, NotFoundError
-from crucible_core.protocol.shared import Check, GetRequest
+from crucible_core.protocol.shared import Check, Checks, GetRequest, ListRequest
 from crucible_core.protocol.shared import TestRequest as Trial
 from crucible_core.protocol.webhooks import (
     AttemptsRequest,
@@ -215,6 +215,21 @@ async def test_good_secret_is_taken(service: Service, receiver: Receiver, secret
     assert (await service.create(receiver.url, auth={"secret": secret})).secret == secret
 
 
+async def test_webhooks_are_listed_and_tried_page_by_page(service: Service, receiver: Receiver) -> None:
+    made = sorted([(await service.create(receiver.url)).id for _ in range(5)])
+    listed, tried = [], []
+    page, checks = WebhookList([]), Checks([])
+    while True:
+        page = await service.ask("list", ListRequest(limit=2, cursor=page.next_cursor), WebhookList)
+        checks = await service.ask("test_all", ListRequest(limit=2, cursor=checks.next_cursor), Checks)
+        listed += [webhook.id for webhook in page.webhooks]
+        tried += [(one.id, one.check.verdict) for one in checks.checks]
+        if page.next_cursor is None and checks.next_cursor is None:
+            break
+    assert listed == made
+    assert tried == [(webhook, "accepts connections") for webhook in made]
+
+
 async def test_both_secrets_sign_until_the_grace_ends(service: Service, receiver: Receiver) -> None:
     webhook = await service.create(receiver.url, auth={"secret": SECRET})
     rotated = await service.ask("rotate_secret", RotateSecret(id=webhook.id, grace_s=3600), WebhookView)
@@ -329,6 +344,7 @@ async def test_what_is_closed_is_reached_neither_by_tests_nor_by_deliveries(
             assert (checked.verdict, "CRUCIBLE_EGRESS_ALLOW" in checked.reason) == ("inert", True)
         await closed.append()
         await until(lambda: told.count("Webhook.Exhausted") == 1)
+        await until(lambda: closed.attempts(webhook))
         assert "CRUCIBLE_EGRESS_ALLOW" in (await closed.attempts(webhook))[0].error
     assert receiver.requests == []
 

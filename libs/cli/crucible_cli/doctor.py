@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated
 
 import msgspec
@@ -13,16 +12,18 @@ from rich.text import Text
 from crucible_client import Crucible
 from crucible_core.errors import CrucibleError
 from crucible_core.protocol.losses import Loss
-from crucible_core.protocol.shared import Check, CheckStep
+from crucible_core.protocol.shared import Check
 
 from .health import Health, find_health, health_view
 from .listing import Column, Listing
+from .progress import HANDLERS, progress
 from .session import Session, Yes, command
 from .summary import clean, duration
 from .tables import check_view, state_text
 
 app = typer.Typer()
-AT_ONCE = 8
+_SHOWN = 200
+"""Handlers of which each has its line; of more, only those that are broken have one."""
 FAULTS = ("inert", "failing")
 CONNECTS = "accepts connections"
 """The verdict on a webhook that was only connected to."""
@@ -65,8 +66,9 @@ def doctor(
             return
         with session.err.status("asking the services …"):
             health = find_health(session, crucible)
-        with session.err.status("firing a synthetic event through every hook and webhook …"):
-            diagnosis = examine(crucible, health)
+        what = "firing a synthetic event through every hook and webhook"
+        with progress(session.err, what, None, HANDLERS) as bar:
+            diagnosis = examine(crucible, health, bar.advance)
     session.show(diagnosis, diagnosis_view)
     if not diagnosis.healthy:
         raise typer.Exit(1)
@@ -100,10 +102,10 @@ def _accepted(losses: Sequence[Loss]) -> RenderableType:
     return Group(*(Text.assemble("accepted: ", loss_text(loss)) for loss in losses))
 
 
-def examine(crucible: Crucible, health: Health) -> Diagnosis:
-    """The same with the handlers, unless the gateway cannot be asked."""
+def examine(crucible: Crucible, health: Health, advance: Callable[[int], None]) -> Diagnosis:
+    """The same with the handlers, unless the gateway cannot be asked; `advance` hears of each."""
     try:
-        found = diagnose(crucible)
+        found = diagnose(crucible, advance)
     except CrucibleError as error:
         if health.good or not health.is_local:
             raise
@@ -111,21 +113,14 @@ def examine(crucible: Crucible, health: Health) -> Diagnosis:
     return msgspec.structs.replace(found, healthy=found.healthy and health.good, health=health)
 
 
-def diagnose(crucible: Crucible) -> Diagnosis:
-    """Every hook and webhook, several at once, in the order of their lists."""
-    hooks = [("hook", hook.name, hook.name, crucible.hooks.test) for hook in crucible.hooks.list()]
-    webhooks = [("webhook", hook.id, hook.name, crucible.webhooks.test) for hook in crucible.webhooks.list()]
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        findings = list(pool.map(lambda handler: _examine(*handler), [*hooks, *webhooks]))
-    return Diagnosis(all(finding.check.verdict in ("live", CONNECTS, "disabled") for finding in findings), findings)
-
-
-def _examine(kind: str, id: str, name: str, test: Callable[..., Check]) -> Finding:
-    try:
-        check = test(id, dry_run=True)
-    except CrucibleError as error:
-        check = Check(name=name, verdict="inert", reason=error.detail, steps=[CheckStep("test", False, error.detail)])
-    return Finding(kind, id, msgspec.structs.replace(check, name=name))
+def diagnose(crucible: Crucible, advance: Callable[[int], None]) -> Diagnosis:
+    """Every hook and webhook, in the order of their lists."""
+    findings: list[Finding] = []
+    for kind, checks in (("hook", crucible.hooks.test_all()), ("webhook", crucible.webhooks.test_all())):
+        for tried in checks:
+            findings.append(Finding(kind, tried.id, tried.check))
+            advance(1)
+    return Diagnosis(all(finding.check.verdict not in FAULTS for finding in findings), findings)
 
 
 def diagnosis_view(diagnosis: Diagnosis) -> RenderableType:
@@ -146,8 +141,10 @@ def _handlers(diagnosis: Diagnosis) -> RenderableType:
         Column("verdict", floor=10),
         Column("took", 2, right=True),
     )
-    table = Listing(columns, [_row(finding.kind, finding.check) for finding in diagnosis.findings])
-    faults = [check_view(finding.check) for finding in diagnosis.findings if finding.check.verdict in FAULTS]
+    broken = [finding for finding in diagnosis.findings if finding.check.verdict in FAULTS]
+    rows = diagnosis.findings if len(diagnosis.findings) <= _SHOWN else broken[:_SHOWN]
+    table = Listing(columns, [_row(finding.kind, finding.check) for finding in rows]) if rows else Text()
+    faults = [check_view(finding.check) for finding in broken[:_SHOWN]]
     return Group(table, *(part for fault in faults for part in ("", fault)), "", _conclusion(diagnosis.findings))
 
 

@@ -15,7 +15,7 @@ from crucible_core.protocol.hooks import HookView
 from .given import json_object
 from .hookfile import read_hook_file
 from .lookup import find_named
-from .session import Session, Yes, command
+from .session import Limit, Session, Yes, command
 from .summary import clean
 from .tables import as_json, check_view, hooks_table, run_view, runs_table, state_text
 
@@ -25,10 +25,10 @@ Name = Annotated[str, typer.Argument(help="The hook's name, or the beginning of 
 
 
 @command(app, table=True)
-def list_(session: Session) -> None:
-    """All hooks, with their states and counters; Pre hooks in the order they run."""
+def list_(session: Session, limit: Limit = 1000) -> None:
+    """The hooks, with their states and counters; Pre hooks in the order they run."""
     with session.connect() as crucible:
-        session.list("hooks", crucible.hooks.list(), hooks_table)
+        session.first("hooks", limit, crucible.hooks.page, hooks_table)
 
 
 @command(app, alias="show")

@@ -21,27 +21,29 @@ from rich.text import Text
 Unit = NewType("Unit", str)
 EVENTS = Unit("events")
 BYTES = Unit("bytes")
+HANDLERS = Unit("handlers")
 
 
 class Bar:
-    """`total` is in the unit of `advance`: events, or the bytes of a file; the count shown is always events'."""
+    """`total` is in the unit of `advance`: events, handlers, or the bytes of a file, whose events are counted."""
 
     def __init__(self, progress: Progress, what: str, total: int | None, unit: Unit) -> None:
         self._progress = progress
         self._unit = unit
-        self._task = progress.add_task(what, total=total, events=0)
+        counted = "events" if unit == BYTES else unit
+        self._task = progress.add_task(what, total=total, events=0, counted=counted)
         self.events = 0
 
     def advance(self, size: int) -> None:
-        """One more event, of so many bytes."""
+        """One more, of so many bytes."""
         self.events += 1
-        self._progress.update(self._task, advance=1 if self._unit == EVENTS else size, events=self.events)
+        self._progress.update(self._task, advance=size if self._unit == BYTES else 1, events=self.events)
 
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         rate = task.fields["events"] / task.elapsed if task.elapsed else 0
-        return Text(f"{task.fields['events']:,} events  {rate:,.0f}/s", "dim")
+        return Text(f"{task.fields['events']:,} {task.fields['counted']}  {rate:,.0f}/s", "dim")
 
 
 @contextmanager

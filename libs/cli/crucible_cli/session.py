@@ -14,7 +14,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from crucible_client import Crucible
+from crucible_client import Crucible, Page
 from crucible_core.errors import CrucibleError, NotFoundError
 
 from .listing import UNCUT
@@ -25,6 +25,7 @@ from .trouble import explain
 
 P = ParamSpec("P")
 T = TypeVar("T")
+_PAGE = 1000
 
 Url = Annotated[str | None, typer.Option("--url", help="The gateway (env CRUCIBLE_URL).", rich_help_panel="Gateway")]
 Key = Annotated[
@@ -35,6 +36,7 @@ Data = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")]
 Wide = Annotated[bool, typer.Option("--wide", help="Cut nothing to the width of the terminal.")]
 
 
@@ -63,6 +65,22 @@ class Session(msgspec.Struct, frozen=True):
     def list(self, name: str, values: Sequence[T], view: Callable[[Sequence[T]], RenderableType]) -> None:
         """A list as the answer: in JSON an object with that one member, as the API has it."""
         self.show({name: values}, lambda _: view(values))
+
+    def first(
+        self, name: str, limit: int, page: Callable[..., Page[T]], view: Callable[[Sequence[T]], RenderableType]
+    ) -> None:
+        """The beginning of a list that comes in pages."""
+        found: list[T] = []
+        cursor: str | None = None
+        while len(found) < limit:
+            answer = page(page_size=min(limit - len(found), _PAGE), cursor=cursor)
+            found += answer.items
+            cursor = answer.next_cursor
+            if cursor is None:
+                break
+        self.list(name, found, view)
+        if cursor is not None:
+            self.note(f"The first {len(found):,}; --limit shows more.")
 
     def line(self, value: T, view: Callable[[T], RenderableType]) -> None:
         """One entry of a stream: a line of NDJSON, or what `view` makes of it."""

@@ -13,7 +13,7 @@ from crucible_core.protocol.webhooks import WebhookView
 
 from .given import json_object, text_of
 from .lookup import find
-from .session import Session, Yes, command
+from .session import Limit, Session, Yes, command
 from .summary import clean
 from .tables import attempts_table, check_view, state_text, webhook_panel, webhook_view, webhooks_table
 
@@ -55,10 +55,10 @@ def create(
 
 
 @command(app, table=True)
-def list_(session: Session) -> None:
-    """All webhooks, with their states and counters."""
+def list_(session: Session, limit: Limit = 1000) -> None:
+    """The webhooks, with their states and counters."""
     with session.connect() as crucible:
-        session.list("webhooks", crucible.webhooks.list(), webhooks_table)
+        session.first("webhooks", limit, crucible.webhooks.page, webhooks_table)
 
 
 @command(app, alias="show")

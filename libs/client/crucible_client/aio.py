@@ -156,6 +156,17 @@ def _pages(call: Callable[P, Call[Page[T]]]) -> Callable[Concatenate[_Namespace,
     return method
 
 
+def _whole(call: Callable[P, Call[Page[T]]]) -> Callable[Concatenate[_Namespace, P], Coroutine[Any, Any, list[T]]]:
+    """All items of all pages."""
+    pages = _pages(call)
+
+    async def method(self: _Namespace, /, *args: P.args, **kwargs: P.kwargs) -> list[T]:
+        return [item async for item in pages(self, *args, **kwargs)]
+
+    described(method, call)
+    return method
+
+
 class AsyncEvents(_Namespace):
     """The event log: append, read, follow."""
 
@@ -306,7 +317,8 @@ class AsyncHooks(_Namespace):
 
     add = create = _sends(hooks.add_hook)
     get = _sends(hooks.get_hook)
-    list = _sends(hooks.list_hooks)
+    list = _whole(hooks.list_hooks)
+    page = _sends(hooks.list_hooks)
     update = _sends(hooks.update_hook)
     delete = _sends(hooks.delete_hook)
     enable = _sends(hooks.enable_hook)
@@ -314,6 +326,7 @@ class AsyncHooks(_Namespace):
     runs = _pages(hooks.hook_runs)
     run = _sends(hooks.get_run)
     test = _sends(hooks.check_hook)
+    test_all = _pages(hooks.check_hooks)
 
 
 class AsyncWebhooks(_Namespace):
@@ -321,7 +334,8 @@ class AsyncWebhooks(_Namespace):
 
     create = add = _sends(webhooks.create_webhook)
     get = _sends(webhooks.get_webhook)
-    list = _sends(webhooks.list_webhooks)
+    list = _whole(webhooks.list_webhooks)
+    page = _sends(webhooks.list_webhooks)
     update = _sends(webhooks.update_webhook)
     rotate_secret = _sends(webhooks.rotate_webhook_secret)
     enable = _sends(webhooks.enable_webhook)
@@ -329,6 +343,7 @@ class AsyncWebhooks(_Namespace):
     delete = _sends(webhooks.delete_webhook)
     attempts = _pages(webhooks.webhook_attempts)
     test = _sends(webhooks.check_webhook)
+    test_all = _pages(webhooks.check_webhooks)
 
 
 class AsyncMemory(_Namespace):

@@ -150,6 +150,17 @@ def _pages(call: Callable[P, Call[Page[T]]]) -> Callable[Concatenate[_Namespace,
     return method
 
 
+def _whole(call: Callable[P, Call[Page[T]]]) -> Callable[Concatenate[_Namespace, P], list[T]]:
+    """All items of all pages."""
+    pages = _pages(call)
+
+    def method(self: _Namespace, /, *args: P.args, **kwargs: P.kwargs) -> list[T]:
+        return list(pages(self, *args, **kwargs))
+
+    described(method, call)
+    return method
+
+
 class Events(_Namespace):
     """The event log: append, read, follow."""
 
@@ -294,7 +305,8 @@ class Hooks(_Namespace):
 
     add = create = _sends(hooks.add_hook)
     get = _sends(hooks.get_hook)
-    list = _sends(hooks.list_hooks)
+    list = _whole(hooks.list_hooks)
+    page = _sends(hooks.list_hooks)
     update = _sends(hooks.update_hook)
     delete = _sends(hooks.delete_hook)
     enable = _sends(hooks.enable_hook)
@@ -302,6 +314,7 @@ class Hooks(_Namespace):
     runs = _pages(hooks.hook_runs)
     run = _sends(hooks.get_run)
     test = _sends(hooks.check_hook)
+    test_all = _pages(hooks.check_hooks)
 
 
 class Webhooks(_Namespace):
@@ -309,7 +322,8 @@ class Webhooks(_Namespace):
 
     create = add = _sends(webhooks.create_webhook)
     get = _sends(webhooks.get_webhook)
-    list = _sends(webhooks.list_webhooks)
+    list = _whole(webhooks.list_webhooks)
+    page = _sends(webhooks.list_webhooks)
     update = _sends(webhooks.update_webhook)
     rotate_secret = _sends(webhooks.rotate_webhook_secret)
     enable = _sends(webhooks.enable_webhook)
@@ -317,6 +331,7 @@ class Webhooks(_Namespace):
     delete = _sends(webhooks.delete_webhook)
     attempts = _pages(webhooks.webhook_attempts)
     test = _sends(webhooks.check_webhook)
+    test_all = _pages(webhooks.check_webhooks)
 
 
 class Memory(_Namespace):

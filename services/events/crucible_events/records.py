@@ -14,12 +14,10 @@ from crucible_core.protocol.worlds import (
     ChangeWorld,
     RoomRecord,
     RoomView,
-    WorldList,
     WorldRecord,
     WorldView,
 )
 
-MAX_PAGE = 1000
 _MAX_DESCRIPTION = 1000
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
@@ -118,24 +116,6 @@ def view_of(record: WorldRecord) -> WorldView:
 
 def room_of(record: WorldRecord, room_id: str) -> RoomView:
     return next(room for room in view_of(record).rooms if room.id == room_id)
-
-
-def page(records: Iterable[WorldRecord], limit: int, cursor: str | None, most_bytes: int) -> WorldList:
-    """Worlds in the order of their ids, after the one that a cursor names; as many as there is room for."""
-    if not 1 <= limit <= MAX_PAGE:
-        raise _refused("limit", f"must be 1 to {MAX_PAGE}")
-    rest = sorted(
-        (record for record in records if record.deleted_at is None and (cursor is None or record.id > cursor)),
-        key=lambda record: record.id,
-    )
-    shown: list[WorldView] = []
-    for record in rest[:limit]:
-        view = view_of(record)
-        most_bytes -= len(msgspec.json.encode(view))
-        if shown and most_bytes < 0:
-            break
-        shown.append(view)
-    return WorldList(worlds=shown, next_cursor=shown[-1].id if len(shown) < len(rest) else None)
 
 
 def _present(found: WorldRecord | None, world_id: str) -> WorldRecord:

@@ -22,12 +22,11 @@ from crucible_core.ids import derive_id
 from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent
 from crucible_core.protocol.memory import Cause
 from crucible_core.protocol.retention import ReachedRequest
-from crucible_core.protocol.shared import GetRequest
+from crucible_core.protocol.shared import GetRequest, ListRequest
 from crucible_core.protocol.worlds import (
     MAX_WORLDS,
     ChangeRoom,
     ChangeWorld,
-    ListWorlds,
     PlaceRequest,
     RoomMade,
     WorldList,
@@ -41,6 +40,7 @@ from crucible_core.times import parse_time
 from crucible_kit.buckets import Bucket, Entry
 from crucible_kit.bus import Bus
 from crucible_kit.clock import timestamp
+from crucible_kit.paging import page
 from crucible_kit.rpc import Context, Endpoint, call_all
 
 from . import records
@@ -95,7 +95,7 @@ class Worlds:
             "create_world": Endpoint(ChangeWorld, self.create, stores=True),
             "delete_world": Endpoint(ChangeWorld, self.delete),
             "get_world": Endpoint(GetRequest, self.get),
-            "list_worlds": Endpoint(ListWorlds, self.list),
+            "list_worlds": Endpoint(ListRequest, self.list),
             "create_room": Endpoint(ChangeRoom, self.create_room, stores=True),
             "delete_room": Endpoint(ChangeRoom, self.delete_room),
             "place": Endpoint(PlaceRequest, self.place),
@@ -107,9 +107,11 @@ class Worlds:
         await self._places.view.refresh()
         return records.view_of(self._world(request.id))
 
-    async def list(self, request: ListWorlds, context: Context) -> WorldList:
+    async def list(self, request: ListRequest, context: Context) -> WorldList:
         await self._places.view.refresh()
-        return records.page(self._places.records.values(), request.limit, request.cursor, self._most_bytes)
+        present = (record for record in self._places.records.values() if record.deleted_at is None)
+        shown, cursor = page(present, lambda record: record.id, records.view_of, request, self._most_bytes)
+        return WorldList(worlds=shown, next_cursor=cursor)
 
     async def place(self, request: PlaceRequest, context: Context) -> PlaceRequest:
         await self._places.check_readable(request.world_id, request.room_id)

@@ -83,6 +83,11 @@ class PageParams(Params, frozen=True):
     cursor: Annotated[str, Meta(description="`next_cursor` of the page before")] | None = None
 
 
+class HandlersParams(Params, frozen=True):
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 1000
+    cursor: Annotated[str, Meta(description="`next_cursor` of the page before")] | None = None
+
+
 class WorldsParams(Params, frozen=True):
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
     cursor: Annotated[str, Meta(description="`next_cursor` of the page before")] | None = None

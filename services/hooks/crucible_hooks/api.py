@@ -9,7 +9,7 @@ import msgspec
 
 from crucible_core.errors import ConflictError, FieldError, InvalidError
 from crucible_core.hookfile import NO_HOOK, read_hook
-from crucible_core.hooks import HookDefinition
+from crucible_core.hooks import HookDefinition, priority
 from crucible_core.merge import merge_patch
 from crucible_core.protocol.hooks import (
     HookList,
@@ -22,9 +22,19 @@ from crucible_core.protocol.hooks import (
     UpdateHook,
 )
 from crucible_core.protocol.replays import ReplayBatch
-from crucible_core.protocol.shared import Check, Counters, EnableHook, GetRequest, TestRequest
+from crucible_core.protocol.shared import (
+    Check,
+    Checks,
+    Counters,
+    EnableHook,
+    GetRequest,
+    ListRequest,
+    TestRequest,
+)
+from crucible_kit.bus import Bus
 from crucible_kit.clock import timestamp
 from crucible_kit.index import Index
+from crucible_kit.paging import checked, page, room_for
 from crucible_kit.rpc import Context, Endpoint
 
 from . import store
@@ -38,11 +48,8 @@ from .review import Reviewer
 from .settings import Settings
 
 
-class ListRequest(msgspec.Struct):
-    pass
-
-
 def endpoints(
+    bus: Bus,
     registry: Registry,
     index: Index,
     interceptor: Interceptor,
@@ -56,11 +63,17 @@ def endpoints(
     async def list_all(request: ListRequest, context: Context) -> HookList:
         await registry.view.refresh()
         known = await store.known(index)
-        views = [view(registry, record, known) for record in registry.records.values()]
-        return HookList(hooks=sorted(views, key=_listed))
+        shown, cursor = page(
+            registry.records.values(),
+            lambda record: _place(registry, record),
+            lambda record: view(registry, record, known),
+            request,
+            room_for(bus),
+        )
+        return HookList(hooks=shown, next_cursor=cursor)
 
     async def shown(record: HookRecord) -> HookView:
-        return view(registry, record, await store.known(index))
+        return view(registry, record, await store.known(index, store.owner(record.name, record.id)))
 
     async def get(request: GetRequest, context: Context) -> HookView:
         await registry.view.refresh()
@@ -119,7 +132,19 @@ def endpoints(
         return await store.run(index, request.id)
 
     async def test(request: TestRequest, context: Context) -> Check:
+        await registry.catch_up(())
         return await checker.check(request)
+
+    async def test_all(request: ListRequest, context: Context) -> Checks:
+        await registry.catch_up(())
+
+        return await checked(
+            registry.records.values(),
+            lambda record: _place(registry, record),
+            lambda record: record.name,
+            lambda record: checker.check(TestRequest(id=record.name)),
+            request,
+        )
 
     return {
         "intercept": Endpoint(InterceptRequest, interceptor.intercept),
@@ -132,6 +157,7 @@ def endpoints(
         "runs": Endpoint(RunsRequest, runs),
         "run": Endpoint(GetRequest, run),
         "test": Endpoint(TestRequest, test),
+        "test_all": Endpoint(ListRequest, test_all),
         "replayable": Endpoint(GetRequest, replayer.replayable),
         "replay": Endpoint(ReplayBatch, replayer.replay),
         **registry.types.endpoints(),
@@ -144,7 +170,6 @@ def view(registry: Registry, record: HookRecord, known: store.Known) -> HookView
     if state == "active" and (reason := known.failing(owner, record.updated_at)):
         state = f"failing: {reason}"
     trigger = (record.definition or {}).get("trigger", {})
-    order = [hook.name for hook in registry.pre]
     return HookView(
         name=record.name,
         state=state,
@@ -155,14 +180,16 @@ def view(registry: Registry, record: HookRecord, known: store.Known) -> HookView
         counters=known.counters.get(owner, Counters()),
         updated_at=record.updated_at,
         id=record.id,
-        order=order.index(record.name) + 1 if record.name in order else None,
+        order=registry.order.get(record.name),
         warnings=registry.warnings(record.name),
     )
 
 
-def _listed(shown: HookView) -> tuple[Any, ...]:
-    """Pre hooks first, in their order, then all others by name."""
-    return (shown.order is None, shown.order or 0, shown.name)
+def _place(registry: Registry, record: HookRecord) -> list[Any]:
+    """In the list: Pre hooks first, in their order, then all others by name."""
+    if record.name in registry.order and record.definition is not None:
+        return [0, priority(record.definition), record.name]
+    return [1, 0, record.name]
 
 
 async def _given(request: RegisterHook) -> dict[str, Any]:

@@ -103,6 +103,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             sweep = partial(redacted.sweep, bus.names.hook_runs, workers.drop)
             await stack.enter_async_context(running([dispatcher.run, sweep, backlog.watch, history.run, *watching]))
             answers = endpoints(
+                bus,
                 registry,
                 index,
                 Interceptor(bus, registry, runner, recorder),

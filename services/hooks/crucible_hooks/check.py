@@ -41,7 +41,6 @@ class Checker:
     async def check(self, request: TestRequest) -> Check:
         """Live when each link of the chain holds, failing when its latest real runs have all failed the same way. A
         disabled or inert hook is only reported."""
-        await self._registry.catch_up(())
         record = self._registry.get(request.id)
         state = self._registry.state(record.name)
         hook = self._registry.hooks.get(record.name)

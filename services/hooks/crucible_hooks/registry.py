@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -47,6 +47,7 @@ class Registry:
         self._names: dict[str, str] = {}
         self._matcher: Matcher[str] = Matcher()
         self._pre: list[Hook] | None = None
+        self._order: dict[str, int] | None = None
         self.view = View(bucket, self._take)
         self.records: dict[str, HookRecord] = {}
         self.hooks: dict[str, Hook] = {}
@@ -58,6 +59,13 @@ class Registry:
         types.changed.append(self._type_changed)
 
     # ---- what runs
+
+    @property
+    def order(self) -> Mapping[str, int]:
+        """The places of the enabled Pre hooks in that order, from 1 on, by name."""
+        if self._order is None:
+            self._order = {hook.name: place for place, hook in enumerate(self.pre, 1)}
+        return self._order
 
     @property
     def pre(self) -> list[Hook]:
@@ -184,7 +192,7 @@ class Registry:
                 listener(name)
 
     def _unload(self, name: str) -> None:
-        self._pre = None
+        self._pre = self._order = None
         self._matcher.drop(name)
         self.hooks.pop(name, None)
         self.broken.pop(name, None)

@@ -106,10 +106,16 @@ async def failing(index: Index, owner: str, changed_at: str) -> str | None:
     return next((Streak(row[0], json.loads(row[1])).since(changed_at) for row in rows), None)
 
 
-async def known(index: Index) -> Known:
+async def known(index: Index, owner: str | None = None) -> Known:
+    """Of all hooks, or of one."""
+    one = ("", ()) if owner is None else (" WHERE hook = ?", (owner,))
     query = "SELECT hook, reason, times FROM streaks"
-    rows = await index.reader.execute_fetchall(query)
-    return Known(await counters(index), {row[0]: Streak(row[1], json.loads(row[2])) for row in rows})
+    rows = await index.reader.execute_fetchall(query + one[0], one[1])
+    streaks = {row[0]: Streak(row[1], json.loads(row[2])) for row in rows}
+    query = "SELECT hook, matched, invoked, ok, failed, skipped, last_fired FROM counters"
+    rows = await index.reader.execute_fetchall(query + one[0], one[1])
+    names = ("matched", "invoked", "ok", "failed", "skipped", "last_fired")
+    return Known({row[0]: Counters(**dict(zip(names, row[1:], strict=True))) for row in rows}, streaks)
 
 
 def owner(name: str, id: str) -> str:
@@ -163,12 +169,3 @@ async def run(index: Index, beginning: str) -> RunList:
     query = "SELECT record FROM runs WHERE run_id = ? ORDER BY sequence DESC LIMIT ?"
     rows = await index.reader.execute_fetchall(query, (found[0], _MAX_LIMIT))
     return RunList(runs=[msgspec.json.decode(row[0], type=RunRecord) for row in rows])
-
-
-async def counters(index: Index) -> dict[str, Counters]:
-    """By owner."""
-    query = "SELECT hook, matched, invoked, ok, failed, skipped, last_fired FROM counters"
-    return {
-        row[0]: Counters(matched=row[1], invoked=row[2], ok=row[3], failed=row[4], skipped=row[5], last_fired=row[6])
-        for row in await index.reader.execute_fetchall(query)
-    }

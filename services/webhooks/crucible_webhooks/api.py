@@ -9,7 +9,7 @@ from crucible_core.envelope import Source
 from crucible_core.errors import CrucibleError
 from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent, TracedDelivery
 from crucible_core.protocol.replays import ReplayBatch
-from crucible_core.protocol.shared import Check, Counters, GetRequest, TestRequest
+from crucible_core.protocol.shared import Check, Checks, Counters, GetRequest, ListRequest, TestRequest
 from crucible_core.protocol.webhooks import (
     AttemptList,
     AttemptRecord,
@@ -32,6 +32,7 @@ from crucible_kit.clock import fresh_id, now_ms, timestamp
 from crucible_kit.exchange import Exchanger
 from crucible_kit.handlers.pointers import forget
 from crucible_kit.index import Index
+from crucible_kit.paging import checked, page, room_for
 from crucible_kit.rpc import Context, Endpoint, call
 
 from . import store
@@ -73,13 +74,19 @@ def endpoints(
         return view(record, counters, registry.inert.get(record.id), registry.warning(record))
 
     async def shown(record: WebhookRecord) -> WebhookView:
-        return seen(record, (await store.counters(index)).get(record.id, Counters()))
+        return seen(record, (await store.counters(index, record.id)).get(record.id, Counters()))
 
-    async def list_all(request: msgspec.Struct, context: Context) -> WebhookList:
+    async def list_all(request: ListRequest, context: Context) -> WebhookList:
         await registry.view.refresh()
         counted = await store.counters(index)
-        records = sorted(registry.records.values(), key=lambda record: record.id)
-        return WebhookList(webhooks=[seen(record, counted.get(record.id, Counters())) for record in records])
+        shown, cursor = page(
+            registry.records.values(),
+            _id,
+            lambda record: seen(record, counted.get(record.id, Counters())),
+            request,
+            room_for(bus),
+        )
+        return WebhookList(webhooks=shown, next_cursor=cursor)
 
     async def get(request: GetRequest, context: Context) -> WebhookView:
         await registry.view.refresh()
@@ -141,9 +148,18 @@ def endpoints(
         inert = registry.inert.get(record.id)
         return await check(record, request, exchanger, inert, registry.types.catalogue)
 
+    async def test_all(request: ListRequest, context: Context) -> Checks:
+        await registry.catch_up(())
+
+        def tested(record: WebhookRecord) -> Awaitable[Check]:
+            inert = registry.inert.get(record.id)
+            return check(record, TestRequest(id=record.id), exchanger, inert, registry.types.catalogue)
+
+        return await checked(registry.records.values(), _id, _id, tested, request)
+
     return {
         "create": Endpoint(CreateWebhook, create, stores=True),
-        "list": Endpoint(msgspec.defstruct("ListRequest", []), list_all),
+        "list": Endpoint(ListRequest, list_all),
         "get": Endpoint(GetRequest, get),
         "delete": Endpoint(GetRequest, delete),
         "update": Endpoint(UpdateWebhook, update),
@@ -153,10 +169,15 @@ def endpoints(
         "attempts": Endpoint(AttemptsRequest, attempts),
         "traced": Endpoint(TracedRequest, traced),
         "test": Endpoint(TestRequest, test),
+        "test_all": Endpoint(ListRequest, test_all),
         "replayable": Endpoint(GetRequest, replayer.replayable),
         "replay": Endpoint(ReplayBatch, replayer.replay),
         **registry.types.endpoints(),
     }
+
+
+def _id(record: WebhookRecord) -> str:
+    return record.id
 
 
 def _traced(attempt: AttemptRecord) -> TracedDelivery:

@@ -95,10 +95,11 @@ async def scheduled(index: Index, webhook_id: str, now: str) -> int:
     return int(next(iter(rows))[0])
 
 
-async def counters(index: Index) -> dict[str, Counters]:
-    """By webhook id. `matched` counts deliveries begun, `invoked` attempts."""
+async def counters(index: Index, webhook_id: str | None = None) -> dict[str, Counters]:
+    """By webhook id, of all or of one. `matched` counts deliveries begun, `invoked` attempts."""
     query = "SELECT webhook_id, deliveries, attempts, ok, failed, last_fired FROM counters"
-    rows = await index.reader.execute_fetchall(query)
+    one = ("", ()) if webhook_id is None else (" WHERE webhook_id = ?", (webhook_id,))
+    rows = await index.reader.execute_fetchall(query + one[0], one[1])
     return {
         row[0]: Counters(matched=row[1], invoked=row[2], ok=row[3], failed=row[4], last_fired=row[5]) for row in rows
     }

@@ -15,12 +15,17 @@ from crucible_client.request import (
 )
 from crucible_client.results import Page
 from crucible_core.protocol.hooks import HookList, HookView, RunList, RunRecord
-from crucible_core.protocol.shared import Check
+from crucible_core.protocol.shared import Check, Checks, HandlerCheck
 
 
-def list_hooks() -> Call[list[HookView]]:
-    """All hooks with their states and counters."""
-    return get("/api/v1/hooks", lambda raw: read_as(raw, HookList).hooks)
+def list_hooks(*, page_size: int | None = None, cursor: str | None = None) -> Call[Page[HookView]]:
+    """The hooks with their states and counters: Pre hooks in their order, then the others by name."""
+    return get("/api/v1/hooks", _hook_page, params=params_of(limit=page_size, cursor=cursor))
+
+
+def check_hooks(*, page_size: int | None = None, cursor: str | None = None) -> Call[Page[HandlerCheck]]:
+    """Each hook with a synthetic event, as a dry run of `test` does."""
+    return post("/api/v1/hooks/test", None, _check_page, params=params_of(limit=page_size, cursor=cursor))
 
 
 def add_hook(definition: Json | None = None, *, markdown: str | None = None) -> Call[HookView]:
@@ -71,6 +76,16 @@ def check_hook(name: str, *, dry_run: bool = True, payload: Json | None = None) 
     """Fires one synthetic event (with `payload`, if given) through a hook; a dry run changes nothing."""
     body = present(dry_run=dry_run, payload=payload)
     return post(f"{_hook(name)}/test", body, reads(Check), repeatable=dry_run)
+
+
+def _check_page(raw: bytes) -> Page[HandlerCheck]:
+    found = read_as(raw, Checks)
+    return Page(found.checks, found.next_cursor)
+
+
+def _hook_page(raw: bytes) -> Page[HookView]:
+    found = read_as(raw, HookList)
+    return Page(found.hooks, found.next_cursor)
 
 
 def _run_page(raw: bytes) -> Page[RunRecord]:

@@ -17,7 +17,7 @@ from crucible_client.request import (
     segment,
 )
 from crucible_client.results import Page
-from crucible_core.protocol.shared import Check
+from crucible_core.protocol.shared import Check, Checks, HandlerCheck
 from crucible_core.protocol.webhooks import AttemptList, AttemptRecord, Resent, WebhookList, WebhookView
 
 
@@ -40,9 +40,9 @@ def create_webhook(
     return post("/api/v1/webhooks", body, reads(WebhookView), repeatable=False)
 
 
-def list_webhooks() -> Call[list[WebhookView]]:
-    """All webhooks with their states and counters."""
-    return get("/api/v1/webhooks", lambda raw: read_as(raw, WebhookList).webhooks)
+def list_webhooks(*, page_size: int | None = None, cursor: str | None = None) -> Call[Page[WebhookView]]:
+    """The webhooks with their states and counters, in the order of their ids."""
+    return get("/api/v1/webhooks", _webhook_page, params=params_of(limit=page_size, cursor=cursor))
 
 
 def get_webhook(id: str) -> Call[WebhookView]:
@@ -91,10 +91,25 @@ def check_webhook(
     return post(f"{_webhook(id)}/test", body, reads(Check), repeatable=dry_run)
 
 
+def check_webhooks(*, page_size: int | None = None, cursor: str | None = None) -> Call[Page[HandlerCheck]]:
+    """Each webhook with a synthetic event, as a dry run of `test` does."""
+    return post("/api/v1/webhooks/test", None, _check_page, params=params_of(limit=page_size, cursor=cursor))
+
+
 def resend_event(id: str, webhook: str) -> Call[Resent]:
     """Sends one event to one webhook (its id or name) once more, whatever its filters say. Raises NotFoundError, and
     InvalidError where the webhook is not active."""
     return post(f"/api/v1/events/{segment(id)}/resend", {"webhook": webhook}, reads(Resent), repeatable=False)
+
+
+def _check_page(raw: bytes) -> Page[HandlerCheck]:
+    found = read_as(raw, Checks)
+    return Page(found.checks, found.next_cursor)
+
+
+def _webhook_page(raw: bytes) -> Page[WebhookView]:
+    found = read_as(raw, WebhookList)
+    return Page(found.webhooks, found.next_cursor)
 
 
 def _attempt_page(raw: bytes) -> Page[AttemptRecord]:

@@ -65,8 +65,9 @@ class HookView(Message, omit_defaults=False):
     """What keeps an active hook from firing, such as that nobody emits what it waits for."""
 
 
-class HookList(Message):
+class HookList(Message, omit_defaults=False):
     hooks: list[HookView]
+    next_cursor: str | None = None
 
 
 class RegisterHook(Message):

@@ -15,6 +15,14 @@ class GetRequest(Message):
     id: str
 
 
+class ListRequest(Message):
+    """`hooks.list`, `webhooks.list`, `events.list_worlds`: one page; `cursor` is the `next_cursor` of the one
+    before."""
+
+    limit: int = 1000
+    cursor: str | None = None
+
+
 class TypeFilter(Message, omit_defaults=False):
     """One alternative of a subscription: a type, alias or wildcard, and a filter on its payload."""
 
@@ -52,6 +60,20 @@ class CheckStep(Message, omit_defaults=False):
     step: str
     ok: bool
     detail: str = ""
+
+
+class HandlerCheck(Message, omit_defaults=False):
+    """`id` is a hook's name, or a webhook's id."""
+
+    id: str
+    check: Check
+
+
+class Checks(Message, omit_defaults=False):
+    """`hooks.test_all`, `webhooks.test_all`: one page of checks, all of them dry."""
+
+    checks: list[HandlerCheck]
+    next_cursor: str | None = None
 
 
 class TestRequest(Message):

@@ -124,8 +124,9 @@ class WebhookView(Message, omit_defaults=False):
     secret: str | msgspec.UnsetType = msgspec.UNSET
 
 
-class WebhookList(Message):
+class WebhookList(Message, omit_defaults=False):
     webhooks: list[WebhookView]
+    next_cursor: str | None = None
 
 
 class AttemptsRequest(Message):

@@ -97,13 +97,6 @@ class RoomMade(Message, omit_defaults=False):
     created: bool
 
 
-class ListWorlds(Message):
-    """`cursor` is where the page before ended."""
-
-    limit: int = 100
-    cursor: str | None = None
-
-
 class WorldList(Message, omit_defaults=False):
     worlds: list[WorldView]
     next_cursor: str | None = None

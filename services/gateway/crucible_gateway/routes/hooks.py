@@ -7,13 +7,13 @@ from litestar import Response, delete, get, patch, post
 
 from crucible_core.hooks import HookDefinition
 from crucible_core.protocol.hooks import HookList, HookView, RegisterHook, RunList, RunsRequest, UpdateHook
-from crucible_core.protocol.shared import Check, EnableHook, GetRequest, TestRequest
+from crucible_core.protocol.shared import Check, Checks, EnableHook, GetRequest, ListRequest, TestRequest
 from crucible_core.text import decode_text
 from crucible_gateway import examples
 from crucible_gateway.bodies import JSON, Http, expect, read_if_any, strictly, whole
-from crucible_gateway.context import Nothing, ask
+from crucible_gateway.context import ask
 from crucible_gateway.openapi import Body, Operation, described
-from crucible_gateway.params import NoParams, PageParams, read_params
+from crucible_gateway.params import HandlersParams, NoParams, PageParams, read_params
 
 from .replies import passed
 
@@ -40,13 +40,19 @@ class HookChanges(msgspec.Struct):
     "/api/v1/hooks",
     opt=described(
         Operation(
-            summary="All hooks, with their states and counters", tag=TAG, reply=HookList, example=examples.HOOK_LIST
+            summary="The hooks, with their states and counters: Pre hooks in their order, then the others by name",
+            tag=TAG,
+            params=HandlersParams,
+            reply=HookList,
+            example=examples.HOOK_LIST,
+            refusals=("invalid",),
         )
     ),
 )
 async def list_hooks(request: Http) -> Response[bytes]:
-    read_params(request.scope["query_string"], NoParams)
-    return passed(await ask(request, "hooks", "list", Nothing(), bytes))
+    params = read_params(request.scope["query_string"], HandlersParams)
+    asked = ListRequest(limit=params.limit, cursor=params.cursor)
+    return passed(await ask(request, "hooks", "list", asked, bytes))
 
 
 @post(
@@ -198,3 +204,22 @@ async def check_hook(request: Http) -> Response[bytes]:
     body = await read_if_any(request, TestBody)
     asked = TestRequest(id=request.path_params["name"], dry_run=body.dry_run, payload=body.payload)
     return passed(await ask(request, "hooks", "test", asked, bytes))
+
+
+@post(
+    "/api/v1/hooks/test",
+    opt=described(
+        Operation(
+            summary="Try all hooks, page by page",
+            description="As `doctor` does: each with a synthetic event, dry. A page may have fewer than `limit`.",
+            tag=TAG,
+            params=HandlersParams,
+            reply=Checks,
+            refusals=("invalid",),
+        )
+    ),
+)
+async def check_hooks(request: Http) -> Response[bytes]:
+    params = read_params(request.scope["query_string"], HandlersParams)
+    asked = ListRequest(limit=params.limit, cursor=params.cursor)
+    return passed(await ask(request, "hooks", "test_all", asked, bytes))

@@ -8,7 +8,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from crucible_core.limits import SECRET_GRACE_S
 from crucible_core.protocol.replays import ReplayPolicy
-from crucible_core.protocol.shared import Check, GetRequest, TestRequest, TypeFilter
+from crucible_core.protocol.shared import Check, Checks, GetRequest, ListRequest, TestRequest, TypeFilter
 from crucible_core.protocol.webhooks import (
     AttemptList,
     AttemptsRequest,
@@ -23,9 +23,9 @@ from crucible_core.protocol.webhooks import (
 )
 from crucible_gateway import examples
 from crucible_gateway.bodies import JSON, Http, expect, read, read_if_any, strictly, whole
-from crucible_gateway.context import Nothing, ask
+from crucible_gateway.context import ask
 from crucible_gateway.openapi import Body, Operation, described
-from crucible_gateway.params import NoParams, PageParams, read_params
+from crucible_gateway.params import HandlersParams, NoParams, PageParams, read_params
 
 from .replies import passed
 
@@ -113,11 +113,20 @@ async def create_webhook(request: Http) -> Response[bytes]:
 
 @get(
     "/api/v1/webhooks",
-    opt=described(Operation(summary="All webhooks, with their states and counters", tag=TAG, reply=WebhookList)),
+    opt=described(
+        Operation(
+            summary="The webhooks, with their states and counters, in the order of their ids",
+            tag=TAG,
+            params=HandlersParams,
+            reply=WebhookList,
+            refusals=("invalid",),
+        )
+    ),
 )
 async def list_webhooks(request: Http) -> Response[bytes]:
-    read_params(request.scope["query_string"], NoParams)
-    return passed(await ask(request, "webhooks", "list", Nothing(), bytes))
+    params = read_params(request.scope["query_string"], HandlersParams)
+    asked = ListRequest(limit=params.limit, cursor=params.cursor)
+    return passed(await ask(request, "webhooks", "list", asked, bytes))
 
 
 @get(
@@ -282,6 +291,25 @@ async def check_webhook(request: Http) -> Response[bytes]:
     body = await read_if_any(request, WebhookTest)
     asked = TestRequest(id=request.path_params["id"], dry_run=body.dry_run, payload=body.payload, type=body.type)
     return passed(await ask(request, "webhooks", "test", asked, bytes))
+
+
+@post(
+    "/api/v1/webhooks/test",
+    opt=described(
+        Operation(
+            summary="Try all webhooks, page by page",
+            description="As `doctor` does: each with a synthetic event, dry. A page may have fewer than `limit`.",
+            tag=TAG,
+            params=HandlersParams,
+            reply=Checks,
+            refusals=("invalid",),
+        )
+    ),
+)
+async def check_webhooks(request: Http) -> Response[bytes]:
+    params = read_params(request.scope["query_string"], HandlersParams)
+    asked = ListRequest(limit=params.limit, cursor=params.cursor)
+    return passed(await ask(request, "webhooks", "test_all", asked, bytes))
 
 
 @post(

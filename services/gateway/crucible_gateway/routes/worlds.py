@@ -2,13 +2,12 @@
 
 from litestar import Response, delete, get, post
 
-from crucible_core.protocol.shared import GetRequest
+from crucible_core.protocol.shared import GetRequest, ListRequest
 from crucible_core.protocol.worlds import (
     ChangeRoom,
     ChangeWorld,
     CreateRoom,
     CreateWorld,
-    ListWorlds,
     RoomList,
     RoomMade,
     RoomView,
@@ -67,7 +66,7 @@ async def create_world(request: Http) -> Response[bytes]:
 )
 async def list_worlds(request: Http) -> Response[bytes]:
     params = read_params(request.scope["query_string"], WorldsParams)
-    asked = ListWorlds(limit=params.limit, cursor=params.cursor)
+    asked = ListRequest(limit=params.limit, cursor=params.cursor)
     return passed(await ask(request, "events", "list_worlds", asked, bytes))
 
 
