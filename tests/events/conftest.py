@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from starlette.applications import Starlette
 
+from crucible_core.access import OPERATOR
 from crucible_core.envelope import Event, decode
 from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, NewEvent, QueryReply, QueryRequest
 from crucible_core.protocol.shared import GetRequest
@@ -96,16 +97,16 @@ class Asker:
 
     async def append(self, *events: NewEvent, atomic: bool = False) -> list[Appended]:
         request = AppendRequest(events=list(events), atomic=atomic)
-        return (await call(self.bus, "events", "append", request, AppendReply)).results
+        return (await call(self.bus, OPERATOR, "events", "append", request, AppendReply)).results
 
     async def one(self, event: NewEvent) -> Appended:
         return (await self.append(event))[0]
 
     async def get(self, event_id: str) -> Event:
-        return decode(await call(self.bus, "events", "get", GetRequest(id=event_id), bytes))
+        return decode(await call(self.bus, OPERATOR, "events", "get", GetRequest(id=event_id), bytes))
 
     async def query(self, **asked: Any) -> QueryReply:
-        return await call(self.bus, "events", "query", QueryRequest(**asked), QueryReply)
+        return await call(self.bus, OPERATOR, "events", "query", QueryRequest(**asked), QueryReply)
 
     async def found(self, **asked: Any) -> list[Event]:
         return [decode(bytes(raw)) for raw in (await self.query(**asked)).events]

@@ -14,6 +14,7 @@ import pytest
 from starlette.applications import Starlette
 
 from crucible_cli import nats_server
+from crucible_core.access import OPERATOR
 from crucible_core.envelope import Source, decode
 from crucible_core.protocol.events import RedactRequest
 from crucible_core.protocol.losses import Loss, LossesRequest, LossList
@@ -109,7 +110,7 @@ def told(app: Starlette) -> str:
 
 
 async def losses(bus: Bus, operation: str = "losses") -> list[Loss]:
-    return (await call(bus, "events", operation, LossesRequest(), LossList)).losses
+    return (await call(bus, OPERATOR, "events", operation, LossesRequest(), LossList)).losses
 
 
 @pytest.mark.parametrize("stopped_by", [signal.SIGTERM, signal.SIGKILL])
@@ -210,16 +211,16 @@ async def test_what_went_as_it_should_is_no_loss(running: Running, ask: Asker) -
     async with running() as app:
         bus = ask.bus
         rules = [RetentionRule(type="Custom.short", keep="1s")]
-        await call(bus, "events", "put_retention", PutRetention(rules=rules), RetentionView)
+        await call(bus, OPERATOR, "events", "put_retention", PutRetention(rules=rules), RetentionView)
         cause = Cause(**by)
-        await call(bus, "events", "create_world", ChangeWorld(id="w", cause=cause), bytes)
+        await call(bus, OPERATOR, "events", "create_world", ChangeWorld(id="w", cause=cause), bytes)
         await ask.append(*(new("Custom.short") for _ in range(10)))
         await ask.append(*(new(world_id="w") for _ in range(10)))
         kept = await ask.append(*(new(id=f"evt_{n}") for n in range(10)))
         for n in (0, 4):
-            await call(bus, "events", "redact", RedactRequest(id=f"evt_{n}", **by), bytes)
+            await call(bus, OPERATOR, "events", "redact", RedactRequest(id=f"evt_{n}", **by), bytes)
         assert await app.state.audit.once() == []
-        await call(bus, "events", "delete_world", ChangeWorld(id="w", purge=True, cause=cause), bytes)
+        await call(bus, OPERATOR, "events", "delete_world", ChangeWorld(id="w", purge=True, cause=cause), bytes)
         assert await app.state.audit.once() == []
         await bus.request(bus.names.event("default", "main", "Custom", "x", None), b"no event")
         for _ in range(3):

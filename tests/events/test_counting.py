@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 
+from crucible_core.access import OPERATOR
 from crucible_core.catalogue import CATALOGUE
 from crucible_core.errors import InvalidError
 from crucible_core.protocol.events import CountReply, CountRequest, QueryRequest
@@ -41,7 +42,7 @@ async def log(service: Starlette, ask: Asker) -> Asker:
 
 
 async def counted(log: Asker, **asked: Any) -> CountReply:
-    return await call(log.bus, "events", "count", CountRequest(**asked), CountReply)
+    return await call(log.bus, OPERATOR, "events", "count", CountRequest(**asked), CountReply)
 
 
 def groups(reply: CountReply) -> dict[str, int]:

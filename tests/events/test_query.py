@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 
+from crucible_core.access import OPERATOR
 from crucible_core.catalogue import CATALOGUE
 from crucible_core.envelope import decode
 from crucible_core.errors import InvalidError, NotFoundError
@@ -174,7 +175,7 @@ async def test_an_unknown_event_is_not_found(service: Starlette, ask: Asker) -> 
 
 
 async def test_types_are_listed(service: Starlette, ask: Asker) -> None:
-    reply = await call(ask.bus, "events", "types", TypesRequest(), TypesReply)
+    reply = await call(ask.bus, OPERATOR, "events", "types", TypesRequest(), TypesReply)
     assert {"Memory.Created", "Custom.*"} <= {kind.type for kind in reply.types}
 
 
@@ -224,7 +225,7 @@ async def test_a_time_that_comes_and_goes_in_the_log_is_found_in_stretches(servi
     wanted = [*range(1, 2201), *range(4401, 6601)]
     assert await _all_pages(ask, **asked, limit=1000) == wanted
     assert await _all_pages(ask, **asked, limit=900, order="desc") == wanted[::-1]
-    counted = await call(ask.bus, "events", "count", CountRequest(**asked), CountReply)
+    counted = await call(ask.bus, OPERATOR, "events", "count", CountRequest(**asked), CountReply)
     assert (counted.count, counted.complete) == (4400, True)
 
 

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from starlette.applications import Starlette
 
+from crucible_core.access import OPERATOR
 from crucible_core.envelope import Event, Redaction, decode
 from crucible_core.errors import ConflictError, DeniedError, InvalidError, NotFoundError
 from crucible_core.ids import derive_id
@@ -39,7 +40,7 @@ SECRET = "the colour of the vault is vermilion"
 
 async def redact(ask: Asker, event_id: str, reason: str | None = None) -> Event:
     request = RedactRequest(id=event_id, reason=reason, actor="user:alice")
-    return decode(await call(ask.bus, "events", "redact", request, bytes))
+    return decode(await call(ask.bus, OPERATOR, "events", "redact", request, bytes))
 
 
 async def stored(ask: Asker) -> list[Message]:
@@ -319,7 +320,7 @@ async def test_what_a_new_index_learns_late_expires_in_time(service: Starlette, 
 async def test_what_is_in_a_room_that_is_gone_can_be_redacted(service: Starlette, ask: Asker) -> None:
     await make_world(ask.bus, "acme")
     await ask.one(new(payload={"text": SECRET}, id="evt_a", world_id="acme"))
-    await call(ask.bus, "events", "delete_world", ChangeWorld(id="acme"), bytes)
+    await call(ask.bus, OPERATOR, "events", "delete_world", ChangeWorld(id="acme"), bytes)
     assert (await ask.one(new(world_id="acme"))).error is not None
     assert (await redact(ask, "evt_a")).redacted
 

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from starlette.applications import Starlette
 
+from crucible_core.access import OPERATOR
 from crucible_core.errors import ConflictError, InvalidError, LimitedError, NotFoundError, UnavailableError
 from crucible_core.protocol.replays import (
     Replay,
@@ -74,15 +75,15 @@ async def taker(bus: Bus) -> AsyncIterator[Taker]:
 
 async def start(bus: Bus, **asked: Any) -> Replay:
     asked = {"target": HOOK, **asked}
-    return await call(bus, "events", "replay", StartReplay(**asked), Replay)
+    return await call(bus, OPERATOR, "events", "replay", StartReplay(**asked), Replay)
 
 
 async def state_of(bus: Bus, replay: Replay) -> Replay:
-    return await call(bus, "events", "replay_get", GetRequest(id=replay.id), Replay)
+    return await call(bus, OPERATOR, "events", "replay_get", GetRequest(id=replay.id), Replay)
 
 
 async def steer(bus: Bus, replay: Replay, action: Any) -> Replay:
-    return await call(bus, "events", "replay_steer", SteerReplay(id=replay.id, action=action), Replay)
+    return await call(bus, OPERATOR, "events", "replay_steer", SteerReplay(id=replay.id, action=action), Replay)
 
 
 async def reaches(bus: Bus, replay: Replay, state: str, seconds: float = 20.0) -> Replay:
@@ -184,7 +185,7 @@ async def test_what_is_wrong_is_named(
     with pytest.raises(InvalidError) as caught:
         await start(bus, **asked)
     assert caught.value.errors[0].path == path
-    assert (await call(bus, "events", "replays", ListNothing(), ReplayList)).replays == []
+    assert (await call(bus, OPERATOR, "events", "replays", ListNothing(), ReplayList)).replays == []
 
 
 class ListNothing(msgspec.Struct):
@@ -216,7 +217,7 @@ async def test_pause_resume_and_cancel(service: Starlette, ask: Asker, bus: Bus,
     with pytest.raises(ConflictError):
         await steer(bus, replay, "cancel")
     with pytest.raises(NotFoundError):
-        await call(bus, "events", "replay_steer", SteerReplay(id="rpl_x", action="pause"), Replay)
+        await call(bus, OPERATOR, "events", "replay_steer", SteerReplay(id="rpl_x", action="pause"), Replay)
 
     taker.room = 10
     other = await start(bus)
@@ -227,7 +228,7 @@ async def test_pause_resume_and_cancel(service: Starlette, ask: Asker, bus: Bus,
         await steer(bus, other, "resume")
     await _released(bus, other, 10)
     assert len(taker.taken) == 610
-    listed = await call(bus, "events", "replays", ListNothing(), ReplayList)
+    listed = await call(bus, OPERATOR, "events", "replays", ListNothing(), ReplayList)
     assert [each.state for each in listed.replays] == ["cancelled", "done"]
 
 
@@ -365,11 +366,11 @@ async def test_unfinished_replays_are_bounded_and_finished_ones_forgotten(
     await fill(ask, 1)
     await reaches(bus, await start(bus), "done")
     await service.state.replays.forget_old(now_ms())
-    kept = (await call(bus, "events", "replays", ListNothing(), ReplayList)).replays
+    kept = (await call(bus, OPERATOR, "events", "replays", ListNothing(), ReplayList)).replays
     assert len(kept) == MOST_KEPT
     assert kept[0].total == 3
     await service.state.replays.forget_old(now_ms() + 8 * 86_400_000)
-    assert (await call(bus, "events", "replays", ListNothing(), ReplayList)).replays == []
+    assert (await call(bus, OPERATOR, "events", "replays", ListNothing(), ReplayList)).replays == []
 
 
 async def test_a_subscriber_gets_batches_and_the_end(service: Starlette, ask: Asker, bus: Bus) -> None:

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from starlette.applications import Starlette
 
+from crucible_core.access import OPERATOR
 from crucible_core.durations import format_keep, parse_keep
 from crucible_core.errors import ConflictError, InvalidError
 from crucible_core.protocol.retention import PutRetention, RetentionRule, RetentionRules, RetentionView
@@ -30,11 +31,11 @@ def rule(type: str, keep: str, world: str | None = None) -> RetentionRule:
 
 async def put(bus: Bus, *rules: RetentionRule, revision: int | None = None) -> RetentionView:
     request = PutRetention(rules=list(rules), revision=revision)
-    return await call(bus, "events", "put_retention", request, RetentionView)
+    return await call(bus, OPERATOR, "events", "put_retention", request, RetentionView)
 
 
 async def shown(bus: Bus) -> RetentionView:
-    return await call(bus, "events", "get_retention", RetentionRequest(), RetentionView)
+    return await call(bus, OPERATOR, "events", "get_retention", RetentionRequest(), RetentionView)
 
 
 async def told(ask: Asker, sequence: int | None) -> tuple[str | None, str | None]:

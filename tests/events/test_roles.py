@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from starlette.applications import Starlette
 
+from crucible_core.access import OPERATOR
 from crucible_core.errors import ConflictError, UnavailableError
 from crucible_core.protocol.events import RedactRequest
 from crucible_core.protocol.worlds import ChangeWorld, WorldMade
@@ -81,12 +82,12 @@ async def test_two_replicas_of_each_role_do_what_one_process_does(role: Role, as
         )
         assert (await ask.get(effect.id or "")).metadata.hop == 1
         assert (await ask.one(new(entity="n", id="evt_cause"))).duplicate
-        made = await call(ask.bus, "events", "create_world", ChangeWorld(id="w"), WorldMade)
+        made = await call(ask.bus, OPERATOR, "events", "create_world", ChangeWorld(id="w"), WorldMade)
         assert made.created
         inside = await ask.one(new(world_id="w"))
-        await call(ask.bus, "events", "delete_world", ChangeWorld(id="w", purge=True), bytes)
+        await call(ask.bus, OPERATOR, "events", "delete_world", ChangeWorld(id="w", purge=True), bytes)
         for _ in range(6):
             assert inside.id not in [event.metadata.id for event in await ask.found(type=["Custom.*"])]
-        await call(ask.bus, "events", "redact", RedactRequest(id="evt_cause"), bytes)
+        await call(ask.bus, OPERATOR, "events", "redact", RedactRequest(id="evt_cause"), bytes)
         for _ in range(6):
             assert (await ask.get("evt_cause")).redacted

@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 
+from crucible_core.access import OPERATOR
 from crucible_core.envelope import Data, Event, Metadata, Source, decode, encode
 from crucible_core.errors import NotFoundError
 from crucible_core.protocol.events import TraceNode, TraceReply, TraceRequest
@@ -63,8 +64,8 @@ async def test_a_trace_is_read_from_the_log(service: Starlette, ask: Asker) -> N
         new(correlation_id="cor_a", causation_id=cause.id, hop=1), new(), new(correlation_id="cor_a", causation_id="x")
     )
     asked = TraceRequest(correlation_id="cor_a", min_sequence=4)
-    reply = await call(ask.bus, "events", "trace", asked, TraceReply)
+    reply = await call(ask.bus, OPERATOR, "events", "trace", asked, TraceReply)
     assert (reply.count, reply.truncated) == (3, False)
     assert shape(reply.roots) == [(1, [(2, [])]), (4, [])]
     with pytest.raises(NotFoundError):
-        await call(ask.bus, "events", "trace", TraceRequest(correlation_id="cor_b"), TraceReply)
+        await call(ask.bus, OPERATOR, "events", "trace", TraceRequest(correlation_id="cor_b"), TraceReply)

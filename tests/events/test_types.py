@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from starlette.applications import Starlette
 
+from crucible_core.access import OPERATOR
 from crucible_core.catalogue import CATALOGUE, Registered
 from crucible_core.errors import ConflictError, InvalidError, NotFoundError
 from crucible_core.protocol.events import (
@@ -66,16 +67,16 @@ class Catalogue:
 
     async def register(self, type: str = "Order.Placed", schema: Any = None, **fields: Any) -> RegisteredType:
         request = RegisterType(type=type, schema=SCHEMA if schema is None else schema, **fields)
-        return await call(self._bus, "events", "register_type", request, RegisteredType)
+        return await call(self._bus, OPERATOR, "events", "register_type", request, RegisteredType)
 
     async def get(self, type: str = "Order.Placed") -> DescribedType:
-        return await call(self._bus, "events", "type", GetRequest(id=type), DescribedType)
+        return await call(self._bus, OPERATOR, "events", "type", GetRequest(id=type), DescribedType)
 
     async def delete(self, type: str = "Order.Placed") -> DescribedType:
-        return await call(self._bus, "events", "delete_type", GetRequest(id=type), DescribedType)
+        return await call(self._bus, OPERATOR, "events", "delete_type", GetRequest(id=type), DescribedType)
 
     async def all(self) -> list[Any]:
-        reply = await call(self._bus, "events", "types", TypesRequest(), TypesReply)
+        reply = await call(self._bus, OPERATOR, "events", "types", TypesRequest(), TypesReply)
         assert reply.next is None
         return reply.types
 
@@ -202,7 +203,7 @@ async def test_many_types_are_listed_in_parts(service: Starlette, bus: Bus, type
     after: str | None = None
     parts = 0
     while True:
-        part = await call(bus, "events", "types", TypesRequest(after=after), TypesReply)
+        part = await call(bus, OPERATOR, "events", "types", TypesRequest(after=after), TypesReply)
         found += [kind.type for kind in part.types]
         parts += 1
         if part.next is None:
@@ -497,9 +498,9 @@ async def test_rules_of_retention_name_registered_types(
     rules = [RetentionRule(type="order_placed", keep="forever"), RetentionRule(type="Order.*", keep="1h")]
     async with running():
         with pytest.raises(InvalidError):
-            await call(bus, "events", "put_retention", PutRetention(rules=rules), RetentionView)
+            await call(bus, OPERATOR, "events", "put_retention", PutRetention(rules=rules), RetentionView)
         await types.register()
-        await call(bus, "events", "put_retention", PutRetention(rules=rules), RetentionView)
+        await call(bus, OPERATOR, "events", "put_retention", PutRetention(rules=rules), RetentionView)
         await types.register("Order.Sent")
         assert [await kept("Order.Placed"), await kept("Order.Sent")] == ["never", "3600s"]
     async with running():
@@ -512,7 +513,7 @@ async def test_changes_of_types_and_of_retention_are_told(service: Starlette, as
     await types.register(version="1.1.0", schema=SCHEMA | {"title": "An order"})
     await types.delete()
     rules = PutRetention(rules=[RetentionRule(type="Custom.*", keep="90d")])
-    view = await call(ask.bus, "events", "put_retention", rules, RetentionView)
+    view = await call(ask.bus, OPERATOR, "events", "put_retention", rules, RetentionView)
     told = [
         event.data.payload for event in await ask.found(type=["System.ConfigChanged"], min_sequence=await ask.last())
     ]

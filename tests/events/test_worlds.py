@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from starlette.applications import Starlette
 
+from crucible_core.access import OPERATOR
 from crucible_core.errors import ConflictError, DeniedError, InvalidError, NotFoundError, UnavailableError
 from crucible_core.protocol.events import AppendReply, AppendRequest
 from crucible_core.protocol.hooks import HookRecord, InterceptReply, InterceptRequest
@@ -44,25 +45,25 @@ class Atlas:
 
     async def add(self, id: str, description: str = "", **fields: Any) -> WorldMade:
         request = ChangeWorld(id=id, description=description, **fields)
-        return await call(self.bus, "events", "create_world", request, WorldMade)
+        return await call(self.bus, OPERATOR, "events", "create_world", request, WorldMade)
 
     async def remove(self, id: str, purge: bool = False) -> None:
-        await call(self.bus, "events", "delete_world", ChangeWorld(id=id, purge=purge), bytes, timeout=30)
+        await call(self.bus, OPERATOR, "events", "delete_world", ChangeWorld(id=id, purge=purge), bytes, timeout=30)
 
     async def get(self, id: str) -> WorldView:
-        return await call(self.bus, "events", "get_world", GetRequest(id=id), WorldView)
+        return await call(self.bus, OPERATOR, "events", "get_world", GetRequest(id=id), WorldView)
 
     async def list(self, **asked: Any) -> WorldList:
-        return await call(self.bus, "events", "list_worlds", ListRequest(**asked), WorldList)
+        return await call(self.bus, OPERATOR, "events", "list_worlds", ListRequest(**asked), WorldList)
 
     async def add_room(self, world: str, id: str) -> RoomMade:
-        return await call(self.bus, "events", "create_room", ChangeRoom(world_id=world, id=id), RoomMade)
+        return await call(self.bus, OPERATOR, "events", "create_room", ChangeRoom(world_id=world, id=id), RoomMade)
 
     async def remove_room(self, world: str, id: str) -> None:
-        await call(self.bus, "events", "delete_room", ChangeRoom(world_id=world, id=id), bytes)
+        await call(self.bus, OPERATOR, "events", "delete_room", ChangeRoom(world_id=world, id=id), bytes)
 
     async def place(self, world: str | None = None, room: str | None = None) -> None:
-        await call(self.bus, "events", "place", PlaceRequest(world_id=world, room_id=room), bytes)
+        await call(self.bus, OPERATOR, "events", "place", PlaceRequest(world_id=world, room_id=room), bytes)
 
 
 @pytest.fixture
@@ -369,11 +370,11 @@ async def test_the_oldest_of_very_many_deleted_worlds_are_forgotten(bus: Bus, se
     places = Places(bucket, lambda world, through: None)
 
     async def append(request: AppendRequest, context: Context) -> AppendReply:
-        return await call(bus, "events", "append", request, AppendReply)
+        return await call(bus, OPERATOR, "events", "append", request, AppendReply)
 
     worlds = Worlds(bus, bucket, places, append, append, 1_000_000, most_deleted=2)
     following = asyncio.create_task(places.view.follow())
-    context = Context("")
+    context = Context("", OPERATOR)
     for n in range(5):
         await worlds.create(ChangeWorld(id=f"w{n}"), context)
         await worlds.delete(ChangeWorld(id=f"w{n}", purge=n > 2), context)

@@ -236,11 +236,11 @@ async def no_sockets(client: httpx.AsyncClient) -> bool:
 
 
 async def test_keys_not_read_yet_are_503(gateway: Served) -> None:
-    gateway.app.state.gateway.keys.caught_up = False
+    gateway.app.state.gateway.keys.principals.view.ready = False
     try:
         with pytest.raises(InvalidStatus) as refused:
             await connect(gateway.ws, additional_headers=HEADERS)
     finally:
-        gateway.app.state.gateway.keys.caught_up = True
+        gateway.app.state.gateway.keys.principals.view.ready = True
     response: Any = refused.value.response
     assert (response.status_code, response.headers["Retry-After"]) == (503, "1")

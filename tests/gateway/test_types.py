@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from websockets.asyncio.client import connect
 
+from crucible_core.access import OPERATOR
 from crucible_core.errors import ConflictError, NotFoundError
 from crucible_core.protocol.events import (
     DescribedType,
@@ -86,7 +87,8 @@ async def register(bus: Bus, name: str) -> None:
 async def test_the_gateway_is_told_of_types(gateway: Served, bus: Bus) -> None:
     await register(bus, "Order.Placed")
     revision = await (await open_bucket(bus, BUCKET)).last_revision()
-    assert await call_all(bus, "gateway", "know_types", msgspec.defstruct("Know", [("revision", int)])(revision)) == 1
+    known = msgspec.defstruct("Know", [("revision", int)])(revision)
+    assert await call_all(bus, OPERATOR, "gateway", "know_types", known) == 1
     assert gateway.app.state.gateway.types.catalogue.resolve("new_order") == "Order.Placed"
 
 

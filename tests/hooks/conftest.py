@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from crucible_core.access import OPERATOR
 from crucible_core.envelope import Event, decode
 from crucible_core.errors import UnavailableError, from_problem
 from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, NewEvent, QueryReply, QueryRequest
@@ -113,7 +114,7 @@ class System:
             yield app
 
     async def ask(self, operation: str, request: Any, reply: Any) -> Any:
-        return await call(self.bus, "hooks", operation, request, reply, timeout=20)
+        return await call(self.bus, OPERATOR, "hooks", operation, request, reply, timeout=20)
 
     def write(self, name: str, text: str) -> Path:
         path = self.folder / name
@@ -128,20 +129,22 @@ class System:
     async def append(self, type: str = "Custom.note", payload: Any = None, **fields: Any) -> Appended:
         """Raises what the append was refused with."""
         event = NewEvent(type=type, payload=msgspec.Raw(msgspec.json.encode(payload or {})), **fields)
-        reply = await call(self.bus, "events", "append", AppendRequest(events=[event]), AppendReply, timeout=20)
+        reply = await call(
+            self.bus, OPERATOR, "events", "append", AppendRequest(events=[event]), AppendReply, timeout=20
+        )
         if reply.results[0].error is not None:
             raise from_problem(reply.results[0].error)
         return reply.results[0]
 
     async def event(self, id: str) -> Event:
-        return decode(await call(self.bus, "events", "get", GetRequest(id=id), bytes))
+        return decode(await call(self.bus, OPERATOR, "events", "get", GetRequest(id=id), bytes))
 
     async def log(self, *types: str) -> list[Event]:
         """The committed events of some types."""
         request = QueryRequest(
             type=list(types), limit=1000, min_sequence=await self.bus.last_sequence(self.bus.names.events)
         )
-        found = await call(self.bus, "events", "query", request, QueryReply)
+        found = await call(self.bus, OPERATOR, "events", "query", request, QueryReply)
         return [decode(bytes(raw)) for raw in found.events]
 
     async def runs(self, hook: str) -> list[RunRecord]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from crucible_core.access import OPERATOR
 from crucible_core.errors import ConflictError, InvalidError, NotFoundError
 from crucible_core.protocol import shared
 from crucible_core.protocol.hooks import HookList, HookView, RegisterHook, RunList, RunsRequest, UpdateHook
@@ -307,4 +308,4 @@ async def test_doctor_reports_disabled_and_inert_hooks(system: System) -> None:
 
 async def test_every_request_needs_its_own_fields(system: System) -> None:
     with pytest.raises(InvalidError, match="definition or markdown"):
-        await call(system.bus, "hooks", "register", RegisterHook(), HookView)
+        await call(system.bus, OPERATOR, "hooks", "register", RegisterHook(), HookView)

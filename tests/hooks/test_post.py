@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from crucible_core import subjects
+from crucible_core.access import OPERATOR
 from crucible_core.envelope import MAX_HOPS
 from crucible_core.errors import ConflictError, NotFoundError, UnavailableError
 from crucible_core.protocol.hooks import HookView, RunList, RunRecord
@@ -395,7 +396,7 @@ async def test_a_record_that_the_history_has_lost_is_noticed_at_the_next_start(s
     async with stopped.running():
 
         async def told() -> list[Loss]:
-            return (await call(bus, "events", "losses", LossesRequest(), LossList)).losses
+            return (await call(bus, OPERATOR, "events", "losses", LossesRequest(), LossList)).losses
 
         await until(told)
         [loss] = await told()

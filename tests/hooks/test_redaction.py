@@ -1,5 +1,6 @@
 """Redacted events: what waits for its run is not run, and does not stay in the queue."""
 
+from crucible_core.access import OPERATOR
 from crucible_core.catalogue import CATALOGUE
 from crucible_core.envelope import decode
 from crucible_core.protocol.events import RedactRequest
@@ -14,7 +15,7 @@ SECRET = "vermilion"
 
 
 async def redact(system: System, event_id: str | None) -> None:
-    await call(system.bus, "events", "redact", RedactRequest(id=event_id or ""), bytes)
+    await call(system.bus, OPERATOR, "events", "redact", RedactRequest(id=event_id or ""), bytes)
 
 
 async def test_what_is_parked_is_dropped_and_recorded(system: System) -> None:

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from crucible_core import subjects
+from crucible_core.access import OPERATOR
 from crucible_core.envelope import MAX_HOPS
 from crucible_core.errors import InvalidError, NotFoundError
 from crucible_core.protocol.events import Appended
@@ -32,11 +33,11 @@ from .conftest import System, until
 async def replay(system: System, hook: str, **asked: Any) -> Replay:
     """A whole one, through events, once it is done."""
     request = StartReplay(target=ReplayTarget(hook=hook), **asked)
-    started = await call(system.bus, "events", "replay", request, Replay, timeout=20)
+    started = await call(system.bus, OPERATOR, "events", "replay", request, Replay, timeout=20)
     found: list[Replay] = []
 
     async def done() -> bool:
-        found[:] = [await call(system.bus, "events", "replay_get", GetRequest(id=started.id), Replay)]
+        found[:] = [await call(system.bus, OPERATOR, "events", "replay_get", GetRequest(id=started.id), Replay)]
         return found[0].state != "running"
 
     await until(done)

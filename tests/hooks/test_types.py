@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from crucible_core.access import OPERATOR
 from crucible_core.errors import DeniedError, InvalidError
 from crucible_core.protocol import shared
 from crucible_core.protocol.events import DescribedType, RegisteredType, RegisterType
@@ -22,11 +23,11 @@ SCHEMA: dict[str, Any] = {
 
 async def register(system: System, name: str = "Order.Placed", **fields: Any) -> None:
     request = RegisterType(type=name, schema=SCHEMA, **fields)
-    await call(system.bus, "events", "register_type", request, RegisteredType)
+    await call(system.bus, OPERATOR, "events", "register_type", request, RegisteredType)
 
 
 async def delete(system: System, name: str = "Order.Placed") -> None:
-    await call(system.bus, "events", "delete_type", GetRequest(id=name), DescribedType)
+    await call(system.bus, OPERATOR, "events", "delete_type", GetRequest(id=name), DescribedType)
 
 
 async def test_hook_on_a_registered_type_fires(system: System) -> None:

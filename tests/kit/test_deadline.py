@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from crucible_core import subjects
+from crucible_core.access import OPERATOR
 from crucible_core.errors import UnavailableError, UnknownOutcomeError
 from crucible_kit import deadline, rpc
 from crucible_kit.bus import Bus, open_bus
@@ -21,13 +22,16 @@ from tests.kit.test_rpc import Answer, Ask, ask, serving
 HOUR_MS = 3_600_000
 
 
+WHO = {subjects.PRINCIPAL: OPERATOR.header}
+
+
 def pause(seconds: float) -> None:
     """The event loop stands still, as when the process is stopped."""
     time.sleep(seconds)
 
 
 def sent(bus: Bus, ago_ms: float, timeout_ms: int = 15_000) -> dict[str, str]:
-    return {subjects.DEADLINE: str(timeout_ms), subjects.SENT: str(int(bus.now_ms() - ago_ms))}
+    return WHO | {subjects.DEADLINE: str(timeout_ms), subjects.SENT: str(int(bus.now_ms() - ago_ms))}
 
 
 async def answer_to(bus: Bus, headers: dict[str, str]) -> Any:
@@ -65,9 +69,9 @@ async def test_a_request_that_comes_after_its_caller_has_given_up_is_not_done(bu
         assert done == []
         await answer_to(bus, sent(bus, 1_000))
         await answer_to(bus, sent(bus, -HOUR_MS))  # of a clock that is ahead
-        await answer_to(bus, {subjects.DEADLINE: "15000"})  # of the version before
+        await answer_to(bus, WHO | {subjects.DEADLINE: "15000"})  # who does not say when it was sent
         for odd in ("", "x", "²", "9" * 400, "-1"):
-            await answer_to(bus, {subjects.DEADLINE: odd, subjects.SENT: odd})
+            await answer_to(bus, WHO | {subjects.DEADLINE: odd, subjects.SENT: odd})
     assert len(done) == 8
 
 
@@ -110,9 +114,9 @@ async def test_a_question_on_behalf_of_another_waits_no_longer_than_that(bus: Bu
         return Answer("")
 
     async def outer(request: Ask, context: Context) -> Answer:
-        await call(bus, "svc", "inner", Ask("x"), Answer, timeout=30)
+        await call(bus, OPERATOR, "svc", "inner", Ask("x"), Answer, timeout=30)
         pause(0.6)
-        await call(bus, "svc", "inner", Ask("x"), Answer, timeout=30)
+        await call(bus, OPERATOR, "svc", "inner", Ask("x"), Answer, timeout=30)
         return Answer("")
 
     both = {"op": rpc.Endpoint(Ask, outer), "inner": rpc.Endpoint(Ask, inner)}

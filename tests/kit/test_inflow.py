@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from crucible_core import subjects
+from crucible_core.access import OPERATOR
 from crucible_core.errors import UnavailableError
 from crucible_core.subjects import Names
 from crucible_kit import holding, rpc
@@ -23,6 +24,7 @@ from crucible_kit.telemetry import Telemetry
 from crucible_kit.work import work, work_batches
 from tests.kit.outage import Server, private_server, until
 
+WHO = {subjects.PRINCIPAL: OPERATOR.header}
 MIB = 1024 * 1024
 COUNT = 20
 MANY = 8
@@ -154,7 +156,7 @@ async def echo(request: Text, context: Context) -> Text:
 
 
 async def ask(bus: Bus, size: int, timeout: float = 40.0) -> int:
-    return len((await call(bus, "svc", "op", Text("x" * size), Text, timeout=timeout)).text)
+    return len((await call(bus, OPERATOR, "svc", "op", Text("x" * size), Text, timeout=timeout)).text)
 
 
 @pytest.mark.parametrize("size", [40_000, 3 * MIB])
@@ -205,7 +207,7 @@ async def test_an_answer_that_nobody_asks_for_is_given_up(server: Server, bus: B
 
         async with serve(other, "svc", {"op": Endpoint(Text, large)}, Telemetry()), bus.inbox() as (reply, offers):
             request = msgspec.json.encode(Text(""))
-            await bus.publish(bus.names.rpc("svc", "op"), request, {subjects.PACED: "1"}, reply)
+            await bus.publish(bus.names.rpc("svc", "op"), request, WHO | {subjects.PACED: "1"}, reply)
             offer = await asyncio.wait_for(offers.get(), 5)
             assert (offer.data, int(offer.headers[subjects.SIZE]) > MIB) == (b"", True)
             await asyncio.wait_for(held.wait(), 5)
@@ -213,7 +215,7 @@ async def test_an_answer_that_nobody_asks_for_is_given_up(server: Server, bus: B
 
 async def test_who_does_not_know_of_offers_gets_the_answer(server: Server, bus: Bus) -> None:
     async with serve(bus, "svc", {"op": Endpoint(Text, echo)}, Telemetry()):
-        answer = await bus.request(bus.names.rpc("svc", "op"), msgspec.json.encode(Text("x" * MIB)))
+        answer = await bus.request(bus.names.rpc("svc", "op"), msgspec.json.encode(Text("x" * MIB)), headers=WHO)
         assert len(answer.data) > MIB
 
 

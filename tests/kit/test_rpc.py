@@ -11,10 +11,12 @@ import msgspec
 import pytest
 
 from crucible_core import subjects
+from crucible_core.access import OPERATOR, Grant, Principal
 from crucible_core.errors import (
     CrucibleError,
     DeniedError,
     FieldError,
+    ForbiddenError,
     InvalidError,
     LimitedError,
     MalformedError,
@@ -28,6 +30,7 @@ from crucible_kit.rpc import Context, Endpoint, call, serve
 from crucible_kit.telemetry import Telemetry
 from tests.kit.outage import until
 
+WHO = {subjects.PRINCIPAL: OPERATOR.header}
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
@@ -44,7 +47,7 @@ def serving(bus: Bus, handler: Any, operation: str = "op") -> contextlib.Abstrac
 
 
 async def ask(bus: Bus, text: str = "x", **options: Any) -> Answer:
-    return await call(bus, "svc", "op", Ask(text), Answer, **options)
+    return await call(bus, OPERATOR, "svc", "op", Ask(text), Answer, **options)
 
 
 async def test_request_and_reply_are_structs_and_the_trace_goes_on(bus: Bus) -> None:
@@ -68,7 +71,7 @@ async def test_bytes_are_the_reply_as_they_are(bus: Bus) -> None:
         return b"\x00raw"
 
     async with serving(bus, raw):
-        assert await call(bus, "svc", "op", Ask(""), bytes) == b"\x00raw"
+        assert await call(bus, OPERATOR, "svc", "op", Ask(""), bytes) == b"\x00raw"
         with pytest.raises(UnavailableError, match="cannot be read"):
             await ask(bus)
 
@@ -114,7 +117,24 @@ async def test_a_request_that_cannot_be_decoded_is_malformed(bus: Bus, data: byt
 
     async with serving(bus, echo):
         with pytest.raises(MalformedError):
-            await bus.request(bus.names.rpc("svc", "op"), data)
+            await bus.request(bus.names.rpc("svc", "op"), data, headers=WHO)
+
+
+async def test_a_request_says_who_asks_and_is_refused_where_it_does_not(bus: Bus) -> None:
+    asked: list[Principal] = []
+
+    async def echo(request: Ask, context: Context) -> Answer:
+        asked.append(context.principal)
+        return Answer(request.text)
+
+    somebody = Principal("agent:zoë", [Grant(worlds=("acme",), where={"n": 1})])
+    async with serving(bus, echo):
+        await call(bus, somebody, "svc", "op", Ask("x"), Answer)
+        assert await rpc.call_all(bus, somebody, "svc", "op", Ask("x")) == 1
+        for headers in ({}, {subjects.PRINCIPAL: "zoë"}, {subjects.PRINCIPAL: "{}"}):
+            with pytest.raises(ForbiddenError):
+                await bus.request(bus.names.rpc("svc", "op"), b'{"text": "x"}', headers=headers)
+    assert asked == [somebody, somebody]
 
 
 async def test_nobody_there_is_unavailable_at_once(bus: Bus) -> None:
@@ -148,7 +168,7 @@ async def test_a_request_without_a_reply_subject_is_handled_in_silence(bus: Bus)
         return Answer("")
 
     async with serving(bus, note):
-        await bus.publish(bus.names.rpc("svc", "op"), msgspec.json.encode(Ask("quiet")))
+        await bus.publish(bus.names.rpc("svc", "op"), msgspec.json.encode(Ask("quiet")), WHO)
         assert await ask(bus, "loud") == Answer("")
     assert seen == ["quiet", "loud"]
 
@@ -301,7 +321,7 @@ async def test_all_are_waited_for_that_have_been_heard_of(bus: Bus, nats_url: st
         serve(bus, "svc", {"op": working(0)}, Telemetry()),
         serve(other, "svc", {"op": working(2.5)}, Telemetry()),
     ):
-        assert await rpc.call_all(bus, "svc", "op", Ask("x")) == 2
+        assert await rpc.call_all(bus, OPERATOR, "svc", "op", Ask("x")) == 2
         assert len(done) == 2
 
 
@@ -315,6 +335,6 @@ async def test_a_replica_that_dies_at_work_is_not_waited_for_by_who_asks_all(bus
         stack = contextlib.AsyncExitStack()
         await stack.enter_async_context(serve(other, "svc", {"op": Endpoint(Ask, handle, True)}, Telemetry()))
         began = asyncio.get_running_loop().time()
-        assert await rpc.call_all(bus, "svc", "op", Ask("x")) == 0
+        assert await rpc.call_all(bus, OPERATOR, "svc", "op", Ask("x")) == 0
         assert asyncio.get_running_loop().time() - began < rpc.SILENCE_S + 1
         await stack.aclose()

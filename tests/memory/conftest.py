@@ -13,6 +13,7 @@ from starlette.applications import Starlette
 
 import crucible_events.app
 import crucible_events.settings
+from crucible_core.access import OPERATOR
 from crucible_core.envelope import Event, decode
 from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, NewEvent
 from crucible_core.protocol.memory import (
@@ -124,22 +125,22 @@ class Memories:
 
     async def write(self, operation: str, *, cause: Cause | None = None, **fields: Any) -> WrittenMemory:
         request = WriteMemory(cause=cause or Cause(), **fields)
-        return await call(self.bus, "memory", operation, request, WrittenMemory)
+        return await call(self.bus, OPERATOR, "memory", operation, request, WrittenMemory)
 
     async def get(self, id: str) -> MemoryView:
-        return await call(self.bus, "memory", "get", GetRequest(id=id), MemoryView)
+        return await call(self.bus, OPERATOR, "memory", "get", GetRequest(id=id), MemoryView)
 
     async def query(self, text: str | None = None, **fields: Any) -> list[ScoredMemory]:
         request = MemoryQuery(text=text, **fields)
-        return (await call(self.bus, "memory", "query", request, MemoryList)).memories
+        return (await call(self.bus, OPERATOR, "memory", "query", request, MemoryList)).memories
 
     async def status(self) -> MemoryStatus:
-        return await call(self.bus, "memory", "status", StatusRequest(), MemoryStatus)
+        return await call(self.bus, OPERATOR, "memory", "status", StatusRequest(), MemoryStatus)
 
     async def append(self, type: str, payload: dict[str, Any], **fields: Any) -> Appended:
         """An event of somebody else."""
         event = NewEvent(type=type, payload=msgspec.Raw(msgspec.json.encode(payload)), **fields)
-        reply = await call(self.bus, "events", "append", AppendRequest(events=[event]), AppendReply)
+        reply = await call(self.bus, OPERATOR, "events", "append", AppendRequest(events=[event]), AppendReply)
         [result] = reply.results
         assert result.error is None, result.error
         return result

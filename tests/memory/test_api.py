@@ -6,6 +6,8 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
+from crucible_core import subjects
+from crucible_core.access import OPERATOR
 from crucible_core.envelope import Source
 from crucible_core.errors import ConflictError, InvalidError, MalformedError, NotFoundError, TooLargeError
 from crucible_core.ids import moment_of
@@ -297,8 +299,9 @@ async def test_other_bad_requests_are_refused(memory: Memories, bus: Bus) -> Non
         await memory.get("mem_none")
     with pytest.raises(NotFoundError):
         await memory.get("x" * 5000 + "\n*.>")
+    headers = {subjects.PRINCIPAL: OPERATOR.header}
     with pytest.raises(MalformedError):
-        await bus.request(bus.names.rpc("memory", "query"), b'{"mode": "vectors"}')
+        await bus.request(bus.names.rpc("memory", "query"), b'{"mode": "vectors"}', headers=headers)
     deep: dict[str, object] = {}
     for _ in range(100):
         deep = {"x": deep}
@@ -320,7 +323,7 @@ async def test_the_memories_of_a_purged_world_are_gone(memory: Memories, service
     kept = await memory.create("a secret")
     assert len(await memory.query("secret", world_id="acme")) == 1
     purge = ChangeWorld(id="acme", purge=True)
-    await call(bus, "events", "delete_world", purge, bytes)
+    await call(bus, OPERATOR, "events", "delete_world", purge, bytes)
 
     async def forgotten() -> bool:
         return not await memory.query("secret", world_id="acme")

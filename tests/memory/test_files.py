@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from starlette.applications import Starlette
 
+from crucible_core.access import OPERATOR
 from crucible_core.envelope import Data, Event, Metadata, Source, encode
 from crucible_core.errors import DeniedError, NotFoundError
 from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent
@@ -493,7 +494,7 @@ async def denying(bus: Bus, word: str) -> AsyncIterator[None]:
 
         async def watched() -> bool:
             request = AppendRequest(events=[probe])
-            return (await call(bus, "events", "append", request, AppendReply)).results[0].error is not None
+            return (await call(bus, OPERATOR, "events", "append", request, AppendReply)).results[0].error is not None
 
         await until(watched)
         yield

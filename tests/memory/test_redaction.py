@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from starlette.applications import Starlette
 
+from crucible_core.access import OPERATOR
 from crucible_core.errors import NotFoundError
 from crucible_core.protocol.events import RedactRequest
 from crucible_core.protocol.memory import MemoryView
@@ -18,7 +19,7 @@ SECRET = "vermilion xylophone"
 async def redact(memory: Memories, *sequences: int) -> None:
     for event in await memory.log():
         if event.sequence in sequences:
-            await call(memory.bus, "events", "redact", RedactRequest(id=event.metadata.id), bytes)
+            await call(memory.bus, OPERATOR, "events", "redact", RedactRequest(id=event.metadata.id), bytes)
 
 
 async def seen(memory: Memories, id: str) -> MemoryView | None:

@@ -16,6 +16,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from crucible_core import subjects
+from crucible_core.access import OPERATOR
 from crucible_core.envelope import Data, Event, Metadata, Source, decode, encode, with_sequence
 from crucible_core.errors import NotFoundError, UnavailableError
 from crucible_core.protocol.events import Appended, AppendReply, AppendRequest
@@ -34,6 +36,8 @@ from crucible_webhooks.app import create_app
 from crucible_webhooks.settings import Settings
 
 Answer = Callable[[Request, bytes], Awaitable[Response]]
+
+WHO = {subjects.PRINCIPAL: OPERATOR.header}
 
 
 class Receiver:
@@ -109,13 +113,15 @@ class Service:
         return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
     async def ask(self, operation: str, request: Any, reply: Any) -> Any:
-        return await call(self.bus, "webhooks", operation, request, reply)
+        return await call(self.bus, OPERATOR, "webhooks", operation, request, reply)
 
     async def create(self, url: str, **fields: Any) -> WebhookView:
         """Each with a name of its own if none is given."""
         self._made += 1
         wanted = {"name": f"ci-{self._made}", "url": url, "event_filters": [{"event_type": "*"}], **fields}
-        reply = await self.bus.request(self.bus.names.rpc("webhooks", "create"), msgspec.json.encode(wanted))
+        reply = await self.bus.request(
+            self.bus.names.rpc("webhooks", "create"), msgspec.json.encode(wanted), headers=WHO
+        )
         return msgspec.json.decode(reply.data, type=WebhookView)
 
     async def append(

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from crucible_core.access import service_principal
 from crucible_core.envelope import Source
 from crucible_core.errors import CrucibleError, UnavailableError
 from crucible_core.ids import derive_id
@@ -63,6 +64,7 @@ class _Life:
     def __init__(self, bus: Bus, service: str) -> None:
         self._bus = bus
         self._service = service
+        self._principal = service_principal(service)
         self._instance = fresh_id("ins")
         self._began_ms = now_ms()
         self._started = derive_id("evt", self._began_ms, self._instance, "Started")
@@ -100,7 +102,8 @@ class _Life:
                 waiting = await self.errors.get()
 
     async def append(self, event: NewEvent) -> None:
-        await call(self._bus, "events", "append", AppendRequest(events=[event]), AppendReply, timeout=_PATIENCE_S)
+        asked = AppendRequest(events=[event])
+        await call(self._bus, self._principal, "events", "append", asked, AppendReply, timeout=_PATIENCE_S)
 
     def note(self, event: NewEvent) -> None:
         with contextlib.suppress(asyncio.QueueFull):

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from crucible_core import subjects
+from crucible_core.access import Principal, Scope, read_principal
 from crucible_core.errors import (
     CrucibleError,
     MalformedError,
@@ -47,11 +48,17 @@ _Refusal = tuple[bytes, dict[str, str]]
 
 
 class Context(msgspec.Struct, frozen=True):
-    """What comes with a request: the W3C trace context of the span that handles it. `deadline` knows how long its
-    caller waits. `held` is closed when the answer was sent."""
+    """What comes with a request: the W3C trace context of the span that handles it, and on whose behalf it is asked.
+    `deadline` knows how long its caller waits. `held` is closed when the answer was sent."""
 
     traceparent: str
+    principal: Principal
     held: contextlib.ExitStack = msgspec.field(default_factory=contextlib.ExitStack)
+
+    @property
+    def scope(self) -> Scope:
+        """What may be shown and changed."""
+        return self.principal.scope
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -69,6 +76,7 @@ class Endpoint(msgspec.Struct, frozen=True):
 
 async def call(
     bus: Bus,
+    principal: Principal,
     service: str,
     operation: str,
     request: msgspec.Struct,
@@ -77,9 +85,9 @@ async def call(
     timeout: float = 10.0,
     traceparent: str | None = None,
 ) -> Reply:
-    """Asks any replica of a service. Raises the error that it answered, or UnavailableError: UnknownOutcomeError where
-    it may have done what was asked. `reply` may be `bytes`. It waits no longer than the caller of what it is part of.
-    """
+    """Asks any replica of a service, on behalf of a principal. Raises the error that it answered, or UnavailableError:
+    UnknownOutcomeError where it may have done what was asked. `reply` may be `bytes`. It waits no longer than the
+    caller of what it is part of."""
     until = time.monotonic() + deadline.within(timeout)
     data = msgspec.json.encode(request)
     share = await _room_for(bus, service, len(data), until) if len(data) > LARGE_BYTES else None
@@ -88,6 +96,7 @@ async def call(
         subjects.DEADLINE: str(math.ceil(timeout * 1000)),
         subjects.SENT: str(int(bus.now_ms())),
         subjects.PACED: "1",
+        subjects.PRINCIPAL: principal.header,
     }
     if traceparent:
         headers[subjects.TRACEPARENT] = traceparent
@@ -120,7 +129,14 @@ async def _room_for(bus: Bus, service: str, size: int, until: float) -> Share:
 
 
 async def call_all(
-    bus: Bus, service: str, operation: str, request: msgspec.Struct, *, patience: float = 1.0, quiet: float = 0.05
+    bus: Bus,
+    principal: Principal,
+    service: str,
+    operation: str,
+    request: msgspec.Struct,
+    *,
+    patience: float = 1.0,
+    quiet: float = 0.05,
 ) -> int:
     """Asks every replica, and returns how many answered. Waits `patience` seconds for the first word, for each replica
     that has said it is there as long as somebody works on it, and `quiet` seconds for others to be heard of, since
@@ -128,7 +144,8 @@ async def call_all(
     answered = 0
     working: set[str] = set()
     async with bus.inbox() as (reply, arrived):
-        await bus.ask(bus.names.rpc(service, operation), msgspec.json.encode(request), reply)
+        headers = {subjects.PRINCIPAL: principal.header}
+        await bus.publish(bus.names.rpc(service, operation), msgspec.json.encode(request), headers, reply)
         with contextlib.suppress(TimeoutError):
             while True:
                 async with asyncio.timeout(SILENCE_S if working else quiet if answered else patience):
@@ -180,10 +197,11 @@ def _receiver(
     async def handle(message: Message, held: contextlib.ExitStack) -> bytes:
         parent = message.headers.get(subjects.TRACEPARENT)
         with telemetry.span(name, parent, "server", about) as span:
+            principal = read_principal(message.headers.get(subjects.PRINCIPAL, ""))
             request = decoder.decode(message.data)
             if endpoint.stores:
                 bus.storage.check()
-            result = await endpoint.handler(request, Context(span.traceparent, held))
+            result = await endpoint.handler(request, Context(span.traceparent, principal, held))
         return result if isinstance(result, bytes) else msgspec.json.encode(result)
 
     async def answer(message: Message, caller: Caller) -> None:

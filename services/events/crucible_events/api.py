@@ -47,7 +47,7 @@ from .lookup import Indexed
 from .places import Places
 from .registry import Registry
 from .retention import Retention
-from .stamping import scoped_key, who
+from .stamping import EVENTS, scoped_key, who
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ async def tell(bus: Bus, setting: str, context: Context, id: str | None = None, 
     raw = msgspec.Raw(msgspec.json.encode(payload))
     event = NewEvent(type="System.ConfigChanged", payload=raw, entity=setting, traceparent=context.traceparent)
     request = AppendRequest(events=[event])
-    reply = await call(bus, "events", "append", request, AppendReply, traceparent=context.traceparent)
+    reply = await call(bus, EVENTS, "events", "append", request, AppendReply, traceparent=context.traceparent)
     if (error := reply.results[0].error) is not None:
         log.warning("a change of %s is not recorded: %s", setting, error.detail)
 

@@ -19,6 +19,8 @@ from crucible_kit.metrics import Metrics
 from crucible_kit.rpc import call
 from crucible_kit.types import Types
 
+from .stamping import EVENTS
+
 log = logging.getLogger(__name__)
 
 RUN_RECORDS = frozenset({"Hook.Triggered", "Hook.Executed", "Hook.Failed"})
@@ -155,7 +157,7 @@ class Guards:
         request = InterceptRequest(event=msgspec.Raw(raw), hooks=names, revision=self.view.revision)
         patience = hooks.intercept_budget_s(guard.definition for guard in matched)
         reply = await call(
-            self._bus, "hooks", "intercept", request, InterceptReply, timeout=patience, traceparent=traceparent
+            self._bus, EVENTS, "hooks", "intercept", request, InterceptReply, timeout=patience, traceparent=traceparent
         )
         return None if reply.payload is msgspec.UNSET else bytes(reply.payload)
 

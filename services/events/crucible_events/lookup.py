@@ -25,6 +25,7 @@ from crucible_kit.index import Index
 from crucible_kit.rpc import Context, Endpoint, call
 
 from . import store
+from .stamping import EVENTS
 
 _AT_ONCE = 2_000
 """Ids of one request."""
@@ -145,14 +146,14 @@ class Asked:
         return await asyncio.shield(joined.answer)
 
     async def chains(self, ids: Sequence[str]) -> Mapping[str, Chain]:
-        return (await call(self._bus, "events", "chains", ChainsRequest(ids=list(ids)), ChainsReply)).found
+        return (await call(self._bus, EVENTS, "events", "chains", ChainsRequest(ids=list(ids)), ChainsReply)).found
 
     async def last_of(self, world_id: str, category: str, entity: str, through: int) -> int:
         asked = LastRequest(world_id=world_id, category=category, entity=entity, through=through)
-        return (await call(self._bus, "events", "last_of", asked, LastReply)).sequence
+        return (await call(self._bus, EVENTS, "events", "last_of", asked, LastReply)).sequence
 
     async def find(self, id: str, through: int = 0) -> bytes:
-        return await call(self._bus, "events", "find", FindRequest(id=id, through=through), bytes)
+        return await call(self._bus, EVENTS, "events", "find", FindRequest(id=id, through=through), bytes)
 
     async def _shared(self, joined: _Round) -> Mapping[str, Known]:
         with deadline.on_behalf_of(None):  # it is for several callers
@@ -163,7 +164,7 @@ class Asked:
 
     async def _known(self, ids: Sequence[str], settled: bool) -> Mapping[str, Known]:
         asked = KnownRequest(ids=list(ids), settled=settled)
-        return (await call(self._bus, "events", "known", asked, KnownReply)).found
+        return (await call(self._bus, EVENTS, "events", "known", asked, KnownReply)).found
 
 
 def _heard(answer: "asyncio.Task[Mapping[str, Known]]") -> None:

@@ -17,7 +17,7 @@ from .appending import Appender
 from .erasing import erase, holds
 from .keeping import kept_as
 from .lookup import Lookup
-from .stamping import stored_key
+from .stamping import EVENTS, stored_key
 
 
 class Redacting:
@@ -54,7 +54,7 @@ class Redacting:
             return found
         told = await self._tell(request, message, context)
         await erase(self._bus, sequence, request.id)
-        await call_all(self._bus, "events", "indexed", IndexedRequest(sequence=told))
+        await call_all(self._bus, EVENTS, "events", "indexed", IndexedRequest(sequence=told))
         return await self._lookup.find(request.id, told)
 
     async def _tell(self, request: RedactRequest, message: Message, context: Context) -> int:

@@ -25,6 +25,7 @@ from crucible_kit.rpc import call_all
 from crucible_kit.types import KNOW_TYPES, Types
 
 from . import store
+from .stamping import EVENTS
 from .validation import compiled
 
 TOLD = ("events", "hooks", "webhooks", "gateway")
@@ -113,7 +114,7 @@ class Registry:
         know: each reads the bucket before it does anything."""
         await self._types.view.refresh()
         request = KnowTypes(revision=self._types.view.revision)
-        await asyncio.gather(*(call_all(self._bus, service, KNOW_TYPES, request) for service in TOLD))
+        await asyncio.gather(*(call_all(self._bus, EVENTS, service, KNOW_TYPES, request) for service in TOLD))
 
     # ---- deleting
 

@@ -126,7 +126,7 @@ class Replaying:
             message = f"must be more than 0 and at most {MAX_RATE} events a second"
             raise InvalidError(f"rate: {message}", errors=[FieldError("rate", message)])
         within = await ranges.resolve(self._bus, request.start, request.to)
-        target = await targets.find(self._bus, request.target, context.traceparent)
+        target = await targets.find(self._bus, context.principal, request.target, context.traceparent)
         now = timestamp()
         return Record(
             id=replay,

@@ -25,6 +25,7 @@ from crucible_kit.types import Types
 
 from .keeping import DEFAULT, Keeping, keeping
 from .places import Places
+from .stamping import EVENTS
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ class Retention:
         value = msgspec.json.encode(RetentionRules(rules=request.rules))
         revision = await self._store(value, request.revision)
         await self.view.reach(revision)
-        await call_all(self._bus, "events", "reached", ReachedRequest(bucket=BUCKET, revision=revision))
+        await call_all(self._bus, EVENTS, "events", "reached", ReachedRequest(bucket=BUCKET, revision=revision))
         return RetentionView(rules=request.rules, default=format_keep(self._max_age_s), revision=revision)
 
     async def _store(self, value: bytes, expected: int | None) -> int:

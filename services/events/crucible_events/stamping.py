@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from crucible_core.access import service_principal
 from crucible_core.attributes import MAX_EXTENSIONS, Extensions, is_kept, mistake
 from crucible_core.envelope import MAX_EVENT_BYTES, MAX_HOPS, Data, Event, Metadata, Source, SourceKind, encode
 from crucible_core.errors import FieldError, ForbiddenError, InvalidError, TooLargeError
@@ -29,6 +30,8 @@ MAX_ENTITY = 4096
 """As long as a file's path may be."""
 
 SYSTEM = Source("system", "crucible")
+EVENTS = service_principal("events")
+"""Who asks where this service acts for nobody else."""
 
 # The payload fields that name what an event is about, the first that is a text counts.
 ENTITY_FIELDS = {

@@ -5,12 +5,15 @@ from collections.abc import Sequence
 
 import msgspec
 
+from crucible_core.access import Principal
 from crucible_core.errors import CrucibleError, FieldError, InvalidError, NotFoundError
 from crucible_core.ids import is_id
 from crucible_core.protocol.replays import Replayable, ReplayBatch, ReplayedEvent, ReplayTaken, ReplayTarget
 from crucible_core.protocol.shared import GetRequest
 from crucible_kit.bus import Bus, Message
 from crucible_kit.rpc import call, call_all
+
+from .stamping import EVENTS
 
 PATIENCE_S = 20.0
 """How long a target may take over a batch."""
@@ -31,7 +34,7 @@ class Target(msgspec.Struct, frozen=True):
         return (_SERVICES[self.kind], "replay") if self.kind in _SERVICES else ("gateway", self.id)
 
 
-async def find(bus: Bus, wanted: ReplayTarget, traceparent: str) -> Target:
+async def find(bus: Bus, principal: Principal, wanted: ReplayTarget, traceparent: str) -> Target:
     """Raises NotFoundError with the nearest name, InvalidError where it takes no replay, UnavailableError."""
     given = [(kind, name) for kind in _KINDS if (name := getattr(wanted, kind)) is not None]
     if len(given) != 1:
@@ -40,9 +43,9 @@ async def find(bus: Bus, wanted: ReplayTarget, traceparent: str) -> Target:
     kind, name = given[0]
     if kind in _SERVICES:
         asked = GetRequest(id=name)
-        found = await call(bus, _SERVICES[kind], "replayable", asked, Replayable, traceparent=traceparent)
+        found = await call(bus, principal, _SERVICES[kind], "replayable", asked, Replayable, traceparent=traceparent)
         return Target(kind, found.id)
-    if not is_id("sub", name) or not await call_all(bus, "gateway", "attach", GetRequest(id=name)):
+    if not is_id("sub", name) or not await call_all(bus, principal, "gateway", "attach", GetRequest(id=name)):
         errors = [FieldError("target.subscription", "there is no such live subscription")]
         raise NotFoundError(f"there is no live subscription {name[:100]!r}", errors=errors)
     return Target(kind, name)
@@ -55,7 +58,7 @@ async def hand_on(bus: Bus, target: Target, replay: str, messages: Sequence[Mess
         for message in messages
     ]
     batch = ReplayBatch(replay=replay, target=target.id, events=events)
-    return await call(bus, *target.endpoint, batch, ReplayTaken, timeout=PATIENCE_S)
+    return await call(bus, EVENTS, *target.endpoint, batch, ReplayTaken, timeout=PATIENCE_S)
 
 
 async def say_goodbye(bus: Bus, target: Target, replay: str, state: str, sent: int) -> None:
@@ -63,4 +66,4 @@ async def say_goodbye(bus: Bus, target: Target, replay: str, state: str, sent: i
     if target.kind == "subscription":
         batch = ReplayBatch(replay=replay, target=target.id, end=state, sent=sent)
         with contextlib.suppress(CrucibleError):
-            await call(bus, *target.endpoint, batch, ReplayTaken, timeout=_FAREWELL_S)
+            await call(bus, EVENTS, *target.endpoint, batch, ReplayTaken, timeout=_FAREWELL_S)

@@ -45,6 +45,7 @@ from crucible_kit.rpc import Context, Endpoint, call_all
 
 from . import records
 from .places import Places
+from .stamping import EVENTS
 
 log = logging.getLogger(__name__)
 
@@ -225,7 +226,7 @@ class Worlds:
         record, revision = await self._stored(world_id, decide)
         await self._places.view.reach(revision)
         asked = ReachedRequest(bucket=BUCKET, revision=revision, settle=settle)
-        await call_all(self._bus, "events", "reached", asked, patience=2 * SETTLE_S + 1)
+        await call_all(self._bus, EVENTS, "events", "reached", asked, patience=2 * SETTLE_S + 1)
         return record
 
     async def _stored(self, world_id: str, decide: Decide) -> tuple[WorldRecord, int]:

@@ -11,30 +11,17 @@ from litestar.connection import ASGIConnection
 from litestar.middleware import ASGIMiddleware
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from crucible_core.envelope import Source
+from crucible_core.access import Principal
 from crucible_core.errors import ConflictError, UnauthenticatedError, UnavailableError
 from crucible_core.protocol.keys import KeyRecord
-from crucible_kit.buckets import Bucket, Change
+from crucible_kit.buckets import Bucket
 from crucible_kit.clock import fresh_id, timestamp
+from crucible_kit.principals import Principals, read_key
 
 log = logging.getLogger(__name__)
 
 ADMIN = "admin"
 _LONGEST = 512
-
-
-class Principal(msgspec.Struct, frozen=True):
-    """Who asks: the name of the key."""
-
-    name: str
-
-    @property
-    def source(self) -> Source:
-        return Source("user", self.name)
-
-    @property
-    def actor(self) -> str:
-        return f"user:{self.name}"
 
 
 def key_hash(key: str) -> str:
@@ -47,13 +34,17 @@ class Keys:
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
-        self._records: dict[str, KeyRecord] = {}
-        self.caught_up = False
+        self.principals = Principals(bucket)
+        self.follow = self.principals.view.follow
+
+    @property
+    def caught_up(self) -> bool:
+        return self.principals.view.ready
 
     async def ensure_admin(self, key: str) -> KeyRecord | None:
         """Makes `key` admin's only one: those that admin had before end. None where it is known already."""
         mine, entries = key_hash(key), await self._bucket.entries()
-        records = {name: record for name, entry in entries.items() if (record := _read(name, entry.value))}
+        records = {name: record for name, entry in entries.items() if (record := read_key(name, entry.value))}
         made = None
         if mine not in records or records[mine].disabled:
             made = KeyRecord(id=fresh_id("key"), name=ADMIN, created_at=timestamp())
@@ -67,36 +58,15 @@ class Keys:
                 log.warning("a former API key of %s has ended", ADMIN)
         return made
 
-    async def follow(self) -> None:
-        """Keeps up with the bucket until cancelled."""
-        async for change in self._bucket.watch():
-            if change.key:
-                self._take(change)
-            else:
-                self.caught_up = True
-
-    def _take(self, change: Change) -> None:
-        self._records.pop(change.key, None)
-        if change.value is not None and (record := _read(change.key, change.value)) is not None:
-            self._records[change.key] = record
-
     def authenticate(self, headers: Mapping[str, str]) -> Principal:
         """Raises UnauthenticatedError, or UnavailableError while the keys are not known yet."""
         key = _presented(headers)
         if not self.caught_up:
             raise UnavailableError("the API keys are not read yet", retry_after=1)
-        record = self._records.get(key_hash(key))
-        if record is None or record.disabled:
+        principal = self.principals.holder(key_hash(key))
+        if principal is None:
             raise UnauthenticatedError("this API key is not known, or disabled")
-        return Principal(record.name)
-
-
-def _read(key: str, value: bytes) -> KeyRecord | None:
-    try:
-        return msgspec.json.decode(value, type=KeyRecord)
-    except msgspec.DecodeError as error:
-        log.error("the key %s… cannot be read: %s", key[:8], error)
-        return None
+        return principal
 
 
 def _presented(headers: Mapping[str, str]) -> str:

@@ -14,7 +14,7 @@ from crucible_kit.telemetry import Telemetry
 from crucible_kit.types import Types
 
 from .audience import Audience
-from .auth import Keys
+from .auth import Keys, principal_of
 from .hub import Hub
 from .observing import traceparent_of
 from .settings import Settings
@@ -62,6 +62,7 @@ async def ask(
     gateway = gateway_of(connection)
     return await call(
         gateway.bus,
+        principal_of(connection),
         service,
         operation,
         request,

@@ -9,14 +9,13 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
+from crucible_core.access import Principal
 from crucible_core.attributes import Extensions
 from crucible_core.decode import check_keys, check_members, decode
 from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD, MAX_EVENT_BYTES, Redaction, Source
 from crucible_core.errors import CrucibleError, FieldError, InvalidError, MalformedError, TooLargeError
 from crucible_core.protocol.events import NewEvent
 from crucible_kit.telemetry import parse_traceparent
-
-from .auth import Principal
 
 MAX_KEY = 180
 """Characters of an Idempotency-Key."""
@@ -114,7 +113,7 @@ class Origin(msgspec.Struct, frozen=True):
             event.fingerprint = fingerprint(event, self.idempotency_key)
             event.idempotency_key = self.idempotency_key if position is None else f"{self.idempotency_key}/{position}"
         if event.source is None and event.actor is None:
-            event.source, event.actor = self.principal.source, self.principal.actor
+            event.source, event.actor = self.principal.source, self.principal.id
         # An event that names its cause has the correlation id of that, which `events` knows.
         alone = self.request_id if position is None and event.causation_id is None else None
         event.correlation_id = event.correlation_id or self.correlation_id or alone

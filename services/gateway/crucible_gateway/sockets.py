@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from crucible_core.access import Principal
 from crucible_core.decode import decode
 from crucible_core.envelope import MAX_EVENT_BYTES
 from crucible_core.errors import (
@@ -113,6 +114,7 @@ class Session:
         hub: Hub,
         audience: Audience,
         types: Types,
+        principal: Principal,
         queue: int,
         client: Client,
         correlation_id: str,
@@ -120,6 +122,7 @@ class Session:
         self._hub = hub
         self._audience = audience
         self._types = types
+        self._principal = principal
         self._correlation_id = correlation_id
         self._queue = queue
         self._client = client
@@ -157,8 +160,8 @@ class Session:
             lambda catalogue: compile_filters(wish.filters, at="filters", catalogue=catalogue)
         )
         warning = self._types.catalogue.warning(entry.event_type for entry in wish.filters)
-        wanted = Wanted(filters, wish.world_id, wish.room_id)
-        await check_place(self._hub.bus, wish.world_id, wish.room_id)
+        wanted = Wanted(filters, wish.world_id, wish.room_id, self._principal.scope)
+        await check_place(self._hub.bus, self._principal, wish.world_id, wish.room_id)
         start = read_start(wish.start, await self._hub.head())
         subscription = fresh_id("sub")
         position = {} if start.since_ms is not None else {"sequence": start.after}
@@ -181,7 +184,7 @@ class Session:
             room_id=wish.room_id,
         )
         try:
-            replay = await call(self._hub.bus, "events", "replay", asked, Replay)
+            replay = await call(self._hub.bus, self._principal, "events", "replay", asked, Replay)
         except BaseException:
             self._audience.leave(subscription)
             raise
@@ -202,8 +205,9 @@ class Session:
     async def _unsubscribe(self, subscription: str) -> None:
         if (replay := self._replays.get(subscription)) is not None:
             self._forget(subscription)
+            asked = SteerReplay(id=replay, action="cancel")
             with contextlib.suppress(ConflictError):  # it has ended by itself
-                await call(self._hub.bus, "events", "replay_steer", SteerReplay(id=replay, action="cancel"), Replay)
+                await call(self._hub.bus, self._principal, "events", "replay_steer", asked, Replay)
             await self._tell({"type": "unsubscribed", "subscription": subscription})
             return
         task = self._running.pop(subscription, None)

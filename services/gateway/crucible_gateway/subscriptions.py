@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import msgspec
 
+from crucible_core.access import EVERYTHING, Scope
 from crucible_core.envelope import Event, decode, with_sequence
 from crucible_core.errors import FieldError, InvalidError
 from crucible_core.matcher import CompiledFilters
-from crucible_core.subjects import Names, token
+from crucible_core.subjects import Names
 from crucible_core.times import parse_time
 
 _RECORD_BYTES = 512
@@ -93,17 +94,20 @@ def _refused(path: str, message: str) -> InvalidError:
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """The filters of one subscription, and the world and room that it is confined to."""
+    """The filters of one subscription, the world and room that it is confined to, and what its client may see."""
 
     filters: CompiledFilters
     world_id: str | None = None
     room_id: str | None = None
+    scope: Scope = EVERYTHING
 
     def confines(self, event: Event) -> bool:
-        """Whether the event is in the world and room; its filters are not asked."""
+        """Whether the event is in the world and room, and may be seen; its filters are not asked."""
         metadata = event.metadata
-        return (self.world_id is None or metadata.world_id == self.world_id) and (
-            self.room_id is None or metadata.room_id == self.room_id
+        return (
+            (self.world_id is None or metadata.world_id == self.world_id)
+            and (self.room_id is None or metadata.room_id == self.room_id)
+            and self.scope.sees(event)
         )
 
     def matches(self, event: Event) -> bool:
@@ -111,13 +115,13 @@ class Wanted(msgspec.Struct, frozen=True):
 
     def subjects(self, names: Names) -> list[str]:
         """The subjects of everything that can match: what to read of the past."""
-        world = "*" if self.world_id is None else token(self.world_id)
-        room = "*" if self.room_id is None else token(self.room_id)
         types = self.filters.types
-        if types is None:
-            return [names.events_of(world=world, room=room)]
-        categories = {name.partition(".")[0] for name in types}
-        return [names.events_of(category, world=world, room=room) for category in sorted(categories)]
+        categories = ["*"] if types is None else sorted({name.partition(".")[0] for name in types})
+        return [
+            names.events_of(category, world=world, room=room)
+            for world, room in self.scope.tokens(self.world_id, self.room_id)
+            for category in categories
+        ]
 
 
 class Reader:

@@ -23,6 +23,7 @@ from crucible_kit.lifecycle import announced
 from crucible_kit.losses import BUCKET as LOSSES
 from crucible_kit.losses import Losses
 from crucible_kit.metrics import Metrics
+from crucible_kit.principals import open_principals
 from crucible_kit.redactions import Redacted
 from crucible_kit.rpc import serve
 from crucible_kit.service import open_service
@@ -61,7 +62,8 @@ def create_app(settings: Settings | None = None) -> Starlette:
             bus, telemetry = await stack.enter_async_context(open_service(SERVICE, settings, metrics))
             types = await open_types(bus, settings.stream_replicas)
             bucket = await open_bucket(bus, "hooks", settings.stream_replicas)
-            registry = Registry(bus, bucket, types, lambda: open_dispatch(bus))
+            principals = await open_principals(bus, settings.stream_replicas)
+            registry = Registry(bus, bucket, types, principals, lambda: open_dispatch(bus))
             debounce = Debounce(await open_bucket(bus, "marks", settings.stream_replicas))
             path = Path(settings.data_dir) / "hooks.sqlite"
             indexing = open_index(path, bus, bus.names.attempts, store.VERSION, store.SCHEMA)
@@ -73,7 +75,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             sandbox = await stack.enter_async_context(opening)
             exchanger = await stack.enter_async_context(open_exchanger(open_guard(settings.egress_allow)))
             exchanger.telemetry = telemetry
-            runner = Runner(bus, Evaluator(isolated), sandbox, exchanger, telemetry, metrics)
+            runner = Runner(bus, principals, Evaluator(isolated), sandbox, exchanger, telemetry, metrics)
             reviewer = Reviewer(isolated, sandbox)
             recorder = Recorder(bus)
             losses = Losses(await open_bucket(bus, LOSSES, settings.stream_replicas))
@@ -92,6 +94,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             registry.reloaded += [workers.reloaded]
             following = [
                 types.view.follow,
+                principals.view.follow,
                 registry.follow,
                 lambda: index.follow(bus, store.apply, [bus.names.run_attempts]),
             ]

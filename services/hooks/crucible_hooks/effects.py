@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from crucible_core.access import Principal
 from crucible_core.envelope import MAX_EVENT_BYTES, Event, Source
 from crucible_core.errors import NotFoundError, TooLargeError, UnavailableError, from_problem
 from crucible_core.ids import derive_id
@@ -34,8 +35,19 @@ class Effects:
     """The effects and the log of one attempt. In a dry run effects are only noted, and memories that are not there are
     made up, since a synthetic event speaks of some that never were."""
 
-    def __init__(self, bus: Bus, event: Event, hook: str, run_id: str, traceparent: str, dry_run: bool) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        owner: Principal,
+        event: Event,
+        hook: str,
+        run_id: str,
+        traceparent: str,
+        dry_run: bool,
+    ) -> None:
+        """They are made with the rights of the hook's `owner`."""
         self._bus = bus
+        self._owner = owner
         self._event = event
         self._hook = hook
         self._run_id = run_id
@@ -82,9 +94,8 @@ class Effects:
             traceparent=cause.traceparent,
             outside=True,
         )
-        reply = await call(
-            self._bus, "events", "append", AppendRequest(events=[event]), AppendReply, traceparent=self._traceparent
-        )
+        asked, trace = AppendRequest(events=[event]), self._traceparent
+        reply = await call(self._bus, self._owner, "events", "append", asked, AppendReply, traceparent=trace)
         appended = reply.results[0]
         if appended.error is not None:
             raise from_problem(appended.error)
@@ -144,7 +155,7 @@ class Effects:
         return dict(plain(await self._ask(operation, request, WrittenMemory)))
 
     async def _ask(self, operation: str, request: msgspec.Struct, reply: type[Any]) -> Any:
-        return await call(self._bus, "memory", operation, request, reply, traceparent=self._traceparent)
+        return await call(self._bus, self._owner, "memory", operation, request, reply, traceparent=self._traceparent)
 
     def _cause(self, key: str) -> Cause:
         metadata = self._event.metadata

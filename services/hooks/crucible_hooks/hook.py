@@ -52,6 +52,7 @@ class Hook(msgspec.Struct, frozen=True):
     timeout_ms: int
     directory: str | None = None
     id: str = ""
+    owner: str = ""
 
     @property
     def pre(self) -> bool:
@@ -100,10 +101,11 @@ def _directory(action: Action, beside: str | None) -> str | None:
 
 
 def load_hook(
-    definition: Mapping[str, Any], directory: str | None = None, id: str = "", *, catalogue: Catalogue
+    definition: Mapping[str, Any], directory: str | None = None, id: str = "", owner: str = "", *, catalogue: Catalogue
 ) -> Hook:
     """The hook that a record's definition describes. Raises InvalidError."""
-    return compile_hook(convert(dict(definition), HookDefinition, what="hook"), directory, id, catalogue=catalogue)
+    typed = convert(dict(definition), HookDefinition, what="hook")
+    return msgspec.structs.replace(compile_hook(typed, directory, id, catalogue=catalogue), owner=owner)
 
 
 def check_permitted(definition: HookDefinition, allow_shell: bool) -> None:

@@ -57,14 +57,14 @@ class Interceptor:
         order = self._registry.pre
         first, modifiers, last_change = event, set[str](), -1
         for place, hook in enumerate(order):
-            if not (hook.name in named if event is first else hook.filters.matches(event)):
+            if not (hook.name in named if event is first else self._registry.wants(hook, event)):
                 continue
             payload = await self._ask(hook, event)
             if payload is not None:
                 event, last_change = _with_payload(event, payload), place
                 modifiers.add(hook.name)
         for hook in order[: max(last_change, 0)]:
-            if hook.name not in modifiers and hook.filters.matches(event):
+            if hook.name not in modifiers and self._registry.wants(hook, event):
                 await self._ask(hook, event, judging=True)
         return event
 

@@ -13,6 +13,7 @@ from crucible_kit.frames import Outgoing
 from crucible_kit.rpc import call
 
 from .records import registry_event
+from .registry import HOOKS
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class Recorder:
 async def append(bus: Bus, events: list[NewEvent], timeout_s: float = 10.0) -> None:
     """Appends events that have ids of their own, so that it may be repeated. Raises UnavailableError."""
     request, trace = AppendRequest(events=events), events[0].traceparent
-    reply = await call(bus, "events", "append", request, AppendReply, timeout=timeout_s, traceparent=trace)
+    reply = await call(bus, HOOKS, "events", "append", request, AppendReply, timeout=timeout_s, traceparent=trace)
     for event, result in zip(events, reply.results, strict=False):
         if result.error is None:
             continue

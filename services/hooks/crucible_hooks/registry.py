@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from crucible_core.access import is_operators, service_principal
 from crucible_core.envelope import Event
 from crucible_core.errors import CrucibleError, NotFoundError
 from crucible_core.hooks import failure_policy, timing, trigger_filters
@@ -16,6 +17,7 @@ from crucible_core.subjects import token
 from crucible_kit.buckets import Bucket, Change, View
 from crucible_kit.bus import Bus
 from crucible_kit.clock import fresh_id, timestamp
+from crucible_kit.principals import Principals
 from crucible_kit.rpc import call_all
 from crucible_kit.types import Types
 
@@ -24,6 +26,8 @@ from .hook import Hook, load_hook
 log = logging.getLogger(__name__)
 
 API = "api"
+HOOKS = service_principal("hooks")
+"""Who asks where this service acts for nobody else."""
 _START_S = 30.0
 _RUN_RECORDS = frozenset({"Executed", "Failed", "Triggered"})
 Changed = Callable[[str, HookRecord | None, HookRecord | None, int], None]
@@ -33,11 +37,14 @@ Changed = Callable[[str, HookRecord | None, HookRecord | None, int], None]
 class Registry:
     """Follows the bucket. Disabled hooks are compiled too, so that enabling one cannot fail."""
 
-    def __init__(self, bus: Bus, bucket: Bucket, types: Types, begin: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, bus: Bus, bucket: Bucket, types: Types, principals: Principals, begin: Callable[[], Awaitable[None]]
+    ) -> None:
         """`begin` is awaited before the first change: what it opens is needed by hooks, and costs where there are
         none."""
         self._bus = bus
         self.types = types
+        self.principals = principals
         self._bucket = bucket
         self._begin = begin
         self._begun = False
@@ -51,6 +58,8 @@ class Registry:
         self.view = View(bucket, self._take)
         self.records: dict[str, HookRecord] = {}
         self.hooks: dict[str, Hook] = {}
+        self._owned: set[str] = set()
+        """Those of others than the operator."""
         self.broken: dict[str, str] = {}
         """Why a record's definition cannot be run."""
         self.changed: list[Changed] = []
@@ -78,11 +87,22 @@ class Registry:
     def match(self, event: Event) -> list[Hook]:
         """The enabled Post hooks that this event triggers."""
         found = [self.hooks[name] for name in self._matcher.match(event)]
-        return [hook for hook in found if hears(hook, event)]
+        return [hook for hook in found if self.hears(hook, event)]
+
+    def hears(self, hook: Hook, event: Event) -> bool:
+        """Whether a hook whose filters match is triggered: its owner sees the event. A record of a run triggers only
+        hooks that name its category: one that listens to everything would hear of itself for ever."""
+        own = event.type == "Hook" and event.data.event in _RUN_RECORDS
+        heard = not own or hook.filters.names_category("Hook")
+        return heard and self.principals.shows(self.records[hook.name], event)
+
+    def wants(self, hook: Hook, event: Event) -> bool:
+        """Whether a Pre hook judges an event that is on its way."""
+        return hook.filters.matches(event) and self.principals.shows(self.records[hook.name], event)
 
     def state(self, name: str) -> str:
         record = self.get(name)
-        reason = record.error or self.broken.get(name)
+        reason = record.error or self.broken.get(name) or self.principals.powerless(record)
         if not record.enabled:
             return "disabled"
         if reason is None:
@@ -118,8 +138,9 @@ class Registry:
     # ---- changes
 
     async def follow(self) -> None:
-        """Runs until cancelled. Filters name types, so that these are known first."""
+        """Runs until cancelled. Filters name types, and records owners, so that these are known first."""
         await self.types.view.reach(0, _START_S)
+        await self.principals.view.reach(0, _START_S)
         await self.view.follow()
 
     async def catch_up(self, events: Iterable[Event]) -> None:
@@ -129,6 +150,8 @@ class Registry:
         if self.broken:
             await self.types.view.refresh()
         await self.types.learn(event.dotted for event in events)
+        if self._owned:
+            await self.principals.view.refresh()
 
     async def save(self, record: HookRecord) -> None:
         """Returns once this process works with it and, for a Pre hook, so does every replica of `events`: it judges
@@ -145,7 +168,7 @@ class Registry:
         await self.view.reach(stored)
         if record.definition and timing(record.definition) == "Pre":
             # Where no replica answers, none guards: each learns of the hook before it commits anything.
-            await call_all(self._bus, "events", "guarded", GuardedRequest(revision=stored))
+            await call_all(self._bus, HOOKS, "events", "guarded", GuardedRequest(revision=stored))
 
     async def set_enabled(self, name: str, enabled: bool) -> HookRecord:
         record = self.get(name)
@@ -167,6 +190,7 @@ class Registry:
         name = record.name if record else self._names.get(change.key, change.key)
         before = self.records.pop(name, None)
         self._unload(name)
+        self._owned.discard(name)
         if record is None:
             self._names.pop(change.key, None)
             self._revisions.pop(change.key, None)
@@ -200,25 +224,21 @@ class Registry:
     def _load(self, record: HookRecord) -> None:
         self.populated.set()
         self.records[record.name] = record
+        if not is_operators(record):
+            self._owned.add(record.name)
         if record.definition is None:
             return
         directory = None if record.origin == API else Path(record.origin).parent
         try:
+            beside = str(directory) if directory else None
             hook = self.hooks[record.name] = load_hook(
-                record.definition, str(directory) if directory else None, record.id, catalogue=self.types.catalogue
+                record.definition, beside, record.id, record.owner, catalogue=self.types.catalogue
             )
             if record.enabled and not hook.pre:
                 self._matcher.put(record.name, hook.filters)
         except CrucibleError as error:
             self.broken[record.name] = error.detail
             log.warning("hook %s cannot run: %s", record.name, error.detail)
-
-
-def hears(hook: Hook, event: Event) -> bool:
-    """Whether a hook whose filters match is triggered. A record of a run triggers only hooks that name its category:
-    one that listens to everything would hear of itself for ever."""
-    own = event.type == "Hook" and event.data.event in _RUN_RECORDS
-    return not own or hook.filters.names_category("Hook")
 
 
 def _record(change: Change, name: str) -> HookRecord | None:

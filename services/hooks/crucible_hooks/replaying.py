@@ -14,7 +14,7 @@ from crucible_kit.rpc import Context
 
 from .hook import Hook
 from .records import registration, run_id
-from .registry import Registry, hears
+from .registry import Registry
 
 _AT = "target.hook"
 
@@ -52,11 +52,16 @@ class Replayer:
         queue = Queue(names.hook_runs, names.run(hook.name), f"hook {hook.name}", "runs", enabled=enabled)
 
         def run(event: Event, replayed: ReplayedEvent) -> Outgoing | None:
-            return _run(self._bus, hook, event, replayed, request.replay) if _takes(hook, event) else None
+            return _run(self._bus, hook, event, replayed, request.replay) if self._takes(hook, event) else None
 
         taken = await enqueue(self._bus, queue, request, run)
         self._replayed.inc(taken.sent)
         return taken
+
+    def _takes(self, hook: Hook, event: Event) -> bool:
+        """Whether the event would trigger the hook: a replay goes past debounce, and past nothing else."""
+        wanted = hook.definition.options.replay != "skip" and event.metadata.hop < MAX_HOPS
+        return wanted and hook.filters.matches(event) and self._registry.hears(hook, event)
 
     def _hook(self, name: str) -> Hook | None:
         """The Post hook of that name; None where its definition cannot be run."""
@@ -69,12 +74,6 @@ class Replayer:
         if hook is not None and hook.pre:
             raise _refused(f"hook {name} is a Pre hook: it judges events before their commit, and these are committed")
         return hook
-
-
-def _takes(hook: Hook, event: Event) -> bool:
-    """Whether the event would trigger the hook: a replay goes past debounce, and past nothing else."""
-    wanted = hook.definition.options.replay != "skip" and event.metadata.hop < MAX_HOPS
-    return wanted and hears(hook, event) and hook.filters.matches(event)
 
 
 def _run(bus: Bus, hook: Hook, event: Event, replayed: ReplayedEvent, replay: str) -> Outgoing:

@@ -17,6 +17,7 @@ from crucible_kit.clock import timestamp
 from crucible_kit.exchange import Exchanger, chain_headers
 from crucible_kit.metrics import Metrics
 from crucible_kit.places import Places
+from crucible_kit.principals import Principals
 from crucible_kit.telemetry import Attribute, Span, Telemetry, message_attributes
 
 from .context import event_bytes, event_view
@@ -57,6 +58,7 @@ class Runner:
     def __init__(
         self,
         bus: Bus,
+        principals: Principals,
         evaluator: Evaluator,
         sandbox: Sandbox,
         exchanger: Exchanger,
@@ -64,6 +66,7 @@ class Runner:
         metrics: Metrics,
     ) -> None:
         self._bus = bus
+        self._principals = principals
         self.evaluator = evaluator
         self._sandbox = sandbox
         self._exchanger = exchanger
@@ -92,7 +95,8 @@ class Runner:
             "crucible.attempt": attempt,
         }
         with self._span(hook, event, run, about, queued=not (hook.pre or dry_run)) as span:
-            effects = Effects(self._bus, event, hook.name, run, span.traceparent, dry_run)
+            owner = self._principals.of(hook.owner)
+            effects = Effects(self._bus, owner, event, hook.name, run, span.traceparent, dry_run)
             result = Result(outcome="ok", started_at=started_at, duration_ms=0.0, traceparent=span.traceparent)
             try:
                 async with Stopwatch(hook.timeout_ms / 1000) as watch:

@@ -19,7 +19,7 @@ from crucible_kit.rpc import call
 from crucible_kit.telemetry import Telemetry
 from crucible_kit.work import work_batches
 
-from .state import Memory
+from .state import MEMORY, Memory
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class Graph:
             await self._append(told[start : start + _BATCH])
 
     async def _append(self, events: list[NewEvent]) -> None:
-        reply = await call(self._bus, "events", "append", AppendRequest(events=events), AppendReply)
+        reply = await call(self._bus, MEMORY, "events", "append", AppendRequest(events=events), AppendReply)
         for event, result in zip(events, reply.results, strict=True):
             if result.error is not None and result.error.code == UnavailableError.code:
                 raise UnavailableError(result.error.detail)

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import regex
 
+from crucible_core.access import service_principal
 from crucible_core.envelope import Source
 from crucible_core.errors import FieldError, InvalidError
 from crucible_core.limits import MEMORY_ENTITIES, MEMORY_LINKS, MEMORY_TAG_CHARS, MEMORY_TAGS, MEMORY_WORD_CHARS
@@ -13,6 +14,8 @@ from crucible_core.protocol.memory import Link
 
 from .words import composed, tag_key
 
+MEMORY = service_principal("memory")
+"""Who asks where this service acts for nobody else."""
 SOURCE = Source("system", "memory")
 """Whose the events are that this service makes of notes."""
 MAX_FORMER_PATHS = 16

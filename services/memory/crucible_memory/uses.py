@@ -16,6 +16,8 @@ from crucible_kit.bus import Bus
 from crucible_kit.clock import timestamp
 from crucible_kit.rpc import call
 
+from .state import MEMORY
+
 log = logging.getLogger(__name__)
 
 MOST_HITS = 10
@@ -62,7 +64,7 @@ class Uses:
             while self._waiting:
                 part = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
                 try:
-                    await call(self._bus, "events", "append", AppendRequest(events=part), AppendReply)
+                    await call(self._bus, MEMORY, "events", "append", AppendRequest(events=part), AppendReply)
                 except CrucibleError as error:
                     log.info("%d reads are not recorded: %s", len(part), error)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from crucible_core.access import Principal
 from crucible_core.envelope import MAX_EVENT_BYTES, decode
 from crucible_core.errors import ConflictError, TooLargeError, from_problem
 from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, KeyedRequest, NewEvent
@@ -21,7 +22,7 @@ from crucible_kit.index import Index
 from crucible_kit.rpc import call
 
 from .changes import Change
-from .state import Memory
+from .state import MEMORY, Memory
 from .store import find, notes_at, notes_below
 from .truth import last_change, last_of
 
@@ -72,12 +73,18 @@ class Writer:
         self._turns: weakref.WeakValueDictionary[tuple[str, str], asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def change(
-        self, id: str, cause: Cause, decide: Decide, expected: int | None = None, use: Use = _NO_USE
+        self,
+        id: str,
+        cause: Cause,
+        decide: Decide,
+        expected: int | None = None,
+        use: Use = _NO_USE,
+        principal: Principal = MEMORY,
     ) -> Outcome:
         """`expected` is the memory's sequence that the caller has seen (0: no such memory).
 
         Raises ConflictError where it is another, and what `decide` and the append raise: DeniedError, InvalidError, ….
-        `use` is what the cause's key is used for.
+        `use` is what the cause's key is used for, and `principal` on whose behalf the event is appended.
         """
         async with self._turn((id, cause.world_id)):
             for left in range(_TRIES, 0, -1):
@@ -87,7 +94,8 @@ class Writer:
                 if change is None:
                     return Outcome(memory, await self._first(cause, use))
                 try:
-                    return Outcome(memory, await self._append(id, change, memory, cause, sequence, use))
+                    event = new_event(id, change, memory, cause, sequence, use)
+                    return Outcome(memory, await self._send(event, cause, principal))
                 except ConflictError:
                     if expected is not None or left == 1:
                         raise
@@ -133,7 +141,7 @@ class Writer:
 
     async def entity_of(self, appended: Appended) -> str:
         """The memory that an event is about. Raises NotFoundError."""
-        event = decode(await call(self._bus, "events", "get", GetRequest(appended.id or ""), bytes))
+        event = decode(await call(self._bus, MEMORY, "events", "get", GetRequest(appended.id or ""), bytes))
         return event.metadata.entity or ""
 
     async def _first(self, cause: Cause, use: Use) -> Appended | None:
@@ -147,18 +155,13 @@ class Writer:
             actor=cause.actor,
             fingerprint=use.fingerprint,
         )
-        found = await call(self._bus, "events", "keyed", asked, Appended)
+        found = await call(self._bus, MEMORY, "events", "keyed", asked, Appended)
         return found if found.id is not None else None
 
-    async def _append(
-        self, id: str, change: Change, memory: Memory | None, cause: Cause, expected: int, use: Use
-    ) -> Appended:
-        return await self._send(new_event(id, change, memory, cause, expected, use), cause)
-
-    async def _send(self, event: NewEvent, cause: Cause) -> Appended:
-        request = AppendRequest(events=[event])
+    async def _send(self, event: NewEvent, cause: Cause, principal: Principal = MEMORY) -> Appended:
+        asked, trace = AppendRequest(events=[event]), cause.traceparent
         reply = await call(
-            self._bus, "events", "append", request, AppendReply, timeout=_APPEND_S, traceparent=cause.traceparent
+            self._bus, principal, "events", "append", asked, AppendReply, timeout=_APPEND_S, traceparent=trace
         )
         [result] = reply.results
         if result.error is not None:

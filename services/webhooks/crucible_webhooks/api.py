@@ -38,7 +38,7 @@ from crucible_kit.rpc import Context, Endpoint, call
 from . import store
 from .check import check
 from .records import make_record, patched, rotated, told_url, view
-from .registry import Registry
+from .registry import WEBHOOKS, Registry
 from .replaying import Replayer
 from .settings import Settings
 
@@ -208,6 +208,7 @@ async def _tell(bus: Bus, event_type: str, record: WebhookRecord, context: Conte
         idempotency_key=f"{event_type}:{record.id}:{record.updated_at}",
     )
     try:
-        await call(bus, "events", "append", AppendRequest(events=[event]), AppendReply, traceparent=context.traceparent)
+        asked = AppendRequest(events=[event])
+        await call(bus, WEBHOOKS, "events", "append", asked, AppendReply, traceparent=context.traceparent)
     except CrucibleError as error:
         log.warning("%s of %s was not recorded: %s", event_type, record.id, error)

@@ -27,7 +27,7 @@ from crucible_kit.rpc import call
 from crucible_kit.telemetry import Attribute, Telemetry, message_attributes
 
 from .records import keys, told_url
-from .registry import Registry
+from .registry import WEBHOOKS, Registry
 from .sending import post
 from .signing import USER_AGENT, authorization, body_of, sign
 from .verdict import GONE, SKIPPED, Response, Verdict, judge
@@ -186,7 +186,7 @@ class Deliveries:
         """Raises LimitedError or UnavailableError: then the message comes again, and this with it."""
         request = AppendRequest(events=[effect(event_type, record, cause, outcome)])
         try:
-            reply = await call(self._bus, "events", "append", request, AppendReply)
+            reply = await call(self._bus, WEBHOOKS, "events", "append", request, AppendReply)
             if reply.results[0].error:
                 raise from_problem(reply.results[0].error)
         except (LimitedError, UnavailableError):

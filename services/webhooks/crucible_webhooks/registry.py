@@ -7,6 +7,7 @@ from itertools import islice
 
 import msgspec
 
+from crucible_core.access import service_principal
 from crucible_core.envelope import Event
 from crucible_core.errors import ConflictError, CrucibleError, FieldError, NotFoundError
 from crucible_core.ids import is_id
@@ -20,6 +21,8 @@ from crucible_kit.types import Types
 
 from .records import MAX_NAME, compiled, one_spelling
 
+WEBHOOKS = service_principal("webhooks")
+"""Who asks where this service acts for nobody else."""
 log = logging.getLogger(__name__)
 
 _START_S = 30.0

@@ -34,9 +34,8 @@ class Replayer:
         await self._registry.view.refresh()
         record = self._registry.find(request.webhook, "webhook")
         self._check_active(record, "webhook", "an event is sent to it")
-        raw = await call(
-            self._bus, "events", "get", GetRequest(id=request.event_id), bytes, traceparent=context.traceparent
-        )
+        asked = GetRequest(id=request.event_id)
+        raw = await call(self._bus, context.principal, "events", "get", asked, bytes, traceparent=context.traceparent)
         event = decode(raw)
         if event.redacted is not msgspec.UNSET:
             raise _refused("event", f"{event.metadata.id} was redacted: nothing of it is left to send")

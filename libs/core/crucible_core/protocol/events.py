@@ -9,7 +9,7 @@ from crucible_core.attributes import Extensions
 from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD, Redaction, Source
 from crucible_core.errors import Problem
 
-from .shared import Message
+from .shared import Message, Owned
 
 
 class NewEvent(Message):
@@ -324,7 +324,7 @@ class TypeVersion(Message):
     registered_at: str = ""
 
 
-class TypeRecord(Message):
+class TypeRecord(Owned, kw_only=True):
     """What the `event_types` bucket holds of a type: all its versions, the latest last."""
 
     type: str

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from .shared import Counters, Message
+from .shared import Counters, Message, Owned
 
 
 class InterceptRequest(Message):
@@ -29,7 +29,7 @@ class GuardedRequest(Message):
     revision: int
 
 
-class HookRecord(Message):
+class HookRecord(Owned, kw_only=True):
     """What the `hooks` bucket holds under a hook's name.
 
     `definition` is the hook object of the contract (normalised, with its script inline), the last good one; `error`
@@ -59,6 +59,8 @@ class HookView(Message, omit_defaults=False):
     counters: Counters
     updated_at: str
     id: str = ""
+    owner: str = ""
+    world_id: str | None = None
     order: int | None = None
     """The place in the printed order of the Pre hooks; None for Post hooks."""
     warnings: list[str] = []

@@ -9,6 +9,14 @@ class Message(msgspec.Struct, kw_only=True, omit_defaults=True):
     pass
 
 
+class Owned(Message):
+    """What a record in KV says of whom it belongs to, in the words of `access`: the `owner` is who registered it, the
+    operator where it is empty. With a `world_id` it is for that world only, else for all that its owner may see."""
+
+    owner: str = ""
+    world_id: str | None = None
+
+
 class GetRequest(Message):
     """`events.get`, `memory.get`, `hooks.get`, `webhooks.get`, …: one thing by its id or name."""
 

@@ -6,7 +6,7 @@ import msgspec
 
 from .events import TracedDelivery
 from .replays import ReplayPolicy
-from .shared import Counters, Message, TypeFilter
+from .shared import Counters, Message, Owned, TypeFilter
 
 
 class Auth(Message):
@@ -37,7 +37,7 @@ class OldSecret(Message):
     until: str
 
 
-class WebhookRecord(Message):
+class WebhookRecord(Owned, kw_only=True):
     """What the `webhooks` bucket holds under a webhook's id, secrets included. It is for events after the place `since`
     in the log."""
 
@@ -117,6 +117,8 @@ class WebhookView(Message, omit_defaults=False):
     counters: Counters
     created_at: str
     updated_at: str
+    owner: str = ""
+    world_id: str | None = None
     paused: bool = False
     old_secret_until: str | None = None
     warnings: list[str] = []

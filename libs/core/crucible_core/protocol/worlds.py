@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from .memory import Cause
-from .shared import Message
+from .shared import Message, Owned
 
 MAX_WORLDS = 10_000
 MAX_ROOMS = 1_000
@@ -30,7 +30,7 @@ class RoomRecord(Message):
     deleted_at: str | None = None
 
 
-class WorldRecord(Message):
+class WorldRecord(Owned, kw_only=True):
     """What the `worlds` bucket holds under a world's id; of a deleted world too, since its events can still be read.
 
     `purge_through` says that none of its events up to that sequence is left, or is to be left: `purged` tells which.

@@ -21,7 +21,7 @@ def cause_of(request: Http, key: str | None = None, *, alone: bool = False) -> C
     principal = principal_of(request)
     return Cause(
         source=principal.source,
-        actor=principal.actor,
+        actor=principal.id,
         correlation_id=correlation_of(request.scope) if alone else sent_correlation(request.headers),
         hop=sent_hop(request.headers),
         traceparent=traceparent_of(request.scope),

@@ -21,6 +21,7 @@ from crucible_core.protocol.memory import (
 from crucible_core.protocol.shared import GetRequest
 from crucible_core.synonyms import renamed
 from crucible_gateway import examples
+from crucible_gateway.auth import principal_of
 from crucible_gateway.bodies import JSON, MERGE_PATCH, Http, expect, read, strictly, whole
 from crucible_gateway.context import Nothing, ask, gateway_of
 from crucible_gateway.intake import idempotency_key
@@ -209,7 +210,7 @@ async def memory_status(request: Http) -> Response[bytes]:
 async def query_memory(request: Http) -> Response[bytes]:
     read_params(request.scope["query_string"], NoParams)
     query = await read(request, MemoryQuery)
-    await check_place(gateway_of(request).bus, query.world_id, query.room_id)
+    await check_place(gateway_of(request).bus, principal_of(request), query.world_id, query.room_id)
     return passed(await ask(request, "memory", "query", query, bytes))
 
 

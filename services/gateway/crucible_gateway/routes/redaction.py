@@ -54,7 +54,7 @@ async def redact_event(request: Http) -> Response[bytes]:
         id=request.path_params["id"],
         reason=body.reason,
         source=principal.source,
-        actor=principal.actor,
+        actor=principal.id,
         correlation_id=sent_correlation(request.headers),
         hop=sent_hop(request.headers),
     )

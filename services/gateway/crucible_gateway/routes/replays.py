@@ -66,7 +66,7 @@ async def start_replay(request: Http) -> Response[bytes]:
         rate=body.rate,
         world_id=body.world_id,
         room_id=body.room_id,
-        idempotency_key=None if key is None else f"{principal_of(request).actor} {key}",
+        idempotency_key=None if key is None else f"{principal_of(request).id} {key}",
     )
     replay = await ask(request, "events", "replay", asked, Replay)
     return encoded(replay, 200 if replay.duplicate else 202)

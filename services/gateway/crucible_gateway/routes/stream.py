@@ -12,6 +12,7 @@ from crucible_core.matcher import compile_filters
 from crucible_core.protocol.shared import TypeFilter
 from crucible_gateway import examples, sse
 from crucible_gateway.accept import accept_of, preferred
+from crucible_gateway.auth import principal_of
 from crucible_gateway.bodies import Http
 from crucible_gateway.context import gateway_of
 from crucible_gateway.correlation import correlation_of
@@ -56,13 +57,13 @@ PATH = "/api/v1/events/stream"
 async def stream_events(request: Http) -> Response[Any]:
     if preferred(accept_of(request.headers), [sse.MEDIA_TYPE]) is None:
         raise NotAcceptableError(f'send "Accept: {sse.MEDIA_TYPE}" for server-sent events, or open a WebSocket')
-    gateway = gateway_of(request)
+    gateway, principal = gateway_of(request), principal_of(request)
     params = read_params(request.scope["query_string"], StreamParams)
     spec = filter_param(params.filter)
     filters = [TypeFilter(event_type=name, filter=spec or {}) for name in params.type or ["*"]]
     compiled = await gateway.types.settle(lambda catalogue: compile_filters(filters, at="filters", catalogue=catalogue))
-    wanted = Wanted(compiled, params.world_id, params.room_id)
-    await check_place(gateway.bus, params.world_id, params.room_id)
+    wanted = Wanted(compiled, params.world_id, params.room_id, principal.scope)
+    await check_place(gateway.bus, principal, params.world_id, params.room_id)
     start = _start(request.headers, params.start, await gateway.hub.head())
     following = follow(gateway.hub, wanted, start, gateway.settings.stream_queue)
     frames = sse.frames(
@@ -91,13 +92,13 @@ def _start(headers: Headers, asked: str, head: int) -> Start:
 @websocket(PATH)
 async def stream_socket(socket: WebSocket[Any, Any, Any]) -> None:
     gateway = gateway_of(socket)
-    gateway.keys.authenticate(socket.headers)
+    principal = gateway.keys.authenticate(socket.headers)
     read_params(socket.scope["query_string"], NoParams)
     await socket.accept()
     sockets = gateway.metrics.gauge("open_sockets", "Open WebSockets")
     sockets.inc()
     queue, correlation_id = gateway.settings.stream_queue, correlation_of(socket.scope)
-    session = Session(gateway.hub, gateway.audience, gateway.types, queue, _client(socket), correlation_id)
+    session = Session(gateway.hub, gateway.audience, gateway.types, principal, queue, _client(socket), correlation_id)
     turn = Turn()
     try:
         while (raw := await _heard(socket)) is not None:
