@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import chain, events, report, servers, start
+from bench import chain, events, notes, report, servers, start
 
 Rows = list[dict[str, object]]
 BENCHES: dict[str, Callable[[], Rows]] = {
@@ -17,6 +17,7 @@ BENCHES: dict[str, Callable[[], Rows]] = {
     "chain": chain.run,
     "servers": servers.run,
     "events": events.run,
+    "notes": notes.run,
 }
 RESULTS = Path(__file__).parent / "results"
 

@@ -10,6 +10,7 @@ TITLES = {
     "events": "The event log",
     "start": "Starting, and memory when idle",
     "chain": "From a note to its webhook",
+    "notes": "From a folder of notes to memories",
     "servers": "The gateway's server",
 }
 _HEAD = """# Performance

@@ -1,3 +1,4 @@
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
@@ -16,10 +17,11 @@ from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent
 from crucible_core.protocol.hooks import HookRecord, InterceptReply, InterceptRequest
 from crucible_core.protocol.memory import Link, MemoryView
 from crucible_kit.buckets import open_bucket
-from crucible_kit.bus import Bus
+from crucible_kit.bus import Bus, Message
 from crucible_kit.frames import Outgoing
 from crucible_kit.rpc import Context, Endpoint, call, serve
 from crucible_kit.telemetry import Telemetry
+from crucible_kit.work import work
 from crucible_memory.naming import note_id
 from tests.places import make_world
 
@@ -41,13 +43,21 @@ async def file(memory: Memories, event: str, path: str = PATH, content: str | No
 
 async def handled(memory: Memories) -> None:
     """Returns once no File event waits, and the index has what came of them."""
-    names = memory.bus.names
 
     async def nothing_waits() -> bool:
-        return await memory.bus.consumer_backlog(names.events, names.durable("memory-files")) == (0, 0)
+        done, log = await position(memory.bus), await memory.log("File")
+        told = {event.metadata.causation_id for event in log if event.data.event == "Processed"}
+        asked = [event for event in log if event.data.event != "Processed" and event.sequence > done]
+        return all(event.metadata.id in told for event in asked)
 
     await until(nothing_waits)
-    await memory.query(limit=1, min_sequence=await memory.bus.last_sequence(names.events))
+    await memory.query(limit=1, min_sequence=await memory.bus.last_sequence(memory.bus.names.events))
+
+
+async def position(bus: Bus) -> int:
+    """Up to where File events are done, as their owner has told."""
+    entry = await (await open_bucket(bus, "shards")).get("memory.00")
+    return msgspec.json.decode(entry.value)["position"] if entry else 0
 
 
 async def processed(memory: Memories) -> list[dict[str, Any]]:
@@ -367,8 +377,8 @@ async def test_event_that_cannot_be_read_does_not_block(service: Starlette, memo
     subject = names.event("default", "main", "File", "Created", PATH)
     for raw in (b"{", b"{}", b"\xff", b'{"type":"File","data":{"event":"Created","payload":{}}}'):
         await memory.bus.store(Outgoing(subject, raw))
-    await file(memory, "Created", content=NOTE)
-    assert (await memory.get(ID)).title == "Clocks"
+    await memory.append("File.Created", {"path": PATH, "content": NOTE})
+    await until(lambda: _holds(memory, "About [[Lamport]] #clocks\n"))
     assert await memory.bus.last(names.attempts, names.parked(names.durable("memory-files")))
 
 
@@ -381,7 +391,7 @@ async def test_order_of_a_note_holds(service: Starlette, memory: Memories) -> No
 
 
 async def test_file_event_waits_until_it_can_be_committed(
-    memory: Memories, running: Running, running_events: Running
+    memory: Memories, running: Running, running_events: Running, caplog: pytest.LogCaptureFixture
 ) -> None:
     payload = {"path": PATH, "content": NOTE}
     about = Metadata(
@@ -395,23 +405,46 @@ async def test_file_event_waits_until_it_can_be_committed(
         names = memory.bus.names
         subject = names.event("default", "main", "File", "Created", PATH)
         await memory.bus.store(Outgoing(subject, encode(Event("File", Data("Created", payload), about))))
-        await until(lambda: _delivered(memory))
+        await until(lambda: "notes wait" in caplog.text)
         async with running_events():
             await handled(memory)
             assert (await memory.get(ID)).title == "Clocks"
 
 
-async def test_redelivered_event_makes_nothing_twice(events: None, memory: Memories, running: Running) -> None:
-    """A File event whose Memory event is committed, but which was never acknowledged."""
+async def test_events_that_are_read_again_make_nothing_twice(events: None, memory: Memories, running: Running) -> None:
+    """As where a process was killed before it had told how far it had come."""
     async with running():
-        await file(memory, "Created", content=NOTE)
-        await file(memory, "Modified", content="later")
-    await memory.bus.delete_consumer(memory.bus.names.events, memory.bus.names.durable("memory-files"))
+        for content in (NOTE, NOTE, "later"):
+            await file(memory, "Modified", content=content)
+        told = await processed(memory)
+    await (await open_bucket(memory.bus, "shards")).put("memory.00", b'{"owner": "another", "position": 0}')
     async with running():
-        await handled(memory)
+        await file(memory, "Created", "another.md", "text")
         contents = [event.data.payload["content"] for event in await memory.log()]
-    # Each event's effect is known by its cause, so that the first one is not made again over the second.
-    assert contents == ["About [[Lamport]] #clocks\n", "later"]
+    # Each event's effect is known by its cause, so that the second one is not made over the third.
+    assert contents == ["About [[Lamport]] #clocks\n", "later", "text"]
+    assert (await processed(memory))[:-1] == told
+
+
+async def test_the_place_of_the_version_before_is_kept(events: None, memory: Memories, running: Running) -> None:
+    names = memory.bus.names
+    durable = names.durable("memory-files")
+    await memory.append("File.Created", {"path": PATH, "content": NOTE})
+    done = asyncio.Event()
+
+    async def handle(message: Message) -> None:
+        done.set()
+
+    filters = [names.events_of("File")]
+    working = asyncio.create_task(work(memory.bus, names.events, durable, handle, filters=filters, concurrency=1))
+    await done.wait()
+    working.cancel()
+    await asyncio.wait([working])
+    async with running():
+        await file(memory, "Created", "another.md", "text")
+        assert [event.data.payload["path"] for event in await memory.log()] == ["another.md"]
+        with pytest.raises(NotFoundError):
+            await memory.bus.consumer_backlog(names.events, durable)
 
 
 async def test_from_file_to_memory_is_quick(service: Starlette, memory: Memories) -> None:
@@ -451,14 +484,6 @@ async def test_links_lead_to_notes_by_any_spelling(service: Starlette, memory: M
     assert links[:3] == [(street, "up"), (plain, "wikilink"), (accent, "wikilink")]
     assert [target for target, _ in links[3:]] == ["none", "None"]
     assert not (await memory.link(found.id, "NONE", type="wikilink")).changed
-
-
-async def _delivered(memory: Memories) -> bool:
-    """Whether a File event is being worked on."""
-    names = memory.bus.names
-    with contextlib.suppress(NotFoundError):
-        return (await memory.bus.consumer_backlog(names.events, names.durable("memory-files")))[1] > 0
-    return False
 
 
 async def _holds(memory: Memories, content: str) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from starlette.applications import Starlette
 
 from crucible_kit.asgi import ops_app
-from crucible_kit.buckets import View, open_bucket
+from crucible_kit.buckets import Bucket, View, open_bucket
 from crucible_kit.bus import Bus
 from crucible_kit.connections import Reader
 from crucible_kit.index import Index, open_index
@@ -23,7 +23,7 @@ from crucible_kit.telemetry import Telemetry
 
 from . import store
 from .api import Api
-from .files import Files
+from .feed import Files
 from .graph import Graph
 from .refolding import Refolding
 from .search import open_searcher
@@ -55,6 +55,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             skipped = metrics.counter("memory_skipped_events", "Memory events that could not be read")
             index.measure(metrics)
             purging = Purging(index, partial(store.forget_world, index))
+            shards = await open_bucket(bus, "shards", settings.stream_replicas)
             worlds = View(await open_bucket(bus, "worlds", settings.stream_replicas), partial(note_purge, purging))
             async with asyncio.TaskGroup() as tasks:
                 apply = partial(store.apply, skipped.inc)
@@ -66,7 +67,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
                 if settings.memory_graph_events:
                     forgetting.append(tasks.create_task(Graph(bus, index, telemetry).run()))
                 serving = tasks.create_task(
-                    _serve(bus, index, refolding, searcher, uses, answering, telemetry, metrics)
+                    _serve(bus, shards, index, refolding, searcher, uses, answering, telemetry, metrics)
                 )
                 async with announced(app, bus, SERVICE):
                     yield
@@ -81,6 +82,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
 
 async def _serve(
     bus: Bus,
+    shards: Bucket,
     index: Index,
     refolding: Refolding,
     searcher: Reader,
@@ -95,7 +97,7 @@ async def _serve(
     writer = Writer(bus, index)
     async with serve(bus, SERVICE, Api(bus, index, searcher, writer, uses, metrics).endpoints(), telemetry):
         answering.set()
-        await Files(bus, writer, telemetry, metrics).run()
+        await Files(bus, shards, writer, telemetry, metrics).run()
 
 
 def waiting_for(bus: Bus, index: Index, answering: asyncio.Event) -> list[str]:

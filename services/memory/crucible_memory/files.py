@@ -1,42 +1,24 @@
-"""From File events to memories: each Markdown note is one, which keeps its id when the note is renamed."""
+"""What a File event asks for: steps, each about one note, and what each step makes of the memories there are. Pure."""
 
-import asyncio
-import logging
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
 
-from crucible_core.envelope import Event, decode
-from crucible_core.errors import (
-    ConflictError,
-    DeniedError,
-    ForbiddenError,
-    InvalidError,
-    MalformedError,
-    TooLargeError,
-)
+from crucible_core.envelope import Event
+from crucible_core.protocol.events import NewEvent
 from crucible_core.protocol.memory import Cause
-from crucible_core.subjects import NO_REACTION
-from crucible_kit.bus import Bus, Message
-from crucible_kit.metrics import Metrics
-from crucible_kit.telemetry import Telemetry, message_attributes
-from crucible_kit.work import work
 
 from . import changes
 from .changes import Change, Place
 from .naming import note_id
-from .notes import IN_PLACE, Note, is_note, parse
+from .notes import Note, is_note
 from .state import SOURCE, Memory
 from .words import composed
-from .writer import Decide, Outcome, Use, Writer
+from .writer import Use, caused, new_event
 
-log = logging.getLogger(__name__)
-
-_ACK_WAIT_S = 60.0
-_FINAL = (DeniedError, ForbiddenError, InvalidError, MalformedError, TooLargeError)
-"""What another try would meet again. A denial is recorded by the hook that spoke it."""
 MOST_REMOVED = 100
 SOON_S = 60.0
 _UNREAD = "the event has no content of the note"
@@ -57,6 +39,15 @@ class FilePayload(msgspec.Struct, frozen=True, rename={"from_": "from"}):
     old_path: str | None = None
     new_path: str | None = None
 
+    @property
+    def now_at(self) -> str:
+        return note_path(self.to or self.new_path or self.path)
+
+    @property
+    def was_at(self) -> str:
+        """Where a renamed file or folder was."""
+        return note_path(self.from_ or self.old_path or (self.path if self.new_path else "")) or self.now_at
+
 
 class Step(msgspec.Struct, frozen=True):
     """One thing that a File event asks for. `old_path` is where a renamed note was; what has neither content nor a
@@ -68,192 +59,123 @@ class Step(msgspec.Struct, frozen=True):
     content: str | None = None
     reason: str | None = None
     old_path: str | None = None
+    note: Note | None = None
+    """The content as it was read; of one whose text is not known, nothing but the reason."""
+    began: float = msgspec.field(default_factory=time.monotonic)
+
+    @property
+    def places(self) -> list[Place]:
+        """Where it looks for memories, and changes them."""
+        old = [] if self.old_path is None else [Place(self.place.root, self.old_path)]
+        return [*old, self.place]
+
+    @property
+    def usual_id(self) -> str:
+        """Of the memory that the first note at its path has."""
+        return note_id(self.cause.world_id, self.place.path, self.place.root)
+
+    def use(self, operation: str) -> Use:
+        return Use(operation, ":".join(self.place))
 
 
-class Done(msgspec.Struct, frozen=True):
-    """What came of a step; `problems` is what the note's writer should know."""
+def folder_of(event: Event, payload: FilePayload) -> Place | None:
+    """The folder whose notes an event is about, where it is about more than one."""
+    match event.data.event:
+        case "DirectoryDeleted":
+            return Place(payload.root, payload.now_at)
+        case "Renamed" if not is_note(payload.now_at) and not is_note(payload.was_at):
+            return Place(payload.root, payload.was_at) if payload.was_at != payload.now_at else None
+    return None
 
+
+def steps_of(event: Event, payload: FilePayload, cause: Cause, below: list[str]) -> list[Step]:
+    """`below` are the paths of the notes in the event's folder that have memories."""
+    root, new, old = payload.root, payload.now_at, payload.was_at
+    match event.data.event:
+        case "Created" | "Modified" if is_note(new):
+            unread = _UNREAD if payload.content is None else None
+            return [Step("save", Place(root, new), cause, payload.content, payload.reason or unread)]
+        case "Deleted" if is_note(new):
+            return [Step("remove", Place(root, new), cause)]
+        case "DirectoryDeleted":
+            return [Step("remove", Place(root, path), cause) for path in below]
+        case "Renamed" if is_note(new):
+            renames = old != new and is_note(old)
+            action: Literal["rename", "save"] = "rename" if renames else "save"
+            return [Step(action, Place(root, new), cause, payload.content, payload.reason, old if renames else None)]
+        case "Renamed" if is_note(old):
+            return [Step("remove", Place(root, old), cause)]
+        case "Renamed":
+            return [Step("rename", Place(root, f"{new}{path[len(old) :]}"), cause, old_path=path) for path in below]
+    return []
+
+
+def note_path(path: str) -> str:
+    """One spelling of a path, so that one file is one memory on every system."""
+    return composed(path).replace("\\", "/").removeprefix("./")
+
+
+def cause_of(event: Event) -> Cause:
+    metadata = event.metadata
+    return Cause(
+        source=SOURCE,
+        actor=metadata.actor,
+        correlation_id=metadata.correlation_id,
+        causation_id=metadata.id,
+        hop=metadata.hop + 1,
+        world_id=metadata.world_id,
+        room_id=metadata.room_id,
+        traceparent=metadata.traceparent or None,
+        key=metadata.id,
+    )
+
+
+# ---- what a step makes of the memories
+
+
+class Known(msgspec.Struct, frozen=True):
+    """The memories that steps of one moment may be about: those at their places, by world and place; those with the
+    ids that they would make; and, where the log was asked, the last sequence of ids that no memory has."""
+
+    at: Mapping[tuple[str, Place], list[Memory]]
+    by_id: Mapping[tuple[str, str], Memory]
+    last: Mapping[tuple[str, str], int] = {}
+
+
+class Effect(msgspec.Struct, frozen=True):
+    """What comes of a step: the Memory events of its `changes`, and what is told of it. `ids` are the memories that it
+    looks at, `removed` one that it forgets, `earlier` one that it brings back."""
+
+    step: Step
     status: Status
     memory_id: str | None = None
     problems: list[str] = []
+    changes: list[NewEvent] = []
+    ids: frozenset[str] = frozenset()
+    removed: Memory | None = None
+    earlier: Memory | None = None
 
+    @property
+    def all_events(self) -> list[NewEvent]:
+        return [] if self.status == "ignored" else [*self.changes, self.told]
 
-class Files:
-    """The durable consumer of File events. One event at a time over all replicas: a note's events must not overtake
-    each other, also where one is delivered again."""
-
-    def __init__(self, bus: Bus, writer: Writer, telemetry: Telemetry, metrics: Metrics) -> None:
-        self._bus = bus
-        self._writer = writer
-        self._telemetry = telemetry
-        self._removed = _Removed()
-        self._results = metrics.counter("memory_files", "File events by what came of them", ("result",))
-
-    async def run(self) -> None:
-        names = self._bus.names
-        filters = [names.events_of("File")]
-        durable = names.durable("memory-files")
-        await work(self._bus, names.events, durable, self._handle, filters=filters, concurrency=1, ack_wait=_ACK_WAIT_S)
-
-    async def _handle(self, message: Message) -> None:
-        if NO_REACTION in message.headers:
-            self._results.labels("ignored").inc()
-            return
-        event = decode(message.data, message.sequence)
-        if event.data.event == "Processed":
-            return
-        payload = msgspec.convert(event.data.payload, FilePayload)
-        parent, stream = event.metadata.traceparent, self._bus.names.events
-        about = message_attributes("process", stream, message_id=event.metadata.id, size=len(message.data))
-        with self._telemetry.span(f"process {stream}", parent, "consumer", about, [parent]) as span:
-            cause = _cause(event, span.traceparent)
-            steps = await self._steps(event, payload, cause)
-            for step in steps:
-                await self._take(step)
-            if not steps:
-                self._results.labels("ignored").inc()
-
-    # ---- what is to be done
-
-    async def _steps(self, event: Event, payload: FilePayload, cause: Cause) -> list[Step]:
-        place = Place(payload.root, note_path(payload.to or payload.path))
-        match event.data.event:
-            case "Renamed":
-                return await self._renames(payload, cause)
-            case "Created" | "Modified" if is_note(place.path):
-                unread = _UNREAD if payload.content is None else None
-                return [Step("save", place, cause, payload.content, payload.reason or unread)]
-            case "Deleted" if is_note(place.path):
-                return [Step("remove", place, cause)]
-            case "DirectoryDeleted":
-                return [Step("remove", found, cause) for found in await self._below(place, cause)]
-        return []
-
-    async def _renames(self, payload: FilePayload, cause: Cause) -> list[Step]:
-        """Of a note, or of a folder with notes in it."""
-        root = payload.root
-        new = note_path(payload.to or payload.new_path or payload.path)
-        old = note_path(payload.from_ or payload.old_path or (payload.path if payload.new_path else new))
-        if is_note(new):
-            step = Step("rename", Place(root, new), cause, payload.content, payload.reason, old)
-            return [step if old != new and is_note(old) else msgspec.structs.replace(step, action="save")]
-        if is_note(old):
-            return [Step("remove", Place(root, old), cause)]
-        below = await self._below(Place(root, old), cause) if old != new else []
-        moved = [(place.path, f"{new}{place.path[len(old) :]}") for place in below]
-        return [Step("rename", Place(root, path), cause, old_path=before) for before, path in moved]
-
-    async def _below(self, folder: Place, cause: Cause) -> list[Place]:
-        found = await self._writer.notes_below(cause.world_id, folder.root, folder.path)
-        return [Place(folder.root, memory.path) for memory in found if memory.path]
-
-    # ---- doing it
-
-    async def _take(self, step: Step) -> None:
-        began = time.monotonic()
-        try:
-            done = await self._do(step)
-        except _FINAL as error:
-            log.warning("%s: no memory of it: %s", step.place.path, error)
-            done = Done("denied" if isinstance(error, DeniedError) else "refused", problems=[error.detail])
-        self._results.labels(done.status).inc()
-        if done.status != "ignored":
-            await self._tell(step, done, time.monotonic() - began)
-
-    async def _do(self, step: Step) -> Done:
-        match step.action:
-            case "remove":
-                return await self._remove(step, step.place.path)
-            case "rename":
-                return await self._rename(step)
-        return await self._save(step)
-
-    async def _save(self, step: Step) -> Done:
-        found = await self._writer.notes_at(step.cause.world_id, *step.place)
-        memory = found[0] if found else None
-        if step.content is None and step.reason is None:
-            await self._drop(step, found[1:])
-            return Done("unchanged", memory.id) if memory else Done("ignored")
-        note = await _noted(step)
-        if memory is None and step.content is None:
-            return Done("refused", problems=note.problems)
-        earlier = None if memory else self._removed.take(step, note.content)
-        id = memory.id if memory else await self._fresh_id(step, earlier)
-
-        async def decide(now: Memory | None) -> Change | None:
-            return changes.note(now, id, step.place, note, earlier)
-
-        outcome = await self._change(step, id, decide)
-        await self._drop(step, found[1:], outcome)
-        return Done(_status(outcome, "updated" if memory else "created"), id, note.problems)
-
-    async def _rename(self, step: Step) -> Done:
-        world, root = step.cause.world_id, step.place.root
-        found = await self._writer.notes_at(world, root, step.old_path or "")
-        if not found:
-            return await self._save(step)
-        memory, others = found[0], await self._writer.notes_at(world, *step.place)
-        note = await _noted(step) if step.content is not None or step.reason else None
-
-        async def decide(now: Memory | None) -> Change | None:
-            if now is None:
-                return None  # somebody removed it meanwhile
-            return changes.note(now, now.id, step.place, note) if note else changes.moved(now, step.place.path)
-
-        outcome = await self._change(step, memory.id, decide)
-        await self._drop(step, [*found[1:], *others], outcome)
-        return Done(_status(outcome, "moved"), memory.id, note.problems if note else memory.problems)
-
-    async def _remove(self, step: Step, path: str) -> Done:
-        found = await self._writer.notes_at(step.cause.world_id, step.place.root, path)
-        if not found:
-            return Done("unchanged")
-        await self._drop(step, found)
-        self._removed.put(step, found[0])
-        return Done("removed", found[0].id)
-
-    async def _drop(self, step: Step, memories: list[Memory], after: Outcome | None = None) -> None:
-        """Forgets notes whose files are gone, such as one that another was renamed over. Nothing to do where the event
-        was handled before: what is there now came later."""
-        if after and after.appended and after.appended.duplicate:
-            return
-
-        async def decide(memory: Memory | None) -> Change | None:
-            return changes.delete(memory) if memory else None
-
-        for number, memory in enumerate(memories):
-            await self._change(step, memory.id, decide, f"{'drop' if after else 'remove'}:{number}")
-
-    async def _change(self, step: Step, id: str, decide: Decide, operation: str = "") -> Outcome:
-        return await self._writer.change(
-            id, step.cause, decide, use=Use(operation or step.action, ":".join(step.place))
-        )
-
-    async def _fresh_id(self, step: Step, earlier: Memory | None) -> str:
-        """Of a note that has no memory. Where the one that was made of the path first has moved away, another."""
-        world, (root, path) = step.cause.world_id, step.place
-        id = earlier.id if earlier else note_id(world, path, root)
-        _, taken = await self._writer.present(id, world)
-        return id if taken is None else note_id(world, path, root, step.cause.causation_id or "")
-
-    async def _tell(self, step: Step, done: Done, took_s: float) -> None:
-        """File.Processed. Where it cannot be said, as at the end of a chain of effects, the log has it."""
-        root, path = step.place
+    @property
+    def told(self) -> NewEvent:
+        """File.Processed, by which it is known for ever that the step was taken."""
+        root, path = self.step.place
         payload = {
             "path": path,
             "root": root or None,
-            "memory_id": done.memory_id,
-            "status": done.status,
-            "error": "; ".join(f"{path}: {problem}" for problem in done.problems) or None,
-            "duration_ms": round(took_s * 1000, 3),
+            "memory_id": self.memory_id,
+            "status": self.status,
+            "error": "; ".join(f"{path}: {problem}" for problem in self.problems) or None,
+            "duration_ms": round((time.monotonic() - self.step.began) * 1000, 3),
         }
-        try:
-            await self._writer.tell("File.Processed", payload, step.cause, Use("processed", ":".join(step.place)))
-        except (*_FINAL, ConflictError) as error:
-            log.warning("%s: File.Processed is not recorded: %s", path, error)
+        present = {name: value for name, value in payload.items() if value is not None}
+        return caused("File.Processed", msgspec.json.encode(present), self.step.cause, self.step.use("processed"))
 
 
-class _Removed:
+class Removed:
     """Notes that were removed a moment ago: some programs say of a renamed one that it is gone, and that another of the
     same text is there. Only a courtesy: it does not outlive the process."""
 
@@ -266,37 +188,78 @@ class _Removed:
         while len(self._found) > MOST_REMOVED:
             self._found.popitem(last=False)
 
-    def take(self, step: Step, content: str) -> Memory | None:
-        at, memory = self._found.pop((step.cause.world_id, step.place.root, content), (0.0, None))
+    def find(self, step: Step, content: str) -> Memory | None:
+        at, memory = self._found.get((step.cause.world_id, step.place.root, content), (0.0, None))
         return memory if time.monotonic() - at < SOON_S else None
 
-
-def _status(outcome: Outcome, changed: Status) -> Status:
-    return changed if outcome.appended and not outcome.appended.duplicate else "unchanged"
-
-
-def _cause(event: Event, traceparent: str) -> Cause:
-    metadata = event.metadata
-    return Cause(
-        source=SOURCE,
-        actor=metadata.actor,
-        correlation_id=metadata.correlation_id,
-        causation_id=metadata.id,
-        hop=metadata.hop + 1,
-        world_id=metadata.world_id,
-        room_id=metadata.room_id,
-        traceparent=traceparent,
-        key=metadata.id,
-    )
+    def forget(self, step: Step, memory: Memory) -> None:
+        self._found.pop((step.cause.world_id, step.place.root, memory.content), None)
 
 
-def note_path(path: str) -> str:
-    """One spelling of a path, so that one file is one memory on every system."""
-    return composed(path).replace("\\", "/").removeprefix("./")
+def decide(step: Step, known: Known, removed: Removed) -> Effect:
+    """Raises TooLargeError."""
+    found = known.at.get((step.cause.world_id, step.place), [])
+    match step.action:
+        case "remove":
+            return _removing(step, found, known)
+        case "rename":
+            old = known.at.get((step.cause.world_id, step.places[0]), [])
+            if old:
+                return _renaming(step, old[0], [*old[1:], *found], known)
+    return _saving(step, found, known, removed)
 
 
-async def _noted(step: Step) -> Note:
-    """The note as it is; of one whose text is not known, nothing but that. A reason is a problem of it."""
-    path, content = step.place.path, step.content or ""
-    note = parse(content, path) if len(content) <= IN_PLACE else await asyncio.to_thread(parse, content, path)
-    return msgspec.structs.replace(note, problems=[step.reason, *note.problems]) if step.reason else note
+def _saving(step: Step, found: list[Memory], known: Known, removed: Removed) -> Effect:
+    memory, note = found[0] if found else None, step.note
+    if note is None:
+        status: Status = "unchanged" if memory else "ignored"
+        return Effect(step, status, memory.id if memory else None, changes=_drops(step, found[1:], "drop", known))
+    if memory is None and step.content is None:
+        return Effect(step, "refused", problems=note.problems)
+    earlier = None if memory else removed.find(step, note.content)
+    id = memory.id if memory else _fresh_id(step, earlier, known)
+    change = changes.note(memory, id, step.place, note, earlier)
+    events = [_event(step, id, change, memory, step.action, known)] if change else []
+    events += _drops(step, found[1:], "drop", known)
+    status = ("updated" if memory else "created") if change else "unchanged"
+    ids = {id, step.usual_id, *(one.id for one in found), *([earlier.id] if earlier else [])}
+    return Effect(step, status, id, note.problems, events, frozenset(ids), earlier=earlier)
+
+
+def _renaming(step: Step, memory: Memory, others: list[Memory], known: Known) -> Effect:
+    note = step.note
+    change = changes.note(memory, memory.id, step.place, note) if note else changes.moved(memory, step.place.path)
+    events = [_event(step, memory.id, change, memory, step.action, known)] if change else []
+    events += _drops(step, others, "drop", known)
+    problems = note.problems if note else memory.problems
+    ids = frozenset({memory.id, *(one.id for one in others)})
+    return Effect(step, "moved" if change else "unchanged", memory.id, problems, events, ids)
+
+
+def _removing(step: Step, found: list[Memory], known: Known) -> Effect:
+    if not found:
+        return Effect(step, "unchanged")
+    ids = frozenset(one.id for one in found)
+    events = _drops(step, found, "remove", known)
+    return Effect(step, "removed", found[0].id, changes=events, ids=ids, removed=found[0])
+
+
+def _drops(step: Step, memories: list[Memory], operation: str, known: Known) -> list[NewEvent]:
+    """Forgets notes whose files are gone, such as one that another was renamed over."""
+    return [
+        _event(step, memory.id, changes.delete(memory), memory, f"{operation}:{number}", known)
+        for number, memory in enumerate(memories)
+    ]
+
+
+def _event(step: Step, id: str, change: Change, memory: Memory | None, operation: str, known: Known) -> NewEvent:
+    expected = known.last.get((id, step.cause.world_id), memory.sequence if memory else 0)
+    return new_event(id, change, memory, step.cause, expected, step.use(operation))
+
+
+def _fresh_id(step: Step, earlier: Memory | None, known: Known) -> str:
+    """Of a note that has no memory. Where the one that was made of the path first has moved away, another."""
+    world, (root, path) = step.cause.world_id, step.place
+    id = earlier.id if earlier else step.usual_id
+    taken = (id, world) in known.by_id
+    return note_id(world, path, root, step.cause.causation_id or "") if taken else id

@@ -18,6 +18,7 @@ from crucible_kit.connections import Reader
 from crucible_kit.index import Index, insert, unwritable
 
 from . import graph, words
+from .changes import Place
 from .naming import note_id
 from .projection import Recorded, fold, read_recorded
 from .state import Memory, clean_name
@@ -59,7 +60,11 @@ _AT_ONCE = 1000
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Memory)
-_Key = tuple[str, str]
+_NOTES = "SELECT m.state, m.content FROM notes n JOIN memories m ON m.key = n.memory"
+Key = tuple[str, str]
+"""A memory's id and its world."""
+At = tuple[str, Place]
+"""A world, and where a note is."""
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
@@ -70,7 +75,7 @@ def apply(skipped: Callable[[], None], writer: sqlite3.Connection, messages: lis
     kept in the table of that name; the index itself parks what it cannot write."""
     events = [event for event in (_read(message, skipped, writer) for message in messages) if event]
     before = _by_key(writer.execute(*_states({(event.memory_id, event.world_id) for event in events})))
-    after: dict[_Key, Memory | None] = {}
+    after: dict[Key, Memory | None] = {}
     steps = []
     for event in events:
         key = (event.memory_id, event.world_id)
@@ -187,7 +192,11 @@ async def status(reader: Reader, most: int) -> tuple[int, int, list[SkippedEvent
 
 
 async def find(reader: Reader, id: str, world: str) -> Memory | None:
-    return _by_key(await reader.execute_fetchall(*_states({(id, world)}))).get((id, world))
+    return (await find_all(reader, {(id, world)})).get((id, world))
+
+
+async def find_all(reader: Reader, keys: Collection[Key]) -> dict[Key, Memory]:
+    return _by_key(await reader.execute_fetchall(*_states(keys)))
 
 
 async def find_anywhere(reader: Reader, id: str) -> Memory | None:
@@ -203,26 +212,31 @@ async def memories(reader: Reader, keys: Sequence[int]) -> list[Memory]:
     return [found[key] for key in keys if key in found]
 
 
-async def notes_at(reader: Reader, world: str, root: str, path: str) -> list[Memory]:
-    """The memories of the note at a path; of several, the one that changed last comes first."""
-    return await _notes(reader, world, root, "n.path = ?", (path,))
+async def notes_at(reader: Reader, places: Collection[At]) -> dict[At, list[Memory]]:
+    """The memories of the notes at some places, at most 5,000; of several at one, first the one that changed last."""
+    wanted = {(world, root, place.path) for world, place in places for root in (place.root, "")}
+    where = f"(n.world, n.root, n.path) IN (VALUES {', '.join(['(?, ?, ?)'] * len(wanted)) or '(NULL, NULL, NULL)'})"
+    rows = await reader.execute_fetchall(f"{_NOTES} WHERE {where}", [part for row in wanted for part in row])
+    alike: dict[tuple[str, str | None], list[Memory]] = {}
+    for memory in sorted((_memory(*row) for row in rows), key=lambda memory: -memory.sequence):
+        alike.setdefault((memory.world_id, memory.path), []).append(memory)
+    return {
+        (world, place): [memory for memory in alike.get((world, place.path), []) if _is_of(memory, place.root)]
+        for world, place in places
+    }
 
 
 async def notes_below(reader: Reader, world: str, root: str, folder: str) -> list[Memory]:
     """The memories of the notes in a folder and in its subfolders, by path."""
-    found = await _notes(reader, world, root, "n.path > ? AND n.path < ?", (f"{folder}/", f"{folder}0"))
-    return sorted(found, key=lambda memory: memory.path or "")
+    where = "n.world = ? AND n.root IN (?, '') AND n.path > ? AND n.path < ?"
+    rows = await reader.execute_fetchall(f"{_NOTES} WHERE {where}", (world, root, f"{folder}/", f"{folder}0"))
+    found = [memory for memory in [_memory(*row) for row in rows] if _is_of(memory, root)]
+    return sorted(found, key=lambda memory: (memory.path or "", -memory.sequence))
 
 
-async def _notes(reader: Reader, world: str, root: str, where: str, values: tuple[str, ...]) -> list[Memory]:
-    """Those of the root, and those of before roots were told whose ids are made of it."""
-    query = (
-        "SELECT m.state, m.content FROM notes n JOIN memories m ON m.key = n.memory"
-        f" WHERE n.world = ? AND n.root IN (?, '') AND {where}"
-    )
-    found = [_memory(*row) for row in await reader.execute_fetchall(query, (world, root, *values))]
-    ours = [m for m in found if m.root == root or m.id == note_id(world, m.path or "", root)]
-    return sorted(ours, key=lambda memory: -memory.sequence)
+def _is_of(memory: Memory, root: str) -> bool:
+    """Whether a note's memory is of a watched folder: also one of before these were told, whose id is made of it."""
+    return memory.root == root or memory.id == note_id(memory.world_id, memory.path or "", root)
 
 
 async def ids_of(reader: Reader, world: str, targets: Iterable[str]) -> dict[str, str]:
@@ -263,14 +277,14 @@ def _view(memory: Memory, ids: dict[str, str]) -> MemoryView:
     return MemoryView(**fields | {"links": list(links.values())})
 
 
-def _states(keys: Collection[_Key]) -> tuple[str, list[str]]:
+def _states(keys: Collection[Key]) -> tuple[str, list[str]]:
     """The query for the memories with some keys, and its values."""
     marks = ", ".join(["(?, ?)"] * len(keys)) or "(NULL, NULL)"
     query = f"SELECT state, content FROM memories WHERE (id, world) IN (VALUES {marks})"
     return query, [part for key in keys for part in key]
 
 
-def _by_key(rows: Iterable[Any]) -> dict[_Key, Memory]:
+def _by_key(rows: Iterable[Any]) -> dict[Key, Memory]:
     return {(memory.id, memory.world_id): memory for memory in [_memory(*row) for row in rows]}
 
 

@@ -6,8 +6,7 @@ import hashlib
 import random
 import re
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 
 import msgspec
 
@@ -21,9 +20,9 @@ from crucible_kit.bus import Bus
 from crucible_kit.index import Index
 from crucible_kit.rpc import call
 
-from .changes import Change
+from .changes import Change, Place
 from .state import MEMORY, Memory
-from .store import find, notes_at, notes_below
+from .store import At, Key, find, find_all, notes_at, notes_below
 from .truth import last_change, last_of
 
 _APPEND_S = 30.0
@@ -108,21 +107,38 @@ class Writer:
         await self._index.reach(sequence)
         return sequence, await find(self._index.reader, id, world)
 
-    async def notes_at(self, world: str, root: str, path: str) -> list[Memory]:
-        """The memories of the note at a path, as all that is committed has made them; see `store.notes_at`."""
+    async def known(
+        self, places: Collection[At], ids: Collection[Key]
+    ) -> tuple[dict[At, list[Memory]], dict[Key, Memory]]:
+        """The memories of the notes at some places, and those with some ids, as all that is committed has made them."""
         await self._index.reach(await last_change(self._bus))
-        return await notes_at(self._index.reader, world, root, path)
+        reader = self._index.reader
+        return await notes_at(reader, places), await find_all(reader, ids)
 
-    async def notes_below(self, world: str, root: str, folder: str) -> list[Memory]:
-        """Those of the notes in a folder."""
+    async def last_of_each(self, ids: Collection[Key]) -> dict[Key, int]:
+        """The sequence of the last event of each id (0 without any), which the index then has."""
+        wanted = list(ids)
+        found = await asyncio.gather(*(last_of(self._bus, id, world) for id, world in wanted))
+        await self._index.reach(max(found, default=0))
+        return dict(zip(wanted, found, strict=True))
+
+    async def paths_below(self, world: str, folder: Place) -> list[str]:
+        """The paths of the notes in a folder and in its subfolders that have memories."""
         await self._index.reach(await last_change(self._bus))
-        return await notes_below(self._index.reader, world, root, folder)
+        found = await notes_below(self._index.reader, world, *folder)
+        return [memory.path for memory in found if memory.path]
 
-    async def tell(self, type: str, payload: dict[str, Any], cause: Cause, use: Use) -> None:
-        """Appends an event of another kind that follows from the same cause. Raises what the append raises."""
-        present = {name: value for name, value in payload.items() if value is not None}
-        event = caused(type, msgspec.json.encode(present), cause, use)
-        await self._send(event, cause)
+    async def append_whole(self, events: list[NewEvent]) -> None:
+        """All or none. Raises ConflictError also where a part of them was appended before."""
+        request = AppendRequest(events=events, atomic=True)
+        parent = events[0].traceparent
+        await call(self._bus, MEMORY, "events", "append", request, AppendReply, timeout=_APPEND_S, traceparent=parent)
+
+    async def is_appended(self, event: NewEvent) -> bool:
+        """Whether the log has an event, by its idempotency key."""
+        assert event.idempotency_key is not None
+        asked = KeyedRequest(event.idempotency_key, event.world_id, event.source, event.actor)
+        return (await call(self._bus, MEMORY, "events", "keyed", asked, Appended)).id is not None
 
     @contextlib.asynccontextmanager
     async def _turn(self, key: tuple[str, str]) -> AsyncIterator[None]:

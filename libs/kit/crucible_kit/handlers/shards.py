@@ -67,8 +67,9 @@ class Ownership:
         dropped: Callable[[list[Shard]], Awaitable[None]],
         told: Callable[[Shard], ShardRecord],
         first: Callable[[int], Awaitable[int]],
+        count: int = SHARDS,
     ) -> None:
-        """`first` gives the place where a shard begins that has never had an owner."""
+        """`first` gives the place where a shard begins that has never had an owner; `count` is how many there are."""
         self.replica = secrets.token_hex(6)
         self.owned: dict[int, Shard] = {}
         self._untaken: list[Shard] = []
@@ -82,6 +83,7 @@ class Ownership:
         self._bus = bus
         self._bucket = bucket
         self._service = service
+        self._count = count
         self._taken, self._dropped, self._told, self._first = taken, dropped, told, first
         self._heard: dict[str, float] = {}
         self._beaten = 0.0
@@ -164,7 +166,7 @@ class Ownership:
         return frozenset(replica for replica, heard in self._heard.items() if now - heard < DEAD_S)
 
     def _wanted(self, living: frozenset[str]) -> frozenset[int]:
-        return frozenset(number for number in range(SHARDS) if _owner(number, living) == self.replica)
+        return frozenset(number for number in range(self._count) if _owner(number, living) == self.replica)
 
     # ---- taking and giving up
 
