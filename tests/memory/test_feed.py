@@ -144,7 +144,7 @@ async def test_a_note_that_ends_its_process_is_put_aside(start: Start, memory: M
 async def test_a_denied_note_holds_up_none_of_those_that_were_saved_with_it(
     memory: Memories, running_events: Running, running: Running
 ) -> None:
-    async with running_events(), denying(memory.bus, "secret"):
+    async with running_events(), denying(memory.bus, "secret") as asked:
         texts = ["secret" if n in (3, 4, 30) else "plain" for n in range(40)]
         await append(memory, *(("Created", {"path": f"{n}.md", "content": text}) for n, text in enumerate(texts)))
         async with running():
@@ -152,6 +152,9 @@ async def test_a_denied_note_holds_up_none_of_those_that_were_saved_with_it(
     statuses = {event.data.payload["path"]: event.data.payload["status"] for event in await told(memory)}
     assert {path for path, status in statuses.items() if status == "denied"} == {"3.md", "4.md", "30.md"}
     assert Counter(statuses.values()) == {"created": 37, "denied": 3}
+    # What is denied is judged once, and what was saved with it a second time.
+    assert sum(b"secret" in event for event in asked) == 3
+    assert sum(b"plain" in event for event in asked) == 2 * 37
 
 
 async def test_notes_that_come_back_by_the_hundred_are_made_again(

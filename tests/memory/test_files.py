@@ -499,10 +499,14 @@ def trace_of(event: Event) -> str:
 
 
 @contextlib.asynccontextmanager
-async def denying(bus: Bus, word: str) -> AsyncIterator[None]:
-    """A Pre hook on Memory events, and a hooks service that denies those with a word in their payload."""
+async def denying(bus: Bus, word: str) -> AsyncIterator[list[bytes]]:
+    """A Pre hook on Memory events, and a hooks service that denies those with a word in their payload; yields the
+    Memory events that it was asked about."""
+    asked: list[bytes] = []
 
     async def intercept(request: InterceptRequest, context: Context) -> InterceptReply:
+        if b'"type":"Memory"' in bytes(request.event):
+            asked.append(bytes(request.event))
         if word.encode() in bytes(request.event):
             raise DeniedError(f"gate: no {word}", hook="gate", reason=f"no {word}")
         return InterceptReply()
@@ -522,7 +526,7 @@ async def denying(bus: Bus, word: str) -> AsyncIterator[None]:
             return (await call(bus, OPERATOR, "events", "append", request, AppendReply)).results[0].error is not None
 
         await until(watched)
-        yield
+        yield asked
 
 
 async def test_same_path_in_two_folders_is_two_memories(service: Starlette, memory: Memories) -> None:

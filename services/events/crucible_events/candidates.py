@@ -196,13 +196,14 @@ def check_apart(candidates: Sequence[Candidate]) -> None:
 
 
 def as_one(refused: Mapping[int, CrucibleError]) -> CrucibleError:
-    """The refusal of an atomic request, from those of its events by position: of the first one's kind."""
+    """The refusal of an atomic request, from those of its events by position: of the first one's kind. Each of these
+    has its place among the errors."""
     place, first = min(refused.items())
     alike = {place: error for place, error in refused.items() if error.code == first.code}
     errors = [
         msgspec.structs.replace(field, path=f"events.{place}.{field.path}".rstrip("."))
         for place, error in alike.items()
-        for field in error.errors
+        for field in error.errors or [FieldError("", error.detail)]
     ]
     detail = f"events.{place}: {first.detail}"
     return type(first)(detail, errors=errors[:_MOST_ERRORS], **first.extra)

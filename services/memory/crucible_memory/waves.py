@@ -7,6 +7,7 @@ by its id. So a step may be taken again at any time, by anybody: what is told is
 import asyncio
 import logging
 import random
+import re
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -36,6 +37,8 @@ _BYTES = 2 * 1024 * 1024
 """What one commit may have, and one request."""
 _FINAL = (DeniedError, ForbiddenError, InvalidError, MalformedError, TooLargeError)
 """What another try would meet again. A denial is recorded by the hook that spoke it."""
+_NAMED = re.compile(r"events\.(\d+)\.?(.*)", re.DOTALL)
+"""How the refusal of several events names one of them."""
 _TRIES = 12
 _PAUSE_S = 0.01
 
@@ -98,16 +101,23 @@ class Waves:
             self._removed.forget(effect.step, effect.earlier)
 
     async def _store(self, effects: Sequence[Effect]) -> None:
-        """Where all are refused together, each half is tried: what one of them meets, the others need not."""
+        """Those that are refused are told so, and the others stored without them. Where it is not said which, each half
+        is tried: what one of them meets, the other need not."""
         try:
             await self._append(effects)
         except (*_FINAL, ConflictError) as error:
-            if len(effects) == 1:
-                return await self._alone(effects[0].step)
-            log.info("what comes of %d notes is stored by halves: %s", len(effects), error.detail)
-            middle = len(effects) // 2
-            await self._store(effects[:middle])
-            await self._store(effects[middle:])
+            refused = {} if isinstance(error, ConflictError) else _refused_ones(effects, error)
+            if len(effects) == 1 and not refused:
+                await self._alone(effects[0].step)
+                return
+            for place, detail in refused.items():
+                await self._refuse(effects[place].step, error, detail)
+            left = [effect for place, effect in enumerate(effects) if place not in refused]
+            log.info("what comes of %d notes is stored anew: %s", len(left), error.detail)
+            middle = len(left) if refused else len(left) // 2
+            for part in (left[:middle], left[middle:]):
+                if part:
+                    await self._store(part)
 
     async def _append(self, effects: Sequence[Effect]) -> None:
         events = [event for effect in effects for event in effect.all_events]
@@ -146,7 +156,7 @@ class Waves:
                     raise
                 log.debug("%s: again: %s", step.place.path, error.detail)
             except _FINAL as error:
-                await self._refused(step, error)
+                await self._refuse(step, error, _refused_ones([effect], error)[0])
                 break
             await asyncio.sleep(random.uniform(0, _PAUSE_S * 2 ** min(_TRIES - left, 5)))
 
@@ -167,15 +177,25 @@ class Waves:
             return True
         return False
 
-    async def _refused(self, step: Step, error: CrucibleError) -> None:
-        log.warning("%s: no memory of it: %s", step.place.path, error)
-        refused = Effect(step, "denied" if isinstance(error, DeniedError) else "refused", problems=[error.detail])
+    async def _refuse(self, step: Step, error: CrucibleError, detail: str) -> None:
+        log.warning("%s: no memory of it: %s", step.place.path, detail)
+        refused = Effect(step, "denied" if isinstance(error, DeniedError) else "refused", problems=[detail])
         try:
             await self._append([refused])
         except (*_FINAL, ConflictError) as reason:
             # As at the end of a chain of effects; the service's own log has it.
             self.count(refused.status)
             log.warning("%s: File.Processed is not recorded: %s", step.place.path, reason)
+
+
+def _refused_ones(effects: Sequence[Effect], error: CrucibleError) -> dict[int, str]:
+    """By their place, those of which an event was refused, and why. Of one alone, it need not be said."""
+    owners = [place for place, effect in enumerate(effects) for _ in effect.all_events]
+    found = {0: error.detail} if len(effects) == 1 else {}
+    for field in error.errors:
+        if (named := _NAMED.fullmatch(field.path)) and int(named[1]) < len(owners):
+            found[owners[int(named[1])]] = f"{named[2]}: {field.message}" if named[2] else field.message
+    return found
 
 
 def _parts(effects: Sequence[Effect]) -> Iterator[list[Effect]]:
