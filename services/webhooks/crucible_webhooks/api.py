@@ -25,11 +25,11 @@ from crucible_core.protocol.webhooks import (
     WebhookRecord,
     WebhookView,
 )
+from crucible_core.protocol.worlds import PlaceRequest
 from crucible_core.subjects import DLV
 from crucible_core.times import format_time, parse_time
 from crucible_kit.bus import Bus
 from crucible_kit.clock import fresh_id, now_ms, timestamp
-from crucible_kit.eventlog import log_end
 from crucible_kit.exchange import Exchanger
 from crucible_kit.handlers.pointers import forget
 from crucible_kit.index import Index
@@ -60,19 +60,29 @@ def endpoints(
 
     async def create(request: CreateWebhook, context: Context) -> WebhookView:
         id, now, timeout_ms = fresh_id("whk"), timestamp(), settings.webhooks_timeout_ms
-        since = await log_end(bus)
+        since = await bus.last_sequence(bus.names.events)
         record = await registry.types.settle(
             lambda catalogue: make_record(request, id, now, timeout_ms, exchanger.guard, catalogue)
         )
-        record.since = since.encoded
+        record.since, record.owner = since, context.principal.id
+        await check_world(record.world_id, context)
         await registry.create(record)
-        await _tell(bus, "Webhook.Registered", record, context)
+        await told("Webhook.Registered", record, context)
         made = seen(record, Counters())
         made.secret = record.auth.secret or ""
         return made
 
+    async def check_world(world_id: str | None, context: Context) -> None:
+        """Raises InvalidError where there is no such world, or it may not be seen."""
+        if world_id is not None:
+            await registry.principals.view.refresh()
+            await call(bus, context.principal, "events", "place", PlaceRequest(world_id=world_id), bytes)
+
+    async def told(event_type: str, record: WebhookRecord, context: Context) -> None:
+        await tell(bus, event_type, record, registry.home_of(record), context)
+
     def seen(record: WebhookRecord, counters: Counters) -> WebhookView:
-        return view(record, counters, registry.inert.get(record.id), registry.warning(record))
+        return view(record, counters, registry.why_inert(record), registry.warning(record))
 
     async def shown(record: WebhookRecord) -> WebhookView:
         return seen(record, (await store.counters(index, record.id)).get(record.id, Counters()))
@@ -81,7 +91,7 @@ def endpoints(
         await registry.view.refresh()
         counted = await store.counters(index)
         shown, cursor = page(
-            registry.records.values(),
+            registry.seen_by(context.principal),
             _id,
             lambda record: seen(record, counted.get(record.id, Counters())),
             request,
@@ -91,72 +101,78 @@ def endpoints(
 
     async def get(request: GetRequest, context: Context) -> WebhookView:
         await registry.view.refresh()
-        found = await shown(registry.find(request.id))
+        found = await shown(registry.find(request.id, context.principal))
         found.waiting = await waiting(found.id)
         return found
 
     async def update(request: UpdateWebhook, context: Context) -> WebhookView:
         await registry.view.refresh()
-        record, timeout_ms = registry.find(request.id), settings.webhooks_timeout_ms
-        await registry.types.settle(
+        record, timeout_ms = registry.own(request.id, context.principal), settings.webhooks_timeout_ms
+        wanted = await registry.types.settle(
             lambda catalogue: patched(record, request.patch, timeout_ms, exchanger.guard, catalogue)
         )
+        await check_world(wanted.world_id, context)
         catalogue = registry.types.catalogue
         changed = await registry.change(
             record.id, lambda now: patched(now, request.patch, timeout_ms, exchanger.guard, catalogue)
         )
-        await _tell(bus, "Webhook.Registered", changed, context)
+        await told("Webhook.Registered", changed, context)
         return await shown(changed)
 
     async def rotate_secret(request: RotateSecret, context: Context) -> WebhookView:
         await registry.view.refresh()
         now_us = now_ms() * 1000
         record = await registry.change(
-            registry.find(request.id).id, lambda now: rotated(now, request.secret, request.grace_s, now_us)
+            registry.own(request.id, context.principal).id,
+            lambda now: rotated(now, request.secret, request.grace_s, now_us),
         )
-        await _tell(bus, "Webhook.Registered", record, context)
+        await told("Webhook.Registered", record, context)
         found = await shown(record)
         found.secret = record.auth.secret or ""
         return found
 
     async def delete(request: GetRequest, context: Context) -> WebhookView:
         await registry.view.refresh()
-        record = await registry.delete(registry.find(request.id).id)
+        record = await registry.delete(registry.own(request.id, context.principal).id)
         await forget(bus, DLV, bus.names.deliveries, record.id)
-        await _tell(bus, "Webhook.Unregistered", record, context)
+        await told("Webhook.Unregistered", record, context)
         return view(record, Counters())
 
     async def enable(request: EnableWebhook, context: Context) -> WebhookView:
         await registry.view.refresh()
-        record = registry.find(request.id)
+        record = registry.own(request.id, context.principal)
         since = None
         if request.enabled and request.missed == "skip" and not (record.enabled and not record.paused):
-            since = (await log_end(bus)).encoded
+            since = await bus.last_sequence(bus.names.events)
             await forget(bus, DLV, bus.names.deliveries, record.id)
         return await shown(await registry.set_enabled(record.id, request.enabled, since=since))
 
     async def attempts(request: AttemptsRequest, context: Context) -> AttemptList:
         await registry.view.refresh()
-        return await store.attempts(index, registry.find(request.id).id, request.limit, request.cursor)
+        record = registry.find(request.id, context.principal)
+        found = await store.attempts(index, record.id, request.limit, request.cursor)
+        found.attempts = [one for one in found.attempts if _may_show(one, context)]
+        return found
 
     async def traced(request: TracedRequest, context: Context) -> TracedDeliveries:
         latest = await store.latest_attempts(index, request.correlation_id)
+        if not context.principal.admin:
+            seen = {record.id for record in registry.seen_by(context.principal)}
+            latest = [one for one in latest if one.webhook_id in seen and _may_show(one, context)]
         return TracedDeliveries(deliveries=[_traced(attempt) for attempt in latest])
 
     async def test(request: TestRequest, context: Context) -> Check:
         await registry.catch_up(())
-        record = registry.find(request.id)
-        inert = registry.inert.get(record.id)
-        return await check(record, request, exchanger, inert, registry.types.catalogue)
+        return await tried(registry.own(request.id, context.principal), request)
+
+    async def tried(record: WebhookRecord, request: TestRequest) -> Check:
+        inert, world = registry.why_inert(record), registry.home_of(record)
+        return await check(record, request, exchanger, inert, registry.types.catalogue, world)
 
     async def test_all(request: ListRequest, context: Context) -> Checks:
         await registry.catch_up(())
-
-        def tested(record: WebhookRecord) -> Awaitable[Check]:
-            inert = registry.inert.get(record.id)
-            return check(record, TestRequest(id=record.id), exchanger, inert, registry.types.catalogue)
-
-        return await checked(registry.records.values(), _id, _id, tested, request)
+        mine = [record for record in registry.records.values() if context.principal.owns(record)]
+        return await checked(mine, _id, _id, lambda record: tried(record, TestRequest(id=record.id)), request)
 
     return {
         "create": Endpoint(CreateWebhook, create, stores=True),
@@ -181,6 +197,10 @@ def _id(record: WebhookRecord) -> str:
     return record.id
 
 
+def _may_show(attempt: AttemptRecord, context: Context) -> bool:
+    return context.scope.may_show(attempt.world_id, attempt.room_id, attempt.event_type)
+
+
 def _traced(attempt: AttemptRecord) -> TracedDelivery:
     ended = parse_time(attempt.started_at, "started_at") + int(attempt.duration_ms * 1000)
     return TracedDelivery(
@@ -196,7 +216,7 @@ def _traced(attempt: AttemptRecord) -> TracedDelivery:
     )
 
 
-async def _tell(bus: Bus, event_type: str, record: WebhookRecord, context: Context) -> None:
+async def tell(bus: Bus, event_type: str, record: WebhookRecord, world_id: str, context: Context) -> None:
     """The log hears of a change of configuration; the change itself is durable already."""
     payload = {"id": record.id, "name": record.name, "url": told_url(record.url)}
     event = NewEvent(
@@ -204,6 +224,7 @@ async def _tell(bus: Bus, event_type: str, record: WebhookRecord, context: Conte
         payload=msgspec.Raw(msgspec.json.encode(payload)),
         source=Source("system", "webhooks"),
         actor="system:webhooks",
+        world_id=world_id,
         entity=record.id,
         traceparent=context.traceparent,
         idempotency_key=f"{event_type}:{record.id}:{record.updated_at}",

@@ -22,6 +22,7 @@ from crucible_kit.lifecycle import announced
 from crucible_kit.losses import BUCKET as LOSSES
 from crucible_kit.losses import Losses
 from crucible_kit.metrics import Metrics
+from crucible_kit.principals import open_principals
 from crucible_kit.redactions import Redacted
 from crucible_kit.rpc import serve
 from crucible_kit.service import open_service
@@ -52,7 +53,8 @@ def create_app(settings: Settings | None = None) -> Starlette:
             types = await open_types(bus, settings.stream_replicas)
             bucket = await open_bucket(bus, "webhooks", settings.stream_replicas)
             shards = await open_bucket(bus, "shards", settings.stream_replicas)
-            registry = Registry(bucket, types)
+            principals = await open_principals(bus, settings.stream_replicas)
+            registry = Registry(bucket, types, principals)
             await stack.enter_async_context(_running(app, settings, bus, registry, shards, telemetry, metrics))
             async with announced(app, bus, SERVICE):
                 yield
@@ -78,7 +80,7 @@ async def _running(
         index: Index | None = None
         if dispatches:
             path = Path(settings.data_dir) / "webhooks.sqlite"
-            opening = open_index(path, bus, (bus.names.attempts,), store.VERSION, store.SCHEMA)
+            opening = open_index(path, bus, bus.names.attempts, store.VERSION, store.SCHEMA)
             index = await stack.enter_async_context(opening)
             index.measure(metrics)
         app.state.ready = lambda: waiting_for(bus, registry, index)
@@ -93,6 +95,7 @@ async def _running(
                 engine = Engine(bus, shards, deliveries, telemetry, metrics)
                 registry.changed = engine.note
             running.append(tasks.create_task(registry.types.view.follow()))
+            running.append(tasks.create_task(registry.principals.view.follow()))
             running.append(tasks.create_task(registry.follow()))
             await registry.view.reach(0, timeout=30)
             if engine is not None:

@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from crucible_core.catalogue import Catalogue
-from crucible_core.envelope import Data, Event, Metadata, Source, encode
+from crucible_core.envelope import DEFAULT_WORLD, Data, Event, Metadata, Source, encode
 from crucible_core.errors import CrucibleError, InvalidError
 from crucible_core.matcher import CompiledFilters
 from crucible_core.protocol.shared import Check, CheckStep, TestRequest
@@ -25,7 +25,12 @@ _CONNECT_S = 5.0
 
 
 async def check(
-    record: WebhookRecord, request: TestRequest, exchanger: Exchanger, inert: str | None, catalogue: Catalogue
+    record: WebhookRecord,
+    request: TestRequest,
+    exchanger: Exchanger,
+    inert: str | None,
+    catalogue: Catalogue,
+    world: str = DEFAULT_WORLD,
 ) -> Check:
     """Live when the event matches the webhook's types, can be signed, and the endpoint answers 2xx; a dry run finds out
     only whether it accepts connections. A disabled or inert webhook is only reported. Raises InvalidError for a type
@@ -36,7 +41,7 @@ async def check(
     began = time.perf_counter()
     steps = [CheckStep(step="registered", ok=True, detail=record.id)]
     filters = compiled(record, catalogue)
-    event = synthetic(filters, request.payload, catalogue, request.type)
+    event = synthetic(filters, request.payload, catalogue, request.type, world)
     steps.append(_matched(filters, event))
     if not steps[-1].ok:
         return _verdict(record, steps, began)
@@ -51,7 +56,11 @@ async def check(
 
 
 def synthetic(
-    filters: CompiledFilters, payload: dict[str, Any] | None, catalogue: Catalogue, type: str | None = None
+    filters: CompiledFilters,
+    payload: dict[str, Any] | None,
+    catalogue: Catalogue,
+    type: str | None = None,
+    world: str = DEFAULT_WORLD,
 ) -> Event:
     """An event of a type, by default the first that the webhook wants, with an example payload unless one is given."""
     types = next((a.types for a in filters.alternatives if a.types), ())
@@ -64,6 +73,7 @@ def synthetic(
         source=Source("system", "webhooks"),
         actor="system:test",
         correlation_id=fresh_id("cor"),
+        world_id=world,
     )
     return Event(category, Data(event, payload if payload is not None else catalogue.example(name)), metadata)
 

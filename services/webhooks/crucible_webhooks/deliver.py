@@ -12,7 +12,6 @@ from crucible_core import subjects
 from crucible_core.envelope import MAX_HOPS, Event, Source
 from crucible_core.errors import CrucibleError, LimitedError, NotFoundError, UnavailableError, from_problem
 from crucible_core.ids import derive_id
-from crucible_core.position import Position
 from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent
 from crucible_core.protocol.webhooks import AttemptRecord, WebhookRecord
 from crucible_core.subjects import DLV
@@ -31,7 +30,7 @@ from .records import keys, told_url
 from .registry import WEBHOOKS, Registry
 from .sending import post
 from .signing import USER_AGENT, authorization, body_of, sign
-from .verdict import GONE, SKIPPED, Response, Verdict, judge
+from .verdict import GONE, HIDDEN, SKIPPED, Response, Verdict, judge
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ class Deliveries:
         metrics: Metrics,
     ) -> None:
         self.queue = bus.names.deliveries
-        self.dispatched: Position | None = None
+        self.dispatched: int | None = None
         """How far in the log a version before had come that had one place for all."""
         self._bus = bus
         self._registry = registry
@@ -67,10 +66,8 @@ class Deliveries:
 
     # ---- the registry
 
-    def since(self, shard: int) -> Position | None:
-        found = [self._bus.names.position(since) for since in self._registry.since(shard)]
-        first = found[0].least(*found) if found else None
-        return first if self.dispatched is None else self.dispatched
+    def since(self, shard: int) -> int | None:
+        return self._registry.since(shard) if self.dispatched is None else self.dispatched
 
     def may_want(self, category: str, event: str) -> bool:
         return self._registry.may_want(category, event)
@@ -80,12 +77,7 @@ class Deliveries:
         if record is None:
             return None if self._registry.is_deleted(handler) else _UNREADABLE
         held = not record.enabled or record.paused
-        return Plan(
-            record.options.concurrency,
-            self._bus.names.position(record.since or 0),
-            held,
-            self._registry.types_of(handler),
-        )
+        return Plan(record.options.concurrency, record.since or 0, held, self._registry.types_of(handler))
 
     def unreadable(self) -> list[str]:
         return [id for id in self._registry.inert if id not in self._registry.records]
@@ -117,8 +109,10 @@ class Deliveries:
             if self._registry.is_deleted(job.handler):
                 return Outcome()
             raise UnavailableError(f"webhook {job.handler} cannot be read by this replica")
-        if job.sequence in self._redacted or job.event.redacted is not msgspec.UNSET:
-            verdict, made = SKIPPED, _attempt_record(record, job, timestamp(), Response(), SKIPPED)
+        gone = job.sequence in self._redacted or job.event.redacted is not msgspec.UNSET
+        if gone or not self._registry.may_get(record, job.event):
+            verdict = SKIPPED if gone else HIDDEN
+            made = _attempt_record(record, job, timestamp(), Response(), verdict)
         else:
             made, verdict = await self._made(record, job)
         self._attempts.labels(verdict.outcome).inc()
@@ -222,6 +216,8 @@ def _attempt_record(
         response=response.body or None,
         replay=job.headers.get(subjects.REPLAY),
         webhook=record.name,
+        world_id=job.event.metadata.world_id,
+        room_id=job.event.metadata.room_id,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from crucible_core.access import OPERATOR_ID
 from crucible_core.catalogue import Catalogue
 from crucible_core.errors import FieldError, InvalidError
 from crucible_core.limits import SECRET_GRACE_S, SECRET_MOST, SECRETS_KEPT
@@ -53,6 +54,7 @@ def make_record(
         auth=auth,
         options=options,
         paused=wanted.paused,
+        world_id=wanted.world_id,
         created_at=now,
         updated_at=now,
     )
@@ -85,6 +87,7 @@ def patched(
         auth=auth,
         options=options,
         paused=wanted.paused,
+        world_id=wanted.world_id,
     )
 
 
@@ -157,6 +160,8 @@ def view(
         counters=counters,
         created_at=record.created_at,
         updated_at=record.updated_at,
+        owner=record.owner or OPERATOR_ID,
+        world_id=record.world_id,
         paused=record.paused,
         old_secret_until=max((one.until for one in record.old_secrets), default=None),
         warnings=[warning] if warning else [],

@@ -7,17 +7,17 @@ from itertools import islice
 
 import msgspec
 
-from crucible_core.access import service_principal
+from crucible_core.access import Principal, is_operators, service_principal
 from crucible_core.envelope import Event
 from crucible_core.errors import ConflictError, CrucibleError, FieldError, NotFoundError
 from crucible_core.ids import is_id
 from crucible_core.matcher import CompiledFilters, Matcher
-from crucible_core.position import Encoded
 from crucible_core.protocol.webhooks import WebhookRecord
 from crucible_core.subjects import shard_of
 from crucible_core.suggest import nearest
 from crucible_kit.buckets import Bucket, Change, View
 from crucible_kit.clock import timestamp
+from crucible_kit.principals import Principals
 from crucible_kit.types import Types
 
 from .records import MAX_NAME, compiled, one_spelling
@@ -34,9 +34,12 @@ _COMPARED = 200
 class Registry:
     """Follows the bucket. `changed` is called with a webhook's id after each change of it."""
 
-    def __init__(self, bucket: Bucket, types: Types) -> None:
+    def __init__(self, bucket: Bucket, types: Types, principals: Principals) -> None:
         self._bucket = bucket
         self.types = types
+        self.principals = principals
+        self._owned: set[str] = set()
+        """Those of others than the operator."""
         self._compiled: dict[str, CompiledFilters] = {}
         self._matcher: Matcher[str] = Matcher()
         self._revisions: dict[str, int] = {}
@@ -50,13 +53,28 @@ class Registry:
 
     def match(self, event: Event) -> list[WebhookRecord]:
         """The webhooks that this event goes to, disabled ones too: their deliveries wait in the queue."""
-        found = self._matcher.match(event)
-        return [self.records[webhook] for webhook in found if not _is_about(webhook, event)]
+        found = [self.records[webhook] for webhook in self._matcher.match(event)]
+        return [record for record in found if not _is_about(record.id, event) and self.may_get(record, event)]
+
+    def may_get(self, record: WebhookRecord, event: Event) -> bool:
+        """Whether its owner sees the event, and it is of the webhook's world."""
+        return self.principals.shows(record, event)
+
+    def why_inert(self, record: WebhookRecord) -> str | None:
+        return self.inert.get(record.id) or self.principals.powerless(record)
+
+    def home_of(self, record: WebhookRecord) -> str:
+        """The world that hears of it."""
+        return record.world_id or self.principals.of(record.owner).home
+
+    def seen_by(self, principal: Principal) -> list[WebhookRecord]:
+        return [record for record in self.records.values() if principal.may_see(record)]
 
     def wants(self, webhook_id: str, event: Event) -> bool:
         """Whether the event goes to this one of them."""
         compiled = self._compiled.get(webhook_id)
-        return compiled is not None and compiled.matches(event) and not _is_about(webhook_id, event)
+        wanted = compiled is not None and compiled.matches(event) and not _is_about(webhook_id, event)
+        return wanted and self.may_get(self.records[webhook_id], event)
 
     def warning(self, record: WebhookRecord) -> str | None:
         """Why a webhook that is active may wait for ever."""
@@ -70,9 +88,11 @@ class Registry:
         compiled = self._compiled.get(webhook_id)
         return None if compiled is None else compiled.types
 
-    def since(self, shard: int) -> list[Encoded]:
-        """The places in the log after which the webhooks of a shard want events."""
-        return [r.since for r in self.records.values() if shard_of(r.id) == shard and r.since is not None]
+    def since(self, shard: int) -> int | None:
+        """The place in the log after which the first webhook of a shard wants events; None where there is none."""
+        return min(
+            (r.since for r in self.records.values() if shard_of(r.id) == shard and r.since is not None), default=None
+        )
 
     def is_deleted(self, webhook_id: str) -> bool:
         """False also for one whose record this version cannot read."""
@@ -85,27 +105,35 @@ class Registry:
             raise self._missing(webhook_id, "id")
         return record
 
-    def find(self, name: str, path: str = "id") -> WebhookRecord:
-        """By id, or by name. Raises NotFoundError with the nearest, at `path`."""
+    def find(self, name: str, principal: Principal, path: str = "id") -> WebhookRecord:
+        """By id, or by name. Raises NotFoundError with the nearest that the principal may see, at `path`."""
         wanted = one_spelling(name)
         record = self.records.get(name) or next((r for r in self.records.values() if r.name in (name, wanted)), None)
-        if record is None:
-            raise self._missing(name, path)
+        if record is None or not principal.may_see(record):
+            raise self._missing(name, path, principal)
         return record
 
-    def _missing(self, name: str, path: str) -> NotFoundError:
-        if name in self._gone:
+    def own(self, name: str, principal: Principal, path: str = "id") -> WebhookRecord:
+        """The same, to change it. Raises ForbiddenError where it is somebody else's."""
+        record = self.find(name, principal, path)
+        principal.check_owns(record, f"webhook {record.name}")
+        return record
+
+    def _missing(self, name: str, path: str, principal: Principal = WEBHOOKS) -> NotFoundError:
+        if name in self._gone and principal.admin:
             return NotFoundError(f"webhook {name} was deleted", errors=[FieldError(path, "was deleted")])
         # An id is not misspelt, and what is compared is bounded: this runs on the event loop.
-        known = () if is_id("whk", name) else islice((record.name for record in self.records.values()), _COMPARED)
+        seen = (record.name for record in self.records.values() if principal.may_see(record))
+        known = () if is_id("whk", name) else islice(seen, _COMPARED)
         suggestion = nearest(name[:MAX_NAME], known)
         hint = f' (did you mean "{suggestion}"?)' if suggestion else ""
         error = FieldError(path, "there is no such webhook", suggestion)
         return NotFoundError(f"there is no webhook {name[:100]!r}{hint}", errors=[error])
 
     async def follow(self) -> None:
-        """Runs until cancelled. Filters name types, so that these are known first."""
+        """Runs until cancelled. Filters name types, and records owners, so that these are known first."""
         await self.types.view.reach(0, _START_S)
+        await self.principals.view.reach(0, _START_S)
         await self.view.follow()
 
     async def catch_up(self, events: Iterable[Event]) -> None:
@@ -115,6 +143,8 @@ class Registry:
         if self.inert:
             await self.types.view.refresh()
         await self.types.learn(event.dotted for event in events)
+        if self._owned:
+            await self.principals.view.refresh()
 
     async def create(self, record: WebhookRecord) -> None:
         """Returns once this process works with it. Raises ConflictError where its name is taken, which holds over all
@@ -148,7 +178,7 @@ class Registry:
                 return record
 
     async def set_enabled(
-        self, webhook_id: str, enabled: bool, reason: str | None = None, since: Encoded | None = None
+        self, webhook_id: str, enabled: bool, reason: str | None = None, since: int | None = None
     ) -> WebhookRecord:
         """One that is enabled is paused no more; with `since`, it gets nothing from before that place in the log.
         Raises NotFoundError where the webhook was deleted."""
@@ -168,8 +198,10 @@ class Registry:
     def _check_name(self, record: WebhookRecord) -> None:
         other = next((r for r in self.records.values() if r.name == record.name and r.id != record.id), None)
         if other is not None:
-            message = f"{other.id} has the name {record.name[:100]!r} already"
-            raise ConflictError(f"name: {message}", errors=[FieldError("name", message)], id=other.id)
+            told = other.owner == record.owner or is_operators(record)
+            message = f"{other.id if told else 'another webhook'} has the name {record.name[:100]!r} already"
+            about = {"id": other.id} if told else {}
+            raise ConflictError(f"name: {message}", errors=[FieldError("name", message)], **about)
 
     async def delete(self, webhook_id: str) -> WebhookRecord:
         record = self.get(webhook_id)
@@ -180,6 +212,7 @@ class Registry:
     def _take(self, change: Change) -> None:
         self._forget(change.key)
         self.records.pop(change.key, None)
+        self._owned.discard(change.key)
         self._revisions.pop(change.key, None)
         if change.value is None:
             self._gone.add(change.key)
@@ -198,6 +231,8 @@ class Registry:
             self.inert[key] = f"its record cannot be read: {error}"
             return
         self.records[key] = record
+        if not is_operators(record):
+            self._owned.add(key)
         self._compile(key, record)
 
     def _type_changed(self, dotted: str) -> None:

@@ -11,7 +11,6 @@ from crucible_core.protocol.webhooks import ResendEvent, Resent, WebhookRecord
 from crucible_core.subjects import DLV, REPLAY
 from crucible_kit.bus import Bus
 from crucible_kit.clock import fresh_id
-from crucible_kit.eventlog import event_at
 from crucible_kit.frames import Outgoing
 from crucible_kit.handlers.pointers import pointer
 from crucible_kit.metrics import Metrics
@@ -33,15 +32,17 @@ class Replayer:
     async def resend(self, request: ResendEvent, context: Context) -> Resent:
         """Returns once the new delivery is stored. Raises NotFoundError, and InvalidError that says why not."""
         await self._registry.view.refresh()
-        record = self._registry.find(request.webhook, "webhook")
+        record = self._registry.own(request.webhook, context.principal, "webhook")
         self._check_active(record, "webhook", "an event is sent to it")
         asked = GetRequest(id=request.event_id)
         raw = await call(self._bus, context.principal, "events", "get", asked, bytes, traceparent=context.traceparent)
         event = decode(raw)
+        if not self._registry.may_get(record, event):
+            raise _refused("webhook", f"the owner of webhook {record.name} may not see {event.metadata.id}")
         if event.redacted is not msgspec.UNSET:
             raise _refused("event", f"{event.metadata.id} was redacted: nothing of it is left to send")
         names = self._bus.names
-        message = await event_at(self._bus, event.sequence or 0)
+        message = await self._bus.get(names.events, event.sequence or 0)
         if message is None:
             raise NotFoundError(f"the log does not hold {event.metadata.id} any more")
         delivery = fresh_id("dlv")
@@ -51,7 +52,7 @@ class Replayer:
     async def replayable(self, request: GetRequest, context: Context) -> Replayable:
         """By id or name. Raises NotFoundError with the nearest, or InvalidError that says why it takes no replay."""
         await self._registry.view.refresh()
-        record = self._registry.find(request.id, _AT)
+        record = self._registry.own(request.id, context.principal, _AT)
         self._check_active(record, _AT, "events are replayed into it")
         if record.options.replay == "skip":
             raise _refused(_AT, f"webhook {record.name} declares options.replay: skip, so it takes no replayed events")
@@ -81,7 +82,7 @@ class Replayer:
         return taken
 
     def _check_active(self, record: WebhookRecord, path: str, before: str) -> None:
-        found = state(record, self._registry.inert.get(record.id))
+        found = state(record, self._registry.why_inert(record))
         if not record.enabled:
             raise _refused(path, f"webhook {record.name} is {found}: enable it before {before}")
         if found != "active":

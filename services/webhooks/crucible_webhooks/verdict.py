@@ -22,7 +22,7 @@ class Response(msgspec.Struct, frozen=True):
 
 class Verdict(msgspec.Struct, frozen=True):
     """`outcome` is delivered, retrying, failed (for good, by its answer), exhausted (no attempt is left), dry (there
-    was none to make) or skipped (its event was redacted)."""
+    was none to make) or skipped (its event was redacted, or is out of its owner's sight)."""
 
     outcome: Literal["delivered", "retrying", "failed", "exhausted", "dry", "skipped"]
     delay_s: float = 0.0
@@ -30,6 +30,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 SKIPPED = Verdict("skipped", reason=_NOT_SENT)
+HIDDEN = Verdict("skipped", reason="the webhook's owner may not see the event any more")
 
 
 def judge(response: Response, attempt: int, delays_s: Sequence[float]) -> Verdict:

@@ -4,8 +4,6 @@ from typing import Any, Literal
 
 import msgspec
 
-from crucible_core.position import Encoded
-
 from .events import TracedDelivery
 from .replays import ReplayPolicy
 from .shared import Counters, Message, Owned, TypeFilter
@@ -53,18 +51,21 @@ class WebhookRecord(Owned, kw_only=True):
     old_secrets: list[OldSecret] = []
     enabled: bool = True
     disabled_reason: str | None = None
-    since: Encoded | None = None
+    since: int | None = None
     created_at: str = ""
     updated_at: str = ""
 
 
 class CreateWebhook(Message):
+    """With a `world_id`, only events of that world are delivered."""
+
     name: str
     url: str
     event_filters: list[TypeFilter]
     auth: Auth | None = None
     options: WebhookOptions | None = None
     paused: bool = False
+    world_id: str | None = None
 
 
 class UpdateWebhook(Message):
@@ -152,7 +153,7 @@ class TracedDeliveries(Message):
 class AttemptRecord(Message, omit_defaults=False):
     """One attempt at one delivery, as kept in ATTEMPTS. `outcome` is delivered, retrying, failed, exhausted or dry (a
     replayed event that was not sent). `replay` is the id of the replay that it belongs to. `webhook` is the name that
-    the webhook had."""
+    the webhook had; `world_id` and `room_id` are the event's."""
 
     delivery_id: str
     webhook_id: str
@@ -170,6 +171,8 @@ class AttemptRecord(Message, omit_defaults=False):
     next_attempt_at: str | None = None
     replay: str | None = None
     webhook: str | None = None
+    world_id: str | None = None
+    room_id: str | None = None
 
 
 class AttemptList(Message, omit_defaults=False):

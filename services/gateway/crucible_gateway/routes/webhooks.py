@@ -60,6 +60,7 @@ class WebhookPatch(msgspec.Struct):
     auth: AuthPatch | UnsetType = UNSET
     options: OptionsPatch | UnsetType | None = UNSET
     paused: bool | UnsetType = UNSET
+    world_id: str | UnsetType | None = UNSET
 
 
 class EnableBody(msgspec.Struct):
