@@ -17,6 +17,7 @@ from crucible_events.validation import Payloads
 from crucible_kit.buckets import Bucket, open_bucket
 from crucible_kit.bus import Bus
 from crucible_kit.metrics import Metrics
+from crucible_kit.principals import open_principals
 from crucible_kit.rpc import Context, Endpoint, serve
 from crucible_kit.telemetry import open_telemetry
 from crucible_kit.types import open_types
@@ -227,12 +228,14 @@ async def test_gates_hold_at_any_depth(running: Running, ask: Asker, put: Any) -
 
 async def test_nothing_passes_before_the_hooks_are_known(bus: Bus, bucket: Bucket, put: Any) -> None:
     await put("gate", definition())
-    guards = Guards(bus, bucket, await open_types(bus, 1), Metrics("events"))
+    principals = await open_principals(bus, 1)
+    guards = Guards(bus, bucket, await open_types(bus, 1), principals, Metrics("events"))
     waiting = asyncio.create_task(guards.ready())
     await asyncio.sleep(0)
     assert not waiting.done()
-    following = asyncio.create_task(guards.view.follow())
+    followed = [asyncio.create_task(view.follow()) for view in (guards.view, principals.view)]
     await waiting
     stamped = stamp(new(), Defaults("evt_1", "2026-11-21T10:00:00.000000Z", "cor_1"), Payloads(lambda: CATALOGUE))
     assert [guard.name for guard in guards.match(stamped.event)] == ["gate"]
-    following.cancel()
+    for following in followed:
+        following.cancel()

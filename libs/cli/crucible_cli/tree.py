@@ -35,8 +35,10 @@ def type_text(event: Event) -> Text:
 
 
 def _grow(branch: Tree, node: TraceNode) -> None:
-    event = msgspec.json.decode(node.event, type=Event)
-    below = branch.add(_label(event, node.elapsed_ms))
+    if node.hidden is True:
+        below = branch.add(Text("(not for you to see)", "dim"))
+    else:
+        below = branch.add(_label(msgspec.json.decode(node.event, type=Event), node.elapsed_ms))
     for delivery in node.deliveries:
         below.add(_delivery(delivery))
     for effect in node.effects:

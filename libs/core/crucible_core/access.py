@@ -22,9 +22,9 @@ ADMIN = "admin"
 """The right to all."""
 _ANY = "*"
 _MOST_PLACES = 20
-_ABOUT_WORLDS = frozenset(f"System.{what}{event}" for what in ("World", "Room") for event in ("Created", "Deleted"))
+ABOUT_WORLDS = frozenset(f"System.{what}{event}" for what in ("World", "Room") for event in ("Created", "Deleted"))
 """They are in the default world, and their entity is the world that they are about."""
-OF_ALL_WORLDS = _ABOUT_WORLDS | {f"System.{event}" for event in ("Started", "Shutdown", "Error", "ConfigChanged")}
+OF_ALL_WORLDS = ABOUT_WORLDS | {f"System.{event}" for event in ("Started", "Shutdown", "Error", "ConfigChanged")}
 """What the installation says of itself in the default world: for nobody who sees but some of the worlds."""
 _SOURCES: dict[str, SourceKind] = {"user": "user", "agent": "agent", "external": "external"}
 
@@ -68,7 +68,7 @@ class View(msgspec.Struct, frozen=True):
             return False
         if self.worlds is None or dotted not in OF_ALL_WORLDS:
             return True
-        return dotted in _ABOUT_WORLDS and entity in self.worlds
+        return dotted in ABOUT_WORLDS and entity in self.worlds
 
 
 def _meeting(names: frozenset[str] | None, wanted: str | None) -> list[str]:
@@ -81,13 +81,12 @@ def _token(name: str | None) -> str:
     return _ANY if name is None else token(name)
 
 
-def _compiled(grant: Grant) -> View:
-    accepts: Predicate | None = None
-    if grant.where:
-        try:
-            accepts = compile_filter(grant.where)
-        except InvalidError:  # of another version, perhaps: it gives nothing
-            accepts = _nothing
+def _compiled(grant: Grant) -> View | None:
+    """None for one that this version does not understand: it gives nothing."""
+    try:
+        accepts = compile_filter(grant.where) if grant.where else None
+    except InvalidError:
+        return None
     return View(_names(grant.worlds), _names(grant.rooms), _names(grant.types), grant.where, accepts)
 
 
@@ -95,15 +94,12 @@ def _names(given: tuple[str, ...]) -> frozenset[str] | None:
     return None if _ANY in given else frozenset(given)
 
 
-def _nothing(event: Event) -> bool:
-    return False
-
-
 class Scope:
     """What somebody may see or change: what any one of the grants has. Without a limit where they are None."""
 
     def __init__(self, grants: Iterable[Grant] | None) -> None:
-        self.views = tuple(map(_compiled, [Grant()] if grants is None else grants))
+        compiled = map(_compiled, [Grant()] if grants is None else grants)
+        self.views = tuple(view for view in compiled if view is not None)
         self.everything = any(view.worlds is None and view.whole for view in self.views)
 
     @property

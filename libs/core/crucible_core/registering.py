@@ -50,14 +50,15 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
         raise _invalid([FieldError("schema", "its references and alternatives multiply to more than can be checked")])
 
 
-def registered(request: RegisterType, catalogue: Catalogue, now: str) -> TypeRecord | None:
-    """The record to store; None where there is nothing new in the request, which `check_request` has accepted.
+def registered(request: RegisterType, catalogue: Catalogue, now: str, owner: str = "") -> TypeRecord | None:
+    """The record to store, of a new type with its `owner`; None where there is nothing new in the request, which
+    `check_request` has accepted.
 
     Raises ConflictError where a name is taken, the version has another schema, or a later one is there; InvalidError
     with each thing that breaks with the version before, and past a limit.
     """
     kind = catalogue.registered.get(request.type)
-    record = kind.record if kind else TypeRecord(type=request.type, versions=[])
+    record = kind.record if kind else TypeRecord(type=request.type, versions=[], owner=owner)
     versions = _versions(request, record, now)
     new = [alias for alias in dict.fromkeys(request.aliases) if alias not in record.aliases]
     description = request.description or record.description
@@ -69,6 +70,7 @@ def registered(request: RegisterType, catalogue: Catalogue, now: str) -> TypeRec
         description=description,
         aliases=[*record.aliases, *new],
         updated_at=now,
+        owner=record.owner,
     )
     _check_limits(wanted, catalogue)
     try:

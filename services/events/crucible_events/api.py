@@ -7,9 +7,8 @@ from collections.abc import Mapping
 
 import msgspec
 
-from crucible_core.envelope import MAX_EVENT_BYTES
+from crucible_core.envelope import MAX_EVENT_BYTES, decode
 from crucible_core.errors import FieldError, InvalidError, NotFoundError, UnavailableError
-from crucible_core.position import stream_number
 from crucible_core.protocol.events import (
     Appended,
     AppendReply,
@@ -34,7 +33,6 @@ from crucible_core.protocol.retention import PutRetention, ReachedRequest, Reten
 from crucible_core.protocol.shared import GetRequest
 from crucible_kit.budget import Budget
 from crucible_kit.bus import Bus
-from crucible_kit.eventlog import log_end
 from crucible_kit.future import is_near, past_end
 from crucible_kit.index import Index
 from crucible_kit.purging import Purging
@@ -45,7 +43,7 @@ from . import answer, counting, query, retention, store, tree, worlds
 from .appending import Appender
 from .candidates import check_repeats
 from .guards import Guards
-from .lookup import Indexed
+from .lookup import Indexed, missing
 from .places import Places
 from .registry import Registry
 from .retention import Retention
@@ -102,6 +100,7 @@ def appends(bus: Bus, appender: Appender, guards: Guards, rules: Retention) -> M
         return request
 
     async def put_retention(request: PutRetention, context: Context) -> RetentionView:
+        context.principal.check_admin("retention")
         view = await rules.put(request, context)
         await tell(bus, "retention", context, rules=len(view.rules), revision=view.revision)
         return view
@@ -121,8 +120,8 @@ def queries(bus: Bus, index: Index, lookup: Indexed, types: Types, places: Place
     registry = Registry(bus, types, index)
 
     async def find(request: QueryRequest, context: Context) -> QueryReply:
-        checked = await types.settle(lambda catalogue: query.checked(request, catalogue))
-        await places.check_readable(request.world_id, request.room_id)
+        checked = await types.settle(lambda catalogue: query.checked(request, catalogue, context.scope))
+        await places.check_readable(request.world_id, request.room_id, context.scope)
         await _caught_up(bus, index, request.min_sequence)
         context.held.enter_context(await answers.take(min(room, checked.limit * MAX_EVENT_BYTES)))
         return await answer.run(index, checked, room)
@@ -130,13 +129,16 @@ def queries(bus: Bus, index: Index, lookup: Indexed, types: Types, places: Place
     async def count(request: CountRequest, context: Context) -> CountReply:
         wanted = {name: getattr(request, name) for name in EventsWanted.__struct_fields__}
         asked = QueryRequest(**wanted)
-        checked = await types.settle(lambda catalogue: query.checked(asked, catalogue))
-        await places.check_readable(request.world_id, request.room_id)
+        checked = await types.settle(lambda catalogue: query.checked(asked, catalogue, context.scope))
+        await places.check_readable(request.world_id, request.room_id, context.scope)
         await _caught_up(bus, index, request.min_sequence)
         return await counting.count(index, checked, request.by)
 
     async def get(request: GetRequest, context: Context) -> bytes:
-        return await lookup.find(request.id)
+        found = await lookup.find(request.id)
+        if not context.scope.everything and not context.scope.sees(decode(found)):
+            raise missing(request.id)
+        return found
 
     async def keyed(request: KeyedRequest, context: Context) -> Appended:
         key = scoped_key(request.key, who(request.source, request.actor)[1], request.world_id)
@@ -150,30 +152,32 @@ def queries(bus: Bus, index: Index, lookup: Indexed, types: Types, places: Place
         await _caught_up(bus, index, _sequence(request.min_sequence))
         context.held.enter_context(await answers.take(room))
         sized = await store.of_correlation(index, request.correlation_id, tree.MAX_NODES + 1)
-        if not sized:
-            raise NotFoundError(f"no event has the correlation id {request.correlation_id[:100]}")
         shown = tree.fitting(sized, room)
-        roots = tree.grow(await store.raws(index, shown))
+        roots = tree.grow(await store.raws(index, shown), context.scope)
+        if not tree.shows(roots):
+            raise NotFoundError(f"no event has the correlation id {request.correlation_id[:100]}")
         truncated = len(shown) < len(sized)
         return TraceReply(correlation_id=request.correlation_id, count=len(shown), truncated=truncated, roots=roots)
 
     async def list_types(request: TypesRequest, context: Context) -> TypesReply:
         await types.view.refresh()
         await _caught_up(bus, index, None)
-        return await registry.page(request.after, room)
+        return await registry.page(request.after, room, context.scope)
 
     async def get_type(request: GetRequest, context: Context) -> DescribedType:
         await _caught_up(bus, index, None)
-        return await registry.get(request.id)
+        return await registry.get(request.id, context.scope)
 
     async def register_type(request: RegisterType, context: Context) -> RegisteredType:
+        context.principal.check_admin("an event type")
         await _caught_up(bus, index, None)
-        done = await registry.register(request)
+        done = await registry.register(request, context.principal.id)
         if done.created:
             await tell(bus, "event_types", context, done.type.type, registered=done.type.version)
         return done
 
     async def delete_type(request: GetRequest, context: Context) -> DescribedType:
+        context.principal.check_admin("an event type")
         await _caught_up(bus, index, None)
         deleted = await registry.delete(request.id)
         await tell(bus, "event_types", context, deleted.type, deleted=True)
@@ -196,27 +200,25 @@ def queries(bus: Bus, index: Index, lookup: Indexed, types: Types, places: Place
 async def _caught_up(bus: Bus, index: Index, sequence: int | None) -> None:
     """An index that is still being built would answer with less than there is."""
     if not index.caught_up:
-        await index.reach(await log_end(bus))
-    if sequence is not None and not index.position.covers(sequence):
+        await index.reach(await bus.last_sequence(index.stream))
+    if sequence is not None and index.sequence < sequence:
         await _come_to(bus, index, sequence)
 
 
 async def _come_to(bus: Bus, index: Index, sequence: int) -> None:
     """Raises InvalidError for a sequence that the log has not, UnavailableError for one that the index has not yet."""
-    if stream_number(sequence) >= bus.names.streams:
-        raise past_end(await log_end(bus))
     try:
         return await index.reach(sequence, _SOON_S)
     except UnavailableError:
-        end = await log_end(bus)
-        if not is_near(sequence, end):
-            raise past_end(end) from None
+        last = await bus.last_sequence(index.stream)
+        if not is_near(sequence, last):
+            raise past_end(last) from None
     try:
         await index.reach(sequence)
     except UnavailableError:
-        end = await log_end(bus)
-        if not end.covers(sequence):
-            raise past_end(end) from None
+        last = await bus.last_sequence(index.stream)
+        if last < sequence:
+            raise past_end(last) from None
         raise
 
 

@@ -20,6 +20,7 @@ from crucible_kit.lifecycle import announced
 from crucible_kit.losses import BUCKET as LOSSES
 from crucible_kit.losses import Losses
 from crucible_kit.metrics import Metrics
+from crucible_kit.principals import Principals, open_principals
 from crucible_kit.purging import Purging
 from crucible_kit.rpc import Endpoint, serve
 from crucible_kit.service import open_service
@@ -30,7 +31,7 @@ from crucible_kit.types import Types, open_types
 
 from . import api, store, worlds
 from .appending import Appender
-from .audit import Audit, lost_ends
+from .audit import Audit, lost_end
 from .committer import Committer
 from .erasing import Eraser
 from .expiry import Expiry
@@ -60,6 +61,7 @@ class _Service(msgspec.Struct, kw_only=True):
     types: Types
     atlas: Bucket
     places: Places
+    principals: Principals
     purging: Purging | None
     rules: Retention | None = None
     index: Index | None = None
@@ -113,8 +115,9 @@ def create_app(settings: Settings | None = None) -> Starlette:
 @contextlib.asynccontextmanager
 async def _open_index(settings: Settings, bus: Bus, losses: Losses) -> AsyncIterator[Index]:
     path = Path(settings.data_dir) / "events.sqlite"
-    await losses.note(await lost_ends(path, bus))
-    async with open_index(path, bus, bus.names.log_streams, store.VERSION, store.SCHEMA) as index:
+    if (lost := await lost_end(path, bus)) is not None:
+        await losses.note([lost])
+    async with open_index(path, bus, bus.names.events, store.VERSION, store.SCHEMA) as index:
         yield index
 
 
@@ -124,6 +127,7 @@ async def _service(
     atlas = await open_bucket(bus, worlds.BUCKET, settings.stream_replicas)
     await worlds.ensure_default(atlas)
     types = await open_types(bus, settings.stream_replicas)
+    principals = await open_principals(bus, settings.stream_replicas)
     purging = None if index is None else Purging(index, partial(store.forget_world, index))
     places = Places(atlas, purging.note if purging else lambda world, through: None)
     return _Service(
@@ -134,11 +138,12 @@ async def _service(
         types=types,
         atlas=atlas,
         places=places,
+        principals=principals,
         purging=purging,
         index=index,
         answers={**types.endpoints()},
-        running=[places.view.follow],
-        views={"worlds": places.view},
+        running=[places.view.follow, principals.view.follow],
+        views={"worlds": places.view, "keys": principals.view},
         troubles=[bus.storage.troubles],
     )
 
@@ -147,7 +152,7 @@ async def _add_append(service: _Service, lookup: Lookup) -> None:
     """Stamps, validates, asks the guards and commits. What it holds is in memory, and there within a moment."""
     bus, types, places, metrics = service.bus, service.types, service.places, service.metrics
     settings = service.settings
-    guards = Guards(bus, await service.bucket("hooks"), types, metrics)
+    guards = Guards(bus, await service.bucket("hooks"), types, service.principals, metrics)
     rules = service.rules = Retention(
         bus, await service.bucket(RETENTION), places, types, settings.retention_days * DAY_S
     )
@@ -172,7 +177,7 @@ async def _add_query(app: Starlette, service: _Service, index: Index, lookup: In
     audit = app.state.audit = Audit(bus, index, await index.open_reader(), places, losses)
     eraser = Eraser(bus, index)
     replays = app.state.replays = Replays(await service.bucket("replays"))
-    replaying = Replaying(bus, replays, types, places, metrics)
+    replaying = Replaying(bus, replays, types, places, service.principals, metrics)
     assert service.purging is not None
     service.views |= {"replays": replays.view}
     service.running += [

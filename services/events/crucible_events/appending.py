@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 
 import msgspec
 
+from crucible_core.access import Scope
 from crucible_core.catalogue import UnknownTypeError
 from crucible_core.envelope import MAX_EVENT_BYTES, decode, is_intricate
 from crucible_core.errors import (
@@ -23,7 +24,6 @@ from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, 
 from crucible_core.subjects import FINGERPRINT
 from crucible_kit.bus import MAX_BATCH, Bus, DuplicateError, Stored
 from crucible_kit.clock import fresh_id, fresh_ids, timestamp
-from crucible_kit.eventlog import event_at
 from crucible_kit.metrics import Metrics
 from crucible_kit.places import Places as Seats
 from crucible_kit.rpc import Context
@@ -43,6 +43,7 @@ from .candidates import (
     remember_chain,
     runs,
     under_way,
+    within,
 )
 from .committer import Committer, Outcome
 from .guards import Guard, Guards
@@ -78,6 +79,7 @@ class Appender:
         metrics: Metrics,
     ) -> None:
         self._bus = bus
+        self._stream = bus.names.events
         self._lookup = lookup
         self._guards = guards
         self._types = types
@@ -97,13 +99,13 @@ class Appender:
         await self._ready()
         append = self._append_whole if request.atomic else self._append_each
         with self._places.appending():
-            return AppendReply(results=await append(request.events, context.traceparent))
+            return AppendReply(results=await append(request.events, context))
 
     async def append_making_room(self, request: AppendRequest, context: Context) -> AppendReply:
         """The same for what is told of something that makes room: it may use what is kept free for that."""
         await self._ready()
         with self._places.appending():
-            states = await self._stamped(request.events, context.traceparent)
+            states = await self._stamped(request.events, context)
             return AppendReply(results=await self._brought_about(states, spare=True))
 
     # ---- each on its own
@@ -131,8 +133,8 @@ class Appender:
         for copy in (self._guards, self._places, self._retention):
             await copy.ready()
 
-    async def _append_each(self, events: Sequence[NewEvent], traceparent: str) -> list[Appended]:
-        return await self._brought_about(await self._stamped(events, traceparent))
+    async def _append_each(self, events: Sequence[NewEvent], context: Context) -> list[Appended]:
+        return await self._brought_about(await self._stamped(events, context))
 
     async def _brought_about(
         self, states: list[State], *, anywhere: bool = False, spare: bool = False
@@ -212,12 +214,12 @@ class Appender:
 
     # ---- all or nothing
 
-    async def _append_whole(self, events: Sequence[NewEvent], traceparent: str) -> list[Appended]:
+    async def _append_whole(self, events: Sequence[NewEvent], context: Context) -> list[Appended]:
         if len(events) > MAX_BATCH:
             message = f"an atomic append takes at most {MAX_BATCH} events"
             raise self._counted(InvalidError(message, errors=[FieldError("events", message)]))
         try:
-            states = await self._stamped(events, traceparent)
+            states = await self._stamped(events, context)
             candidates = _all(states)
             check_apart(candidates)
             known = await self._known(candidates)
@@ -257,9 +259,10 @@ class Appender:
 
     # ---- the steps
 
-    async def _stamped(self, events: Sequence[NewEvent], traceparent: str) -> list[State]:
+    async def _stamped(self, events: Sequence[NewEvent], context: Context) -> list[State]:
         now, fresh = timestamp(), fresh_ids("evt", len(events))
-        chains = await self._chains(events) if any(map(continues, events)) else None
+        traceparent, scope = context.traceparent, context.scope
+        chains = await self._chains(events, scope) if any(map(continues, events)) else None
         states: list[State] = []
         unknown: list[int] = []
         turn = Turn()
@@ -273,18 +276,23 @@ class Appender:
             states.append(await asyncio.to_thread(self._candidate, *about) if intricate else self._candidate(*about))
             if isinstance(states[-1], UnknownTypeError):
                 unknown.append(place)
+            if not scope.everything:
+                states[-1] = within(scope, states[-1])
             if chains is not None:
                 remember_chain(states[-1], chains)
         if unknown and await self._types.renewed():
             for known, place in enumerate(unknown):
                 about = place, events[place], fresh[place], now, traceparent, known < _SUGGESTED
-                states[place] = self._candidate(*about)
+                states[place] = within(scope, self._candidate(*about))
         return states
 
-    async def _chains(self, events: Sequence[NewEvent]) -> dict[str, Chain]:
+    async def _chains(self, events: Sequence[NewEvent], scope: Scope) -> dict[str, Chain]:
         """The places of the causes that events name; those of causes that the log does not have are not there."""
         wanted = {new.causation_id for new in events if continues(new) and new.causation_id}
-        return dict(await self._lookup.chains(list(wanted)))
+        found = dict(await self._lookup.chains(list(wanted)))
+        if scope.everything:
+            return found
+        return {id: chain for id, chain in found.items() if scope.sees(decode(await self._lookup.find(id)))}
 
     def _candidate(
         self, position: int, new: NewEvent, fresh: str, now: str, traceparent: str, near: bool = True, most: int = 0
@@ -311,7 +319,15 @@ class Appender:
         settled = settled or any(len(candidate.brought) > 1 for candidate in candidates)
         found = await self._lookup.known(wanted, settled)
         firsts = [(one, next((found[id] for id in one.brought if id in found), None)) for one in candidates]
-        return [(candidate, first) for candidate, first in firsts if first is not None]
+        return [(one, await self._shown(one, first)) for one, first in firsts if first is not None]
+
+    async def _shown(self, candidate: Candidate, first: Known) -> Known:
+        """Without its sequence where whoever asks may not see it."""
+        if candidate.scope.everything:
+            return first
+        message = await self._bus.get(self._stream, first.sequence)
+        seen = message is not None and candidate.scope.sees(decode(message.data))
+        return first if seen else first._replace(sequence=0)
 
     def _find_room(self, states: list[State]) -> None:
         """Puts the refusal in the place of each event where there is no room for all. An event is stored twice: in
@@ -358,18 +374,17 @@ class Appender:
 
     async def _first(self, candidate: Candidate, sequence: int) -> Known:
         """What an append's first time was answered, by the stream itself."""
-        message = await event_at(self._bus, sequence)
+        message = await self._bus.get(self._stream, sequence)
         event = candidate.stamped.event if message is None else decode(message.data)
         same_key = message is not None and candidate.stamped.key == stored_key(message.headers)
         fingerprint = message.headers.get(FINGERPRINT) if message is not None and same_key else None
-        return Known(sequence, event.metadata.id, event.dotted, event.metadata.correlation_id, fingerprint)
+        first = Known(sequence, event.metadata.id, event.dotted, event.metadata.correlation_id, fingerprint)
+        return await self._shown(candidate, first)
 
     # ---- outcomes
 
     async def _conflict(self, candidate: Candidate, whole: bool = False) -> ConflictError:
-        names = self._bus.names
-        stream = names.stream_of(candidate.stamped.event.metadata.world_id)
-        last = await self._bus.last(stream, candidate.versions(names))
+        last = await self._bus.last(self._stream, candidate.versions(self._bus.names))
         return candidate.conflict(last.sequence if last else 0, whole)
 
     async def _conflict_among(self, candidates: list[Candidate]) -> ConflictError:
@@ -388,6 +403,8 @@ class Appender:
         return Appended(id=about.id, sequence=sequence, type=event.dotted, correlation_id=about.correlation_id)
 
     def _duplicate(self, candidate: Candidate, first: Known) -> Appended:
+        if not first.sequence:
+            raise ConflictError("there is another event of that id")
         candidate.check_repeats(first)
         self._duplicates.inc()
         return Appended(

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from crucible_core.access import EVERYTHING, Scope, forbidden
+from crucible_core.envelope import decode
 from crucible_core.errors import ConflictError, CrucibleError, FieldError, InvalidError, LimitedError, UnavailableError
 from crucible_core.protocol.events import Appended, Chain, Known, NewEvent
 from crucible_core.subjects import (
@@ -30,7 +32,7 @@ _MOST_ERRORS = 100
 
 class Candidate(msgspec.Struct, frozen=True):
     """An event of a request, with what is needed to stamp it again when a hook has changed its payload. `headers` are
-    those of the service's own events: such an event is not changed by hooks."""
+    those of the service's own events: such an event is not changed by hooks. `scope` is what who sends it may see."""
 
     position: int
     new: NewEvent
@@ -40,6 +42,7 @@ class Candidate(msgspec.Struct, frozen=True):
     payloads: Payloads
     keeping: Keeping = DEFAULT
     headers: Mapping[str, str] = {}
+    scope: Scope = EVERYTHING
 
     @property
     def brought(self) -> list[str]:
@@ -93,7 +96,7 @@ class Candidate(msgspec.Struct, frozen=True):
         if event.type not in VERSIONED:
             expected = pins.pop(self.versions(names), None) if pins else None
         if expected is not None:
-            headers[EXPECTED_SEQUENCE] = str(names.expected(about.world_id, expected))
+            headers[EXPECTED_SEQUENCE] = str(expected)
             headers[EXPECTED_SUBJECT] = self.versions(names)
         subject = names.event(about.world_id, about.room_id, event.type, event.data.event, about.entity)
         if self.keeping.keep_s is not None:
@@ -156,6 +159,17 @@ def remember_chain(state: State, chains: dict[str, Chain]) -> None:
     if isinstance(state, Candidate) and state.new.id is not None:
         about = state.stamped.event.metadata
         chains.setdefault(state.new.id, Chain(about.hop, about.correlation_id))
+
+
+def within(scope: Scope, state: State) -> State:
+    """The event, or its refusal where it is none that its sender may write. Nothing is told of what there is."""
+    if scope.everything or not isinstance(state, Candidate):
+        return state
+    if not scope.sees(decode(state.stamped.raw)):
+        event = state.stamped.event
+        where = f"{event.dotted} in the world {event.metadata.world_id[:64]}, room {event.metadata.room_id[:64]}"
+        return forbidden("events:write", f"nothing may be written there: {where}").as_value()
+    return msgspec.structs.replace(state, scope=scope)
 
 
 def under_way(states: Sequence[State]) -> list[Candidate]:

@@ -12,10 +12,11 @@ from crucible_core.envelope import Data, Event, read
 from crucible_core.errors import CrucibleError, DeniedError, InvalidError, UnavailableError
 from crucible_core.matcher import CompiledFilters, Matcher, compile_filters
 from crucible_core.protocol.hooks import HookRecord, InterceptReply, InterceptRequest
-from crucible_core.protocol.shared import TypeFilter
+from crucible_core.protocol.shared import Owned, TypeFilter
 from crucible_kit.buckets import Bucket, Change, View
 from crucible_kit.bus import Bus
 from crucible_kit.metrics import Metrics
+from crucible_kit.principals import Principals
 from crucible_kit.rpc import call
 from crucible_kit.types import Types
 
@@ -38,6 +39,7 @@ class Guard(msgspec.Struct, frozen=True):
     name: str
     filters: CompiledFilters
     definition: Mapping[str, Any]
+    record: Owned = msgspec.field(default_factory=Owned)
     fails_open: bool = False
     broken: str | None = None
     partial: bool = False
@@ -53,7 +55,7 @@ def read_guard(key: str, value: bytes, catalogue: Catalogue) -> Guard | None:
         known = [one for one in wanted if _is_known(one, catalogue)]
         filters = compile_filters(known, catalogue=catalogue, any_path=True)
         fails_open = hooks.failure_policy(record.definition) == "allow"
-        return Guard(record.name, filters, record.definition, fails_open, partial=len(known) < len(wanted))
+        return Guard(record.name, filters, record.definition, record, fails_open, partial=len(known) < len(wanted))
     except (msgspec.DecodeError, InvalidError, KeyError, TypeError, AttributeError) as error:
         log.error("hook %s cannot be read, so it denies every event: %s", key, error)
         return Guard(key, compile_filters([TypeFilter(event_type="*")]), {}, broken=str(error))
@@ -74,9 +76,10 @@ def _is_known(wanted: TypeFilter, catalogue: Catalogue) -> bool:
 class Guards:
     """This process's copy of the Pre hooks. It is never asked before it has seen all of them."""
 
-    def __init__(self, bus: Bus, bucket: Bucket, types: Types, metrics: Metrics) -> None:
+    def __init__(self, bus: Bus, bucket: Bucket, types: Types, principals: Principals, metrics: Metrics) -> None:
         self._bus = bus
         self._event_types = types
+        self._principals = principals
         self._values: dict[str, bytes] = {}
         self._guards: dict[str, Guard] = {}
         self._matcher: Matcher[str] = Matcher()
@@ -107,22 +110,26 @@ class Guards:
                 self._changed(Change(key, self._values[key], self.view.revision))
 
     async def reach(self, revision: int) -> None:
-        """Returns once the guards are those of a revision of the bucket, with every type that they name."""
+        """Returns once the guards are those of a revision of the bucket, with every type that they name and all that
+        their owners may see."""
         await self.view.reach(revision)
+        await self._principals.view.refresh()
         if any(guard.partial for guard in self._guards.values()):
             await self._event_types.view.refresh()
 
     async def ready(self) -> None:
-        """Raises UnavailableError while it is not known which Pre hooks there are."""
+        """Raises UnavailableError while it is not known which Pre hooks there are, and what their owners may see."""
         await self.view.reach(0, _PATIENCE_S)
+        await self._principals.view.reach(0, _PATIENCE_S)
 
     def match(self, event: Event) -> list[Guard]:
         """The guards that watch a stamped event, whose payload is `msgspec.Raw`; most events have none."""
         if not self._matcher.may_want(event.type, event.data.event):
             return []
         payload = read(msgspec.json.decode, bytes(event.data.payload))
-        found = self._matcher.match(msgspec.structs.replace(event, data=Data(event.data.event, payload)))
-        matched = [self._guards[key] for key in found]
+        decoded = msgspec.structs.replace(event, data=Data(event.data.event, payload))
+        found = [self._guards[key] for key in self._matcher.match(decoded)]
+        matched = [guard for guard in found if self._principals.shows(guard.record, decoded)]
         if event.dotted in RUN_RECORDS:
             return [guard for guard in matched if guard.filters.names_category("Hook")]
         return matched

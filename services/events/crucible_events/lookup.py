@@ -21,7 +21,6 @@ from crucible_core.protocol.events import (
 )
 from crucible_kit import deadline
 from crucible_kit.bus import Bus
-from crucible_kit.eventlog import log_end
 from crucible_kit.index import Index
 from crucible_kit.rpc import Context, Endpoint, call
 
@@ -90,7 +89,7 @@ class Indexed:
             await self._settle()
             found = await store.by_id(self._index, id)
         if found is None:
-            raise NotFoundError(f"there is no event {id[:100]}")
+            raise missing(id)
         return with_sequence(found[1], found[0])
 
     def endpoints(self) -> Mapping[str, Endpoint]:
@@ -115,7 +114,11 @@ class Indexed:
         }
 
     async def _settle(self) -> None:
-        await self._index.reach(await log_end(self._bus))
+        await self._index.reach(await self._bus.last_sequence(self._index.stream))
+
+
+def missing(event_id: str) -> NotFoundError:
+    return NotFoundError(f"there is no event {event_id[:100]}")
 
 
 class _Round:

@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import msgspec
 
+from crucible_core.access import EVERYTHING, Scope
 from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD
 from crucible_core.errors import FieldError, InvalidError
 from crucible_core.protocol.worlds import WorldRecord
@@ -24,6 +25,8 @@ _COMPARED = 200
 _REMEMBERED = 1_000
 _NOWHERE: frozenset[str] = frozenset()
 _record = msgspec.json.Decoder(WorldRecord)
+Rooms = Mapping[str, frozenset[str]]
+"""By world."""
 
 
 class Turn:
@@ -67,7 +70,7 @@ class Places:
         for stranger in strangers:
             about = stranger.stamped.event.metadata
             if about.room_id not in self._open.get(about.world_id, _NOWHERE):
-                states[stranger.position] = self._refusal(about.world_id, about.room_id)
+                states[stranger.position] = self._refusal(about.world_id, about.room_id, stranger.scope)
 
     @contextlib.contextmanager
     def appending(self) -> Iterator[None]:
@@ -94,21 +97,25 @@ class Places:
 
     # ---- reading
 
-    async def check_readable(self, world_id: str | None, room_id: str | None) -> None:
-        """Raises InvalidError where there never was such a world or room; None is any."""
-        if not self._readable(world_id, room_id):
+    async def check_readable(self, world_id: str | None, room_id: str | None, scope: Scope = EVERYTHING) -> None:
+        """Raises InvalidError where there never was such a world or room to be seen; None is any."""
+        if not self._readable(world_id, room_id, scope):
             await self.view.refresh()
-            if not self._readable(world_id, room_id):
-                raise self._refusal(world_id, room_id)
+            if not self._readable(world_id, room_id, scope):
+                raise self._refusal(world_id, room_id, scope)
 
     def unreadable(self, world_id: str | None, room_id: str | None) -> InvalidError | None:
         """The same by what this copy holds now."""
         return None if self._readable(world_id, room_id) else self._refusal(world_id, room_id)
 
-    def _readable(self, world_id: str | None, room_id: str | None) -> bool:
+    def _readable(self, world_id: str | None, room_id: str | None, scope: Scope = EVERYTHING) -> bool:
+        if not scope.has_place(world_id, room_id):
+            return False
         if world_id is not None:
             return world_id in self._ever and (room_id is None or room_id in self._ever[world_id])
-        return room_id is None or room_id in self._all_rooms()
+        if room_id is None or scope.everything:
+            return room_id is None or room_id in self._all_rooms()
+        return any(room_id in rooms for world, rooms in self._ever.items() if scope.has_place(world, room_id))
 
     def _all_rooms(self) -> frozenset[str]:
         if self._rooms_ever is None:
@@ -117,23 +124,25 @@ class Places:
 
     # ---- refusals
 
-    def _refusal(self, world_id: str | None, room_id: str | None) -> InvalidError:
+    def _refusal(self, world_id: str | None, room_id: str | None, scope: Scope = EVERYTHING) -> InvalidError:
+        if not scope.everything:
+            return self._refused(world_id, room_id, _seen(self._open, scope), _seen(self._ever, scope))
         found = self._refusals.get((world_id, room_id))
         if found is None:
             if len(self._refusals) >= _REMEMBERED:
                 self._refusals.clear()
-            found = self._refusals[world_id, room_id] = self._refused(world_id, room_id)
+            found = self._refusals[world_id, room_id] = self._refused(world_id, room_id, self._open, self._ever)
         return InvalidError(found.detail, errors=found.errors)
 
-    def _refused(self, world_id: str | None, room_id: str | None) -> InvalidError:
-        if world_id is not None and world_id not in self._open:
-            gone = " any more" if world_id in self._ever else ""
+    def _refused(self, world_id: str | None, room_id: str | None, there: Rooms, ever: Rooms) -> InvalidError:
+        if world_id is not None and world_id not in there:
+            gone = " any more" if world_id in ever else ""
             message = f"there is no world {_shown(world_id)}{gone}"
             hint = "create it with POST /api/v1/worlds or `crucible worlds add`"
-            return _error("world_id", message, hint, _like(world_id, self._open))
+            return _error("world_id", message, hint, _like(world_id, there))
         where = "" if world_id is None else f" in the world {_shown(world_id)}"
-        rooms = self._all_rooms() if world_id is None else self._open[world_id]
-        gone = " any more" if world_id is not None and room_id in self._ever[world_id] else ""
+        rooms = frozenset[str]().union(*ever.values()) if world_id is None else there[world_id]
+        gone = " any more" if world_id is not None and room_id in ever[world_id] else ""
         message = f"there is no room {_shown(room_id or '')}{where}{gone}"
         hint = f"create it with POST /api/v1/worlds/{world_id or '{world}'}/rooms or `crucible rooms add`"
         return _error("room_id", message, hint, _like(room_id or "", rooms))
@@ -166,6 +175,15 @@ class Places:
             self._open.pop(record.id, None)
             self._ever.pop(record.id, None)
         return None
+
+
+def _seen(rooms: Rooms, scope: Scope) -> Rooms:
+    """The worlds and rooms in which there is something to see."""
+    return {
+        world: frozenset(room for room in inside if scope.has_place(world, room))
+        for world, inside in rooms.items()
+        if scope.has_place(world)
+    }
 
 
 def _like(name: str, known: Collection[str]) -> str | None:

@@ -1,9 +1,10 @@
 """What of a filter SQLite can test by itself, so that fewer events are decoded: conditions that hold at least
 where the filter does. The compiled filter has the last word. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from crucible_core.access import ABOUT_WORLDS, OF_ALL_WORLDS, Scope, View
 from crucible_core.operators import SPELLINGS
 from crucible_core.synonyms import other_names
 
@@ -34,6 +35,40 @@ class Condition(NamedTuple):
 def conditions(spec: Mapping[str, Any]) -> list[Condition]:
     """Of a filter that was compiled; all of them hold of every event that the filter matches."""
     return list(_conditions(spec))[:_MOST_CONDITIONS]
+
+
+def seen(scope: Scope) -> list[Condition]:
+    """The same of all that a scope sees."""
+    if scope.everything:
+        return []
+    views = [_all(_of_view(view)) for view in scope.views] or [Condition("0", ())]
+    return [Condition(" OR ".join(view.sql for view in views), tuple(v for view in views for v in view.values))]
+
+
+def _of_view(view: View) -> Iterable[Condition]:
+    yield Condition("1", ())
+    for column, names in (("world_id", view.worlds), ("room_id", view.rooms)):
+        if names is not None:
+            yield _one_of(column, names)
+    if view.types is not None:
+        whole = {name[:-2] for name in view.types if name.endswith(".*")}
+        either = _one_of("category", whole), _one_of("type", view.types)
+        yield Condition(f"{either[0].sql} OR {either[1].sql}", (*either[0].values, *either[1].values))
+    if view.worlds is not None:
+        of_all = _one_of("type", OF_ALL_WORLDS)
+        about = _all([_one_of("type", ABOUT_WORLDS), _one_of("entity", view.worlds)])
+        yield Condition(f"NOT ({of_all.sql}) OR {about.sql}", (*of_all.values, *about.values))
+    yield from conditions(view.where)
+
+
+def _one_of(column: str, names: Collection[str]) -> Condition:
+    return Condition(f"{column} IN ({', '.join('?' * len(names))})", tuple(sorted(names)))
+
+
+def _all(parts: Iterable[Condition]) -> Condition:
+    kept = list(parts)
+    sql = " AND ".join(f"({part.sql})" for part in kept)
+    return Condition(f"({sql})", tuple(value for part in kept for value in part.values))
 
 
 def _conditions(spec: Mapping[str, Any]) -> Iterable[Condition]:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, get_args
 
 import msgspec
 
+from crucible_core.access import EVERYTHING, Scope
 from crucible_core.catalogue import Catalogue
 from crucible_core.envelope import SourceKind
 from crucible_core.errors import CrucibleError, FieldError, InvalidError
@@ -16,7 +17,7 @@ from crucible_core.protocol.events import QueryRequest
 from crucible_core.suggest import nearest
 from crucible_core.times import parse_time
 
-from .pushdown import Condition, conditions
+from .pushdown import Condition, conditions, seen
 
 MAX_LIMIT = 1000
 MAX_SEQUENCE = 2**63 - 1
@@ -54,8 +55,8 @@ class _Cursor(msgspec.Struct):
     position: int
 
 
-def checked(request: QueryRequest, catalogue: Catalogue) -> Query:
-    """Raises InvalidError with every mistake of the request."""
+def checked(request: QueryRequest, catalogue: Catalogue, scope: Scope = EVERYTHING) -> Query:
+    """What is asked, of what the one that asks may see. Raises InvalidError with every mistake of the request."""
     errors: list[FieldError] = []
 
     def read(value: A | None, reader: Callable[[A], B]) -> B | None:
@@ -85,6 +86,10 @@ def checked(request: QueryRequest, catalogue: Catalogue) -> Query:
     if errors:
         raise InvalidError("; ".join(f"{error.path}: {error.message}" for error in errors), errors=errors)
     equal = {name: value for name in EQUAL if (value := getattr(request, name)) is not None} | source
+    if scope.worlds is not None and len(scope.worlds) == 1:  # whose index then finds the events
+        equal.setdefault("world_id", min(scope.worlds))
+    if any(view.accepts for view in scope.views):
+        predicate = scope.sees if predicate is None else _both(scope.sees, predicate)
     return Query(
         types=types,
         equal=equal,
@@ -94,7 +99,7 @@ def checked(request: QueryRequest, catalogue: Catalogue) -> Query:
         until=MAX_SEQUENCE if request.until is None else request.until,
         descending=request.order == "desc",
         predicate=predicate,
-        conditions=tuple(conditions(request.filter)) if request.filter else (),
+        conditions=(*seen(scope), *(conditions(request.filter) if request.filter else ())),
         limit=request.limit,
         position=position,
         fingerprint=fingerprint,
@@ -123,6 +128,10 @@ def _source(source: str) -> dict[str, str]:
 
 def _predicate(catalogue: Catalogue, types: frozenset[str] | None, spec: dict[str, Any]) -> Predicate:
     return compile_filter(spec, check=partial(catalogue.check_path, types))
+
+
+def _both(first: Predicate, second: Predicate) -> Predicate:
+    return lambda event: first(event) and second(event)
 
 
 def _fingerprint(request: QueryRequest) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from crucible_core.access import EVERYTHING, Scope
 from crucible_core.envelope import DEFAULT_ROOM
 from crucible_core.errors import ConflictError, FieldError, InvalidError, NotFoundError
 from crucible_core.protocol.worlds import (
@@ -39,7 +40,7 @@ def check_description(text: str) -> None:
 # ---- changes: from the record that was found to the one that is to be; the same one where nothing changes ------------
 
 
-def with_world(found: WorldRecord | None, asked: ChangeWorld, at: str, count: int) -> WorldRecord:
+def with_world(found: WorldRecord | None, asked: ChangeWorld, at: str, count: int, owner: str = "") -> WorldRecord:
     """`count` is how many worlds there are. Raises ConflictError where there is another one with that id."""
     if found is not None and found.deleted_at is None:
         if found.description != asked.description:
@@ -48,8 +49,8 @@ def with_world(found: WorldRecord | None, asked: ChangeWorld, at: str, count: in
     if count >= MAX_WORLDS:
         raise _refused("id", f"there may be {MAX_WORLDS} worlds; delete one first")
     if found is None:
-        return WorldRecord(id=asked.id, created_at=at, description=asked.description)
-    return msgspec.structs.replace(found, created_at=at, description=asked.description, deleted_at=None)
+        return WorldRecord(id=asked.id, created_at=at, description=asked.description, owner=owner)
+    return msgspec.structs.replace(found, created_at=at, description=asked.description, deleted_at=None, owner=owner)
 
 
 def without_world(found: WorldRecord | None, created_at: str, at: str) -> WorldRecord | None:
@@ -107,11 +108,13 @@ def forgettable(records: Iterable[WorldRecord], most: int) -> list[WorldRecord]:
 # ---- views -----------------------------------------------------------------------------------------------------------
 
 
-def view_of(record: WorldRecord) -> WorldView:
+def view_of(record: WorldRecord, scope: Scope = EVERYTHING) -> WorldView:
+    """With the rooms in which there is something to see."""
     rooms = [RoomView(id=room.id, created_at=room.created_at) for room in record.rooms if room.deleted_at is None]
     rooms.sort(key=lambda room: room.id)
-    main = RoomView(id=DEFAULT_ROOM, created_at=record.created_at)
-    return WorldView(id=record.id, description=record.description, created_at=record.created_at, rooms=[main, *rooms])
+    all_rooms = [RoomView(id=DEFAULT_ROOM, created_at=record.created_at), *rooms]
+    seen = [room for room in all_rooms if scope.has_place(record.id, room.id)]
+    return WorldView(id=record.id, description=record.description, created_at=record.created_at, rooms=seen)
 
 
 def room_of(record: WorldRecord, room_id: str) -> RoomView:

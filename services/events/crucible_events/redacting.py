@@ -6,18 +6,17 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from crucible_core.envelope import Event, decode
-from crucible_core.errors import ConflictError, FieldError, InvalidError, NotFoundError
+from crucible_core.errors import ConflictError, FieldError, InvalidError
 from crucible_core.ids import derive_id
 from crucible_core.protocol.events import IndexedRequest, NewEvent, RedactRequest
 from crucible_core.redaction import MAX_REASON, Place, mark, place_of, tombstone, type_of
 from crucible_kit.bus import Bus, Message
-from crucible_kit.eventlog import event_at
 from crucible_kit.rpc import Context, Endpoint, call_all
 
 from .appending import Appender
 from .erasing import erase, holds
 from .keeping import kept_as
-from .lookup import Lookup
+from .lookup import Lookup, missing
 from .stamping import EVENTS, stored_key
 
 
@@ -39,18 +38,21 @@ class Redacting:
         Raises NotFoundError, InvalidError for a tombstone, and a hook's DeniedError.
         """
         _check_reason(request.reason)
+        stream = self._bus.names.events
         found = await self._lookup.find(request.id)
-        sequence = decode(found).sequence or 0
-        message = await event_at(self._bus, sequence)
+        event = decode(found)
+        if not context.scope.sees(event):
+            raise missing(request.id)
+        sequence = event.sequence or 0
+        message = await self._bus.get(stream, sequence)
         if message is None:
             # Another replica is at it, or it has expired: what is committed by now tells.
-            end = await self._bus.last_sequence(self._bus.names.stream_at(sequence))
-            found = await self._lookup.find(request.id, end)
+            found = await self._lookup.find(request.id, await self._bus.last_sequence(stream))
             if decode(found).redacted is UNSET:
-                raise _missing(request.id)
+                raise missing(request.id)
             return found
         if not holds(message, request.id):
-            raise _missing(request.id)
+            raise missing(request.id)
         if decode(message.data).redacted is not UNSET:  # it came so, with an import
             return found
         told = await self._tell(request, message, context)
@@ -75,7 +77,7 @@ class Redacting:
 
     async def _check_first(self, sequence: int, event_id: str, place: Place) -> None:
         """Anybody may have appended something by the id that the tombstone has."""
-        first = await event_at(self._bus, sequence)
+        first = await self._bus.get(self._bus.names.events, sequence)
         found = place_of(first.headers) if first is not None else None
         if found is None or found.sequence != place.sequence:
             raise ConflictError(f"another event has the id of the tombstone of {event_id}", current_sequence=sequence)
@@ -103,7 +105,3 @@ def _check_reason(reason: str | None) -> None:
     if reason is not None and not 0 < len(reason) <= MAX_REASON:
         message = f"must have 1 to {MAX_REASON} characters"
         raise InvalidError(f"reason: {message}", errors=[FieldError("reason", message)])
-
-
-def _missing(event_id: str) -> NotFoundError:
-    return NotFoundError(f"there is no event {event_id[:100]}")

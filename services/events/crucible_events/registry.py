@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from crucible_core.access import EVERYTHING, Scope
 from crucible_core.catalogue import ANY_CUSTOM, Catalogue, UnknownTypeError
 from crucible_core.errors import ConflictError, NotFoundError
 from crucible_core.protocol.events import (
@@ -20,7 +21,6 @@ from crucible_core.registering import check_request, registered
 from crucible_core.subjects import token
 from crucible_kit.bus import Bus
 from crucible_kit.clock import timestamp
-from crucible_kit.eventlog import log_end
 from crucible_kit.index import Index
 from crucible_kit.rpc import call_all
 from crucible_kit.types import KNOW_TYPES, Types
@@ -45,14 +45,14 @@ class Registry:
         self._index = index
         self._checking = asyncio.Lock()
 
-    async def register(self, request: RegisterType) -> RegisteredType:
+    async def register(self, request: RegisterType, owner: str) -> RegisteredType:
         """Returns once every replica knows the type. Raises InvalidError, and ConflictError for a name or a version
         that is taken."""
         for _ in range(_TRIES):
             await self._types.view.refresh()
             catalogue, revision = self._types.catalogue, self._types.view.revision
             async with self._checking:
-                record = await asyncio.to_thread(_checked, request, catalogue)
+                record = await asyncio.to_thread(_checked, request, catalogue, owner)
             if record is None or await self._stored(record.type, record, revision):
                 await self._tell()
                 return RegisteredType(type=await self.get(request.type), created=record is not None)
@@ -74,20 +74,21 @@ class Registry:
                 return shown
         raise ConflictError("other event types are being registered at the moment: try again")
 
-    async def get(self, name: str) -> DescribedType:
-        """One type by its name or an alias. Raises NotFoundError with the nearest known type."""
+    async def get(self, name: str, scope: Scope = EVERYTHING) -> DescribedType:
+        """One type by its name or an alias, with how many events of it may be seen. Raises NotFoundError with the
+        nearest known type."""
         try:
             found = await self._types.settle(lambda catalogue: catalogue.type(name))
         except UnknownTypeError as error:
             raise NotFoundError(error.detail, errors=error.errors) from None
         kind = self._types.catalogue.registered.get(found.type)
         schemas = {name: one.schema for name, one in kind.versions.items()} if kind else {found.version: found.schema}
-        counted = _with_count(found, await store.counts_by_type(self._index), self._names())
+        counted = _with_count(found, await store.counts_by_type(self._index, scope), self._names())
         return DescribedType(**msgspec.structs.asdict(counted), schemas=schemas)
 
-    async def page(self, after: str | None, room: int) -> TypesReply:
+    async def page(self, after: str | None, room: int, scope: Scope) -> TypesReply:
         """The types that come after one, in the catalogue's order, as far as there is room (bytes)."""
-        counts, names = await store.counts_by_type(self._index), self._names()
+        counts, names = await store.counts_by_type(self._index, scope), self._names()
         everything = self._types.catalogue.types()
         begun = next((place + 1 for place, one in enumerate(everything) if one.type == after), 0)
         found: list[EventType] = []
@@ -120,7 +121,7 @@ class Registry:
     # ---- deleting
 
     async def _check_unused(self, name: str) -> None:
-        await self._index.reach(await log_end(self._bus))
+        await self._index.reach(await self._bus.last_sequence(self._index.stream))
         count = (await store.counts_by_type(self._index)).get(name, 0)
         if count:
             events = "one event" if count == 1 else f"{count} events"
@@ -140,11 +141,11 @@ class Registry:
         return frozenset(self._types.catalogue.registered)
 
 
-def _checked(request: RegisterType, catalogue: Catalogue) -> TypeRecord | None:
+def _checked(request: RegisterType, catalogue: Catalogue, owner: str) -> TypeRecord | None:
     """The record to store, or None where it is stored already. For a thread: to compare two schemas takes seconds."""
     check_request(request, catalogue)
     compiled(request.schema)
-    return registered(request, catalogue, timestamp())
+    return registered(request, catalogue, timestamp(), owner)
 
 
 def _with_count(kind: EventType, counts: Mapping[str, int], registered: frozenset[str]) -> EventType:

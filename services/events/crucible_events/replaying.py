@@ -15,6 +15,7 @@ from crucible_core.protocol.shared import GetRequest, TypeFilter
 from crucible_kit.bus import Bus
 from crucible_kit.clock import fresh_id, now_ms, timestamp
 from crucible_kit.metrics import Metrics
+from crucible_kit.principals import Principals
 from crucible_kit.rpc import Context, Endpoint
 from crucible_kit.tasks import finish
 from crucible_kit.types import Types
@@ -51,11 +52,14 @@ class ListRequest(msgspec.Struct):
 class Replaying:
     """The requests, and the jobs of this replica, each of which holds a lease."""
 
-    def __init__(self, bus: Bus, replays: Replays, types: Types, places: Places, metrics: Metrics) -> None:
+    def __init__(
+        self, bus: Bus, replays: Replays, types: Types, places: Places, principals: Principals, metrics: Metrics
+    ) -> None:
         self._bus = bus
         self._types = types
         self._replays = replays
         self._places = places
+        self._principals = principals
         self._me = secrets.token_hex(8)
         self._jobs: dict[str, tuple[Job, asyncio.Task[None]]] = {}
         self._news = asyncio.Event()
@@ -92,16 +96,17 @@ class Replaying:
 
     async def list_all(self, request: ListRequest, context: Context) -> ReplayList:
         await self._replays.view.refresh()
-        newest = sorted(self._replays.records.values(), key=lambda record: record.created_at, reverse=True)
+        newest = sorted(self._replays.of(context.principal), key=lambda record: record.created_at, reverse=True)
         return ReplayList(replays=[view(record) for record in newest])
 
     async def get(self, request: GetRequest, context: Context) -> Replay:
         await self._replays.view.refresh()
-        return view(self._replays.get(request.id))
+        return view(self._replays.get(request.id, context.principal))
 
     async def steer(self, request: SteerReplay, context: Context) -> Replay:
         """Raises ConflictError where the replay is past that."""
         await self._replays.view.refresh()
+        self._replays.get(request.id, context.principal)
         wanted, possible = _STEPS[request.action]
 
         def change(now: Record) -> Record | None:
@@ -120,8 +125,9 @@ class Replaying:
     async def _checked(self, request: StartReplay, replay: str, context: Context) -> Record:
         filters = _EVERYTHING if request.filters is None else request.filters
         world_id, room_id, names = request.world_id, request.room_id, self._bus.names
-        selection = await self._types.settle(lambda known: select(filters, world_id, room_id, names, known))
-        await self._places.check_readable(world_id, room_id)
+        scope = context.scope
+        selection = await self._types.settle(lambda known: select(filters, world_id, room_id, names, known, scope))
+        await self._places.check_readable(world_id, room_id, scope)
         if request.rate is not None and not (math.isfinite(request.rate) and 0 < request.rate <= MAX_RATE):
             message = f"must be more than 0 and at most {MAX_RATE} events a second"
             raise InvalidError(f"rate: {message}", errors=[FieldError("rate", message)])
@@ -130,9 +136,9 @@ class Replaying:
         now = timestamp()
         return Record(
             id=replay,
-            start=within.after.encoded,
-            to=within.to.encoded,
-            position=within.after.encoded,
+            start=within.after,
+            to=within.to,
+            position=within.after,
             total=await ranges.count(self._bus, within, selection.subjects),
             wanted=request.target,
             target=target,
@@ -143,6 +149,7 @@ class Replaying:
             created_at=now,
             updated_at=now,
             changed_ms=now_ms(),
+            principal=context.principal.id,
         )
 
     # ---- jobs
@@ -182,7 +189,7 @@ class Replaying:
         return msgspec.structs.replace(record, owner=self._me, lease_until_ms=now_ms() + int(LEASE_S * 1000))
 
     def _work_on(self, record: Record) -> None:
-        job = Job(self._bus, self._replays, self._types, record, self._me, self._handed_on)
+        job = Job(self._bus, self._replays, self._types, self._principals, record, self._me, self._handed_on)
         task = asyncio.create_task(job.run())
         self._jobs[record.id] = (job, task)
         task.add_done_callback(lambda _: self._ended(record.id))

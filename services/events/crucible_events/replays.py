@@ -6,14 +6,15 @@ from collections.abc import Callable
 
 import msgspec
 
+from crucible_core.access import OPERATOR_ID, Principal
 from crucible_core.errors import ConflictError, NotFoundError
-from crucible_core.position import Encoded, counted
 from crucible_core.protocol.replays import Replay, ReplayTarget
-from crucible_core.protocol.shared import TypeFilter
+from crucible_core.protocol.shared import Owned, TypeFilter
 from crucible_core.suggest import did_you_mean
 from crucible_kit.buckets import Bucket, Change, View
 from crucible_kit.clock import fresh_id
 
+from .stamping import EVENTS
 from .targets import Target
 
 log = logging.getLogger(__name__)
@@ -32,14 +33,15 @@ RUNNING, PAUSED, DONE, CANCELLED, FAILED = "running", "paused", "done", "cancell
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the bucket holds under a replay's id. `seen` counts the messages that are dealt with, up to `position`.
 
-    `owner` is the replica that works on it, until `lease_until_ms` (Unix) unless it says so again.
+    `owner` is the replica that works on it, until `lease_until_ms` (Unix) unless it says so again. It is handed on what
+    its `principal` may see, who asked for it; the operator where that is empty.
     """
 
     id: str
     state: str = RUNNING
-    start: Encoded
-    to: Encoded
-    position: Encoded
+    start: int
+    to: int
+    position: int
     seen: int = 0
     matched: int = 0
     sent: int = 0
@@ -56,7 +58,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     changed_ms: int
     error: str | None = None
     owner: str = ""
+    principal: str = ""
     lease_until_ms: int = 0
+
+    @property
+    def owned(self) -> Owned:
+        return Owned(owner=self.principal)
 
     @property
     def finished(self) -> bool:
@@ -69,9 +76,9 @@ def view(record: Record, *, duplicate: bool = False) -> Replay:
     return Replay(
         id=record.id,
         state=f"{FAILED}: {record.error}" if record.state == FAILED else record.state,
-        start=counted(record.start),
-        to=counted(record.to),
-        position=counted(record.position),
+        start=record.start,
+        to=record.to,
+        position=record.position,
         matched=record.matched,
         sent=record.sent,
         skipped=record.skipped,
@@ -84,6 +91,7 @@ def view(record: Record, *, duplicate: bool = False) -> Replay:
         room_id=record.room_id,
         created_at=record.created_at,
         updated_at=record.updated_at,
+        owner=record.principal or OPERATOR_ID,
         error=record.error,
         duplicate=duplicate,
     )
@@ -102,12 +110,16 @@ class Replays:
         self.records: dict[str, Record] = {}
         self.changed: Callable[[str], None] = lambda _: None
 
-    def get(self, replay: str) -> Record:
-        """Raises NotFoundError with the nearest id."""
+    def get(self, replay: str, principal: Principal = EVENTS) -> Record:
+        """Raises NotFoundError with the nearest id, of those that are the principal's."""
         record = self.records.get(replay)
-        if record is None:
-            raise NotFoundError(f"there is no replay {replay[:100]!r}{did_you_mean(replay, self.records)}")
+        if record is None or not principal.owns(record.owned):
+            known = self.records if principal.admin else [one.id for one in self.of(principal)]
+            raise NotFoundError(f"there is no replay {replay[:100]!r}{did_you_mean(replay, known)}")
         return record
+
+    def of(self, principal: Principal) -> list[Record]:
+        return [record for record in self.records.values() if principal.owns(record.owned)]
 
     async def id_of(self, idempotency_key: str) -> str:
         """The id of the replay that a key stands for: made when the key is first used, and kept beside the records."""

@@ -14,6 +14,7 @@ from crucible_core.protocol.retention import (
     MAX_RULES,
     PutRetention,
     ReachedRequest,
+    RetentionRecord,
     RetentionRule,
     RetentionRules,
     RetentionView,
@@ -101,14 +102,16 @@ class Retention:
     # ---- requests
 
     async def get(self, request: RetentionRequest, context: Context) -> RetentionView:
+        """With the rules of those worlds that the one that asks may see."""
         await self.view.refresh()
-        return self._shown()
+        rules = [rule for rule in self._written if context.scope.has_place(rule.world_id)]
+        return RetentionView(rules=rules, default=format_keep(self._max_age_s), revision=self._revision)
 
     async def put(self, request: PutRetention, context: Context) -> RetentionView:
         """Raises InvalidError with every mistake, and ConflictError where the rules are no longer those of the revision
         that was read."""
         await self._check(request.rules)
-        value = msgspec.json.encode(RetentionRules(rules=request.rules))
+        value = msgspec.json.encode(RetentionRecord(rules=request.rules, owner=context.principal.id))
         revision = await self._store(value, request.revision)
         await self.view.reach(revision)
         await call_all(self._bus, EVENTS, "events", "reached", ReachedRequest(bucket=BUCKET, revision=revision))
@@ -150,10 +153,6 @@ class Retention:
         if unknown is not None:
             found += [msgspec.structs.replace(field, path=f"{at}.{field.path}") for field in unknown.errors]
         return found
-
-    def _shown(self) -> RetentionView:
-        default = format_keep(self._max_age_s)
-        return RetentionView(rules=list(self._written), default=default, revision=self._revision)
 
     # ---- the copy
 

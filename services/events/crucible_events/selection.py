@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from crucible_core.access import EVERYTHING, Scope
 from crucible_core.catalogue import Catalogue
 from crucible_core.envelope import decode
 from crucible_core.errors import FieldError, InvalidError
@@ -20,16 +21,18 @@ _WHOLE = "*"
 
 class Selection(msgspec.Struct, frozen=True):
     """`kinds` are (category, event) tokens of subjects, None where all that is read is wanted; `filters` is None where
-    the type says everything, so that no event need be decoded."""
+    the type says everything, so that no event need be decoded. `scope` is what whoever asked for the replay may see."""
 
     subjects: list[str]
     kinds: frozenset[tuple[str, str]] | None
     filters: CompiledFilters | None
+    scope: Scope = EVERYTHING
 
     def picks(self, message: Message) -> bool:
         """Raises `msgspec.DecodeError` for a message that is no event, where that matters."""
         if self.filters is not None:
-            return self.filters.matches(decode(message.data, message.sequence))
+            decoded = decode(message.data, message.sequence)
+            return self.filters.matches(decoded) and self.scope.sees(decoded)
         if self.kinds is None:
             return True
         category, event = message.subject.split(".")[-3:-1]
@@ -37,7 +40,12 @@ class Selection(msgspec.Struct, frozen=True):
 
 
 def select(
-    filters: Sequence[TypeFilter], world_id: str | None, room_id: str | None, names: Names, catalogue: Catalogue
+    filters: Sequence[TypeFilter],
+    world_id: str | None,
+    room_id: str | None,
+    names: Names,
+    catalogue: Catalogue,
+    scope: Scope = EVERYTHING,
 ) -> Selection:
     """Raises InvalidError with the path of each mistake (`filters.0.event_type`)."""
     if not 1 <= len(filters) <= MAX_FILTERS:
@@ -45,13 +53,16 @@ def select(
         raise InvalidError(f"filters: {message}", errors=[FieldError("filters", message)])
     compiled = compile_filters(filters, at="filters", catalogue=catalogue)
     kinds = _kinds(compiled.types)
-    world, room = (_WHOLE if name is None else token(name) for name in (world_id, room_id))
     read = kinds
     if kinds is not None and len(kinds) > _MOST_SUBJECTS:
         read = frozenset((category, _WHOLE) for category, _ in kinds)
-    subjects = [names.events_of(*kind, world=world, room=room) for kind in sorted(read or {(_WHOLE, _WHOLE)})]
-    decoded = any(wanted.filter for wanted in filters)
-    return Selection(subjects, None if read == kinds else kinds, compiled if decoded else None)
+    subjects = [
+        names.events_of(*kind, world=world, room=room)
+        for world, room in scope.tokens(world_id, room_id)
+        for kind in sorted(read or {(_WHOLE, _WHOLE)})
+    ]
+    decoded = not scope.everything or any(wanted.filter for wanted in filters)
+    return Selection(subjects, None if read == kinds else kinds, compiled if decoded else None, scope)
 
 
 def _kinds(types: frozenset[str] | None) -> frozenset[tuple[str, str]] | None:

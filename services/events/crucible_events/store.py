@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from crucible_core import envelope, subjects
+from crucible_core.access import EVERYTHING, Scope
 from crucible_core.envelope import Event, Metadata
 from crucible_core.errors import InvalidError
-from crucible_core.position import stream_number
 from crucible_core.protocol.events import Chain, Known
 from crucible_core.times import parse_time
 from crucible_kit.index import Index, insert, unwritable
@@ -19,6 +19,7 @@ from crucible_kit.metrics import Metrics
 from crucible_kit.redactions import original_of
 
 from .keeping import expiry_of
+from .pushdown import Condition, seen
 from .stamping import stored_key
 
 log = logging.getLogger(__name__)
@@ -179,12 +180,10 @@ def _spans(rows: Iterable[Sequence[Any]]) -> list[tuple[int, int, int]]:
 
 
 async def first_since(index: Index, moment_ms: int, after: int) -> int:
-    """The first sequence after one, in its stream, that was stored at a moment or later, or the first that is still to
-    come."""
-    number = stream_number(after + 1)
-    held = index.position.end_of(number)  # as it was: what arrives while the file is read is not looked through
-    kept = "SELECT sequence FROM events WHERE sequence > ? AND sequence <= ? AND stored_ms >= ? ORDER BY 1 LIMIT 1"
-    found = await select(index, kept, (after, held, moment_ms))
+    """The first sequence after one that was stored at a moment or later, or the first that is still to come."""
+    held = index.sequence  # as it was before: what arrives while the file is read is not what was looked through
+    kept = "SELECT sequence FROM events WHERE sequence > ? AND stored_ms >= ? ORDER BY sequence LIMIT 1"
+    found = await select(index, kept, (after, moment_ms))
     return int(found[0][0]) if found else held + 1
 
 
@@ -289,9 +288,13 @@ async def of_correlation(index: Index, correlation_id: str, most: int) -> list[S
     return [Sized(*row) for row in await select(index, statement, (correlation_id, most))]
 
 
-async def counts_by_type(index: Index) -> dict[str, int]:
-    """How many events of each type there are, by canonical name."""
-    return dict(await select(index, "SELECT type, count(*) FROM events GROUP BY type"))
+async def counts_by_type(index: Index, scope: Scope = EVERYTHING) -> dict[str, int]:
+    """How many events of each type there are to be seen, by canonical name. None, where only an event itself can tell
+    whether it is."""
+    if any(view.accepts for view in scope.views):
+        return {}
+    [where] = seen(scope) or [Condition("1", ())]
+    return dict(await select(index, f"SELECT type, count(*) FROM events WHERE {where.sql} GROUP BY type", where.values))
 
 
 async def stretches(index: Index, start: int | None, end: int | None) -> list[tuple[int, int]]:

@@ -2,6 +2,9 @@
 
 from datetime import datetime
 
+import msgspec
+
+from crucible_core.access import EVERYTHING, Scope
 from crucible_core.envelope import Event
 from crucible_core.protocol.events import TraceNode
 
@@ -14,23 +17,35 @@ MAX_LEVELS = 64
 """Deeper effects are shown as effects of their ancestor at this level, so that the JSON stays readable for anybody."""
 
 
-def grow(events: list[tuple[int, bytes]]) -> list[TraceNode]:
-    """The roots of the tree, from (sequence, stored bytes) in order.
+_NULL = msgspec.Raw(b"null")
+
+
+def grow(events: list[tuple[int, bytes]], scope: Scope = EVERYTHING) -> list[TraceNode]:
+    """The roots of the tree, from (sequence, stored bytes) in order. Of an event that may not be seen there is a node,
+    and nothing else.
 
     An event whose cause is unknown, or not older than itself, is a root: what users write cannot make a circle.
     """
     roots: list[TraceNode] = []
     placed: dict[str, tuple[TraceNode, int, TraceNode | None]] = {}
-    first = 0.0
+    first: float | None = None
     for sequence, raw in events:
         event = store.decoded(sequence, raw)
-        at = _milliseconds(event)
-        first = first if placed else at
-        node = TraceNode(event=store.public(sequence, raw), elapsed_ms=round(at - first, 3), effects=[])
+        if scope.sees(event):
+            at = _milliseconds(event)
+            first = at if first is None else first
+            node = TraceNode(event=store.public(sequence, raw), elapsed_ms=round(at - first, 3), effects=[])
+        else:
+            node = TraceNode(event=_NULL, elapsed_ms=0.0, effects=[], hidden=True)
         parent, level = _place(placed, event)
         (roots if parent is None else parent.effects).append(node)
         placed.setdefault(event.metadata.id, (node, level, parent))
     return roots
+
+
+def shows(nodes: list[TraceNode]) -> bool:
+    """Whether there is anything to see in a tree."""
+    return any(node.hidden is not True or shows(node.effects) for node in nodes)
 
 
 def _place(placed: dict[str, tuple[TraceNode, int, TraceNode | None]], event: Event) -> tuple[TraceNode | None, int]:

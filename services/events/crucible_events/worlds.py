@@ -5,10 +5,12 @@ import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
 
+from crucible_core.access import EVERYTHING, Scope, forbidden
 from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD
 from crucible_core.errors import (
     ConflictError,
@@ -50,6 +52,7 @@ from .stamping import EVENTS
 log = logging.getLogger(__name__)
 
 BUCKET = "worlds"
+WRITE = "worlds:write"
 SETTLE_S = 4.0
 """How long a deletion waits for the appends that are under way, and for the indexes to forget."""
 _TRIES = 30
@@ -106,16 +109,18 @@ class Worlds:
 
     async def get(self, request: GetRequest, context: Context) -> WorldView:
         await self._places.view.refresh()
-        return records.view_of(self._world(request.id))
+        return records.view_of(self._world(request.id, context.scope), context.scope)
 
     async def list(self, request: ListRequest, context: Context) -> WorldList:
         await self._places.view.refresh()
-        present = (record for record in self._places.records.values() if record.deleted_at is None)
-        shown, cursor = page(present, lambda record: record.id, records.view_of, request, self._most_bytes)
+        scope, all_records = context.scope, self._places.records.values()
+        present = (record for record in all_records if record.deleted_at is None and scope.has_place(record.id))
+        view = partial(records.view_of, scope=scope)
+        shown, cursor = page(present, lambda record: record.id, view, request, self._most_bytes)
         return WorldList(worlds=shown, next_cursor=cursor)
 
     async def place(self, request: PlaceRequest, context: Context) -> PlaceRequest:
-        await self._places.check_readable(request.world_id, request.room_id)
+        await self._places.check_readable(request.world_id, request.room_id, context.scope)
         return request
 
     # ---- worlds
@@ -124,9 +129,11 @@ class Worlds:
         """Raises ConflictError where there is another world of that id, DeniedError where a Pre hook says no."""
         records.check_id(request.id)
         records.check_description(request.description)
-        at = timestamp()
+        if not context.scope.has_whole(request.id):
+            raise forbidden(WRITE, f"the world {request.id}")
+        at, owner = timestamp(), context.principal.id
         count = sum(record.deleted_at is None for record in self._places.records.values())
-        record = await self._change(request.id, lambda found: records.with_world(found, request, at, count))
+        record = await self._change(request.id, lambda found: records.with_world(found, request, at, count, owner))
         # The world first: whoever hears of it finds it.
         payload = {"world_id": record.id, "name": record.id, "description": record.description}
         try:
@@ -140,12 +147,13 @@ class Worlds:
     async def delete(self, request: ChangeWorld, context: Context) -> ChangeWorld:
         """A world that is deleted already may be purged. Raises NotFoundError, DeniedError, and ConflictError for the
         default world."""
-        if request.id == DEFAULT_WORLD:
-            raise ConflictError(f"the world {DEFAULT_WORLD} always exists")
         await self._places.view.refresh()
         record = self._places.records.get(token(request.id))
-        if record is None:
-            raise self._unknown(request.id)
+        if record is None or not context.scope.has_place(record.id):
+            raise self._unknown(request.id, context.scope)
+        if record.id == DEFAULT_WORLD:
+            raise ConflictError(f"the world {DEFAULT_WORLD} always exists")
+        context.principal.check_owns(record, f"the world {record.id}")
         # The event first: a hook may say no, and then nothing has happened.
         payload = {"world_id": record.id, "name": record.id, **({"purged": True} if request.purge else {})}
         if record.deleted_at is None or request.purge:
@@ -153,7 +161,7 @@ class Worlds:
         at = timestamp()
         await self._change(request.id, lambda found: records.without_world(found, record.created_at, at), settle=True)
         if request.purge:
-            through = await self._bus.last_sequence(self._bus.names.stream_of(request.id))
+            through = await self._bus.last_sequence(self._bus.names.events)
             await self._change(request.id, lambda found: records.to_purge(found, record.created_at, through))
             await self._purge(request.id)
         await self._prune()
@@ -173,7 +181,7 @@ class Worlds:
     async def _purge(self, world_id: str) -> None:
         record = self._places.records[token(world_id)]
         names = self._bus.names
-        await self._bus.purge(names.stream_of(world_id), names.events_in(world_id), record.purge_through)
+        await self._bus.purge(names.events, names.events_in(world_id), record.purge_through)
         await self._change(world_id, lambda found: records.purged(found, record.purge_through), settle=True)
 
     async def _prune(self) -> None:
@@ -190,7 +198,9 @@ class Worlds:
         records.check_id(request.id)
         at = timestamp()
         await self._places.view.refresh()
-        self._world(request.world_id)
+        self._world(request.world_id, context.scope)
+        if not context.scope.has_place(request.world_id, request.id):
+            raise forbidden(WRITE, f"the room {request.id}")
         record = await self._change(request.world_id, lambda found: records.with_room(found, request, at))
         room = records.room_of(record, request.id)
         if room.id != DEFAULT_ROOM:
@@ -204,14 +214,17 @@ class Worlds:
         return RoomMade(room=room, created=room.created_at == at)
 
     async def delete_room(self, request: ChangeRoom, context: Context) -> ChangeRoom:
+        await self._places.view.refresh()
+        world = self._world(request.world_id, context.scope)
         if request.id == DEFAULT_ROOM:
             raise ConflictError(f"the room {DEFAULT_ROOM} of a world always exists")
-        await self._places.view.refresh()
-        world = self._world(request.world_id)
-        found = next((room for room in world.rooms if room.id == request.id), None)
+        rooms = [room for room in world.rooms if context.scope.has_place(world.id, room.id)]
+        found = next((room for room in rooms if room.id == request.id), None)
         if found is None:
-            asked = did_you_mean(request.id, [room.id for room in world.rooms][:200])
+            asked = did_you_mean(request.id, [room.id for room in rooms][:200])
             raise NotFoundError(f"there is no room {request.id[:64]} in the world {world.id}{asked}")
+        if not context.scope.has_whole(world.id):
+            raise forbidden(WRITE, f"the room {found.id}")
         if found.deleted_at is None:
             await self._tell("RoomDeleted", _about(request), found.created_at, request.cause, context)
         at = timestamp()
@@ -267,18 +280,20 @@ class Worlds:
             retention="forever",  # or the same request, a month later, would tell it again
         )
         append = self._append_making_room if event in _DELETIONS else self._append
-        reply = await append(AppendRequest(events=[new]), context)
+        # In the default world: whoever changes a world need not be one who may write there.
+        reply = await append(AppendRequest(events=[new]), msgspec.structs.replace(context, principal=EVENTS))
         if reply.results[0].error is not None:
             raise from_problem(reply.results[0].error)
 
-    def _world(self, world_id: str) -> WorldRecord:
+    def _world(self, world_id: str, scope: Scope) -> WorldRecord:
         record = self._places.records.get(token(world_id))
-        if record is None or record.deleted_at is not None:
-            raise self._unknown(world_id)
+        if record is None or record.deleted_at is not None or not scope.has_place(world_id):
+            raise self._unknown(world_id, scope)
         return record
 
-    def _unknown(self, world_id: str) -> NotFoundError:
-        known = [record.id for record in self._places.records.values() if record.deleted_at is None][:200]
+    def _unknown(self, world_id: str, scope: Scope = EVERYTHING) -> NotFoundError:
+        there = (record.id for record in self._places.records.values() if record.deleted_at is None)
+        known = [id for id in there if scope.has_place(id)][:200]
         return NotFoundError(f"there is no world {world_id[:64]}{did_you_mean(world_id, known)}")
 
 

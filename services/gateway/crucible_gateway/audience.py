@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 
-from crucible_core.envelope import with_sequence
+from crucible_core.access import Principal
+from crucible_core.envelope import decode, with_sequence
 from crucible_core.errors import NotFoundError, UnavailableError
 from crucible_core.protocol.replays import ReplayBatch, ReplayTaken
-from crucible_core.protocol.shared import GetRequest
+from crucible_core.protocol.shared import GetRequest, Owned
 from crucible_kit.bus import Bus
 from crucible_kit.rpc import Context, Endpoint, serve
 from crucible_kit.telemetry import Telemetry
@@ -21,7 +22,8 @@ _SOON_S = 5.0
 class Member:
     """One subscription. Batches are sent one after another; what came already, of a batch that comes twice, is not."""
 
-    def __init__(self, subscription: str, send: Send) -> None:
+    def __init__(self, subscription: str, principal: Principal, send: Send) -> None:
+        self.principal = principal
         self._name = subscription.encode()
         self._send = send
         self._turn = asyncio.Lock()
@@ -39,24 +41,27 @@ class Member:
             try:
                 if request.end is not None:
                     return await self._end(request)
-                count = await self._pass_on(request)
+                return await self._pass_on(request)
             except OSError as error:
                 raise UnavailableError("the client has left") from error
-        return ReplayTaken(taken=count, sent=count, skipped=0)
 
-    async def _pass_on(self, request: ReplayBatch) -> int:
+    async def _pass_on(self, request: ReplayBatch) -> ReplayTaken:
+        """Whoever asked for the replay, the client gets what it may see."""
         clock = asyncio.get_running_loop().time
         until = clock() + _SOON_S
-        reached = self._reached.get(request.replay, 0)
+        reached, skipped = self._reached.get(request.replay, 0), 0
+        scope = self.principal.scope
         for place, replayed in enumerate(request.events, 1):
             if self.gone:
                 raise UnavailableError("the subscription has ended")
-            if replayed.sequence > reached:
+            if not scope.everything and not scope.sees(decode(bytes(replayed.event))):
+                skipped += 1
+            elif replayed.sequence > reached:
                 await self._send(_frame(self._name, replayed.sequence, bytes(replayed.event)))
                 reached = self._reached[request.replay] = replayed.sequence
             if clock() > until:
-                return place
-        return len(request.events)
+                return ReplayTaken(taken=place, sent=place - skipped, skipped=skipped)
+        return ReplayTaken(taken=len(request.events), sent=len(request.events) - skipped, skipped=skipped)
 
     async def _end(self, request: ReplayBatch) -> ReplayTaken:
         self._reached.pop(request.replay, None)
@@ -78,9 +83,9 @@ class Audience:
     def endpoints(self) -> Mapping[str, Endpoint]:
         return {"attach": Endpoint(GetRequest, self.attach, every_replica=True)}
 
-    def join(self, subscription: str, send: Send) -> Member:
+    def join(self, subscription: str, principal: Principal, send: Send) -> Member:
         """It is handed nothing before it is `announced`."""
-        member = self._members[subscription] = Member(subscription, send)
+        member = self._members[subscription] = Member(subscription, principal, send)
         return member
 
     def leave(self, subscription: str) -> None:
@@ -97,9 +102,10 @@ class Audience:
         await asyncio.gather(*self._closing, return_exceptions=True)
 
     async def attach(self, request: GetRequest, context: Context) -> GetRequest:
-        """Answered once batches for the subscription arrive here. Raises NotFoundError where another process has it."""
+        """Answered once batches for the subscription arrive here. Raises NotFoundError where another process has it, or
+        it is somebody else's."""
         member = self._members.get(request.id)
-        if member is None:
+        if member is None or not context.principal.owns(Owned(owner=member.principal.id)):
             raise NotFoundError("this gateway has no such subscription")
         async with member.opening:
             if member.inbox is None:

@@ -70,10 +70,16 @@ class Batch:
             await self._flush()
             raise too_many()
         if isinstance(event, NewEvent):
-            self._origin.apply(event, self._position)
+            event = self._applied(event)
         self._waiting.append(event)
         self._bytes += size if isinstance(event, NewEvent) else 0
         self._position += 1
+
+    def _applied(self, event: NewEvent) -> NewEvent | CrucibleError:
+        try:
+            return self._origin.apply(event, self._position)
+        except CrucibleError as error:
+            return error.as_value()
 
     async def end(self) -> bytes:
         """The answer's body. Raises what was away, or too much, where nothing was committed because of it."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
-from crucible_core.access import Principal
+from crucible_core.access import ADMIN, Principal, forbidden
 from crucible_core.attributes import Extensions
 from crucible_core.decode import check_keys, check_members, decode
 from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD, MAX_EVENT_BYTES, Redaction, Source
@@ -108,12 +108,16 @@ class Origin(msgspec.Struct, frozen=True):
         """`event`, completed; `position` is its place in a batch, which tells it apart under one idempotency key.
 
         In a batch the key is for events without a name of their own: their places change where a part comes again.
+        Raises ForbiddenError for one in another's name.
         """
         if self.idempotency_key is not None and (position is None or not (event.id or event.idempotency_key)):
             event.fingerprint = fingerprint(event, self.idempotency_key)
             event.idempotency_key = self.idempotency_key if position is None else f"{self.idempotency_key}/{position}"
-        if event.source is None and event.actor is None:
-            event.source, event.actor = self.principal.source, self.principal.id
+        who = self.principal
+        if not who.admin and not (event.source in (None, who.source) and event.actor in (None, who.id)):
+            raise forbidden(ADMIN, "an event in another's name")
+        if not who.admin or (event.source is None and event.actor is None):
+            event.source, event.actor = who.source, who.id
         # An event that names its cause has the correlation id of that, which `events` knows.
         alone = self.request_id if position is None and event.causation_id is None else None
         event.correlation_id = event.correlation_id or self.correlation_id or alone

@@ -167,13 +167,13 @@ class Session:
         position = {} if start.since_ms is not None else {"sequence": start.after}
         told = {"warnings": [warning]} if warning else {}
         await self._tell({"type": "subscribed", "subscription": subscription, **position, **told})
-        self._audience.join(subscription, self._send).announced.set()
+        self._audience.join(subscription, self._principal, self._send).announced.set()
         self._running[subscription] = asyncio.create_task(self._pump(subscription, wanted, start))
 
     async def _replay(self, wish: AskReplay) -> None:
         self._check_room()
         subscription = fresh_id("sub")
-        member = self._audience.join(subscription, self._send)
+        member = self._audience.join(subscription, self._principal, self._send)
         asked = StartReplay(
             target=ReplayTarget(subscription=subscription),
             start=wish.start,

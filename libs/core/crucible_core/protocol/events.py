@@ -239,12 +239,14 @@ class TracedDelivery(Message, omit_defaults=False):
 
 class TraceNode(Message, omit_defaults=False):
     """An event and what it caused: events in order of sequence, and deliveries. `elapsed_ms` counts from the chain's
-    first event."""
+    first event. Of one that is `hidden`, as whoever asks may not see it, only what it caused is told; `event` is null.
+    """
 
     event: msgspec.Raw
     elapsed_ms: float
     effects: list["TraceNode"] = []
     deliveries: list[TracedDelivery] = []
+    hidden: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class TraceReply(Message, omit_defaults=False):

@@ -36,10 +36,9 @@ class Replay(Message, rename={"start": "from"}, omit_defaults=False):
     """A replay as users see it. `state` is running, paused, done, cancelled or `failed: <reason>`.
 
     `start`, `to` and `position` are sequences: it hands on what comes after the first, up to and with the second, and
-    has come to the third. (Where the log is in several streams, each counts the events of all of them until there.)
-    `total` counts the messages to be looked at, `matched` those that its filters let through, `sent` those that the
-    target took, and `skipped` those that the target's own filters refused. `error` says why it failed, or what it waits
-    for.
+    has come to the third. `total` counts the messages to be looked at, `matched` those that its filters let through,
+    `sent` those that the target took, and `skipped` those that the target's own filters refused. `error` says why it
+    failed, or what it waits for.
     """
 
     id: str
@@ -59,6 +58,7 @@ class Replay(Message, rename={"start": "from"}, omit_defaults=False):
     room_id: str | None
     created_at: str
     updated_at: str
+    owner: str = ""
     error: str | None = None
     duplicate: bool = False
     """The same idempotency key has started it before."""

@@ -23,6 +23,12 @@ class RetentionRules(Message, omit_defaults=False):
     rules: Annotated[list[RetentionRule], Meta(max_length=MAX_RULES)]
 
 
+class RetentionRecord(RetentionRules, kw_only=True):
+    """What the `retention` bucket holds: the rules, and who made them."""
+
+    owner: str = ""
+
+
 class PutRetention(Message):
     """`events.put_retention`; `revision` is the one that was read, as in If-Match: another one is a ConflictError."""
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from urllib.parse import urlencode
 
 import msgspec
@@ -337,16 +337,21 @@ def _attach(trace: TraceReply, deliveries: list[TracedDelivery]) -> None:
     """Hangs each delivery under its event, with the time since the chain's first event."""
     if not deliveries or not trace.roots:
         return
-    began = parse_time(_stamp(trace.roots[0]).timestamp, "timestamp")
     by_event = defaultdict(list)
     for delivery in deliveries:
-        delivery.elapsed_ms = (parse_time(delivery.ended_at, "ended_at") - began) / 1000
         by_event[delivery.event_id].append(delivery)
-    waiting = list(trace.roots)
-    while waiting:
-        node = waiting.pop()
-        node.deliveries = by_event.get(_stamp(node).id, [])
-        waiting += node.effects
+    shown = [(node, _stamp(node)) for node in _nodes(trace.roots) if node.hidden is not True]
+    began = parse_time(shown[0][1].timestamp, "timestamp")
+    for node, stamp in shown:
+        node.deliveries = by_event.get(stamp.id, [])
+        for delivery in node.deliveries:
+            delivery.elapsed_ms = (parse_time(delivery.ended_at, "ended_at") - began) / 1000
+
+
+def _nodes(nodes: list[TraceNode]) -> Iterator[TraceNode]:
+    for node in nodes:
+        yield node
+        yield from _nodes(node.effects)
 
 
 def _stamp(node: TraceNode) -> _Stamp:
