@@ -118,7 +118,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class HookDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A hook as users write it; `HookRecord.definition` holds it as a plain dict, with script files inlined."""
+    """A hook as users write it; `HookRecord.definition` holds it as a plain dict, with script files inlined. With a
+    `world_id` it is for the events of that world."""
 
     name: HookName
     description: Annotated[str, Meta(max_length=4096)] = ""
@@ -128,6 +129,7 @@ class HookDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     condition: Condition | None = None
     action: Action
     options: Options = Options()
+    world_id: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
 
 
 # ---- of a stored definition ------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from crucible_core.access import OPERATOR_ID
 from crucible_core.errors import ConflictError, FieldError, InvalidError
 from crucible_core.hookfile import NO_HOOK, read_hook
 from crucible_core.hooks import HookDefinition, priority
@@ -18,6 +19,7 @@ from crucible_core.protocol.hooks import (
     InterceptRequest,
     RegisterHook,
     RunList,
+    RunRecord,
     RunsRequest,
     UpdateHook,
 )
@@ -31,11 +33,12 @@ from crucible_core.protocol.shared import (
     ListRequest,
     TestRequest,
 )
+from crucible_core.protocol.worlds import PlaceRequest
 from crucible_kit.bus import Bus
 from crucible_kit.clock import timestamp
 from crucible_kit.index import Index
 from crucible_kit.paging import checked, page, room_for
-from crucible_kit.rpc import Context, Endpoint
+from crucible_kit.rpc import Context, Endpoint, call
 
 from . import store
 from .check import Checker
@@ -64,7 +67,7 @@ def endpoints(
         await registry.view.refresh()
         known = await store.known(index)
         shown, cursor = page(
-            registry.records.values(),
+            registry.seen_by(context.principal),
             lambda record: _place(registry, record),
             lambda record: view(registry, record, known),
             request,
@@ -77,25 +80,34 @@ def endpoints(
 
     async def get(request: GetRequest, context: Context) -> HookView:
         await registry.view.refresh()
-        return await shown(registry.get(request.id))
+        return await shown(registry.get(request.id, context.principal))
 
     async def register(request: RegisterHook, context: Context) -> HookView:
-        return await registered(typed(await _given(request), no_files))
+        return await registered(typed(await _given(request), no_files), context)
 
     async def update(request: UpdateHook, context: Context) -> HookView:
         await registry.view.refresh()
-        before = registry.get(request.name)
+        before = registry.own(request.name, context.principal)
         definition = typed(merge_patch(before.definition or {}, request.changes), no_files)
         if definition.name != before.name:
             raise InvalidError("name: a hook keeps its name", errors=[FieldError("name", "cannot be changed")])
-        return await registered(definition)
+        return await registered(definition, context)
 
-    async def registered(definition: HookDefinition) -> HookView:
+    async def registered(definition: HookDefinition, context: Context) -> HookView:
+        principal = context.principal
         hook = await registry.types.settle(lambda catalogue: compile_hook(definition, catalogue=catalogue))
-        check_permitted(definition, settings.hooks_allow_api_shell)
+        # A command may do what this process may: that is nobody's to give away but the operator's.
+        check_permitted(definition, settings.hooks_allow_api_shell and principal.admin)
         await reviewer.review(hook, registry.types.catalogue)
+        await registry.principals.view.refresh()
+        if definition.world_id is not None:
+            await call(bus, principal, "events", "place", PlaceRequest(world_id=definition.world_id), bytes)
         await registry.view.refresh()
         before = registry.records.get(definition.name)
+        if before is not None and not principal.owns(before):
+            if principal.may_see(before):
+                principal.check_owns(before, f"hook {before.name}")
+            raise ConflictError(f"another hook has the name {definition.name}")
         if before is not None and before.origin != API:
             raise ConflictError(f"hook {definition.name} comes from {before.origin}: change it there")
         record = HookRecord(
@@ -105,13 +117,15 @@ def endpoints(
             origin=API,
             updated_at=timestamp(),
             id=before.id if before else "",
+            owner=before.owner if before else principal.id,
+            world_id=definition.world_id,
         )
         await registry.save(record)
         return await shown(registry.records.get(record.name, record))
 
     async def delete(request: GetRequest, context: Context) -> HookView:
         await registry.view.refresh()
-        record = registry.get(request.id)
+        record = registry.own(request.id, context.principal)
         if record.origin != API and _is_watched(record.origin, settings.root):
             raise ConflictError(f"hook {record.name} comes from {record.origin}: delete the file, or disable the hook")
         shown_last = await shown(record)
@@ -120,26 +134,35 @@ def endpoints(
 
     async def enable(request: EnableHook, context: Context) -> HookView:
         await registry.view.refresh()
-        return await shown(await registry.set_enabled(request.name, request.enabled))
+        record = registry.own(request.name, context.principal)
+        return await shown(await registry.set_enabled(record.name, request.enabled))
 
     async def runs(request: RunsRequest, context: Context) -> RunList:
         await registry.view.refresh()
-        record = registry.get(request.name)
-        owner = store.owner(record.name, record.id)
-        return await store.runs(index, owner, request.limit, request.cursor)
+        record = registry.get(request.name, context.principal)
+        found = await store.runs(index, store.owner(record.name, record.id), request.limit, request.cursor)
+        return RunList(runs=_shown(found, context), next_cursor=found.next_cursor)
 
     async def run(request: GetRequest, context: Context) -> RunList:
-        return await store.run(index, request.id)
+        mine: list[str] | None = None
+        if not context.principal.admin:
+            await registry.view.refresh()
+            mine = [store.owner(record.name, record.id) for record in registry.seen_by(context.principal)]
+        runs = _shown(await store.run(index, request.id, mine), context)
+        if not runs:
+            raise store.no_run(request.id)
+        return RunList(runs=runs)
 
     async def test(request: TestRequest, context: Context) -> Check:
         await registry.catch_up(())
+        registry.own(request.id, context.principal)
         return await checker.check(request)
 
     async def test_all(request: ListRequest, context: Context) -> Checks:
         await registry.catch_up(())
 
         return await checked(
-            registry.records.values(),
+            [record for record in registry.records.values() if context.principal.owns(record)],
             lambda record: _place(registry, record),
             lambda record: record.name,
             lambda record: checker.check(TestRequest(id=record.name)),
@@ -164,6 +187,10 @@ def endpoints(
     }
 
 
+def _shown(found: RunList, context: Context) -> list[RunRecord]:
+    return [run for run in found.runs if context.scope.may_show(run.world_id, run.room_id, run.event_type)]
+
+
 def view(registry: Registry, record: HookRecord, known: store.Known) -> HookView:
     """A hook as users see it; `order` counts from 1."""
     owner, state = store.owner(record.name, record.id), registry.state(record.name)
@@ -180,6 +207,8 @@ def view(registry: Registry, record: HookRecord, known: store.Known) -> HookView
         counters=known.counters.get(owner, Counters()),
         updated_at=record.updated_at,
         id=record.id,
+        owner=record.owner or OPERATOR_ID,
+        world_id=record.world_id,
         order=registry.order.get(record.name),
         warnings=registry.warnings(record.name),
     )

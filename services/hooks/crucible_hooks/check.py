@@ -49,7 +49,8 @@ class Checker:
             return Check(name=record.name, verdict=verdict, reason=reason or state)
         began = time.perf_counter()
         steps = [CheckStep(step="registered", ok=True, detail=record.origin)]
-        event = synthetic(trigger_filters(record.definition or {}), request.payload, self._registry.types.catalogue)
+        catalogue, world = self._registry.types.catalogue, self._registry.home_of(record)
+        event = synthetic(trigger_filters(record.definition or {}), request.payload, catalogue, world)
         steps.append(matched(hook, event))
         steps += await (self._asked(hook, event) if hook.pre else self._queued(hook, event, request.dry_run))
         verdict = "inert" if not all(step.ok for step in steps) else "live"

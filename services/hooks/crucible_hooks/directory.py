@@ -219,11 +219,18 @@ def plan(
 def _record(one: Found, name: str, before: HookRecord | None, now: str, id: str) -> HookRecord:
     earlier = before.definition if before else None
     definition = one.definition or (earlier if before and before.name == name else None)
-    enabled = bool((definition or {}).get("enabled", True))
+    enabled, world = bool((definition or {}).get("enabled", True)), (definition or {}).get("world_id")
     if before is not None and (earlier or {}).get("enabled", True) == enabled:
         enabled = before.enabled
     return HookRecord(
-        name=name, definition=definition, enabled=enabled, origin=one.origin, error=one.error, updated_at=now, id=id
+        name=name,
+        definition=definition,
+        enabled=enabled,
+        origin=one.origin,
+        error=one.error,
+        updated_at=now,
+        id=id,
+        world_id=world if isinstance(world, str) else None,
     )
 
 

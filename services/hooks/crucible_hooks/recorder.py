@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from crucible_core.errors import CrucibleError, InvalidError, UnavailableError
 from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent
@@ -26,8 +26,10 @@ _DRAIN_S = 5.0
 class Recorder:
     """Stores what it is told, in order, and keeps trying while something is away. At the end it drains."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, home_of: Callable[[HookRecord], str]) -> None:
+        """`home_of` names the world that hears of a hook."""
         self._bus = bus
+        self._home_of = home_of
         self._waiting: asyncio.Queue[Outgoing | NewEvent] = asyncio.Queue(MAX_WAITING)
         self._unsettled = asyncio.Condition()
 
@@ -42,7 +44,8 @@ class Recorder:
         record = after or before
         if record is None:
             return
-        event = registry_event("Registered" if after else "Unregistered", record, revision, _ms(record.updated_at))
+        name, at_ms, world = "Registered" if after else "Unregistered", _ms(record.updated_at), self._home_of(record)
+        event = registry_event(name, record, revision, at_ms, world)
         try:
             self._waiting.put_nowait(event)
         except asyncio.QueueFull:

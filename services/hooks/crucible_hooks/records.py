@@ -45,6 +45,8 @@ def run_record(hook: Hook, event: Event, run: str, attempt: int, outcome: str, s
         started_at=started_at,
         duration_ms=0.0,
         hook_id=hook.id,
+        world_id=event.metadata.world_id,
+        room_id=event.metadata.room_id,
     )
 
 
@@ -129,8 +131,9 @@ def trigger_event(hook: Hook, event: Event, run: str) -> NewEvent | None:
     )
 
 
-def registry_event(event: str, record: HookRecord, revision: int, at_ms: int) -> NewEvent:
-    """Hook.Registered or Hook.Unregistered; the same change of the bucket makes the same id on every replica."""
+def registry_event(event: str, record: HookRecord, revision: int, at_ms: int, world_id: str) -> NewEvent:
+    """Hook.Registered or Hook.Unregistered, told in a world; the same change of the bucket makes the same id on every
+    replica."""
     definition = record.definition or {}
     trigger = definition.get("trigger") or {}
     payload = {
@@ -149,5 +152,6 @@ def registry_event(event: str, record: HookRecord, revision: int, at_ms: int) ->
         id=derive_id("evt", at_ms, event, record.name, str(revision)),
         source=Source("system", "hooks"),
         actor="system:hooks",
+        world_id=world_id,
         entity=record.name,
     )

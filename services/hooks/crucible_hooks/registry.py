@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from crucible_core.access import is_operators, service_principal
+from crucible_core.access import Principal, is_operators, service_principal
 from crucible_core.envelope import Event
 from crucible_core.errors import CrucibleError, NotFoundError
 from crucible_core.hooks import failure_policy, timing, trigger_filters
@@ -129,11 +129,25 @@ class Registry:
             return None
         return self.broken.get(name)
 
-    def get(self, name: str) -> HookRecord:
+    def get(self, name: str, principal: Principal = HOOKS) -> HookRecord:
+        """Raises NotFoundError, also where the principal may not see it."""
         record = self.records.get(name)
-        if record is None:
+        if record is None or not principal.may_see(record):
             raise NotFoundError(f"there is no hook {name[:100]!r}")
         return record
+
+    def own(self, name: str, principal: Principal) -> HookRecord:
+        """The same, to change it. Raises ForbiddenError where it is somebody else's."""
+        record = self.get(name, principal)
+        principal.check_owns(record, f"hook {name}")
+        return record
+
+    def seen_by(self, principal: Principal) -> list[HookRecord]:
+        return [record for record in self.records.values() if principal.may_see(record)]
+
+    def home_of(self, record: HookRecord) -> str:
+        """The world that hears of it."""
+        return record.world_id or self.principals.of(record.owner).home
 
     # ---- changes
 

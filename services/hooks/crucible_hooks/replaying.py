@@ -1,6 +1,7 @@
 """Replays into hooks: stored events become runs of their own of one Post hook, past its debounce."""
 
 from crucible_core import subjects
+from crucible_core.access import Principal
 from crucible_core.envelope import MAX_HOPS, Event
 from crucible_core.errors import FieldError, InvalidError, NotFoundError, UnavailableError
 from crucible_core.protocol.replays import Replayable, ReplayBatch, ReplayedEvent, ReplayTaken
@@ -29,7 +30,7 @@ class Replayer:
         """Raises NotFoundError with the nearest hook, or InvalidError that says why this one takes no replay."""
         await self._registry.view.refresh()
         name = request.id
-        hook = self._hook(name)
+        hook = self._hook(name, context.principal)
         if hook is None:
             raise _refused(f"hook {name} is {self._registry.state(name)}")
         if not self._registry.records[name].enabled:
@@ -44,7 +45,7 @@ class Replayer:
         Raises NotFoundError where the hook is gone, UnavailableError where it cannot be loaded here.
         """
         await self._registry.view.refresh()
-        hook = self._hook(request.target)
+        hook = self._hook(request.target, context.principal)
         if hook is None:
             raise UnavailableError(f"hook {request.target} is {self._registry.state(request.target)}")
         enabled = self._registry.records[hook.name].enabled
@@ -63,10 +64,13 @@ class Replayer:
         wanted = hook.definition.options.replay != "skip" and event.metadata.hop < MAX_HOPS
         return wanted and hook.filters.matches(event) and self._registry.hears(hook, event)
 
-    def _hook(self, name: str) -> Hook | None:
-        """The Post hook of that name; None where its definition cannot be run."""
-        if name not in self._registry.records:
-            suggestion = nearest(name, self._registry.records)
+    def _hook(self, name: str, principal: Principal) -> Hook | None:
+        """The principal's Post hook of that name; None where its definition cannot be run."""
+        record = self._registry.records.get(name)
+        if record is None or not principal.owns(record):
+            if record is not None and principal.may_see(record):
+                principal.check_owns(record, f"hook {name}")
+            suggestion = nearest(name, [seen.name for seen in self._registry.seen_by(principal)])
             hint = f' (did you mean "{suggestion}"?)' if suggestion else ""
             error = FieldError(_AT, "there is no such hook", suggestion)
             raise NotFoundError(f"there is no hook {name[:100]!r}{hint}", errors=[error])

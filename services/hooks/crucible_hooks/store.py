@@ -156,14 +156,20 @@ async def runs(index: Index, owner: str, limit: int, cursor: str | None) -> RunL
     return RunList(runs=records, next_cursor=str(page[-1][0]) if len(rows) > limit else None)
 
 
-async def run(index: Index, beginning: str) -> RunList:
-    """The attempts at the one run whose id is, or begins with, `beginning`: the latest first. Raises NotFoundError, and
-    ConflictError where several ids begin so."""
-    query = "SELECT DISTINCT run_id FROM runs WHERE run_id >= ? AND run_id < ? LIMIT 4"
-    ids = [row[0] for row in await index.reader.execute_fetchall(query, (beginning, beginning + "\U0010ffff"))]
+def no_run(beginning: str) -> NotFoundError:
+    return NotFoundError(f"no run has an id that begins with {beginning}")
+
+
+async def run(index: Index, beginning: str, owners: list[str] | None = None) -> RunList:
+    """The attempts at the one run whose id is, or begins with, `beginning`: the latest first. Of some `owners` only,
+    where they are not None. Raises NotFoundError, and ConflictError where several ids begin so."""
+    theirs = "" if owners is None else " AND hook IN (SELECT value FROM json_each(?))"
+    query = f"SELECT DISTINCT run_id FROM runs WHERE run_id >= ? AND run_id < ?{theirs} LIMIT 4"
+    values = (beginning, beginning + "\U0010ffff", *([] if owners is None else [json.dumps(owners)]))
+    ids = [row[0] for row in await index.reader.execute_fetchall(query, values)]
     found = [id for id in ids if id == beginning] or ids
     if not found:
-        raise NotFoundError(f"no run has an id that begins with {beginning}")
+        raise no_run(beginning)
     if len(found) > 1:
         raise ConflictError(f"{beginning} may be any of {', '.join(found)}{' …' if len(found) > 3 else ''}")
     query = "SELECT record FROM runs WHERE run_id = ? ORDER BY sequence DESC LIMIT ?"

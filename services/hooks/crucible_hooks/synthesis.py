@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from crucible_core.catalogue import ANY_CUSTOM, Catalogue
-from crucible_core.envelope import Data, Event, Metadata, Source
+from crucible_core.envelope import DEFAULT_WORLD, Data, Event, Metadata, Source
 from crucible_core.operators import SPELLINGS
 from crucible_core.protocol.shared import TypeFilter
 from crucible_core.shape import ITEM, Shape
@@ -16,7 +16,9 @@ _PAYLOAD_ROOTS = ("event.payload.", "event.data.payload.")
 _FILLER = "Crucible tries this hook with a synthetic event whose words mean nothing at all. "
 
 
-def synthetic(filters: Sequence[TypeFilter], payload: dict[str, Any] | None, catalogue: Catalogue) -> Event:
+def synthetic(
+    filters: Sequence[TypeFilter], payload: dict[str, Any] | None, catalogue: Catalogue, world: str = DEFAULT_WORLD
+) -> Event:
     """An event for the first of `filters`: with `payload` where one is given, else with one made to fit."""
     wanted = filters[0]
     dotted = one_type(wanted.event_type, catalogue)
@@ -27,6 +29,7 @@ def synthetic(filters: Sequence[TypeFilter], payload: dict[str, Any] | None, cat
         source=Source("system", "hooks"),
         actor="system:test",
         correlation_id=fresh_id("cor"),
+        world_id=world,
     )
     fields: dict[str, Any] = {}
     if payload is None:

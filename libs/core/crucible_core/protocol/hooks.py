@@ -95,7 +95,8 @@ class RunsRequest(Message):
 class RunRecord(Message, omit_defaults=False):
     """One attempt at one run, as kept in ATTEMPTS. `outcome` is ok, failed, skipped, denied, retrying, stopped, dry (a
     replayed event whose effects were only noted) or parked (put aside, as the service ended over it twice). `replay` is
-    the id of the replay that it belongs to; `hook_id` tells hooks of one name apart."""
+    the id of the replay that it belongs to; `hook_id` tells hooks of one name apart. `world_id` and `room_id` are the
+    event's."""
 
     run_id: str
     hook: str
@@ -114,6 +115,8 @@ class RunRecord(Message, omit_defaults=False):
     next_attempt_at: str | None = None
     replay: str | None = None
     hook_id: str = ""
+    world_id: str | None = None
+    room_id: str | None = None
 
 
 class RunList(Message, omit_defaults=False):
