@@ -199,7 +199,7 @@ async def test_an_index_that_has_lost_events_is_made_anew(running: Running, ask:
         await index.reach(20)
         await index.writer.run(lambda writer: writer.execute("DELETE FROM events WHERE sequence IN (5, 6, 19)"))
         assert await app.state.audit.once() == []
-        await until(lambda: index.caught_up and index.sequence == 20)
+        await until(lambda: index.caught_up and index.position.count == 20)
         assert len(await ask.found(limit=100)) == 20
         assert await app.state.audit.once() == []
         assert app.state.troubles() == []

@@ -89,7 +89,7 @@ async def test_a_count_beyond_its_budget_goes_on_where_it_ended(
 ) -> None:
     path = Path(settings.data_dir) / "events.sqlite"
     total, after, parts, complete = 0, 0, 0, False
-    async with open_index(path, log.bus, log.bus.names.events, store.VERSION, store.SCHEMA) as index:
+    async with open_index(path, log.bus, log.bus.names.log_streams, store.VERSION, store.SCHEMA) as index:
         while not complete:
             checked = query.checked(QueryRequest(**asked, after=after), CATALOGUE)
             part = await counting.count(index, checked, None, budget_s=0.0, window=4)

@@ -88,7 +88,7 @@ async def test_what_has_expired_is_forgotten_unless_kept_for_ever(
         await ask.append(new(retention="forever", id="evt_a"), new(), new(id="evt_b"))
     bus = ask.bus
     path = tmp_path / "other.sqlite"
-    async with open_index(path, bus, bus.names.events, store.VERSION, store.SCHEMA) as index:
+    async with open_index(path, bus, bus.names.log_streams, store.VERSION, store.SCHEMA) as index:
         following = asyncio.create_task(index.follow(bus, store.Projection(Metrics("t")).apply))
         await index.reach(3)
         assert await store.first_since(index, 0, 0) == 1
@@ -103,7 +103,7 @@ async def test_what_has_expired_is_forgotten_unless_kept_for_ever(
 async def test_rows_are_applied_once(bus: Bus, settings: Settings, tmp_path: Path) -> None:
     """Messages that come again, after a crash between two commits, change nothing."""
     await declare_streams(bus, settings)
-    async with open_index(tmp_path / "x.sqlite", bus, bus.names.events, store.VERSION, store.SCHEMA) as index:
+    async with open_index(tmp_path / "x.sqlite", bus, bus.names.log_streams, store.VERSION, store.SCHEMA) as index:
         projection = store.Projection(Metrics("t"))
         messages = []
         for n in range(3):

@@ -307,7 +307,7 @@ async def test_what_a_new_index_learns_late_expires_in_time(service: Starlette, 
     for event_id in ("evt_a", "evt_b"):
         await redact(ask, event_id)
     bus = ask.bus
-    async with open_index(tmp_path / "x.sqlite", bus, bus.names.events, store.VERSION, store.SCHEMA) as index:
+    async with open_index(tmp_path / "x.sqlite", bus, bus.names.log_streams, store.VERSION, store.SCHEMA) as index:
         following = asyncio.create_task(index.follow(bus, store.Projection(Metrics("t")).apply))
         await index.reach(4)
         assert await Eraser(bus, index).once() == 2

@@ -296,9 +296,9 @@ async def test_default_keeping_costs_no_header(service: Starlette, ask: Asker) -
 
 async def test_what_arrives_while_the_index_is_looked_through_has_not_expired(bus: Bus, tmp_path: Path) -> None:
     await declare_streams(bus, Settings())
-    async with open_index(tmp_path / "index", bus, bus.names.events, store.VERSION, store.SCHEMA) as index:
+    async with open_index(tmp_path / "index", bus, bus.names.log_streams, store.VERSION, store.SCHEMA) as index:
         looking = asyncio.ensure_future(store.first_since(index, 0, -1))
         await asyncio.sleep(0)
         time.sleep(0.1)  # noqa: ASYNC251 - the file has been read, and its answer waits for the event loop
-        index.sequence = 1000  # as `follow` says it meanwhile
+        index.position = index.position.at(1000)  # as `follow` says it meanwhile
         assert await looking == 1

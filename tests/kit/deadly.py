@@ -27,7 +27,9 @@ def write(connection: sqlite3.Connection, messages: list[Message]) -> None:
 async def main(url: str, prefix: str, stream: str, kind: str, path: str) -> None:
     async with open_bus(url, Names(prefix)) as bus:
         if kind == "index":
-            async with open_index(Path(path), bus, stream, 1, "CREATE TABLE IF NOT EXISTS seen (data TEXT)") as index:
+            async with open_index(
+                Path(path), bus, (stream,), 1, "CREATE TABLE IF NOT EXISTS seen (data TEXT)"
+            ) as index:
                 await index.follow(bus, write)
 
         async def handle(message: Message) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from crucible_core.envelope import Event
+from crucible_core.position import Position
 from crucible_core.subjects import DLV, Names
 from crucible_kit.buckets import open_bucket
 from crucible_kit.bus import open_bus
@@ -43,8 +44,8 @@ class Small:
         self._names = names
         self._seconds = seconds
 
-    def since(self, shard: int) -> int | None:
-        return 0
+    def since(self, shard: int) -> Position | None:
+        return self._names.start
 
     def may_want(self, category: str, event: str) -> bool:
         return category == "Custom"

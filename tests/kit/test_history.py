@@ -32,7 +32,7 @@ def insert(connection: sqlite3.Connection, messages: list[Message]) -> None:
 
 @contextlib.asynccontextmanager
 async def following(bus: Bus, path: Path) -> AsyncIterator[Index]:
-    async with open_index(path, bus, bus.names.attempts, 1, SCHEMA) as index:
+    async with open_index(path, bus, (bus.names.attempts,), 1, SCHEMA) as index:
         task = asyncio.create_task(index.follow(bus, insert, [bus.names.run_attempts]))
         await index.reach(await bus.last_sequence(bus.names.attempts))
         try:

@@ -54,7 +54,7 @@ def insert(connection: sqlite3.Connection, messages: list[Message]) -> None:
 async def followed(
     path: Path, bus: Bus, stream: str, version: int = 1, filters: Sequence[str] = ()
 ) -> AsyncIterator[Index]:
-    async with open_index(path, bus, stream, version, SCHEMA) as index:
+    async with open_index(path, bus, (stream,), version, SCHEMA) as index:
         task = asyncio.create_task(index.follow(bus, insert, filters))
         try:
             await until(lambda: index.caught_up or task.done())
@@ -110,10 +110,10 @@ async def test_the_position_is_of_one_piece_with_what_was_applied(bus: Bus, stre
         insert(connection, messages)
         raise RuntimeError
 
-    async with open_index(path, bus, stream, 1, SCHEMA) as index:
+    async with open_index(path, bus, (stream,), 1, SCHEMA) as index:
         with pytest.raises(RuntimeError):
             await index.follow(bus, break_down)
-        assert index.sequence == 0
+        assert index.position.count == 0
     async with followed(path, bus, stream) as index:
         assert await rows(index) == numbers(1, 2, 3)
 
@@ -130,7 +130,7 @@ async def test_a_locked_file_is_waited_for(bus: Bus, stream: str, tmp_path: Path
             raise sqlite3.OperationalError("database is locked")
 
     await fill(bus, 1, 2)
-    async with open_index(path, bus, stream, 1, SCHEMA) as index:
+    async with open_index(path, bus, (stream,), 1, SCHEMA) as index:
         task = asyncio.create_task(index.follow(bus, locked_at_first))
         await index.reach(2)
         assert await rows(index) == numbers(1, 2)
@@ -165,11 +165,11 @@ async def test_damage_that_a_write_meets_makes_the_index_anew(bus: Bus, stream: 
             raise sqlite3.DatabaseError("database disk image is malformed")
 
     await fill(bus, 1, 2)
-    async with open_index(tmp_path / "i.sqlite", bus, stream, 1, SCHEMA) as index:
+    async with open_index(tmp_path / "i.sqlite", bus, (stream,), 1, SCHEMA) as index:
         task = asyncio.create_task(index.follow(bus, damaged_at_first))
         await index.reach(2)
         await fill(bus, 3)
-        await until(lambda: index.caught_up and index.sequence == 3)
+        await until(lambda: index.caught_up and index.position.count == 3)
         assert await rows(index) == numbers(1, 2, 3)
         assert met == [2, 3, 3]
         task.cancel()
@@ -191,7 +191,7 @@ async def test_damage_that_a_reader_meets_makes_the_index_anew(
         fresh = await index.open_reader()  # it has read nothing yet
         with pytest.raises(UnavailableError):
             await fresh.execute_fetchall("SELECT data FROM rows ORDER BY sequence")
-        await until(lambda: index.caught_up and index.sequence == 1999)
+        await until(lambda: index.caught_up and index.position.count == 1999)
         for reader in (index.reader, other, fresh):
             found = await reader.execute_fetchall("SELECT data FROM rows ORDER BY sequence")
             assert [row[0] for row in found] == numbers(*wanted)
@@ -269,7 +269,7 @@ async def test_another_version_is_made_anew(bus: Bus, stream: str, tmp_path: Pat
 async def test_another_stream_of_the_same_name_is_made_anew(bus: Bus, stream: str, tmp_path: Path) -> None:
     path = tmp_path / "i.sqlite"
     await fill(bus, 1, 2)
-    async with open_index(path, bus, stream, 1, SCHEMA) as index:
+    async with open_index(path, bus, (stream,), 1, SCHEMA) as index:
         following = asyncio.create_task(index.follow(bus, insert))
         await index.reach(2)
         await bus.delete_stream(stream)
@@ -292,9 +292,9 @@ async def test_message_that_cannot_be_written_is_parked_and_passed_over(bus: Bus
 
     noted: list[int] = []
     bus.note_parked = lambda: noted.append(1)
-    async with open_index(tmp_path / "index", bus, stream, 1, SCHEMA) as index:
+    async with open_index(tmp_path / "index", bus, (stream,), 1, SCHEMA) as index:
         following = asyncio.create_task(index.follow(bus, picky))
-        await until(lambda: index.sequence == 4 or following.done())
+        await until(lambda: index.position.count == 4 or following.done())
         rows = [row[0] for row in await index.reader.execute_fetchall("SELECT data FROM rows")]
         following.cancel()
         await asyncio.wait({following})

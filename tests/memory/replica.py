@@ -30,7 +30,7 @@ class Mortal(Writer):
 async def main(url: str, prefix: str, directory: str) -> None:
     async with open_bus(url, Names(prefix)) as bus:
         path = Path(directory) / "memory.sqlite"
-        async with open_index(path, bus, bus.names.events, store.VERSION, store.SCHEMA) as index:
+        async with open_index(path, bus, bus.names.log_streams, store.VERSION, store.SCHEMA) as index:
             apply = partial(store.apply, lambda: None)
             following = asyncio.create_task(index.follow(bus, apply, [bus.names.events_of("Memory")]))
             bucket = await open_bucket(bus, "shards")

@@ -4,8 +4,12 @@ import functools
 import hashlib
 import re
 import zlib
+from collections.abc import Sequence
 
 import msgspec
+
+from .position import Encoded as EncodedPosition
+from .position import Position, base_of, decoded, in_stream, stream_number
 
 HASH_BUCKETS = 64
 VERSIONED = frozenset({"Memory", "Graph"})
@@ -104,9 +108,28 @@ _remembered_token = functools.lru_cache(maxsize=4096)(_token)
 
 
 @functools.lru_cache(maxsize=1024)
-def _place(prefix: str, world: str, room: str, category: str, event: str) -> str:
+def _place(prefix: str, streams: int, world: str, room: str, category: str, event: str) -> str:
     """All of an event's subject but its last token: few, and each of many events. Their names have been checked."""
-    return Names(prefix)._subject("evt", token(world), token(room), category, token(event))
+    root = _root(_number_of(token(world), streams))
+    return Names(prefix)._subject(root, token(world), token(room), category, token(event))
+
+
+def _root(number: int) -> str:
+    return f"evt{number}" if number else "evt"
+
+
+def _number_of(world: str, streams: int) -> int:
+    return zlib.crc32(world.encode()) % streams if streams > 1 else 0
+
+
+_LOG_STREAM = re.compile(r"(?:.*_)?EVENTS_([0-9]+)")
+
+
+@functools.lru_cache(maxsize=1024)
+def first_of(stream: str) -> int:
+    """What the sequences of a stream are counted from: 0, but in those of the log beside its first."""
+    found = _LOG_STREAM.fullmatch(stream)
+    return base_of(int(found[1])) if found else 0
 
 
 def _quote(char: str) -> str:
@@ -114,9 +137,11 @@ def _quote(char: str) -> str:
 
 
 class Names(msgspec.Struct, frozen=True):
-    """The names of one installation; `prefix` keeps several apart on one server (each test has its own)."""
+    """The names of one installation; `prefix` keeps several apart on one server (each test has its own). `streams` is
+    how many hold its worlds."""
 
     prefix: str = ""
+    streams: int = 1
 
     def _subject(self, *tokens: str) -> str:
         return ".".join((self.prefix, *tokens) if self.prefix else tokens)
@@ -124,9 +149,52 @@ class Names(msgspec.Struct, frozen=True):
     def _name(self, name: str) -> str:
         return f"{self.prefix}_{name}" if self.prefix else name
 
+    # The log: one stream, or several of which each holds some worlds
+    def stream_of(self, world: str) -> str:
+        """The stream that holds a world."""
+        return self.log_streams[_number_of(token(world), self.streams)]
+
+    def stream_at(self, sequence: int) -> str:
+        """The stream that holds a sequence."""
+        return self.log_streams[stream_number(sequence)]
+
+    def stream_with(self, subject: str) -> str:
+        """The stream of a subject of events, which may have wildcards."""
+        root = subject.removeprefix(self._subject("")).partition(".")[0]
+        return self.log_streams[int(root[3:] or 0)]
+
+    @property
+    def log_streams(self) -> tuple[str, ...]:
+        return _log_streams(self.prefix, self.streams)
+
+    @property
+    def start(self) -> Position:
+        """Before the first event."""
+        return Position.start(self.streams)
+
+    def position(self, encoded: EncodedPosition) -> Position:
+        """What a record says of a place in the log."""
+        return decoded(encoded, self.streams)
+
+    def subjects_in(self, stream: str, subjects: Sequence[str]) -> list[str]:
+        """Wildcards over events, as they are in one stream: those of worlds that it does not hold are left out."""
+        number = self.log_streams.index(stream)
+        found = []
+        for subject in subjects:
+            _, world, *rest = subject.removeprefix(self._subject("")).split(".", 2)
+            if world in ("*", ">") or _number_of(world, self.streams) == number:
+                found.append(self._subject(_root(number), world, *rest))
+        return found
+
+    def expected(self, world: str, sequence: int) -> int:
+        """A sequence of a world's stream as JetStream counts there; of another stream, one that never comes."""
+        here = stream_number(sequence) == _number_of(token(world), self.streams) or not sequence
+        return in_stream(sequence) if here else in_stream(-1)
+
     # Streams
     @property
     def events(self) -> str:
+        """The log's first stream, after which the log is called."""
         return self._name("EVENTS")
 
     @property
@@ -155,21 +223,25 @@ class Names(msgspec.Struct, frozen=True):
     def event(self, world: str, room: str, category: str, event: str, entity: str | None) -> str:
         """`evt.<world>.<room>.<Category>.<Event>.<key>`."""
         key = _bucket(entity) if event == ACCESSED else event_key(category, entity)
-        return f"{_place(self.prefix, world, room, category, event)}.{key}"
+        return f"{_place(self.prefix, self.streams, world, room, category, event)}.{key}"
 
     def versions(self, world: str | None, category: str, entity: str) -> str:
         """Every event of one versioned entity, for expected-sequence checks and its last event. Without a world: of
         every entity with that id."""
         where = "*" if world is None else token(world)
-        return self._subject("evt", where, "*", category, "*", event_key(category, entity))
+        return self._subject(self._root_of(where), where, "*", category, "*", event_key(category, entity))
 
     def events_of(self, category: str = "*", event: str = "*", world: str = "*", room: str = "*") -> str:
-        """A wildcard over committed events."""
-        return self._subject("evt", world, room, category, event, "*")
+        """A wildcard over committed events, of one world (as a token) in its stream; of all in the first, see
+        `subjects_in`."""
+        return self._subject(self._root_of(world), world, room, category, event, "*")
 
     def events_in(self, world: str) -> str:
         """Every event of one world."""
-        return self._subject("evt", token(world), ">")
+        return self._subject(self._root_of(token(world)), token(world), ">")
+
+    def _root_of(self, world: str) -> str:
+        return "evt" if world == "*" else _root(_number_of(world, self.streams))
 
     @property
     def all_events(self) -> str:
@@ -276,6 +348,12 @@ class Names(msgspec.Struct, frozen=True):
     def rpc_alive(self, service: str, operation: str) -> str:
         """Where each replica listens that answers an operation, or drains, and nobody is ever answered."""
         return self._subject("rpc", service, operation, "alive")
+
+
+@functools.lru_cache(maxsize=64)
+def _log_streams(prefix: str, streams: int) -> tuple[str, ...]:
+    first = Names(prefix).events
+    return (first, *(f"{first}_{number}" for number in range(1, streams)))
 
 
 _BUCKETS = [f"b{number:02d}" for number in range(HASH_BUCKETS)]

@@ -47,6 +47,7 @@ class History:
     ) -> None:
         self._bus = bus
         self._index = index
+        [self._stream] = index.streams
         self._rows = (
             f"SELECT sequence FROM {table} WHERE sequence > ? AND sequence <= ? ORDER BY sequence LIMIT {_BATCH}"
         )
@@ -67,7 +68,7 @@ class History:
 
     async def once(self) -> list[Loss]:
         """Compares all, and keeps what is lost."""
-        state = await self._bus.stream_state(self._index.stream)
+        state = await self._bus.stream_state(self._stream)
         await self._index.reach(state.last_sequence)
         found = [loss for run in await self._compared(state) for loss in await self._lost(run, state)]
         if found:
@@ -79,7 +80,7 @@ class History:
         runs: list[Run] = []
         before = done = 0
         last, clock = state.last_sequence, asyncio.get_running_loop().time
-        reading = read(self._bus, self._index.stream, filters=self._filters, batch=_BATCH, headers_only=True)
+        reading = read(self._bus, self._stream, filters=self._filters, batch=_BATCH, headers_only=True)
         async with contextlib.aclosing(reading) as batches:
             began = clock()
             async for messages in batches:
@@ -113,7 +114,7 @@ class History:
         oldest_ms = int(self._bus.now_ms()) - state.max_age_ms + _SLACK_MS if state.max_age_ms else 0
         values = (run.first, run.last, timestamp(oldest_ms))
         young = [row[0] for row in await self._index.reader.execute_fetchall(self._young, values)]
-        if not young or await self._bus.get(self._index.stream, young[0]) is not None:
+        if not young or await self._bus.get(self._stream, young[0]) is not None:
             return []
         found = Loss(
             kind="missing",
@@ -122,6 +123,6 @@ class History:
             last=young[-1],
             count=min(len(young), run.count),
             found_at=timestamp(),
-            stream=self._index.stream,
+            stream=self._stream,
         )
         return [found]

@@ -1,4 +1,5 @@
-"""An SQLite index of a stream: opened or built anew, filled in order, and never further than what it says of itself.
+"""An SQLite index of a stream, or of the log and its streams: opened or built anew, filled in order, and never further
+than what it says of itself.
 
 The file holds nothing that the stream does not: whoever deletes it while the service is stopped loses only time.
 """
@@ -17,12 +18,14 @@ from typing import Any
 import aiosqlite
 
 from crucible_core.errors import CrucibleError, UnavailableError
+from crucible_core.position import Position, base_of, joined, stream_number
 from crucible_core.protocol.shared import Trouble
 
 from . import trial
 from .bus import Bus
 from .connections import Reader, Writer
 from .holding import park
+from .jetstream import StreamState
 from .message import Message
 from .metrics import Metrics
 from .reading import read
@@ -61,11 +64,13 @@ def unwritable(error: sqlite3.Error) -> UnavailableError:
 
 
 class Index:
-    """One writing connection to the file and one for reading, and the last sequence that it holds. Of a file that turns
-    out to be damaged, it makes another."""
+    """One writing connection to the file and one for reading, and how far it has come. Of a file that turns out to be
+    damaged, it makes another."""
 
-    def __init__(self, path: Path, open_file: Callable[[], sqlite3.Connection], stream: str, end: int) -> None:
-        """`end` is the stream's last sequence at the opening, whose message may be gone or be filtered out."""
+    def __init__(
+        self, path: Path, open_file: Callable[[], sqlite3.Connection], streams: tuple[str, ...], end: Position
+    ) -> None:
+        """`end` is the end of the streams at the opening, whose last messages may be gone or be filtered out."""
         self._path = path
         self._end = end
         self._bus: Bus | None = None
@@ -73,23 +78,31 @@ class Index:
         self._spoilt = asyncio.Event()
         self._readers: list[Reader] = []
         self._trial: Trial | None = None
+        self._on_trial: set[str] = set()
+        """Streams of which nothing has been written since a process ended."""
         self.writer = Writer(open_file, self.spoil)
-        self.stream = stream
+        self.streams = streams
         self.telemetry = Telemetry()
         """Makes a span of each batch of messages, once the index is up to date: not while it is built."""
-        self.sequence = 0
-        self.lag = 0
-        """Messages of the stream that it has still to read."""
-        self.caught_up = False
+        self.position = Position.start(len(streams))
+        self._behind = set(streams)
+        """Streams of which it does not hold what was there at the beginning."""
+        self._lags = dict.fromkeys(streams, 0)
+        """Messages of each stream that it has still to read."""
         self._complaint = ""
-        self._current_at = -math.inf
+        self._current_at = dict.fromkeys(streams, -math.inf)
         self._moved = asyncio.Condition()
+
+    @property
+    def caught_up(self) -> bool:
+        return not self._behind
 
     async def open(self) -> None:
         await self.writer.open()
         self.reader = await self.open_reader()
         meta: dict[str, str] = dict(await self.reader.execute_fetchall("SELECT name, value FROM meta"))
-        self.sequence, self._trial = int(meta.get("sequence", "0")), trial.left_by(meta)
+        self.position, self._trial = _position(meta, len(self.streams)) or self.position, trial.left_by(meta)
+        self._on_trial = set(self.streams) if self._trial else set()
         await self._note(trial.begin)
 
     async def open_reader(self, prepare: Callable[[aiosqlite.Connection], Awaitable[None]] | None = None) -> Reader:
@@ -111,8 +124,9 @@ class Index:
 
         Raises NotFoundError when the stream is no longer the one that was read: opened again, the index is made anew.
         """
+        self._bus, self._filters = bus, filters
         while True:
-            filling = asyncio.create_task(self._fill(bus, apply, filters))
+            filling = asyncio.create_task(self._fill_all(bus, apply))
             damaged = asyncio.create_task(self._spoilt.wait())
             try:
                 await asyncio.wait((filling, damaged), return_when=asyncio.FIRST_COMPLETED)
@@ -129,7 +143,7 @@ class Index:
         if not self._spoilt.is_set():
             log.error("%s is damaged, and is built anew: %s", self._path.name, error)
         self._spoilt.set()
-        self.caught_up = False
+        self._behind.update(self.streams)
 
     async def _renew(self) -> None:
         """Takes an empty file in the place of a damaged one."""
@@ -137,73 +151,104 @@ class Index:
             await reader.close()
         await self.writer.close()
         await asyncio.to_thread(_remove, self._path)
-        self.sequence, self.caught_up = 0, False
-        self._current_at = -math.inf
+        self.position = Position.start(len(self.streams))
+        self._behind.update(self.streams)
+        self._current_at = dict.fromkeys(self.streams, -math.inf)
         self._spoilt.clear()
         await self.writer.open()
         for reader in self._readers:
             await reader.open()
         await asyncio.sleep(_PAUSE_S)  # a disk that spoils one file after another is not written to without end
 
-    async def _fill(self, bus: Bus, apply: Apply, filters: Sequence[str]) -> None:
-        self._bus, self._filters = bus, filters
-        reading = read(bus, self.stream, after=self.sequence, filters=filters, batch=1000)
+    async def _fill_all(self, bus: Bus, apply: Apply) -> None:
+        fills = [asyncio.create_task(self._fill(bus, number, apply)) for number in range(len(self.streams))]
+        try:
+            await asyncio.gather(*fills)
+        finally:
+            for fill in fills:
+                fill.cancel()
+            await asyncio.wait(fills)
+
+    def _filters_of(self, bus: Bus, number: int) -> Sequence[str]:
+        several = len(self.streams) > 1
+        return bus.names.subjects_in(self.streams[number], self._filters) if several else self._filters
+
+    async def _fill(self, bus: Bus, number: int, apply: Apply) -> None:
+        stream, filters = self.streams[number], self._filters_of(bus, number)
+        reading = read(bus, stream, after=self.position.ends[number], filters=filters, batch=1000)
         async with contextlib.aclosing(reading) as batches:
             async for messages in batches:
                 if messages:
                     arrived = _now()
                     telemetry = self.telemetry if self.caught_up else Telemetry()
-                    with telemetry.batch("process", self.stream, messages, count=len(messages), group=self._path.stem):
-                        await self._take(messages, apply)
-                    self.lag = messages[-1].pending
+                    with telemetry.batch("process", stream, messages, count=len(messages), group=self._path.stem):
+                        await self._take(stream, messages, apply)
+                    self._lags[stream] = messages[-1].pending
                     if messages[-1].pending == 0:
-                        self._current_at = arrived
+                        self._current_at[stream] = arrived
                 async with self._moved:
                     if not messages:
-                        self.caught_up = True
-                        self.sequence = max(self.sequence, self._end)
+                        self._behind.discard(stream)
+                        self.position = self.position.after(self._end.ends[number])
                     self._moved.notify_all()
 
-    async def reach(self, sequence: int, timeout: float = 5.0) -> None:
-        """Returns once the index holds everything up to a sequence. Raises UnavailableError when it takes too long."""
-        if self.sequence >= sequence:
+    async def reach(self, wanted: Position | int, timeout: float = 5.0) -> None:
+        """Returns once the index holds everything up to a position, or to a sequence in its stream. Raises
+        UnavailableError when it takes too long."""
+        position = self.position.after(wanted) if isinstance(wanted, int) else wanted
+        if self.position.reaches(position):
             return
         try:
             async with asyncio.timeout(timeout):
-                while self.sequence < sequence and not await self._soon(sequence):
-                    awaited = await self._next_wanted(sequence)
-                    if awaited is None:
-                        return
-                    await self._moved_to(awaited)
+                for number, sequence in enumerate(position.ends):
+                    await self._reach(number, sequence)
         except TimeoutError as error:
-            message = f"the index is at sequence {self.sequence}, not yet at {sequence}"
+            message = f"the index is at sequence {self.position.text}, not yet at {position.text}"
             raise UnavailableError(message, retry_after=1) from error
 
+    async def _reach(self, number: int, sequence: int) -> None:
+        while not self.position.covers(sequence) and not await self._soon(sequence):
+            awaited = await self._next_wanted(number, sequence)
+            if awaited is None:
+                return
+            await self._moved_to(awaited)
+
+    async def end(self, bus: Bus) -> Position:
+        """The end of its streams."""
+        return joined([await bus.last_sequence(stream) for stream in self.streams])
+
     async def current(self, bus: Bus, within_s: float) -> None:
-        """Returns once the index holds everything that the stream held `within_s` seconds ago, for which it seldom has
+        """Returns once the index holds everything that the streams held `within_s` seconds ago, for which it seldom has
         to ask. Raises UnavailableError when it takes too long: it is being built, or cannot be written."""
-        if not self.caught_up or _now() - self._current_at > within_s:
+        if not self.caught_up or _now() - min(self._current_at.values()) > within_s:
             asked = _now()
-            await self.reach(await bus.last_sequence(self.stream))
-            self._current_at = asked
+            await self.reach(await self.end(bus))
+            self._current_at = dict.fromkeys(self.streams, asked)
+
+    @property
+    def lag(self) -> int:
+        return sum(self._lags.values())
 
     def measure(self, metrics: Metrics) -> None:
         """Shows by the same names in each service how far it has come."""
         metrics.gauge("index_lag", "Messages of its stream that the index has still to read").set_function(
             lambda: self.lag
         )
-        metrics.gauge("index_sequence", "The last sequence that the index holds").set_function(lambda: self.sequence)
+        metrics.gauge(
+            "index_sequence", "The last sequence that the index holds; of several streams, their sum"
+        ).set_function(lambda: self.position.count)
 
     @property
     def place(self) -> str:
         """How far it is while it is built, for those who wait for it."""
-        return f"index at {self.sequence:,} of {self._end:,}"
+        return f"index at {self.position.count:,} of {self._end.count:,}"
 
     def troubles(self) -> list[Trouble]:
         """What /readyz says of it."""
         if not self._complaint:
             return []
-        return [Trouble("index", f"the index of {self.stream} cannot be written, and falls behind: {self._complaint}")]
+        behind = f"the index of {self.streams[0]} cannot be written, and falls behind: {self._complaint}"
+        return [Trouble("index", behind)]
 
     async def _soon(self, sequence: int) -> bool:
         try:
@@ -215,19 +260,20 @@ class Index:
 
     async def _moved_to(self, sequence: int) -> None:
         async with self._moved:
-            await self._moved.wait_for(lambda: self.sequence >= sequence)
+            await self._moved.wait_for(lambda: self.position.covers(sequence))
 
-    async def _next_wanted(self, sequence: int) -> int | None:
+    async def _next_wanted(self, number: int, sequence: int) -> int | None:
         """What the index has to reach next on the way to a sequence: what the filters leave out never comes, nor does
         what was purged or has expired meanwhile."""
-        bus, held = self._bus, self.sequence
-        if bus is None or await bus.last_sequence(self.stream) < sequence:
+        bus, stream, held = self._bus, self.streams[number], self.position.end_of(number)
+        if bus is None or await bus.last_sequence(stream) < sequence:
             return sequence
-        found = [await bus.next(self.stream, held + 1, subject) for subject in self._filters or _EVERYTHING]
+        subjects = self._filters_of(bus, number) or _EVERYTHING
+        found = [await bus.next(stream, held + 1, subject) for subject in subjects]
         return min((message.sequence for message in found if message and message.sequence <= sequence), default=None)
 
-    async def _take(self, messages: list[Message], apply: Apply) -> None:
-        if self._trial is None:
+    async def _take(self, stream: str, messages: list[Message], apply: Apply) -> None:
+        if stream not in self._on_trial:
             try:
                 await self._write(messages, apply)
             except Exception as error:
@@ -237,12 +283,12 @@ class Index:
             else:
                 return
         for message in messages:
-            await self._take_one(message, apply)
-        self._trial = None  # what comes later, that process had not begun
+            await self._take_one(message, apply, stream in self._on_trial)
+        self._on_trial.discard(stream)  # what comes later, that process had not begun
 
-    async def _take_one(self, message: Message, apply: Apply) -> None:
+    async def _take_one(self, message: Message, apply: Apply, on_trial: bool) -> None:
         reason = ""
-        if self._trial is not None:
+        if on_trial and self._trial is not None:
             tried = self._trial.of(message.sequence)
             reason = tried.verdict
             await self._note(tried.note)
@@ -266,7 +312,7 @@ class Index:
         parked = False
         while not parked:
             try:
-                await park(self._bus, f"index-{self.stream}", message, reason)
+                await park(self._bus, f"index-{self.streams[0]}", message, reason)
                 parked = True
             except CrucibleError as error:
                 log.warning("message %d cannot be parked yet: %s", message.sequence, error)
@@ -275,11 +321,12 @@ class Index:
 
     async def _write(self, messages: list[Message], apply: Apply) -> None:
         last = messages[-1]
-        position = (str(last.sequence), str(last.time_ms))
+        number = stream_number(last.sequence)
+        place = (_named("sequence", number), str(last.sequence), _named("time_ms", number), str(last.time_ms))
 
         def write(connection: sqlite3.Connection) -> None:
             apply(connection, messages)
-            connection.execute("INSERT OR REPLACE INTO meta VALUES ('sequence', ?), ('time_ms', ?)", position)
+            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?), (?, ?)", place)
 
         while True:
             try:
@@ -293,7 +340,7 @@ class Index:
                 if self._complaint:
                     log.info("the index can be written again")
                 self._complaint = ""
-                self.sequence = last.sequence
+                self.position = self.position.after(last.sequence)
                 return
 
 
@@ -320,16 +367,19 @@ def insert(connection: sqlite3.Connection, head: str, rows: Sequence[Sequence[An
 
 
 @contextlib.asynccontextmanager
-async def open_index(path: Path, bus: Bus, stream: str, version: int | str, schema: str) -> AsyncIterator[Index]:
-    """The index in a file. It is made anew when it is missing, damaged, of another schema `version`, or not of this
-    stream (whose identity is the moment of its creation). `schema` is a script of CREATE statements."""
+async def open_index(
+    path: Path, bus: Bus, streams: tuple[str, ...], version: int | str, schema: str
+) -> AsyncIterator[Index]:
+    """The index in a file. It is made anew when it is missing, damaged, of another schema `version`, or not of these
+    streams (whose identity is the moment of their creation). `schema` is a script of CREATE statements."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    state = await bus.stream_state(stream)
-    identity = f"{version} {state.created}"
+    states = [await bus.stream_state(stream) for stream in streams]
+    identity = f"{version} {' '.join(state.created for state in states)}"
     meta = await asyncio.to_thread(_meta_of, path)
-    if meta is None or not await _same(bus, stream, meta, identity, state.last_sequence):
+    if meta is None or not await _same(bus, streams, meta, identity, states):
         await asyncio.to_thread(_clear, path)
-    index = Index(path, partial(_opened, path, schema, identity), stream, state.last_sequence)
+    end = joined(state.last_sequence for state in states)
+    index = Index(path, partial(_opened, path, schema, identity), streams, end)
     try:
         await index.open()
         yield index
@@ -349,18 +399,35 @@ def _opened(path: Path, schema: str, identity: str) -> sqlite3.Connection:
     sizes = f"PRAGMA wal_autocheckpoint={_LOG_PAGES}; PRAGMA cache_size=-{_CACHE_KIB}"
     connection.executescript(f"{pragmas}; {sizes}; {_META}; {schema}")
     with connection:
-        connection.execute("INSERT OR IGNORE INTO meta VALUES ('identity', ?), ('sequence', '0')", (identity,))
+        connection.execute("INSERT OR IGNORE INTO meta VALUES ('identity', ?)", (identity,))
     return connection
 
 
-async def _same(bus: Bus, stream: str, meta: Mapping[str, str], identity: str, last_sequence: int) -> bool:
-    """Whether an index was filled from this stream, as it is now."""
-    sequence = meta.get("sequence", "")
-    if meta.get("identity") != identity or not sequence.isdigit() or int(sequence) > last_sequence:
+def _named(what: str, number: int) -> str:
+    """The entry of a stream in the file's table of what it says of itself."""
+    return f"{what}.{number}" if number else what
+
+
+def _position(meta: Mapping[str, str], streams: int) -> Position | None:
+    """How far it says that it has come; None where that cannot be read."""
+    ends = [meta.get(_named("sequence", number), str(base_of(number))) for number in range(streams)]
+    return joined(map(int, ends)) if all(end.isdigit() for end in ends) else None
+
+
+async def _same(
+    bus: Bus, streams: Sequence[str], meta: Mapping[str, str], identity: str, states: Sequence[StreamState]
+) -> bool:
+    """Whether an index was filled from these streams, as they are now."""
+    position = _position(meta, len(streams))
+    if meta.get("identity") != identity or position is None:
         return False
-    # A server that crashed without syncing may have lost messages, and used their sequences again.
-    kept = await bus.get(stream, int(sequence)) if "time_ms" in meta else None
-    return kept is None or str(kept.time_ms) == meta["time_ms"]
+    for number, (stream, state) in enumerate(zip(streams, states, strict=True)):
+        sequence, time_ms = position.ends[number], meta.get(_named("time_ms", number))
+        # A server that crashed without syncing may have lost messages, and used their sequences again.
+        kept = await bus.get(stream, sequence) if time_ms is not None else None
+        if sequence > state.last_sequence or (kept is not None and str(kept.time_ms) != time_ms):
+            return False
+    return True
 
 
 def _clear(path: Path) -> None:

@@ -17,6 +17,8 @@ from crucible_core.errors import (
     TooLargeError,
     UnavailableError,
 )
+from crucible_core.position import in_stream
+from crucible_core.subjects import first_of
 
 from .budget import Flow
 from .frames import Outgoing
@@ -56,9 +58,14 @@ class _ApiError(msgspec.Struct):
 
 
 class _Ack(msgspec.Struct):
+    stream: str = ""
     seq: int = 0
     duplicate: bool = False
     error: _ApiError | None = None
+
+    @property
+    def sequence(self) -> int:
+        return first_of(self.stream) + self.seq
 
 
 class _StoredMessage(msgspec.Struct):
@@ -128,7 +135,10 @@ _reply_decoder = msgspec.json.Decoder(_Reply)
 
 
 class JetStream(abc.ABC):
-    """Every method raises UnavailableError when NATS or JetStream is away, StorageFullError where it has no room."""
+    """Every method raises UnavailableError when NATS or JetStream is away, StorageFullError where it has no room.
+
+    Sequences are those of the API: in the streams of the log, unique over all of them (see `crucible_core.position`).
+    """
 
     names: subjects.Names
     storage: Storage
@@ -156,7 +166,7 @@ class JetStream(abc.ABC):
         headers = message.header_lines() or None
         answer = await self.request(message.subject, message.data, timeout=timeout, headers=headers, effect=True)
         ack = self._acknowledged(answer)
-        return Stored(ack.seq, ack.duplicate)
+        return Stored(ack.sequence, ack.duplicate)
 
     async def store_all(self, messages: Sequence[Outgoing], *, timeout: float = 5.0) -> list[Stored]:
         """Stores many, pipelined, each acknowledged; raises the first failure after all were tried."""
@@ -188,7 +198,7 @@ class JetStream(abc.ABC):
             return []
         if len(messages) > MAX_BATCH:
             raise TooLargeError(f"{len(messages)} messages in an atomic batch, at most {MAX_BATCH}")
-        last = self._acknowledged(await self._send_batch(messages, timeout)).seq
+        last = self._acknowledged(await self._send_batch(messages, timeout)).sequence
         return list(range(last - len(messages) + 1, last + 1))
 
     async def probe(self) -> None:
@@ -207,7 +217,7 @@ class JetStream(abc.ABC):
 
     async def get(self, stream: str, sequence: int) -> Message | None:
         """The message at a sequence, from the stream's leader."""
-        return await self._stored_message(stream, {"seq": sequence})
+        return await self._stored_message(stream, {"seq": in_stream(sequence)})
 
     async def last(self, stream: str, subject: str) -> Message | None:
         """The last message of a subject, which may have wildcards, from the stream's leader."""
@@ -215,7 +225,7 @@ class JetStream(abc.ABC):
 
     async def next(self, stream: str, sequence: int, subject: str) -> Message | None:
         """The first message of a subject, which may have wildcards, at a sequence or after it."""
-        return await self._stored_message(stream, {"seq": sequence, "next_by_subj": subject})
+        return await self._stored_message(stream, {"seq": in_stream(sequence), "next_by_subj": subject})
 
     async def last_sequence(self, stream: str) -> int:
         return (await self.stream_state(stream)).last_sequence
@@ -228,8 +238,8 @@ class JetStream(abc.ABC):
         reply = await self._api("STREAM.INFO", stream)
         now_ms = _unix_ms(reply.ts) if reply.ts else 0
         max_age_ms = reply.config.get("max_age", 0) // 1_000_000
-        state = reply.state
-        return StreamState(reply.created, state.last_seq, now_ms, max_age_ms, state.messages, state.num_deleted)
+        state, last = reply.state, first_of(stream) + reply.state.last_seq
+        return StreamState(reply.created, last, now_ms, max_age_ms, state.messages, state.num_deleted)
 
     async def unreadable(self, stream: str) -> Unreadable:
         """The server tells it with all gaps of the stream: ask where there are not too many."""
@@ -253,7 +263,7 @@ class JetStream(abc.ABC):
 
     async def acknowledged(self, stream: str, consumer: str) -> int:
         """The sequence up to which a consumer has had everything acknowledged. NotFoundError if there is none such."""
-        return (await self._api("CONSUMER.INFO", stream, consumer)).ack_floor.stream_seq
+        return first_of(stream) + (await self._api("CONSUMER.INFO", stream, consumer)).ack_floor.stream_seq
 
     async def consumer_names(self, stream: str) -> list[str]:
         names: list[str] = []
@@ -265,7 +275,7 @@ class JetStream(abc.ABC):
 
     async def delivered(self, stream: str, consumer: str) -> int:
         """The sequence of the last message that a consumer has delivered. NotFoundError if there is none such."""
-        return (await self._api("CONSUMER.INFO", stream, consumer)).delivered.stream_seq
+        return first_of(stream) + (await self._api("CONSUMER.INFO", stream, consumer)).delivered.stream_seq
 
     async def _stored_message(self, stream: str, query: dict[str, Any]) -> Message | None:
         with await self.flow.inflow.take(_LOOKED_UP_BYTES):
@@ -277,8 +287,8 @@ class JetStream(abc.ABC):
             raise _refused(reply.error, stream)
         assert reply.message is not None
         found = reply.message
-        headers = _stored_headers(found.hdrs)
-        return Message(found.subject, found.data, headers, sequence=found.seq, time_ms=_unix_ms(found.time))
+        headers, sequence = _stored_headers(found.hdrs), first_of(stream) + found.seq
+        return Message(found.subject, found.data, headers, sequence=sequence, time_ms=_unix_ms(found.time))
 
     # ---- streams and consumers
 
@@ -315,12 +325,14 @@ class JetStream(abc.ABC):
 
     async def purge(self, stream: str, subject: str, through: int | None = None) -> None:
         """Removes every message of a subject, or those up to a sequence."""
-        upto = {} if through is None else {"seq": through + 1}
+        upto = {} if through is None else {"seq": in_stream(through) + 1}
         await self._api("STREAM.PURGE", stream, body={"filter": subject, **upto})
 
     async def remove(self, stream: str, sequence: int, *, erase: bool = False) -> None:
         """Removes one message; with `erase`, the server also writes over its bytes. Idempotent."""
-        reply = await self._api_reply("STREAM.MSG.DELETE", stream, body={"seq": sequence, "no_erase": not erase})
+        reply = await self._api_reply(
+            "STREAM.MSG.DELETE", stream, body={"seq": in_stream(sequence), "no_erase": not erase}
+        )
         if reply.error is None:
             return
         gone = reply.error.err_code in _NOT_DELETED and await self.get(stream, sequence) is None

@@ -11,7 +11,8 @@ Receiver = Callable[["Message"], None]
 
 
 class Message(msgspec.Struct, frozen=True):
-    """A message from the bus. `sequence`, `time_ms` and the rest are set where it came from a stream.
+    """A message from the bus. `sequence`, `time_ms` and the rest are set where it came from a stream: those of the log
+    have sequences that are unique in all of it.
 
     `pending` counts what the consumer has not delivered yet; `delivered` is 1 for the first delivery.
     """
@@ -48,14 +49,14 @@ def message_of(subject: str, data: bytes, headers: Mapping[str, str] | None, rep
     if not reply.startswith(subjects.ACK_PREFIX):
         return Message(subject, data, headers or {}, reply)
     fields = reply.split(".")
-    numbers = fields[4:9] if len(fields) == 9 else fields[6:11]  # a domain and an account may come before
-    delivered, sequence, consumer_sequence, time_ns, pending = map(int, numbers)
+    at = 2 if len(fields) == 9 else 4  # a domain and an account may come before
+    delivered, sequence, consumer_sequence, time_ns, pending = map(int, fields[at + 2 : at + 7])
     return Message(
         subject,
         data,
         headers or {},
         reply,
-        sequence,
+        subjects.first_of(fields[at]) + sequence,
         time_ns // 1_000_000,
         delivered,
         pending,

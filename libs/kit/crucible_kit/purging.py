@@ -64,7 +64,9 @@ class Purging:
         try:
             # What was read before it was purged may be on its way into the index: it must be there first.
             await self._index.reach(through)
-            if self._index.sequence < through:  # the last ones are gone: whether they were read, nothing tells
+            if not self._index.position.covers(
+                through
+            ):  # the last ones are gone: whether they were read, nothing tells
                 await asyncio.sleep(_PAUSE_S)
             await self._forget(world, through)
         except UnavailableError as error:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from crucible_core.errors import CrucibleError, NotFoundError, UnavailableError
+from crucible_core.position import in_stream
 
 from .bus import Bus
 from .message import Message
@@ -91,8 +92,8 @@ class _Place:
         if self._since_ms is not None:
             moment = datetime.fromtimestamp(self._since_ms / 1000, UTC)
             return {"deliver_policy": "by_start_time", "opt_start_time": moment}
-        if self._after:
-            return {"deliver_policy": "by_start_sequence", "opt_start_seq": self._after + 1}
+        if after := in_stream(self._after):
+            return {"deliver_policy": "by_start_sequence", "opt_start_seq": after + 1}
         return {"deliver_policy": "all"}
 
     def reached(self, message: Message) -> None:

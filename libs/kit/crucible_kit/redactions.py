@@ -12,8 +12,8 @@ from crucible_core.subjects import EVENT_SEQUENCE, MSG_ID, REDACTS
 
 from .bus import Bus
 from .clock import now_ms
+from .eventlog import event_at, read_log
 from .message import Message
-from .reading import read
 
 log = logging.getLogger(__name__)
 
@@ -56,14 +56,14 @@ class Redacted:
     async def left_of(self, sequence: int) -> Message | None:
         """What is left of a redacted event, as the message that it would be in its old place; None of any other."""
         known = self._known.get(sequence)
-        tombstone = await self._bus.get(self._bus.names.events, known[1]) if known else None
+        tombstone = await event_at(self._bus, known[1]) if known else None
         return None if tombstone is None else original_of(tombstone)
 
     async def follow(self) -> None:
         """Runs until cancelled."""
         names = self._bus.names
         since_ms = max(0, now_ms() - self._within_ms)
-        reading = read(self._bus, names.events, filters=names.tombstones, since_ms=since_ms)
+        reading = read_log(self._bus, after=names.start, filters=names.tombstones, since_ms=since_ms)
         async with contextlib.aclosing(reading) as batches:
             async for messages in batches:
                 for message in messages:

@@ -24,7 +24,8 @@ async def open_service(service: str, settings: KitSettings, metrics: Metrics) ->
     async with contextlib.AsyncExitStack() as stack:
         telemetry = open_telemetry(service, metrics)
         stack.push_async_callback(asyncio.to_thread, telemetry.close)
-        bus = await stack.enter_async_context(open_bus(settings.nats_url, Names(settings.bus_prefix), service))
+        names = Names(settings.bus_prefix, settings.streams)
+        bus = await stack.enter_async_context(open_bus(settings.nats_url, names, service))
         bus.storage = Storage(settings.nats_store, settings.storage_reserve_mib)
         bus.note_parked = metrics.counter("messages_parked", "Messages that this process put aside").inc
         await declare_streams(bus, settings, service)

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, inspect
 
 from crucible_core.errors import FieldError, InvalidError
+from crucible_core.position import MAX_STREAMS
 
 PREFIX = "CRUCIBLE_"
 _TYPES = {
@@ -43,6 +44,15 @@ class KitSettings(msgspec.Struct, frozen=True, kw_only=True):
     data_dir: Annotated[str, Meta(description="The directory for SQLite indexes, which may be deleted")] = "data"
     stream_replicas: Annotated[
         int, Meta(description="Copies of each stream and bucket: 1 alone, 3 in a cluster", ge=1, le=5)
+    ] = 1
+    streams: Annotated[
+        int,
+        Meta(
+            description="Streams that hold the events, each world in one of them. It is set before the first event, the"
+            " same for every service, and not changed afterwards",
+            ge=1,
+            le=MAX_STREAMS,
+        ),
     ] = 1
     retention_days: Annotated[
         float, Meta(description="How long events of the default retention are kept", gt=0, extra={"unit": "days"})

@@ -1,6 +1,8 @@
 """The streams of an installation and how each keeps its messages. Every service declares them when it starts."""
 
-from crucible_core.subjects import DLV, kv_stream, kv_subject
+from crucible_core.errors import FieldError, InvalidError
+from crucible_core.position import MAX_STREAMS
+from crucible_core.subjects import DLV, Names, kv_stream, kv_subject
 
 from .bus import Bus
 from .settings import KitSettings
@@ -24,26 +26,30 @@ BUCKETS = {
 
 
 async def declare_streams(bus: Bus, settings: KitSettings, service: str = "events") -> None:
-    """Creates EVENTS, HOOK_RUNS, DELIVERIES and ATTEMPTS where they are missing. Idempotent.
+    """Creates the streams of the log, HOOK_RUNS, DELIVERIES and ATTEMPTS where they are missing. Idempotent.
 
-    An existing one is changed by its `service` alone: another that has other settings must not shorten the log.
+    An existing one is changed by its `service` alone: another that has other settings must not shorten the log. Raises
+    InvalidError where the log is in another number of streams than the settings say.
     """
     names = bus.names
     replicas = settings.stream_replicas
     retention_s = settings.retention_days * DAY_S
     window_s = min(DUPLICATE_WINDOW_S, retention_s)
-    await bus.ensure_stream(
-        names.events,
-        update=service == "events",
-        description="Crucible: every committed event, the source of all else",
-        subjects=[names.all_events],
-        num_replicas=replicas,
-        max_age=retention_s,
-        duplicate_window=min(settings.duplicate_window_s, retention_s),
-        allow_direct=True,
-        allow_atomic=True,
-        allow_msg_ttl=True,
-    )
+    await _check_streams(bus)
+    some = "every committed event" if names.streams == 1 else "the committed events of some worlds"
+    for stream in reversed(names.log_streams):  # where the first one is, all of them are
+        await bus.ensure_stream(
+            stream,
+            update=service == "events",
+            description=f"Crucible: {some}, the source of all else",
+            subjects=names.subjects_in(stream, [names.all_events]),
+            num_replicas=replicas,
+            max_age=retention_s,
+            duplicate_window=min(settings.duplicate_window_s, retention_s),
+            allow_direct=True,
+            allow_atomic=True,
+            allow_msg_ttl=True,
+        )
     deliveries = [names.all_work(DLV), names.all_schedules(DLV), names.all_held(DLV)]
     for owner, stream, taken, what in (
         ("hooks", names.hook_runs, [names.all_runs, names.run_schedules], "runs of Post hooks"),
@@ -74,6 +80,24 @@ async def declare_streams(bus: Bus, settings: KitSettings, service: str = "event
         allow_direct=True,
         allow_atomic=True,
     )
+
+
+async def _check_streams(bus: Bus) -> None:
+    """Which stream holds a world depends on how many there are: with another number, its events would be looked for
+    where they are not."""
+    names = bus.names
+    there = set(await bus.stream_names())
+    found = len(there.intersection(Names(names.prefix, MAX_STREAMS).log_streams))
+    if names.events not in there or found == names.streams:
+        return
+    if found < names.streams and not (await bus.stream_state(names.events)).last_sequence:
+        return  # nothing is stored yet
+    message = (
+        f"is {names.streams}, and the events of this NATS are in {found} stream{'' if found == 1 else 's'}: set it to"
+        f" {found}. To spread them over {names.streams}, `crucible events export` them, and import them where NATS has"
+        " an empty data directory"
+    )
+    raise InvalidError(f"CRUCIBLE_STREAMS {message}", errors=[FieldError("CRUCIBLE_STREAMS", message)])
 
 
 async def declare_bucket(bus: Bus, name: str, replicas: int = 1) -> str:

@@ -9,6 +9,7 @@ import msgspec
 
 from crucible_core.envelope import MAX_EVENT_BYTES, decode
 from crucible_core.errors import FieldError, InvalidError, NotFoundError, UnavailableError
+from crucible_core.position import stream_number
 from crucible_core.protocol.events import (
     Appended,
     AppendReply,
@@ -33,6 +34,7 @@ from crucible_core.protocol.retention import PutRetention, ReachedRequest, Reten
 from crucible_core.protocol.shared import GetRequest
 from crucible_kit.budget import Budget
 from crucible_kit.bus import Bus
+from crucible_kit.eventlog import log_end
 from crucible_kit.future import is_near, past_end
 from crucible_kit.index import Index
 from crucible_kit.purging import Purging
@@ -200,25 +202,27 @@ def queries(bus: Bus, index: Index, lookup: Indexed, types: Types, places: Place
 async def _caught_up(bus: Bus, index: Index, sequence: int | None) -> None:
     """An index that is still being built would answer with less than there is."""
     if not index.caught_up:
-        await index.reach(await bus.last_sequence(index.stream))
-    if sequence is not None and index.sequence < sequence:
+        await index.reach(await log_end(bus))
+    if sequence is not None and not index.position.covers(sequence):
         await _come_to(bus, index, sequence)
 
 
 async def _come_to(bus: Bus, index: Index, sequence: int) -> None:
     """Raises InvalidError for a sequence that the log has not, UnavailableError for one that the index has not yet."""
+    if stream_number(sequence) >= bus.names.streams:
+        raise past_end(await log_end(bus))
     try:
         return await index.reach(sequence, _SOON_S)
     except UnavailableError:
-        last = await bus.last_sequence(index.stream)
-        if not is_near(sequence, last):
-            raise past_end(last) from None
+        end = await log_end(bus)
+        if not is_near(sequence, end):
+            raise past_end(end) from None
     try:
         await index.reach(sequence)
     except UnavailableError:
-        last = await bus.last_sequence(index.stream)
-        if last < sequence:
-            raise past_end(last) from None
+        end = await log_end(bus)
+        if not end.covers(sequence):
+            raise past_end(end) from None
         raise
 
 

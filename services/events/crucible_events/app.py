@@ -31,7 +31,7 @@ from crucible_kit.types import Types, open_types
 
 from . import api, store, worlds
 from .appending import Appender
-from .audit import Audit, lost_end
+from .audit import Audit, lost_ends
 from .committer import Committer
 from .erasing import Eraser
 from .expiry import Expiry
@@ -115,9 +115,8 @@ def create_app(settings: Settings | None = None) -> Starlette:
 @contextlib.asynccontextmanager
 async def _open_index(settings: Settings, bus: Bus, losses: Losses) -> AsyncIterator[Index]:
     path = Path(settings.data_dir) / "events.sqlite"
-    if (lost := await lost_end(path, bus)) is not None:
-        await losses.note([lost])
-    async with open_index(path, bus, bus.names.events, store.VERSION, store.SCHEMA) as index:
+    await losses.note(await lost_ends(path, bus))
+    async with open_index(path, bus, bus.names.log_streams, store.VERSION, store.SCHEMA) as index:
         yield index
 
 

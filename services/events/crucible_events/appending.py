@@ -24,6 +24,7 @@ from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, 
 from crucible_core.subjects import FINGERPRINT
 from crucible_kit.bus import MAX_BATCH, Bus, DuplicateError, Stored
 from crucible_kit.clock import fresh_id, fresh_ids, timestamp
+from crucible_kit.eventlog import event_at
 from crucible_kit.metrics import Metrics
 from crucible_kit.places import Places as Seats
 from crucible_kit.rpc import Context
@@ -79,7 +80,6 @@ class Appender:
         metrics: Metrics,
     ) -> None:
         self._bus = bus
-        self._stream = bus.names.events
         self._lookup = lookup
         self._guards = guards
         self._types = types
@@ -325,7 +325,7 @@ class Appender:
         """Without its sequence where whoever asks may not see it."""
         if candidate.scope.everything:
             return first
-        message = await self._bus.get(self._stream, first.sequence)
+        message = await event_at(self._bus, first.sequence)
         seen = message is not None and candidate.scope.sees(decode(message.data))
         return first if seen else first._replace(sequence=0)
 
@@ -374,7 +374,7 @@ class Appender:
 
     async def _first(self, candidate: Candidate, sequence: int) -> Known:
         """What an append's first time was answered, by the stream itself."""
-        message = await self._bus.get(self._stream, sequence)
+        message = await event_at(self._bus, sequence)
         event = candidate.stamped.event if message is None else decode(message.data)
         same_key = message is not None and candidate.stamped.key == stored_key(message.headers)
         fingerprint = message.headers.get(FINGERPRINT) if message is not None and same_key else None
@@ -384,7 +384,9 @@ class Appender:
     # ---- outcomes
 
     async def _conflict(self, candidate: Candidate, whole: bool = False) -> ConflictError:
-        last = await self._bus.last(self._stream, candidate.versions(self._bus.names))
+        names = self._bus.names
+        stream = names.stream_of(candidate.stamped.event.metadata.world_id)
+        last = await self._bus.last(stream, candidate.versions(names))
         return candidate.conflict(last.sequence if last else 0, whole)
 
     async def _conflict_among(self, candidates: list[Candidate]) -> ConflictError:

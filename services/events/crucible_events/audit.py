@@ -12,10 +12,13 @@ from typing import Any, NamedTuple
 import msgspec
 
 from crucible_core.errors import CrucibleError, InvalidError
+from crucible_core.position import base_of, last_in
 from crucible_core.protocol.losses import Loss, LossesRequest, LossList
+from crucible_core.subjects import first_of
 from crucible_kit.bus import Bus, Message
 from crucible_kit.clock import timestamp
 from crucible_kit.connections import Reader
+from crucible_kit.eventlog import event_at, log_end
 from crucible_kit.index import Index
 from crucible_kit.jetstream import StreamState
 from crucible_kit.losses import Losses
@@ -46,10 +49,8 @@ SELECT sequence, world_id, sequence IN (SELECT sequence FROM erasures)
   OR (NOT forever AND ? > 0 AND stored_ms < ?) OR (expires_ms IS NOT NULL AND expires_ms < ?)
 FROM events WHERE sequence > ? AND sequence <= ? ORDER BY sequence LIMIT 5000
 """
-_COUNTS = (
-    "SELECT (SELECT count(*) FROM events) - (SELECT count(*) FROM events WHERE sequence > ?)"
-    " - (SELECT count(*) FROM erasures WHERE sequence <= ?)"
-)
+_LATER = "(SELECT count(*) FROM events WHERE sequence > ? AND sequence <= ?)"
+_ERASED = "(SELECT count(*) FROM erasures WHERE sequence >= ? AND sequence <= ?)"
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -134,13 +135,15 @@ class Audit:
 
     async def once(self) -> list[Loss]:
         """Compares all, and keeps what is lost. Returns what was not known."""
-        state = await self._bus.stream_state(self._index.stream)
-        await self._index.reach(state.last_sequence)
-        runs, unindexed = await self._compared(state)
-        if unindexed and await self._is_missed(unindexed, state):
-            self._index.spoil(f"it has no event at sequence {unindexed[0]}, and the log has")
-            return []
-        found = await self._verified(runs, state) if runs.all else []
+        found: list[Loss] = []
+        for stream in self._index.streams:
+            state = await self._bus.stream_state(stream)
+            await self._index.reach(state.last_sequence)
+            runs, unindexed = await self._compared(stream, state)
+            if unindexed and await self._is_missed(unindexed, state):
+                self._index.spoil(f"it has no event at sequence {unindexed[0]}, and the log has")
+                return []
+            found += await self._verified(runs, state) if runs.all else []
         if found:
             await self._losses.note(found)
         self._difference = await self._settled_difference()
@@ -170,22 +173,27 @@ class Audit:
         return before
 
     async def _count_difference(self) -> int:
-        """How many events the index has more than the stream. Not 0 where the stream has what is no event."""
-        state = await self._bus.stream_state(self._index.stream)
-        await self._index.reach(state.last_sequence)
-        [(count,)] = await self._select(_COUNTS, (state.last_sequence, state.last_sequence))
-        return int(count) - state.messages
+        """How many events the index has more than the log. Not 0 where the log has what is no event."""
+        streams = self._index.streams
+        states = [await self._bus.stream_state(stream) for stream in streams]
+        parts, values = ["SELECT (SELECT count(*) FROM events)"], []
+        for stream, state in zip(streams, states, strict=True):
+            last = state.last_sequence
+            await self._index.reach(last)
+            parts += [_LATER, _ERASED]
+            values += [last, last_in(last), first_of(stream), last]
+        [(count,)] = await self._select(" - ".join(parts), values)
+        return int(count) - sum(state.messages for state in states)
 
     # ---- one by one
 
-    async def _compared(self, state: StreamState) -> tuple[Runs, list[int]]:
+    async def _compared(self, stream: str, state: StreamState) -> tuple[Runs, list[int]]:
         """What only the index has, and the first sequences that only the stream has."""
         runs = Runs()
         unindexed: list[int] = []
-        before = done = 0
-        last = state.last_sequence
+        before, done, last = first_of(stream), 0, state.last_sequence
         clock = asyncio.get_running_loop().time
-        reading = read(self._bus, self._index.stream, batch=_BATCH, headers_only=True)
+        reading = read(self._bus, stream, batch=_BATCH, headers_only=True)
         async with contextlib.aclosing(reading) as batches:
             began = clock()
             async for messages in batches:
@@ -222,7 +230,7 @@ class Audit:
         """What is lost of it, and not known as such. What was redacted or purged meanwhile is not."""
         await self._places.view.refresh()
         await self._losses.view.refresh()
-        await self._index.reach(await self._bus.last_sequence(self._index.stream))
+        await self._index.reach(await log_end(self._bus))
         again = runs.all if runs.full else []
         for run in runs.all if not runs.full else ():
             await self._compare(run.first - 1, run.last, set(), state, part := Runs())
@@ -245,7 +253,7 @@ class Audit:
             "SELECT sequence FROM events WHERE sequence BETWEEN ? AND ? ORDER BY sequence LIMIT ?",
             (run.first, run.last, _VERIFIED),
         )
-        there = await asyncio.gather(*(self._bus.get(self._index.stream, row[0]) for row in rows))
+        there = await asyncio.gather(*(event_at(self._bus, row[0]) for row in rows))
         return not any(there)
 
     async def _forget(self, run: Run) -> None:
@@ -257,7 +265,7 @@ class Audit:
         """Whether the index should have one of these."""
         await self._places.view.refresh()
         for sequence in sequences:
-            message = await self._bus.get(self._index.stream, sequence)
+            message = await event_at(self._bus, sequence)
             if message is not None and self._belongs(message, state):
                 rows = await self._select("SELECT 1 FROM events WHERE sequence = ?", (sequence,))
                 if not rows and self._index.caught_up:
@@ -296,13 +304,18 @@ class _Held(NamedTuple):
     last_ms: int
 
 
-async def lost_end(path: Path, bus: Bus) -> Loss | None:
-    """What the index holds, and the stream does not since it lost its end, or is another one: the index is made anew
-    then, and would forget it. Call it before the index is opened."""
-    held: _Held | None = await asyncio.to_thread(_held, path)
+async def lost_ends(path: Path, bus: Bus) -> list[Loss]:
+    """What the index holds, and a stream of the log does not since it lost its end, or is another one: the index is
+    made anew then, and would forget it. Call it before the index is opened."""
+    found = [await _lost_end(path, bus, number) for number in range(bus.names.streams)]
+    return [loss for loss in found if loss is not None]
+
+
+async def _lost_end(path: Path, bus: Bus, number: int) -> Loss | None:
+    held: _Held | None = await asyncio.to_thread(_held, path, number)
     if held is None:
         return None
-    state = await bus.stream_state(bus.names.events)
+    state = await bus.stream_state(bus.names.log_streams[number])
     if held.created != state.created and not await _has(bus, held.first, held.first_ms):
         count = await asyncio.to_thread(_count_from, path, held.first)
         return _loss("log", held.created, held.first, held.last, count)
@@ -321,7 +334,7 @@ async def lost_end(path: Path, bus: Bus) -> Loss | None:
 
 
 async def _has(bus: Bus, sequence: int, stored_ms: int) -> bool:
-    message = await bus.get(bus.names.events, sequence)
+    message = await event_at(bus, sequence)
     return message is not None and message.time_ms == stored_ms
 
 
@@ -329,19 +342,21 @@ async def _agrees(bus: Bus, state: StreamState, sequence: int, stored_ms: int) -
     """Whether the stream has the same message at a sequence, as far as it has one."""
     if sequence > state.last_sequence:
         return False
-    message = await bus.get(bus.names.events, sequence)
+    message = await event_at(bus, sequence)
     return message is None or message.time_ms == stored_ms
 
 
-def _held(path: Path) -> Any:
+def _held(path: Path, number: int) -> Any:
     def look(connection: sqlite3.Connection) -> _Held | None:
         meta = dict(connection.execute("SELECT name, value FROM meta"))
-        rows = connection.execute("SELECT min(sequence), max(sequence) FROM events").fetchone()
+        within = (base_of(number), base_of(number + 1))
+        ends = [f"(SELECT {end}(sequence) FROM events WHERE sequence >= ? AND sequence < ?)" for end in ("min", "max")]
+        rows = connection.execute(f"SELECT {', '.join(ends)}", (*within, *within)).fetchone()
         if rows[0] is None:
             return None
         query = "SELECT stored_ms FROM events WHERE sequence = ?"
         [(first_ms,), (last_ms,)] = [connection.execute(query, (row,)).fetchone() for row in rows]
-        return _Held(meta["identity"].partition(" ")[2], rows[0], first_ms, rows[1], last_ms)
+        return _Held(meta["identity"].split(" ")[1 + number], rows[0], first_ms, rows[1], last_ms)
 
     return _looked(path, look)
 
@@ -352,8 +367,8 @@ def _row_until(path: Path, sequence: int) -> tuple[int, int]:
 
 
 def _count_from(path: Path, sequence: int) -> int:
-    query = "SELECT count(*) FROM events WHERE sequence >= ?"
-    return int((_looked(path, lambda connection: connection.execute(query, (sequence,)).fetchone()) or (0,))[0])
+    query, within = "SELECT count(*) FROM events WHERE sequence >= ? AND sequence <= ?", (sequence, last_in(sequence))
+    return int((_looked(path, lambda connection: connection.execute(query, within).fetchone()) or (0,))[0])
 
 
 def _looked(path: Path, look: Callable[[sqlite3.Connection], Any]) -> Any:
@@ -363,5 +378,5 @@ def _looked(path: Path, look: Callable[[sqlite3.Connection], Any]) -> Any:
     try:
         with contextlib.closing(sqlite3.connect(path)) as connection:
             return look(connection)
-    except (sqlite3.Error, KeyError):
+    except (sqlite3.Error, LookupError):
         return None

@@ -96,7 +96,7 @@ class Candidate(msgspec.Struct, frozen=True):
         if event.type not in VERSIONED:
             expected = pins.pop(self.versions(names), None) if pins else None
         if expected is not None:
-            headers[EXPECTED_SEQUENCE] = str(expected)
+            headers[EXPECTED_SEQUENCE] = str(names.expected(about.world_id, expected))
             headers[EXPECTED_SUBJECT] = self.versions(names)
         subject = names.event(about.world_id, about.room_id, event.type, event.data.event, about.entity)
         if self.keeping.keep_s is not None:

@@ -58,7 +58,7 @@ async def count(
     """Counts in the log's order, for at least one window."""
     timed = query.start is not None or query.end is not None
     scan = plan(query, await store.stretches(index, query.start, query.end) if timed else [(0, MAX_SEQUENCE)])
-    held = index.sequence
+    held = index.position.end_of(0)
     tally = Tally(budget_s, window)
     counting = _matched(index, query, scan, by, tally) if query.predicate else _grouped(index, scan, by, tally)
     complete = await counting

@@ -12,6 +12,7 @@ from crucible_core.envelope import decode
 from crucible_core.errors import CrucibleError
 from crucible_core.protocol.events import IndexedRequest
 from crucible_kit.bus import Bus, Message
+from crucible_kit.eventlog import event_at
 from crucible_kit.index import Index, unwritable
 from crucible_kit.rpc import Context, Endpoint
 
@@ -71,14 +72,13 @@ class Eraser:
 
 async def erase(bus: Bus, sequence: int, event_id: str) -> None:
     """Erases an event from the stream, unless another one has its sequence. Idempotent."""
-    stream = bus.names.events
-    message = await bus.get(stream, sequence)
+    message = await event_at(bus, sequence)
     if message is None:
         return
     if not holds(message, event_id):
         log.error("%s is redacted, and sequence %d holds another event: nothing is erased", event_id, sequence)
         return
-    await bus.remove(stream, sequence, erase=True)
+    await bus.remove(bus.names.stream_at(sequence), sequence, erase=True)
 
 
 def holds(message: Message, event_id: str) -> bool:

@@ -5,7 +5,9 @@ import asyncio
 import logging
 
 from crucible_core.errors import CrucibleError
+from crucible_core.subjects import first_of
 from crucible_kit.bus import Bus
+from crucible_kit.eventlog import event_at
 from crucible_kit.index import Index
 
 from . import store
@@ -23,8 +25,8 @@ class Expiry:
     def __init__(self, bus: Bus, index: Index) -> None:
         self._bus = bus
         self._index = index
-        self._looked_to = 0
-        """Below it, nothing is left that the stream's limit reaches."""
+        self._looked_to = {stream: first_of(stream) for stream in index.streams}
+        """Below it, nothing is left of a stream that its limit reaches."""
 
     async def run(self) -> None:
         """Runs until cancelled."""
@@ -37,24 +39,28 @@ class Expiry:
 
     async def once(self) -> int:
         """Returns how many events were forgotten."""
-        state = await self._bus.stream_state(self._index.stream)
-        gone = 0
-        if state.max_age_ms:
-            before_ms = state.now_ms - state.max_age_ms
-            end = await store.first_since(self._index, before_ms, self._looked_to - 1)
-            gone += await store.forget_range(self._index, self._looked_to, end)
-            self._looked_to = end
-            gone += await store.forget_redacted(self._index, before_ms)
-        while due := await store.overdue(self._index, state.now_ms, _AT_ONCE):
-            await asyncio.gather(*(self._remove(sequence, state.now_ms) for sequence in due))
+        gone, now_ms = 0, 0
+        for stream in self._index.streams:
+            state = await self._bus.stream_state(stream)
+            now_ms = state.now_ms
+            if state.max_age_ms:
+                gone += await self._forget(stream, now_ms - state.max_age_ms)
+        while due := await store.overdue(self._index, now_ms, _AT_ONCE):
+            await asyncio.gather(*(self._remove(sequence, now_ms) for sequence in due))
             gone += await store.forget_sequences(self._index, due)
-        return gone + await store.forget_expired(self._index, state.now_ms)
+        return gone + await store.forget_expired(self._index, now_ms)
+
+    async def _forget(self, stream: str, before_ms: int) -> int:
+        first = self._looked_to[stream]
+        end = self._looked_to[stream] = await store.first_since(self._index, before_ms, first - 1)
+        gone = await store.forget_range(self._index, first, end)
+        return gone + await store.forget_redacted(self._index, before_ms)
 
     async def _remove(self, sequence: int, now_ms: int) -> None:
-        message = await self._bus.get(self._index.stream, sequence)
+        message = await event_at(self._bus, sequence)
         if message is None:
             return
         # The stream's own word counts: a server that lost its end has used sequences again.
         forever, expires_ms = expiry_of(message.headers, message.time_ms)
         if forever and expires_ms is not None and expires_ms <= now_ms:
-            await self._bus.remove(self._index.stream, sequence)
+            await self._bus.remove(self._bus.names.stream_at(sequence), sequence)

@@ -6,7 +6,6 @@ ids.
 """
 
 import asyncio
-import bisect
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
@@ -14,12 +13,13 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from crucible_core.errors import CrucibleError, LimitedError, UnavailableError
+from crucible_core.position import Position
 from crucible_core.protocol.replays import ReplayTaken
 from crucible_kit.bus import Bus, Message
 from crucible_kit.clock import now_ms, timestamp
+from crucible_kit.eventlog import passed, read_log
 from crucible_kit.metrics import Counter
 from crucible_kit.principals import Principals
-from crucible_kit.reading import read
 from crucible_kit.tasks import Turn
 from crucible_kit.types import Types
 
@@ -106,27 +106,29 @@ class Job:
     # ---- the way through the log
 
     async def _hand_on_all(self) -> None:
-        record = self._record
-        if record.position >= record.to:
+        record, names = self._record, self._bus.names
+        looked_to, to = names.position(record.position), names.position(record.to)
+        if looked_to.reaches(to):
             return
-        names = self._bus.names
         await self._principals.view.refresh()
         scope = self._principals.of(record.principal).scope
         selection = await self._types.settle(
             lambda known: select(record.filters, record.world_id, record.room_id, names, known, scope)
         )
-        reading = read(self._bus, names.events, after=record.position, filters=selection.subjects, batch=_READ)
+        reading = read_log(self._bus, after=looked_to, filters=selection.subjects, batch=_READ)
         async with contextlib.aclosing(reading) as batches:
             async for messages in batches:
-                within = messages[: bisect.bisect_right(messages, record.to, key=_sequence)]
+                within = [message for message in messages if to.covers(message.sequence)]
                 if within:
                     await self._hand_on(within, await _picked(selection, within))
-                if len(within) < len(messages) or not messages or messages[-1].sequence == record.to:
+                looked_to = passed(looked_to, messages)
+                if not messages or looked_to.reaches(to):
                     return
 
     async def _hand_on(self, messages: Sequence[Message], picked: Sequence[Message]) -> None:
         """Returns once the target has taken, or refused, what is picked of some neighbouring messages."""
-        seen = self._record.seen
+        seen, at = self._record.seen, {message.sequence: place for place, message in enumerate(messages)}
+        before = self._bus.names.position(self._record.position)
         for part in self._parts(picked):
             waiting = part
             while waiting:
@@ -134,13 +136,13 @@ class Job:
                 taken = await self._taken(waiting)
                 waiting = waiting[taken.taken :]
                 # Everything before the next one that waits is dealt with.
-                upto = (waiting[0].sequence if waiting else part[-1].sequence + 1) - 1
-                self._advance(upto, seen + bisect.bisect_right(messages, upto, key=_sequence), taken)
+                done = at[waiting[0].sequence] if waiting else at[part[-1].sequence] + 1
+                self._advance(passed(before, messages[:done]), seen + done, taken)
                 await self._checkpoint()
                 if waiting:
                     await self._rest(taken.taken > 0)
         self._check()
-        self._advance(messages[-1].sequence, seen + len(messages))
+        self._advance(passed(before, messages), seen + len(messages))
         await self._checkpoint()
 
     async def _taken(self, messages: Sequence[Message]) -> ReplayTaken:
@@ -202,7 +204,7 @@ class Job:
 
     # ---- the record
 
-    def _advance(self, position: int, seen: int, taken: ReplayTaken | None = None) -> None:
+    def _advance(self, position: Position, seen: int, taken: ReplayTaken | None = None) -> None:
         record = self._record
         if taken is not None:
             record = msgspec.structs.replace(
@@ -211,7 +213,8 @@ class Job:
                 sent=record.sent + taken.sent,
                 skipped=record.skipped + taken.skipped,
             )
-        self._record = msgspec.structs.replace(record, position=max(position, record.position), seen=seen)
+        position = position.most(self._bus.names.position(record.position))
+        self._record = msgspec.structs.replace(record, position=position.encoded, seen=seen)
 
     async def _checkpoint(self) -> None:
         if _loop_time() - self._saved_at > _CHECKPOINT_S:
@@ -227,7 +230,7 @@ class Job:
     async def _end(self, state: str, error: str | None = None) -> None:
         with contextlib.suppress(Stopped):
             if state == DONE:
-                self._advance(self._record.to, self._record.seen)
+                self._advance(self._bus.names.position(self._record.to), self._record.seen)
             await self._save_surely(state, error)
 
     async def _save_surely(self, state: str, error: str | None) -> None:
@@ -285,10 +288,6 @@ def _picks(selection: Selection, message: Message) -> bool:
     except msgspec.DecodeError as error:
         log.error("event %d cannot be read: %s", message.sequence, error)
         return False
-
-
-def _sequence(message: Message) -> int:
-    return message.sequence
 
 
 def _loop_time() -> float:

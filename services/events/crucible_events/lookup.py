@@ -21,6 +21,7 @@ from crucible_core.protocol.events import (
 )
 from crucible_kit import deadline
 from crucible_kit.bus import Bus
+from crucible_kit.eventlog import log_end
 from crucible_kit.index import Index
 from crucible_kit.rpc import Context, Endpoint, call
 
@@ -114,7 +115,7 @@ class Indexed:
         }
 
     async def _settle(self) -> None:
-        await self._index.reach(await self._bus.last_sequence(self._index.stream))
+        await self._index.reach(await log_end(self._bus))
 
 
 def missing(event_id: str) -> NotFoundError:

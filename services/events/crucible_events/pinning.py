@@ -39,11 +39,10 @@ async def _pins(bus: Bus, lookup: Lookup, candidates: Sequence[Candidate], whole
     for candidate in candidates:
         if not candidate.shares:
             continue
-        subject = candidate.versions(bus.names)
+        about, subject = candidate.stamped.event.metadata, candidate.versions(bus.names)
         if subject not in pins:
-            last = await bus.last(bus.names.events, subject)
+            last = await bus.last(bus.names.stream_of(about.world_id), subject)
             pins[subject] = last.sequence if last else 0
-        about = candidate.stamped.event.metadata
         entity = about.world_id, candidate.stamped.event.type, about.entity or ""
         current = await lookup.last_of(*entity, through=pins[subject])
         if current != candidate.stamped.expected_sequence:

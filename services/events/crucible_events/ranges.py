@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from crucible_core.errors import CrucibleError, FieldError, InvalidError
+from crucible_core.position import Position, in_stream
 from crucible_core.times import parse_time
 from crucible_kit.bus import Bus
-from crucible_kit.reading import read
+from crucible_kit.eventlog import log_end, position_at, position_of
 
 _MAX_SEQUENCE = 2**63 - 1
 _WORDS = ("start", "now")
@@ -21,10 +22,10 @@ class Moment(NamedTuple):
 
 
 class Range(NamedTuple):
-    """After the first sequence, up to and with the second."""
+    """After the first place in the log, up to the second."""
 
-    after: int
-    to: int
+    after: Position
+    to: Position
 
 
 async def resolve(bus: Bus, start: int | str, to: int | str) -> Range:
@@ -34,13 +35,12 @@ async def resolve(bus: Bus, start: int | str, to: int | str) -> Range:
         raise _refused("to", "must be a sequence, a time or now")
     if isinstance(begin, Moment) and isinstance(end, Moment) and begin.at > end.at:
         raise _refused("from", f"{start} is after to ({to})")
-    head = await bus.last_sequence(bus.names.events)
-    after = await _sequence(bus, begin, head, 0)
-    last = await _sequence(bus, end, head, 1)
-    if last > head:
-        raise _refused("to", f"the log ends at {head} so far, and a replay is of the past")
-    if after > last:
-        raise _refused("from", f"{start} is after to ({to if end != 'now' else f'now, {head}'})")
+    head = await log_end(bus)
+    after, last = await _position(bus, begin, head, 0), await _position(bus, end, head, 1)
+    if not head.reaches(last):
+        raise _refused("to", f"the log ends at {head.text} so far, and a replay is of the past")
+    if not last.reaches(after):
+        raise _refused("from", f"{start} is after to ({to if end != 'now' else f'now, {head.text}'})")
     return Range(after, last)
 
 
@@ -61,24 +61,25 @@ def place(given: int | str, path: str) -> int | Moment | str:
 
 async def count(bus: Bus, within: Range, subjects: Sequence[str]) -> int:
     """How many messages of some subjects are in a range; a little less where the log grows meanwhile."""
-    return max(0, await _waiting(bus, within.after, subjects) - await _waiting(bus, within.to, subjects))
+    total = 0
+    for number, stream in enumerate(bus.names.log_streams):
+        if wanted := bus.names.subjects_in(stream, subjects):
+            after, to = [await _waiting(bus, stream, place.end_of(number), wanted) for place in within]
+            total += max(0, after - to)
+    return total
 
 
-async def _sequence(bus: Bus, wanted: int | Moment | str, head: int, later_ms: int) -> int:
-    """The last sequence before a moment, `later_ms` after it."""
+async def _position(bus: Bus, wanted: int | Moment | str, head: Position, later_ms: int) -> Position:
+    """The place of a sequence, or before a moment, `later_ms` after it."""
     if isinstance(wanted, int):
-        return wanted
+        return await position_of(bus, wanted)
     if isinstance(wanted, str):
-        return 0 if wanted == "start" else head
-    since_ms = max(0, wanted.at // 1000 + later_ms)
-    async with contextlib.aclosing(read(bus, bus.names.events, since_ms=since_ms, batch=1)) as batches:
-        async for messages in batches:
-            return min(messages[0].sequence - 1, head) if messages else head
-    return head
+        return bus.names.start if wanted == "start" else head
+    return head.least(await position_at(bus, wanted.at // 1000 + later_ms))
 
 
-async def _waiting(bus: Bus, after: int, subjects: Sequence[str]) -> int:
-    stream, name = bus.names.events, f"count-{secrets.token_hex(8)}"
+async def _waiting(bus: Bus, stream: str, after: int, subjects: Sequence[str]) -> int:
+    name = f"count-{secrets.token_hex(8)}"
     try:
         return await bus.ensure_consumer(
             stream,
@@ -88,7 +89,7 @@ async def _waiting(bus: Bus, after: int, subjects: Sequence[str]) -> int:
             mem_storage=True,
             num_replicas=1,
             deliver_policy="by_start_sequence",
-            opt_start_seq=after + 1,
+            opt_start_seq=in_stream(after) + 1,
             filter_subjects=list(subjects),
         )
     finally:

@@ -11,6 +11,7 @@ from crucible_core.ids import derive_id
 from crucible_core.protocol.events import IndexedRequest, NewEvent, RedactRequest
 from crucible_core.redaction import MAX_REASON, Place, mark, place_of, tombstone, type_of
 from crucible_kit.bus import Bus, Message
+from crucible_kit.eventlog import event_at
 from crucible_kit.rpc import Context, Endpoint, call_all
 
 from .appending import Appender
@@ -38,16 +39,16 @@ class Redacting:
         Raises NotFoundError, InvalidError for a tombstone, and a hook's DeniedError.
         """
         _check_reason(request.reason)
-        stream = self._bus.names.events
         found = await self._lookup.find(request.id)
         event = decode(found)
         if not context.scope.sees(event):
             raise missing(request.id)
         sequence = event.sequence or 0
-        message = await self._bus.get(stream, sequence)
+        message = await event_at(self._bus, sequence)
         if message is None:
             # Another replica is at it, or it has expired: what is committed by now tells.
-            found = await self._lookup.find(request.id, await self._bus.last_sequence(stream))
+            end = await self._bus.last_sequence(self._bus.names.stream_at(sequence))
+            found = await self._lookup.find(request.id, end)
             if decode(found).redacted is UNSET:
                 raise missing(request.id)
             return found
@@ -77,7 +78,7 @@ class Redacting:
 
     async def _check_first(self, sequence: int, event_id: str, place: Place) -> None:
         """Anybody may have appended something by the id that the tombstone has."""
-        first = await self._bus.get(self._bus.names.events, sequence)
+        first = await event_at(self._bus, sequence)
         found = place_of(first.headers) if first is not None else None
         if found is None or found.sequence != place.sequence:
             raise ConflictError(f"another event has the id of the tombstone of {event_id}", current_sequence=sequence)

@@ -21,6 +21,7 @@ from crucible_core.registering import check_request, registered
 from crucible_core.subjects import token
 from crucible_kit.bus import Bus
 from crucible_kit.clock import timestamp
+from crucible_kit.eventlog import log_end
 from crucible_kit.index import Index
 from crucible_kit.rpc import call_all
 from crucible_kit.types import KNOW_TYPES, Types
@@ -121,7 +122,7 @@ class Registry:
     # ---- deleting
 
     async def _check_unused(self, name: str) -> None:
-        await self._index.reach(await self._bus.last_sequence(self._index.stream))
+        await self._index.reach(await log_end(self._bus))
         count = (await store.counts_by_type(self._index)).get(name, 0)
         if count:
             events = "one event" if count == 1 else f"{count} events"

@@ -136,9 +136,9 @@ class Replaying:
         now = timestamp()
         return Record(
             id=replay,
-            start=within.after,
-            to=within.to,
-            position=within.after,
+            start=within.after.encoded,
+            to=within.to.encoded,
+            position=within.after.encoded,
             total=await ranges.count(self._bus, within, selection.subjects),
             wanted=request.target,
             target=target,

@@ -8,6 +8,7 @@ import msgspec
 
 from crucible_core.access import OPERATOR_ID, Principal
 from crucible_core.errors import ConflictError, NotFoundError
+from crucible_core.position import Encoded, counted
 from crucible_core.protocol.replays import Replay, ReplayTarget
 from crucible_core.protocol.shared import Owned, TypeFilter
 from crucible_core.suggest import did_you_mean
@@ -39,9 +40,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     id: str
     state: str = RUNNING
-    start: int
-    to: int
-    position: int
+    start: Encoded
+    to: Encoded
+    position: Encoded
     seen: int = 0
     matched: int = 0
     sent: int = 0
@@ -76,9 +77,9 @@ def view(record: Record, *, duplicate: bool = False) -> Replay:
     return Replay(
         id=record.id,
         state=f"{FAILED}: {record.error}" if record.state == FAILED else record.state,
-        start=record.start,
-        to=record.to,
-        position=record.position,
+        start=counted(record.start),
+        to=counted(record.to),
+        position=counted(record.position),
         matched=record.matched,
         sent=record.sent,
         skipped=record.skipped,

@@ -11,6 +11,7 @@ from crucible_core import envelope, subjects
 from crucible_core.access import EVERYTHING, Scope
 from crucible_core.envelope import Event, Metadata
 from crucible_core.errors import InvalidError
+from crucible_core.position import stream_number
 from crucible_core.protocol.events import Chain, Known
 from crucible_core.times import parse_time
 from crucible_kit.index import Index, insert, unwritable
@@ -180,10 +181,12 @@ def _spans(rows: Iterable[Sequence[Any]]) -> list[tuple[int, int, int]]:
 
 
 async def first_since(index: Index, moment_ms: int, after: int) -> int:
-    """The first sequence after one that was stored at a moment or later, or the first that is still to come."""
-    held = index.sequence  # as it was before: what arrives while the file is read is not what was looked through
-    kept = "SELECT sequence FROM events WHERE sequence > ? AND stored_ms >= ? ORDER BY sequence LIMIT 1"
-    found = await select(index, kept, (after, moment_ms))
+    """The first sequence after one, in its stream, that was stored at a moment or later, or the first that is still to
+    come."""
+    number = stream_number(after + 1)
+    held = index.position.end_of(number)  # as it was: what arrives while the file is read is not looked through
+    kept = "SELECT sequence FROM events WHERE sequence > ? AND sequence <= ? AND stored_ms >= ? ORDER BY 1 LIMIT 1"
+    found = await select(index, kept, (after, held, moment_ms))
     return int(found[0][0]) if found else held + 1
 
 

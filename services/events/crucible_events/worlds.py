@@ -161,7 +161,7 @@ class Worlds:
         at = timestamp()
         await self._change(request.id, lambda found: records.without_world(found, record.created_at, at), settle=True)
         if request.purge:
-            through = await self._bus.last_sequence(self._bus.names.events)
+            through = await self._bus.last_sequence(self._bus.names.stream_of(request.id))
             await self._change(request.id, lambda found: records.to_purge(found, record.created_at, through))
             await self._purge(request.id)
         await self._prune()
@@ -181,7 +181,7 @@ class Worlds:
     async def _purge(self, world_id: str) -> None:
         record = self._places.records[token(world_id)]
         names = self._bus.names
-        await self._bus.purge(names.events, names.events_in(world_id), record.purge_through)
+        await self._bus.purge(names.stream_of(world_id), names.events_in(world_id), record.purge_through)
         await self._change(world_id, lambda found: records.purged(found, record.purge_through), settle=True)
 
     async def _prune(self) -> None:

@@ -66,7 +66,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             registry = Registry(bus, bucket, types, principals, lambda: open_dispatch(bus))
             debounce = Debounce(await open_bucket(bus, "marks", settings.stream_replicas))
             path = Path(settings.data_dir) / "hooks.sqlite"
-            indexing = open_index(path, bus, bus.names.attempts, store.VERSION, store.SCHEMA)
+            indexing = open_index(path, bus, (bus.names.attempts,), store.VERSION, store.SCHEMA)
             index = await stack.enter_async_context(indexing)
             index.measure(metrics)
             backlog = Backlog(bus, bus.names.hook_runs, bus.names.all_runs, metrics)

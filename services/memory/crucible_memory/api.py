@@ -33,7 +33,7 @@ from .notes import IN_PLACE, NO_MARKS, Marks, read_marks
 from .search import prepare, search
 from .state import Memory, refused
 from .store import find_anywhere, ids_of, status, views
-from .truth import last_of, settle
+from .truth import last_anywhere, settle
 from .uses import Uses
 from .writer import Outcome, Use, Writer, fingerprint
 
@@ -81,7 +81,7 @@ class Api:
     # ---- reading
 
     async def _get(self, request: GetRequest, context: Context) -> MemoryView:
-        await self._index.reach(await last_of(self._bus, request.id, None), _GET_S)
+        await self._index.reach(await last_anywhere(self._bus, request.id), _GET_S)
         memory = await find_anywhere(self._index.reader, request.id)
         [view] = await views(self._index.reader, [existing(memory, request.id)])
         self._uses.note([view], None, context.traceparent)
@@ -98,7 +98,7 @@ class Api:
 
     async def _status(self, request: StatusRequest, context: Context) -> MemoryStatus:
         memories, skipped, latest = await status(self._index.reader, _SKIPPED_SHOWN)
-        return MemoryStatus(sequence=self._index.sequence, memories=memories, skipped=skipped, latest=latest)
+        return MemoryStatus(sequence=self._index.position.count, memories=memories, skipped=skipped, latest=latest)
 
     # ---- writing
 

@@ -45,7 +45,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
         async with contextlib.AsyncExitStack() as stack:
             bus, telemetry = await stack.enter_async_context(open_service(SERVICE, settings, metrics))
             path = Path(settings.data_dir) / "memory.sqlite"
-            opening = open_index(path, bus, bus.names.events, store.VERSION, store.SCHEMA)
+            opening = open_index(path, bus, bus.names.log_streams, store.VERSION, store.SCHEMA)
             index = await stack.enter_async_context(opening)
             index.telemetry = telemetry
             searcher = await open_searcher(index)

@@ -13,13 +13,14 @@ import msgspec
 
 from crucible_core.envelope import decode
 from crucible_core.errors import CrucibleError, LimitedError, NotFoundError, UnavailableError
+from crucible_core.position import Position, counted
 from crucible_core.subjects import NO_REACTION
 from crucible_kit.buckets import Bucket
 from crucible_kit.bus import Bus, Message
+from crucible_kit.eventlog import log_end, passed, read_log
 from crucible_kit.handlers.shards import Ownership, Shard, ShardRecord
 from crucible_kit.holding import park
 from crucible_kit.metrics import Metrics
-from crucible_kit.reading import read
 from crucible_kit.tasks import finish
 from crucible_kit.telemetry import Telemetry
 
@@ -60,7 +61,7 @@ class Files:
             bus, bucket, "memory", taken=self._begin, dropped=self._stop, told=self._told, first=self._first, count=1
         )
         self._name = bus.names.durable("memory-files")
-        self._position = self._checkpoint = self._end = 0
+        self._position = self._checkpoint = self._end = bus.names.start
         self._suspects = 0
         """The events from here on, as far as `_end`, that a process was perhaps killed by. They are taken again
         together, which is noted; where another one ends over that, they are taken alone."""
@@ -75,20 +76,20 @@ class Files:
 
     # ---- whose they are
 
-    async def _first(self, shard: int) -> int:
+    async def _first(self, shard: int) -> Position:
         """Up to where the version before has come, which had a consumer for it."""
         with contextlib.suppress(NotFoundError):
-            return await self._bus.acknowledged(self._bus.names.events, self._name)
-        return 0
+            return self._bus.names.position(await self._bus.acknowledged(self._bus.names.events, self._name))
+        return self._bus.names.start
 
     async def _begin(self, shards: list[Shard]) -> None:
         [shard] = shards
-        self._end = await self._bus.last_sequence(self._bus.names.events)
+        self._end = await log_end(self._bus)
         await self._bus.delete_consumer(self._bus.names.events, self._name)
-        self._position = self._checkpoint = min(shard.record.position, self._end)
+        self._position = self._checkpoint = self._bus.names.position(shard.record.position).least(self._end)
         self._suspects = SUSPECTS if shard.dead else 0
         self._alone = bool(shard.dead and shard.record.lanes)
-        self._ended = shard.record.lanes if self._alone else {}
+        self._ended = {key: counted(times) for key, times in shard.record.lanes.items()} if self._alone else {}
         self._closing = False
         self._following = asyncio.create_task(self._follow())
 
@@ -100,7 +101,7 @@ class Files:
 
     def _told(self, shard: Shard) -> ShardRecord:
         self._checkpoint = self._position
-        return ShardRecord(shard.record.owner, self._position, self._ended)
+        return ShardRecord(shard.record.owner, self._position.encoded, dict(self._ended))
 
     # ---- reading
 
@@ -109,7 +110,7 @@ class Files:
         filters = [names.events_of("File", kind) for kind in _KINDS]
         while True:
             try:
-                reading = read(self._bus, names.events, after=self._position, filters=filters, batch=AT_ONCE)
+                reading = read_log(self._bus, after=self._position, filters=filters, batch=AT_ONCE)
                 async with contextlib.aclosing(reading) as batches:
                     async for messages in batches:
                         await self._to_its_end(messages)
@@ -133,7 +134,7 @@ class Files:
     async def _take(self, messages: Sequence[Message]) -> None:
         waiting = list(messages)
         while waiting and not self._closing:
-            if waiting[0].sequence > self._end:
+            if not self._end.covers(waiting[0].sequence):
                 self._suspects, self._ended = 0, {}
             if self._suspects and self._alone:
                 await self._by_itself(waiting[0])
@@ -142,12 +143,12 @@ class Files:
                 if self._suspects and not self._ended:
                     await self._note({"0": 1})
                 taken = await self._some(waiting)
-            self._position = waiting[taken - 1].sequence
+            self._position = passed(self._position, waiting[:taken])
             del waiting[:taken]
             self._suspects = max(0, self._suspects - taken)
             if not self._suspects:
                 self._ended = {}
-            if self._position - self._checkpoint >= CHECKPOINT:
+            if not self._checkpoint.is_near(self._position, CHECKPOINT):
                 await self._persist(self._shards.checkpoint)
 
     async def _by_itself(self, message: Message) -> None:

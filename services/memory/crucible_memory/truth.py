@@ -2,23 +2,29 @@
 
 import asyncio
 
+from crucible_core.position import Position, stream_number
 from crucible_kit.bus import Bus
+from crucible_kit.eventlog import last_events, log_end, passed
 from crucible_kit.future import is_near, past_end
 from crucible_kit.index import Index
 
 _PAUSE_S = 0.02
 
 
-async def last_of(bus: Bus, id: str, world: str | None) -> int:
-    """The sequence of a memory's last event, 0 if there is none; without a world, of any world's."""
-    found = await bus.last(bus.names.events, bus.names.versions(world, "Memory", id))
+async def last_of(bus: Bus, id: str, world: str) -> int:
+    """The sequence of a memory's last event, 0 if there is none."""
+    found = await bus.last(bus.names.stream_of(world), bus.names.versions(world, "Memory", id))
     return found.sequence if found else 0
 
 
-async def last_change(bus: Bus) -> int:
-    """The sequence of the last Memory event."""
-    found = await bus.last(bus.names.events, bus.names.events_of("Memory"))
-    return found.sequence if found else 0
+async def last_anywhere(bus: Bus, id: str) -> Position:
+    """The place after the last event of each memory with that id, of whatever world."""
+    return passed(bus.names.start, await last_events(bus, bus.names.versions(None, "Memory", id)))
+
+
+async def last_change(bus: Bus) -> Position:
+    """The place after the last Memory event."""
+    return passed(bus.names.start, await last_events(bus, bus.names.events_of("Memory")))
 
 
 async def settle(bus: Bus, index: Index, sequence: int, timeout: float = 5.0) -> None:
@@ -26,16 +32,17 @@ async def settle(bus: Bus, index: Index, sequence: int, timeout: float = 5.0) ->
 
     Raises UnavailableError when that takes too long, and InvalidError for a sequence that the log has not reached.
     """
-    if index.sequence >= sequence:
+    if index.position.covers(sequence):
         return
-    last = 0
+    end = bus.names.start
     try:
         async with asyncio.timeout(timeout):
             # Asked before the last change: what comes in between only makes the wait longer than needed.
-            while (last := await bus.last_sequence(bus.names.events)) < sequence:
-                if not is_near(sequence, last):
-                    raise past_end(last)
+            while not (end := await log_end(bus)).covers(sequence):
+                if not is_near(sequence, end):
+                    raise past_end(end)
                 await asyncio.sleep(_PAUSE_S)
     except TimeoutError:
-        raise past_end(last) from None
-    await index.reach(min(sequence, await last_change(bus)), timeout)
+        raise past_end(end) from None
+    changed = await last_change(bus)
+    await index.reach(sequence if changed.covers(sequence) else changed.end_of(stream_number(sequence)), timeout)

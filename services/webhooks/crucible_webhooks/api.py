@@ -30,6 +30,7 @@ from crucible_core.subjects import DLV
 from crucible_core.times import format_time, parse_time
 from crucible_kit.bus import Bus
 from crucible_kit.clock import fresh_id, now_ms, timestamp
+from crucible_kit.eventlog import log_end
 from crucible_kit.exchange import Exchanger
 from crucible_kit.handlers.pointers import forget
 from crucible_kit.index import Index
@@ -60,11 +61,11 @@ def endpoints(
 
     async def create(request: CreateWebhook, context: Context) -> WebhookView:
         id, now, timeout_ms = fresh_id("whk"), timestamp(), settings.webhooks_timeout_ms
-        since = await bus.last_sequence(bus.names.events)
+        since = await log_end(bus)
         record = await registry.types.settle(
             lambda catalogue: make_record(request, id, now, timeout_ms, exchanger.guard, catalogue)
         )
-        record.since, record.owner = since, context.principal.id
+        record.since, record.owner = since.encoded, context.principal.id
         await check_world(record.world_id, context)
         await registry.create(record)
         await told("Webhook.Registered", record, context)
@@ -143,7 +144,7 @@ def endpoints(
         record = registry.own(request.id, context.principal)
         since = None
         if request.enabled and request.missed == "skip" and not (record.enabled and not record.paused):
-            since = await bus.last_sequence(bus.names.events)
+            since = (await log_end(bus)).encoded
             await forget(bus, DLV, bus.names.deliveries, record.id)
         return await shown(await registry.set_enabled(record.id, request.enabled, since=since))
 

@@ -80,7 +80,7 @@ async def _running(
         index: Index | None = None
         if dispatches:
             path = Path(settings.data_dir) / "webhooks.sqlite"
-            opening = open_index(path, bus, bus.names.attempts, store.VERSION, store.SCHEMA)
+            opening = open_index(path, bus, (bus.names.attempts,), store.VERSION, store.SCHEMA)
             index = await stack.enter_async_context(opening)
             index.measure(metrics)
         app.state.ready = lambda: waiting_for(bus, registry, index)

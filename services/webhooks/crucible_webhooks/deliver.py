@@ -12,6 +12,7 @@ from crucible_core import subjects
 from crucible_core.envelope import MAX_HOPS, Event, Source
 from crucible_core.errors import CrucibleError, LimitedError, NotFoundError, UnavailableError, from_problem
 from crucible_core.ids import derive_id
+from crucible_core.position import Position
 from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent
 from crucible_core.protocol.webhooks import AttemptRecord, WebhookRecord
 from crucible_core.subjects import DLV
@@ -54,7 +55,7 @@ class Deliveries:
         metrics: Metrics,
     ) -> None:
         self.queue = bus.names.deliveries
-        self.dispatched: int | None = None
+        self.dispatched: Position | None = None
         """How far in the log a version before had come that had one place for all."""
         self._bus = bus
         self._registry = registry
@@ -66,8 +67,10 @@ class Deliveries:
 
     # ---- the registry
 
-    def since(self, shard: int) -> int | None:
-        return self._registry.since(shard) if self.dispatched is None else self.dispatched
+    def since(self, shard: int) -> Position | None:
+        found = [self._bus.names.position(since) for since in self._registry.since(shard)]
+        first = found[0].least(*found) if found else None
+        return first if self.dispatched is None else self.dispatched
 
     def may_want(self, category: str, event: str) -> bool:
         return self._registry.may_want(category, event)
@@ -77,7 +80,12 @@ class Deliveries:
         if record is None:
             return None if self._registry.is_deleted(handler) else _UNREADABLE
         held = not record.enabled or record.paused
-        return Plan(record.options.concurrency, record.since or 0, held, self._registry.types_of(handler))
+        return Plan(
+            record.options.concurrency,
+            self._bus.names.position(record.since or 0),
+            held,
+            self._registry.types_of(handler),
+        )
 
     def unreadable(self) -> list[str]:
         return [id for id in self._registry.inert if id not in self._registry.records]

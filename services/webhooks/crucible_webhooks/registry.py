@@ -12,6 +12,7 @@ from crucible_core.envelope import Event
 from crucible_core.errors import ConflictError, CrucibleError, FieldError, NotFoundError
 from crucible_core.ids import is_id
 from crucible_core.matcher import CompiledFilters, Matcher
+from crucible_core.position import Encoded
 from crucible_core.protocol.webhooks import WebhookRecord
 from crucible_core.subjects import shard_of
 from crucible_core.suggest import nearest
@@ -88,11 +89,9 @@ class Registry:
         compiled = self._compiled.get(webhook_id)
         return None if compiled is None else compiled.types
 
-    def since(self, shard: int) -> int | None:
-        """The place in the log after which the first webhook of a shard wants events; None where there is none."""
-        return min(
-            (r.since for r in self.records.values() if shard_of(r.id) == shard and r.since is not None), default=None
-        )
+    def since(self, shard: int) -> list[Encoded]:
+        """The places in the log after which the webhooks of a shard want events."""
+        return [r.since for r in self.records.values() if shard_of(r.id) == shard and r.since is not None]
 
     def is_deleted(self, webhook_id: str) -> bool:
         """False also for one whose record this version cannot read."""
@@ -178,7 +177,7 @@ class Registry:
                 return record
 
     async def set_enabled(
-        self, webhook_id: str, enabled: bool, reason: str | None = None, since: int | None = None
+        self, webhook_id: str, enabled: bool, reason: str | None = None, since: Encoded | None = None
     ) -> WebhookRecord:
         """One that is enabled is paused no more; with `since`, it gets nothing from before that place in the log.
         Raises NotFoundError where the webhook was deleted."""

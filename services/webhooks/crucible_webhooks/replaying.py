@@ -11,6 +11,7 @@ from crucible_core.protocol.webhooks import ResendEvent, Resent, WebhookRecord
 from crucible_core.subjects import DLV, REPLAY
 from crucible_kit.bus import Bus
 from crucible_kit.clock import fresh_id
+from crucible_kit.eventlog import event_at
 from crucible_kit.frames import Outgoing
 from crucible_kit.handlers.pointers import pointer
 from crucible_kit.metrics import Metrics
@@ -42,7 +43,7 @@ class Replayer:
         if event.redacted is not msgspec.UNSET:
             raise _refused("event", f"{event.metadata.id} was redacted: nothing of it is left to send")
         names = self._bus.names
-        message = await self._bus.get(names.events, event.sequence or 0)
+        message = await event_at(self._bus, event.sequence or 0)
         if message is None:
             raise NotFoundError(f"the log does not hold {event.metadata.id} any more")
         delivery = fresh_id("dlv")

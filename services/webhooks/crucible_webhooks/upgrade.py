@@ -5,6 +5,7 @@ import contextlib
 import logging
 
 from crucible_core.errors import NotFoundError
+from crucible_core.position import Position
 from crucible_core.subjects import ATTEMPT, DELIVERY, DLV, EVENT_SEQUENCE, JOB, REPLAY, SCHEDULE, SCHEDULE_TARGET
 from crucible_kit.bus import Bus, Message
 from crucible_kit.frames import Outgoing
@@ -16,10 +17,11 @@ _KEPT = (ATTEMPT, EVENT_SEQUENCE, REPLAY)
 _TOLD_EVERY = 1000
 
 
-async def dispatched(bus: Bus) -> int | None:
+async def dispatched(bus: Bus) -> Position | None:
     """The place in the log that the dispatcher of the version before had come to; None where there was none."""
     with contextlib.suppress(NotFoundError):
-        return await bus.acknowledged(bus.names.events, bus.names.durable(_DISPATCHER))
+        acknowledged = await bus.acknowledged(bus.names.events, bus.names.durable(_DISPATCHER))
+        return bus.names.position(acknowledged)  # it knew one stream
     return None
 
 

@@ -36,9 +36,10 @@ class Replay(Message, rename={"start": "from"}, omit_defaults=False):
     """A replay as users see it. `state` is running, paused, done, cancelled or `failed: <reason>`.
 
     `start`, `to` and `position` are sequences: it hands on what comes after the first, up to and with the second, and
-    has come to the third. `total` counts the messages to be looked at, `matched` those that its filters let through,
-    `sent` those that the target took, and `skipped` those that the target's own filters refused. `error` says why it
-    failed, or what it waits for.
+    has come to the third. (Where the log is in several streams, each counts the events of all of them until there.)
+    `total` counts the messages to be looked at, `matched` those that its filters let through, `sent` those that the
+    target took, and `skipped` those that the target's own filters refused. `error` says why it failed, or what it waits
+    for.
     """
 
     id: str

@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from crucible_core.position import Encoded
+
 from .events import TracedDelivery
 from .replays import ReplayPolicy
 from .shared import Counters, Message, Owned, TypeFilter
@@ -51,7 +53,7 @@ class WebhookRecord(Owned, kw_only=True):
     old_secrets: list[OldSecret] = []
     enabled: bool = True
     disabled_reason: str | None = None
-    since: int | None = None
+    since: Encoded | None = None
     created_at: str = ""
     updated_at: str = ""
 

@@ -10,15 +10,16 @@ import msgspec
 from crucible_core import subjects
 from crucible_core.envelope import Event, decode
 from crucible_core.errors import CrucibleError, NotFoundError, UnavailableError
+from crucible_core.position import Position
 from crucible_core.subjects import shard_of
 from crucible_kit.backlog import Backlog
 from crucible_kit.buckets import Bucket
 from crucible_kit.bus import Bus
 from crucible_kit.clock import now_ms
+from crucible_kit.eventlog import log_end, passed, read_log
 from crucible_kit.holding import park
 from crucible_kit.message import Message
 from crucible_kit.metrics import Metrics
-from crucible_kit.reading import read
 from crucible_kit.tasks import Turn, finish
 from crucible_kit.telemetry import Telemetry
 
@@ -56,15 +57,15 @@ class Engine:
         )
         self._lanes: dict[int, dict[str, Lane]] = {}
         """Of each shard that is owned, the lanes of handlers that have work."""
-        self._at: dict[int, int] = {}
-        """Up to where each shard's handlers have had the log, those with a lane apart."""
+        self._ahead: dict[int, Position] = {}
+        """Shards whose handlers have had more of the log than is read now, those with a lane apart."""
         self._last: dict[int, ShardRecord] = {}
         """How far shards had come that were given up."""
-        self._suspect_to: dict[int, int] = {}
+        self._suspect_to: dict[int, Position] = {}
         """Of shards whose owner was killed: what it may have begun with is no later."""
         self._worked: set[int] = set()
         """Shards in which something has ended since their record was written."""
-        self._read_to = 0
+        self._read_to = bus.names.start
         self._reading: asyncio.Task[None] | None = None
         self._catching_up: set[asyncio.Task[None]] = set()
         self._readers = asyncio.Semaphore(_READERS)
@@ -94,12 +95,17 @@ class Engine:
         if lanes is None:
             return
         if handler not in lanes and plan is not None and plan.held:
-            self._hold(handler, self._at[shard_of(handler)])
+            self._hold(handler, self._at(shard_of(handler)))
         elif handler in lanes:
             self._pump(lanes[handler])
         self._pointers.note(handler)
 
-    def _hold(self, handler: str, at: int) -> None:
+    def _at(self, shard: int) -> Position:
+        """Up to where a shard's handlers have had the log, those with a lane apart."""
+        ahead = self._ahead.get(shard)
+        return self._read_to if ahead is None else self._read_to.most(ahead)
+
+    def _hold(self, handler: str, at: Position) -> None:
         """Keeps the place in the log of a handler that is not served for now."""
         lane = self._lanes[shard_of(handler)][handler] = Lane(handler, at)
         lane.behind = True
@@ -129,29 +135,32 @@ class Engine:
 
     # ---- shards
 
-    async def _first(self, shard: int) -> int:
+    async def _first(self, shard: int) -> Position:
         """Where a shard begins that nobody has served yet: before the first event that a handler of it waits for."""
         since = self._service.since(shard)
-        return await self._bus.last_sequence(self._bus.names.events) if since is None else since
+        return await log_end(self._bus) if since is None else since
 
     async def _take(self, shards: list[Shard]) -> None:
-        end = await self._bus.last_sequence(self._bus.names.events)
-        self._suspect_to |= {shard.number: end if shard.dead else 0 for shard in shards}
+        names, end = self._bus.names, await log_end(self._bus)
+        self._suspect_to |= {shard.number: end if shard.dead else names.start for shard in shards}
         await self._attempts.learn(shards, _CLOCKS_DIFFER_MS)
         await self._pointers.learn(shards)
+        places = {number: self._at(number) for number in self._lanes}
         for shard in shards:
             record, number = shard.record, shard.number
             self._last.pop(number, None)
-            self._at[number] = record.position
-            self._lanes[number] = {handler: Lane(handler, place) for handler, place in record.lanes.items()}
+            at = places[number] = names.position(record.position)
+            self._lanes[number] = {
+                handler: Lane(handler, names.position(place)) for handler, place in record.lanes.items()
+            }
             for lane in self._lanes[number].values():
-                lane.behind = record.position - lane.fed > _NEAR
+                lane.behind = not lane.fed.is_near(at, _NEAR)
                 lane.suspects = self._suspects(lane.handler) if shard.dead else 0
+        self._read_on(places)
         for handler in self._service.unreadable():
             lanes = self._lanes.get(shard_of(handler))
             if lanes is not None and handler not in lanes:
-                self._hold(handler, self._at[shard_of(handler)])
-        self._read_on()
+                self._hold(handler, self._at(shard_of(handler)))
         for shard in shards:
             for lane in list(self._lanes[shard.number].values()):
                 self._pump(lane)
@@ -166,38 +175,40 @@ class Engine:
         for shard in shards:
             self._last[shard.number] = self._record(shard)
             self._lanes.pop(shard.number, None)
-            self._at.pop(shard.number, None)
+            self._ahead.pop(shard.number, None)
 
     def _told(self, shard: Shard) -> ShardRecord:
         return self._last.pop(shard.number, None) or self._record(shard)
 
     def _record(self, shard: Shard) -> ShardRecord:
         number, lanes = shard.number, self._lanes.get(shard.number, {})
-        at = self._at.get(number, shard.record.position)
+        before = self._bus.names.position(shard.record.position)
+        at = self._at(number) if number in self._lanes else before
         for lane in list(lanes.values()):
             if lane.idle and self._is_given_all(lane):
                 del lanes[lane.handler]
-        places = {lane.handler: lane.position for lane in lanes.values() if lane.position < at}
+        places = {lane.handler: lane.position.encoded for lane in lanes.values() if not lane.position.reaches(at)}
         quiet = not places and not shard.record.lanes and number not in self._worked
-        if quiet and at - shard.record.position < _NEAR:
+        if quiet and before.is_near(at, _NEAR):
             return shard.record
         self._worked.discard(number)
         began = min((lane.began_ms for lane in lanes.values() if lane.began_ms), default=now_ms())
-        return ShardRecord(shard.record.owner, at, places, began)
+        return ShardRecord(shard.record.owner, at.encoded, places, began)
 
     # ---- reading the log
 
-    def _read_on(self) -> None:
+    def _read_on(self, places: dict[int, Position]) -> None:
         """Begins to read where the shards and lanes say, in place of what is read now."""
         if self._reading is not None:
             self._reading.cancel()
         near = [lane.fed for lanes in self._lanes.values() for lane in lanes.values() if not lane.behind]
-        self._read_to = min((*self._at.values(), *near))
+        first, *others = (*places.values(), *near)
+        self._read_to, self._ahead = first.least(*others), places
         self._reading = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
         while True:
-            reading = read(self._bus, self._bus.names.events, after=self._read_to)
+            reading = read_log(self._bus, after=self._read_to)
             try:
                 async with contextlib.aclosing(reading) as batches:
                     async for messages in batches:
@@ -228,13 +239,12 @@ class Engine:
         for message, event in wanted:
             for handler in self._service.match(event):
                 self._offer(handler, message, event)
-            self._read_to = message.sequence
+            self._read_to = self._read_to.after(message.sequence)
             if turn.over:
                 await turn.pass_on()
-        self._read_to = messages[-1].sequence
-        for number, at in self._at.items():
-            if at < self._read_to:
-                self._at[number] = self._read_to
+        self._read_to = passed(self._read_to, messages)
+        for number in [number for number, at in self._ahead.items() if self._read_to.reaches(at)]:
+            del self._ahead[number]
 
     def _may_want(self, message: Message) -> bool:
         """Whether a handler may want it, by its subject alone; of a name that is encoded there, one may."""
@@ -255,13 +265,13 @@ class Engine:
         if lanes is None:
             return
         lane = lanes.get(handler)
-        fed = self._at[number] if lane is None else lane.fed
+        fed = self._at(number) if lane is None else lane.fed
         plan = self._service.plan(handler)
-        if plan is None or message.sequence <= max(fed, plan.since):
+        if plan is None or fed.covers(message.sequence) or plan.since.covers(message.sequence):
             return
         if lane is None:
             lane = lanes[handler] = Lane(handler, fed)
-            if message.sequence <= self._suspect_to[number]:
+            if self._suspect_to[number].covers(message.sequence):
                 lane.suspects = plan.concurrency
         job = self._job(handler, message, event)
         if lane.behind:
@@ -307,12 +317,11 @@ class Engine:
 
     def _is_given_all(self, lane: Lane) -> bool:
         """Whether a lane that is not behind has had all that the handlers of its shard without a lane have had."""
-        at = self._at.get(lane.shard, 0)
-        return lane.fed <= at <= self._read_to
+        return lane.shard not in self._ahead and self._read_to.reaches(lane.fed)
 
     def _begin(self, lane: Lane, job: Job) -> None:
         if lane.suspects and job.pointer is None and not self._attempts.is_recorded(job):
-            job.suspect = job.sequence <= self._suspect_to[lane.shard]
+            job.suspect = self._suspect_to[lane.shard].covers(job.sequence)
             lane.suspects = lane.suspects - 1 if job.suspect else 0
         lane.running[job] = asyncio.create_task(self._do(lane, job))
 
@@ -376,25 +385,27 @@ class Engine:
     async def _read_for(self, lane: Lane, plan: Plan) -> bool:
         """Fills a lane from the log. True: it has all that the one reading of the log had brought when this began."""
         lane.begin_to_join(self._read_to)
-        until = self._read_to
+        until, looked_to = self._read_to, lane.fed
         async with contextlib.aclosing(self._behind(lane, plan)) as batches:
             async for messages in batches:
                 if not messages:
                     return True
                 for message in messages:
-                    if message.sequence > until:
-                        return True
+                    looked_to = looked_to.after(message.sequence)
+                    if not until.covers(message.sequence):
+                        if looked_to.reaches(until):
+                            return True
+                        continue
                     if lane.full or lane.closed or (self._held_bytes > HELD_BYTES and lane.waiting):
                         return False
                     if (event := self._is_wanted(lane.handler, message)) is not None:
                         self._put(lane, self._job(lane.handler, message, event))
-                    lane.fed = max(lane.fed, message.sequence)
+                    lane.fed = lane.fed.after(message.sequence)
         return False
 
     def _behind(self, lane: Lane, plan: Plan) -> AsyncGenerator[list[Message], None]:
         """The events of the log that a lane has not been given."""
-        after = max(lane.fed, plan.since)
-        return read(self._bus, self._bus.names.events, after=after, filters=self._subjects(plan.types))
+        return read_log(self._bus, after=lane.fed.most(plan.since), filters=self._subjects(plan.types))
 
     def _is_wanted(self, handler: str, message: Message) -> Event | None:
         if not self._may_want(message):
@@ -419,7 +430,7 @@ class Engine:
             return False
         lane = lanes.get(job.handler)
         if lane is None:
-            lane = lanes[job.handler] = Lane(job.handler, self._at[shard_of(job.handler)])
+            lane = lanes[job.handler] = Lane(job.handler, self._at(shard_of(job.handler)))
         lane.pointers.append(job)
         self._pump(lane)
         return True

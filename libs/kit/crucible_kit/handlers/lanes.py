@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from crucible_core.envelope import Event
+from crucible_core.position import Position
 from crucible_core.subjects import shard_of
 from crucible_kit.message import Message
 
@@ -41,7 +42,7 @@ class Job(msgspec.Struct, eq=False):
 class Lane:
     """A handler's jobs. Those from the log are in its order; retries and others from the work queue go first."""
 
-    def __init__(self, handler: str, position: int) -> None:
+    def __init__(self, handler: str, position: Position) -> None:
         self.handler = handler
         self.shard = shard_of(handler)
         self.fed = position
@@ -58,7 +59,7 @@ class Lane:
         self.running: dict[Job, asyncio.Task[None]] = {}
         self._unsettled: dict[int, int] = {}
         self._ahead: list[Job] | None = None
-        self._ahead_from = 0
+        self._ahead_from = position
 
     @property
     def idle(self) -> bool:
@@ -74,10 +75,9 @@ class Lane:
         return len(self._unsettled)
 
     @property
-    def position(self) -> int:
+    def position(self) -> Position:
         """Everything up to here is over, or is work of its own in the queue."""
-        first = next(iter(self._unsettled), None)
-        return self.fed if first is None else first - 1
+        return self.fed.before_first(self._unsettled)
 
     @property
     def began_ms(self) -> int:
@@ -97,7 +97,7 @@ class Lane:
         """Takes the next job from the log."""
         self.waiting.append(job)
         self._unsettled[job.sequence] = now_ms
-        self.fed = job.sequence
+        self.fed = self.fed.after(job.sequence)
 
     def take(self) -> Job | None:
         """The next job to begin with."""
@@ -109,20 +109,20 @@ class Lane:
         if job.pointer is None:
             self._unsettled.pop(job.sequence, None)
 
-    def skip(self, sequence: int) -> list[Job]:
+    def skip(self, since: Position) -> list[Job]:
         """Leaves out what waits and is no later than a place in the log; what is begun goes on."""
-        if sequence <= self.position:
+        if self.position.reaches(since):
             return []
-        dropped = [job for job in self.waiting if job.sequence <= sequence]
-        self.waiting = deque(job for job in self.waiting if job.sequence > sequence)
+        dropped = [job for job in self.waiting if since.covers(job.sequence)]
+        self.waiting = deque(job for job in self.waiting if not since.covers(job.sequence))
         for job in dropped:
             self._unsettled.pop(job.sequence, None)
-        self.fed = max(self.fed, sequence)
+        self.fed = self.fed.most(since)
         return dropped
 
     # ---- from behind to the front
 
-    def begin_to_join(self, reader_at: int) -> None:
+    def begin_to_join(self, reader_at: Position) -> None:
         """From now on, what the reader of the log brings after `reader_at` is kept for when this lane has come so
         far."""
         self._ahead, self._ahead_from = [], reader_at
@@ -134,16 +134,16 @@ class Lane:
             if len(self._ahead) > ROOM:
                 self._ahead = None
 
-    def join(self, reader_at: int, now_ms: int) -> bool:
+    def join(self, reader_at: Position, now_ms: int) -> bool:
         """It has been given everything up to where it began to join: whether it is at the front now."""
         ahead, self._ahead = self._ahead, None
         if ahead is None:
             return False
-        self.fed = max(self.fed, self._ahead_from)
+        self.fed = self.fed.most(self._ahead_from)
         for job in ahead:
-            if job.sequence > self.fed:
+            if not self.fed.covers(job.sequence):
                 self.put(job, now_ms)
-        self.fed = max(self.fed, reader_at)
+        self.fed = self.fed.most(reader_at)
         self.behind = False
         return True
 

@@ -11,6 +11,7 @@ from crucible_core.envelope import decode
 from crucible_core.errors import CrucibleError, NotFoundError, UnavailableError
 from crucible_core.subjects import SHARDS, Names, shard_of
 from crucible_kit.bus import Bus
+from crucible_kit.eventlog import event_at
 from crucible_kit.frames import Outgoing
 from crucible_kit.message import Message
 from crucible_kit.work import Poison, work
@@ -146,7 +147,7 @@ class Pointers:
         )
         if not id or not attempt.isdecimal() or not sequence.isdecimal():
             raise Poison("it does not say what is to be done")
-        found = await self._bus.get(self._bus.names.events, int(sequence))
+        found = await event_at(self._bus, int(sequence))
         if found is None:
             found = await self._service.left_of(int(sequence))
         if found is None:

@@ -6,6 +6,7 @@ from typing import Protocol
 import msgspec
 
 from crucible_core.envelope import Event
+from crucible_core.position import Position
 from crucible_kit.frames import Outgoing
 from crucible_kit.message import Message
 
@@ -17,7 +18,7 @@ class Plan(msgspec.Struct, frozen=True):
     for it waits. `types`: the types that it may want, as `Catalogue.expand` gives them; None is every one."""
 
     concurrency: int
-    since: int = 0
+    since: Position = Position()
     held: bool = False
     types: frozenset[str] | None = None
 
@@ -38,7 +39,7 @@ class Service(Protocol):
     queue: str
     """Its work queue, a stream."""
 
-    def since(self, shard: int) -> int | None:
+    def since(self, shard: int) -> Position | None:
         """The place after which the first of a shard's handlers wants events; None where it has no handler."""
 
     def may_want(self, category: str, event: str) -> bool:

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Iterable
 import msgspec
 
 from crucible_core.errors import ConflictError, CrucibleError
+from crucible_core.position import Encoded, Position
 from crucible_core.subjects import SHARDS
 from crucible_kit.buckets import Bucket, Entry
 from crucible_kit.bus import Bus
@@ -36,8 +37,8 @@ class ShardRecord(msgspec.Struct, omit_defaults=True):
     its owner has ended all that it had begun."""
 
     owner: str
-    position: int
-    lanes: dict[str, int] = {}
+    position: Encoded
+    lanes: dict[str, Encoded] = {}
     began_ms: int = 0
     released: bool = False
 
@@ -66,7 +67,7 @@ class Ownership:
         taken: Callable[[list[Shard]], Awaitable[None]],
         dropped: Callable[[list[Shard]], Awaitable[None]],
         told: Callable[[Shard], ShardRecord],
-        first: Callable[[int], Awaitable[int]],
+        first: Callable[[int], Awaitable[Position]],
         count: int = SHARDS,
     ) -> None:
         """`first` gives the place where a shard begins that has never had an owner; `count` is how many there are."""
@@ -217,7 +218,7 @@ class Ownership:
     async def _free(self, number: int, entry: Entry | None, living: frozenset[str]) -> Shard | None:
         """The shard, if nobody who lives has it."""
         if entry is None:
-            return Shard(number, ShardRecord("", await self._first(number), released=True), 0)
+            return Shard(number, ShardRecord("", (await self._first(number)).encoded, released=True), 0)
         record = _read(entry)
         if not record.released and record.owner == self.replica:  # whether the claim was stored was not known
             return Shard(number, record, entry.revision, dead=self._doubtful.get(number, ""))

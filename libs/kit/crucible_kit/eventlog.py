@@ -1,0 +1,173 @@
+"""The log, which is one stream or several: read, looked up and measured as one."""
+
+import asyncio
+import contextlib
+import heapq
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from itertools import accumulate
+
+from crucible_core.errors import CrucibleError
+from crucible_core.position import Position, in_stream, joined, stream_number
+
+from .bus import Bus
+from .message import Message
+from .reading import read
+
+Batches = AsyncGenerator[list[Message], None]
+
+_MOST_WAITING = 2000
+"""Messages of a stream that wait until the others have been read as far."""
+
+
+async def log_end(bus: Bus) -> Position:
+    """The place after the last event."""
+    return joined([await bus.last_sequence(stream) for stream in bus.names.log_streams])
+
+
+async def event_at(bus: Bus, sequence: int) -> Message | None:
+    if stream_number(sequence) >= bus.names.streams:
+        return None
+    return await bus.get(bus.names.stream_at(sequence), sequence)
+
+
+async def last_events(bus: Bus, subject: str) -> list[Message]:
+    """The last event of a subject in each stream of the log that has one."""
+    names = bus.names
+    found = [
+        await bus.last(stream, there) for stream in names.log_streams for there in names.subjects_in(stream, [subject])
+    ]
+    return [message for message in found if message is not None]
+
+
+async def position_at(bus: Bus, since_ms: int) -> Position:
+    """The place before the first event that was stored at a moment (Unix ms) or later."""
+    return joined([await _last_before(bus, stream, since_ms) for stream in bus.names.log_streams])
+
+
+async def position_of(bus: Bus, sequence: int) -> Position:
+    """The place just after a sequence, which may be beyond the log's end. In the other streams it is where they were at
+    that event's time: of two that were stored at one moment, that of the later stream is the later one."""
+    streams, number = bus.names.log_streams, stream_number(sequence)
+    if len(streams) == 1:
+        return Position((sequence,))
+    if number >= len(streams) or not in_stream(sequence):
+        return bus.names.start.at(sequence)
+    message = await event_at(bus, sequence) or await bus.next(streams[number], sequence, ">")
+    if message is None:
+        return (await log_end(bus)).at(sequence)
+    ends = [await _last_before(bus, stream, message.time_ms + (place < number)) for place, stream in enumerate(streams)]
+    return joined(ends).at(sequence)
+
+
+async def _last_before(bus: Bus, stream: str, since_ms: int) -> int:
+    end = await bus.last_sequence(stream)
+    async with contextlib.aclosing(read(bus, stream, since_ms=max(0, since_ms), batch=1)) as batches:
+        async for messages in batches:
+            return min(messages[0].sequence - 1, end) if messages else end
+    return end
+
+
+def passed(position: Position, messages: Sequence[Message]) -> Position:
+    """The place after a batch of the log that was read from `position` on."""
+    if len(position.ends) == 1:
+        return position.after(messages[-1].sequence) if messages else position
+    for message in messages:
+        position = position.after(message.sequence)
+    return position
+
+
+def read_log(
+    bus: Bus,
+    *,
+    after: Position,
+    filters: Sequence[str] = (),
+    batch: int = 500,
+    since_ms: int | None = None,
+) -> Batches:
+    """As `read`, of the whole log: `filters` are wildcards over events, and a stream in which none of them can match is
+    not read. What was there at the beginning comes in the order in which it was stored, as far as streams can be
+    compared; what comes later, as it arrives. A world's events are always in their own order."""
+    readings = []
+    for number, stream in enumerate(bus.names.log_streams):
+        wanted = bus.names.subjects_in(stream, filters)
+        if wanted or not filters:
+            there = after.end_of(number)
+            readings.append(read(bus, stream, after=there, filters=wanted, batch=batch, since_ms=since_ms))
+    return readings[0] if len(readings) == 1 else _merged(readings)
+
+
+class _Branch:
+    """One stream of a merge: what has come of it, each message with the time up to which it is told."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[int, Message]] = []
+        self.behind = True
+        self.room = asyncio.Event()
+        """Not set while as much waits as may."""
+        self.room.set()
+        self._time_ms = 0
+
+    def take(self, messages: list[Message]) -> None:
+        # A clock that was set back must not put a stream's events out of their order.
+        times = list(accumulate((message.time_ms for message in messages), max, initial=self._time_ms))[1:]
+        self.waiting += zip(times, messages, strict=True)
+        self._time_ms = times[-1]
+        if len(self.waiting) > _MOST_WAITING:
+            self.room.clear()
+
+    def upto(self, time_ms: int) -> list[tuple[int, Message]]:
+        count = sum(time <= time_ms for time, _ in self.waiting)
+        part = self.waiting[:count]
+        del self.waiting[:count]
+        self.room.set()
+        return part
+
+
+async def _merged(readings: Sequence[Batches]) -> Batches:
+    branches = [_Branch() for _ in readings]
+    arrived: asyncio.Queue[tuple[_Branch, list[Message] | Exception]] = asyncio.Queue(len(readings))
+    pumps = [
+        asyncio.create_task(_pump(reading, branch, arrived)) for reading, branch in zip(readings, branches, strict=True)
+    ]
+    try:
+        caught_up = False
+        while True:
+            branch, messages = await arrived.get()
+            if isinstance(messages, Exception):
+                raise messages
+            if messages:
+                branch.take(messages)
+            else:
+                branch.behind = False
+            if merged := list(_in_order(branches)):
+                yield merged
+            if not caught_up and not any(one.behind for one in branches):
+                caught_up = True
+                yield []
+    finally:
+        for pump in pumps:
+            pump.cancel()
+        await asyncio.wait(pumps)
+
+
+async def _pump(
+    reading: Batches, branch: _Branch, arrived: "asyncio.Queue[tuple[_Branch, list[Message] | Exception]]"
+) -> None:
+    try:
+        async with contextlib.aclosing(reading) as batches:
+            async for messages in batches:
+                await branch.room.wait()
+                await arrived.put((branch, messages))
+    except CrucibleError as error:
+        await arrived.put((branch, error))
+
+
+def _in_order(branches: Sequence[_Branch]) -> Iterator[Message]:
+    """What nothing can come before any more, of the streams whose past is still being read."""
+    behind = [branch for branch in branches if branch.behind]
+    if not all(branch.waiting for branch in behind):
+        return
+    horizon = min((branch.waiting[-1][0] for branch in behind), default=2**63)
+    parts = [branch.upto(horizon) for branch in branches]
+    for _, message in heapq.merge(*parts, key=lambda entry: entry[0]):
+        yield message
