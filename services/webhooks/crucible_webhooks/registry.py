@@ -1,5 +1,6 @@
 """The webhooks of the installation: the KV bucket's records, this process's compiled copy, and changes to them."""
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterable
@@ -44,6 +45,9 @@ class Registry:
         self._compiled: dict[str, CompiledFilters] = {}
         self._matcher: Matcher[str] = Matcher()
         self._revisions: dict[str, int] = {}
+        self._named: dict[str, str] = {}
+        self._naming = asyncio.Lock()
+        self._since: dict[int, list[Encoded]] | None = None
         self.view = View(bucket, self._take)
         self.records: dict[str, WebhookRecord] = {}
         self.inert: dict[str, str] = {}
@@ -91,7 +95,12 @@ class Registry:
 
     def since(self, shard: int) -> list[Encoded]:
         """The places in the log after which the webhooks of a shard want events."""
-        return [r.since for r in self.records.values() if shard_of(r.id) == shard and r.since is not None]
+        if self._since is None:
+            self._since = {}
+            for record in self.records.values():
+                if record.since is not None:
+                    self._since.setdefault(shard_of(record.id), []).append(record.since)
+        return self._since.get(shard, [])
 
     def is_deleted(self, webhook_id: str) -> bool:
         """False also for one whose record this version cannot read."""
@@ -107,10 +116,10 @@ class Registry:
     def find(self, name: str, principal: Principal, path: str = "id") -> WebhookRecord:
         """By id, or by name. Raises NotFoundError with the nearest that the principal may see, at `path`."""
         wanted = one_spelling(name)
-        record = self.records.get(name) or next((r for r in self.records.values() if r.name in (name, wanted)), None)
-        if record is None or not principal.may_see(record):
+        id = next((id for id in (name, self._named.get(name), self._named.get(wanted)) if id in self.records), None)
+        if id is None or not principal.may_see(self.records[id]):
             raise self._missing(name, path, principal)
-        return record
+        return self.records[id]
 
     def own(self, name: str, principal: Principal, path: str = "id") -> WebhookRecord:
         """The same, to change it. Raises ForbiddenError where it is somebody else's."""
@@ -148,13 +157,16 @@ class Registry:
     async def create(self, record: WebhookRecord) -> None:
         """Returns once this process works with it. Raises ConflictError where its name is taken, which holds over all
         replicas: what is stored was decided on the whole bucket."""
-        while True:
-            await self.view.refresh()
-            self._check_name(record)
-            with contextlib.suppress(ConflictError):
-                value = msgspec.json.encode(record)
-                await self.view.reach(await self._bucket.change(record.id, value, self.view.revision))
-                return
+        value = msgspec.json.encode(record)
+        async with self._naming:  # each that changes the bucket makes all others of this process decide anew
+            while True:
+                if record.name in self._named:  # it may be free by now
+                    await self.view.refresh()
+                self._check_name(record)
+                with contextlib.suppress(ConflictError):
+                    await self.view.reach(await self._bucket.change(record.id, value, self.view.revision))
+                    return
+                await self.view.refresh()
 
     async def change(self, webhook_id: str, make: Callable[[WebhookRecord], WebhookRecord]) -> WebhookRecord:
         """Changes what is there now, never an older copy; `make` may be called again. Raises NotFoundError where the
@@ -195,8 +207,8 @@ class Registry:
         return await self.change(webhook_id, changed)
 
     def _check_name(self, record: WebhookRecord) -> None:
-        other = next((r for r in self.records.values() if r.name == record.name and r.id != record.id), None)
-        if other is not None:
+        other = self.records.get(self._named.get(record.name, record.id))
+        if other is not None and other.id != record.id:
             told = other.owner == record.owner or is_operators(record)
             message = f"{other.id if told else 'another webhook'} has the name {record.name[:100]!r} already"
             about = {"id": other.id} if told else {}
@@ -209,8 +221,11 @@ class Registry:
         return record
 
     def _take(self, change: Change) -> None:
+        self._since = None
         self._forget(change.key)
-        self.records.pop(change.key, None)
+        before = self.records.pop(change.key, None)
+        if before is not None and self._named.get(before.name) == change.key:
+            del self._named[before.name]
         self._owned.discard(change.key)
         self._revisions.pop(change.key, None)
         if change.value is None:
@@ -230,6 +245,7 @@ class Registry:
             self.inert[key] = f"its record cannot be read: {error}"
             return
         self.records[key] = record
+        self._named[record.name] = key
         if not is_operators(record):
             self._owned.add(key)
         self._compile(key, record)
