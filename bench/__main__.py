@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import chain, events, notes, report, servers, start
+from bench import chain, delivery, events, notes, report, servers, start
 
 Rows = list[dict[str, object]]
 BENCHES: dict[str, Callable[[], Rows]] = {
@@ -18,6 +18,7 @@ BENCHES: dict[str, Callable[[], Rows]] = {
     "servers": servers.run,
     "events": events.run,
     "notes": notes.run,
+    "delivery": delivery.run,
 }
 RESULTS = Path(__file__).parent / "results"
 

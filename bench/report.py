@@ -8,6 +8,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"
 TITLES = {
     "events": "The event log",
+    "delivery": "Webhooks",
     "start": "Starting, and memory when idle",
     "chain": "From a note to its webhook",
     "notes": "From a folder of notes to memories",
