@@ -41,6 +41,8 @@ class Replica:
         async for line in self.process.stdout:
             if line == b"ready\n":
                 self.ready.set()
+            elif not line.endswith(b"\n"):
+                break  # it was killed in the middle of the line
             elif line.startswith(b"parked"):
                 self._attempts.parked.append(line.decode().strip())
             else:
@@ -183,8 +185,8 @@ async def test_the_work_of_a_killed_replica_goes_on_at_another(attempts: Attempt
         wanted |= await attempts.append_to_all(MANY // len(HANDLERS))
         await until(lambda: attempts.made.keys() >= wanted)
     again = [one for one, times in attempts.made.items() if times > 1]
-    # What was in hand, no more: four at a time of each handler.
-    assert len(again) <= 4 * len(HANDLERS)
+    # What was in hand, no more: four at a time of each handler, and four that had ended and were not yet recorded.
+    assert len(again) <= 8 * len(HANDLERS)
     assert max(attempts.made.values()) <= 2
 
 

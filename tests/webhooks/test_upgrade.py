@@ -34,12 +34,12 @@ async def test_what_waits_is_brought_over(
     )
     await declare_streams(bus, KitSettings(nats_url=nats_url, bus_prefix=names.prefix), "events")
     record = WebhookRecord(
-        ID,
-        "old",
-        receiver.url,
-        [TypeFilter("*")],
-        Auth(secret="whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"),
-        WebhookOptions(),
+        id=ID,
+        name="old",
+        url=receiver.url,
+        event_filters=[TypeFilter("*")],
+        auth=Auth(secret="whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"),
+        options=WebhookOptions(),
         created_at=timestamp(),
         updated_at=timestamp(),
     )

@@ -63,16 +63,16 @@ class Attempts:
     def is_recorded(self, job: Job) -> bool:
         return job.id in self._recorded
 
-    async def make(self, job: Job) -> None:
-        """Returns once the job is over: its outcome is recorded, its next attempt is in the work queue, and what
-        follows has been done."""
+    async def make(self, job: Job) -> Outcome:
+        """One attempt, or what is left to do of one that was made already."""
         found = await self._earlier(job)
         if found is not None:
-            outcome = await self._persist(job, lambda: self._service.again(job, found)) or Outcome()
-        elif job.suspect:
-            outcome = await self._suspect(job)
-        else:
-            outcome = await self._attempt(job)
+            return await self._persist(job, lambda: self._service.again(job, found)) or Outcome()
+        return await (self._suspect(job) if job.suspect else self._attempt(job))
+
+    async def settle(self, job: Job, outcome: Outcome) -> None:
+        """Returns once the job is over: its outcome is recorded, its next attempt is in the work queue, and what
+        follows has been done. Safe to do twice."""
         if outcome.retry_at_ms is not None:
             retry_at_ms = outcome.retry_at_ms
             await self._persist(job, lambda: self._schedule(job, retry_at_ms))

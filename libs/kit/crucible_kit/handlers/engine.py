@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -24,12 +25,14 @@ from crucible_kit.tasks import Turn, finish
 from crucible_kit.telemetry import Telemetry
 
 from .attempts import Attempts
-from .lanes import HELD_BYTES, Job, Lane
+from .lanes import HELD_BYTES, UNSETTLED, Job, Lane
 from .pointers import Pointers, waiting
 from .service import Plan, Service
 from .shards import Ownership, Shard, ShardRecord
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 GRACE_S = 10.0
 """How long what is begun may take to finish when its shard goes to another replica."""
@@ -272,7 +275,7 @@ class Engine:
         if lane is None:
             lane = lanes[handler] = Lane(handler, fed)
             if self._suspect_to[number].covers(message.sequence):
-                lane.suspects = plan.concurrency
+                lane.suspects = _held_by_the_dead(plan)
         job = self._job(handler, message, event)
         if lane.behind:
             lane.keep(job)
@@ -306,7 +309,7 @@ class Engine:
         for skipped in lane.skip(plan.since):
             self._let_go(skipped)
         if not plan.held:
-            while len(lane.running) < (1 if lane.suspects else plan.concurrency) and (job := lane.take()) is not None:
+            while lane.has_place(plan.concurrency) and (job := lane.take()) is not None:
                 self._begin(lane, job)
             if not lane.pointers:
                 self._pointers.note(lane.handler)
@@ -327,7 +330,7 @@ class Engine:
 
     def _suspects(self, handler: str) -> int:
         plan = self._service.plan(handler)
-        return plan.concurrency if plan is not None else 0
+        return _held_by_the_dead(plan) if plan is not None else 0
 
     def _forget(self, lane: Lane) -> None:
         """Its handler is gone; what is begun ends."""
@@ -343,22 +346,30 @@ class Engine:
             job.over.cancel()
 
     async def _do(self, lane: Lane, job: Job) -> None:
+        ended = 0
         try:
-            while True:
-                try:
-                    await self._attempts.make(job)
-                    break
-                except Exception:  # not of the attempt, but of what follows from it: a mistake of ours
-                    log.exception("%s: %s of %s broke off; it is done again", self._service.name, job.id, job.handler)
-                    await asyncio.sleep(_AGAIN_S)
+            outcome = await self._insist(job, lambda: self._attempts.make(job))
+            lane.ended += (ended := 1)
+            self._pump(lane)
+            await self._insist(job, lambda: self._attempts.settle(job, outcome))
             self._worked.add(lane.shard)
             lane.settle(job)
             if job.over is not None and not job.over.done():
                 job.over.set_result(None)
         finally:
+            lane.ended -= ended
             del lane.running[job]
             self._let_go(job)
             self._pump(lane)
+
+    async def _insist(self, job: Job, step: Callable[[], Awaitable[T]]) -> T:
+        """What breaks off here is not the handler's failure, but a mistake of ours."""
+        while True:
+            try:
+                return await step()
+            except Exception:
+                log.exception("%s: %s of %s broke off; it is done again", self._service.name, job.id, job.handler)
+                await asyncio.sleep(_AGAIN_S)
 
     # ---- lanes that are behind
 
@@ -438,3 +449,8 @@ class Engine:
     def _has_room(self, handler: str) -> bool:
         plan, lane = self._service.plan(handler), self._lane(handler)
         return plan is None or not (plan.held or (lane is not None and lane.crowded))
+
+
+def _held_by_the_dead(plan: Plan) -> int:
+    """How many of a handler's jobs a process may have begun that was killed."""
+    return (1 + UNSETTLED) * plan.concurrency

@@ -13,6 +13,8 @@ from crucible_kit.message import Message
 
 ROOM = 256
 """Events that wait in a lane; the others wait in the log."""
+UNSETTLED = 1
+"""Attempts for each place of a handler whose outcomes may be on their way to the disk."""
 HELD_BYTES = 32 * 1024 * 1024
 """Bytes that the events in all lanes of a process may come to. Each lane may have one, whatever the others have."""
 
@@ -57,6 +59,8 @@ class Lane:
         self.waiting: deque[Job] = deque()
         self.pointers: deque[Job] = deque()
         self.running: dict[Job, asyncio.Task[None]] = {}
+        self.ended = 0
+        """How many of these have been attempted, and wait for their outcome to be durable: they take no place."""
         self._unsettled: dict[int, int] = {}
         self._ahead: list[Job] | None = None
         self._ahead_from = position
@@ -64,6 +68,11 @@ class Lane:
     @property
     def idle(self) -> bool:
         return not (self.waiting or self.pointers or self.running or self.behind or self.catching_up)
+
+    def has_place(self, concurrency: int) -> bool:
+        """Whether one more may begin. Of what has ended and is not durable, a killed process has made too much, so that
+        it is bounded, too."""
+        return len(self.running) - self.ended < concurrency and self.ended < UNSETTLED * concurrency
 
     @property
     def size(self) -> int:
