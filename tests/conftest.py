@@ -37,7 +37,7 @@ async def names(request: pytest.FixtureRequest) -> AsyncIterator[Names]:
     uses_server = "nats_url" in request.fixturenames
     yield mine
     if uses_server:
-        await _delete_streams(request.getfixturevalue("nats_url"), mine.prefix)
+        await delete_streams(request.getfixturevalue("nats_url"), mine.prefix)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ async def _until_ready(server: nats_server.NatsServer) -> None:
             await asyncio.sleep(0.02)
 
 
-async def _delete_streams(url: str, prefix: str) -> None:
+async def delete_streams(url: str, prefix: str) -> None:
     """Streams and buckets (whose streams are called KV_…) of one prefix."""
     client = await nats.connect(url)
     try:

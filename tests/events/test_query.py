@@ -12,6 +12,7 @@ from crucible_core.access import OPERATOR
 from crucible_core.catalogue import CATALOGUE
 from crucible_core.envelope import decode
 from crucible_core.errors import InvalidError, NotFoundError
+from crucible_core.position import Position
 from crucible_core.protocol.events import CountReply, CountRequest, QueryRequest, TypesReply
 from crucible_events import answer, query, scan, store
 from crucible_events.api import TypesRequest
@@ -198,7 +199,9 @@ def test_no_query_sorts(order: Any, asked: dict[str, Any]) -> None:
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript(store.SCHEMA)
         checked = query.checked(QueryRequest(order=order, from_time="2026-11-21T10:00:00Z", **asked), CATALOGUE)
-        statement, values = scan.page_statement(scan.plan(checked, [(1, 10)]), 1, 10, 5)
+        statement, values = scan.rows_statement(
+            scan.scan_of(checked, (((1, 10),),), Position((0,))), scan.SIZE, 1, 10, 5
+        )
         steps = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", values)]
     assert not [step for step in steps if "TEMP B-TREE" in step], steps
 

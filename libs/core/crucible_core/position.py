@@ -6,7 +6,7 @@ a JSON number (below 2^53). In the first stream, and so where there is only one,
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -72,6 +72,15 @@ class Position(msgspec.Struct, frozen=True):
         before = tuple(map(self.end_of, range(number)))
         return Position((*before, sequence, *self.ends[number + 1 :]))
 
+    def past(self, sequences: Sequence[int]) -> "Position":
+        """Moved to after events that come in the order of each stream, or against it."""
+        if len(self.ends) == 1:
+            return self.at(sequences[-1]) if sequences else self
+        found = self
+        for sequence in sequences:
+            found = found.at(sequence)
+        return found
+
     def before_first(self, sequences: Iterable[int]) -> "Position":
         """Moved back to before the first of some events, which come in the order of each stream."""
         found = self
@@ -97,6 +106,11 @@ class Position(msgspec.Struct, frozen=True):
         streams = max(len(position.ends) for position in (self, *others))
         found = (choose(position.end_of(number) for position in (self, *others)) for number in range(streams))
         return Position(tuple(found))
+
+    @staticmethod
+    def end(streams: int) -> "Position":
+        """After everything that the streams may ever have."""
+        return Position(tuple(last_in(base_of(number)) for number in range(streams)))
 
     @property
     def count(self) -> int:

@@ -152,7 +152,11 @@ class Names(msgspec.Struct, frozen=True):
     # The log: one stream, or several of which each holds some worlds
     def stream_of(self, world: str) -> str:
         """The stream that holds a world."""
-        return self.log_streams[_number_of(token(world), self.streams)]
+        return self.log_streams[self.number_of(world)]
+
+    def number_of(self, world: str) -> int:
+        """The same by its place among the log's streams."""
+        return _number_of(token(world), self.streams)
 
     def stream_at(self, sequence: int) -> str:
         """The stream that holds a sequence."""
@@ -160,6 +164,8 @@ class Names(msgspec.Struct, frozen=True):
 
     def stream_with(self, subject: str) -> str:
         """The stream of a subject of events, which may have wildcards."""
+        if self.streams == 1:
+            return self.log_streams[0]
         root = subject.removeprefix(self._subject("")).partition(".")[0]
         return self.log_streams[int(root[3:] or 0)]
 
@@ -188,7 +194,7 @@ class Names(msgspec.Struct, frozen=True):
 
     def expected(self, world: str, sequence: int) -> int:
         """A sequence of a world's stream as JetStream counts there; of another stream, one that never comes."""
-        here = stream_number(sequence) == _number_of(token(world), self.streams) or not sequence
+        here = stream_number(sequence) == self.number_of(world) or not sequence
         return in_stream(sequence) if here else in_stream(-1)
 
     # Streams

@@ -69,11 +69,7 @@ async def _last_before(bus: Bus, stream: str, since_ms: int) -> int:
 
 def passed(position: Position, messages: Sequence[Message]) -> Position:
     """The place after a batch of the log that was read from `position` on."""
-    if len(position.ends) == 1:
-        return position.after(messages[-1].sequence) if messages else position
-    for message in messages:
-        position = position.after(message.sequence)
-    return position
+    return position.past([message.sequence for message in messages])
 
 
 def read_log(

@@ -1,7 +1,7 @@
 """The streams of an installation and how each keeps its messages. Every service declares them when it starts."""
 
 from crucible_core.errors import FieldError, InvalidError
-from crucible_core.position import MAX_STREAMS
+from crucible_core.position import MAX_STREAMS, in_stream
 from crucible_core.subjects import DLV, Names, kv_stream, kv_subject
 
 from .bus import Bus
@@ -86,11 +86,12 @@ async def _check_streams(bus: Bus) -> None:
     """Which stream holds a world depends on how many there are: with another number, its events would be looked for
     where they are not."""
     names = bus.names
-    there = set(await bus.stream_names())
-    found = len(there.intersection(Names(names.prefix, MAX_STREAMS).log_streams))
+    there = Names(names.prefix, MAX_STREAMS).log_streams
+    there = tuple(sorted(set(there).intersection(await bus.stream_names())))
+    found = len(there)
     if names.events not in there or found == names.streams:
         return
-    if found < names.streams and not (await bus.stream_state(names.events)).last_sequence:
+    if found < names.streams and not any([in_stream(await bus.last_sequence(stream)) for stream in there]):
         return  # nothing is stored yet
     message = (
         f"is {names.streams}, and the events of this NATS are in {found} stream{'' if found == 1 else 's'}: set it to"

@@ -7,7 +7,7 @@ from crucible_kit.index import Index
 from crucible_kit.tasks import Turn
 
 from . import store
-from .query import MAX_SEQUENCE, Query, cursor_at
+from .query import Query, cursor_at
 from .scan import chunks, pages, plan
 
 PAGE = 1000
@@ -54,25 +54,23 @@ def _cost(size: int) -> int:
 async def run(index: Index, query: Query, most_bytes: int) -> QueryReply:
     """Answers with at most `limit` events and `most_bytes`. A cursor says that there may be more: either a match is
     left over, or the budget of one request is spent."""
-    scan = plan(query, await store.stretches(index, query.start, query.end) if _timed(query) else [(0, MAX_SEQUENCE)])
-    answer, turn = Answer(query, most_bytes), Turn()
+    scan = await plan(index, query)
+    answer, turn, at = Answer(query, most_bytes), Turn(), scan.position
     async for rows in pages(index, scan, PAGE, first=query.limit + 1):
         for chunk in chunks(rows, query.limit + 1 if query.predicate is None else PAGE):
             wanted = [row.sequence for row in chunk if row.size is not None]
             fetched = dict(await store.raws(index, wanted))
             kept = await store.kept_forever(index, wanted) if query.with_retention else frozenset()
-            for row in chunk:
+            sequences = [row.sequence for row in chunk]
+            for place, sequence in enumerate(sequences):
                 if turn.over:
                     await turn.pass_on()
-                raw = fetched.get(row.sequence)
-                before = row.sequence + (1 if query.descending else -1)
-                if raw is not None and not answer.takes(row.sequence, raw, row.sequence in kept):
-                    return QueryReply(events=answer.events, next_cursor=cursor_at(query, before))
+                raw = fetched.get(sequence)
+                if raw is not None and not answer.takes(sequence, raw, sequence in kept):
+                    return QueryReply(events=answer.events, next_cursor=cursor_at(query, at.past(sequences[:place])))
                 answer.passed()
                 if answer.spent:
-                    return QueryReply(events=answer.events, next_cursor=cursor_at(query, row.sequence))
+                    cursor = cursor_at(query, at.past(sequences[: place + 1]))
+                    return QueryReply(events=answer.events, next_cursor=cursor)
+            at = at.past(sequences)
     return QueryReply(events=answer.events)
-
-
-def _timed(query: Query) -> bool:
-    return query.start is not None or query.end is not None

@@ -36,7 +36,9 @@ from .candidates import (
     Candidate,
     State,
     as_one,
+    by_stream,
     check_apart,
+    check_one_stream,
     continue_chain,
     continues,
     entities_of,
@@ -156,10 +158,17 @@ class Appender:
         return [self._outcome(state) for state in states]
 
     async def _commit_each(self, states: list[State]) -> None:
+        first, *others = by_stream(under_way(states), self._bus.names) or [[]]
+        if others:
+            await asyncio.gather(*(self._commit_to_stream(some, states) for some in (first, *others)))
+        else:
+            await self._commit_to_stream(first, states)
+
+    async def _commit_to_stream(self, candidates: list[Candidate], states: list[State]) -> None:
         waiting: list[tuple[list[Candidate], asyncio.Future[list[Outcome]]]] = []
         missed: State | None = None
         try:
-            for run in runs(under_way(states)):
+            for run in runs(candidates):
                 try:
                     if missed is not None:  # what comes after it would be before it once it comes again
                         for candidate in run:
@@ -222,6 +231,7 @@ class Appender:
             states = await self._stamped(events, context)
             candidates = _all(states)
             check_apart(candidates)
+            check_one_stream(candidates, self._bus.names)
             known = await self._known(candidates)
             if 0 < len(known) < len(candidates):  # the index may be in the middle of them
                 known = await self._known(candidates, settled=True)

@@ -209,6 +209,27 @@ def check_apart(candidates: Sequence[Candidate]) -> None:
         raise InvalidError(f"{errors[0].path}: {errors[0].message}", errors=errors)
 
 
+def by_stream(candidates: list[Candidate], names: Names) -> list[list[Candidate]]:
+    """Those of each stream of the log, in their order."""
+    if names.streams == 1:
+        return [candidates]
+    found: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        found.setdefault(names.stream_of(candidate.stamped.event.metadata.world_id), []).append(candidate)
+    return list(found.values())
+
+
+def check_one_stream(candidates: list[Candidate], names: Names) -> None:
+    """Raises InvalidError where an atomic request is about worlds of several streams: JetStream commits one stream's
+    messages together."""
+    _, *others = by_stream(candidates, names) or [[]]
+    strangers = sorted(candidate.position for some in others for candidate in some)
+    if strangers:
+        message = "its world is in another stream of the log than that of the first event: append it by itself"
+        errors = [FieldError(f"events.{place}.world_id", message) for place in strangers[:_MOST_ERRORS]]
+        raise InvalidError(f"{errors[0].path}: {message}", errors=errors)
+
+
 def as_one(refused: Mapping[int, CrucibleError]) -> CrucibleError:
     """The refusal of an atomic request, from those of its events by position: of the first one's kind. Each of these
     has its place among the errors."""

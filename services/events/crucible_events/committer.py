@@ -60,30 +60,39 @@ class Pending(msgspec.Struct, eq=False):
         return [message.msg_id for message in self.messages]
 
 
+class _Line:
+    """What waits for one stream of the log."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[Pending] = deque()
+        self.wake = asyncio.Event()
+        self.under_way = 0
+        """The bytes that are being committed."""
+
+
 class Committer:
-    """One batch is under way at a time: what comes meanwhile is the next one. So nothing waits when it is quiet, order
-    is kept, and under load batches grow by themselves. (More at a time were measured to gain nothing.)"""
+    """One batch for each stream of the log is under way at a time: what comes meanwhile is the next one. So nothing
+    waits when it is quiet, order is kept, and under load batches grow by themselves. (More at a time were measured to
+    gain nothing.)"""
 
     def __init__(self, bus: Bus, telemetry: Telemetry, metrics: Metrics, most_events: int, most_bytes: int) -> None:
         self._bus = bus
         self._telemetry = telemetry
         self._most_events = most_events
         self._most_bytes = most_bytes
-        self._waiting: deque[Pending] = deque()
+        self._lines = {stream: _Line() for stream in bus.names.log_streams}
         self._events = 0
         self._bytes = 0
-        self._under_way = 0
-        self._wake = asyncio.Event()
         self._sizes = metrics.histogram("events_commit_events", "Events of a commit", buckets=_SIZES)
         self._seconds = metrics.histogram("events_commit_seconds", "From taking events to JetStream's acknowledgement")
 
     @property
     def held_bytes(self) -> int:
         """What waits for its commit, or is being committed."""
-        return self._bytes + self._under_way
+        return self._bytes + sum(line.under_way for line in self._lines.values())
 
     def submit(self, messages: Sequence[Outgoing], entities: Collection[str] = ()) -> "asyncio.Future[list[Stored]]":
-        """Asks for messages to be stored, several of them atomically (at most 1,000).
+        """Asks for messages of one stream to be stored, several of them atomically (at most 1,000).
 
         Raises LimitedError at once when too much is waiting. The future raises ConflictError, DuplicateError (several
         messages, one of them known already) or UnavailableError, which is an UnknownOutcomeError where they may have
@@ -111,42 +120,48 @@ class Committer:
     ) -> "asyncio.Future[list[Any]]":
         size = sum(len(message.data) + _OVERHEAD for message in messages)
         full = self._events + len(messages) > self._most_events or self._bytes + size > self._most_bytes
-        if full and self._waiting:
+        if full and self._events:
             raise LimitedError("too many events are waiting for their commit", retry_after=1)
         outcome: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        self._waiting.append(Pending(messages, outcome, size, entities, each, after, deadline.caller()))
+        line = self._lines[self._bus.names.stream_with(messages[0].subject)]
+        line.waiting.append(Pending(messages, outcome, size, entities, each, after, deadline.caller()))
         self._events += len(messages)
         self._bytes += size
-        self._wake.set()
+        line.wake.set()
         return outcome
 
     async def run(self) -> None:
         """Commits until cancelled; what still waits then is refused."""
+        async with asyncio.TaskGroup() as tasks:
+            for stream, line in self._lines.items():
+                tasks.create_task(self._commit_to(stream, line))
+
+    async def _commit_to(self, stream: str, line: _Line) -> None:
         taken: list[Pending] = []
         try:
             while True:
-                await self._wake.wait()
-                taken = self._take()
+                await line.wake.wait()
+                taken = self._take(line.waiting)
                 if taken:
-                    await self._commit(taken)
-                elif not self._waiting:
-                    self._wake.clear()
+                    await self._commit(stream, line, taken)
+                elif not line.waiting:
+                    line.wake.clear()
         finally:
             for pending in taken:
                 _fail(pending, UnknownOutcomeError("events was shut down during the commit", retry_after=1))
-            for pending in self._waiting:
+            for pending in line.waiting:
                 _fail(pending, UnavailableError("events is shutting down", retry_after=1))
 
     # ---- what goes together
 
-    def _take(self) -> list[Pending]:
+    def _take(self, waiting: deque[Pending]) -> list[Pending]:
         """The next batch: all that waits, in order, as far as it fits together."""
         taken: list[Pending] = []
         ids: set[str | None] = set()
         entities: set[str] = set()
         count = size = 0
-        while self._waiting:
-            pending = self._waiting[0]
+        while waiting:
+            pending = waiting[0]
             if pending.after is not None and (error := _missed(pending.after)):
                 _fail(pending, error)
             if pending.caller is not None and pending.caller.gone:
@@ -160,7 +175,7 @@ class Committer:
                 full = count + len(pending.messages) > MAX_BATCH or size + pending.size > MAX_BATCH_BYTES
                 if pending.whole or clashes or full:
                     break
-            self._waiting.popleft()
+            waiting.popleft()
             self._events -= len(pending.messages)
             self._bytes -= pending.size
             if pending.outcome.done():  # its caller has gone
@@ -176,13 +191,13 @@ class Committer:
 
     # ---- storing
 
-    async def _commit(self, taken: list[Pending]) -> None:
+    async def _commit(self, stream: str, line: _Line, taken: list[Pending]) -> None:
         count = sum(len(pending.messages) for pending in taken)
         started = time.perf_counter()
-        self._under_way = sum(pending.size for pending in taken)
+        line.under_way = sum(pending.size for pending in taken)
         messages = (message for pending in taken for message in pending.messages)
         try:
-            with self._telemetry.batch("send", self._bus.names.events, messages, count=count) as span:
+            with self._telemetry.batch("send", stream, messages, count=count) as span:
                 await self._stored(taken, count)
                 if span is not None and (missed := next(filter(None, (_missed(one.outcome) for one in taken)), None)):
                     span.fail(missed.code, missed.detail)
@@ -191,7 +206,7 @@ class Committer:
                 log.exception("a commit of %d events failed", count)
             for pending in taken:
                 _fail(pending, error)
-        self._under_way = 0
+        line.under_way = 0
         self._sizes.observe(count)
         self._seconds.observe(time.perf_counter() - started)
 

@@ -12,7 +12,7 @@ from crucible_kit.tasks import Turn
 
 from . import store
 from .query import MAX_SEQUENCE, Query
-from .scan import Scan, chunks, pages, plan
+from .scan import Scan, chunks, hulls, merged_statement, pages, plan, rows_statement
 
 BUDGET_S = 2.0
 """What one request may take; then it is answered with what was counted, and where to go on."""
@@ -56,28 +56,26 @@ async def count(
     index: Index, query: Query, by: CountBy | None, budget_s: float = BUDGET_S, window: int = WINDOW
 ) -> CountReply:
     """Counts in the log's order, for at least one window."""
-    timed = query.start is not None or query.end is not None
-    scan = plan(query, await store.stretches(index, query.start, query.end) if timed else [(0, MAX_SEQUENCE)])
-    held = index.position.end_of(0)
+    scan = await plan(index, query)
+    held = await store.last_held(index)
     tally = Tally(budget_s, window)
     counting = _matched(index, query, scan, by, tally) if query.predicate else _grouped(index, scan, by, tally)
     complete = await counting
-    if complete:
+    if complete and len(index.streams) == 1:
         tally.counted_to = max(tally.counted_to, min(held, query.until))
+    elif complete:
+        tally.counted_to = held if query.until == MAX_SEQUENCE else query.until
     return tally.reply(by, complete)
 
 
 async def _grouped(index: Index, scan: Scan, by: CountBy | None, tally: Tally) -> bool:
     """Counts where SQLite alone can tell; False where the budget ended it."""
-    for low, high in scan.stretches:
+    if len(scan.parts) > 1:
+        return await _grouped_merged(index, scan, by, tally)
+    for low, high in scan.parts[0] if scan.parts else ():
         while low <= high:
-            statement, values = _window(scan, by, low, high, tally.window)
-            rows = await store.select(index, statement, values)
-            for key, wanted, _, last in rows:
-                if wanted:
-                    tally.counts[key] += wanted
-                tally.counted_to = max(tally.counted_to, last)
-            if sum(row[2] for row in rows) < tally.window:
+            rows = rows_statement(scan, _columns(by), low, high, tally.window)
+            if not await _count(index, rows, "0", "sequence", tally):
                 break
             if tally.spent:
                 return False
@@ -85,19 +83,39 @@ async def _grouped(index: Index, scan: Scan, by: CountBy | None, tally: Tally) -
     return True
 
 
-def _window(scan: Scan, by: CountBy | None, low: int, high: int, most: int) -> tuple[str, list[Any]]:
-    """By key: how many rows are wanted, how many were looked at, and the last one's sequence."""
-    parts = []
-    values: list[Any] = []
-    for branch in scan.branches:
-        source = f"events INDEXED BY {branch.by}" if branch.by else "events"
-        parts.append(
-            f"SELECT sequence, {_KEYS[by]} AS key, ({scan.wanted}) AS wanted FROM {source}"
-            f" WHERE {branch.condition} AND sequence BETWEEN ? AND ?"
-        )
-        values += [*scan.values, *branch.values, low, high]
-    rows = f"{' UNION ALL '.join(parts)} ORDER BY 1 LIMIT ?"
-    return f"SELECT key, sum(wanted), count(*), max(sequence) FROM ({rows}) GROUP BY key", [*values, most]
+async def _grouped_merged(index: Index, scan: Scan, by: CountBy | None, tally: Tally) -> bool:
+    """The same over several streams, in the order in which they are merged."""
+    within = hulls(scan)
+    while True:
+        statement, values = merged_statement(scan, _columns(by), within, tally.window)
+        rows = f"SELECT *, row_number() OVER () AS place FROM ({statement})", values
+        if not (last := await _count(index, rows, "part", "place", tally)):
+            return True
+        if tally.spent:
+            return False
+        within = [(max(low, last.get(part, 0) + 1), high) for part, (low, high) in enumerate(within)]
+
+
+def _columns(by: CountBy | None) -> str:
+    return f"{_KEYS[by]} AS key, ({{wanted}}) AS wanted"
+
+
+async def _count(index: Index, rows: tuple[str, list[Any]], part: str, place: str, tally: Tally) -> dict[int, int]:
+    """Adds a window's rows to the counts: `part` gives a row's stream, `place` grows from row to row. Returns the last
+    sequence by stream; nothing where there are no more rows than these."""
+    columns = f"key, sum(wanted), count(*), max(sequence), {part} AS stream, max({place})"
+    looked_at = place_of_last = 0
+    last: dict[int, int] = {}
+    for key, wanted, count, sequence, stream, at in await store.select(
+        index, f"SELECT {columns} FROM ({rows[0]}) GROUP BY key, stream", rows[1]
+    ):
+        if wanted:
+            tally.counts[key] += wanted
+        looked_at += count
+        last[stream] = max(sequence, last.get(stream, 0))
+        if at > place_of_last:
+            place_of_last, tally.counted_to = at, sequence
+    return last if looked_at == tally.window else {}
 
 
 async def _matched(index: Index, query: Query, scan: Scan, by: CountBy | None, tally: Tally) -> bool:

@@ -13,6 +13,7 @@ from crucible_core.catalogue import Catalogue
 from crucible_core.envelope import SourceKind
 from crucible_core.errors import CrucibleError, FieldError, InvalidError
 from crucible_core.filters import Predicate, compile_filter
+from crucible_core.position import Encoded, Position, counted
 from crucible_core.protocol.events import QueryRequest
 from crucible_core.suggest import nearest
 from crucible_core.times import parse_time
@@ -25,7 +26,7 @@ MAX_TYPES = 100
 EQUAL = ("correlation_id", "causation_id", "entity", "actor", "world_id", "room_id")
 """The parameters that are a column's value."""
 
-_CURSOR_BYTES = 300
+_CURSOR_BYTES = 2000
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -33,7 +34,7 @@ B = TypeVar("B")
 
 class Query(msgspec.Struct, frozen=True):
     """A request that was checked: `types` are as `Catalogue.expand` gives them (None: all); times are microseconds;
-    `position` is the sequence where the page before ended."""
+    `position` is where in the log the page before ended."""
 
     types: frozenset[str] | None
     equal: dict[str, str]
@@ -45,14 +46,14 @@ class Query(msgspec.Struct, frozen=True):
     predicate: Predicate | None
     conditions: tuple[Condition, ...]
     limit: int
-    position: int | None
+    position: Encoded | None
     fingerprint: str
     with_retention: bool = False
 
 
 class _Cursor(msgspec.Struct):
     query: str
-    position: int
+    position: Encoded
 
 
 def checked(request: QueryRequest, catalogue: Catalogue, scope: Scope = EVERYTHING) -> Query:
@@ -140,18 +141,18 @@ def _fingerprint(request: QueryRequest) -> str:
     return hashlib.sha256(msgspec.json.encode(same, order="sorted")).hexdigest()[:16]
 
 
-def _position(fingerprint: str, cursor: str) -> int:
+def _position(fingerprint: str, cursor: str) -> Encoded:
     message = "is not a cursor of this query"
     try:
         padded = cursor.encode("ascii")[:_CURSOR_BYTES] + b"=" * (-len(cursor) % 4)
         decoded = msgspec.json.decode(base64.b64decode(padded, altchars=b"-_", validate=True), type=_Cursor)
     except (ValueError, msgspec.DecodeError):
         decoded = None
-    if decoded is None or decoded.query != fingerprint or not 0 <= decoded.position <= MAX_SEQUENCE:
+    if decoded is None or decoded.query != fingerprint or not 0 <= counted(decoded.position) <= MAX_SEQUENCE:
         raise InvalidError(f"cursor {message}", errors=[FieldError("cursor", message)])
     return decoded.position
 
 
-def cursor_at(query: Query, position: int) -> str:
-    raw = msgspec.json.encode(_Cursor(query.fingerprint, position))
+def cursor_at(query: Query, position: Position) -> str:
+    raw = msgspec.json.encode(_Cursor(query.fingerprint, position.encoded))
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()

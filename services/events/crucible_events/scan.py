@@ -5,10 +5,12 @@ from typing import Any, NamedTuple
 
 from crucible_core.catalogue import CATALOGUE
 from crucible_core.payloads import CATEGORIES
+from crucible_core.position import Position, decoded
+from crucible_core.subjects import Names
 from crucible_kit.index import Index
 
 from . import store
-from .query import Query
+from .query import MAX_SEQUENCE, Query
 from .store import Sized
 
 # Which of the given parameters finds the rows by its index: the first of these.
@@ -25,17 +27,40 @@ class Branch(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """How the rows of a query are read. `wanted` is tested on each row that the branches find."""
+    """How the rows of a query are read. `wanted` is tested on each row that the branches find. `parts` has of each
+    stream of the log, where there may be something, the stretches of sequences; they begin after `position`."""
 
     branches: tuple[Branch, ...]
     wanted: str
     values: tuple[Any, ...]
-    stretches: tuple[tuple[int, int], ...]
+    parts: tuple[tuple[tuple[int, int], ...], ...]
+    position: Position
     descending: bool
 
 
-def plan(query: Query, stretches: Sequence[tuple[int, int]]) -> Scan:
-    """`stretches` are of the sequences, both ends included and in order, that can have the times asked for."""
+async def plan(index: Index, query: Query) -> Scan:
+    timed = query.start is not None or query.end is not None
+    stretches = await store.stretches(index, query.start, query.end) if timed else [(0, MAX_SEQUENCE)]
+    streams, world = len(index.streams), query.equal.get("world_id")
+    after, until = await store.position_of(index, query.after), await store.position_of(index, query.until)
+    if query.position is not None:
+        position = decoded(query.position, streams)
+    else:
+        position = Position.end(streams) if query.descending else Position.start(streams)
+    parts = []
+    for number in range(streams) if world is None else [Names(streams=streams).number_of(world)]:
+        least, most = after.end_of(number) + 1, until.end_of(number)
+        if query.descending:
+            most = min(most, position.end_of(number) - 1)
+        else:
+            least = max(least, position.end_of(number) + 1)
+        clipped = [(max(low, least), min(high, most)) for low, high in stretches]
+        if left := [(low, high) for low, high in clipped if low <= high]:
+            parts.append(tuple(reversed(left) if query.descending else left))
+    return scan_of(query, tuple(parts), position)
+
+
+def scan_of(query: Query, parts: tuple[tuple[tuple[int, int], ...], ...], position: Position) -> Scan:
     given = set(query.equal) | ({"type"} if query.types is not None else set())
     driver = next((name for name in _DRIVERS if name in given), None)
     if driver == "type":
@@ -57,14 +82,7 @@ def plan(query: Query, stretches: Sequence[tuple[int, int]]) -> Scan:
     tests += query.conditions  # the dearest come last
     wanted = " AND ".join(f"({condition})" for condition, _ in tests) or "1"
     values = tuple(value for _, some in tests for value in some)
-    least, most = query.after + 1, query.until
-    if query.position is not None:
-        least, most = (
-            (least, min(most, query.position - 1)) if query.descending else (max(least, query.position + 1), most)
-        )
-    clipped = [(max(low, least), min(high, most)) for low, high in stretches]
-    left = [(low, high) for low, high in clipped if low <= high]
-    return Scan(branches, wanted, values, tuple(reversed(left) if query.descending else left), query.descending)
+    return Scan(branches, wanted, values, parts, position, query.descending)
 
 
 def _parts(types: frozenset[str]) -> tuple[list[str], list[str]]:
@@ -92,14 +110,15 @@ def _type_test(types: frozenset[str]) -> tuple[str, tuple[str, ...]]:
     return f"(category IN ({marks[0]}) OR type IN ({marks[1]}))", (*whole, *single)
 
 
-def page_statement(scan: Scan, low: int, high: int, most: int) -> tuple[str, list[Any]]:
-    """The statement that reads up to `most` rows. SQLite merges the branches: none is read further than needed."""
+def rows_statement(scan: Scan, columns: str, low: int, high: int, most: int) -> tuple[str, list[Any]]:
+    """The statement that reads up to `most` rows of one stream: their sequence and these columns, in which `{wanted}`
+    stands for what is wanted. SQLite merges the branches: none is read further than needed."""
     parts = []
     values: list[Any] = []
     for branch in scan.branches:
         source = f"events INDEXED BY {branch.by}" if branch.by else "events"
         parts.append(
-            f"SELECT sequence, CASE WHEN {scan.wanted} THEN length(raw) END FROM {source}"
+            f"SELECT sequence, {columns.format(wanted=scan.wanted)} FROM {source}"
             f" WHERE {branch.condition} AND sequence BETWEEN ? AND ?"
         )
         values += [*scan.values, *branch.values, low, high]
@@ -107,19 +126,59 @@ def page_statement(scan: Scan, low: int, high: int, most: int) -> tuple[str, lis
     return f"{' UNION ALL '.join(parts)} ORDER BY 1 {order} LIMIT ?", [*values, most]
 
 
+def merged_statement(scan: Scan, columns: str, within: Sequence[tuple[int, int]], most: int) -> tuple[str, list[Any]]:
+    """The same of several streams, merged by the time of the commit, with that as the last column. A stream's own order
+    stays as it is, whatever its clock did."""
+    parts = []
+    values: list[Any] = []
+    order, extreme = ("DESC", "min") if scan.descending else ("ASC", "max")
+    for number, (low, high) in enumerate(within):
+        rows, some = rows_statement(scan, f"{columns}, stored_ms AS at", low, high, most)
+        merged = f"{extreme}(at) OVER (ORDER BY sequence {order} ROWS UNBOUNDED PRECEDING)"
+        parts.append(f"SELECT *, {merged} AS moment, {number} AS part FROM ({rows})")
+        values += some
+    return f"{' UNION ALL '.join(parts)} ORDER BY moment {order}, sequence {order} LIMIT ?", [*values, most]
+
+
+SIZE = "CASE WHEN {wanted} THEN length(raw) END"
+
+
 async def pages(index: Index, scan: Scan, most: int, first: int | None = None) -> AsyncIterator[list[Sized]]:
     """Pages of `most` rows, the last of each stretch of fewer. They may begin smaller, with what an answer needs where
     all rows that are found are wanted, and grow from there."""
     size = most if first is None else first
-    for low, high in scan.stretches:
+    if len(scan.parts) > 1:
+        async for rows in _merged_pages(index, scan, most, size):
+            yield rows
+        return
+    for low, high in scan.parts[0] if scan.parts else ():
         while low <= high:
-            statement, values = page_statement(scan, low, high, size)
+            statement, values = rows_statement(scan, SIZE, low, high, size)
             rows = [Sized(*row) for row in await store.select(index, statement, values)]
             yield rows
             if len(rows) < size:
                 break
             low, high = (low, rows[-1].sequence - 1) if scan.descending else (rows[-1].sequence + 1, high)
             size = min(2 * size, most)
+
+
+async def _merged_pages(index: Index, scan: Scan, most: int, size: int) -> AsyncIterator[list[Sized]]:
+    within = hulls(scan)
+    while True:
+        statement, values = merged_statement(scan, SIZE, within, size)
+        rows = await store.select(index, statement, values)
+        yield [Sized(*row[:2]) for row in rows]
+        if len(rows) < size:
+            return
+        for row in rows:
+            low, high = within[row[-1]]
+            within[row[-1]] = (low, row[0] - 1) if scan.descending else (row[0] + 1, high)
+        size = min(2 * size, most)
+
+
+def hulls(scan: Scan) -> list[tuple[int, int]]:
+    """From where to where each stream is read. Between its stretches are events of other times: they are not wanted."""
+    return [(part[-1][0], part[0][1]) if scan.descending else (part[0][0], part[-1][1]) for part in scan.parts]
 
 
 def chunks(rows: list[Sized], most: int) -> list[list[Sized]]:

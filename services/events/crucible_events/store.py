@@ -11,7 +11,7 @@ from crucible_core import envelope, subjects
 from crucible_core.access import EVERYTHING, Scope
 from crucible_core.envelope import Event, Metadata
 from crucible_core.errors import InvalidError
-from crucible_core.position import stream_number
+from crucible_core.position import Position, base_of, joined, stream_number
 from crucible_core.protocol.events import Chain, Known
 from crucible_core.times import parse_time
 from crucible_kit.index import Index, insert, unwritable
@@ -287,7 +287,8 @@ async def last_of(index: Index, world_id: str, category: str, entity: str) -> in
 
 async def of_correlation(index: Index, correlation_id: str, most: int) -> list[Sized]:
     """The first events of one correlation id."""
-    statement = "SELECT sequence, length(raw) FROM events WHERE correlation_id = ? ORDER BY sequence LIMIT ?"
+    order = "sequence" if len(index.streams) == 1 else "stored_ms, sequence"
+    statement = f"SELECT sequence, length(raw) FROM events WHERE correlation_id = ? ORDER BY {order} LIMIT ?"
     return [Sized(*row) for row in await select(index, statement, (correlation_id, most))]
 
 
@@ -308,6 +309,57 @@ async def stretches(index: Index, start: int | None, end: int | None) -> list[tu
         (first << SPAN_BITS, ((last + 1) << SPAN_BITS) - 1) for first, last in await select(index, _ISLANDS, values)
     ]
     return found if len(found) <= _MOST_STRETCHES else [(found[0][0], found[-1][1])]
+
+
+async def position_of(index: Index, sequence: int) -> Position:
+    """The place just after a sequence. In the other streams of the log it is where they were when that event was
+    stored: of two that were stored at one moment, that of the later stream is the later one."""
+    streams, number = len(index.streams), stream_number(sequence)
+    if streams == 1:
+        return Position((sequence,))
+    if number >= streams:
+        return Position.end(streams)
+    found = await select(
+        index,
+        "SELECT stored_ms FROM events WHERE sequence > ? AND sequence <= ? ORDER BY sequence DESC LIMIT 1",
+        (base_of(number), sequence),
+    )
+    if not found:
+        return Position.start(streams).at(sequence)
+    [(moment_ms,)] = found
+    ends = [await _last_before(index, other, moment_ms + (other < number)) for other in range(streams)]
+    return joined(ends).at(sequence)
+
+
+async def last_held(index: Index) -> int:
+    """The last sequence that the index holds; of several streams, that of the event that was stored last."""
+    position = index.position
+    if len(position.ends) == 1:
+        return position.ends[0]
+    rows = [
+        row
+        for number, end in enumerate(position.ends)
+        for row in await select(
+            index,
+            "SELECT stored_ms, sequence FROM events WHERE sequence > ? AND sequence <= ? ORDER BY 2 DESC LIMIT 1",
+            (base_of(number), end),
+        )
+    ]
+    return int(max(rows)[1]) if rows else 0
+
+
+async def _last_before(index: Index, number: int, moment_ms: int) -> int:
+    """The last sequence of a stream that was stored before a moment."""
+    low, high = base_of(number), index.position.end_of(number)
+    query = "SELECT sequence, stored_ms FROM events WHERE sequence > ? AND sequence <= ? ORDER BY sequence LIMIT 1"
+    while low < high:
+        middle = (low + high) // 2
+        rows = await select(index, query, (middle, high))
+        if rows and rows[0][1] < moment_ms:
+            low = rows[0][0]
+        else:
+            high = middle
+    return low
 
 
 async def raws(index: Index, sequences: Sequence[int]) -> list[tuple[int, bytes]]:

@@ -6,6 +6,7 @@ import msgspec
 
 from crucible_core.access import EVERYTHING, Scope
 from crucible_core.envelope import Event
+from crucible_core.position import stream_number
 from crucible_core.protocol.events import TraceNode
 
 from . import store
@@ -21,16 +22,18 @@ _NULL = msgspec.Raw(b"null")
 
 
 def grow(events: list[tuple[int, bytes]], scope: Scope = EVERYTHING) -> list[TraceNode]:
-    """The roots of the tree, from (sequence, stored bytes) in order. Of an event that may not be seen there is a node,
-    and nothing else.
+    """The roots of the tree, from (sequence, stored bytes) in order; in that of depth where they are of several streams
+    of the log, whose clocks may differ. Of an event that may not be seen there is a node, and nothing else.
 
     An event whose cause is unknown, or not older than itself, is a root: what users write cannot make a circle.
     """
     roots: list[TraceNode] = []
     placed: dict[str, tuple[TraceNode, int, TraceNode | None]] = {}
     first: float | None = None
-    for sequence, raw in events:
-        event = store.decoded(sequence, raw)
+    read = [(store.decoded(sequence, raw), sequence, raw) for sequence, raw in events]
+    if len({stream_number(sequence) for sequence, _ in events}) > 1:
+        read.sort(key=lambda entry: (entry[0].metadata.hop, entry[0].metadata.timestamp))
+    for event, sequence, raw in read:
         if scope.sees(event):
             at = _milliseconds(event)
             first = at if first is None else first

@@ -1,5 +1,6 @@
 """Graph events: what each Memory event does to the graph whose nodes are memories, told to the log."""
 
+import asyncio
 import logging
 import sqlite3
 from collections.abc import Iterable
@@ -10,6 +11,7 @@ import msgspec
 from crucible_core.envelope import MAX_HOPS, Event, Source, decode
 from crucible_core.errors import UnavailableError
 from crucible_core.ids import derive_id
+from crucible_core.position import base_of, stream_number
 from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent
 from crucible_core.protocol.memory import Link
 from crucible_core.subjects import NO_REACTION
@@ -59,11 +61,14 @@ def keep(writer: sqlite3.Connection, found: Iterable[tuple[int, list[Step]]]) ->
     rows = [(sequence, msgspec.json.encode(made)) for sequence, made in found if made]
     if rows:
         writer.executemany("INSERT OR REPLACE INTO graph_steps VALUES (?, ?)", rows)
-        writer.execute("DELETE FROM graph_steps WHERE sequence < ?", (rows[-1][0] - KEPT,))
+        last = rows[-1][0]
+        old = (base_of(stream_number(last)), last - KEPT)
+        writer.execute("DELETE FROM graph_steps WHERE sequence >= ? AND sequence < ?", old)
 
 
 class Graph:
-    """The durable consumer of Memory events that tells what follows from them, one batch at a time."""
+    """The durable consumer of Memory events, in each stream of the log, that tells what follows from them, one batch
+    at a time."""
 
     def __init__(self, bus: Bus, index: Index, telemetry: Telemetry) -> None:
         self._bus = bus
@@ -71,14 +76,18 @@ class Graph:
         self._telemetry = telemetry
 
     async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for stream in self._bus.names.log_streams:
+                tasks.create_task(self._run(stream))
+
+    async def _run(self, stream: str) -> None:
         names = self._bus.names
-        durable, filters = names.durable(DURABLE), [names.events_of("Memory")]
         await work_batches(
             self._bus,
-            names.events,
-            durable,
+            stream,
+            names.durable(DURABLE),
             self.handle,
-            filters=filters,
+            filters=names.subjects_in(stream, [names.events_of("Memory")]),
             batch=_BATCH,
             deliver="new",
             telemetry=self._telemetry,

@@ -83,7 +83,7 @@ class Refolding:
         filters = [names.versions(world, "Memory", id)]
         found: dict[int, Recorded] = {}
         redacted: dict[int, Recorded] = {}
-        async with contextlib.aclosing(read(self._bus, names.events, filters=filters)) as batches:
+        async with contextlib.aclosing(read(self._bus, names.stream_of(world), filters=filters)) as batches:
             async for messages in batches:
                 for message in messages:
                     self._read(message, found)

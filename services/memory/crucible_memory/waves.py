@@ -62,8 +62,9 @@ class Waves:
                     await turn.pass_on()
             some = steps[done : done + _AT_ONCE]
             effects = self._wave(some, await self._known(some))
-            for part in _parts(effects):
-                await self._store(part)
+            for apart in self._by_stream(effects):
+                for part in _parts(apart):
+                    await self._store(part)
             done += len(effects)
 
     async def _known(self, steps: Sequence[Step]) -> Known:
@@ -87,6 +88,13 @@ class Waves:
             effects.append(effect)
             self._remember(effect)
         return effects
+
+    def _by_stream(self, effects: Sequence[Effect]) -> list[list[Effect]]:
+        """What is stored together is of one stream of the log. Those of a wave are about different memories."""
+        found: dict[str, list[Effect]] = {}
+        for effect in effects:
+            found.setdefault(self._writer.stream_of(effect.step.cause.world_id), []).append(effect)
+        return list(found.values())
 
     def _decided(self, step: Step, known: Known) -> Effect:
         try:

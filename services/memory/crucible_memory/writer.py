@@ -7,12 +7,14 @@ import random
 import re
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from functools import reduce
 
 import msgspec
 
 from crucible_core.access import Principal
 from crucible_core.envelope import MAX_EVENT_BYTES, decode
 from crucible_core.errors import ConflictError, TooLargeError, from_problem
+from crucible_core.position import Position
 from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, KeyedRequest, NewEvent
 from crucible_core.protocol.memory import Cause
 from crucible_core.protocol.shared import GetRequest
@@ -101,6 +103,9 @@ class Writer:
                 await asyncio.sleep(random.uniform(0, _PAUSE_S * 2 ** min(_TRIES - left, 5)))
         raise AssertionError
 
+    def stream_of(self, world: str) -> str:
+        return self._bus.names.stream_of(world)
+
     async def present(self, id: str, world: str) -> tuple[int, Memory | None]:
         """The sequence of the memory's last event (0 without any), and the memory, at least as new as that."""
         sequence = await last_of(self._bus, id, world)
@@ -119,7 +124,7 @@ class Writer:
         """The sequence of the last event of each id (0 without any), which the index then has."""
         wanted = list(ids)
         found = await asyncio.gather(*(last_of(self._bus, id, world) for id, world in wanted))
-        await self._index.reach(max(found, default=0))
+        await self._index.reach(reduce(Position.after, found, self._bus.names.start))
         return dict(zip(wanted, found, strict=True))
 
     async def paths_below(self, world: str, folder: Place) -> list[str]:
