@@ -113,6 +113,16 @@ class Position(msgspec.Struct, frozen=True):
         return Position(tuple(last_in(base_of(number)) for number in range(streams)))
 
     @property
+    def several(self) -> bool:
+        """Whether it is of several streams, so that no sequence says the same."""
+        return len(self.ends) > 1
+
+    @property
+    def greatest(self) -> int:
+        """A sequence just before it: of one stream the last, of several that of the last stream that has any."""
+        return next((end for end in reversed(self.ends) if in_stream(end)), 0)
+
+    @property
     def count(self) -> int:
         """How many events the streams have had until here, those that are gone again included."""
         return sum(map(in_stream, self.ends))

@@ -44,9 +44,10 @@ async def position_at(bus: Bus, since_ms: int) -> Position:
     return joined([await _last_before(bus, stream, since_ms) for stream in bus.names.log_streams])
 
 
-async def position_of(bus: Bus, sequence: int) -> Position:
+async def position_of(bus: Bus, sequence: int, early_ms: int = 0) -> Position:
     """The place just after a sequence, which may be beyond the log's end. In the other streams it is where they were at
-    that event's time: of two that were stored at one moment, that of the later stream is the later one."""
+    that event's time, or `early_ms` before: of two that were stored at one moment, that of the later stream is the
+    later one."""
     streams, number = bus.names.log_streams, stream_number(sequence)
     if len(streams) == 1:
         return Position((sequence,))
@@ -55,7 +56,8 @@ async def position_of(bus: Bus, sequence: int) -> Position:
     message = await event_at(bus, sequence) or await bus.next(streams[number], sequence, ">")
     if message is None:
         return (await log_end(bus)).at(sequence)
-    ends = [await _last_before(bus, stream, message.time_ms + (place < number)) for place, stream in enumerate(streams)]
+    at_ms = message.time_ms - early_ms
+    ends = [await _last_before(bus, stream, at_ms + (place < number)) for place, stream in enumerate(streams)]
     return joined(ends).at(sequence)
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from crucible_core.envelope import MAX_EVENT_BYTES, decode
 from crucible_core.errors import FieldError, InvalidError, NotFoundError, UnavailableError
-from crucible_core.position import stream_number
+from crucible_core.position import Encoded, stream_number
 from crucible_core.protocol.events import (
     Appended,
     AppendReply,
@@ -199,12 +199,14 @@ def queries(bus: Bus, index: Index, lookup: Indexed, types: Types, places: Place
     }
 
 
-async def _caught_up(bus: Bus, index: Index, sequence: int | None) -> None:
+async def _caught_up(bus: Bus, index: Index, place: Encoded | None) -> None:
     """An index that is still being built would answer with less than there is."""
     if not index.caught_up:
         await index.reach(await log_end(bus))
-    if sequence is not None and not index.position.covers(sequence):
-        await _come_to(bus, index, sequence)
+    if isinstance(place, tuple):
+        await index.reach(bus.names.position(place))
+    elif place is not None and not index.position.covers(place):
+        await _come_to(bus, index, place)
 
 
 async def _come_to(bus: Bus, index: Index, sequence: int) -> None:

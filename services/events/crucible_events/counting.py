@@ -5,6 +5,7 @@ from collections import Counter
 from typing import Any
 
 from crucible_core.envelope import Event
+from crucible_core.position import counted
 from crucible_core.protocol.events import CountBy, CountGroup, CountReply
 from crucible_core.times import format_time, parse_time
 from crucible_kit.index import Index
@@ -62,9 +63,9 @@ async def count(
     counting = _matched(index, query, scan, by, tally) if query.predicate else _grouped(index, scan, by, tally)
     complete = await counting
     if complete and len(index.streams) == 1:
-        tally.counted_to = max(tally.counted_to, min(held, query.until))
+        tally.counted_to = max(tally.counted_to, min(held, counted(query.until)))
     elif complete:
-        tally.counted_to = held if query.until == MAX_SEQUENCE else query.until
+        tally.counted_to = held if query.until == MAX_SEQUENCE else counted(query.until)
     return tally.reply(by, complete)
 
 

@@ -41,7 +41,7 @@ class Query(msgspec.Struct, frozen=True):
     start: int | None
     end: int | None
     after: int
-    until: int
+    until: Encoded
     descending: bool
     predicate: Predicate | None
     conditions: tuple[Condition, ...]
@@ -82,7 +82,7 @@ def checked(request: QueryRequest, catalogue: Catalogue, scope: Scope = EVERYTHI
         ("until", request.until, 0, MAX_SEQUENCE),
         ("min_sequence", request.min_sequence, 0, MAX_SEQUENCE),
     ):
-        if value is not None and not least <= value <= most:
+        if value is not None and not least <= counted(value) <= most:
             errors.append(FieldError(path, f"must be {least} to {most}"))
     if errors:
         raise InvalidError("; ".join(f"{error.path}: {error.message}" for error in errors), errors=errors)

@@ -11,7 +11,8 @@ from crucible_core import envelope, subjects
 from crucible_core.access import EVERYTHING, Scope
 from crucible_core.envelope import Event, Metadata
 from crucible_core.errors import InvalidError
-from crucible_core.position import Position, base_of, joined, stream_number
+from crucible_core.position import Encoded, Position, base_of, joined, stream_number
+from crucible_core.position import decoded as position_from
 from crucible_core.protocol.events import Chain, Known
 from crucible_core.times import parse_time
 from crucible_kit.index import Index, insert, unwritable
@@ -311,12 +312,13 @@ async def stretches(index: Index, start: int | None, end: int | None) -> list[tu
     return found if len(found) <= _MOST_STRETCHES else [(found[0][0], found[-1][1])]
 
 
-async def position_of(index: Index, sequence: int) -> Position:
-    """The place just after a sequence. In the other streams of the log it is where they were when that event was
-    stored: of two that were stored at one moment, that of the later stream is the later one."""
-    streams, number = len(index.streams), stream_number(sequence)
-    if streams == 1:
-        return Position((sequence,))
+async def position_of(index: Index, place: Encoded) -> Position:
+    """The place just after a sequence, or as it is. In the other streams of the log it is where they were when that
+    event was stored: of two that were stored at one moment, that of the later stream is the later one."""
+    streams = len(index.streams)
+    if streams == 1 or not isinstance(place, int):
+        return position_from(place, streams)
+    sequence, number = place, stream_number(place)
     if number >= streams:
         return Position.end(streams)
     found = await select(

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from crucible_core.access import Principal
 from crucible_core.envelope import decode, with_sequence
 from crucible_core.errors import NotFoundError, UnavailableError
+from crucible_core.position import Position
 from crucible_core.protocol.replays import ReplayBatch, ReplayTaken
 from crucible_core.protocol.shared import GetRequest, Owned
 from crucible_kit.bus import Bus
@@ -22,12 +23,13 @@ _SOON_S = 5.0
 class Member:
     """One subscription. Batches are sent one after another; what came already, of a batch that comes twice, is not."""
 
-    def __init__(self, subscription: str, principal: Principal, send: Send) -> None:
+    def __init__(self, subscription: str, principal: Principal, send: Send, start: Position) -> None:
         self.principal = principal
+        self._start = start
         self._name = subscription.encode()
         self._send = send
         self._turn = asyncio.Lock()
-        self._reached: dict[str, int] = {}
+        self._reached: dict[str, Position] = {}
         self.announced = asyncio.Event()
         self.gone = False
         self.inbox: contextlib.AsyncExitStack | None = None
@@ -49,16 +51,16 @@ class Member:
         """Whoever asked for the replay, the client gets what it may see."""
         clock = asyncio.get_running_loop().time
         until = clock() + _SOON_S
-        reached, skipped = self._reached.get(request.replay, 0), 0
+        reached, skipped = self._reached.get(request.replay, self._start), 0
         scope = self.principal.scope
         for place, replayed in enumerate(request.events, 1):
             if self.gone:
                 raise UnavailableError("the subscription has ended")
             if not scope.everything and not scope.sees(decode(bytes(replayed.event))):
                 skipped += 1
-            elif replayed.sequence > reached:
+            elif not reached.covers(replayed.sequence):
                 await self._send(_frame(self._name, replayed.sequence, bytes(replayed.event)))
-                reached = self._reached[request.replay] = replayed.sequence
+                reached = self._reached[request.replay] = reached.after(replayed.sequence)
             if clock() > until:
                 return ReplayTaken(taken=place, sent=place - skipped, skipped=skipped)
         return ReplayTaken(taken=len(request.events), sent=len(request.events) - skipped, skipped=skipped)
@@ -85,7 +87,7 @@ class Audience:
 
     def join(self, subscription: str, principal: Principal, send: Send) -> Member:
         """It is handed nothing before it is `announced`."""
-        member = self._members[subscription] = Member(subscription, principal, send)
+        member = self._members[subscription] = Member(subscription, principal, send, self._bus.names.start)
         return member
 
     def leave(self, subscription: str) -> None:

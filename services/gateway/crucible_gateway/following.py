@@ -4,6 +4,8 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncIterator
 
+from crucible_core.position import Position
+
 from .hub import Hub
 from .pages import Page
 from .subscriptions import CaughtUp, Gap, Item, Reader, Record, Start, Wanted
@@ -21,14 +23,19 @@ class Following:
         self._pages = hub.pages
         self._wanted = wanted
         self._reader = Reader(wanted, queue)
-        self._page = Page(deque(), 0)
+        self._page = Page(deque(), start.after)
         self._position = start.after
         self._since_ms = start.since_ms
-        self._until = start.head if start.past else 0
+        self._until = start.head
         self._announce = start.past
         self._live = False
-        self._caught_up: int | None = None
-        """The sequence that it has reached, where the client is still to be told."""
+        self._caught_up: Position | None = None
+        """The place that it has reached, where the client is still to be told."""
+
+    @property
+    def position(self) -> Position:
+        """The place in the log after the item that came last."""
+        return self._position
 
     async def ready(self) -> None:
         """Returns when it is worth asking for the next item, and when it is woken."""
@@ -44,7 +51,7 @@ class Following:
             self._page = await self._pages.read(self._wanted, self._position, self._since_ms)
             self._since_ms = None
             if not self._page.records:
-                self._position = max(self._position, self._page.upto)
+                self._position = self._position.most(self._page.upto)
         if self._page.records:
             return self._past()
         return self._lively() if self._live else None
@@ -61,22 +68,24 @@ class Following:
             return False
         self._live = True
         if self._announce:
-            self._caught_up = max(self._position, self._hub.reached)
+            self._caught_up = self._position.most(self._hub.reached)
         return True
 
     def _past(self) -> Record:
         record = self._page.records.popleft()
         self._pages.handed_on(record)
-        self._position = record.sequence if self._page.records else max(record.sequence, self._page.upto)
+        self._position = self._position.after(record.sequence)
+        if not self._page.records:
+            self._position = self._position.most(self._page.upto)
         return record
 
     def _lively(self) -> Item | None:
         first, reached = self._reader.first, self._caught_up
-        if reached is not None and not self._reader.dropped and (first is None or first.sequence > reached):
-            self._position, self._caught_up = reached, None
+        if reached is not None and not self._reader.dropped and not self._reader.holds_until(reached):
+            self._position, self._caught_up = self._position.most(reached), None
             return CaughtUp(reached)
         if first is not None:
-            self._position = first.sequence
+            self._position = self._position.after(first.sequence)
             return self._reader.take()
         if self._reader.dropped:
             self._live, self._announce, self._caught_up = False, True, None

@@ -11,10 +11,11 @@ import msgspec
 from crucible_core.errors import CrucibleError, NotFoundError, UnavailableError
 from crucible_core.limits import LIVE_BYTES
 from crucible_core.matcher import Matcher
+from crucible_core.position import Position
 from crucible_core.redaction import place_of
 from crucible_kit.bus import Bus, Message
+from crucible_kit.eventlog import log_end, read_log
 from crucible_kit.metrics import Metrics
-from crucible_kit.reading import read
 
 from .pages import Pages
 from .subscriptions import Reader, Record
@@ -38,7 +39,8 @@ class Hub:
         self.bus = bus
         self.pages = Pages(reading)
         self._reading = reading
-        self._last = 0
+        self._last = self._floor = bus.names.start
+        """Up to where it has offered the log, and the place after which all of that is in the window."""
         self._window: deque[Record] = deque()
         self._weight = 0
         self._readers: dict[Reader, None] = {}
@@ -65,9 +67,9 @@ class Hub:
                     await listening
                 self._forget()
 
-    async def head(self) -> int:
-        """The last sequence of the log. Raises UnavailableError."""
-        return await self.bus.last_sequence(self.bus.names.events)
+    async def head(self) -> Position:
+        """The end of the log. Raises UnavailableError."""
+        return await log_end(self.bus)
 
     @contextlib.asynccontextmanager
     async def following(self) -> AsyncIterator[None]:
@@ -87,21 +89,21 @@ class Hub:
             self._following.dec()
 
     @property
-    def reached(self) -> int:
-        """The last sequence that was offered."""
+    def reached(self) -> Position:
+        """The place after what was offered."""
         return self._last
 
-    def join(self, reader: Reader, after: int, until: int) -> bool:
-        """From now on `reader` is offered everything after a sequence. False where that reaches further back than what
-        is remembered, or where what was committed up to `until` has not all been heard yet: then the log must be read
-        on first."""
+    def join(self, reader: Reader, after: Position, until: Position) -> bool:
+        """From now on `reader` is offered everything after a place in the log. False where that reaches further back
+        than what is remembered, or where what was committed up to `until` has not all been heard yet: then the log must
+        be read on first."""
         missed: list[Record] = []
-        if after < until and self._last < until:
+        if not after.reaches(until) and not self._last.reaches(until):
             return False
-        if after < self._last:
-            if not self._window or self._window[0].sequence > after + 1:
+        if not after.reaches(self._last):
+            if not after.reaches(self._floor):
                 return False
-            recent = (record for record in self._window if record.sequence > after)
+            recent = (record for record in self._window if not after.covers(record.sequence))
             missed = [record for record in recent if reader.wanted.matches(record.event())]
             if len(missed) > reader.limit:
                 return False
@@ -126,8 +128,8 @@ class Hub:
             try:
                 await self._reading.wait_connected()
                 # What is committed after this answer is heard, and what was before is read from the log.
-                head = await self._reading.last_sequence(self._reading.names.events)
-                if anew or not self._readers or head < self._last:
+                head = await log_end(self._reading)
+                if anew or not self._readers or not head.reaches(self._last):
                     self._begin(head)
                 anew = False
                 self._open.set()
@@ -139,15 +141,15 @@ class Hub:
                 log.warning("live events: %s", error)
             await asyncio.sleep(_PAUSE_S)
 
-    def _begin(self, head: int) -> None:
+    def _begin(self, head: Position) -> None:
         """Who follows a log that was made anew goes on with what is new in it."""
         self._last = head
         self._forget()
         for reader in self._readers:
-            reader.after = min(reader.after, head)
+            reader.after = reader.after.least(head)
 
     async def _read(self) -> None:
-        reading = read(self._reading, self._reading.names.events, after=self._last)
+        reading = read_log(self._reading, after=self._last)
         async with contextlib.aclosing(reading) as batches:
             async for messages in batches:
                 for message in messages:
@@ -155,11 +157,11 @@ class Hub:
 
     def _forget(self) -> None:
         self._window.clear()
-        self._weight = 0
+        self._weight, self._floor = 0, self._last
 
     def _offer(self, message: Message) -> None:
         record = Record(message.sequence, message.data)
-        self._last = message.sequence
+        self._last = self._last.after(message.sequence)
         if (redacted := place_of(message.headers)) is not None:
             self._drop(redacted.sequence)
         try:
@@ -179,12 +181,13 @@ class Hub:
         while self._weight > LIVE_BYTES:
             record = self._window.popleft()
             self._weight -= record.weight
+            self._floor = self._floor.after(record.sequence)
             if record.waiting:
-                self._overflow(record.sequence)
+                self._overflow(record)
 
-    def _overflow(self, sequence: int) -> None:
-        """Forgets the events that wait, up to a sequence."""
-        slow = [reader for reader in self._readers if reader.first and reader.first.sequence <= sequence]
+    def _overflow(self, record: Record) -> None:
+        """Empties the queues in which the oldest event of the window waits."""
+        slow = [reader for reader in self._readers if reader.first is record]
         for reader in slow:
             reader.overflow()
             self._gaps.inc()

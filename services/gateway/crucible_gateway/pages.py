@@ -4,13 +4,15 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
 from crucible_core.errors import CrucibleError
 from crucible_core.limits import CATCH_UP_BYTES
+from crucible_core.position import Position
 from crucible_kit.bus import Bus, Message
-from crucible_kit.reading import read
+from crucible_kit.eventlog import log_end, position_at, read_log
 
 from .subscriptions import Record, Wanted
 
@@ -25,9 +27,9 @@ _PAUSE_S = 0.25
 
 
 class Page:
-    """Matching events of the past, and the sequence up to which there are no others."""
+    """Matching events of the past, and the place in the log up to which there are no others."""
 
-    def __init__(self, records: deque[Record], upto: int) -> None:
+    def __init__(self, records: deque[Record], upto: Position) -> None:
         self.records = records
         self.upto = upto
 
@@ -40,28 +42,32 @@ class Pages:
         self._turns = asyncio.Semaphore(_AT_ONCE)
         self._held = 0
 
-    async def read(self, wanted: Wanted, after: int, since_ms: int | None) -> Page:
+    async def read(self, wanted: Wanted, after: Position, since_ms: int | None) -> Page:
         """The next events, at least one where there is any. It may take as long as NATS is away."""
-        stream, subjects = self._bus.names.events, wanted.subjects(self._bus.names)
+        subjects = wanted.subjects(self._bus.names)
         records: deque[Record] = deque()
-        size = seen = upto = 0
+        size = seen = 0
         async with self._turns:
             most = max(_LEAST_PAGE_BYTES, min((CATCH_UP_BYTES - self._held) // 4, _MOST_PAGE_BYTES))
-            head = await self._head()
-            batches = read(self._bus, stream, after=after, filters=subjects, since_ms=since_ms)
+            head = await self._patiently(log_end)
+            if since_ms is not None and self._bus.names.streams > 1:
+                moment_ms, since_ms = since_ms, None
+                after = await self._patiently(lambda bus: position_at(bus, moment_ms))
+            upto = after
+            batches = read_log(self._bus, after=after, filters=subjects, since_ms=since_ms)
             async with contextlib.aclosing(batches):
                 async for messages in batches:
                     # The empty batch: nothing more was there, whatever the subjects in between.
-                    upto = messages[-1].sequence if messages else head
+                    upto = upto if messages else upto.most(head)
                     for message in messages:
                         seen += 1
+                        upto = upto.after(message.sequence)
                         if (record := _matching(wanted, message)) is not None:
                             records.append(record)
                             size += len(record.raw)
                         if size >= most:
-                            upto = message.sequence
                             break
-                    if size >= most or upto >= head or seen >= _PAGE_MESSAGES:
+                    if size >= most or upto.reaches(head) or seen >= _PAGE_MESSAGES:
                         break
         self._held += size
         return Page(records, upto)
@@ -69,10 +75,10 @@ class Pages:
     def handed_on(self, record: Record) -> None:
         self._held -= len(record.raw)
 
-    async def _head(self) -> int:
+    async def _patiently(self, ask: Callable[[Bus], Awaitable[Position]]) -> Position:
         while True:
             try:
-                return await self._bus.last_sequence(self._bus.names.events)
+                return await ask(self._bus)
             except CrucibleError:
                 await asyncio.sleep(_PAUSE_S)
                 await self._bus.wait_connected()

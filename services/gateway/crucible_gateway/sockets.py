@@ -21,6 +21,7 @@ from crucible_core.errors import (
     TooLargeError,
 )
 from crucible_core.matcher import compile_filters
+from crucible_core.position import Position
 from crucible_core.protocol.replays import Replay, ReplayTarget, StartReplay, SteerReplay
 from crucible_core.protocol.shared import TypeFilter
 from crucible_core.suggest import nearest
@@ -35,7 +36,7 @@ from .hub import Hub
 from .params import Name
 from .places import check_place
 from .problems import document
-from .subscriptions import CaughtUp, Gap, Item, Record, Start, Wanted, read_start
+from .subscriptions import CaughtUp, Gap, Item, Record, Start, Wanted, place_of, read_start
 
 log = logging.getLogger(__name__)
 
@@ -162,9 +163,9 @@ class Session:
         warning = self._types.catalogue.warning(entry.event_type for entry in wish.filters)
         wanted = Wanted(filters, wish.world_id, wish.room_id, self._principal.scope)
         await check_place(self._hub.bus, self._principal, wish.world_id, wish.room_id)
-        start = read_start(wish.start, await self._hub.head())
+        start = await read_start(wish.start, self._hub.bus, await self._hub.head())
         subscription = fresh_id("sub")
-        position = {} if start.since_ms is not None else {"sequence": start.after}
+        position = {} if start.since_ms is not None else place_of(start.after)
         told = {"warnings": [warning]} if warning else {}
         await self._tell({"type": "subscribed", "subscription": subscription, **position, **told})
         self._audience.join(subscription, self._principal, self._send).announced.set()
@@ -239,7 +240,7 @@ class Session:
         async with self._turn:
             await self._client.writable()
             if (item := await following.next()) is not None:
-                await self._client.send(frame(subscription, item))
+                await self._client.send(frame(subscription, item, following.position))
 
     def _end(self, subscription: str) -> None:
         self._running.pop(subscription, None)
@@ -260,12 +261,15 @@ class Session:
             await self._send(msgspec.json.encode(message))
 
 
-def frame(subscription: str, item: Item) -> bytes:
+def frame(subscription: str, item: Item, position: Position) -> bytes:
+    """`position` is where it goes on after the item; it is told where no sequence says so."""
     name = subscription.encode()
+    place = b',"position":"%b"' % position.text.encode() if position.several else b""
     match item:
         case Record():
-            return b'{"type":"event","subscription":"%b","sequence":%d,"event":%b}' % (name, item.sequence, item.public)
-        case CaughtUp(sequence):
-            return b'{"type":"caught_up","subscription":"%b","sequence":%d}' % (name, sequence)
+            words = (name, item.sequence, place, item.public)
+            return b'{"type":"event","subscription":"%b","sequence":%d%b,"event":%b}' % words
+        case CaughtUp():
+            return b'{"type":"caught_up","subscription":"%b","sequence":%d%b}' % (name, item.sequence, place)
         case Gap(dropped):
             return b'{"type":"gap","subscription":"%b","dropped":%d}' % (name, dropped)

@@ -9,10 +9,11 @@ from typing import Any
 import msgspec
 
 from crucible_core.errors import CrucibleError
+from crucible_core.position import Position
 
 from .following import Following
 from .problems import document
-from .subscriptions import CaughtUp, Gap, Item, Record, Start
+from .subscriptions import CaughtUp, Gap, Item, Record, Start, place_of
 
 log = logging.getLogger(__name__)
 
@@ -59,18 +60,21 @@ def _subscribed(start: Start, warning: str | None) -> bytes:
     told: dict[str, Any] = {"warnings": [warning]} if warning else {}
     if start.past:
         return b"event: subscribed\ndata: %b\n\n" % msgspec.json.encode({"type": "subscribed", **told})
-    data = msgspec.json.encode({"type": "subscribed", "sequence": start.after, **told})
-    return b"id: %d\nevent: subscribed\ndata: %b\n\n" % (start.after, data)
+    data = msgspec.json.encode({"type": "subscribed", **place_of(start.after), **told})
+    return b"id: %b\nevent: subscribed\ndata: %b\n\n" % (start.after.text.encode(), data)
 
 
-def frame(item: Item, named: bool) -> bytes:
-    """`id` is the sequence after which a client that reconnects goes on."""
+def frame(item: Item, named: bool, position: Position) -> bytes:
+    """`id` is the sequence, or the position of several streams, after which a client that reconnects goes on."""
+    id = position.text if position.several and not isinstance(item, Gap) else ""
     match item:
         case Record():
             name = b"event: event\n" if named else b""
-            return b"id: %d\n%bdata: %b\n\n" % (item.sequence, name, _one_line(item.public))
-        case CaughtUp(sequence):
-            return b'id: %d\nevent: caught_up\ndata: {"type":"caught_up","sequence":%d}\n\n' % (sequence, sequence)
+            place = id.encode() or b"%d" % item.sequence
+            return b"id: %b\n%bdata: %b\n\n" % (place, name, _one_line(item.public))
+        case CaughtUp():
+            data = msgspec.json.encode({"type": "caught_up", **place_of(item.position)})
+            return b"id: %b\nevent: caught_up\ndata: %b\n\n" % (item.position.text.encode(), data)
         case Gap(dropped):
             return b'event: gap\ndata: {"type":"gap","dropped":%d}\n\n' % dropped
 
@@ -82,7 +86,7 @@ def _one_line(raw: bytes) -> bytes:
 
 async def _next(following: Following, named: bool) -> bytes | None:
     item = await following.next()
-    return None if item is None else frame(item, named)
+    return None if item is None else frame(item, named, following.position)
 
 
 async def _ready(following: Following, within_s: float) -> bool:

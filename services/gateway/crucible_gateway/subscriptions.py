@@ -1,8 +1,8 @@
-"""A live client's wishes, and the events that wait for it: pure state, no I/O."""
+"""A live client's wishes, and the events that wait for it."""
 
 import asyncio
 from collections import deque
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -10,9 +10,15 @@ from crucible_core.access import EVERYTHING, Scope
 from crucible_core.envelope import Event, decode, with_sequence
 from crucible_core.errors import FieldError, InvalidError
 from crucible_core.matcher import CompiledFilters
+from crucible_core.position import Position, parsed
 from crucible_core.subjects import Names
 from crucible_core.times import parse_time
+from crucible_kit.bus import Bus
+from crucible_kit.eventlog import position_of
 
+_EARLY_MS = 2000
+"""Of a log in several streams, how much earlier than a sequence's event the other streams are begun: what was on its
+way from them when that came must not be missed."""
 _RECORD_BYTES = 512
 """Bytes that a record takes beside its event."""
 
@@ -48,7 +54,11 @@ class Record:
 class CaughtUp(NamedTuple):
     """Everything up to here was sent; what follows is live."""
 
-    sequence: int
+    position: Position
+
+    @property
+    def sequence(self) -> int:
+        return self.position.greatest
 
 
 class Gap(NamedTuple):
@@ -61,32 +71,44 @@ Item = Record | CaughtUp | Gap
 
 
 class Start(msgspec.Struct, frozen=True):
-    """Where a subscription begins: after a sequence, or at a time (Unix ms). `past` says that there may be a past to
-    read, whose end is worth telling; it ends no earlier than `head`, the log's last sequence when this was asked."""
+    """Where a subscription begins: after a place in the log, or at a time (Unix ms). `past` says that there may be a
+    past to read, whose end is worth telling; it ends no earlier than `head`, the log's end when this was asked."""
 
-    after: int = 0
+    after: Position
+    head: Position
     since_ms: int | None = None
     past: bool = True
-    head: int = 0
 
 
-def read_start(text: str | int, now: int, path: str = "from") -> Start:
-    """`now` (the log's last sequence), `start`, a sequence, or an RFC 3339 time. Raises InvalidError at `path`, also
-    for a sequence that the log has not reached: who goes on after it knows another log, and would miss events."""
+async def read_start(text: str | int, bus: Bus, now: Position, path: str = "from") -> Start:
+    """`now` (the log's end), `start`, a sequence, a position of several streams, or an RFC 3339 time. Raises
+    InvalidError at `path`, also for a place that the log has not reached: who goes on after it knows another log, and
+    would miss events."""
+    start = bus.names.start
     if text == "now":
-        return Start(now, past=False)
+        return Start(now, start, past=False)
     if text == "start":
-        return Start(head=now)
+        return Start(start, now)
     if isinstance(text, str) and not (text.isascii() and text.isdecimal()):
-        if not text[:1].isdecimal():
+        position = parsed(text, bus.names.streams)
+        if position is None and not text[:1].isdecimal():
             raise _refused(path, f'"{text[:64]}" is neither now, start, a sequence nor a time')
-        return Start(since_ms=parse_time(text, path) // 1000, head=now)
-    sequence = int(text) if len(str(text)) < 20 else -1
-    if not 0 <= sequence < 2**63:
-        raise _refused(path, "is no sequence")
-    if sequence > now:
-        raise _refused(path, f"the log ends at {now}, before {sequence}: was it made anew? Begin at start or a time")
-    return Start(sequence, head=now)
+        if position is None:
+            return Start(start, now, since_ms=parse_time(text, path) // 1000)
+    else:
+        sequence = int(text) if len(str(text)) < 20 else -1
+        if not 0 <= sequence < 2**63:
+            raise _refused(path, "is no sequence")
+        position = await position_of(bus, sequence, early_ms=_EARLY_MS)
+    if not now.reaches(position):
+        end = f"the log ends at {now.text}, before {text}"
+        raise _refused(path, f"{end}: was it made anew? Begin at start or a time")
+    return Start(position, now)
+
+
+def place_of(position: Position) -> dict[str, Any]:
+    """A place in the log as frames tell it."""
+    return {"sequence": position.greatest, **({"position": position.text} if position.several else {})}
 
 
 def _refused(path: str, message: str) -> InvalidError:
@@ -129,7 +151,7 @@ class Reader:
 
     def __init__(self, wanted: Wanted, limit: int) -> None:
         self.wanted = wanted
-        self.after = 0
+        self.after = Position()
         self.dropped = 0
         self.limit = limit
         self._records: deque[Record] = deque()
@@ -140,13 +162,17 @@ class Reader:
         """The record that has waited for longest."""
         return self._records[0] if self._records else None
 
-    def restart(self, after: int) -> None:
-        """Ready for what comes after a sequence."""
+    def holds_until(self, position: Position) -> bool:
+        """Whether something waits that is before a place in the log."""
+        return any(position.covers(record.sequence) for record in self._records)
+
+    def restart(self, after: Position) -> None:
+        """Ready for what comes after a place in the log."""
         self.after, self.dropped = after, 0
 
     def offer(self, record: Record) -> bool:
         """False: it was full, and has overflowed."""
-        if record.sequence <= self.after:
+        if self.after.covers(record.sequence):
             return True
         if len(self._records) >= self.limit:
             self.overflow()
@@ -165,7 +191,7 @@ class Reader:
     def take(self) -> Record:
         record = self._records.popleft()
         record.waiting -= 1
-        self.after = record.sequence
+        self.after = self.after.after(record.sequence)
         return record
 
     def clear(self) -> None:

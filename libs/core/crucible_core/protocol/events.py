@@ -8,6 +8,7 @@ import msgspec
 from crucible_core.attributes import Extensions
 from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD, Redaction, Source
 from crucible_core.errors import Problem
+from crucible_core.position import Encoded
 
 from .shared import Message, Owned
 
@@ -158,7 +159,8 @@ class FindRequest(Message):
 
 class EventsWanted(Message):
     """Which events of the log. `type` holds names, aliases or wildcards; `source` is a kind or `kind:id`; times are
-    RFC 3339; `after` (exclusive) and `until` (inclusive) are sequences. `min_sequence` waits for the index."""
+    RFC 3339; `after` (exclusive) and `until` (inclusive) are sequences. `min_sequence` waits for the index. An export
+    gives the last two as a position, which is the same where the log is one stream."""
 
     type: list[str] = []
     actor: str | None = None
@@ -171,9 +173,9 @@ class EventsWanted(Message):
     from_time: str | None = None
     to_time: str | None = None
     after: int | None = None
-    until: int | None = None
+    until: Encoded | None = None
     filter: dict[str, Any] | None = None
-    min_sequence: int | None = None
+    min_sequence: Encoded | None = None
 
 
 class QueryRequest(EventsWanted):

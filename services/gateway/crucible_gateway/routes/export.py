@@ -42,7 +42,7 @@ async def export_events(request: Http) -> Response[Any]:
     gateway = gateway_of(request)
     head = await gateway.hub.head()
     # What was committed before the request is in the export, and what comes meanwhile does not prolong it.
-    until = wanted["min_sequence"] = max(head, wanted["min_sequence"] or 0)
+    until = wanted["min_sequence"] = head.after(wanted["min_sequence"] or 0).encoded
     query = QueryRequest(**wanted, until=until, limit=PAGE, with_retention=True)
 
     async def page(query: QueryRequest) -> QueryReply:
@@ -50,7 +50,7 @@ async def export_events(request: Http) -> Response[Any]:
 
     lines = exported(page, query, await page(query), request.app.state.stopping)
     headers = {
-        "Content-Disposition": f'attachment; filename="crucible-events-{head}.ndjson"',
+        "Content-Disposition": f'attachment; filename="crucible-events-{head.text}.ndjson"',
         "Cache-Control": "no-store",
         "X-Accel-Buffering": "no",
     }

@@ -17,6 +17,7 @@ from crucible_gateway.bodies import Http
 from crucible_gateway.context import gateway_of
 from crucible_gateway.correlation import correlation_of
 from crucible_gateway.following import follow
+from crucible_gateway.hub import Hub
 from crucible_gateway.openapi import Operation, described
 from crucible_gateway.params import NoParams, StreamParams, filter_param, read_params, restore_plus
 from crucible_gateway.places import check_place
@@ -64,7 +65,7 @@ async def stream_events(request: Http) -> Response[Any]:
     compiled = await gateway.types.settle(lambda catalogue: compile_filters(filters, at="filters", catalogue=catalogue))
     wanted = Wanted(compiled, params.world_id, params.room_id, principal.scope)
     await check_place(gateway.bus, principal, params.world_id, params.room_id)
-    start = _start(request.headers, params.start, await gateway.hub.head())
+    start = await _start(request.headers, params.start, gateway.hub)
     following = follow(gateway.hub, wanted, start, gateway.settings.stream_queue)
     frames = sse.frames(
         following,
@@ -79,14 +80,15 @@ async def stream_events(request: Http) -> Response[Any]:
     return Stream(frames, media_type=sse.MEDIA_TYPE, headers=headers)
 
 
-def _start(headers: Headers, asked: str, head: int) -> Start:
+async def _start(headers: Headers, asked: str, hub: Hub) -> Start:
+    head = await hub.head()
     seen = headers.get("last-event-id", "").strip()
     if seen:
-        if not seen.isdecimal():
+        if not seen.replace(".", "").isdecimal():
             message = "must be the id of an event of this stream"
             raise InvalidError(f"Last-Event-ID: {message}", errors=[FieldError("Last-Event-ID", message)])
-        return read_start(seen, head, "Last-Event-ID")
-    return read_start(restore_plus(asked), head)
+        return await read_start(seen, hub.bus, head, "Last-Event-ID")
+    return await read_start(restore_plus(asked), hub.bus, head)
 
 
 @websocket(PATH)
