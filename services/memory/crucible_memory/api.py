@@ -8,6 +8,7 @@ from typing import TypeVar
 import msgspec
 from msgspec import UNSET
 
+from crucible_core.access import Principal, Scope, forbidden
 from crucible_core.errors import UnavailableError
 from crucible_core.protocol.memory import (
     Cause,
@@ -31,8 +32,9 @@ from .changes import Change, existing
 from .naming import new_id
 from .notes import IN_PLACE, NO_MARKS, Marks, read_marks
 from .search import prepare, search
+from .sight import sight_of
 from .state import Memory, refused
-from .store import find_anywhere, ids_of, status, views
+from .store import count, find_anywhere, ids_of, status, views
 from .truth import last_anywhere, settle
 from .uses import Uses
 from .writer import Outcome, Use, Writer, fingerprint
@@ -45,7 +47,9 @@ _SKIPPED_SHOWN = 20
 
 Given = TypeVar("Given")
 
-_Write = Callable[[WriteMemory], Awaitable[WrittenMemory]]
+_Write = Callable[[WriteMemory, Principal], Awaitable[WrittenMemory]]
+_EVENTS = {"create": "Created", "update": "Updated", "delete": "Deleted", "link": "Linked", "tag": "Tagged"}
+"""What an operation writes."""
 
 
 class StatusRequest(msgspec.Struct):
@@ -82,13 +86,16 @@ class Api:
 
     async def _get(self, request: GetRequest, context: Context) -> MemoryView:
         await self._index.reach(await last_anywhere(self._bus, request.id), _GET_S)
-        memory = await find_anywhere(self._index.reader, request.id)
+        sight = sight_of(context.scope)
+        memory = await find_anywhere(self._index.reader, request.id, sight)
         [view] = await views(self._index.reader, [existing(memory, request.id)])
+        if not sight.holds(view):
+            existing(None, request.id)
         self._uses.note([view], None, context.traceparent)
         return view
 
     async def _query(self, request: MemoryQuery, context: Context) -> MemoryList:
-        wanted = prepare(request)
+        wanted = prepare(request, context.scope)
         with self._query_seconds.time():
             if request.min_sequence is not None:
                 await settle(self._bus, self._index, request.min_sequence)
@@ -97,6 +104,9 @@ class Api:
         return found
 
     async def _status(self, request: StatusRequest, context: Context) -> MemoryStatus:
+        if not context.scope.everything:  # what cannot be read is of no world
+            seen = await count(self._index.reader, sight_of(context.scope))
+            return MemoryStatus(sequence=self._index.position.count, memories=seen, skipped=0, latest=[])
         memories, skipped, latest = await status(self._index.reader, _SKIPPED_SHOWN)
         return MemoryStatus(sequence=self._index.position.count, memories=memories, skipped=skipped, latest=latest)
 
@@ -107,7 +117,8 @@ class Api:
             cause = msgspec.structs.replace(request.cause, traceparent=_traceparent(request.cause, context))
             outcome = "error"
             try:
-                written = await write(msgspec.structs.replace(request, cause=cause))
+                _check_allowed(request, operation, context.scope)
+                written = await write(msgspec.structs.replace(request, cause=cause), context.principal)
                 outcome = "changed" if written.changed else "unchanged"
             finally:
                 self._writes.labels(operation, outcome).inc()
@@ -118,7 +129,7 @@ class Api:
 
         return handler
 
-    async def _create(self, request: WriteMemory) -> WrittenMemory:
+    async def _create(self, request: WriteMemory, principal: Principal) -> WrittenMemory:
         wanted = _given(request.create, "create")
         id = new_id(request.id)
 
@@ -129,13 +140,13 @@ class Api:
 
         # A key names the first request that had it, whose memory has the id that was made then.
         use = Use("create", request.id or "", fingerprint(request.cause, wanted))
-        outcome = await self._writer.change(id, request.cause, decide, request.expected_sequence, use)
+        outcome = await self._writer.change(id, request.cause, decide, request.expected_sequence, use, principal)
         written = _written(id, outcome)
         if written.duplicate and outcome.appended is not None:
             written.id = await self._writer.entity_of(outcome.appended)
         return written
 
-    async def _update(self, request: WriteMemory) -> WrittenMemory:
+    async def _update(self, request: WriteMemory, principal: Principal) -> WrittenMemory:
         wanted = _given(request.update, "update")
 
         async def decide(memory: Memory) -> Change | None:
@@ -144,23 +155,23 @@ class Api:
                 return changes.update(memory, wanted)
             return changes.update(memory, wanted, await _marks(memory.content), await _marks(wanted.content))
 
-        return await self._change(request, "update", decide, fingerprint(request.cause, wanted))
+        return await self._change(request, principal, "update", decide, fingerprint(request.cause, wanted))
 
-    async def _delete(self, request: WriteMemory) -> WrittenMemory:
+    async def _delete(self, request: WriteMemory, principal: Principal) -> WrittenMemory:
         async def decide(memory: Memory) -> Change | None:
             return changes.delete(memory)
 
-        return await self._change(request, "delete", decide)
+        return await self._change(request, principal, "delete", decide)
 
-    async def _tag(self, request: WriteMemory) -> WrittenMemory:
+    async def _tag(self, request: WriteMemory, principal: Principal) -> WrittenMemory:
         wanted = _given(request.tag, "tag")
 
         async def decide(memory: Memory) -> Change | None:
             return changes.tag(memory, wanted)
 
-        return await self._change(request, "tag", decide)
+        return await self._change(request, principal, "tag", decide)
 
-    async def _link(self, request: WriteMemory) -> WrittenMemory:
+    async def _link(self, request: WriteMemory, principal: Principal) -> WrittenMemory:
         wanted = _given(request.link, "link")
 
         async def decide(memory: Memory) -> Change | None:
@@ -168,11 +179,12 @@ class Api:
             ids = await ids_of(self._index.reader, memory.world_id, names)
             return changes.link(memory, wanted, ids)
 
-        return await self._change(request, "link", decide)
+        return await self._change(request, principal, "link", decide)
 
     async def _change(
         self,
         request: WriteMemory,
+        principal: Principal,
         operation: str,
         decide: Callable[[Memory], Awaitable[Change | None]],
         fingerprint: str | None = None,
@@ -180,12 +192,24 @@ class Api:
         id = _given(request.id, "id")
 
         async def decide_existing(memory: Memory | None) -> Change | None:
+            if memory is not None and not principal.scope.has_place(memory.world_id, memory.room_id):
+                memory = None
             return await decide(existing(memory, id))
 
         use = Use(operation, id, fingerprint)
-        return _written(
-            id, await self._writer.change(id, request.cause, decide_existing, request.expected_sequence, use)
-        )
+        expected = request.expected_sequence
+        return _written(id, await self._writer.change(id, request.cause, decide_existing, expected, use, principal))
+
+
+def _check_allowed(request: WriteMemory, operation: str, scope: Scope) -> None:
+    """Raises NotFoundError for a memory of a place that may not be seen, ForbiddenError where it may not be written."""
+    world, type = request.cause.world_id, f"Memory.{_EVENTS[operation]}"
+    # A memory stays in the room where it was made.
+    room = request.cause.room_id if operation == "create" else None
+    if request.id is not None and operation != "create" and not scope.has_place(world):
+        existing(None, request.id)
+    if not any(view.has_place(world, room) and view.has_type(type) for view in scope.views):
+        raise forbidden("memory:write", f"nothing may be written there: {type} in the world {world}")
 
 
 def _written(id: str, outcome: Outcome) -> WrittenMemory:

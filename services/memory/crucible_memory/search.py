@@ -13,12 +13,14 @@ from typing import Any
 import aiosqlite
 import msgspec
 
+from crucible_core.access import EVERYTHING, Scope
 from crucible_core.filters import DocumentPredicate, compile_document_filter
 from crucible_core.limits import MEMORY_QUERY_LIMIT, MEMORY_TAGS
 from crucible_core.protocol.memory import MemoryList, MemoryQuery, MemoryView, ScoredMemory
 from crucible_kit.connections import Reader
 from crucible_kit.index import Index
 
+from .sight import Sight, sight_of
 from .state import checked_tag, refused
 from .store import memories, views
 from .terms import MAX_TERMS, Term, idf_ratio, telling, terms_of, worth
@@ -40,6 +42,7 @@ class Search(msgspec.Struct, frozen=True):
     limit: int
     world_id: str
     room_id: str | None
+    sight: Sight
     id_prefix: str = ""
 
 
@@ -54,8 +57,10 @@ async def open_searcher(index: Index) -> Reader:
     return await index.open_reader(prepare)
 
 
-def prepare(query: MemoryQuery) -> Search:
-    """Raises InvalidError."""
+def prepare(query: MemoryQuery, scope: Scope = EVERYTHING) -> Search:
+    """Raises InvalidError, also for a world or room where nothing may be seen."""
+    if not scope.has_place(query.world_id, query.room_id):
+        raise refused("world_id", f"there is no such place as {query.world_id[:64]}")
     if not 1 <= query.limit <= MEMORY_QUERY_LIMIT:
         raise refused("limit", f"must be 1 to {MEMORY_QUERY_LIMIT}")
     if len(query.tags) > MEMORY_TAGS:
@@ -65,7 +70,8 @@ def prepare(query: MemoryQuery) -> Search:
     holds = compile_document_filter(filter, MemoryView.__struct_fields__) if filter else None
     text = (query.text or "").strip()
     terms = terms_of(text) if text else None
-    return Search(terms, tags, holds, query.limit, query.world_id, query.room_id, _id_prefix(query.filter or {}))
+    sight, prefix = sight_of(scope), _id_prefix(query.filter or {})
+    return Search(terms, tags, holds, query.limit, query.world_id, query.room_id, sight, prefix)
 
 
 def _in_one_spelling(filter: Any) -> Any:
@@ -129,7 +135,7 @@ async def _matches(reader: Reader, wanted: Search) -> AsyncGenerator[tuple[Memor
             scores = dict(part)
             found = await memories(reader, list(scores))
             for memory, view in zip(found, await views(reader, found) if found else [], strict=True):
-                if wanted.holds is None or wanted.holds(msgspec.to_builtins(view)):
+                if wanted.sight.holds(view) and (wanted.holds is None or wanted.holds(msgspec.to_builtins(view))):
                     yield view, scores[memory.key]
 
 
@@ -137,7 +143,7 @@ async def _candidates(reader: Reader, wanted: Search) -> AsyncGenerator[list[_Ma
     """What the index alone can tell apart, the best first, some at a time."""
     terms = wanted.terms
     if terms is not None and len(terms) > MAX_TERMS:
-        terms = await _telling(reader, terms)
+        terms = await _telling(reader, terms, wanted.sight)
     if terms is None or terms:
         query, values = _sql(wanted, terms)
         async with contextlib.aclosing(reader.parts(query, values, _AT_ONCE)) as parts:
@@ -145,10 +151,22 @@ async def _candidates(reader: Reader, wanted: Search) -> AsyncGenerator[list[_Ma
                 yield [(row[0], row[1]) for row in part]
 
 
-async def _telling(reader: Reader, terms: list[Term]) -> list[Term]:
-    count = "(SELECT count(*) FROM texts WHERE texts MATCH ?)"
-    query = f"SELECT (SELECT count(*) FROM memories), {', '.join([count] * len(terms))}"
-    [(total, *counts)] = await reader.execute_fetchall(query, [term.query for term in terms])
+def _corpus(sight: Sight) -> tuple[str, str]:
+    """The query for the number of memories, and the condition on `texts`, that tell how rare a word is: among what is in
+    sight, or a score would tell of other memories."""
+    if not sight.sql:
+        return "SELECT count(*) FROM memories", ""
+    return f"SELECT count(*) FROM memories m WHERE {sight.sql}", (
+        f" AND rowid IN (SELECT m.key FROM memories m WHERE {sight.sql})"
+    )
+
+
+async def _telling(reader: Reader, terms: list[Term], sight: Sight) -> list[Term]:
+    total, within = _corpus(sight)
+    count = f"(SELECT count(*) FROM texts WHERE texts MATCH ?{within})"
+    query = f"SELECT ({total}), {', '.join([count] * len(terms))}"
+    values = [*sight.values, *(value for term in terms for value in (term.query, *sight.values))]
+    [(total, *counts)] = await reader.execute_fetchall(query, values)
     return telling(terms, counts, total)
 
 
@@ -158,6 +176,9 @@ def _sql(wanted: Search, terms: list[Term] | None) -> tuple[str, list[str | floa
     if wanted.room_id is not None:
         conditions.append("m.room = ?")
         values.append(wanted.room_id)
+    if wanted.sight.sql:
+        conditions.append(wanted.sight.sql)
+        values += wanted.sight.values
     if wanted.id_prefix:
         conditions.append("m.id >= ? AND m.id < ?")
         values += [wanted.id_prefix, wanted.id_prefix + "\U0010ffff"]
@@ -167,17 +188,22 @@ def _sql(wanted: Search, terms: list[Term] | None) -> tuple[str, list[str | floa
     where = " AND ".join(conditions)
     if terms is None:
         return f"SELECT m.key, 1.0 FROM memories m WHERE {where} ORDER BY m.key DESC", values
+    total, within = _corpus(wanted.sight)
     # Each term apart, so that each one's idf can be made ours; in one statement, so that all see the same memories.
     hit = (
-        f"SELECT ? AS term, ? AS boost, rowid AS key, -bm25(texts, {_WEIGHTS}) AS weight FROM texts WHERE texts MATCH ?"
+        f"SELECT ? AS term, ? AS boost, rowid AS key, -bm25(texts, {_WEIGHTS}) AS weight"
+        f" FROM texts WHERE texts MATCH ?{within}"
     )
-    asked: list[str | float] = [value for place, term in enumerate(terms) for value in (place, term.boost, term.query)]
+    known = wanted.sight.values
+    asked: list[str | float] = []
+    for place, term in enumerate(terms):
+        asked += (place, term.boost, term.query, *known)
     return (
         f"WITH hits AS MATERIALIZED ({' UNION ALL '.join([hit] * len(terms))}), factors AS MATERIALIZED"
-        " (SELECT term, idf_ratio(count(*), (SELECT count(*) FROM memories)) AS factor,"
-        " boost * worth(count(*), (SELECT count(*) FROM memories)) AS worth FROM hits GROUP BY term)"
+        f" (SELECT term, idf_ratio(count(*), ({total})) AS factor,"
+        f" boost * worth(count(*), ({total})) AS worth FROM hits GROUP BY term)"
         " SELECT m.key, round(sum(f.worth) / (SELECT sum(worth) FROM factors), 2) AS score,"
         " sum(h.weight * h.boost * f.factor) AS total"
         " FROM hits h JOIN factors f ON f.term = h.term JOIN memories m ON m.key = h.key"
         f" WHERE {where} GROUP BY m.key ORDER BY score DESC, total DESC, m.key DESC"
-    ), [*asked, *values]
+    ), [*asked, *known, *known, *values]

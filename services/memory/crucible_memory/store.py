@@ -21,6 +21,7 @@ from . import graph, words
 from .changes import Place
 from .naming import note_id
 from .projection import Recorded, fold, read_recorded
+from .sight import Sight
 from .state import Memory, clean_name
 
 log = logging.getLogger(__name__)
@@ -182,6 +183,12 @@ def _text(memory: Memory) -> tuple[int, str, str, str]:
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
+async def count(reader: Reader, sight: Sight) -> int:
+    """How many memories are in sight, by their places."""
+    rows = await reader.execute_fetchall(f"SELECT count(*) FROM memories m WHERE {sight.sql or '1'}", sight.values)
+    return int(next(iter(rows))[0])
+
+
 async def status(reader: Reader, most: int) -> tuple[int, int, list[SkippedEvent]]:
     """How many memories there are, how many events were passed over, and the latest of those."""
     [(memories, skipped)] = await reader.execute_fetchall(
@@ -199,10 +206,12 @@ async def find_all(reader: Reader, keys: Collection[Key]) -> dict[Key, Memory]:
     return _by_key(await reader.execute_fetchall(*_states(keys)))
 
 
-async def find_anywhere(reader: Reader, id: str) -> Memory | None:
-    """The memory with an id; of several worlds' the default world's, else the oldest."""
-    query = "SELECT state, content FROM memories WHERE id = ? ORDER BY world != ?, key LIMIT 1"
-    return next((_memory(*row) for row in await reader.execute_fetchall(query, (id, DEFAULT_WORLD))), None)
+async def find_anywhere(reader: Reader, id: str, sight: Sight) -> Memory | None:
+    """The memory with an id, of those in sight; of several worlds' the default world's, else the oldest."""
+    seen = f" AND {sight.sql}" if sight.sql else ""
+    query = f"SELECT state, content FROM memories m WHERE id = ?{seen} ORDER BY world != ?, key LIMIT 1"
+    values = (id, *sight.values, DEFAULT_WORLD)
+    return next((_memory(*row) for row in await reader.execute_fetchall(query, values)), None)
 
 
 async def memories(reader: Reader, keys: Sequence[int]) -> list[Memory]:
