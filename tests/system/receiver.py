@@ -31,7 +31,8 @@ def endpoint() -> Iterator[Endpoint]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            found.requests.append(({name.lower(): value for name, value in self.headers.items()}, body))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            found.requests.append(({":path": self.path, **headers}, body))
             self.send_response(200)
             self.send_header("Content-Length", "0")
             self.end_headers()

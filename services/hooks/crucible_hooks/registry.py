@@ -102,9 +102,11 @@ class Registry:
 
     def state(self, name: str) -> str:
         record = self.get(name)
-        reason = record.error or self.broken.get(name) or self.principals.powerless(record)
         if not record.enabled:
             return "disabled"
+        if powerless := self.principals.powerless(record):
+            return f"inert: {powerless}"
+        reason = record.error or self.broken.get(name)
         if reason is None:
             return "active"
         return f"inert: {reason}" + ("; the last good version still runs" if name in self.hooks else "")

@@ -152,8 +152,8 @@ async def _candidates(reader: Reader, wanted: Search) -> AsyncGenerator[list[_Ma
 
 
 def _corpus(sight: Sight) -> tuple[str, str]:
-    """The query for the number of memories, and the condition on `texts`, that tell how rare a word is: among what is in
-    sight, or a score would tell of other memories."""
+    """The query for the number of memories, and the condition on `texts`, that tell how rare a word is among what is in
+    sight: by others, a score would tell of them."""
     if not sight.sql:
         return "SELECT count(*) FROM memories", ""
     return f"SELECT count(*) FROM memories m WHERE {sight.sql}", (
