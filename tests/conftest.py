@@ -64,13 +64,13 @@ async def _until_ready(server: nats_server.NatsServer) -> None:
 
 
 async def delete_streams(url: str, prefix: str) -> None:
-    """Streams and buckets (whose streams are called KV_…) of one prefix."""
+    """Streams, buckets (whose streams are called KV_…) and object stores (OBJ_…) of one prefix."""
     client = await nats.connect(url)
     try:
         context = client.jetstream()
         for info in await context.streams_info():
             name = info.config.name or ""
-            if name.removeprefix("KV_").startswith(prefix):
+            if name.removeprefix("KV_").removeprefix("OBJ_").startswith(prefix):
                 await context.delete_stream(name)
     finally:
         await client.close()

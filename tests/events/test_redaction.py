@@ -310,7 +310,12 @@ async def test_what_a_new_index_learns_late_expires_in_time(service: Starlette, 
     async with open_index(tmp_path / "x.sqlite", bus, bus.names.log_streams, store.VERSION, store.SCHEMA) as index:
         following = asyncio.create_task(index.follow(bus, store.Projection(Metrics("t")).apply))
         await index.reach(4)
-        assert await Eraser(bus, index).once() == 2
+        removed: list[bool] = []
+
+        async def remove_copies() -> None:
+            removed.append(True)
+
+        assert (await Eraser(bus, index, remove_copies).once(), removed) == (2, [True])
         assert await store.forget_redacted(index, 0) == 0
         assert await store.forget_redacted(index, 2**62) == 1
         assert await store.by_id(index, "evt_a") is None

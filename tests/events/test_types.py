@@ -23,7 +23,7 @@ from crucible_core.protocol.events import (
     TypesRequest,
     TypeVersion,
 )
-from crucible_core.protocol.hooks import HookRecord
+from crucible_core.protocol.hooks import GuardedRequest, HookRecord
 from crucible_core.protocol.retention import PutRetention, RetentionRule, RetentionView
 from crucible_core.protocol.shared import GetRequest, TypeFilter
 from crucible_core.subjects import TTL, Names, token
@@ -33,7 +33,7 @@ from crucible_events.settings import Settings
 from crucible_events.validation import Validator
 from crucible_kit.buckets import open_bucket
 from crucible_kit.bus import Bus
-from crucible_kit.rpc import Context, Endpoint, call, serve
+from crucible_kit.rpc import Context, Endpoint, call, call_all, serve
 from crucible_kit.telemetry import Telemetry
 from crucible_kit.types import BUCKET, open_types
 
@@ -459,7 +459,8 @@ async def test_pre_hook_on_a_type_guards_it_from_its_first_event(
 ) -> None:
     """While the type is not known its hook stands in nobody's way; then it judges, though no hooks service answers."""
     bucket = await open_bucket(bus, "hooks")
-    await bucket.put("gate", gate("Order.Placed", "Parcel.*", "new_order"))
+    revision = await bucket.put("gate", gate("Order.Placed", "Parcel.*", "new_order"))
+    await call_all(bus, OPERATOR, "events", "guarded", GuardedRequest(revision=revision))
     assert (await ask.one(new("Custom.note", {"amount": 1}))).error is None
     await types.register(aliases=["new_order"])
     for payload, code in (({"id": "o_1", "amount": 1}, "unavailable"), ({"id": "o_1"}, None)):

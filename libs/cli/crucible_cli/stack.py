@@ -29,6 +29,7 @@ _OURS = ("NATS_URL", "NATS_STORE", "PORT", "HOST", "DATA_DIR", "ADMIN_KEY", "HOO
 _RANKS = {"gateway": 3, "events": 1}
 """The gateway ends first, `events` after all that append to it, NATS last."""
 _SECRET = "CRUCIBLE_API_KEY"  # the CLI's; no service needs it
+_SNAPSHOTS = "CRUCIBLE_EVENTS_SNAPSHOT_EVERY"
 _EGRESS = "CRUCIBLE_EGRESS_ALLOW"
 _THIS_MACHINE = "127.0.0.0/8,::1"
 
@@ -48,6 +49,7 @@ def plan(data: DataDir, hooks: Path, base: int, admin_key: str, environ: Mapping
     ports = service_ports(base)
     nats = nats_server.prepare(data.nats, _nats_port(base), sync)
     shared = {key: value for key, value in environ.items() if key != _SECRET and key not in decided()}
+    shared.setdefault(_SNAPSHOTS, "0")  # the index is on the disk that the snapshots would be on
     # On a laptop, endpoints are mostly here, too.
     shared[_EGRESS] = ",".join(filter(None, (_THIS_MACHINE, environ.get(_EGRESS))))
     reserve = nats_server.reserve_mib(environ)

@@ -1,5 +1,6 @@
 """Every name on the bus: subjects, streams, durables, buckets and headers, built by functions."""
 
+import base64
 import functools
 import hashlib
 import re
@@ -221,6 +222,11 @@ class Names(msgspec.Struct, frozen=True):
         `worlds`, `retention` or `losses`."""
         return self._name(name)
 
+    # Snapshots of indexes: each an object in a store of its own (ADR-20)
+    def snapshots(self, index: str) -> str:
+        """How the stores of an index's snapshots begin; a number follows."""
+        return self._name(f"{index}-")
+
     # Durable consumers
     def durable(self, name: str) -> str:
         return self._name(token(name))
@@ -408,6 +414,23 @@ def kv_stream(bucket: str) -> str:
 
 def kv_subject(bucket: str, key: str) -> str:
     return f"$KV.{bucket}.{key}"
+
+
+# And its mapping of objects (ADR-20).
+ALL_OBJECTS = "$O.>"
+
+
+def object_stream(store: str) -> str:
+    return f"OBJ_{store}"
+
+
+def object_chunks(store: str, nuid: str) -> str:
+    return f"$O.{store}.C.{nuid}"
+
+
+def object_info(store: str, name: str) -> str:
+    """Where an object is described; `*` is every object."""
+    return f"$O.{store}.M.{name if name == '*' else base64.urlsafe_b64encode(name.encode()).decode()}"
 
 
 KV_OPERATION = "KV-Operation"

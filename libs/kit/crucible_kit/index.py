@@ -8,8 +8,8 @@ import asyncio
 import contextlib
 import logging
 import math
-import os
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from crucible_core.errors import CrucibleError, UnavailableError
 from crucible_core.position import Position, base_of, joined, stream_number
 from crucible_core.protocol.shared import Trouble
 
-from . import trial
+from . import indexfile, trial
 from .bus import Bus
 from .connections import Reader, Writer
 from .holding import park
@@ -36,16 +36,14 @@ log = logging.getLogger(__name__)
 
 Apply = Callable[[sqlite3.Connection, list[Message]], None]
 
-_META = "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
+Restore = Callable[[Path, str], Awaitable[bool]]
+"""Puts a file to a path that is an index of an identity. False where it has none."""
+
 _EVERYTHING = (">",)
 _PAUSE_S = 1.0
 _SOON_S = 0.05
 _AT_ONCE = (1000, 100, 10, 1)
 """Rows of one statement: few sizes, whose statements stay prepared. SQLite takes 32,766 values."""
-_LOG_PAGES = 4096
-"""4 KiB each; what the write-ahead log grows to, and what memory holds of the file."""
-_CACHE_KIB = 16 * 1024
-_FILES = ("", "-wal", "-shm", "-journal")
 _UNWRITABLE = {
     sqlite3.SQLITE_BUSY: "another process holds its file",
     sqlite3.SQLITE_LOCKED: "another process holds its file",
@@ -68,10 +66,17 @@ class Index:
     damaged, it makes another."""
 
     def __init__(
-        self, path: Path, open_file: Callable[[], sqlite3.Connection], streams: tuple[str, ...], end: Position
+        self,
+        path: Path,
+        open_file: Callable[[], sqlite3.Connection],
+        streams: tuple[str, ...],
+        end: Position,
+        identity: str = "",
     ) -> None:
-        """`end` is the end of the streams at the opening, whose last messages may be gone or be filtered out."""
+        """`end` is the end of the streams at the opening, whose last messages may be gone or be filtered out;
+        `identity` tells its schema and its streams from others."""
         self._path = path
+        self.identity = identity
         self._end = end
         self._bus: Bus | None = None
         self._filters: Sequence[str] = ()
@@ -112,6 +117,22 @@ class Index:
         self._readers.append(reader)
         return reader
 
+    async def copy(self, path: Path) -> Position:
+        """Writes to a path what the file holds at a moment, while the index is filled on. Returns how far that is.
+        Raises UnavailableError."""
+        stopped = threading.Event()
+        try:
+            meta = await asyncio.to_thread(indexfile.copy_to, self._path, path, stopped)
+            return _position(meta, len(self.streams)) or Position.start(len(self.streams))
+        except sqlite3.Error as error:
+            raise UnavailableError(f"the index cannot be copied: {error}", retry_after=1) from error
+        finally:
+            stopped.set()
+
+    async def size(self) -> int:
+        """The bytes of the file."""
+        return (await asyncio.to_thread(self._path.stat)).st_size
+
     async def close(self) -> None:
         for reader in self._readers:
             await reader.close()
@@ -150,7 +171,7 @@ class Index:
         for reader in self._readers:
             await reader.close()
         await self.writer.close()
-        await asyncio.to_thread(_remove, self._path)
+        await asyncio.to_thread(indexfile.remove, self._path)
         self.position = Position.start(len(self.streams))
         self._behind.update(self.streams)
         self._current_at = dict.fromkeys(self.streams, -math.inf)
@@ -368,39 +389,28 @@ def insert(connection: sqlite3.Connection, head: str, rows: Sequence[Sequence[An
 
 @contextlib.asynccontextmanager
 async def open_index(
-    path: Path, bus: Bus, streams: tuple[str, ...], version: int | str, schema: str
+    path: Path, bus: Bus, streams: tuple[str, ...], version: int | str, schema: str, restore: Restore | None = None
 ) -> AsyncIterator[Index]:
     """The index in a file. It is made anew when it is missing, damaged, of another schema `version`, or not of these
-    streams (whose identity is the moment of their creation). `schema` is a script of CREATE statements."""
+    streams (whose identity is the moment of their creation): `restore` may put a file there that holds a part of it.
+    `schema` is a script of CREATE statements."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     states = [await bus.stream_state(stream) for stream in streams]
     identity = f"{version} {' '.join(state.created for state in states)}"
-    meta = await asyncio.to_thread(_meta_of, path)
-    if meta is None or not await _same(bus, streams, meta, identity, states):
-        await asyncio.to_thread(_clear, path)
+    for attempt in (restore, None):
+        meta = await asyncio.to_thread(indexfile.meta_of, path)
+        if meta is not None and await _same(bus, streams, meta, identity, states):
+            break
+        await asyncio.to_thread(indexfile.clear, path)
+        if attempt is None or not await attempt(path, identity):
+            break
     end = joined(state.last_sequence for state in states)
-    index = Index(path, partial(_opened, path, schema, identity), streams, end)
+    index = Index(path, partial(indexfile.open_file, path, schema, identity), streams, end, identity)
     try:
         await index.open()
         yield index
     finally:
         await index.close()
-
-
-def _opened(path: Path, schema: str, identity: str) -> sqlite3.Connection:
-    # Its owner's alone, whatever the umask says. SQLite makes the files beside it with the same mode.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-    path.chmod(0o600)
-    connection = sqlite3.connect(path)
-    # The stream is the truth: after a crash the index may be a little behind, never wrong.
-    # What is deleted is overwritten: a payload that was redacted must not stay behind in a free page.
-    pragmas = "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA secure_delete=ON"
-    # A checkpoint writes each page once, however often it changed, and waits for the disk.
-    sizes = f"PRAGMA wal_autocheckpoint={_LOG_PAGES}; PRAGMA cache_size=-{_CACHE_KIB}"
-    connection.executescript(f"{pragmas}; {sizes}; {_META}; {schema}")
-    with connection:
-        connection.execute("INSERT OR IGNORE INTO meta VALUES ('identity', ?)", (identity,))
-    return connection
 
 
 def _named(what: str, number: int) -> str:
@@ -428,28 +438,3 @@ async def _same(
         if sequence > state.last_sequence or (kept is not None and str(kept.time_ms) != time_ms):
             return False
     return True
-
-
-def _clear(path: Path) -> None:
-    if path.exists():
-        log.warning("%s is damaged, or not of this stream and version: building it anew", path.name)
-    _remove(path)
-
-
-def _remove(path: Path) -> None:
-    for suffix in _FILES:
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
-
-
-def _meta_of(path: Path) -> dict[str, str] | None:
-    """What a file says of itself; None where there is none or it is damaged."""
-    if not path.exists():
-        return None
-    try:
-        with contextlib.closing(sqlite3.connect(path)) as connection:
-            healthy = connection.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
-            meta = dict(connection.execute("SELECT name, value FROM meta"))
-    except sqlite3.Error as error:
-        log.warning("%s cannot be read: %s", path.name, error)
-        return None
-    return meta if healthy else None

@@ -83,6 +83,7 @@ class _Lost(msgspec.Struct, frozen=True):
 
 class _State(msgspec.Struct, frozen=True):
     last_seq: int = 0
+    last_ts: str = ""
     messages: int = 0
     num_deleted: int = 0
     subjects: dict[str, int] | None = None
@@ -121,6 +122,8 @@ class StreamState(msgspec.Struct, frozen=True):
     max_age_ms: int = 0
     messages: int = 0
     removed: int = 0
+    touched_ms: int = 0
+    """When it was made, or the last message was stored."""
 
 
 class Unreadable(msgspec.Struct, frozen=True):
@@ -239,7 +242,8 @@ class JetStream(abc.ABC):
         now_ms = _unix_ms(reply.ts) if reply.ts else 0
         max_age_ms = reply.config.get("max_age", 0) // 1_000_000
         state, last = reply.state, first_of(stream) + reply.state.last_seq
-        return StreamState(reply.created, last, now_ms, max_age_ms, state.messages, state.num_deleted)
+        touched_ms = max(_unix_ms(time) for time in (reply.created, state.last_ts) if time)
+        return StreamState(reply.created, last, now_ms, max_age_ms, state.messages, state.num_deleted, touched_ms)
 
     async def unreadable(self, stream: str) -> Unreadable:
         """The server tells it with all gaps of the stream: ask where there are not too many."""
@@ -305,6 +309,14 @@ class JetStream(abc.ABC):
         if reply.error is not None:
             raise _refused(reply.error, name)
 
+    async def create_stream(self, name: str, **options: Any) -> None:
+        """The same for a stream that is not there yet. Raises ConflictError where one is that has other options."""
+        reply = await self._api_reply("STREAM.CREATE", name, body=_on_the_wire({"name": name, **options}))
+        if reply.error is not None and reply.error.err_code == _NAME_IN_USE:
+            raise ConflictError(f"there is a stream {name}")
+        if reply.error is not None:
+            raise _refused(reply.error, name)
+
     async def ensure_consumer(self, stream: str, name: str, **options: Any) -> int:
         """Creates or updates a consumer; returns how many messages wait for it. Durations are in seconds."""
         body = {"stream_name": stream, "config": _on_the_wire({"name": name, **options})}
@@ -343,10 +355,11 @@ class JetStream(abc.ABC):
         """Idempotent."""
         await self._delete("STREAM.DELETE", stream)
 
-    async def stream_names(self) -> list[str]:
+    async def stream_names(self, subject: str = ">") -> list[str]:
+        """Those that take a subject, which may have wildcards."""
         names: list[str] = []
         while True:
-            reply = await self._api("STREAM.NAMES", body={"offset": len(names)})
+            reply = await self._api("STREAM.NAMES", body={"offset": len(names), "subject": subject})
             names += reply.streams or []
             if not reply.streams or len(names) >= reply.total:
                 return names

@@ -25,6 +25,7 @@ from crucible_kit.purging import Purging
 from crucible_kit.rpc import Endpoint, serve
 from crucible_kit.service import open_service
 from crucible_kit.settings import load
+from crucible_kit.snapshots import Snapshots, Store, restore
 from crucible_kit.streams import DAY_S
 from crucible_kit.telemetry import Telemetry
 from crucible_kit.types import Types, open_types
@@ -62,6 +63,7 @@ class _Service(msgspec.Struct, kw_only=True):
     atlas: Bucket
     places: Places
     principals: Principals
+    snapshots: Snapshots | None
     purging: Purging | None
     rules: Retention | None = None
     index: Index | None = None
@@ -114,10 +116,26 @@ def create_app(settings: Settings | None = None) -> Starlette:
 
 @contextlib.asynccontextmanager
 async def _open_index(settings: Settings, bus: Bus, losses: Losses) -> AsyncIterator[Index]:
+    async def from_snapshot(path: Path, identity: str) -> bool:
+        restored = await restore(_snapshots(settings, bus), path, identity)
+        await losses.note(await lost_ends(path, bus))  # it may know more of the log than is left
+        return restored
+
     path = Path(settings.data_dir) / "events.sqlite"
     await losses.note(await lost_ends(path, bus))
-    async with open_index(path, bus, bus.names.log_streams, store.VERSION, store.SCHEMA) as index:
+    async with open_index(path, bus, bus.names.log_streams, store.VERSION, store.SCHEMA, from_snapshot) as index:
         yield index
+
+
+def _snapshots(settings: Settings, bus: Bus) -> Store:
+    return Store(bus, SERVICE, settings.stream_replicas, settings.retention_days * DAY_S)
+
+
+async def _forget_world(index: Index, snapshots: Snapshots, world_id: str, through: int) -> None:
+    if await store.has_world(index, world_id, through):  # each start asks anew
+        await snapshots.remove()
+        await store.forget_world(index, world_id, through)
+        await snapshots.remove()  # somebody may have made one meanwhile
 
 
 async def _service(
@@ -127,7 +145,11 @@ async def _service(
     await worlds.ensure_default(atlas)
     types = await open_types(bus, settings.stream_replicas)
     principals = await open_principals(bus, settings.stream_replicas)
-    purging = None if index is None else Purging(index, partial(store.forget_world, index))
+    snapshots = purging = None
+    if index is not None:
+        copy = Path(settings.data_dir) / "events.sqlite.snapshot"
+        snapshots = Snapshots(index, _snapshots(settings, bus), copy, settings.events_snapshot_every, metrics)
+        purging = Purging(index, partial(_forget_world, index, snapshots))
     places = Places(atlas, purging.note if purging else lambda world, through: None)
     return _Service(
         settings=settings,
@@ -138,6 +160,7 @@ async def _service(
         atlas=atlas,
         places=places,
         principals=principals,
+        snapshots=snapshots,
         purging=purging,
         index=index,
         answers={**types.endpoints()},
@@ -174,10 +197,11 @@ async def _add_query(app: Starlette, service: _Service, index: Index, lookup: In
     bus, types, places, metrics = service.bus, service.types, service.places, service.metrics
     projection = store.Projection(metrics)
     audit = app.state.audit = Audit(bus, index, await index.open_reader(), places, losses)
-    eraser = Eraser(bus, index)
+    assert service.purging is not None
+    assert service.snapshots is not None
+    eraser = Eraser(bus, index, service.snapshots.remove)
     replays = app.state.replays = Replays(await service.bucket("replays"))
     replaying = Replaying(bus, replays, types, places, service.principals, metrics)
-    assert service.purging is not None
     service.views |= {"replays": replays.view}
     service.running += [
         lambda: index.follow(bus, projection.apply),
@@ -187,6 +211,7 @@ async def _add_query(app: Starlette, service: _Service, index: Index, lookup: In
         audit.run,
         ParkedMessages(bus, metrics).watch,
         service.purging.run,
+        service.snapshots.run,
         replaying.run,
         eraser.run,
     ]

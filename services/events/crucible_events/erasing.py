@@ -1,10 +1,10 @@
-"""What is redacted is erased: from the stream, and from this replica's file. The index remembers what it still has to
-do, so that a crash between a tombstone and the erasure leaves nothing behind."""
+"""What is redacted is erased: from the stream, from this replica's file, and from snapshots. The index remembers what
+it still has to do, so that a crash between a tombstone and the erasure leaves nothing behind."""
 
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 
@@ -28,9 +28,11 @@ _TIDY = "DELETE FROM erasures WHERE done AND sequence NOT IN (SELECT sequence FR
 class Eraser:
     """Every replica erases what its index learns of: twice is as good as once."""
 
-    def __init__(self, bus: Bus, index: Index) -> None:
+    def __init__(self, bus: Bus, index: Index, remove_copies: Callable[[], Awaitable[None]]) -> None:
+        """`remove_copies` removes the copies of the index that hold what is erased."""
         self._bus = bus
         self._index = index
+        self._remove_copies = remove_copies
 
     def endpoints(self) -> Mapping[str, Endpoint]:
         async def indexed(request: IndexedRequest, context: Context) -> IndexedRequest:
@@ -55,6 +57,8 @@ class Eraser:
         )
         for sequence, event_id in due:
             await erase(self._bus, sequence, event_id)
+        if due:
+            await self._remove_copies()
         return len(due) if due and await self._forgotten([sequence for sequence, _ in due]) else 0
 
     async def _forgotten(self, sequences: list[int]) -> bool:

@@ -14,6 +14,15 @@ class Settings(KitSettings, frozen=True, kw_only=True):
             description="append takes events and needs no index, query has the index and answers from it; all does both"
         ),
     ] = "all"
+    events_snapshot_every: Annotated[
+        int,
+        Meta(
+            description="How many events come to the index until a snapshot of it is stored in NATS, with which a new"
+            " replica of the role query begins; 0 stores none, as `crucible up` does unless this is set",
+            ge=0,
+            extra={"unit": "events"},
+        ),
+    ] = 100_000
     events_queue: Annotated[
         int,
         Meta(

@@ -201,6 +201,13 @@ async def forget_expired(index: Index, now_ms: int) -> int:
     return await _forget(index, "expires_ms <= ?", (now_ms,))
 
 
+async def has_world(index: Index, world_id: str, through: int) -> bool:
+    """Whether there are events of a world up to a sequence."""
+    return bool(
+        await select(index, "SELECT 1 FROM events WHERE world_id = ? AND sequence <= ? LIMIT 1", (world_id, through))
+    )
+
+
 async def forget_world(index: Index, world_id: str, through: int) -> int:
     """Forgets the events of a world up to a sequence."""
     return await _forget(index, "world_id = ? AND sequence <= ?", (world_id, through))

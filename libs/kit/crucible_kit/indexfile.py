@@ -1,0 +1,81 @@
+"""The SQLite file of an index: opened, copied, asked what it is, and removed with all that lies beside it."""
+
+import contextlib
+import logging
+import os
+import sqlite3
+import threading
+from pathlib import Path
+
+from . import trial
+
+log = logging.getLogger(__name__)
+
+_META = "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
+_LOG_PAGES = 4096
+"""4 KiB each; what the write-ahead log grows to, and what memory holds of the file."""
+_COPIED_PAGES = 1024
+_CACHE_KIB = 16 * 1024
+_FILES = ("", "-wal", "-shm", "-journal")
+
+
+def open_file(path: Path, schema: str, identity: str) -> sqlite3.Connection:
+    # Its owner's alone, whatever the umask says. SQLite makes the files beside it with the same mode.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    path.chmod(0o600)
+    connection = sqlite3.connect(path)
+    # The stream is the truth: after a crash the index may be a little behind, never wrong.
+    # What is deleted is overwritten: a payload that was redacted must not stay behind in a free page.
+    pragmas = "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA secure_delete=ON"
+    # A checkpoint writes each page once, however often it changed, and waits for the disk.
+    sizes = f"PRAGMA wal_autocheckpoint={_LOG_PAGES}; PRAGMA cache_size=-{_CACHE_KIB}"
+    connection.executescript(f"{pragmas}; {sizes}; {_META}; {schema}")
+    with connection:
+        connection.execute("INSERT OR IGNORE INTO meta VALUES ('identity', ?)", (identity,))
+    return connection
+
+
+def remove(path: Path) -> None:
+    for suffix in _FILES:
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def meta_of(path: Path) -> dict[str, str] | None:
+    """What a file says of itself; None where there is none or it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            healthy = connection.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
+            meta = dict(connection.execute("SELECT name, value FROM meta"))
+    except sqlite3.Error as error:
+        log.warning("%s cannot be read: %s", path.name, error)
+        return None
+    return meta if healthy else None
+
+
+def copy_to(source: Path, path: Path, stopped: threading.Event) -> dict[str, str]:
+    def go_on(*progress: int) -> None:
+        if stopped.is_set():
+            raise InterruptedError("nobody waits for the copy")
+
+    path.unlink(missing_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    with (
+        contextlib.closing(sqlite3.connect(source)) as reading,
+        contextlib.closing(sqlite3.connect(path)) as copy,
+    ):
+        # All of it as it is at this moment: without a transaction of its own, each write would make it begin anew.
+        reading.execute("BEGIN")
+        reading.execute("SELECT 1 FROM meta").fetchall()
+        reading.backup(copy, pages=_COPIED_PAGES, progress=go_on)
+        copy.execute("PRAGMA journal_mode=DELETE")  # so that all of it is in the one file
+        with copy:
+            trial.end(copy)
+        return dict(copy.execute("SELECT name, value FROM meta"))
+
+
+def clear(path: Path) -> None:
+    if path.exists():
+        log.warning("%s is damaged, or not of this stream and version: building it anew", path.name)
+    remove(path)
