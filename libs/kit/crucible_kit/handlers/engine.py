@@ -25,7 +25,7 @@ from crucible_kit.tasks import Turn, finish
 from crucible_kit.telemetry import Telemetry
 
 from .attempts import Attempts
-from .lanes import HELD_BYTES, UNSETTLED, Job, Lane
+from .lanes import HELD_BYTES, ROOM, UNSETTLED, Job, Lane
 from .pointers import Pointers, waiting
 from .service import Plan, Service
 from .shards import Ownership, Shard, ShardRecord
@@ -37,6 +37,8 @@ T = TypeVar("T")
 GRACE_S = 10.0
 """How long what is begun may take to finish when its shard goes to another replica."""
 MOST_COUNTED = 10_000
+_PART = ROOM // 4
+"""Events that a lane reads from the log at a time: what it has no room for was sent in vain."""
 _READERS = 4
 """Lanes that read the log by themselves at a time."""
 _NEAR = 10_000
@@ -416,7 +418,7 @@ class Engine:
 
     def _behind(self, lane: Lane, plan: Plan) -> AsyncGenerator[list[Message], None]:
         """The events of the log that a lane has not been given."""
-        return read_log(self._bus, after=lane.fed.most(plan.since), filters=self._subjects(plan.types))
+        return read_log(self._bus, after=lane.fed.most(plan.since), filters=self._subjects(plan.types), batch=_PART)
 
     def _is_wanted(self, handler: str, message: Message) -> Event | None:
         if not self._may_want(message):

@@ -11,7 +11,7 @@ from crucible_core.position import Position
 from crucible_core.subjects import shard_of
 from crucible_kit.message import Message
 
-ROOM = 256
+ROOM = 1000
 """Events that wait in a lane; the others wait in the log."""
 UNSETTLED = 1
 """Attempts for each place of a handler whose outcomes may be on their way to the disk."""
