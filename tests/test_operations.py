@@ -62,7 +62,7 @@ async def declared(bus: Bus) -> Bus:
     await declare_streams(bus, KitSettings())
     for bucket in BUCKETS:
         await declare_bucket(bus, bucket)
-    durable = bus.names.durable("hooks-dispatch")
+    durable = bus.names.durable("memory-graph")
     await ensure_durable(bus, bus.names.events, durable, [bus.names.all_events])
     return bus
 
@@ -84,7 +84,7 @@ async def test_what_a_command_asks_for_is_there(declared: Bus, words: list[str])
         case ["stream" | "consumer", "info" | "report" | "subjects" | "get", stream, *rest]:
             options = await bus.stream_options(prefixed(bus, stream))
             assert options["description"].startswith("Crucible: ")
-            if rest and rest[0] == "hooks-dispatch":
+            if rest and rest[0] == "memory-graph":
                 consumer = await bus.consumer_options(prefixed(bus, stream), bus.names.durable(rest[0]))
                 assert consumer["description"].startswith("Crucible: ")
             if "--last-for" in rest:

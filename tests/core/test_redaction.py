@@ -5,7 +5,7 @@ from crucible_core.catalogue import CATALOGUE
 from crucible_core.envelope import Data, Event, Metadata, Redaction, Source, decode, encode
 from crucible_core.errors import InvalidError
 from crucible_core.redaction import Place, checked_empty, left_of, mark, place_of, tombstone, type_of
-from crucible_core.subjects import DLV, REDACTS, Names
+from crucible_core.subjects import REDACTS, RUN, Names
 
 
 def event(id: str, type: str = "Memory", name: str = "Created", payload: object = None) -> Event:
@@ -65,7 +65,10 @@ def test_a_redacted_event_has_no_payload() -> None:
 
 def test_whose_work_a_message_is() -> None:
     for names in (Names(), Names("t1")):
-        for subject in (names.run("a.b"), names.run_schedule("a.b", "run_1")):
-            assert names.hook_of(subject) == "a=2Eb"
-        for subject in (names.work(DLV, "whk_1"), names.schedule(DLV, "whk_1", "dlv_1"), names.held(DLV, "whk_1")):
-            assert names.handler_of(subject) == "whk_1"
+        for subject in (
+            names.work(RUN, "hok_1"),
+            names.schedule(RUN, "hok_1", "run_1"),
+            names.held(RUN, "hok_1"),
+            names.attempt(RUN, "hok_1", "run_1"),
+        ):
+            assert names.handler_of(subject) == "hok_1"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crucible_core.subjects import DLV, HASH_BUCKETS, Names, event_key, shard_of, token
+from crucible_core.subjects import DLV, HASH_BUCKETS, RUN, Names, event_key, shard_of, token
 
 SAFE = re.compile(r"[A-Za-z0-9_=-]+")
 texts = st.text(alphabet=st.characters()) | st.text(alphabet="ab.*> =_-é\n", max_size=200)
@@ -88,13 +88,13 @@ def test_prefixes_keep_installations_apart() -> None:
 def test_wildcards_cover_their_subjects_and_no_others() -> None:
     names = Names("p")
     subjects = {
-        names.all_runs: names.run("my hook"),
-        names.run_schedules: names.run_schedule("my hook", "run_1"),
+        names.all_work(RUN): names.work(RUN, "hok_1"),
+        names.all_schedules(RUN): names.schedule(RUN, "hok_1", "run_1"),
         names.all_work(DLV): names.work(DLV, "whk_1"),
         names.all_schedules(DLV): names.schedule(DLV, "whk_1", "dlv_1"),
         names.all_held(DLV): names.held(DLV, "whk_1"),
         names.attempts_of(DLV): names.attempt(DLV, "whk_1", "dlv_1"),
-        names.run_attempts: names.run_attempt("my hook", "run_1"),
+        names.attempts_of(RUN): names.attempt(RUN, "hok_1", "run_1"),
     }
     for pattern in subjects:
         assert [subject for subject in subjects.values() if matches(pattern, subject)] == [subjects[pattern]]

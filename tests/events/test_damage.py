@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from starlette.applications import Starlette
 
-from crucible_core.subjects import Names, kv_stream, kv_subject
+from crucible_core.subjects import RUN, Names, kv_stream, kv_subject
 from crucible_events.damage import other_streams
 from crucible_kit.bus import Bus
 from crucible_kit.frames import Outgoing
@@ -21,9 +21,9 @@ from .test_audit import Machine, losses, told
 NAMES = Names()
 MESSAGES = 40
 SUBJECTS: dict[str, Callable[[int], str]] = {
-    NAMES.hook_runs: lambda n: NAMES.run(f"hook{n}"),
+    NAMES.hook_runs: lambda n: NAMES.work(RUN, f"hook{n}"),
     NAMES.deliveries: lambda n: NAMES.work("dlv", f"whk_{n}"),
-    NAMES.attempts: lambda n: NAMES.run_attempt("hook", f"run_{n}"),
+    NAMES.attempts: lambda n: NAMES.attempt(RUN, "hook", f"run_{n}"),
     **{kv_stream(name): lambda n, name=name: kv_subject(name, f"key{n}") for name in BUCKETS if name != "losses"},  # type: ignore[misc]
 }
 
@@ -112,7 +112,7 @@ async def test_a_stream_that_ends_earlier_than_it_did_has_lost_its_end(
 
 
 async def test_a_stream_in_the_place_of_another_is_told(service: Starlette, bus: Bus, names: Names) -> None:
-    await bus.store(Outgoing(names.run_attempt("hook", "run_1"), b"{}"))
+    await bus.store(Outgoing(names.attempt(RUN, "hook", "run_1"), b"{}"))
     await service.state.audit._damage.look()
     before = (await bus.stream_state(names.attempts)).created
     await bus.delete_stream(names.attempts)

@@ -8,15 +8,13 @@ import pytest
 from crucible_core import subjects
 from crucible_core.access import OPERATOR
 from crucible_core.envelope import MAX_HOPS
-from crucible_core.errors import ConflictError, NotFoundError, UnavailableError
+from crucible_core.errors import ConflictError, NotFoundError
 from crucible_core.protocol.hooks import HookView, RunList, RunRecord
 from crucible_core.protocol.losses import Loss, LossesRequest, LossList
 from crucible_core.protocol.shared import EnableHook, GetRequest
-from crucible_hooks.workers import durable
 from crucible_kit.frames import Outgoing
-from crucible_kit.message import Message
+from crucible_kit.handlers.pointers import pointer, waiting
 from crucible_kit.rpc import call
-from crucible_kit.work import work
 
 from .conftest import System, until
 
@@ -168,15 +166,12 @@ raise ValueError("after the effects")
 
 
 async def test_message_that_comes_again_doubles_nothing(system: System) -> None:
-    await system.register("once", "emit('Custom.reply')")
+    key = (await system.register("once", "emit('Custom.reply')")).id
     cause = await system.append()
     first = await system.run_of("once", "ok")
-    # The acknowledgement was lost: the same message comes once more, under another id.
-    headers = {subjects.RUN: first.run_id, subjects.ATTEMPT: "1", subjects.EVENT_SEQUENCE: str(cause.sequence)}
-    stored = await system.bus.get(system.bus.names.events, cause.sequence or 0)
-    assert stored is not None
-    await system.bus.store(Outgoing(system.bus.names.run("once"), stored.data, headers, "again"))
-    await until(lambda: _drained(system, "once"))
+    # The acknowledgement was lost: the same message comes once more.
+    await system.bus.store(pointer(system.bus.names, subjects.RUN, key, first.run_id, cause.sequence or 0))
+    await until(lambda: _drained(system, key))
     assert len(await system.log("Custom.reply")) == 1
     assert len(await system.log("Hook.Executed")) == 1
 
@@ -262,60 +257,23 @@ async def test_each_trigger_is_told_once_and_none_by_the_hooks_own_events(system
 
 
 async def test_undecodable_run_is_parked_and_the_next_one_runs(system: System) -> None:
-    await system.register("steady", "1")
-    await system.bus.store(Outgoing(system.bus.names.run("steady"), b"not an event", {}, "bad"))
+    key = (await system.register("steady", "1")).id
+    await system.bus.store(Outgoing(system.bus.names.work(subjects.RUN, key), b"not an event", {}, "bad"))
     await system.append()
     await system.run_of("steady", "ok")
-    await until(lambda: _drained(system, "steady"))
-    parked = await system.bus.last(system.bus.names.attempts, system.bus.names.parked(durable(system.bus, "steady")))
+    await until(lambda: _drained(system, key))
+    parked = await system.bus.last(system.bus.names.attempts, system.bus.names.all_parked)
     assert parked is not None
     assert parked.data == b"not an event"
-
-
-async def test_a_parked_run_is_recorded_and_told_as_failed(system: System) -> None:
-    """Two processes have ended over it: that is what is noted beside the queue."""
-    await system.register("deadly", "1", on="Custom.other")
-    await system.ask("enable", EnableHook(name="deadly", enabled=False), HookView)
-    appended = await system.append()
-    bus, names, reader = system.bus, system.bus.names, durable(system.bus, "deadly")
-    event = await bus.last(names.events, names.events_of("Custom"))
-    assert event is not None
-    headers = {
-        subjects.RUN: "run_1",
-        subjects.REGISTRATION: (await system.view("deadly")).id,
-        subjects.ATTEMPT: "1",
-        subjects.EVENT_SEQUENCE: str(event.sequence),
-    }
-    run = await bus.store(Outgoing(names.run("deadly"), event.data, headers, "run_1"))
-    taken = asyncio.Event()
-
-    async def take(message: Message) -> None:
-        taken.set()
-        raise UnavailableError("given back")
-
-    taking = asyncio.create_task(work(bus, names.hook_runs, reader, take, filters=[names.run("deadly")]))
-    await taken.wait()
-    taking.cancel()
-    await asyncio.gather(taking, return_exceptions=True)
-    await bus.store(Outgoing(names.trial(reader, str(run.sequence)), b"2"))
-    await system.ask("enable", EnableHook(name="deadly", enabled=True), HookView)
-    record = await system.run_of("deadly", "parked")
-    assert record.error == "put aside: 2 processes ended while they worked on it"
-    assert (record.event_id, record.attempt) == (appended.id, 1)
-    [failed] = await system.log("Hook.Failed")
-    assert failed.metadata.causation_id == appended.id
-    assert (failed.data.payload["hook"], failed.data.payload["outcome"]) == ("deadly", "parked")
-    assert failed.data.payload["error"] == record.error
-    assert (await system.view("deadly")).counters.failed == 1
 
 
 async def test_undecodable_event_is_parked_and_the_next_one_triggers(system: System) -> None:
     await system.register("steady", "1")
     names = system.bus.names
-    await system.bus.store(Outgoing(names.event("default", "main", "Custom", "x", None), b"not an event"))
+    await system.bus.store(Outgoing(names.event("default", "main", "Custom", "note", None), b"not an event"))
     await system.append()
     await system.run_of("steady", "ok")
-    parked = await system.bus.last(names.attempts, names.parked(names.durable("hooks-dispatch")))
+    parked = await system.bus.last(names.attempts, names.parked("hooks"))
     assert parked is not None
 
 
@@ -334,17 +292,12 @@ async def test_disabled_hook_does_not_run_until_it_is_enabled(system: System) ->
 
 
 async def test_deleted_hook_leaves_no_work(system: System) -> None:
-    await system.register("gone", "raise ValueError('x')", options={"retry": {"max_attempts": 2, "delay_ms": 60_000}})
+    retry = {"max_attempts": 2, "delay_ms": 60_000}
+    key = (await system.register("gone", "raise ValueError('x')", options={"retry": retry})).id
     await system.append()
     await system.run_of("gone", "retrying")
     await system.ask("delete", GetRequest(id="gone"), HookView)
-    names = system.bus.names
-
-    async def empty() -> bool:
-        schedule = await system.bus.last(names.hook_runs, names.run_schedules_of("gone"))
-        return schedule is None and await system.bus.last(names.hook_runs, names.run("gone")) is None
-
-    await until(empty)
+    await until(lambda: _drained(system, key))
     await until(lambda: _told(system, "Hook.Unregistered"))
 
 
@@ -366,8 +319,8 @@ async def _counted(system: System, hook: str, **wanted: int) -> bool:
     return all(counters[name] == value for name, value in wanted.items())
 
 
-async def _drained(system: System, hook: str) -> bool:
-    return await system.bus.consumer_backlog(system.bus.names.hook_runs, durable(system.bus, hook)) == (0, 0)
+async def _drained(system: System, key: str) -> bool:
+    return not await waiting(system.bus, subjects.RUN, system.bus.names.hook_runs, key)
 
 
 async def _ran_for(system: System, hook: str, type: str) -> bool:
@@ -390,7 +343,7 @@ async def test_a_record_that_the_history_has_lost_is_noticed_at_the_next_start(s
         await stopped.register("steady", "1")
         await stopped.append()
         await stopped.run_of("steady", "ok")
-    record = await bus.last(names.attempts, names.run_attempts)
+    record = await bus.last(names.attempts, names.attempts_of(subjects.RUN))
     assert record is not None
     await bus.remove(names.attempts, record.sequence)
     async with stopped.running():

@@ -24,6 +24,7 @@ from crucible_core.protocol.replays import (
 )
 from crucible_core.protocol.shared import EnableHook, GetRequest, TypeFilter
 from crucible_kit.bus import Message
+from crucible_kit.handlers.pointers import pointer
 from crucible_kit.replaying import MOST_WAITING
 from crucible_kit.rpc import call
 
@@ -130,7 +131,7 @@ async def _ok(system: System, hook: str, count: int) -> bool:
 
 
 async def test_a_batch_that_comes_twice_runs_once(system: System) -> None:
-    await system.register("once", "1", options={"retry": {"max_attempts": 1}})
+    key = (await system.register("once", "1", options={"retry": {"max_attempts": 1}})).id
     events = [await system.append(payload={"n": n}) for n in range(3)]
     await runs(system, "once", 3)
     for _ in range(2):
@@ -138,16 +139,9 @@ async def test_a_batch_that_comes_twice_runs_once(system: System) -> None:
     await runs(system, "once", 6)
     # Later than the queue remembers: another message of the same run.
     sequence = events[0].sequence or 0
-    message = await system.bus.get(system.bus.names.events, sequence)
-    assert message is not None
     run = next(r for r in await system.runs("once") if r.replay and r.event_id == events[0].id)
-    headers = {
-        subjects.RUN: run.run_id,
-        subjects.ATTEMPT: "1",
-        subjects.EVENT_SEQUENCE: str(sequence),
-        subjects.REPLAY: "rpl_1",
-    }
-    await system.bus.request(system.bus.names.run("once"), message.data, headers=headers)
+    again = pointer(system.bus.names, subjects.RUN, key, run.run_id, sequence, **{subjects.REPLAY: "rpl_1"})
+    await system.bus.request(again.subject, again.data, headers=again.headers)
     await system.append(payload={"n": 9})
     await runs(system, "once", 7)
     assert len(await system.runs("once")) == 7

@@ -2,7 +2,7 @@
 
 It has the handlers h0 … h19, each of which wants every `Custom.<its name>`. An attempt takes SECONDS, and is one line
 on the output: the handler, the sequence of the event, the attempt. An event named `Custom.Deadly` ends the process;
-`Custom.Fails` is tried three times.
+`Custom.Fails` is tried three times. Of the handler CALM, events must be some time apart.
 """
 
 import asyncio
@@ -29,6 +29,7 @@ from crucible_kit.telemetry import Telemetry
 
 HANDLERS = [f"h{number}" for number in range(20)]
 ATTEMPTS = 3
+CALM, APART_MS = HANDLERS[-1], 150
 
 
 class Record(msgspec.Struct):
@@ -51,7 +52,8 @@ class Small:
         return category == "Custom"
 
     def plan(self, handler: str) -> Plan | None:
-        return Plan(concurrency=4) if handler in HANDLERS else None
+        apart_ms = APART_MS if handler == CALM else 0
+        return Plan(concurrency=4, apart_ms=apart_ms) if handler in HANDLERS else None
 
     def unreadable(self) -> Iterable[str]:
         return ()
@@ -74,6 +76,12 @@ class Small:
 
     async def left_of(self, sequence: int) -> Message | None:
         return None
+
+    def held_back(self, first: Job, count: int) -> Outgoing:
+        print("held", first.sequence, count, flush=True)
+        record = self._outcome(first, None).record
+        assert record is not None
+        return record
 
     async def attempt(self, job: Job) -> Outcome:
         print(job.handler, job.sequence, job.attempt, flush=True)

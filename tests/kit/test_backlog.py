@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from crucible_core.subjects import DLV
+from crucible_core.subjects import DLV, RUN
 from crucible_kit.backlog import Backlog, ParkedMessages
 from crucible_kit.bus import Bus
 from crucible_kit.clock import now_ms
@@ -74,6 +74,6 @@ async def test_messages_that_were_put_aside_are_counted(declared: Bus) -> None:
         message = Message("s", b"{}", sequence=number)
         await park(bus, durable, message, "no good")
         await park(bus, durable, message, "no good")  # told twice
-    await bus.store(Outgoing(bus.names.run_attempt("hook", "run_1"), b"{}"))
+    await bus.store(Outgoing(bus.names.attempt(RUN, "hook", "run_1"), b"{}"))
     await ParkedMessages(bus, metrics)._look()
     assert "crucible_parked_messages 3.0" in metrics.render().decode().splitlines()

@@ -21,7 +21,7 @@ from crucible_kit.handlers.lanes import ROOM
 from crucible_kit.settings import KitSettings
 from crucible_kit.streams import declare_streams
 
-from .replica import HANDLERS
+from .replica import APART_MS, CALM, HANDLERS
 
 REPLICA = Path(__file__).with_name("replica.py")
 MANY = 200
@@ -45,6 +45,8 @@ class Replica:
                 break  # it was killed in the middle of the line
             elif line.startswith(b"parked"):
                 self._attempts.parked.append(line.decode().strip())
+            elif line.startswith(b"held"):
+                self._attempts.held_back += int(line.split()[2])
             else:
                 handler, sequence, attempt = line.split()
                 self._attempts.made[handler.decode(), int(sequence), int(attempt)] += 1
@@ -62,6 +64,7 @@ class Attempts:
     def __init__(self, bus: Bus) -> None:
         self.made: Counter[tuple[str, int, int]] = Counter()
         self.parked: list[str] = []
+        self.held_back = 0
         self._bus = bus
 
     @contextlib.asynccontextmanager
@@ -93,7 +96,8 @@ class Attempts:
         return [stored.sequence for stored in await self._bus.store_all(messages)]
 
     async def append_to_all(self, each: int) -> set[tuple[str, int, int]]:
-        return {(handler, n, 1) for handler in HANDLERS for n in await self.append(handler, each)}
+        busy = [handler for handler in HANDLERS if handler != CALM]
+        return {(handler, n, 1) for handler in busy for n in await self.append(handler, each)}
 
 
 @pytest.fixture
@@ -202,6 +206,41 @@ async def test_a_replica_that_stood_still_does_no_harm(attempts: Attempts, bus: 
         await until(lambda: attempts.made.keys() >= wanted)
         await until_async(lambda: shared(bus, 2))
         await asyncio.sleep(0.5)
+    assert max(attempts.made.values()) <= 2
+
+
+async def test_events_that_must_be_apart_are_so_over_a_kill_and_a_restart(attempts: Attempts, bus: Bus) -> None:
+    """By the times of their commits: the first one, and each that comes late enough after the last that was given."""
+    sequences: list[int] = []
+
+    async def some(count: int) -> None:
+        for _ in range(count):
+            sequences.extend(await attempts.append(CALM, 2))
+            await asyncio.sleep(0.02)
+
+    async with attempts.replica(0.05) as first, attempts.replica(0.05) as second:
+        await until_async(lambda: shared(bus, 2))
+        await some(30)
+        await first.end(signal.SIGKILL)
+        await some(30)
+        await second.end(signal.SIGKILL)
+    await some(20)
+    async with attempts.replica(0.05) as third:
+        await until(lambda: bool(attempts.made) and max(n for _, n, _ in attempts.made) > sequences[-30])
+        await third.end(signal.SIGTERM)
+    await some(20)
+    due: dict[int, int] = {}
+    for sequence in sequences:
+        message = await bus.get(bus.names.events, sequence)
+        assert message is not None
+        if not due or message.time_ms >= max(due.values()) + APART_MS:
+            due[sequence] = message.time_ms
+    wanted = {(CALM, sequence, 1) for sequence in due}
+    async with attempts.replica(0.05):
+        await until(lambda: attempts.made.keys() >= wanted)
+        await until(lambda: attempts.held_back >= len(sequences) - len(due))
+        await asyncio.sleep(0.3)
+    assert attempts.made.keys() == wanted
     assert max(attempts.made.values()) <= 2
 
 

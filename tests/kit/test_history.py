@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from crucible_core.protocol.losses import Loss
+from crucible_core.subjects import RUN
 from crucible_kit.buckets import open_bucket
 from crucible_kit.bus import Bus
 from crucible_kit.clock import now_ms, timestamp
@@ -33,7 +34,7 @@ def insert(connection: sqlite3.Connection, messages: list[Message]) -> None:
 @contextlib.asynccontextmanager
 async def following(bus: Bus, path: Path) -> AsyncIterator[Index]:
     async with open_index(path, bus, (bus.names.attempts,), 1, SCHEMA) as index:
-        task = asyncio.create_task(index.follow(bus, insert, [bus.names.run_attempts]))
+        task = asyncio.create_task(index.follow(bus, insert, [bus.names.attempts_of(RUN)]))
         await index.reach(await bus.last_sequence(bus.names.attempts))
         try:
             yield index
@@ -49,7 +50,7 @@ async def losses(bus: Bus) -> Losses:
 
 
 def history(bus: Bus, index: Index, losses: Losses) -> History:
-    return History(bus, index, "rows", "started", [bus.names.run_attempts], losses)
+    return History(bus, index, "rows", "started", [bus.names.attempts_of(RUN)], losses)
 
 
 async def fill(bus: Bus, count: int, started_ms: int = 0) -> None:
@@ -57,7 +58,7 @@ async def fill(bus: Bus, count: int, started_ms: int = 0) -> None:
     began = timestamp(started_ms or now_ms()).encode()
     for start in range(0, count, 500):
         numbers = range(start, min(count, start + 500))
-        runs = [Outgoing(bus.names.run_attempt("h", f"r{n}"), began) for n in numbers]
+        runs = [Outgoing(bus.names.attempt(RUN, "h", f"r{n}"), began) for n in numbers]
         deliveries = [Outgoing(bus.names.attempt("dlv", "w", f"d{n}"), began) for n in numbers]
         await bus.store_all([message for pair in zip(runs, deliveries, strict=True) for message in pair])
 
@@ -94,5 +95,5 @@ async def test_records_that_are_gone_are_a_loss_with_their_sequences(bus: Bus, l
 async def test_records_that_are_old_may_be_gone(bus: Bus, losses: Losses, tmp_path: Path) -> None:
     await fill(bus, 20, now_ms() - OLD_MS)
     async with following(bus, tmp_path / "index") as index:
-        await bus.purge(bus.names.attempts, bus.names.run_attempts)
+        await bus.purge(bus.names.attempts, bus.names.attempts_of(RUN))
         assert await history(bus, index, losses).once() == []

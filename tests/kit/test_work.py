@@ -169,7 +169,7 @@ async def test_a_slow_consumer_does_not_hold_up_another(bus: Bus, stream: str) -
 
 async def test_poison_is_parked_with_its_reason_headers_and_origin(bus: Bus, stream: str) -> None:
     seen = Seen(Poison("not an event\r\nX: y"), None)
-    await bus.store(Outgoing(subject(bus, "a"), b"7", {subjects.RUN: "run_1"}, "id"))
+    await bus.store(Outgoing(subject(bus, "a"), b"7", {subjects.JOB: "run_1"}, "id"))
     await fill(bus, 8)
     async with running(work(bus, stream, DURABLE, seen, filters=[subject(bus, ">")], concurrency=1)):
         await until(done(bus, stream))
@@ -178,7 +178,7 @@ async def test_poison_is_parked_with_its_reason_headers_and_origin(bus: Bus, str
     assert (message.data, seen.data) == (b"7", [7, 8])
     assert message.headers[subjects.REASON] == "not an event  X: y"
     assert message.headers[subjects.ORIGIN] == f"{subject(bus, 'a')} 1"
-    assert message.headers[subjects.RUN] == "run_1"
+    assert message.headers[subjects.JOB] == "run_1"
 
 
 async def test_what_cannot_be_decoded_is_parked(bus: Bus, stream: str) -> None:

@@ -24,15 +24,16 @@ REDACTED = "Redacted"
 
 DLV = "dlv"
 """The kind of work that a delivery of a webhook is."""
+RUN = "run"
+"""The kind of work that a run of a hook is."""
 
 # Our own headers.
 JOB = "Crucible-Job"
 """The run or delivery that a message of a work queue is an attempt at."""
 ERROR = "Crucible-Error"
 ATTEMPT = "Crucible-Attempt"
-DELIVERY = "Crucible-Delivery"
-"""What `JOB` is, of the deliveries that the version before the work engine has left."""
-RUN = "Crucible-Run"
+OLD_JOBS = {DLV: "Crucible-Delivery", RUN: "Crucible-Run"}
+"""What `JOB` is, of the work that the version before the work engine has left, by kind."""
 EVENT_ID = "Crucible-Event-Id"
 EVENT_SEQUENCE = "Crucible-Event-Sequence"
 CAUSE = "Crucible-Cause"
@@ -56,7 +57,7 @@ PACED = "Crucible-Paced"
 SIZE = "Crucible-Size"
 FINGERPRINT = "Crucible-Fingerprint"
 REGISTRATION = "Crucible-Registration"
-"""The id of the hook that a run is of: one that is registered under the name of a deleted one has another."""
+"""The id of the hook that a run is of which the version before the work engine has left."""
 KEY = "Crucible-Key"
 """What stands for an event's idempotency key, where its message id does not."""
 REASON = "Crucible-Reason"
@@ -218,7 +219,7 @@ class Names(msgspec.Struct, frozen=True):
 
     # Buckets
     def bucket(self, name: str) -> str:
-        """`hooks`, `flows`, `webhooks`, `keys`, `artifacts`, `event_types`, `marks` (debounce marks), `replays`,
+        """`hooks`, `flows`, `webhooks`, `keys`, `artifacts`, `event_types`, `marks`, `replays`,
         `worlds`, `retention` or `losses`."""
         return self._name(name)
 
@@ -268,30 +269,7 @@ class Names(msgspec.Struct, frozen=True):
         """Wildcards over the events that may be a tombstone."""
         return [self.events_of(category, REDACTED) for category in (*sorted(VERSIONED), "System")]
 
-    # Work
-    def run(self, hook: str) -> str:
-        return self._subject("run", token(hook))
-
-    @property
-    def all_runs(self) -> str:
-        return self._subject("run", "*")
-
-    def run_schedule(self, hook: str, run: str) -> str:
-        return self._subject("sched", "run", token(hook), token(run))
-
-    def run_schedules_of(self, hook: str) -> str:
-        return self._subject("sched", "run", token(hook), "*")
-
-    @property
-    def run_schedules(self) -> str:
-        return self._subject("sched", "run", ">")
-
-    def hook_of(self, subject: str) -> str:
-        """The hook, as a token, that a message or a schedule is for."""
-        tokens = subject.removeprefix(self._subject("")).split(".")
-        return tokens[2] if tokens[0] == "sched" else tokens[1]
-
-    # Work of handlers in their shards; `kind` is DLV.
+    # Work of handlers in their shards; `kind` is DLV or RUN.
     def work(self, kind: str, handler: str) -> str:
         return self._subject(kind, _shard(handler), token(handler))
 
@@ -319,9 +297,14 @@ class Names(msgspec.Struct, frozen=True):
         return self._subject("held", kind, ">")
 
     def handler_of(self, subject: str) -> str:
-        """The handler, as a token, that a message of a work queue is for."""
+        """The handler, as a token, that a message of a work queue or of the history is about."""
         tokens = subject.removeprefix(self._subject("")).split(".")
         return tokens[3] if tokens[0] in ("sched", "held") else tokens[2]
+
+    def old_handler_of(self, subject: str) -> str:
+        """The same of work that the version before the work engine has left: a webhook's id, a hook's name."""
+        tokens = subject.removeprefix(self._subject("")).split(".")
+        return tokens[2] if tokens[0] == "sched" else tokens[1]
 
     # History
     def attempt(self, kind: str, handler: str, job: str) -> str:
@@ -329,13 +312,6 @@ class Names(msgspec.Struct, frozen=True):
 
     def attempts_of(self, kind: str) -> str:
         return self._subject("att", kind, ">")
-
-    def run_attempt(self, hook: str, run: str) -> str:
-        return self.attempt("run", hook, run)
-
-    @property
-    def run_attempts(self) -> str:
-        return self.attempts_of("run")
 
     def parked(self, durable: str) -> str:
         """Where a message that cannot be decoded is put aside."""

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 
 import msgspec
 
@@ -29,10 +29,6 @@ _OWN_HEADERS = "Nats-"
 _UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError)
 
 
-Parked = Callable[[Message, str], Awaitable[None]]
-"""Told of a message that is about to be put aside, and why. May be told twice."""
-
-
 class Poison(Exception):
     """This message can never be handled: park it. The text is the reason that is kept beside it."""
 
@@ -40,10 +36,9 @@ class Poison(Exception):
 class Hand:
     """What has been delivered here and not been answered, by its sequence in the stream."""
 
-    def __init__(self, bus: Bus, durable: str, parked: Parked | None = None) -> None:
+    def __init__(self, bus: Bus, durable: str) -> None:
         self.durable = durable
         self._bus = bus
-        self._on_park = parked
         self._alone = asyncio.Lock()
         self._asked_again: set[int] = set()
         self._replies: dict[int, str] = {}
@@ -163,8 +158,6 @@ class Hand:
 
     async def _parked(self, message: Message, reason: str) -> bytes:
         try:
-            if self._on_park is not None:
-                await self._on_park(message, reason)
             await park(self._bus, self.durable, message, reason)
         except CrucibleError as error:
             log.warning("%s: message %d cannot be parked yet: %s", self.durable, message.sequence, error)
@@ -180,9 +173,9 @@ class Hand:
 
 
 @contextlib.asynccontextmanager
-async def in_hand(bus: Bus, durable: str, ack_wait: float, parked: Parked | None = None) -> AsyncIterator[Hand]:
+async def in_hand(bus: Bus, durable: str, ack_wait: float) -> AsyncIterator[Hand]:
     """What is still in hand at the end is given back."""
-    hand = Hand(bus, durable, parked)
+    hand = Hand(bus, durable)
     keeper = asyncio.create_task(hand.keep(ack_wait / 3))
     try:
         yield hand

@@ -1,25 +1,18 @@
-"""Redacted events, for those who keep copies: what a tombstone leaves of one, and which of late are redacted."""
+"""Redacted events: what a tombstone leaves of one, and which of late are redacted."""
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import Awaitable, Callable
 
 from crucible_core.envelope import encode
-from crucible_core.errors import CrucibleError, UnavailableError
+from crucible_core.errors import UnavailableError
 from crucible_core.redaction import left_of, place_of
-from crucible_core.subjects import EVENT_SEQUENCE, MSG_ID, REDACTS
+from crucible_core.subjects import MSG_ID, REDACTS
 
 from .bus import Bus
 from .clock import now_ms
 from .eventlog import event_at, read_log
 from .message import Message
 
-log = logging.getLogger(__name__)
-
-Drop = Callable[[Message], Awaitable[None]]
-
-_PAUSE_S = 1.0
 _NOT_ITS_OWN = frozenset({REDACTS, MSG_ID})
 
 
@@ -40,7 +33,7 @@ def original_of(tombstone: Message) -> Message | None:
 
 
 class Redacted:
-    """The sequences of the events that were redacted within some time, for queues that carry events' bytes that long.
+    """The sequences of the events that were redacted within some time, for handlers that may be given them that long.
     It grows with the redactions of that time only."""
 
     def __init__(self, bus: Bus, within_s: float) -> None:
@@ -48,7 +41,6 @@ class Redacted:
         self._within_ms = int(within_s * 1000)
         self._known: dict[int, tuple[int, int]] = {}
         self._complete = asyncio.Event()
-        self._news = asyncio.Event()
 
     def __contains__(self, sequence: object) -> bool:
         return sequence in self._known
@@ -80,35 +72,6 @@ class Redacted:
         except TimeoutError as error:
             raise UnavailableError("it is not known which events are redacted", retry_after=1) from error
 
-    def look_again(self) -> None:
-        """Somebody has put a message into a queue whose event was redacted meanwhile."""
-        self._news.set()
-
-    async def sweep(self, stream: str, drop: Drop) -> None:
-        """Erases from a work queue every message that carries a redacted event, when that is redacted, until cancelled.
-        `drop` records what became of it, first; it may be called again for the same message."""
-        while True:
-            await self._complete.wait()
-            await self._news.wait()
-            self._news.clear()
-            try:
-                await self._sweep(stream, drop)
-            except CrucibleError as error:
-                log.warning("redacted events stay in %s for now: %s", stream, error)
-                await asyncio.sleep(_PAUSE_S)
-                self._news.set()
-
-    async def _sweep(self, stream: str, drop: Drop) -> None:
-        end, sequence = await self._bus.last_sequence(stream), 0
-        while sequence < end:
-            message = await self._bus.next(stream, sequence + 1, ">")
-            if message is None:
-                return
-            sequence = message.sequence
-            if event_sequence(message) in self._known:
-                await drop(message)
-                await self._bus.remove(stream, sequence, erase=True)
-
     def _note(self, message: Message) -> None:
         place = place_of(message.headers)
         if place is None:
@@ -116,10 +79,3 @@ class Redacted:
         self._known[place.sequence] = message.time_ms, message.sequence
         while self._known[oldest := next(iter(self._known))][0] < message.time_ms - self._within_ms:
             del self._known[oldest]
-        self._news.set()
-
-
-def event_sequence(work: Message) -> int:
-    """Which event a message of a work queue carries; 0 where it does not say."""
-    value = work.headers.get(EVENT_SEQUENCE, "")
-    return int(value) if value.isdecimal() and len(value) < 20 else 0

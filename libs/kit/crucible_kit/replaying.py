@@ -2,7 +2,7 @@
 never waits behind a long past."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -21,10 +21,11 @@ Work = Callable[[Event, ReplayedEvent], Outgoing | None]
 
 
 class Queue(msgspec.Struct, frozen=True):
-    """Where the work of one handler waits; `handler` and `work` name it in errors: "hook tidy", "runs"."""
+    """Where the work of one handler waits, now or put aside; `handler` and `work` name it in errors: "hook tidy",
+    "runs"."""
 
     stream: str
-    subject: str
+    subjects: Sequence[str]
     handler: str
     work: str
     enabled: bool
@@ -33,7 +34,7 @@ class Queue(msgspec.Struct, frozen=True):
 async def enqueue(bus: Bus, queue: Queue, request: ReplayBatch, work: Work) -> ReplayTaken:
     """Stores what `work` makes of a batch's events, as far as there is room; None skips an event. It may be repeated
     where the messages have ids."""
-    waiting, _ = await bus.backlog(queue.stream, queue.subject)
+    waiting = sum([(await bus.backlog(queue.stream, subject))[0] for subject in queue.subjects])
     messages: list[Outgoing] = []
     skipped = 0
     for replayed in request.events:

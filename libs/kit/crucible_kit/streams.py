@@ -2,7 +2,7 @@
 
 from crucible_core.errors import FieldError, InvalidError
 from crucible_core.position import MAX_STREAMS, in_stream
-from crucible_core.subjects import DLV, Names, kv_stream, kv_subject
+from crucible_core.subjects import DLV, RUN, Names, kv_stream, kv_subject
 
 from .bus import Bus
 from .settings import KitSettings
@@ -19,7 +19,7 @@ BUCKETS = {
     "worlds": "worlds and their rooms",
     "retention": "how long which events are kept",
     "replays": "what replays are about, and how far they are",
-    "marks": "when hooks with a debounce fired last",
+    "marks": "a mark that tells whether there is room to store",
     "shards": "who serves which handlers, and how far they have come in the log",
     "losses": "sequences that the log has lost",
 }
@@ -50,16 +50,15 @@ async def declare_streams(bus: Bus, settings: KitSettings, service: str = "event
             allow_atomic=True,
             allow_msg_ttl=True,
         )
-    deliveries = [names.all_work(DLV), names.all_schedules(DLV), names.all_held(DLV)]
-    for owner, stream, taken, what in (
-        ("hooks", names.hook_runs, [names.all_runs, names.run_schedules], "runs of Post hooks"),
-        ("webhooks", names.deliveries, deliveries, "deliveries of webhooks"),
+    for owner, stream, kind, what in (
+        ("hooks", names.hook_runs, RUN, "runs of Post hooks"),
+        ("webhooks", names.deliveries, DLV, "deliveries of webhooks"),
     ):
         await bus.ensure_stream(
             stream,
             update=service == owner,
             description=f"Crucible: {what} that wait, now or for their time",
-            subjects=taken,
+            subjects=[names.all_work(kind), names.all_schedules(kind), names.all_held(kind)],
             retention="workqueue",
             num_replicas=replicas,
             # What waits no longer than the log keeps its event: a handler that is off for ever must not fill the disk.

@@ -9,7 +9,7 @@ from crucible_core import subjects
 from crucible_core.errors import CrucibleError, NotFoundError, UnavailableError
 
 from .bus import Bus
-from .holding import PARK_AFTER, Hand, Parked, Poison, in_hand
+from .holding import PARK_AFTER, Hand, Poison, in_hand
 from .message import Handler, Message
 from .pulling import Lost, Pull, Resumption, open_pull
 from .tasks import finish
@@ -65,7 +65,6 @@ async def work(
     ack_wait: float = 30.0,
     deliver: str = "all",
     grace: float = GRACE_S,
-    parked: Parked | None = None,
 ) -> None:
     """Handles each message of a durable consumer, `concurrency` at a time, until cancelled; what is begun finishes.
 
@@ -76,7 +75,7 @@ async def work(
     given back, as are those that had not begun.
     """
     resumption = Resumption(bus, durable)
-    async with in_hand(bus, durable, ack_wait, parked) as hand:
+    async with in_hand(bus, durable, ack_wait) as hand:
         workers = _Workers(hand, handler, concurrency, grace)
         try:
             while True:

@@ -43,7 +43,7 @@ from crucible_kit.rpc import Context, Endpoint, call
 from . import store
 from .check import Checker
 from .definition import no_files, typed
-from .hook import check_permitted, compile_hook
+from .hook import check_permitted, compile_hook, handler_key
 from .intercept import Interceptor
 from .registry import API, Registry
 from .replaying import Replayer
@@ -76,7 +76,7 @@ def endpoints(
         return HookList(hooks=shown, next_cursor=cursor)
 
     async def shown(record: HookRecord) -> HookView:
-        return view(registry, record, await store.known(index, store.owner(record.name, record.id)))
+        return view(registry, record, await store.known(index, handler_key(record.name, record.id)))
 
     async def get(request: GetRequest, context: Context) -> HookView:
         await registry.view.refresh()
@@ -140,14 +140,14 @@ def endpoints(
     async def runs(request: RunsRequest, context: Context) -> RunList:
         await registry.view.refresh()
         record = registry.get(request.name, context.principal)
-        found = await store.runs(index, store.owner(record.name, record.id), request.limit, request.cursor)
+        found = await store.runs(index, handler_key(record.name, record.id), request.limit, request.cursor)
         return RunList(runs=_shown(found, context), next_cursor=found.next_cursor)
 
     async def run(request: GetRequest, context: Context) -> RunList:
         mine: list[str] | None = None
         if not context.principal.admin:
             await registry.view.refresh()
-            mine = [store.owner(record.name, record.id) for record in registry.seen_by(context.principal)]
+            mine = [handler_key(record.name, record.id) for record in registry.seen_by(context.principal)]
         runs = _shown(await store.run(index, request.id, mine), context)
         if not runs:
             raise store.no_run(request.id)
@@ -193,8 +193,8 @@ def _shown(found: RunList, context: Context) -> list[RunRecord]:
 
 def view(registry: Registry, record: HookRecord, known: store.Known) -> HookView:
     """A hook as users see it; `order` counts from 1."""
-    owner, state = store.owner(record.name, record.id), registry.state(record.name)
-    if state == "active" and (reason := known.failing(owner, record.updated_at)):
+    key, state = handler_key(record.name, record.id), registry.state(record.name)
+    if state == "active" and (reason := known.failing(key, record.updated_at)):
         state = f"failing: {reason}"
     trigger = (record.definition or {}).get("trigger", {})
     return HookView(
@@ -204,7 +204,7 @@ def view(registry: Registry, record: HookRecord, known: store.Known) -> HookView
         priority=trigger.get("priority"),
         origin=record.origin,
         definition=record.definition,
-        counters=known.counters.get(owner, Counters()),
+        counters=known.counters.get(key, Counters()),
         updated_at=record.updated_at,
         id=record.id,
         owner=record.owner or OPERATOR_ID,

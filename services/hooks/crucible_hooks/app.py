@@ -10,12 +10,14 @@ from typing import Any
 from starlette.applications import Starlette
 
 from crucible_core.limits import EXPRESSION_CPU_MS
+from crucible_core.protocol.hooks import HookRecord
+from crucible_core.subjects import RUN
 from crucible_kit.asgi import ops_app
-from crucible_kit.backlog import Backlog
 from crucible_kit.buckets import open_bucket
 from crucible_kit.bus import Bus
 from crucible_kit.egress import open_guard
 from crucible_kit.exchange import open_exchanger
+from crucible_kit.handlers.engine import Engine
 from crucible_kit.history import History
 from crucible_kit.index import Index, open_index
 from crucible_kit.isolated import open_isolated
@@ -34,19 +36,19 @@ from crucible_kit.types import open_types
 from . import store
 from .api import endpoints
 from .check import Checker
-from .debounce import Debounce
 from .directory import Directory
-from .dispatch import Dispatcher, open_dispatch
 from .expressions import Evaluator
+from .hook import handler_key
 from .intercept import Interceptor
 from .recorder import Recorder
 from .registry import Changed, Registry
 from .replaying import Replayer
 from .review import Reviewer
 from .runner import Runner
+from .runs import Runs
 from .sandbox import open_sandbox
 from .settings import Settings
-from .workers import Workers
+from .upgrade import upgrade
 
 SERVICE = "hooks"
 _START_S = 30.0
@@ -63,13 +65,12 @@ def create_app(settings: Settings | None = None) -> Starlette:
             types = await open_types(bus, settings.stream_replicas)
             bucket = await open_bucket(bus, "hooks", settings.stream_replicas)
             principals = await open_principals(bus, settings.stream_replicas)
-            registry = Registry(bus, bucket, types, principals, lambda: open_dispatch(bus))
-            debounce = Debounce(await open_bucket(bus, "marks", settings.stream_replicas))
+            registry = Registry(bus, bucket, types, principals)
+            shards = await open_bucket(bus, "shards", settings.stream_replicas)
             path = Path(settings.data_dir) / "hooks.sqlite"
             indexing = open_index(path, bus, (bus.names.attempts,), store.VERSION, store.SCHEMA)
             index = await stack.enter_async_context(indexing)
             index.measure(metrics)
-            backlog = Backlog(bus, bus.names.hook_runs, bus.names.all_runs, metrics)
             isolated = await stack.enter_async_context(open_isolated(cpu_s=EXPRESSION_CPU_MS / 1000))
             opening = open_sandbox(isolated, settings.hooks_script_workers, settings.hooks_script_memory_mb)
             sandbox = await stack.enter_async_context(opening)
@@ -79,32 +80,32 @@ def create_app(settings: Settings | None = None) -> Starlette:
             reviewer = Reviewer(isolated, sandbox)
             recorder = Recorder(bus, registry.home_of)
             losses = Losses(await open_bucket(bus, LOSSES, settings.stream_replicas))
-            history = History(bus, index, "runs", store.STARTED, [bus.names.run_attempts], losses)
+            history = History(bus, index, "runs", store.STARTED, [bus.names.attempts_of(RUN)], losses)
             redacted = Redacted(bus, settings.retention_days * DAY_S)
-            workers = Workers(bus, registry, redacted, runner, debounce)
+            runs = Runs(bus, registry, redacted, runner, recorder, telemetry, metrics)
+            engine = Engine(bus, shards, runs, telemetry, metrics)
             directory = Directory(Path(root), registry, reviewer) if (root := settings.root) else None
             app.state.ready = lambda: waiting_for(bus, registry, index, directory)
             app.state.troubles = lambda: [*bus.storage.troubles(), *index.troubles()]
 
-            # Ends in the opposite order: requests first, then dispatch and workers, and the recorder when all is told.
+            # Ends in the opposite order: requests first, then the engine, and the recorder when all is told.
             await stack.enter_async_context(running([recorder.run]))
-            registry.changed += [workers.registry_changed]
             await stack.enter_async_context(running([redacted.follow]))
             await redacted.complete()
-            registry.reloaded += [workers.reloaded]
+            registry.changed += [partial(note_change, engine)]
+            registry.reloaded += [lambda name: note_change(engine, name, None, registry.records[name], 0)]
             following = [
                 types.view.follow,
                 principals.view.follow,
                 registry.follow,
-                lambda: index.follow(bus, store.apply, [bus.names.run_attempts]),
+                lambda: index.follow(bus, store.apply, [bus.names.attempts_of(RUN)]),
             ]
-            await stack.enter_async_context(running([*following, workers.run]))
+            await stack.enter_async_context(running(following))
             await registry.view.reach(0, timeout=_START_S)
             registry.changed += told_of_changes(recorder, directory)
+            await upgrade(bus, shards, runs, registry)
             watching = [directory.follow] if directory else []
-            dispatcher = Dispatcher(bus, registry, debounce, recorder, telemetry, metrics)
-            sweep = partial(redacted.sweep, bus.names.hook_runs, workers.drop)
-            await stack.enter_async_context(running([dispatcher.run, sweep, backlog.watch, history.run, *watching]))
+            await stack.enter_async_context(running([engine.run, history.run, *watching]))
             answers = endpoints(
                 bus,
                 registry,
@@ -116,6 +117,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
                 settings,
             )
             await stack.enter_async_context(serve(bus, SERVICE, answers, telemetry))
+            await engine.begun()  # after that: a writer waits for Pre hooks, and they need no shard
             async with announced(app, bus, SERVICE):
                 yield
 
@@ -130,6 +132,12 @@ async def running(functions: Sequence[Callable[[], Coroutine[Any, Any, None]]]) 
         yield
         for task in tasks:
             task.cancel()
+
+
+def note_change(engine: Engine, name: str, before: HookRecord | None, after: HookRecord | None, revision: int) -> None:
+    """A hook that takes a deleted one's name is another handler."""
+    for key in {handler_key(name, record.id) for record in (before, after) if record is not None}:
+        engine.note(key)
 
 
 def told_of_changes(recorder: Recorder, directory: Directory | None) -> list[Changed]:

@@ -1,4 +1,4 @@
-"""Trying a hook out: a synthetic event that it listens to, sent through the real queue to the real worker, dry."""
+"""Trying a hook out: a synthetic event that it listens to, sent through the real queue to who serves it, dry."""
 
 import asyncio
 import time
@@ -13,19 +13,18 @@ from crucible_core.hooks import trigger_filters
 from crucible_core.protocol.shared import Check, CheckStep, TestRequest
 from crucible_kit.bus import Bus
 from crucible_kit.clock import fresh_id
-from crucible_kit.frames import Outgoing
+from crucible_kit.handlers.pointers import trial
 from crucible_kit.index import Index
 
 from . import store
 from .cel import plain
 from .decisions import decision
 from .failures import RunError, brief
-from .hook import Hook
-from .records import registration
+from .hook import Hook, handler_key
 from .registry import Registry
 from .runner import Runner
+from .runs import Trial
 from .synthesis import synthetic
-from .workers import Trial
 
 _SPARE_S = 2.0
 _SHOWN = 300
@@ -54,8 +53,8 @@ class Checker:
         steps.append(matched(hook, event))
         steps += await (self._asked(hook, event) if hook.pre else self._queued(hook, event, request.dry_run))
         verdict = "inert" if not all(step.ok for step in steps) else "live"
-        owner = store.owner(record.name, record.id)
-        if failing := await store.failing(self._index, owner, record.updated_at):
+        key = handler_key(record.name, record.id)
+        if failing := await store.failing(self._index, key, record.updated_at):
             steps.append(CheckStep(step="its latest runs", ok=False, detail=failing))
             verdict = "failing"
         broken = next((step for step in steps if not step.ok), None)
@@ -82,25 +81,23 @@ class Checker:
 
     async def _queued(self, hook: Hook, event: Event, dry_run: bool) -> list[CheckStep]:
         began = time.perf_counter()
-        trial = await self._through_queue(hook, event, dry_run)
-        if trial is None:
+        answer = await self._through_queue(hook, event, dry_run)
+        if answer is None:
             detail = f"queued, but no worker answered within {hook.timeout_ms / 1000 + _SPARE_S:g} s"
             return [CheckStep(step="queued and picked up", ok=False, detail=detail)]
         took = (time.perf_counter() - began) * 1000
-        record = trial.record
+        record = answer.record
         return [
             CheckStep(step="queued and picked up", ok=True, detail=f"answered after {took:.0f} ms"),
-            _condition(trial.condition),
+            _condition(answer.condition),
             _action(record.outcome, record.error, record.output, record.effects, dry=dry_run),
         ]
 
     async def _through_queue(self, hook: Hook, event: Event, dry_run: bool) -> Trial | None:
         run = fresh_id("run")
         async with self._bus.inbox() as (reply, answers):
-            headers = {subjects.RUN: run, subjects.ATTEMPT: "1", subjects.REPLY_TO: reply} | registration(hook)
-            if dry_run:
-                headers[subjects.DRY_RUN] = "1"
-            await self._bus.store(Outgoing(self._bus.names.run(hook.name), encode(event), headers, run))
+            headers = {subjects.REPLY_TO: reply} | ({subjects.DRY_RUN: "1"} if dry_run else {})
+            await self._bus.store(trial(self._bus.names, subjects.RUN, hook.key, run, encode(event), headers))
             try:
                 async with asyncio.timeout(hook.timeout_ms / 1000 + _SPARE_S):
                     return msgspec.json.decode((await answers.get()).data, type=Trial)

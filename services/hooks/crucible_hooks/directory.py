@@ -247,7 +247,9 @@ def _holds(one: Found, records: Mapping[str, HookRecord]) -> bool:
 
 
 def _differs(record: HookRecord, other: HookRecord | None) -> bool:
-    return other is None or msgspec.structs.replace(record, updated_at=other.updated_at) != other
+    if other is None:
+        return True
+    return msgspec.structs.replace(record, updated_at=other.updated_at, switched=other.switched) != other
 
 
 def _inside(origin: str, root: str) -> bool:

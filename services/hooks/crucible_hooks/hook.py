@@ -55,6 +55,10 @@ class Hook(msgspec.Struct, frozen=True):
     owner: str = ""
 
     @property
+    def key(self) -> str:
+        return handler_key(self.name, self.id)
+
+    @property
     def pre(self) -> bool:
         return self.definition.trigger.timing == "Pre"
 
@@ -94,6 +98,12 @@ def compile_hook(
     if len(hook.inputs.expressions) + len(_templates(hook.action)) > TEMPLATES:
         raise _refused("action", f"a hook may have {TEMPLATES} templates")
     return hook
+
+
+def handler_key(name: str, id: str) -> str:
+    """By which a hook is served, and to which its runs belong as long as it is registered. One from before there were
+    ids has a name alone."""
+    return id or name
 
 
 def _directory(action: Action, beside: str | None) -> str | None:

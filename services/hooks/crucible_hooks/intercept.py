@@ -79,7 +79,7 @@ class Interceptor:
     async def _ask(self, hook: Hook, event: Event, *, judging: bool = False) -> dict[str, Any] | None:
         """The changed payload, or None. Raises DeniedError, UnavailableError where nobody waits for the answer."""
         check_waited_for(f"hook {hook.name}")
-        run = run_id(hook, event, "judge" if judging else "pre")
+        run = run_id(hook.key, event, "judge" if judging else "pre")
         result, answer = await self._answer(hook, event, run, judging)
         await self._record(hook, event, run, result)
         if result.outcome == "failed" and hook.definition.options.failure_policy == "deny":

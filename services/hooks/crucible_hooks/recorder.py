@@ -1,10 +1,11 @@
-"""What is told off the critical path: records and events wait in a bounded queue and are stored in the background."""
+"""Background writer of run records and Hook events: a bounded queue whose items share their writes, drained at the
+end."""
 
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from crucible_core.errors import CrucibleError, InvalidError, UnavailableError
+from crucible_core.errors import CrucibleError, InvalidError, LimitedError, UnavailableError
 from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent
 from crucible_core.protocol.hooks import HookRecord
 from crucible_core.times import parse_time
@@ -17,6 +18,8 @@ from .registry import HOOKS
 
 log = logging.getLogger(__name__)
 
+Item = Outgoing | NewEvent | asyncio.Future[None]
+"""The future of whoever waits until everything before it is stored."""
 MAX_WAITING = 10_000
 _BATCH = 200
 _PAUSE_S = 0.5
@@ -30,14 +33,20 @@ class Recorder:
         """`home_of` names the world that hears of a hook."""
         self._bus = bus
         self._home_of = home_of
-        self._waiting: asyncio.Queue[Outgoing | NewEvent] = asyncio.Queue(MAX_WAITING)
-        self._unsettled = asyncio.Condition()
+        self._waiting: asyncio.Queue[Item] = asyncio.Queue(MAX_WAITING)
 
     async def tell(self, *items: Outgoing | NewEvent | None) -> None:
         """Waits only while the queue is full: then telling is as slow as storing."""
         for item in items:
             if item is not None:
                 await self._waiting.put(item)
+
+    async def store(self, *events: NewEvent) -> None:
+        """Returns once the events are in the log, or refused for good."""
+        stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        await self.tell(*events)
+        await self._waiting.put(stored)
+        await stored
 
     def registry_changed(self, name: str, before: HookRecord | None, after: HookRecord | None, revision: int) -> None:
         """Tells of a hook that was added, replaced or removed."""
@@ -53,7 +62,7 @@ class Recorder:
 
     async def run(self) -> None:
         """Runs until cancelled; then what waits is stored, if that takes only a moment."""
-        held: list[Outgoing | NewEvent] = []
+        held: list[Item] = []
         try:
             while True:
                 held.append(await self._waiting.get())
@@ -65,27 +74,30 @@ class Recorder:
             if held:
                 await self._drain(held)
 
-    def _take_more(self, held: list[Outgoing | NewEvent], most: int = _BATCH) -> None:
+    def _take_more(self, held: list[Item], most: int = _BATCH) -> None:
         while len(held) < most and not self._waiting.empty():
             held.append(self._waiting.get_nowait())
 
-    async def _store(self, held: Sequence[Outgoing | NewEvent]) -> None:
+    async def _store(self, held: Sequence[Item]) -> None:
         while True:
             try:
                 if records := [item for item in held if isinstance(item, Outgoing)]:
                     await self._bus.store_all(records)
                 if events := [item for item in held if isinstance(item, NewEvent)]:
                     await append(self._bus, events)
-            except UnavailableError as error:
+            except (LimitedError, UnavailableError) as error:
                 log.info("records wait: %s", error)
                 await asyncio.sleep(_PAUSE_S)
             except CrucibleError as error:
                 log.warning("%d records are refused: %s", len(held), error)
-                return
+                break
             else:
-                return
+                break
+        for item in held:
+            if isinstance(item, asyncio.Future) and not item.done():
+                item.set_result(None)
 
-    async def _drain(self, held: Sequence[Outgoing | NewEvent]) -> None:
+    async def _drain(self, held: Sequence[Item]) -> None:
         try:
             async with asyncio.timeout(_DRAIN_S):
                 await self._store(held)

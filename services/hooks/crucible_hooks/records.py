@@ -4,15 +4,14 @@ from typing import Any
 
 import msgspec
 
-from crucible_core import subjects
 from crucible_core.envelope import MAX_HOPS, Event, Source
 from crucible_core.ids import derive_id
 from crucible_core.protocol.events import NewEvent
 from crucible_core.protocol.hooks import HookRecord, RunRecord
-from crucible_core.subjects import Names
+from crucible_core.subjects import RUN, Names
 from crucible_kit.frames import Outgoing
 
-from .hook import Hook
+from .hook import Hook, handler_key
 from .moment import moment_ms
 
 MAX_OUTPUT = 64 * 1024
@@ -22,14 +21,9 @@ FINAL = frozenset({"ok", "denied", "failed", "parked", "stopped"})
 began, and one that was dry changed nothing."""
 
 
-def run_id(hook: Hook, event: Event, *extra: str) -> str:
-    """One run's id: the same hook and event make the same one."""
-    return derive_id("run", moment_ms(event), hook.id or hook.name, event.metadata.id, *extra)
-
-
-def registration(hook: Hook) -> dict[str, str]:
-    """The header of a run by which a hook that takes a deleted one's name knows that it is not its own."""
-    return {subjects.REGISTRATION: hook.id} if hook.id else {}
+def run_id(key: str, event: Event, *extra: str) -> str:
+    """One run's id: the same hook's key and event make the same one."""
+    return derive_id("run", moment_ms(event), key, event.metadata.id, *extra)
 
 
 def run_record(hook: Hook, event: Event, run: str, attempt: int, outcome: str, started_at: str) -> RunRecord:
@@ -63,7 +57,7 @@ def bounded_error(error: str | None) -> str | None:
 
 
 def stored(names: Names, record: RunRecord) -> Outgoing:
-    subject = names.run_attempt(record.hook, record.run_id)
+    subject = names.attempt(RUN, handler_key(record.hook, record.hook_id), record.run_id)
     return Outgoing(subject, msgspec.json.encode(record), msg_id=f"{record.run_id}:{record.attempt}:{record.outcome}")
 
 

@@ -1,20 +1,21 @@
 """Replays into hooks: stored events become runs of their own of one Post hook, past its debounce."""
 
-from crucible_core import subjects
 from crucible_core.access import Principal
 from crucible_core.envelope import MAX_HOPS, Event
 from crucible_core.errors import FieldError, InvalidError, NotFoundError, UnavailableError
 from crucible_core.protocol.replays import Replayable, ReplayBatch, ReplayedEvent, ReplayTaken
 from crucible_core.protocol.shared import GetRequest
+from crucible_core.subjects import REPLAY, RUN
 from crucible_core.suggest import nearest
 from crucible_kit.bus import Bus
 from crucible_kit.frames import Outgoing
+from crucible_kit.handlers.pointers import pointer
 from crucible_kit.metrics import Metrics
 from crucible_kit.replaying import Queue, enqueue
 from crucible_kit.rpc import Context
 
 from .hook import Hook
-from .records import registration, run_id
+from .records import run_id
 from .registry import Registry
 
 _AT = "target.hook"
@@ -50,10 +51,14 @@ class Replayer:
             raise UnavailableError(f"hook {request.target} is {self._registry.state(request.target)}")
         enabled = self._registry.records[hook.name].enabled
         names = self._bus.names
-        queue = Queue(names.hook_runs, names.run(hook.name), f"hook {hook.name}", "runs", enabled=enabled)
+        waiting = names.work(RUN, hook.key), names.held(RUN, hook.key)
+        queue = Queue(names.hook_runs, waiting, f"hook {hook.name}", "runs", enabled=enabled)
 
         def run(event: Event, replayed: ReplayedEvent) -> Outgoing | None:
-            return _run(self._bus, hook, event, replayed, request.replay) if self._takes(hook, event) else None
+            if not self._takes(hook, event):
+                return None
+            id = run_id(hook.key, event, request.replay)
+            return pointer(names, RUN, hook.key, id, replayed.sequence, **{REPLAY: request.replay})
 
         taken = await enqueue(self._bus, queue, request, run)
         self._replayed.inc(taken.sent)
@@ -78,20 +83,6 @@ class Replayer:
         if hook is not None and hook.pre:
             raise _refused(f"hook {name} is a Pre hook: it judges events before their commit, and these are committed")
         return hook
-
-
-def _run(bus: Bus, hook: Hook, event: Event, replayed: ReplayedEvent, replay: str) -> Outgoing:
-    headers = {
-        subjects.RUN: run_id(hook, event, replay),
-        subjects.ATTEMPT: "1",
-        subjects.EVENT_SEQUENCE: str(replayed.sequence),
-        subjects.REPLAY: replay,
-        **registration(hook),
-    }
-    if event.metadata.traceparent:
-        headers[subjects.TRACEPARENT] = event.metadata.traceparent
-    msg_id = f"{replay}:{hook.id or hook.name}:{replayed.sequence}"
-    return Outgoing(bus.names.run(hook.name), bytes(replayed.event), headers, msg_id)
 
 
 def _refused(message: str) -> InvalidError:

@@ -15,6 +15,7 @@ from crucible_kit.bus import Message
 from crucible_kit.index import Index
 
 from .failures import brief
+from .hook import handler_key
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def apply(writer: sqlite3.Connection, messages: list[Message]) -> None:
         except msgspec.DecodeError as error:
             log.error("run record %d cannot be read: %s", message.sequence, error)
             continue
-        hook = owner(record.hook, record.hook_id)
+        hook = handler_key(record.hook, record.hook_id)
         row = (message.sequence, hook, record.run_id, message.data)
         writer.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?)", row)
         writer.execute(_COUNT, (hook, *counted(record)))
@@ -89,26 +90,26 @@ def _note_streak(writer: sqlite3.Connection, hook: str, record: RunRecord) -> No
 
 
 class Known(msgspec.Struct, frozen=True):
-    """What is known of hooks from their runs, by owner."""
+    """What is known of hooks from their runs, by key."""
 
     counters: dict[str, Counters]
     streaks: dict[str, Streak]
 
-    def failing(self, owner: str, changed_at: str) -> str | None:
+    def failing(self, key: str, changed_at: str) -> str | None:
         """Why a hook fails again and again; None where it does not, or was changed since."""
-        streak = self.streaks.get(owner)
+        streak = self.streaks.get(key)
         return streak.since(changed_at) if streak else None
 
 
-async def failing(index: Index, owner: str, changed_at: str) -> str | None:
+async def failing(index: Index, key: str, changed_at: str) -> str | None:
     """The same of one hook."""
-    rows = await index.reader.execute_fetchall("SELECT reason, times FROM streaks WHERE hook = ?", (owner,))
+    rows = await index.reader.execute_fetchall("SELECT reason, times FROM streaks WHERE hook = ?", (key,))
     return next((Streak(row[0], json.loads(row[1])).since(changed_at) for row in rows), None)
 
 
-async def known(index: Index, owner: str | None = None) -> Known:
+async def known(index: Index, key: str | None = None) -> Known:
     """Of all hooks, or of one."""
-    one = ("", ()) if owner is None else (" WHERE hook = ?", (owner,))
+    one = ("", ()) if key is None else (" WHERE hook = ?", (key,))
     query = "SELECT hook, reason, times FROM streaks"
     rows = await index.reader.execute_fetchall(query + one[0], one[1])
     streaks = {row[0]: Streak(row[1], json.loads(row[2])) for row in rows}
@@ -116,12 +117,6 @@ async def known(index: Index, owner: str | None = None) -> Known:
     rows = await index.reader.execute_fetchall(query + one[0], one[1])
     names = ("matched", "invoked", "ok", "failed", "skipped", "last_fired")
     return Known({row[0]: Counters(**dict(zip(names, row[1:], strict=True))) for row in rows}, streaks)
-
-
-def owner(name: str, id: str) -> str:
-    """Whose runs they are: a hook's of a name, as long as it is registered. Those of before there were ids have a name
-    alone."""
-    return id or name
 
 
 def counted(record: RunRecord) -> tuple[int, int, int, int, int, str | None]:
@@ -142,7 +137,7 @@ def counted(record: RunRecord) -> tuple[int, int, int, int, int, str | None]:
     return first, 1, ok, failed, 0, record.started_at
 
 
-async def runs(index: Index, owner: str, limit: int, cursor: str | None) -> RunList:
+async def runs(index: Index, key: str, limit: int, cursor: str | None) -> RunList:
     """The newest first; `cursor` is the sequence that the page before ended at."""
     if not 1 <= limit <= _MAX_LIMIT:
         raise InvalidError(f"limit must be 1 to {_MAX_LIMIT}", errors=[FieldError("limit", f"1 to {_MAX_LIMIT}")])
@@ -150,7 +145,7 @@ async def runs(index: Index, owner: str, limit: int, cursor: str | None) -> RunL
         raise InvalidError("cursor is not one of ours", errors=[FieldError("cursor", "is not one of ours")])
     before = int(cursor) if cursor else 2**62
     query = "SELECT sequence, record FROM runs WHERE hook = ? AND sequence < ? ORDER BY sequence DESC LIMIT ?"
-    rows = list(await index.reader.execute_fetchall(query, (owner, before, limit + 1)))
+    rows = list(await index.reader.execute_fetchall(query, (key, before, limit + 1)))
     page = rows[:limit]
     records = [msgspec.json.decode(row[1], type=RunRecord) for row in page]
     return RunList(runs=records, next_cursor=str(page[-1][0]) if len(rows) > limit else None)

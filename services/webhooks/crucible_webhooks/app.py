@@ -16,6 +16,7 @@ from crucible_kit.egress import open_guard
 from crucible_kit.exchange import open_exchanger
 from crucible_kit.handlers.engine import Engine
 from crucible_kit.handlers.pointers import waiting
+from crucible_kit.handlers.upgrade import bring_over
 from crucible_kit.history import History
 from crucible_kit.index import Index, open_index
 from crucible_kit.lifecycle import announced
@@ -37,7 +38,6 @@ from .deliver import Deliveries
 from .registry import Registry
 from .replaying import Replayer
 from .settings import Settings
-from .upgrade import bring_over, dispatched, forget_dispatcher
 
 SERVICE = "webhooks"
 
@@ -99,11 +99,9 @@ async def _running(
             running.append(tasks.create_task(registry.follow()))
             await registry.view.reach(0, timeout=30)
             if engine is not None:
-                deliveries.dispatched = await dispatched(bus)
-                await bring_over(bus)
+                await bring_over(bus, shards, deliveries, lambda found: bus.names.old_handler_of(found.subject))
                 running.append(tasks.create_task(engine.run()))
                 await engine.begun()
-                await forget_dispatcher(bus)
             if index is not None:
                 history_of = [bus.names.attempts_of(DLV)]
                 running.append(tasks.create_task(index.follow(bus, store.apply, history_of)))

@@ -55,8 +55,6 @@ class Deliveries:
         metrics: Metrics,
     ) -> None:
         self.queue = bus.names.deliveries
-        self.dispatched: Position | None = None
-        """How far in the log a version before had come that had one place for all."""
         self._bus = bus
         self._registry = registry
         self._redacted = redacted
@@ -69,8 +67,7 @@ class Deliveries:
 
     def since(self, shard: int) -> Position | None:
         found = [self._bus.names.position(since) for since in self._registry.since(shard)]
-        first = found[0].least(*found) if found else None
-        return first if self.dispatched is None else self.dispatched
+        return found[0].least(*found) if found else None
 
     def may_want(self, category: str, event: str) -> bool:
         return self._registry.may_want(category, event)
@@ -84,7 +81,7 @@ class Deliveries:
             record.options.concurrency,
             self._bus.names.position(record.since or 0),
             held,
-            self._registry.types_of(handler),
+            types=self._registry.types_of(handler),
         )
 
     def unreadable(self) -> list[str]:
@@ -110,6 +107,9 @@ class Deliveries:
         return await self._redacted.left_of(sequence)
 
     # ---- attempts
+
+    def held_back(self, first: Job, count: int) -> Outgoing:
+        raise AssertionError("no webhook asks that its events be some time apart")
 
     async def attempt(self, job: Job) -> Outcome:
         record = self._registry.records.get(job.handler)

@@ -69,8 +69,8 @@ class Replayer:
             raise UnavailableError(f"webhook {request.target} is inert: {reason}")
         record = self._registry.get(request.target)
         names = self._bus.names
-        subject = names.work(DLV, record.id)
-        queue = Queue(names.deliveries, subject, f"webhook {record.name}", "deliveries", enabled=record.enabled)
+        waiting = names.work(DLV, record.id), names.held(DLV, record.id)
+        queue = Queue(names.deliveries, waiting, f"webhook {record.name}", "deliveries", enabled=record.enabled)
 
         def delivery(event: Event, replayed: ReplayedEvent) -> Outgoing | None:
             if record.options.replay == "skip" or not self._registry.wants(record.id, event):

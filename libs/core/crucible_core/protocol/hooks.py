@@ -4,6 +4,8 @@ from typing import Any
 
 import msgspec
 
+from crucible_core.position import Encoded
+
 from .shared import Counters, Message, Owned
 
 
@@ -34,7 +36,8 @@ class HookRecord(Owned, kw_only=True):
 
     `definition` is the hook object of the contract (normalised, with its script inline), the last good one; `error`
     says why a newer one could not be taken; `origin` is the file's path, or `api`. `id` is given when the name is new:
-    runs, counters and marks belong to it, so that a later hook of the name has none of a deleted one's.
+    runs and counters belong to it, so that a later hook of the name has none of a deleted one's. `switched` are places
+    in the log: events after the first are for it, those after the second are not, and so on; without any, all are.
     """
 
     name: str
@@ -44,6 +47,7 @@ class HookRecord(Owned, kw_only=True):
     error: str | None = None
     updated_at: str = ""
     id: str = ""
+    switched: list[Encoded] = []
 
 
 class HookView(Message, omit_defaults=False):

@@ -1,6 +1,7 @@
 """Attempts: each made, and what follows from it durable, before its job is over."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
@@ -9,6 +10,7 @@ import msgspec
 
 from crucible_core import subjects
 from crucible_core.errors import CrucibleError, LimitedError, UnavailableError
+from crucible_core.subjects import shard_of
 from crucible_kit.bus import Bus
 from crucible_kit.frames import Outgoing
 from crucible_kit.reading import read
@@ -16,7 +18,7 @@ from crucible_kit.reading import read
 from .lanes import Job
 from .outcomes import Outcomes
 from .service import Outcome, Service
-from .shards import Ownership, Shard
+from .shards import Ownership, Shard, ShardRecord
 
 log = logging.getLogger(__name__)
 
@@ -37,31 +39,51 @@ class Attempts:
         self._service = service
         self._shards = shards
         self._outcomes = Outcomes(bus)
-        self._recorded: dict[str, tuple[int, bytes]] = {}
+        self._recorded: dict[int, dict[str, tuple[int, bytes]]] = {}
         """Of shards whose owner was killed: the last record of each job that may be begun again, and its attempt."""
         self._suspects = asyncio.Semaphore(_SUSPECTS_AT_ONCE)
         self._alone = asyncio.Lock()
 
     async def learn(self, shards: Sequence[Shard], slack_ms: int) -> None:
         """Reads what the killed owners of shards have recorded that their shards' records do not tell yet."""
-        began = [shard.record.began_ms for shard in shards if shard.dead and shard.record.began_ms]
+        dead = [shard for shard in shards if shard.dead]
+        times = await asyncio.gather(*(self._began_ms(shard.record) for shard in dead))
+        began = {shard.number: at_ms for shard, at_ms in zip(dead, times, strict=True) if at_ms is not None}
         if not began:
             return
+        self._recorded |= {number: {} for number in began}
         history = self._bus.names.attempts_of(self._service.kind)
-        reading = read(self._bus, self._bus.names.attempts, filters=[history], since_ms=min(began) - slack_ms)
+        reading = read(self._bus, self._bus.names.attempts, filters=[history], since_ms=min(began.values()) - slack_ms)
         async for messages in reading:
             if not messages:
                 break
             for message in messages:
-                try:
-                    job, attempt = self._service.place(message.data)
-                except msgspec.DecodeError:
-                    continue
-                self._recorded[job] = attempt, message.data
+                number = shard_of(self._bus.names.handler_of(message.subject))
+                with contextlib.suppress(msgspec.DecodeError):
+                    if number in began:
+                        job, attempt = self._service.place(message.data)
+                        self._recorded[number][job] = attempt, message.data
         await reading.aclose()
 
+    async def _began_ms(self, record: ShardRecord) -> int | None:
+        """Before that, nothing was begun with that the record does not tell of: neither before the commit of the first
+        event after its places, nor before it says so itself, which it does not as long as nothing is done."""
+        names = self._bus.names
+        places = [names.position(place) for place in (record.position, *record.lanes.values())]
+        first = places[0].least(*places)
+        found = [
+            await self._bus.next(stream, first.end_of(number) + 1, ">")
+            for number, stream in enumerate(names.log_streams)
+        ]
+        times = [message.time_ms for message in found if message is not None]
+        return max(min(times), record.began_ms) if times else None
+
+    def forget(self, shard: int) -> None:
+        """All that its killed owner may have begun with is over, or it is another's."""
+        self._recorded.pop(shard, None)
+
     def is_recorded(self, job: Job) -> bool:
-        return job.id in self._recorded
+        return job.id in self._recorded.get(shard_of(job.handler), ())
 
     async def make(self, job: Job) -> Outcome:
         """One attempt, or what is left to do of one that was made already."""
@@ -71,23 +93,26 @@ class Attempts:
         return await (self._suspect(job) if job.suspect else self._attempt(job))
 
     async def settle(self, job: Job, outcome: Outcome) -> None:
-        """Returns once the job is over: its outcome is recorded, its next attempt is in the work queue, and what
-        follows has been done. Safe to do twice."""
+        """Returns once the outcome is recorded, and the next attempt is in the work queue. Safe to do twice."""
         if outcome.retry_at_ms is not None:
             retry_at_ms = outcome.retry_at_ms
             await self._persist(job, lambda: self._schedule(job, retry_at_ms))
         if outcome.record is not None:
-            record = outcome.record
-            await self._persist(job, lambda: self._outcomes.store(record))
-        if outcome.follows is not None:
-            await self._persist(job, outcome.follows)
+            await self.record(job, outcome.record)
+
+    async def follow(self, job: Job, follows: Callable[[], Awaitable[None]]) -> None:
+        """Returns once what follows from a job has been done."""
+        await self._persist(job, follows)
+
+    async def record(self, job: Job, record: Outgoing) -> None:
+        await self._persist(job, lambda: self._outcomes.store(record))
 
     # ---- one attempt
 
     async def _earlier(self, job: Job) -> bytes | None:
         """The record of this attempt, where it was made already."""
         if job.pointer is None:
-            attempt, record = self._recorded.pop(job.id, (0, b""))
+            attempt, record = self._recorded.get(shard_of(job.handler), {}).get(job.id, (0, b""))
             return record if attempt >= job.attempt else None
         subject = self._bus.names.attempt(self._service.kind, job.handler, job.id)
         last = await self._persist(job, lambda: self._bus.last(self._bus.names.attempts, subject))
@@ -100,6 +125,7 @@ class Attempts:
         pause_s = _FIRST_PAUSE_S
         while True:
             await self._shards.surely()
+            job.tries += 1
             try:
                 return await self._service.attempt(job)
             except (LimitedError, UnavailableError) as error:
@@ -134,7 +160,7 @@ class Attempts:
             names.schedule(kind, job.handler, job.id),
             names.work(kind, job.handler),
             at_ms,
-            b"",
+            b"" if job.sequence else job.raw,
             headers,
             f"{job.id}:{following}",
         )

@@ -3,13 +3,13 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from typing import TypeVar
 
 import msgspec
 
 from crucible_core import subjects
-from crucible_core.envelope import Event, decode
+from crucible_core.envelope import MAX_HOPS, Event, decode
 from crucible_core.errors import CrucibleError, NotFoundError, UnavailableError
 from crucible_core.position import Position
 from crucible_core.subjects import shard_of
@@ -25,8 +25,9 @@ from crucible_kit.tasks import Turn, finish
 from crucible_kit.telemetry import Telemetry
 
 from .attempts import Attempts
-from .lanes import HELD_BYTES, ROOM, UNSETTLED, Job, Lane
+from .lanes import HELD_BYTES, ROOM, Job, Lane
 from .pointers import Pointers, waiting
+from .progress import CLOCKS_DIFFER_MS, Progress
 from .service import Plan, Service
 from .shards import Ownership, Shard, ShardRecord
 
@@ -41,10 +42,6 @@ _PART = ROOM // 4
 """Events that a lane reads from the log at a time: what it has no room for was sent in vain."""
 _READERS = 4
 """Lanes that read the log by themselves at a time."""
-_NEAR = 10_000
-"""Events that a lane may be behind and still be served by the one reading of the log; a shard without work tells of its
-place after so many."""
-_CLOCKS_DIFFER_MS = 2000
 _FEW_SUBJECTS = 32
 _PAUSE_S = 0.5
 _AGAIN_S = 5.0
@@ -60,16 +57,9 @@ class Engine:
         self._shards = Ownership(
             bus, bucket, service.name, taken=self._take, dropped=self._drop, told=self._told, first=self._first
         )
-        self._lanes: dict[int, dict[str, Lane]] = {}
-        """Of each shard that is owned, the lanes of handlers that have work."""
-        self._ahead: dict[int, Position] = {}
-        """Shards whose handlers have had more of the log than is read now, those with a lane apart."""
+        self._owned: dict[int, Progress] = {}
         self._last: dict[int, ShardRecord] = {}
         """How far shards had come that were given up."""
-        self._suspect_to: dict[int, Position] = {}
-        """Of shards whose owner was killed: what it may have begun with is no later."""
-        self._worked: set[int] = set()
-        """Shards in which something has ended since their record was written."""
         self._read_to = bus.names.start
         self._reading: asyncio.Task[None] | None = None
         self._catching_up: set[asyncio.Task[None]] = set()
@@ -96,24 +86,19 @@ class Engine:
 
     def note(self, handler: str) -> None:
         """A handler has come, gone or changed: what it waits for may be there now."""
-        lanes, plan = self._lanes.get(shard_of(handler)), self._service.plan(handler)
-        if lanes is None:
+        progress, plan = self._owned.get(shard_of(handler)), self._service.plan(handler)
+        if progress is None:
             return
-        if handler not in lanes and plan is not None and plan.held:
-            self._hold(handler, self._at(shard_of(handler)))
-        elif handler in lanes:
-            self._pump(lanes[handler])
+        if handler in progress.lanes:
+            self._pump(progress.lanes[handler])
+        elif plan is not None and plan.held and plan.keeps:
+            self._hold(handler)
         self._pointers.note(handler)
 
-    def _at(self, shard: int) -> Position:
-        """Up to where a shard's handlers have had the log, those with a lane apart."""
-        ahead = self._ahead.get(shard)
-        return self._read_to if ahead is None else self._read_to.most(ahead)
-
-    def _hold(self, handler: str, at: Position) -> None:
+    def _hold(self, handler: str) -> None:
         """Keeps the place in the log of a handler that is not served for now."""
-        lane = self._lanes[shard_of(handler)][handler] = Lane(handler, at)
-        lane.behind = True
+        if (progress := self._owned.get(shard_of(handler))) is not None:
+            progress.lane(handler, self._read_to).behind = True
 
     async def waiting(self, handler: str) -> int:
         """How much waits for a handler of a shard of this replica, now or for its time, or is under way. In the log,
@@ -135,80 +120,71 @@ class Engine:
         return queued + from_log + found
 
     def _in_lanes(self) -> tuple[int, int]:
-        lanes = [lane for lanes in self._lanes.values() for lane in lanes.values()]
+        lanes = list(self._all_lanes())
         return sum(lane.from_log for lane in lanes), min((lane.began_ms for lane in lanes if lane.began_ms), default=0)
 
     # ---- shards
 
     async def _first(self, shard: int) -> Position:
         """Where a shard begins that nobody has served yet: before the first event that a handler of it waits for."""
+        end = await log_end(self._bus)  # first: a handler that comes now begins there
         since = self._service.since(shard)
-        return await log_end(self._bus) if since is None else since
+        return end if since is None else since
 
     async def _take(self, shards: list[Shard]) -> None:
         names, end = self._bus.names, await log_end(self._bus)
-        self._suspect_to |= {shard.number: end if shard.dead else names.start for shard in shards}
-        await self._attempts.learn(shards, _CLOCKS_DIFFER_MS)
+        await self._attempts.learn(shards, CLOCKS_DIFFER_MS)
         await self._pointers.learn(shards)
-        places = {number: self._at(number) for number in self._lanes}
+        for progress in self._owned.values():
+            progress.ahead = progress.at(self._read_to)
         for shard in shards:
-            record, number = shard.record, shard.number
-            self._last.pop(number, None)
-            at = places[number] = names.position(record.position)
-            self._lanes[number] = {
-                handler: Lane(handler, names.position(place)) for handler, place in record.lanes.items()
-            }
-            for lane in self._lanes[number].values():
-                lane.behind = not lane.fed.is_near(at, _NEAR)
-                lane.suspects = self._suspects(lane.handler) if shard.dead else 0
-        self._read_on(places)
+            self._last.pop(shard.number, None)
+            self._owned[shard.number] = Progress(shard, self._service, names, end)
+        self._read_on()
         for handler in self._service.unreadable():
-            lanes = self._lanes.get(shard_of(handler))
-            if lanes is not None and handler not in lanes:
-                self._hold(handler, self._at(shard_of(handler)))
+            self._hold(handler)
         for shard in shards:
-            for lane in list(self._lanes[shard.number].values()):
+            for lane in self._lanes_of(shard.number):
                 self._pump(lane)
 
     async def _drop(self, shards: list[Shard]) -> None:
-        lanes = [lane for shard in shards for lane in self._lanes.get(shard.number, {}).values()]
+        dropped = [(shard, self._owned.pop(shard.number)) for shard in shards if shard.number in self._owned]
+        lanes = [lane for _, progress in dropped for lane in progress.lanes.values()]
+        for _, progress in dropped:
+            progress.stop(self._read_to)
         for lane in lanes:
             lane.closed = True
             for job in (*lane.waiting, *lane.pointers):
                 self._let_go(job)
-        await finish([task for lane in lanes for task in lane.running.values()], GRACE_S)
-        for shard in shards:
-            self._last[shard.number] = self._record(shard)
-            self._lanes.pop(shard.number, None)
-            self._ahead.pop(shard.number, None)
+        recording = [lane.recording for lane in lanes if lane.recording is not None]
+        await finish([*recording, *(task for lane in lanes for task in lane.running.values())], GRACE_S)
+        for shard, progress in dropped:
+            self._last[shard.number] = progress.record(shard.record, self._bus.names.start, self._bus.now_ms())
+            self._attempts.forget(shard.number)
 
     def _told(self, shard: Shard) -> ShardRecord:
         return self._last.pop(shard.number, None) or self._record(shard)
 
     def _record(self, shard: Shard) -> ShardRecord:
-        number, lanes = shard.number, self._lanes.get(shard.number, {})
-        before = self._bus.names.position(shard.record.position)
-        at = self._at(number) if number in self._lanes else before
-        for lane in list(lanes.values()):
-            if lane.idle and self._is_given_all(lane):
-                del lanes[lane.handler]
-        places = {lane.handler: lane.position.encoded for lane in lanes.values() if not lane.position.reaches(at)}
-        quiet = not places and not shard.record.lanes and number not in self._worked
-        if quiet and before.is_near(at, _NEAR):
+        progress = self._owned.get(shard.number)
+        if progress is None:
             return shard.record
-        self._worked.discard(number)
-        began = min((lane.began_ms for lane in lanes.values() if lane.began_ms), default=now_ms())
-        return ShardRecord(shard.record.owner, at.encoded, places, began)
+        for lane in self._lanes_of(shard.number):
+            progress.close_idle(lane, self._read_to)
+        if progress.is_settled(progress.suspect_to, self._read_to):
+            self._attempts.forget(shard.number)
+        return progress.record(shard.record, self._read_to, self._bus.now_ms())
 
     # ---- reading the log
 
-    def _read_on(self, places: dict[int, Position]) -> None:
+    def _read_on(self) -> None:
         """Begins to read where the shards and lanes say, in place of what is read now."""
         if self._reading is not None:
             self._reading.cancel()
-        near = [lane.fed for lanes in self._lanes.values() for lane in lanes.values() if not lane.behind]
-        first, *others = (*places.values(), *near)
-        self._read_to, self._ahead = first.least(*others), places
+        near = [lane.fed for lane in self._all_lanes() if not lane.behind]
+        ahead = [progress.ahead for progress in self._owned.values() if progress.ahead is not None]
+        first, *others = (*ahead, *near)
+        self._read_to = first.least(*others)
         self._reading = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
@@ -248,8 +224,8 @@ class Engine:
             if turn.over:
                 await turn.pass_on()
         self._read_to = passed(self._read_to, messages)
-        for number in [number for number, at in self._ahead.items() if self._read_to.reaches(at)]:
-            del self._ahead[number]
+        for progress in self._owned.values():
+            progress.pass_to(self._read_to)
 
     def _may_want(self, message: Message) -> bool:
         """Whether a handler may want it, by its subject alone; of a name that is encoded there, one may."""
@@ -265,20 +241,16 @@ class Engine:
             log.error("%s: event %d is not put aside: %s", self._service.name, message.sequence, error)
 
     def _offer(self, handler: str, message: Message, event: Event) -> None:
-        number = shard_of(handler)
-        lanes = self._lanes.get(number)
-        if lanes is None:
+        progress = self._owned.get(shard_of(handler))
+        if progress is None:
             return
-        lane = lanes.get(handler)
-        fed = self._at(number) if lane is None else lane.fed
+        lane = progress.lanes.get(handler)
+        fed = progress.at(self._read_to) if lane is None else lane.fed
         plan = self._service.plan(handler)
         if plan is None or fed.covers(message.sequence) or plan.since.covers(message.sequence):
             return
-        if lane is None:
-            lane = lanes[handler] = Lane(handler, fed)
-            if self._suspect_to[number].covers(message.sequence):
-                lane.suspects = _held_by_the_dead(plan)
         job = self._job(handler, message, event)
+        lane = lane or progress.open_for(job, self._read_to)
         if lane.behind:
             lane.keep(job)
         elif plan.held or lane.full or (self._held_bytes > HELD_BYTES and lane.waiting):
@@ -297,8 +269,16 @@ class Engine:
 
     # ---- lanes
 
+    def _all_lanes(self) -> Iterator[Lane]:
+        return (lane for progress in self._owned.values() for lane in progress.lanes.values())
+
+    def _lanes_of(self, shard: int) -> list[Lane]:
+        progress = self._owned.get(shard)
+        return [] if progress is None else list(progress.lanes.values())
+
     def _lane(self, handler: str) -> Lane | None:
-        return self._lanes.get(shard_of(handler), {}).get(handler)
+        progress = self._owned.get(shard_of(handler))
+        return None if progress is None else progress.lanes.get(handler)
 
     def _pump(self, lane: Lane) -> None:
         """Begins what there is room for, and ends a lane that has nothing more to do."""
@@ -312,34 +292,55 @@ class Engine:
             self._let_go(skipped)
         if not plan.held:
             while lane.has_place(plan.concurrency) and (job := lane.take()) is not None:
-                self._begin(lane, job)
+                if self._is_due(lane, plan, job):
+                    self._begin(lane, job)
+                else:
+                    self._hold_back(lane, job)
             if not lane.pointers:
                 self._pointers.note(lane.handler)
             if lane.behind and not lane.catching_up and not lane.waiting:
                 self._catch_up(lane, plan)
-        if lane.idle and self._is_given_all(lane):
-            self._lanes[lane.shard].pop(lane.handler, None)
+        self._owned[lane.shard].close_idle(lane, self._read_to)
 
-    def _is_given_all(self, lane: Lane) -> bool:
-        """Whether a lane that is not behind has had all that the handlers of its shard without a lane have had."""
-        return lane.shard not in self._ahead and self._read_to.reaches(lane.fed)
+    def _is_due(self, lane: Lane, plan: Plan, job: Job) -> bool:
+        """False for what comes too soon. The end of a chain causes nothing, so nothing else is too soon after it."""
+        free = job.pointer is not None or not plan.apart_ms or job.event.metadata.hop >= MAX_HOPS
+        return free or lane.fires(job, plan.apart_ms)
+
+    def _hold_back(self, lane: Lane, job: Job) -> None:
+        self._let_go(job)
+        lane.held_back.append(job)
+        if lane.recording is None:
+            lane.recording = asyncio.create_task(self._record_held_back(lane))
+
+    async def _record_held_back(self, lane: Lane) -> None:
+        try:
+            while jobs := lane.held_back:
+                lane.held_back = []
+                await self._attempts.record(jobs[0], self._service.held_back(jobs[0], len(jobs)))
+                for job in jobs:
+                    lane.settle(job)
+                self._note_end(lane)
+        finally:
+            lane.recording = None
+            self._pump(lane)
+
+    def _note_end(self, lane: Lane) -> None:
+        if (progress := self._owned.get(lane.shard)) is not None:
+            progress.worked = True
 
     def _begin(self, lane: Lane, job: Job) -> None:
         if lane.suspects and job.pointer is None and not self._attempts.is_recorded(job):
-            job.suspect = self._suspect_to[lane.shard].covers(job.sequence)
+            job.suspect = self._owned[lane.shard].suspect_to.covers(job.sequence)
             lane.suspects = lane.suspects - 1 if job.suspect else 0
         lane.running[job] = asyncio.create_task(self._do(lane, job))
-
-    def _suspects(self, handler: str) -> int:
-        plan = self._service.plan(handler)
-        return _held_by_the_dead(plan) if plan is not None else 0
 
     def _forget(self, lane: Lane) -> None:
         """Its handler is gone; what is begun ends."""
         lane.closed = True
         for job in (*lane.waiting, *lane.pointers):
             self._let_go(job)
-        self._lanes[lane.shard].pop(lane.handler, None)
+        self._owned[lane.shard].lanes.pop(lane.handler, None)
 
     def _let_go(self, job: Job) -> None:
         if job.pointer is None:
@@ -348,19 +349,24 @@ class Engine:
             job.over.cancel()
 
     async def _do(self, lane: Lane, job: Job) -> None:
-        ended = 0
         try:
             outcome = await self._insist(job, lambda: self._attempts.make(job))
-            lane.ended += (ended := 1)
+            lane.ended.add(job)
             self._pump(lane)
             await self._insist(job, lambda: self._attempts.settle(job, outcome))
-            self._worked.add(lane.shard)
+            lane.ended.discard(job)
+            if (follows := outcome.follows) is not None:
+                lane.following.add(job)
+                self._pump(lane)
+                await self._insist(job, lambda: self._attempts.follow(job, follows))
+            self._note_end(lane)
             lane.settle(job)
             if job.over is not None and not job.over.done():
                 job.over.set_result(None)
         finally:
-            lane.ended -= ended
             del lane.running[job]
+            lane.ended.discard(job)
+            lane.following.discard(job)
             self._let_go(job)
             self._pump(lane)
 
@@ -438,12 +444,10 @@ class Engine:
 
     def _accept(self, job: Job) -> bool:
         """Takes a job from the work queue; False where its lane has no room, or is held."""
-        lanes = self._lanes.get(shard_of(job.handler))
-        if lanes is None or not self._has_room(job.handler):
+        progress = self._owned.get(shard_of(job.handler))
+        if progress is None or not self._has_room(job.handler):
             return False
-        lane = lanes.get(job.handler)
-        if lane is None:
-            lane = lanes[job.handler] = Lane(job.handler, self._at(shard_of(job.handler)))
+        lane = progress.lane(job.handler, self._read_to)
         lane.pointers.append(job)
         self._pump(lane)
         return True
@@ -451,8 +455,3 @@ class Engine:
     def _has_room(self, handler: str) -> bool:
         plan, lane = self._service.plan(handler), self._lane(handler)
         return plan is None or not (plan.held or (lane is not None and lane.crowded))
-
-
-def _held_by_the_dead(plan: Plan) -> int:
-    """How many of a handler's jobs a process may have begun that was killed."""
-    return (1 + UNSETTLED) * plan.concurrency

@@ -22,7 +22,8 @@ HELD_BYTES = 32 * 1024 * 1024
 class Job(msgspec.Struct, eq=False):
     """One attempt at one handler's run or delivery of one event. `id` names the run or delivery in all its attempts.
     `pointer` is the message of the work queue that it comes from (None where it comes from the log), and `over` is told
-    when it may be acknowledged. A `suspect` was perhaps being worked on when a process was killed."""
+    when it may be acknowledged. A `suspect` was perhaps being worked on when a process was killed. `tries` counts how
+    often this process has begun with it, since something was away. A `sequence` of 0: its event is not in the log."""
 
     handler: str
     id: str
@@ -35,6 +36,7 @@ class Job(msgspec.Struct, eq=False):
     pointer: Message | None = None
     over: asyncio.Future[None] | None = None
     suspect: bool = False
+    tries: int = 0
 
     @property
     def traceparent(self) -> str:
@@ -44,7 +46,8 @@ class Job(msgspec.Struct, eq=False):
 class Lane:
     """A handler's jobs. Those from the log are in its order; retries and others from the work queue go first."""
 
-    def __init__(self, handler: str, position: Position) -> None:
+    def __init__(self, handler: str, position: Position, fired_ms: int = 0) -> None:
+        """`fired_ms` is when the last event up to `position` was committed that it was given."""
         self.handler = handler
         self.shard = shard_of(handler)
         self.fed = position
@@ -59,24 +62,37 @@ class Lane:
         self.waiting: deque[Job] = deque()
         self.pointers: deque[Job] = deque()
         self.running: dict[Job, asyncio.Task[None]] = {}
-        self.ended = 0
-        """How many of these have been attempted, and wait for their outcome to be durable: they take no place."""
+        self.ended: set[Job] = set()
+        """Those of them that have been attempted, and wait for their outcome to be durable: they take no place."""
+        self.following: set[Job] = set()
+        """Those that are recorded, and have only things left to do that follow from it."""
+        self.held_back: list[Job] = []
+        """Those that came too soon after another one, and are not recorded yet."""
+        self.recording: asyncio.Task[None] | None = None
         self._unsettled: dict[int, int] = {}
+        self._fired: deque[tuple[int, int]] = deque([(0, fired_ms)])
         self._ahead: list[Job] | None = None
         self._ahead_from = position
 
     @property
     def idle(self) -> bool:
-        return not (self.waiting or self.pointers or self.running or self.behind or self.catching_up)
+        busy = self.waiting or self.pointers or self.running or self.held_back or self.recording
+        return not (busy or self.behind or self.catching_up)
 
     def has_place(self, concurrency: int) -> bool:
         """Whether one more may begin. Of what has ended and is not durable, a killed process has made too much, so that
         it is bounded, too."""
-        return len(self.running) - self.ended < concurrency and self.ended < UNSETTLED * concurrency
+        taken = len(self.running) - len(self.ended) - len(self.following)
+        free = taken < concurrency and len(self.ended) < UNSETTLED * concurrency
+        return free and len(self.following) + len(self.held_back) < ROOM
 
     @property
-    def size(self) -> int:
-        return len(self.waiting) + len(self.pointers) + len(self.running)
+    def fired_ms(self) -> int:
+        """When the last event up to its `position` was committed that it was given."""
+        position = self.position
+        while len(self._fired) > 1 and position.covers(self._fired[1][0]):
+            self._fired.popleft()
+        return self._fired[0][1]
 
     @property
     def from_log(self) -> int:
@@ -112,6 +128,14 @@ class Lane:
         """The next job to begin with."""
         queue = self.pointers or self.waiting
         return queue.popleft() if queue else None
+
+    def fires(self, job: Job, apart_ms: int) -> bool:
+        """Whether the next event from the log comes late enough after the last one that it was given; asked of each, in
+        their order. Told by the times of their commits, so that whoever reads the log again decides alike."""
+        if job.stored_ms < self._fired[-1][1] + apart_ms:
+            return False
+        self._fired.append((job.sequence, job.stored_ms))
+        return True
 
     def settle(self, job: Job) -> None:
         """The job is over, and that is durable."""

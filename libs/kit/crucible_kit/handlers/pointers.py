@@ -1,10 +1,13 @@
 """Pointers: messages of a work queue that say which event a job is about, without its bytes. Retries, replays and what
-else does not come from the log as it is committed."""
+else does not come from the log as it is committed. Only an event that the log does not have, to try a handler with,
+comes with them."""
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
 
 from crucible_core import subjects
 from crucible_core.envelope import decode
@@ -33,6 +36,11 @@ def pointer(names: Names, kind: str, handler: str, job: str, sequence: int, **mo
     """The message of a job's first attempt, which says which event it is about; stored twice, it is there once."""
     headers = {subjects.JOB: job, subjects.ATTEMPT: "1", subjects.EVENT_SEQUENCE: str(sequence), **more}
     return Outgoing(names.work(kind, handler), b"", headers, job)
+
+
+def trial(names: Names, kind: str, handler: str, job: str, event: bytes, more: Mapping[str, str]) -> Outgoing:
+    """The same for an event that the log does not have."""
+    return msgspec.structs.replace(pointer(names, kind, handler, job, 0, **more), data=event)
 
 
 async def forget(bus: Bus, kind: str, queue: str, handler: str) -> None:
@@ -147,7 +155,7 @@ class Pointers:
         )
         if not id or not attempt.isdecimal() or not sequence.isdecimal():
             raise Poison("it does not say what is to be done")
-        found = await event_at(self._bus, int(sequence))
+        found = message if message.data else await event_at(self._bus, int(sequence))
         if found is None:
             found = await self._service.left_of(int(sequence))
         if found is None:
@@ -155,12 +163,12 @@ class Pointers:
                 "%s: %s of %s is not done: the log does not hold its event any more", self._service.name, id, handler
             )
             return None
-        event = decode(found.data, found.sequence)
+        event = decode(found.data, int(sequence) or None)
         kept = {name: value for name, value in headers.items() if not name.startswith(_OWN_HEADERS)}
         over = asyncio.get_running_loop().create_future()
         suspect = message.sequence <= self._suspect_to
         return Job(
-            handler, id, int(attempt), event, found.data, found.sequence, found.time_ms, kept, message, over, suspect
+            handler, id, int(attempt), event, found.data, int(sequence), found.time_ms, kept, message, over, suspect
         )
 
     async def _put_aside(self, handler: str, message: Message) -> None:

@@ -15,12 +15,16 @@ from .lanes import Job
 
 class Plan(msgspec.Struct, frozen=True):
     """How a handler is to be served at the moment. `since`: it has no business with events up to there. `held`: what is
-    for it waits. `types`: the types that it may want, as `Catalogue.expand` gives them; None is every one."""
+    for it waits, and so does what comes meanwhile where it `keeps` that. `types`: the types that it may want, as
+    `Catalogue.expand` gives them; None is every one. `apart_ms` is the least time between the commits of two events
+    that it is given."""
 
     concurrency: int
     since: Position = Position()
     held: bool = False
+    keeps: bool = True
     types: frozenset[str] | None = None
+    apart_ms: int = 0
 
 
 class Outcome(msgspec.Struct):
@@ -49,7 +53,7 @@ class Service(Protocol):
         """None: there is no such handler (any more)."""
 
     def unreadable(self) -> Iterable[str]:
-        """Handlers whose records this version cannot read: they wait for one that can."""
+        """Handlers that cannot be matched here, as their records cannot be read, say: they wait until they can."""
 
     async def catch_up(self, events: Sequence[Event]) -> None:
         """Returns once its copy of the registry is as new as these events."""
@@ -68,6 +72,9 @@ class Service(Protocol):
 
     async def left_of(self, sequence: int) -> Message | None:
         """The rest of an event that was redacted; None of one that was not."""
+
+    def held_back(self, first: Job, count: int) -> Outgoing:
+        """The record of some events one after another that came too soon for their handler."""
 
     async def attempt(self, job: Job) -> Outcome:
         """Raises UnavailableError where something is away: then it is asked for again."""

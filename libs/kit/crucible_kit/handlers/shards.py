@@ -12,13 +12,13 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 import msgspec
 
 from crucible_core.errors import ConflictError, CrucibleError
 from crucible_core.position import Encoded, Position
-from crucible_core.subjects import SHARDS
+from crucible_core.subjects import SHARDS, shard_of
 from crucible_kit.buckets import Bucket, Entry
 from crucible_kit.bus import Bus
 from crucible_kit.message import Message
@@ -33,12 +33,14 @@ CHECKPOINT_S = 1.0
 
 class ShardRecord(msgspec.Struct, omit_defaults=True):
     """What the bucket holds of a shard. Every handler of it has had the log up to `position`, except for those in
-    `lanes`, which have had it up to theirs. What was begun and is not over began at `began_ms` or later. `released`:
-    its owner has ended all that it had begun."""
+    `lanes`, which have had it up to theirs. `fired` is when (Unix ms) the last event up to there was committed that a
+    handler was given whose events must be some time apart. What was begun and is not over began at `began_ms` or
+    later. `released`: its owner has ended all that it had begun."""
 
     owner: str
     position: Encoded
     lanes: dict[str, Encoded] = {}
+    fired: dict[str, int] = {}
     began_ms: int = 0
     released: bool = False
 
@@ -189,7 +191,8 @@ class Ownership:
         is forgotten: what was claimed is taken the next time."""
         entries = await self._bucket.entries()
         untaken = {shard.number for shard in self._untaken}
-        free = [self._free(n, entries.get(self._key(n)), living) for n in sorted(numbers - untaken)]
+        found = {n: entries.get(shard_key(self._service, n)) for n in sorted(numbers - untaken)}
+        free = [self._free(n, entry, living) for n, entry in found.items()]
         tried = [shard for shard in await asyncio.gather(*free) if shard is not None]
         results = await asyncio.gather(*map(self._take, tried), return_exceptions=True)
         self._untaken += [shard for shard, won in zip(tried, results, strict=True) if won is True]
@@ -206,20 +209,13 @@ class Ownership:
         return claimed
 
     async def _take(self, shard: Shard) -> bool:
-        record = msgspec.structs.replace(shard.record, owner=self.replica, released=False)
-        try:
-            value = msgspec.json.encode(record)
-            shard.revision = await self._bucket.update(self._key(shard.number), value, shard.revision)
-        except ConflictError:
-            return False
-        shard.record = record
-        return True
+        return await self._put(shard, msgspec.structs.replace(shard.record, owner=self.replica, released=False))
 
     async def _free(self, number: int, entry: Entry | None, living: frozenset[str]) -> Shard | None:
         """The shard, if nobody who lives has it."""
         if entry is None:
             return Shard(number, ShardRecord("", (await self._first(number)).encoded, released=True), 0)
-        record = _read(entry)
+        record = read_shard(entry)
         if not record.released and record.owner == self.replica:  # whether the claim was stored was not known
             return Shard(number, record, entry.revision, dead=self._doubtful.get(number, ""))
         if not record.released and record.owner in living:
@@ -242,12 +238,9 @@ class Ownership:
         await self._dropped(shards)
 
     async def _verify(self) -> None:
-        entries = await self._bucket.entries()
-        lost = [
-            shard
-            for shard in self.owned.values()
-            if (entry := entries.get(self._key(shard.number))) is None or entry.revision != shard.revision
-        ]
+        revisions = {key: entry.revision for key, entry in (await self._bucket.entries()).items()}
+        owned = self.owned.values()
+        lost = [one for one in owned if revisions.get(shard_key(self._service, one.number)) != one.revision]
         if lost:
             await self._lose(lost)
 
@@ -257,21 +250,31 @@ class Ownership:
             await self._bus.publish(self._subject, f"gone {self.replica}".encode())
 
     async def _write(self, shard: Shard, released: bool = False) -> bool:
-        """False where it is somebody else's by now."""
-        told = self._told(shard)
-        record = msgspec.structs.replace(told, owner=self.replica, released=released)
-        if record == shard.record:
-            return True
+        record = msgspec.structs.replace(self._told(shard), owner=self.replica, released=released)
+        return record == shard.record or await self._put(shard, record)
+
+    async def _put(self, shard: Shard, record: ShardRecord) -> bool:
+        """False where the shard is somebody else's by now."""
         try:
             value = msgspec.json.encode(record)
-            shard.revision = await self._bucket.update(self._key(shard.number), value, shard.revision)
+            shard.revision = await self._bucket.update(shard_key(self._service, shard.number), value, shard.revision)
         except ConflictError:
             return False
         shard.record = record
         return True
 
-    def _key(self, number: int) -> str:
-        return f"{self._service}.{number:02d}"
+
+async def begin_at(bucket: Bucket, service: str, position: Position, fired: Mapping[str, int]) -> None:
+    """Gives those shards their place in the log that have never had an owner. Safe to do twice."""
+    for number in range(SHARDS):
+        own = {handler: at_ms for handler, at_ms in fired.items() if shard_of(handler) == number}
+        record = ShardRecord("", position.encoded, fired=own, released=True)
+        with contextlib.suppress(ConflictError):
+            await bucket.create(shard_key(service, number), msgspec.json.encode(record))
+
+
+def shard_key(service: str, number: int) -> str:
+    return f"{service}.{number:02d}"
 
 
 async def _all(writes: Iterable[Awaitable[bool]]) -> list[bool]:
@@ -290,5 +293,5 @@ def _owner(number: int, living: frozenset[str]) -> str:
     return max(living, key=weight, default="")
 
 
-def _read(entry: Entry) -> ShardRecord:
+def read_shard(entry: Entry) -> ShardRecord:
     return msgspec.json.decode(entry.value, type=ShardRecord)

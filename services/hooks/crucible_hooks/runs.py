@@ -1,0 +1,234 @@
+"""Runs of Post hooks: one attempt at one, what its outcome means, and what is recorded and told of it."""
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+
+import msgspec
+
+from crucible_core import subjects
+from crucible_core.envelope import MAX_HOPS, Event
+from crucible_core.errors import UnavailableError
+from crucible_core.position import Position
+from crucible_core.protocol.hooks import RunRecord
+from crucible_core.subjects import RUN
+from crucible_core.times import parse_time
+from crucible_kit.bus import Bus, Message
+from crucible_kit.clock import now_ms, timestamp
+from crucible_kit.frames import Outgoing
+from crucible_kit.handlers.lanes import Job
+from crucible_kit.handlers.service import Outcome, Plan
+from crucible_kit.metrics import Metrics
+from crucible_kit.redactions import Redacted
+from crucible_kit.telemetry import Telemetry
+
+from .hook import Hook
+from .intercept import action_of
+from .recorder import Recorder
+from .records import bounded_error, bounded_output, run_event, run_id, run_record, stored, trigger_event
+from .registry import Registry
+from .retries import next_delay_ms
+from .runner import Result, Runner
+
+log = logging.getLogger(__name__)
+
+_GIVE_UP_AFTER = 8
+"""Tries after which something that stays away is the run's failure."""
+
+
+class Trial(msgspec.Struct):
+    """What is answered to whoever tries a hook out: what its condition came to, and the run's record."""
+
+    condition: str
+    record: RunRecord
+
+
+class Runs:
+    """What the work engine asks of hooks (`crucible_kit.handlers.service.Service`): each is served by its key."""
+
+    name, kind = "hooks", RUN
+
+    def __init__(
+        self,
+        bus: Bus,
+        registry: Registry,
+        redacted: Redacted,
+        runner: Runner,
+        recorder: Recorder,
+        telemetry: Telemetry,
+        metrics: Metrics,
+    ) -> None:
+        self.queue = bus.names.hook_runs
+        self._bus = bus
+        self._registry = registry
+        self._redacted = redacted
+        self._runner = runner
+        self._recorder = recorder
+        self._telemetry = telemetry
+        self._triggered = metrics.counter("hook_runs_triggered", "Runs that events of the log have triggered")
+        self._debounced = metrics.counter("hook_runs_debounced", "Triggers within the time that debounce_ms sets")
+        self._stopped = metrics.counter("hook_chains_stopped", "Triggers at the end of a chain that is too deep")
+
+    # ---- the registry
+
+    def since(self, shard: int) -> Position | None:
+        return self._registry.since(shard)
+
+    def may_want(self, category: str, event: str) -> bool:
+        return self._registry.may_want(category, event)
+
+    def plan(self, handler: str) -> Plan | None:
+        return self._registry.plan(handler)
+
+    def unreadable(self) -> list[str]:
+        return self._registry.unmatched()
+
+    async def catch_up(self, events: Sequence[Event]) -> None:
+        await self._registry.catch_up(events)
+
+    def match(self, event: Event) -> list[str]:
+        return [hook.key for hook in self._registry.match(event)]
+
+    def wants(self, handler: str, event: Event) -> bool:
+        hook = self._hook(handler)
+        return hook is not None and self._registry.triggers(hook, event)
+
+    def job_id(self, handler: str, event: Event, stored_ms: int) -> str:
+        return run_id(handler, event)
+
+    def place(self, record: bytes) -> tuple[str, int]:
+        found = msgspec.json.decode(record, type=RunRecord)
+        return found.run_id, found.attempt
+
+    async def left_of(self, sequence: int) -> Message | None:
+        return await self._redacted.left_of(sequence)
+
+    def _hook(self, handler: str) -> Hook | None:
+        record = self._registry.by_key(handler)
+        return None if record is None else self._registry.hooks.get(record.name)
+
+    # ---- attempts
+
+    def held_back(self, first: Job, count: int) -> Outgoing:
+        """Its output tells how many there were."""
+        hook = self._loaded(first.handler)
+        self._debounced.inc(count)
+        record = run_record(hook, first.event, run_id(hook.key, first.event, "debounced"), 0, "skipped", timestamp())
+        record.error = f"debounced: the last trigger was less than {hook.definition.options.debounce_ms} ms before"
+        record.output = {"events": count}
+        return stored(self._bus.names, record)
+
+    async def attempt(self, job: Job) -> Outcome:
+        if self._registry.by_key(job.handler) is None:
+            return Outcome()
+        hook = self._loaded(job.handler)
+        if subjects.DRY_RUN in job.headers:
+            await self._answer(job, await self._tried_out(hook, job))
+            return Outcome()
+        if job.sequence in self._redacted or job.event.redacted is not msgspec.UNSET:
+            record = run_record(hook, job.event, job.id, job.attempt, "skipped", timestamp())
+            record.error = "not run: the event was redacted before"
+        elif _is_from_log(job) and job.event.metadata.hop >= MAX_HOPS:
+            record = self._stop(hook, job)
+        else:
+            record = await self._made(hook, job)
+        return self._outcome(hook, job, record)
+
+    async def again(self, job: Job, record: bytes) -> Outcome:
+        hook = self._hook(job.handler)
+        if hook is None:
+            return Outcome()
+        return Outcome(follows=partial(self._tell, hook, job, msgspec.json.decode(record, type=RunRecord)))
+
+    async def parked(self, job: Job, reason: str) -> Outcome:
+        hook = self._hook(job.handler)
+        if hook is None:
+            return Outcome()
+        record = run_record(hook, job.event, job.id, job.attempt, "parked", timestamp())
+        record.error = f"put aside: {reason}"
+        return self._outcome(hook, job, record)
+
+    def _loaded(self, handler: str) -> Hook:
+        """Raises UnavailableError."""
+        hook = self._hook(handler)
+        if hook is None:
+            raise UnavailableError(f"hook {handler} cannot be run by this replica")
+        return hook
+
+    def _outcome(self, hook: Hook, job: Job, record: RunRecord) -> Outcome:
+        record.replay = job.headers.get(subjects.REPLAY)
+        retry_at_ms = None
+        if record.outcome == "retrying":
+            retry_at_ms = parse_time(record.next_attempt_at or "", "next_attempt_at") // 1000
+        return Outcome(stored(self._bus.names, record), retry_at_ms, partial(self._tell, hook, job, record))
+
+    async def _made(self, hook: Hook, job: Job) -> RunRecord:
+        replay = subjects.REPLAY in job.headers
+        dry = replay and hook.definition.options.replay == "dry"
+        if _is_from_log(job) and job.tries == 1:
+            self._triggered.inc()
+            if told := trigger_event(hook, job.event, job.id):
+                await self._recorder.tell(told)
+        try:
+            result = await self._runner.attempt(hook, job.event, job.id, job.attempt, dry_run=dry, replay=replay)
+        except UnavailableError as error:
+            if job.tries < _GIVE_UP_AFTER:
+                raise  # not the hook's failure: it is tried again, and effects are not made twice
+            result = self._runner.failed(job.event, f"something that it needs stays away: {error.detail}")
+        if dry and result.outcome != "skipped":
+            result.outcome = "dry"
+        record = _finished(hook, job.event, job.id, job.attempt, result)
+        failed = result.outcome == "failed"
+        delay_ms = next_delay_ms(hook.definition.options.retry, job.attempt) if failed else None
+        if delay_ms is not None:
+            delay_ms = max(delay_ms, int(result.retry_after_s * 1000))
+            record.outcome, record.next_attempt_at = "retrying", timestamp(now_ms() + delay_ms)
+        return record
+
+    def _stop(self, hook: Hook, job: Job) -> RunRecord:
+        """The end of a chain, recorded."""
+        event = job.event
+        record = run_record(hook, event, job.id, 0, "stopped", timestamp())
+        record.error = (
+            f"not run: the event is effect number {event.metadata.hop} of a chain, and the limit is {MAX_HOPS}"
+        )
+        self._stopped.inc()
+        with self._telemetry.span("hook.run", job.traceparent, "internal", {"crucible.run": job.id}):
+            log.warning("hook %s: %s", hook.name, record.error, extra={"event": event.metadata.id})
+        return record
+
+    async def _tell(self, hook: Hook, job: Job, record: RunRecord) -> None:
+        """What the log hears of it, and whoever asked for this run, if they still listen. Safe to do twice."""
+        events = [run_event(record, job.event, action_of(hook), job.traceparent)]
+        if not job.tries and _is_from_log(job) and record.outcome != "stopped":  # another process began with it
+            events.insert(0, trigger_event(hook, job.event, job.id))
+        # What this process has told of it before is stored then, too.
+        await self._recorder.store(*(event for event in events if event is not None))
+        if subjects.REPLY_TO in job.headers:
+            await self._answer(job, Trial("none", record))
+
+    # ---- trials
+
+    async def _tried_out(self, hook: Hook, job: Job) -> Trial:
+        """A dry run, of which nothing is recorded."""
+        try:
+            result = await self._runner.attempt(hook, job.event, job.id, 1, dry_run=True)
+        except UnavailableError as error:
+            result = self._runner.failed(job.event, error.detail)
+        return Trial(result.condition, _finished(hook, job.event, job.id, 1, result))
+
+    async def _answer(self, job: Job, trial: Trial) -> None:
+        await self._bus.publish(job.headers[subjects.REPLY_TO], msgspec.json.encode(trial))
+
+
+def _is_from_log(job: Job) -> bool:
+    return job.pointer is None
+
+
+def _finished(hook: Hook, event: Event, run: str, attempt: int, result: Result) -> RunRecord:
+    record = run_record(hook, event, run, attempt, result.outcome, result.started_at)
+    record.duration_ms, record.effects, record.log = result.duration_ms, result.effects, result.log
+    record.output, record.error = bounded_output(result.output), bounded_error(result.error)
+    if result.outcome == "skipped":
+        record.error = f"condition: {result.condition}"
+    return record
