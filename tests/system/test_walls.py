@@ -483,6 +483,39 @@ def test_who_may_see_one_world_is_shown_nothing_of_another(stack: Stack, bea: ht
         check_unchanged(operator, planted)
 
 
+def test_an_open_stream_shows_what_may_be_seen_now(stack: Stack, bea: httpx.Client) -> None:
+    with stack.http() as operator:
+        sent(operator.post("/api/v1/worlds", json={"id": "acme"}))
+        give(stack, "acme", "default")
+        until(lambda: bea.get("/api/v1/worlds").status_code == 200, 10)
+        url = f"ws{stack.url.removeprefix('http')}/api/v1/events/stream"
+        keys = [{"Authorization": f"Bearer {key}"} for key in (BEAS_KEY, stack.key)]
+        with connect(url, additional_headers=keys[0]) as socket, connect(url, additional_headers=keys[1]) as other:
+            for each in (socket, other):
+                each.send(json.dumps({"action": "subscribe", "filters": [{"event_type": "Custom.Note"}]}))
+                assert "subscribed" in str(each.recv(20))
+
+            def heard(number: int) -> str:
+                """The next event, of one in each world."""
+                for world in ("default", "acme"):
+                    sent(operator.post("/api/v1/events", json=note(world, "x", id=f"evt_{world}{number}")))
+                return str(json.loads(socket.recv(20))["event"]["metadata"]["id"])
+
+            assert heard(1) == "evt_default1"
+            assert "evt_acme1" in str(socket.recv(20))
+            give(stack, "acme")
+            until(lambda: bea.get("/api/v1/worlds/default").status_code == 404, 10)
+            assert heard(2) == "evt_acme2"
+            give(stack)
+            until(lambda: bea.get("/api/v1/worlds").status_code == 401, 10)
+            sent(operator.post("/api/v1/events", json=note("acme", "x", id="evt_acme3")))
+            while "evt_acme3" not in str(other.recv(20)):  # it was offered to both at once
+                pass
+            give(stack, "acme")
+            until(lambda: bea.get("/api/v1/worlds").status_code == 200, 10)
+            assert heard(4) == "evt_acme4"
+
+
 def test_what_is_taken_away_is_missing_from_the_next_event_on(stack: Stack, bea: httpx.Client) -> None:
     with endpoint() as receiver, stack.http() as operator:
         plant(operator, receiver)

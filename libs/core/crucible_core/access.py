@@ -5,7 +5,7 @@ handler, a replay or a world asks `Principal.may_see`, and who changes it `Princ
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -151,6 +151,9 @@ class Scope:
 
 
 EVERYTHING = Scope(None)
+NOTHING = Scope(())
+Sight = Callable[[], Scope]
+"""What somebody may see at the moment: it may be less than a moment ago."""
 
 
 class Principal(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 
-from crucible_core.access import Principal
+from crucible_core.access import Principal, Sight
 from crucible_core.envelope import decode, with_sequence
 from crucible_core.errors import NotFoundError, UnavailableError
 from crucible_core.position import Position
@@ -23,8 +23,9 @@ _SOON_S = 5.0
 class Member:
     """One subscription. Batches are sent one after another; what came already, of a batch that comes twice, is not."""
 
-    def __init__(self, subscription: str, principal: Principal, send: Send, start: Position) -> None:
+    def __init__(self, subscription: str, principal: Principal, sight: Sight, send: Send, start: Position) -> None:
         self.principal = principal
+        self._sight = sight
         self._start = start
         self._name = subscription.encode()
         self._send = send
@@ -52,7 +53,7 @@ class Member:
         clock = asyncio.get_running_loop().time
         until = clock() + _SOON_S
         reached, skipped = self._reached.get(request.replay, self._start), 0
-        scope = self.principal.scope
+        scope = self._sight()
         for place, replayed in enumerate(request.events, 1):
             if self.gone:
                 raise UnavailableError("the subscription has ended")
@@ -85,9 +86,9 @@ class Audience:
     def endpoints(self) -> Mapping[str, Endpoint]:
         return {"attach": Endpoint(GetRequest, self.attach, every_replica=True)}
 
-    def join(self, subscription: str, principal: Principal, send: Send) -> Member:
+    def join(self, subscription: str, principal: Principal, sight: Sight, send: Send) -> Member:
         """It is handed nothing before it is `announced`."""
-        member = self._members[subscription] = Member(subscription, principal, send, self._bus.names.start)
+        member = self._members[subscription] = Member(subscription, principal, sight, send, self._bus.names.start)
         return member
 
     def leave(self, subscription: str) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 from litestar.connection import ASGIConnection
 from litestar.middleware import ASGIMiddleware
-from litestar.types import ASGIApp, Receive, Scope, Send
+from litestar.types import ASGIApp, Receive, Send
+from litestar.types import Scope as Connected
 
-from crucible_core.access import Principal
+from crucible_core.access import NOTHING, Principal, Scope, Sight
 from crucible_core.errors import ConflictError, UnauthenticatedError, UnavailableError
 from crucible_core.protocol.keys import KeyRecord
 from crucible_kit.buckets import Bucket
@@ -68,6 +69,16 @@ class Keys:
             raise UnauthenticatedError("this API key is not known, or disabled")
         return principal
 
+    def sight(self, headers: Mapping[str, str]) -> Sight:
+        """For what lasts longer than a request: a key that has ended shows nothing any more."""
+        key = key_hash(_presented(headers))
+
+        def now() -> Scope:
+            holder = self.principals.holder(key)
+            return NOTHING if holder is None else holder.scope
+
+        return now
+
 
 def _presented(headers: Mapping[str, str]) -> str:
     scheme, _, credentials = headers.get("authorization", "").partition(" ")
@@ -82,7 +93,7 @@ def _presented(headers: Mapping[str, str]) -> str:
 class Authenticating(ASGIMiddleware):
     """Leaves the `Principal` in `scope["user"]`. A guard would cost a copy of the handler for each request."""
 
-    async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
+    async def handle(self, scope: Connected, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         keys: Keys = scope["litestar_app"].state.gateway.keys
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         scope["user"] = keys.authenticate(headers)

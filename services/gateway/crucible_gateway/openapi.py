@@ -37,7 +37,7 @@ _HEADERS: Mapping[str, Schema] = {
     "ETag": {"description": "The version, for If-Match and If-None-Match", "schema": {"type": "string"}},
     "RetryAfter": {"description": "Seconds to wait", "schema": {"type": "integer", "minimum": 1}},
 }
-_EVERYWHERE = ("unauthenticated", "invalid", "unavailable")
+_EVERYWHERE = ("unauthenticated", "forbidden", "invalid", "unavailable")
 _OF_WRITES = ("limited", "storage_full")
 _OF_BODIES = ("malformed", "too_slow", "too_large", "unsupported", "invalid")
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from crucible_core.access import Principal
+from crucible_core.access import Principal, Sight
 from crucible_core.decode import decode
 from crucible_core.envelope import MAX_EVENT_BYTES
 from crucible_core.errors import (
@@ -116,6 +116,7 @@ class Session:
         audience: Audience,
         types: Types,
         principal: Principal,
+        sight: Sight,
         queue: int,
         client: Client,
         correlation_id: str,
@@ -124,6 +125,7 @@ class Session:
         self._audience = audience
         self._types = types
         self._principal = principal
+        self._sight = sight
         self._correlation_id = correlation_id
         self._queue = queue
         self._client = client
@@ -161,20 +163,20 @@ class Session:
             lambda catalogue: compile_filters(wish.filters, at="filters", catalogue=catalogue)
         )
         warning = self._types.catalogue.warning(entry.event_type for entry in wish.filters)
-        wanted = Wanted(filters, wish.world_id, wish.room_id, self._principal.scope)
+        wanted = Wanted(filters, wish.world_id, wish.room_id, self._sight)
         await check_place(self._hub.bus, self._principal, wish.world_id, wish.room_id)
         start = await read_start(wish.start, self._hub.bus, await self._hub.head())
         subscription = fresh_id("sub")
         position = {} if start.since_ms is not None else place_of(start.after)
         told = {"warnings": [warning]} if warning else {}
         await self._tell({"type": "subscribed", "subscription": subscription, **position, **told})
-        self._audience.join(subscription, self._principal, self._send).announced.set()
+        self._audience.join(subscription, self._principal, self._sight, self._send).announced.set()
         self._running[subscription] = asyncio.create_task(self._pump(subscription, wanted, start))
 
     async def _replay(self, wish: AskReplay) -> None:
         self._check_room()
         subscription = fresh_id("sub")
-        member = self._audience.join(subscription, self._principal, self._send)
+        member = self._audience.join(subscription, self._principal, self._sight, self._send)
         asked = StartReplay(
             target=ReplayTarget(subscription=subscription),
             start=wish.start,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from crucible_core.access import EVERYTHING, Scope
+from crucible_core.access import EVERYTHING, Sight
 from crucible_core.envelope import Event, decode, with_sequence
 from crucible_core.errors import FieldError, InvalidError
 from crucible_core.matcher import CompiledFilters
@@ -121,7 +121,7 @@ class Wanted(msgspec.Struct, frozen=True):
     filters: CompiledFilters
     world_id: str | None = None
     room_id: str | None = None
-    scope: Scope = EVERYTHING
+    sight: Sight = lambda: EVERYTHING
 
     def confines(self, event: Event) -> bool:
         """Whether the event is in the world and room, and may be seen; its filters are not asked."""
@@ -129,7 +129,7 @@ class Wanted(msgspec.Struct, frozen=True):
         return (
             (self.world_id is None or metadata.world_id == self.world_id)
             and (self.room_id is None or metadata.room_id == self.room_id)
-            and self.scope.sees(event)
+            and self.sight().sees(event)
         )
 
     def matches(self, event: Event) -> bool:
@@ -141,7 +141,7 @@ class Wanted(msgspec.Struct, frozen=True):
         categories = ["*"] if types is None else sorted({name.partition(".")[0] for name in types})
         return [
             names.events_of(category, world=world, room=room)
-            for world, room in self.scope.tokens(self.world_id, self.room_id)
+            for world, room in self.sight().tokens(self.world_id, self.room_id)
             for category in categories
         ]
 

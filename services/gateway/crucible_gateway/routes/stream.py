@@ -63,7 +63,7 @@ async def stream_events(request: Http) -> Response[Any]:
     spec = filter_param(params.filter)
     filters = [TypeFilter(event_type=name, filter=spec or {}) for name in params.type or ["*"]]
     compiled = await gateway.types.settle(lambda catalogue: compile_filters(filters, at="filters", catalogue=catalogue))
-    wanted = Wanted(compiled, params.world_id, params.room_id, principal.scope)
+    wanted = Wanted(compiled, params.world_id, params.room_id, gateway.keys.sight(request.headers))
     await check_place(gateway.bus, principal, params.world_id, params.room_id)
     start = await _start(request.headers, params.start, gateway.hub)
     following = follow(gateway.hub, wanted, start, gateway.settings.stream_queue)
@@ -100,7 +100,16 @@ async def stream_socket(socket: WebSocket[Any, Any, Any]) -> None:
     sockets = gateway.metrics.gauge("open_sockets", "Open WebSockets")
     sockets.inc()
     queue, correlation_id = gateway.settings.stream_queue, correlation_of(socket.scope)
-    session = Session(gateway.hub, gateway.audience, gateway.types, principal, queue, _client(socket), correlation_id)
+    session = Session(
+        gateway.hub,
+        gateway.audience,
+        gateway.types,
+        principal,
+        gateway.keys.sight(socket.headers),
+        queue,
+        _client(socket),
+        correlation_id,
+    )
     turn = Turn()
     try:
         while (raw := await _heard(socket)) is not None:
