@@ -7,10 +7,12 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crucible_core.access import Grant, Scope
 from crucible_core.envelope import Data, Event, Metadata, Source, encode
 from crucible_core.errors import InvalidError
 from crucible_core.filters import compile_filter
-from crucible_events.pushdown import conditions
+from crucible_events.pushdown import Condition, conditions, seen
+from tests.core import test_access
 
 names = st.sampled_from(["a", "b", "tags", "x y", "ä", "to", "target", "links"])
 scalars = st.one_of(
@@ -119,3 +121,17 @@ def test_either_name_of_a_field_finds_either() -> None:
             assert compile_filter({name: "n"})(msgspec.json.decode(stored, type=Event))
             assert let_through({name: "n"}, stored)
             assert not let_through({name: "o"}, stored)
+
+
+@settings(max_examples=400)
+@given(st.lists(test_access.grants, max_size=3), test_access.events)
+def test_what_a_scope_sees_is_let_through(grants: list[Grant], one: Event) -> None:
+    scope, about = Scope(grants), one.metadata
+    row = (one.type, one.dotted, about.world_id, about.room_id, about.entity, about.actor, encode(one))
+    with sqlite3.connect(":memory:") as connection:
+        connection.execute("CREATE TABLE events (category, type, world_id, room_id, entity, actor, raw)")
+        connection.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        [where] = seen(scope) or [Condition("1", ())]
+        found = bool(connection.execute(f"SELECT 1 FROM events WHERE {where.sql}", where.values).fetchall())
+    if scope.sees(one) or not any(grant.where for grant in grants):
+        assert found == scope.sees(one)

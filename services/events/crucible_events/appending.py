@@ -22,7 +22,7 @@ from crucible_core.errors import (
 )
 from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, Chain, Known, NewEvent
 from crucible_core.subjects import FINGERPRINT
-from crucible_kit.bus import MAX_BATCH, Bus, DuplicateError, Stored
+from crucible_kit.bus import MAX_BATCH, Bus, DuplicateError, Message, Stored
 from crucible_kit.clock import fresh_id, fresh_ids, timestamp
 from crucible_kit.eventlog import event_at
 from crucible_kit.metrics import Metrics
@@ -286,14 +286,22 @@ class Appender:
             states.append(await asyncio.to_thread(self._candidate, *about) if intricate else self._candidate(*about))
             if isinstance(states[-1], UnknownTypeError):
                 unknown.append(place)
-            if not scope.everything:
-                states[-1] = within(scope, states[-1])
             if chains is not None:
                 remember_chain(states[-1], chains)
         if unknown and await self._types.renewed():
             for known, place in enumerate(unknown):
                 about = place, events[place], fresh[place], now, traceparent, known < _SUGGESTED
-                states[place] = within(scope, self._candidate(*about))
+                states[place] = self._candidate(*about)
+        return states if scope.everything else await self._allowed(states, scope)
+
+    async def _allowed(self, states: list[State], scope: Scope) -> list[State]:
+        """Refuses what may not be written, also to an entity of a room that may not be seen."""
+        states = [within(scope, state) for state in states]
+        for candidate in under_way(states):
+            last = await self._last(candidate) if candidate.entity is not None else None
+            about = None if last is None else decode(last.data).metadata
+            if about is not None and not scope.has_place(about.world_id, about.room_id):
+                states[candidate.position] = candidate.refusal()
         return states
 
     async def _chains(self, events: Sequence[NewEvent], scope: Scope) -> dict[str, Chain]:
@@ -393,10 +401,14 @@ class Appender:
 
     # ---- outcomes
 
-    async def _conflict(self, candidate: Candidate, whole: bool = False) -> ConflictError:
+    async def _last(self, candidate: Candidate) -> Message | None:
+        """The last event of its entity."""
         names = self._bus.names
         stream = names.stream_of(candidate.stamped.event.metadata.world_id)
-        last = await self._bus.last(stream, candidate.versions(names))
+        return await self._bus.last(stream, candidate.versions(names))
+
+    async def _conflict(self, candidate: Candidate, whole: bool = False) -> ConflictError:
+        last = await self._last(candidate)
         return candidate.conflict(last.sequence if last else 0, whole)
 
     async def _conflict_among(self, candidates: list[Candidate]) -> ConflictError:

@@ -7,7 +7,15 @@ import msgspec
 
 from crucible_core.access import EVERYTHING, Scope, forbidden
 from crucible_core.envelope import decode
-from crucible_core.errors import ConflictError, CrucibleError, FieldError, InvalidError, LimitedError, UnavailableError
+from crucible_core.errors import (
+    ConflictError,
+    CrucibleError,
+    FieldError,
+    ForbiddenError,
+    InvalidError,
+    LimitedError,
+    UnavailableError,
+)
 from crucible_core.protocol.events import Appended, Chain, Known, NewEvent
 from crucible_core.subjects import (
     ACCESSED,
@@ -77,6 +85,11 @@ class Candidate(msgspec.Struct, frozen=True):
         place = f"events.{self.position}: " if whole else ""
         about = f"the last event of {self.stamped.event.metadata.entity} has sequence {current}"
         return ConflictError(f"{place}{about}, not {self.stamped.expected_sequence}", current_sequence=current)
+
+    def refusal(self) -> ForbiddenError:
+        event = self.stamped.event
+        where = f"{event.dotted} in the world {event.metadata.world_id[:64]}, room {event.metadata.room_id[:64]}"
+        return forbidden("events:write", f"nothing may be written there: {where}").as_value()
 
     def check_repeats(self, first: Known) -> None:
         """Raises InvalidError where the event that has its idempotency key was another request's."""
@@ -166,9 +179,7 @@ def within(scope: Scope, state: State) -> State:
     if scope.everything or not isinstance(state, Candidate):
         return state
     if not scope.sees(decode(state.stamped.raw)):
-        event = state.stamped.event
-        where = f"{event.dotted} in the world {event.metadata.world_id[:64]}, room {event.metadata.room_id[:64]}"
-        return forbidden("events:write", f"nothing may be written there: {where}").as_value()
+        return state.refusal()
     return msgspec.structs.replace(state, scope=scope)
 
 

@@ -109,12 +109,14 @@ class Places:
         return None if self._readable(world_id, room_id) else self._refusal(world_id, room_id)
 
     def _readable(self, world_id: str | None, room_id: str | None, scope: Scope = EVERYTHING) -> bool:
+        if world_id is None and room_id is None:
+            return True
         if not scope.has_place(world_id, room_id):
             return False
         if world_id is not None:
             return world_id in self._ever and (room_id is None or room_id in self._ever[world_id])
-        if room_id is None or scope.everything:
-            return room_id is None or room_id in self._all_rooms()
+        if scope.everything:
+            return room_id in self._all_rooms()
         return any(room_id in rooms for world, rooms in self._ever.items() if scope.has_place(world, room_id))
 
     def _all_rooms(self) -> frozenset[str]:
