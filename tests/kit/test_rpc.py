@@ -277,15 +277,22 @@ async def test_a_service_of_which_nobody_is_left_is_not_waited_for(bus: Bus, nat
         assert asyncio.get_running_loop().time() - began < rpc.SILENCE_S - 1
 
 
-async def test_an_answer_that_comes_as_the_probe_begins_leaves_nothing_behind(bus: Bus) -> None:
+async def test_an_answer_that_comes_as_the_doubt_begins_leaves_nothing_behind() -> None:
+    async def gone() -> CrucibleError:
+        raise AssertionError
+
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        async with rpc._while_served(bus, "svc", "op"):
-            # Both moments come in one turn of the loop: the probe is there, and has not taken a step.
-            asyncio.get_running_loop().call_soon(time.sleep, rpc._PROBE_S)
-            await asyncio.sleep(rpc._PROBE_S / 2)
+        waiting = Waiting("svc", 5, doubt=gone)
+        # Both moments come in one turn of the loop: the doubt is there, and has not taken a step.
+        waiting.look(waiting.until - 1)
+        waiting.received(Message("reply", b"answer"))
+        waiting.close()
+        answer = await waiting.answered
+        await asyncio.sleep(0)
         gc.collect()
     assert not caught
+    assert isinstance(answer, Message)
 
 
 async def test_requests_are_finished_by_a_service_that_ends(bus: Bus, nats_url: str) -> None:

@@ -29,6 +29,7 @@ from crucible_core.subjects import Names
 
 from . import deadline
 from .address import credentials, without_secrets
+from .answers import Doubt, Sweep, Waiting
 from .budget import Flow
 from .deadline import Caller
 from .frames import Outgoing, batch_frames, frame
@@ -87,8 +88,9 @@ class Bus(JetStream):
         self._replies = ""
         self._numbers = itertools.count()
         self._outgoing: list[bytes] = []
-        # By place in it: what is not written once its caller has given up, and what is called then.
-        self._mortal: dict[int, tuple[Caller, Callable[[], None]]] = {}
+        # By place in it: what is not written once its caller has given up, and who waits for its answer.
+        self._mortal: dict[int, tuple[Caller, Waiting]] = {}
+        self._sweep = Sweep()
         self._clock_ms = (time.time() - time.monotonic()) * 1000
         self.clock_doubted = asyncio.Event()
         """Set where the server's clock may be another than `now_ms` says."""
@@ -141,6 +143,7 @@ class Bus(JetStream):
         headers: Mapping[str, str] | None = None,
         effect: bool = False,
         arrived: Callable[[], None] | None = None,
+        doubt: Doubt | None = None,
     ) -> Message:
         """The answer to a request. An answer that is a Problem is raised as the error that it describes.
 
@@ -157,10 +160,13 @@ class Bus(JetStream):
             subject,
             lambda reply: frame(subject, data, headers, reply, self._client.max_payload),
             timeout,
-            silence=silence,
+            silence,
             effect=effect,
             arrived=arrived,
+            doubt=doubt,
         )
+        if not answer.headers:
+            return answer
         if subjects.SIZE in answer.headers:
             answer = await self._fetched(subject, answer, timeout - (time.monotonic() - began), effect)
         if answer.status == _NO_RESPONDERS:
@@ -223,47 +229,30 @@ class Bus(JetStream):
         what: str,
         frames: Callable[[str], bytes],
         timeout: float,
-        *,
         silence: float | None = None,
+        *,
         skip_empty: bool = False,
         effect: bool = False,
         arrived: Callable[[], None] | None = None,
+        doubt: Doubt | None = None,
     ) -> Message:
-        """The first message (with `skip_empty`: that says something) at the reply subject that `frames` is given."""
-        loop = asyncio.get_running_loop()
-        answered: asyncio.Future[Message] = loop.create_future()
-        began = loop.time()
-        patience = timeout if silence is None else min(timeout, silence)
-        unanswered = UnknownOutcomeError if effect else UnavailableError
-        waiting = asyncio.timeout_at(began + patience)
-
-        def received(message: Message) -> None:
-            if answered.done():
-                return
-            if subjects.RECEIVED in message.headers:
-                if arrived is not None:
-                    arrived()
-            elif subjects.WORKING in message.headers:
-                if silence is not None and not waiting.expired():
-                    waiting.reschedule(min(began + timeout, loop.time() + silence))
-            elif message.data or message.headers or not skip_empty:
-                answered.set_result(message)
-
-        def dropped() -> None:
-            if not answered.done():
-                answered.set_exception(deadline.late(what))
-
-        with self._expected(received) as reply:
-            try:
-                async with waiting:
-                    if effect:
-                        deadline.check_waited_for(what)
-                    await self._send(frames(reply), dropped if effect else None)
-                    answer = await answered
-            except TimeoutError as error:
-                raise unanswered(f"{what} did not answer within {patience:g} s", retry_after=1) from error
-        if answer is DISCONNECTED:
-            raise unanswered(f"NATS went away during {what}", retry_after=1)
+        """The answer at the reply subject that `frames` is given; see `Waiting`."""
+        waiting = Waiting(what, timeout, silence, skip_empty=skip_empty, effect=effect, arrived=arrived, doubt=doubt)
+        reply = f"{self._replies}.{next(self._numbers)}"
+        self._receivers[reply] = waiting.received
+        self._sweep.add(waiting)
+        try:
+            if effect:
+                deadline.check_waited_for(what)
+            await self._send(frames(reply), waiting if effect else None, waiting.until)
+            answer = await waiting.answered
+        except TimeoutError:
+            raise waiting.late() from None
+        finally:
+            del self._receivers[reply]
+            self._sweep.remove(waiting)
+        if isinstance(answer, CrucibleError):
+            raise answer
         return answer
 
     async def _fetched(self, what: str, offer: Message, timeout: float, effect: bool) -> Message:
@@ -313,33 +302,42 @@ class Bus(JetStream):
             raise UnavailableError(f"no stream takes {messages[0].subject} at the moment", retry_after=1)
         return answer
 
-    async def _send(self, frames: bytes, dropped: Callable[[], None] | None = None) -> None:
+    async def _send(self, frames: bytes, mortal: Waiting | None = None, until: float | None = None) -> None:
         """nats-py has no public way to write finished frames; its header encoder is slower than the server, and a task
-        of its own writes a little later. With `dropped`, which is called then, frames are not written once the caller
-        on whose behalf they are sent has given up."""
+        of its own writes a little later. What is `mortal` is not written once the caller on whose behalf it is sent has
+        given up. Raises TimeoutError where there is no room `until` then, by the event loop's clock."""
         self._check_connected()
         try:
             if self._client._pending:  # the library's own commands were first
                 await self._client._send_command(frames)
                 await self._client._flush_pending()
-            else:
-                if not self._outgoing:
-                    asyncio.get_running_loop().call_soon(self._write)
-                if dropped is not None and (caller := deadline.caller()) is not None:
-                    self._mortal[len(self._outgoing)] = (caller, dropped)
-                self._outgoing.append(frames)
-                await self._client._transport.drain()  # type: ignore[union-attr]  # at once, unless too much waits
+                return
+            if not self._outgoing:
+                asyncio.get_running_loop().call_soon(self._write)
+            if mortal is not None and (caller := deadline.caller()) is not None:
+                self._mortal[len(self._outgoing)] = (caller, mortal)
+            self._outgoing.append(frames)
+            if self._has_unsent:  # at once, unless too much waits
+                async with asyncio.timeout_at(until):
+                    await self._client._transport.drain()  # type: ignore[union-attr]
+        except TimeoutError:
+            raise
         except (OSError, nats.errors.Error) as error:
             raise UnavailableError(f"NATS cannot be written to: {_reason(error)}", retry_after=1) from error
+
+    @property
+    def _has_unsent(self) -> bool:
+        writer = getattr(self._client._transport, "_io_writer", None)
+        return writer is None or writer.transport.get_write_buffer_size() > 0
 
     def _write(self) -> None:
         """Once for each turn of the event loop: a write is a system call."""
         outgoing, self._outgoing = self._outgoing, []
         mortal, self._mortal = self._mortal, {}
-        for place, (caller, dropped) in mortal.items():
+        for place, (caller, waiting) in mortal.items():
             if caller.gone:  # this process was stopped in between
                 outgoing[place] = b""
-                dropped()
+                waiting.drop()
         with contextlib.suppress(RuntimeError):  # uvloop: it broke just now, as all who wait hear in a moment
             if self.connected:
                 self._client._transport.write(b"".join(outgoing))  # type: ignore[union-attr]

@@ -55,6 +55,11 @@ def on_behalf_of(who: Caller | None) -> Iterator[None]:
         _caller.reset(token)
 
 
+def serve(who: Caller) -> None:
+    """All that the present task does from here on is on behalf of a caller."""
+    _caller.set(who)
+
+
 def check_waited_for(what: str) -> None:
     """Raises UnavailableError where the caller has given up: what it was told failed must not be done after all."""
     who = _caller.get()

@@ -7,6 +7,7 @@ import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -40,6 +41,7 @@ _OFFERED_S = 5.0
 """How long a large answer waits to be asked for: its caller may be gone, and others wait for its room."""
 _GRACE_S = 10.0
 _SIGN_EVERY_S = 1.0
+_LOOK_EVERY_S = 0.25
 _PROBE_S = 0.5
 _MOST_DIGITS = 15
 
@@ -100,17 +102,20 @@ async def call(
     }
     if traceparent:
         headers[subjects.TRACEPARENT] = traceparent
-    with share or contextlib.nullcontext():
-        async with _while_served(bus, service, operation):
-            answer = await bus.request(
-                bus.names.rpc(service, operation),
-                data,
-                timeout=timeout,
-                silence=SILENCE_S,
-                headers=headers,
-                effect=True,
-                arrived=share.release if share else None,
-            )
+    try:
+        answer = await bus.request(
+            bus.names.rpc(service, operation),
+            data,
+            timeout=timeout,
+            silence=SILENCE_S,
+            headers=headers,
+            effect=True,
+            arrived=share.release if share else None,
+            doubt=partial(_gone, bus, service, operation),
+        )
+    finally:
+        if share is not None:
+            share.release()
     if reply is bytes:
         return answer.data  # type: ignore[return-value]
     try:
@@ -169,7 +174,7 @@ async def serve(bus: Bus, service: str, endpoints: Mapping[str, Endpoint], telem
     tasks: dict[asyncio.Task[None], Caller] = {}
     replica = secrets.token_hex(8)
     async with contextlib.AsyncExitStack() as stack:
-        signs = asyncio.create_task(_signs_of_life(bus, tasks))
+        signs = asyncio.create_task(_look_after(bus, tasks))
         stack.callback(signs.cancel)
         for operation in endpoints:
             stack.push_async_callback(await bus.listen(bus.names.rpc_alive(service, operation), _ignore, service))
@@ -205,31 +210,24 @@ def _receiver(
         return result if isinstance(result, bytes) else msgspec.json.encode(result)
 
     async def answer(message: Message, caller: Caller) -> None:
+        deadline.serve(caller)
+        headers: dict[str, str] = {}
         with contextlib.ExitStack() as held:
             if len(message.data) > LARGE_BYTES:
                 held.callback(asyncio.create_task(_receipt(bus, message)).cancel)
-            await answer_holding(message, caller, held)
-
-    async def answer_holding(message: Message, caller: Caller, held: contextlib.ExitStack) -> None:
-        headers: dict[str, str] = {}
-        if named:
-            await _reply(bus, message, b"", {subjects.WORKING: "1", **named})
-        waiting = asyncio.timeout(None if caller.deadline == math.inf else caller.deadline - time.monotonic())
-        try:
-            with deadline.on_behalf_of(caller):
+            if named:
+                await _reply(bus, message, b"", {subjects.WORKING: "1", **named})
+            try:
                 deadline.check_waited_for(name)
-                async with waiting:
-                    reply = await handle(message, held)
-        except CrucibleError as error:
-            reply, headers = _refusal(error.as_value().problem())
-        except msgspec.DecodeError as error:
-            reply, headers = _refusal(MalformedError(f"{name}: {error}").problem())
-        except Exception:
-            if waiting.expired():
-                return  # nobody waits
-            log.exception("%s failed", name)
-            reply, headers = _refusal(Problem("internal", f"{name} failed; its log says why"))
-        await _reply(bus, message, reply, {**headers, **named})
+                reply = await handle(message, held)
+            except CrucibleError as error:
+                reply, headers = _refusal(error.as_value().problem())
+            except msgspec.DecodeError as error:
+                reply, headers = _refusal(MalformedError(f"{name}: {error}").problem())
+            except Exception:
+                log.exception("%s failed", name)
+                reply, headers = _refusal(Problem("internal", f"{name} failed; its log says why"))
+            await _reply(bus, message, reply, {**headers, **named})
 
     def received(message: Message) -> None:
         caller = _caller(message, bus.now_ms())
@@ -248,55 +246,41 @@ def _receiver(
     return received
 
 
-@contextlib.asynccontextmanager
-async def _while_served(bus: Bus, service: str, operation: str) -> AsyncIterator[None]:
-    """Ends the wait for an answer by UnavailableError as soon as no replica is left that could give it: NATS says so at
-    once where nobody listens. One that drains takes no more requests, and listens still."""
-    loop = asyncio.get_running_loop()
-    probes: list[asyncio.Task[None]] = []
-    served = asyncio.timeout(None)
-
-    async def probe() -> None:
-        # A connection that breaks, the request hears by itself.
-        with contextlib.suppress(CrucibleError):
-            async with bus.inbox() as (reply, nobody):
-                while True:
-                    await bus.ask(bus.names.rpc_alive(service, operation), b"", reply)
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(_PROBE_S):
-                            await nobody.get()
-                        break
-            served.reschedule(loop.time())
-
-    # Most answers are there long before: no task for those.
-    later = loop.call_later(_PROBE_S, lambda: probes.append(asyncio.create_task(probe())))
-    try:
-        async with served:
-            yield
-    except TimeoutError as error:
-        raise UnknownOutcomeError(f"{service} went away during {operation}", retry_after=1) from error
-    finally:
-        later.cancel()
-        for task in probes:
-            task.cancel()
+async def _gone(bus: Bus, service: str, operation: str) -> CrucibleError:
+    """Returns as soon as no replica is left that could give an answer: NATS says so at once where nobody listens. One
+    that drains takes no more requests, and listens still."""
+    with contextlib.suppress(CrucibleError):  # a connection that breaks, the request hears by itself
+        async with bus.inbox() as (reply, nobody):
+            silent = True
+            while silent:
+                await bus.ask(bus.names.rpc_alive(service, operation), b"", reply)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_PROBE_S):
+                        await nobody.get()
+                    silent = False
+    return UnknownOutcomeError(f"{service} went away during {operation}", retry_after=1)
 
 
 def _ignore(message: Message) -> None:
     """Nothing is to be said."""
 
 
-async def _signs_of_life(bus: Bus, tasks: Mapping[asyncio.Task[None], Caller]) -> None:
-    """Tells those who wait for long that their request is being worked on, and ends what nobody waits for."""
+async def _look_after(bus: Bus, tasks: Mapping[asyncio.Task[None], Caller]) -> None:
+    """Ends what nobody waits for any more, and tells those who wait for long that their request is being worked on."""
     before: set[str] = set()
+    signed = time.monotonic()
     while True:
-        await asyncio.sleep(_SIGN_EVERY_S)
+        await asyncio.sleep(_LOOK_EVERY_S)
         for task, caller in list(tasks.items()):
-            if caller.gone:  # this process was stopped for a while
+            if caller.gone:
                 task.cancel()
-            elif caller.reply in before:
-                with contextlib.suppress(CrucibleError):
-                    await bus.publish(caller.reply, b"", {subjects.WORKING: "1"})
-                    caller.heard = time.monotonic()
+        if time.monotonic() - signed < _SIGN_EVERY_S:
+            continue
+        signed = time.monotonic()
+        for caller in [caller for caller in tasks.values() if caller.reply in before]:
+            with contextlib.suppress(CrucibleError):
+                await bus.publish(caller.reply, b"", {subjects.WORKING: "1"})
+                caller.heard = time.monotonic()
         before = {caller.reply for caller in tasks.values() if caller.reply}
 
 
