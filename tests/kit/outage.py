@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import signal
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,12 @@ class Server:
             self._process = None
 
     def stop(self) -> None:
-        """As Ctrl-Z does it: it neither ends nor answers."""
+        """As Ctrl-Z does it: it neither ends nor answers. Returns once each thread of it has stopped."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        threads = Path(f"/proc/{self._process.pid}/task")
+        while threads.exists() and any(_state(thread) != "T" for thread in threads.iterdir()):
+            time.sleep(0.001)
 
     def go_on(self) -> None:
         assert self._process is not None
@@ -54,6 +58,14 @@ class Server:
     async def restart(self) -> None:
         await self.kill()
         await self.start()
+
+
+def _state(thread: Path) -> str:
+    """The letter that /proc has for it."""
+    try:
+        return (thread / "stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:  # it has ended
+        return "T"
 
 
 class Proxy:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import gc
-import time
 import warnings
 from typing import Any
 
@@ -25,6 +24,7 @@ from crucible_core.errors import (
     UnavailableError,
 )
 from crucible_kit import deadline, rpc
+from crucible_kit.answers import Waiting
 from crucible_kit.bus import Bus, Message, open_bus
 from crucible_kit.rpc import Context, Endpoint, call, serve
 from crucible_kit.telemetry import Telemetry

@@ -21,11 +21,13 @@ _MARGIN_S = 0.5
 
 
 class Caller(msgspec.Struct, eq=False):
-    """Who waits for an answer. `deadline` and `heard`, the last word that it had from us, are `time.monotonic()`."""
+    """Who waits for an answer. `deadline` and `heard`, the last word that it had from us, are `time.monotonic()`, as is
+    when it was `signed` to last that its request is worked on."""
 
     deadline: float
     heard: float
     reply: str = ""
+    signed: float = msgspec.field(default_factory=time.monotonic)
 
     @property
     def until(self) -> float:

@@ -267,21 +267,15 @@ def _ignore(message: Message) -> None:
 
 async def _look_after(bus: Bus, tasks: Mapping[asyncio.Task[None], Caller]) -> None:
     """Ends what nobody waits for any more, and tells those who wait for long that their request is being worked on."""
-    before: set[str] = set()
-    signed = time.monotonic()
     while True:
         await asyncio.sleep(_LOOK_EVERY_S)
         for task, caller in list(tasks.items()):
             if caller.gone:
                 task.cancel()
-        if time.monotonic() - signed < _SIGN_EVERY_S:
-            continue
-        signed = time.monotonic()
-        for caller in [caller for caller in tasks.values() if caller.reply in before]:
-            with contextlib.suppress(CrucibleError):
-                await bus.publish(caller.reply, b"", {subjects.WORKING: "1"})
-                caller.heard = time.monotonic()
-        before = {caller.reply for caller in tasks.values() if caller.reply}
+            elif caller.reply and time.monotonic() - caller.signed > _SIGN_EVERY_S:
+                with contextlib.suppress(CrucibleError):
+                    await bus.publish(caller.reply, b"", {subjects.WORKING: "1"})
+                    caller.heard = caller.signed = time.monotonic()
 
 
 async def _receipt(bus: Bus, message: Message) -> None:
