@@ -78,8 +78,8 @@ def batches(payload: bytes, seconds: float) -> float:
         return asyncio.run(run(url))
 
 
-def handler(body: bytes, connections: int, seconds: float) -> list[float]:
-    """What each request to the bare Litestar handler took."""
+def handler(body: bytes, connections: int, seconds: float, name: str = "app") -> list[float]:
+    """What each request to the bare handler took, Litestar's or the one of that name in `events_app`."""
 
     async def prepare(url: str) -> None:
         client = await nats.connect(url)
@@ -89,7 +89,7 @@ def handler(body: bytes, connections: int, seconds: float) -> list[float]:
     with server() as url:
         asyncio.run(prepare(url))
         port = _free_port()
-        app = [sys.executable, "-m", "uvicorn", "bench.events_app:app", "--loop", "uvloop", "--http", "httptools"]
+        app = [sys.executable, "-m", "uvicorn", f"bench.events_app:{name}", "--loop", "uvloop", "--http", "httptools"]
         os.environ["BENCH_NATS_URL"] = url
         with _serving([*app, "--no-access-log", "--port", str(port)], port):
             request = post("/", body)

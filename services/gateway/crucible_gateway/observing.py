@@ -1,5 +1,6 @@
 """The record of each request: its span, its count and its duration."""
 
+import functools
 import time
 from typing import Any
 
@@ -25,9 +26,10 @@ class Observing(ASGIMiddleware):
     """A server span and a duration for every routed request; a stream's span lasts as long as the stream."""
 
     def __init__(self, metrics: Metrics) -> None:
-        self._durations = metrics.histogram(
+        durations = metrics.histogram(
             "http_request_seconds", "How long it took until the answer began", ("method", "route", "status")
         )
+        self._durations_of = functools.cache(durations.labels)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         method, route = _method(scope), _route(scope)
@@ -48,7 +50,7 @@ class Observing(ASGIMiddleware):
                 span.set("http.response.status_code", status)
                 if status >= _FAULT:
                     span.fail(str(status))
-                self._durations.labels(method, route, status).observe(time.perf_counter() - started)
+                self._durations_of(method, route, status).observe(time.perf_counter() - started)
 
             async def watched(message: Message) -> None:
                 if (status := _status(message)) is not None:
@@ -104,21 +106,24 @@ class Counting:
     """A `before_send` hook that counts the answers, those to unknown paths too."""
 
     def __init__(self, metrics: Metrics) -> None:
-        self._requests = metrics.counter("http_requests", "Answered requests", ("method", "route", "status"))
+        requests = metrics.counter("http_requests", "Answered requests", ("method", "route", "status"))
+        self._requests_of = functools.cache(requests.labels)
 
     async def __call__(self, message: Message, scope: Scope) -> None:
         if (status := _status(message)) is not None:
-            self._requests.labels(_method(scope), _route(scope), status).inc()
+            self._requests_of(_method(scope), _route(scope), status).inc()
 
 
 def _status(message: Any) -> int | None:
-    match message:
-        case {"type": "http.response.start", "status": int(status)}:
+    match message["type"]:
+        case "http.response.start":
+            status: int = message["status"]
             return status
-        case {"type": "websocket.accept"}:
+        case "websocket.accept":
             return 101
-        case {"type": "websocket.close", "refusal": (int(status), _, _)}:
-            return status
+        case "websocket.close" if "refusal" in message:
+            refused: int = message["refusal"][0]
+            return refused
     return None
 
 

@@ -65,6 +65,7 @@ from crucible_gateway.params import (
     read_params,
     wanted_fields,
 )
+from crucible_gateway.plain import Plain
 
 from .asked import rest_of_path
 from .replies import encoded, passed
@@ -118,6 +119,7 @@ _APPEND_REFUSALS = ("malformed", "conflict", "too_large", "unsupported", "invali
             refusals=_APPEND_REFUSALS,
         )
     ),
+    middleware=[Plain()],
 )
 async def append_event(request: Http) -> Response[bytes]:
     return await _append_any(request)
@@ -145,6 +147,7 @@ async def append_event(request: Http) -> Response[bytes]:
             refusals=_APPEND_REFUSALS,
         )
     ),
+    middleware=[Plain()],
 )
 async def append_batch(request: Http) -> Response[bytes]:
     return await _append_any(request, batch=True)
