@@ -32,6 +32,7 @@ Id = Annotated[str, typer.Argument(help="The event's id (evt_…), a beginning o
 PAGE = 500
 SLACK_MS = 1000
 """An id may be made a moment before or after its event's time."""
+_LOOKED_AT = 50
 MOST = 5000
 """Events that are looked through for the beginning of an id."""
 
@@ -135,10 +136,11 @@ def find_event(crucible: Crucible, given: str) -> Event:
     ConflictError where several ids begin so."""
     number = given.removeprefix("#")
     if number.isascii() and number.isdigit() and 0 < int(number) < 2**53:
-        found = list(islice(crucible.events.list(after=int(number) - 1, page_size=1), 1))
-        if not found or found[0].sequence != int(number):
-            raise NotFoundError(f"the log has no event with the sequence {number}")
-        return found[0]
+        # Of a log in several streams, events of others may come first that were stored at about the same time.
+        for event in islice(crucible.events.list(after=int(number) - 1, page_size=_LOOKED_AT), _LOOKED_AT):
+            if event.sequence == int(number):
+                return event
+        raise NotFoundError(f"the log has no event with the sequence {number}")
     span = id_span(given)
     if span is None:
         return crucible.events.get(given)

@@ -263,7 +263,7 @@ class AsyncEvents(_Namespace):
                     source = EventSource(response)
                     subscription.opened()
                     async for frame in source.aiter_sse():
-                        event = subscription.take(frame.event, frame.data)
+                        event = subscription.take(frame.event, frame.data, frame.id)
                         if event is not None:
                             yield event
                 wait = subscription.failed(UnavailableError("the gateway closed the stream"), time.monotonic())

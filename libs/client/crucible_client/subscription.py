@@ -7,6 +7,7 @@ import msgspec
 
 from crucible_core.envelope import Event
 from crucible_core.errors import CrucibleError
+from crucible_core.position import stream_number
 
 from .answers import error_from, read_as
 from .calls.events import stream_events
@@ -35,7 +36,8 @@ OnNotice = Callable[[Notice], object]
 
 
 class Subscription:
-    """Follows the sequence through a stream's frames, so that a broken one resumes with no hole and no repeat."""
+    """Follows the place in the log through a stream's frames, so that a broken one resumes with no hole and no
+    repeat. It is a sequence, or where the log is several streams, a position that the frames tell."""
 
     def __init__(
         self,
@@ -52,7 +54,9 @@ class Subscription:
         self._world_id, self._room_id = world_id, room_id
         self._patience = Patience(patience_s)
         self._on_notice = on_notice
-        self._last: int | None = None
+        self._last: str | int | None = None
+        self._seen: dict[int, int] = {}
+        """The last sequence of each stream."""
         self._warned: set[str] = set()
 
     def call(self) -> Call[bytes]:
@@ -75,8 +79,8 @@ class Subscription:
         """The gateway has accepted the stream."""
         self._patience.went_well()
 
-    def take(self, name: str, data: str | bytes) -> Event | None:
-        """The event in a frame, if it has one."""
+    def take(self, name: str, data: str | bytes, id: str = "") -> Event | None:
+        """The event in a frame, if it has one that was not seen yet. `id` is that of a server-sent frame."""
         raw = data.encode() if isinstance(data, str) else data
         frame = read_as(raw, dict[str, Any]) if raw.strip() else {}
         kind = name if name in ("gap", "error", "caught_up", "subscribed") else frame.get("type")
@@ -90,9 +94,12 @@ class Subscription:
         sequence = frame.get("sequence") if event is None else event.sequence
         if not isinstance(sequence, int):
             return event
-        if event is not None and self._last is not None and sequence <= self._last:
+        stream = stream_number(sequence)
+        if event is not None and sequence <= self._seen.get(stream, -1):
             return None
-        self._last = max(sequence, self._last or 0)
+        self._seen[stream] = max(sequence, self._seen.get(stream, 0))
+        position = frame.get("position") or (id if "." in id else None)
+        self._last = position or self._seen[stream]
         if kind == "caught_up":
             self._tell(Notice("caught_up", sequence=sequence))
         return event

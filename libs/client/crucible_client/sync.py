@@ -251,7 +251,7 @@ class Events(_Namespace):
                     source = EventSource(response)
                     subscription.opened()
                     for frame in source.iter_sse():
-                        event = subscription.take(frame.event, frame.data)
+                        event = subscription.take(frame.event, frame.data, frame.id)
                         if event is not None:
                             yield event
                 wait = subscription.failed(UnavailableError("the gateway closed the stream"), time.monotonic())

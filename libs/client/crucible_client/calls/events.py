@@ -191,11 +191,11 @@ def stream_events(
     types: Sequence[str],
     filter: Json | None,
     start: str | int,
-    last: int | None,
+    last: str | int | None,
     world_id: str | None = None,
     room_id: str | None = None,
 ) -> Call[bytes]:
-    """The live stream as server-sent events; `last` is the sequence to resume after."""
+    """The live stream as server-sent events; `last` is what to resume after."""
     place = params_of(filter=json_text(filter), world_id=world_id, room_id=room_id)
     params = (*types_of(types), *place, ("from", str(start if last is None else last)))
     headers = {"accept": "text/event-stream", "cache-control": "no-store"}
