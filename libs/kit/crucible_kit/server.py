@@ -18,7 +18,7 @@ from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from crucible_core.errors import CrucibleError
+from crucible_core.errors import CrucibleError, InvalidError
 
 from .connection import Connection
 from .logs import describe_error, leaves, setup_logging
@@ -80,9 +80,9 @@ def run(app: Any, settings: KitSettings, service: str = "") -> None:
     try:
         server.run()
     except SystemExit as stop:
-        raise SystemExit(1 if stop.code and not guard.stopped else 0) from None
+        raise SystemExit(guard.code if stop.code and not guard.stopped else 0) from None
     if guard.failed:
-        raise SystemExit(1)
+        raise SystemExit(guard.code)
 
 
 class LifespanGuard:
@@ -93,6 +93,8 @@ class LifespanGuard:
         self.started = False
         self.failed = False
         self.stopped = False
+        self.code = 1
+        """What the process exits with where it has failed."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan":
@@ -117,6 +119,8 @@ class LifespanGuard:
     def _report(self, error: Exception) -> None:
         self.failed = True
         what = "stopped by a failure" if self.started else "cannot start"
+        if not self.started and any(isinstance(leaf, InvalidError) for leaf in leaves(error)):
+            self.code = os.EX_CONFIG  # a setting that does not go with what is there: to start it again helps nobody
         if all(isinstance(leaf, CrucibleError) for leaf in leaves(error)):
             log.error("%s: %s", what, "; ".join(str(leaf) for leaf in leaves(error)))
         else:
