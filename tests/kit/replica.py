@@ -58,6 +58,9 @@ class Small:
     def unreadable(self) -> Iterable[str]:
         return ()
 
+    async def reach(self, revision: int) -> None:
+        pass
+
     async def catch_up(self, events: Sequence[Event]) -> None:
         pass
 

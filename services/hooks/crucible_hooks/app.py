@@ -92,6 +92,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             await stack.enter_async_context(running([recorder.run]))
             await stack.enter_async_context(running([redacted.follow]))
             await redacted.complete()
+            registry.stored = engine.tell_all
             registry.changed += [partial(note_change, engine)]
             registry.reloaded += [lambda name: note_change(engine, name, None, registry.records[name], 0)]
             following = [

@@ -1,7 +1,7 @@
 """The hooks of the installation: the KV bucket's records and this process's compiled copy of them."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -70,6 +70,8 @@ class Registry:
         """Those of others than the operator."""
         self.broken: dict[str, str] = {}
         """Why a record's definition cannot be run."""
+        self.stored: Callable[[int], Awaitable[None]]
+        """Awaited with the revision of each change of this process: returns once all replicas know it."""
         self.changed: list[Changed] = []
         self.reloaded: list[Callable[[str], None]] = []
         """Called with the name of a hook that means another thing since an event type was registered or deleted."""
@@ -226,8 +228,8 @@ class Registry:
             await self.principals.view.refresh()
 
     async def save(self, record: HookRecord) -> None:
-        """Returns once this process works with it and, for a Pre hook, so does every replica of `events`: it judges
-        the next event. Raises ConflictError where somebody else was first."""
+        """Returns once every replica works with it, for a Pre hook each of `events`: it has to do with the next event.
+        Raises ConflictError where somebody else was first."""
         key, before = token(record.name), self.records.get(record.name)
         revision = self._revisions.get(key)
         id = record.id if record.id or before else fresh_id("hok")
@@ -239,6 +241,8 @@ class Registry:
         if record.definition and timing(record.definition) == "Pre":
             # Where no replica answers, none guards: each learns of the hook before it commits anything.
             await call_all(self._bus, HOOKS, "events", "guarded", GuardedRequest(revision=stored))
+        else:
+            await self.stored(stored)
 
     async def _switched(self, before: HookRecord | None, after: HookRecord) -> list[Encoded]:
         was, places = before is not None and _is_on(before), list(before.switched) if before else []

@@ -83,6 +83,9 @@ class Runs:
     def unreadable(self) -> list[str]:
         return self._registry.unmatched()
 
+    async def reach(self, revision: int) -> None:
+        await self._registry.view.reach(revision)
+
     async def catch_up(self, events: Sequence[Event]) -> None:
         await self._registry.catch_up(events)
 

@@ -15,7 +15,7 @@ from crucible_kit.bus import Bus
 from crucible_kit.egress import open_guard
 from crucible_kit.exchange import open_exchanger
 from crucible_kit.handlers.engine import Engine
-from crucible_kit.handlers.pointers import waiting
+from crucible_kit.handlers.peers import count_waiting, tell_all
 from crucible_kit.handlers.upgrade import bring_over
 from crucible_kit.history import History
 from crucible_kit.index import Index, open_index
@@ -102,13 +102,14 @@ async def _running(
                 await bring_over(bus, shards, deliveries, lambda found: bus.names.old_handler_of(found.subject))
                 running.append(tasks.create_task(engine.run()))
                 await engine.begun()
+            registry.stored = engine.tell_all if engine else partial(tell_all, bus, SERVICE)
             if index is not None:
                 history_of = [bus.names.attempts_of(DLV)]
                 running.append(tasks.create_task(index.follow(bus, store.apply, history_of)))
                 losses = Losses(await open_bucket(bus, LOSSES, settings.stream_replicas))
                 history = History(bus, index, "attempts", "started_at", history_of, losses)
                 running.append(tasks.create_task(history.run()))
-                count = engine.waiting if engine else partial(waiting, bus, DLV, bus.names.deliveries)
+                count = partial(count_waiting, bus, shards, SERVICE, DLV, bus.names.deliveries)
                 replayer = Replayer(bus, registry, metrics)
                 answers = endpoints(bus, registry, index, exchanger, replayer, settings, count)
                 await stack.enter_async_context(serve(bus, SERVICE, answers, telemetry))

@@ -87,6 +87,9 @@ class Deliveries:
     def unreadable(self) -> list[str]:
         return [id for id in self._registry.inert if id not in self._registry.records]
 
+    async def reach(self, revision: int) -> None:
+        await self._registry.view.reach(revision)
+
     async def catch_up(self, events: Sequence[Event]) -> None:
         await self._registry.catch_up(events)
 

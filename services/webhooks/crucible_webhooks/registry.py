@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from itertools import islice
 
 import msgspec
@@ -54,6 +54,8 @@ class Registry:
         """Why a webhook that is enabled can not be matched."""
         self._gone: set[str] = set()
         self.changed: Callable[[str], None] = lambda _: None
+        self.stored: Callable[[int], Awaitable[None]]
+        """Awaited with the revision of each change of this process: returns once all replicas know it."""
         types.changed.append(self._type_changed)
 
     def match(self, event: Event) -> list[WebhookRecord]:
@@ -155,7 +157,7 @@ class Registry:
             await self.principals.view.refresh()
 
     async def create(self, record: WebhookRecord) -> None:
-        """Returns once this process works with it. Raises ConflictError where its name is taken, which holds over all
+        """Returns once every replica works with it. Raises ConflictError where its name is taken, which holds over all
         replicas: what is stored was decided on the whole bucket."""
         value = msgspec.json.encode(record)
         async with self._naming:  # each that changes the bucket makes all others of this process decide anew
@@ -164,9 +166,11 @@ class Registry:
                     await self.view.refresh()
                 self._check_name(record)
                 with contextlib.suppress(ConflictError):
-                    await self.view.reach(await self._bucket.change(record.id, value, self.view.revision))
-                    return
+                    stored = await self._bucket.change(record.id, value, self.view.revision)
+                    await self.view.reach(stored)
+                    break
                 await self.view.refresh()
+        await self.stored(stored)
 
     async def change(self, webhook_id: str, make: Callable[[WebhookRecord], WebhookRecord]) -> WebhookRecord:
         """Changes what is there now, never an older copy; `make` may be called again. Raises NotFoundError where the
@@ -185,7 +189,9 @@ class Registry:
                     if renamed
                     else self._bucket.update(webhook_id, value, revision)
                 )
-                await self.view.reach(await storing)
+                stored = await storing
+                await self.view.reach(stored)
+                await self.stored(stored)
                 return record
 
     async def set_enabled(

@@ -26,7 +26,8 @@ from crucible_kit.telemetry import Telemetry
 
 from .attempts import Attempts
 from .lanes import HELD_BYTES, ROOM, Job, Lane
-from .pointers import Pointers, waiting
+from .peers import answer, tell_all
+from .pointers import Pointers
 from .progress import CLOCKS_DIFFER_MS, Progress
 from .service import Plan, Service
 from .shards import Ownership, Shard, ShardRecord
@@ -75,6 +76,8 @@ class Engine:
             tasks.create_task(self._shards.run())
             tasks.create_task(self._pointers.run())
             tasks.create_task(self._backlog.watch())
+            answering = answer(self._bus, self._service, self._shards.replica, self._in_log, self._telemetry)
+            tasks.create_task(answering)
 
     async def begun(self, timeout: float = 30.0) -> None:
         """Returns once every shard has somebody who serves it, this replica or another. Raises UnavailableError."""
@@ -100,24 +103,28 @@ class Engine:
         if (progress := self._owned.get(shard_of(handler))) is not None:
             progress.lane(handler, self._read_to).behind = True
 
-    async def waiting(self, handler: str) -> int:
-        """How much waits for a handler of a shard of this replica, now or for its time, or is under way. In the log,
-        no more than `MOST_COUNTED` events are looked at."""
-        queued = await waiting(self._bus, self._service.kind, self._service.queue, handler)
+    async def tell_all(self, revision: int) -> None:
+        """Returns once every replica works with a revision of the registry."""
+        if not self._shards.alone:
+            await tell_all(self._bus, self._service.name, revision)
+
+    async def _in_log(self, handler: str) -> int:
+        """How much waits in the log for a handler of this replica, or is under way; no more than `MOST_COUNTED` events
+        are looked at."""
         lane, plan = self._lane(handler), self._service.plan(handler)
         if lane is None or plan is None:
-            return queued
-        from_log = lane.from_log
+            return 0
+        found = lane.from_log
         if not lane.behind:
-            return queued + from_log
-        examined = found = 0
+            return found
+        examined = 0
         async with contextlib.aclosing(self._behind(lane, plan)) as batches:
             async for messages in batches:
                 found += sum(self._is_wanted(handler, message) is not None for message in messages)
                 examined += len(messages)
                 if not messages or examined >= MOST_COUNTED:
                     break
-        return queued + from_log + found
+        return found
 
     def _in_lanes(self) -> tuple[int, int]:
         lanes = list(self._all_lanes())
@@ -144,7 +151,7 @@ class Engine:
         for handler in self._service.unreadable():
             self._hold(handler)
         for shard in shards:
-            for lane in self._lanes_of(shard.number):
+            for lane in list(self._owned[shard.number].lanes.values()):
                 self._pump(lane)
 
     async def _drop(self, shards: list[Shard]) -> None:
@@ -169,7 +176,7 @@ class Engine:
         progress = self._owned.get(shard.number)
         if progress is None:
             return shard.record
-        for lane in self._lanes_of(shard.number):
+        for lane in list(progress.lanes.values()):
             progress.close_idle(lane, self._read_to)
         if progress.is_settled(progress.suspect_to, self._read_to):
             self._attempts.forget(shard.number)
@@ -271,10 +278,6 @@ class Engine:
 
     def _all_lanes(self) -> Iterator[Lane]:
         return (lane for progress in self._owned.values() for lane in progress.lanes.values())
-
-    def _lanes_of(self, shard: int) -> list[Lane]:
-        progress = self._owned.get(shard)
-        return [] if progress is None else list(progress.lanes.values())
 
     def _lane(self, handler: str) -> Lane | None:
         progress = self._owned.get(shard_of(handler))

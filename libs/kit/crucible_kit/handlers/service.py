@@ -55,6 +55,9 @@ class Service(Protocol):
     def unreadable(self) -> Iterable[str]:
         """Handlers that cannot be matched here, as their records cannot be read, say: they wait until they can."""
 
+    async def reach(self, revision: int) -> None:
+        """Returns once its copy of the registry holds a revision. Raises UnavailableError."""
+
     async def catch_up(self, events: Sequence[Event]) -> None:
         """Returns once its copy of the registry is as new as these events."""
 

@@ -99,6 +99,10 @@ class Ownership:
         """Whether the others take this replica for alive: after it was stopped for a while, it must look first."""
         return time.monotonic() - self._beaten < DEAD_S
 
+    @property
+    def alone(self) -> bool:
+        return self.begun.is_set() and self._living() <= {self.replica}
+
     async def surely(self) -> None:
         """Returns once this replica has looked at what is still its own."""
         while not self.sure:

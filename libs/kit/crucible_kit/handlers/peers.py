@@ -1,0 +1,70 @@
+"""Requests to the replicas that run the engine of a service: what waits in a lane, only its owner knows; and who has
+registered a handler is answered once every one of them knows it."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+
+from crucible_core.access import service_principal
+from crucible_core.errors import UnavailableError
+from crucible_core.protocol.shared import GetRequest, Message
+from crucible_core.subjects import shard_of
+from crucible_kit.buckets import Bucket
+from crucible_kit.bus import Bus
+from crucible_kit.rpc import Context, Endpoint, call, call_all, serve
+from crucible_kit.telemetry import Telemetry
+
+from .pointers import waiting
+from .service import Service
+from .shards import read_shard, shard_key
+
+
+class Waiting(Message):
+    """What waits in the log for a handler, or is under way."""
+
+    count: int
+
+
+class Reached(Message):
+    """A revision of the registry's bucket."""
+
+    revision: int
+
+
+async def answer(
+    bus: Bus, service: Service, replica: str, in_log: Callable[[str], Awaitable[int]], telemetry: Telemetry
+) -> None:
+    """Answers until cancelled."""
+
+    async def count(request: GetRequest, context: Context) -> Waiting:
+        return Waiting(count=await in_log(request.id))
+
+    async def reached(request: Reached, context: Context) -> Reached:
+        await service.reach(request.revision)
+        return request
+
+    own = serve(bus, _name(service.name, replica), {"waiting": Endpoint(GetRequest, count)}, telemetry)
+    shared = {"reached": Endpoint(Reached, reached, every_replica=True)}
+    async with own, serve(bus, _name(service.name), shared, telemetry):
+        await asyncio.Event().wait()
+
+
+async def count_waiting(bus: Bus, shards: Bucket, service: str, kind: str, queue: str, handler: str) -> int:
+    """How much waits for a handler, now or for its time, or is under way."""
+    count = await waiting(bus, kind, queue, handler)
+    entry = await shards.get(shard_key(service, shard_of(handler)))
+    if entry is not None:
+        owner, asked = _name(service, read_shard(entry).owner), GetRequest(id=handler)
+        with contextlib.suppress(UnavailableError):  # it has just been killed: another one is about to take its place
+            count += (await call(bus, service_principal(service), owner, "waiting", asked, Waiting)).count
+    return count
+
+
+async def tell_all(bus: Bus, service: str, revision: int) -> None:
+    """Returns once every replica works with a revision of the registry: where its owner learned of a handler later than
+    of an event, the event would be missed."""
+    await call_all(bus, service_principal(service), _name(service), "reached", Reached(revision=revision))
+
+
+def _name(service: str, replica: str = "") -> str:
+    return f"{service}-engine-{replica}" if replica else f"{service}-engine"
