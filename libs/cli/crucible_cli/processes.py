@@ -28,7 +28,11 @@ class Born(msgspec.Struct, frozen=True):
 
 
 async def spawn(
-    command: Sequence[str], environ: Mapping[str, str], output: int, umask: int = -1
+    command: Sequence[str],
+    environ: Mapping[str, str],
+    output: int,
+    umask: int = -1,
+    pass_fds: Sequence[int] = (),
 ) -> asyncio.subprocess.Process:
     """Start `command` with its output on the descriptor `output`, in a process group of its own. `umask` is its own
     too, unless it is -1.
@@ -44,6 +48,7 @@ async def spawn(
         stderr=output,
         start_new_session=True,
         umask=umask,
+        pass_fds=pass_fds,
         preexec_fn=_tie_to_parent(),
     )
 

@@ -72,9 +72,17 @@ def plan(data: DataDir, hooks: Path, base: int, admin_key: str, environ: Mapping
         if service == "hooks":
             own["CRUCIBLE_HOOKS_DIR"] = str(hooks)
         # -P: a file of the current directory must not pass for a module of the service.
-        command = (sys.executable, "-P", "-m", f"crucible_{service}")
+        module = f"crucible_{service}"
         programs.append(
-            Program(service, command, shared | own, data.log(service), partial(look, port), _RANKS.get(service, 2))
+            Program(
+                service,
+                (sys.executable, "-P", "-m", module),
+                shared | own,
+                data.log(service),
+                partial(look, port),
+                _RANKS.get(service, 2),
+                module=module,
+            )
         )
     return Stack(f"http://{HOST}:{ports['gateway']}", ports | {"nats": nats.port}, hooks, programs)
 

@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 import time
+from asyncio.subprocess import Process
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import msgspec
 
 from crucible_core.errors import UnavailableError
 
+from .forking import Child, Forker
 from .output import Output
 from .processes import describe_exit, kill_group, record, send, spawn
 from .state import write_private
@@ -51,8 +53,9 @@ class Health(msgspec.Struct, frozen=True):
 
 
 class Program(msgspec.Struct, frozen=True):
-    """A program to run. `look` asks how it does; the higher its `rank`, the earlier it is stopped. Once it has
-    printed a line that is `stuck`, it is started again as soon as `mended` says that this helps."""
+    """A program to run: a `module` of Python is forked where that can be done. `look` asks how it does; the higher its
+    `rank`, the earlier it is stopped. Once it has printed a line that is `stuck`, it is started again as soon as
+    `mended` says that this helps."""
 
     name: str
     command: tuple[str, ...]
@@ -63,6 +66,7 @@ class Program(msgspec.Struct, frozen=True):
     stuck: Callable[[str], bool] = lambda line: False
     mended: Callable[[], bool] = lambda: False
     umask: int = -1
+    module: str = ""
 
 
 class Condition(msgspec.Struct, frozen=True):
@@ -107,7 +111,9 @@ class Supervisor:
         self._told = told
         self._report = report
         self._grace = grace
-        self._keepers = [_Keeper(program, report, self._note, self._wrong) for program in programs]
+        modules = [program.module for program in programs if program.module]
+        self._forker = Forker(modules) if modules and Forker.available else None
+        self._keepers = [_Keeper(program, report, self._note, self._wrong, self._forker) for program in programs]
         self._errors: dict[str, set[str]] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -133,6 +139,8 @@ class Supervisor:
         for _, group in itertools.groupby(ranks, key=lambda keeper: keeper.program.rank):
             await asyncio.gather(*(keeper.stop(self._grace) for keeper in group))
         await asyncio.gather(*self._tasks)
+        if self._forker is not None:
+            await self._forker.close()
         for keeper in self._keepers:
             keeper.output.close()
         for file in (self._noted, self._told):
@@ -173,8 +181,10 @@ class _Keeper:
         report: Report,
         note: Callable[[], None],
         wrong: Callable[[str, Sequence[str]], None],
+        forker: Forker | None,
     ) -> None:
         self.program = program
+        self._forker = forker
         self.was_ready = False
         self.health = Health()
         self.pid: int | None = None
@@ -254,7 +264,7 @@ class _Keeper:
         self._tell("starting", "starting")
         self._ended.clear()
         try:
-            process = await spawn(self.program.command, self.program.environ, self.output.write_end, self.program.umask)
+            process = await self._begin()
         except OSError as error:
             self._ended.set()
             return f"cannot start: {error.strerror or error}"
@@ -273,6 +283,13 @@ class _Keeper:
         self.output.drain()
         self._bad_setting = code == os.EX_CONFIG
         return describe_exit(code)
+
+    async def _begin(self) -> Process | Child:
+        program, output = self.program, self.output.write_end
+        if program.module and self._forker is not None:
+            with contextlib.suppress(OSError):
+                return await self._forker.fork(program.module, program.environ, output, program.umask)
+        return await spawn(program.command, program.environ, output, program.umask)
 
     def _died(self, end: str, delay: float) -> None:
         self._deaths.append(time.monotonic())

@@ -1,0 +1,122 @@
+"""Services forked from one process that has imported them: they share its memory, and start at once.
+
+`python -m crucible_kit.prefork FD`, where FD is a Unix socket (`SOCK_SEQPACKET`). The first message is the modules to
+import. Each further one is a `Fork`, with the descriptor that its output goes to; the answers are `Forked`, and `Ended`
+once a service is over. A service that is forked dies with this process, for which Linux is needed.
+"""
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import os
+import runpy
+import select
+import signal
+import socket
+import sys
+
+import msgspec
+from setproctitle import setproctitle
+
+MOST_BYTES = 128 * 1024
+"""Of one message: about what Linux lets through a socket."""
+_PR_SET_PDEATHSIG = 1
+
+
+class Fork(msgspec.Struct, tag=True):
+    """Runs `python -m MODULE` with this environment and no other. `umask` is -1 to leave it as it is."""
+
+    number: int
+    module: str
+    environ: dict[str, str]
+    umask: int = -1
+
+
+class Forked(msgspec.Struct, tag=True):
+    number: int
+    pid: int
+
+
+class Ended(msgspec.Struct, tag=True):
+    """`code` is negative for a signal, as that of `subprocess`."""
+
+    pid: int
+    code: int
+
+
+def main() -> None:
+    control = socket.socket(fileno=int(sys.argv[1]))
+    control.set_inheritable(False)
+    setproctitle("crucible: the process that services are forked from")
+    for module in msgspec.json.decode(control.recv(MOST_BYTES), type=list[str]):
+        with contextlib.suppress(Exception):  # one that cannot be imported says so itself when it is run
+            importlib.import_module(f"{module}.app")
+    gc.collect()
+    gc.freeze()  # the collector writes into each object that it looks at, and what is written is shared no more
+    asked = _serve(control)
+    if asked is not None:  # in the child
+        runpy.run_module(asked.module, run_name="__main__", alter_sys=True)
+
+
+def _serve(control: socket.socket) -> Fork | None:
+    """Forks what it is asked to, and tells of those that end, until nobody asks any more. Returns in each child, with
+    what it is to be."""
+    woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    while True:
+        ready, _, _ = select.select([control.fileno(), woken], [], [])
+        if woken in ready:
+            os.read(woken, 4096)
+            _tell_of_ends(control)
+        if control.fileno() in ready:
+            message, descriptors, _, _ = socket.recv_fds(control, MOST_BYTES, 1)
+            if not message:
+                return None
+            fork = msgspec.json.decode(message, type=Fork)
+            parent = os.getpid()
+            pid = os.fork()
+            if pid == 0:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                for descriptor in (control.detach(), woken, wake):
+                    os.close(descriptor)
+                _become(fork, descriptors[0], parent)
+                return fork
+            os.close(descriptors[0])
+            control.send(msgspec.json.encode(Forked(fork.number, pid)))
+
+
+def _tell_of_ends(control: socket.socket) -> None:
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        control.send(msgspec.json.encode(Ended(pid, os.waitstatus_to_exitcode(status))))
+
+
+def _become(fork: Fork, output: int, parent: int) -> None:
+    """What `subprocess` does between fork and exec, for a process that goes on with what it has."""
+    os.setsid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent:  # it died before we asked
+        os._exit(1)
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+    if fork.umask != -1:
+        os.umask(fork.umask)
+    os.environ.clear()
+    os.environ.update(fork.environ)
+    sys.argv = [fork.module]
+    setproctitle(f"{sys.executable} -P -m {fork.module}")
+
+
+if __name__ == "__main__":
+    main()
