@@ -25,6 +25,8 @@ from .context import gateway_of
 
 T = TypeVar("T")
 Http = Request[Any, Any, Any]
+_Piece = tuple[bytes, bool]
+"""Bytes of a body, and whether there are more."""
 
 MAX_REQUEST_BYTES = 64 * 1024 * 1024
 LEAST_BYTES_A_SECOND = 16 * 1024
@@ -62,16 +64,21 @@ def expect(request: Http, *kinds: str) -> str:
 
 
 async def pieces(
-    request: Http, limit: Callable[[bytes], int] = lambda _: MAX_REQUEST_BYTES, *, text: bool = True
+    request: Http,
+    limit: Callable[[bytes], int] = lambda _: MAX_REQUEST_BYTES,
+    *,
+    text: bool = True,
+    first: _Piece = (b"", True),
 ) -> AsyncIterator[bytes]:
-    """The body as it arrives, without the byte order mark of a `text`. `limit` is asked once, with the first piece that
-    is more than white space, how many bytes there may be. Raises TooLargeError, at once where the client announces too
-    much, TooSlowError, and MalformedError where the connection ends before the body, or a `text` is not UTF-8 by its
-    first bytes."""
+    """The body as it arrives, its `first` piece where that has come already, without the byte order mark of a `text`.
+    `limit` is asked once, with the first piece that is more than white space, how many bytes there may be. Raises
+    TooLargeError, at once where the client announces too much, TooSlowError, and MalformedError where the connection
+    ends before the body, or a `text` is not UTF-8 by its first bytes."""
     most, total = MAX_REQUEST_BYTES, 0
     announced = request.headers.get("content-length", "")
     asked = False
-    async for piece in _unmarked(_received(request)) if text else _received(request):
+    sent = _received(request, first)
+    async for piece in _unmarked(sent) if text else sent:
         if not asked and (begun := piece.lstrip()):
             asked, most = True, limit(begun)
         total += len(piece)
@@ -80,22 +87,30 @@ async def pieces(
         yield piece
 
 
-async def _received(request: Http) -> AsyncIterator[bytes]:
+async def _received(request: Http, first: _Piece = (b"", True)) -> AsyncIterator[bytes]:
     """Litestar's own `stream` would wait for ever, and calls a client that went away our fault."""
-    allowed_s = gateway_of(request).settings.body_timeout_s
-    begun, total, more = asyncio.get_running_loop().time(), 0, True
+    piece, more = first
+    begun, total = asyncio.get_running_loop().time(), len(piece)
+    if piece:
+        yield piece
     while more:
-        try:
-            async with asyncio.timeout_at(begun + allowed_s + total / LEAST_BYTES_A_SECOND):
-                message: Any = await request.receive()
-        except TimeoutError:
-            raise TooSlowError(f"the body did not arrive in {allowed_s:g} s and a second for every 16 KiB") from None
-        if message["type"] == "http.disconnect":
-            raise MalformedError("the connection ended before the body did")
-        piece, more = message.get("body", b""), message.get("more_body", False)
+        piece, more = await _piece(request, begun, total)
         total += len(piece)
         if piece:
             yield piece
+
+
+async def _piece(request: Http, begun: float, total: int) -> _Piece:
+    """The next one of a body that began at a moment, and of which `total` bytes have come."""
+    allowed_s = gateway_of(request).settings.body_timeout_s
+    try:
+        async with asyncio.timeout_at(begun + allowed_s + total / LEAST_BYTES_A_SECOND):
+            message: Any = await request.receive()
+    except TimeoutError:
+        raise TooSlowError(f"the body did not arrive in {allowed_s:g} s and a second for every 16 KiB") from None
+    if message["type"] == "http.disconnect":
+        raise MalformedError("the connection ended before the body did")
+    return message.get("body", b""), message.get("more_body", False)
 
 
 async def _unmarked(sent: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -118,7 +133,16 @@ async def _unmarked(sent: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 async def array_or_one(request: Http) -> tuple[AsyncIterator[bytes] | None, bytes]:
     """The pieces of an array, which may be as large as a request; or else the whole body, which may only be as large as
     an event. Raises TooLargeError, and MalformedError where there is none."""
-    sent = pieces(request, lambda begun: MAX_REQUEST_BYTES if begun[:1] == b"[" else MAX_EVENT_BYTES)
+    first, more = await _piece(request, asyncio.get_running_loop().time(), 0)
+    if not more and len(first) <= MAX_EVENT_BYTES:  # as most of them are
+        check_encoding(first, "the body")
+        body = first.removeprefix(BOM_UTF8).lstrip()
+        if body:
+            return (_again(body), b"") if body[:1] == b"[" else (None, body)
+        raise MalformedError("the body is empty")
+    sent = pieces(
+        request, lambda begun: MAX_REQUEST_BYTES if begun[:1] == b"[" else MAX_EVENT_BYTES, first=(first, more)
+    )
     begun = bytearray()
     async for piece in sent:
         begun += piece if begun else piece.lstrip()
@@ -129,10 +153,11 @@ async def array_or_one(request: Http) -> tuple[AsyncIterator[bytes] | None, byte
     return None, bytes(begun)
 
 
-async def _again(begun: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _again(begun: bytes, rest: AsyncIterator[bytes] | None = None) -> AsyncIterator[bytes]:
     yield begun
-    async for piece in rest:
-        yield piece
+    if rest is not None:
+        async for piece in rest:
+            yield piece
 
 
 async def whole(request: Http) -> bytes:

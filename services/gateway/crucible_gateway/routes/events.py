@@ -155,19 +155,19 @@ async def append_batch(request: Http) -> Response[bytes]:
 
 async def _append_any(request: Http, batch: bool = False) -> Response[bytes]:
     """Raises MalformedError where one event is sent for a batch."""
-    params = read_params(request.scope["query_string"], AppendParams)
+    params, headers = read_params(request.scope["query_string"], AppendParams), request.headers
     origin = Origin(
         principal=principal_of(request),
         traceparent=traceparent_of(request.scope),
-        correlation_id=sent_correlation(request.headers),
-        idempotency_key=idempotency_key(request.headers.get("idempotency-key")),
+        correlation_id=sent_correlation(headers),
+        idempotency_key=idempotency_key(headers.get("idempotency-key")),
         request_id=correlation_of(request.scope),
         react=params.react,
-        hop=sent_hop(request.headers),
+        hop=sent_hop(headers),
     )
     append: Append = functools.partial(_append, request)
     many = append_all if params.atomic else append_each
-    form = form_of(essence(request.headers.get("content-type", JSON)), request.scope["headers"])
+    form = form_of(essence(headers.get("content-type", JSON)), request.scope["headers"])
     if batch and form in ("structured", "binary"):
         raise UnsupportedError(f"one CloudEvent is no batch; send {JSON}, {NDJSON[0]} or {BATCH}")
     if form != "native":
