@@ -24,7 +24,9 @@ _ANY = "*"
 _MOST_PLACES = 20
 ABOUT_WORLDS = frozenset(f"System.{what}{event}" for what in ("World", "Room") for event in ("Created", "Deleted"))
 """They are in the default world, and their entity is the world that they are about."""
-OF_ALL_WORLDS = ABOUT_WORLDS | {f"System.{event}" for event in ("Started", "Shutdown", "Error", "ConfigChanged")}
+OF_ALL_WORLDS = ABOUT_WORLDS | {
+    f"System.{event}" for event in ("Started", "Shutdown", "Error", "ConfigChanged", "AccessDenied")
+}
 """What the installation says of itself in the default world: for nobody who sees but some of the worlds."""
 _SOURCES: dict[str, SourceKind] = {"user": "user", "agent": "agent", "external": "external"}
 
