@@ -115,11 +115,15 @@ class Registry:
         hooks that name its category: one that listens to everything would hear of itself for ever."""
         own = event.type == "Hook" and event.data.event in _RUN_RECORDS
         heard = not own or hook.filters.names_category("Hook")
-        return heard and self.principals.shows(self.records[hook.name], event)
+        return heard and self.shows(hook, event)
 
     def wants(self, hook: Hook, event: Event) -> bool:
         """Whether a Pre hook judges an event that is on its way."""
-        return hook.filters.matches(event) and self.principals.shows(self.records[hook.name], event)
+        return hook.filters.matches(event) and self.shows(hook, event)
+
+    def shows(self, hook: Hook, event: Event) -> bool:
+        """Whether its owner sees the event, and it is of the hook's world."""
+        return self.principals.shows(self.records[hook.name], event)
 
     def may_want(self, category: str, event: str) -> bool:
         """Whether an event of a type may trigger a hook, whatever is in it."""

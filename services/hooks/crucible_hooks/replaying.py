@@ -45,7 +45,7 @@ class Replayer:
 
         Raises NotFoundError where the hook is gone, UnavailableError where it cannot be loaded here.
         """
-        await self._registry.view.refresh()
+        await self._registry.catch_up(())
         hook = self._hook(request.target, context.principal)
         if hook is None:
             raise UnavailableError(f"hook {request.target} is {self._registry.state(request.target)}")

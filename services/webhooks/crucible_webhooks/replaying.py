@@ -64,7 +64,7 @@ class Replayer:
 
         Raises NotFoundError where the webhook is gone, UnavailableError where it cannot be read here.
         """
-        await self._registry.view.refresh()
+        await self._registry.catch_up(())
         if (reason := self._registry.inert.get(request.target)) is not None:
             raise UnavailableError(f"webhook {request.target} is inert: {reason}")
         record = self._registry.get(request.target)
