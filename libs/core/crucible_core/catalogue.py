@@ -171,14 +171,15 @@ class Catalogue:
     def validate(self, dotted: str, payload: bytes) -> Any:
         """The payload (JSON), decoded and checked against its type: a Struct, or an object of a type that users
         registered, whose schema is not asked here. Raises MalformedError, or InvalidError with paths `payload.…`."""
-        return self._read(dotted, payload)[0]
+        return self.read(dotted, payload)[0]
 
     def canonical(self, dotted: str, payload: bytes) -> bytes:
         """The payload, checked, with every field under its canonical name: the same bytes where they are so already.
         Raises as `validate` does."""
-        return self._read(dotted, payload)[1]
+        return self.read(dotted, payload)[1]
 
-    def _read(self, dotted: str, payload: bytes) -> tuple[Any, bytes]:
+    def read(self, dotted: str, payload: bytes) -> tuple[Any, bytes]:
+        """What `validate` and `canonical` give."""
         check_depth(payload, "payload")
         read = self._readers.get(dotted)
         if read is None:

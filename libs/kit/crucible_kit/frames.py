@@ -52,24 +52,28 @@ def batch_frames(messages: Sequence[Outgoing], batch_id: str, reply: str, most: 
     """
     frames: list[bytes] = []
     last = len(messages)
+    commit = f"{BATCH_COMMIT}: 1\r\n\r\n".encode()
     opening = f"NATS/1.0\r\n{BATCH_ID}: {batch_id}\r\n{BATCH_SEQUENCE}: "
     for place, message in enumerate(messages, 1):
-        header = _header(message, opening, place, commit=place == last)
-        size = len(header) + len(message.data)
-        check_size(size, most)
-        to = f"{checked_subject(message.subject)} {reply}" if place in (1, last) else checked_subject(message.subject)
-        frames.append(b"HPUB %b %d %d\r\n%b%b\r\n" % (to.encode(), len(header), size, header, message.data))
+        subject, data = checked_subject(message.subject), message.data
+        header = f"{opening}{place}\r\n{_lines(message)}\r\n".encode()
+        if place == last:
+            header = header[:-2] + commit
+        size = len(header) + len(data)
+        if size > most:
+            check_size(size, most)
+        to = f"{subject} {reply}" if place in (1, last) else subject
+        frames += (f"HPUB {to} {len(header)} {size}\r\n".encode(), header, data, b"\r\n")
     return b"".join(frames)
 
 
-def _header(message: Outgoing, opening: str, place: int, *, commit: bool) -> bytes:
+def _lines(message: Outgoing) -> str:
     lines = f"{MSG_ID}: {clean(message.msg_id)}\r\n" if message.msg_id is not None else ""
     if message.ttl is not None:
         lines += f"{TTL}: {clean(message.ttl)}\r\n"
     for name, value in message.headers.items():
         lines += f"{name}: {clean(value)}\r\n"
-    ending = f"{BATCH_COMMIT}: 1\r\n" if commit else ""
-    return f"{opening}{place}\r\n{lines}{ending}\r\n".encode()
+    return lines
 
 
 def check_size(size: int, most: int) -> None:

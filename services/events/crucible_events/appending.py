@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Mapping, Sequence
 
 import msgspec
@@ -35,7 +36,7 @@ from . import pinning
 from .candidates import (
     Candidate,
     State,
-    as_one,
+    all_of,
     by_stream,
     check_apart,
     check_one_stream,
@@ -198,14 +199,17 @@ class Appender:
             outcomes = await committing
         except CrucibleError as error:
             outcomes = [error.as_value()] * len(run)
+        committed: Counter[str] = Counter()
         for candidate, outcome in zip(run, outcomes, strict=True):
             if isinstance(outcome, Stored) and not outcome.duplicate:
-                states[candidate.position] = self._committed(candidate, outcome.sequence)
+                states[candidate.position] = candidate.committed(outcome.sequence)
+                committed[candidate.stamped.event.type] += 1
                 continue
             try:
                 states[candidate.position] = await self._told(candidate, outcome)
             except CrucibleError as error:
                 states[candidate.position] = error.as_value()
+        self._count(committed)
 
     async def _told(self, candidate: Candidate, outcome: Outcome) -> State:
         """What became of an event that this append did not add to the log."""
@@ -229,7 +233,7 @@ class Appender:
             raise self._counted(InvalidError(message, errors=[FieldError("events", message)]))
         try:
             states = await self._stamped(events, context)
-            candidates = _all(states)
+            candidates = all_of(states)
             check_apart(candidates)
             check_one_stream(candidates, self._bus.names)
             known = await self._known(candidates)
@@ -239,9 +243,9 @@ class Appender:
                 return repeated
             self._find_room(states)
             await self._places.admit(states)
-            _all(states)
+            all_of(states)
             await self._judge(states)
-            return await self._commit_whole(_all(states)) if states else []
+            return await self._commit_whole(all_of(states)) if states else []
         except CrucibleError as error:
             raise self._counted(error) from None
 
@@ -258,7 +262,8 @@ class Appender:
             raise error if "current_sequence" in error.extra else await self._conflict_among(judged) from None
         if stored[0].duplicate:
             return [self._duplicate(judged[0], await self._first(judged[0], stored[0].sequence))]
-        return [self._committed(one, place.sequence) for one, place in zip(judged, stored, strict=True)]
+        self._count(Counter(candidate.stamped.event.type for candidate in judged))
+        return [one.committed(place.sequence) for one, place in zip(judged, stored, strict=True)]
 
     def _repeated(self, candidates: list[Candidate], known: list[tuple[Candidate, Known]]) -> list[Appended]:
         """The first answers, where a whole request comes again. Raises ConflictError where only a part of it does."""
@@ -421,10 +426,10 @@ class Appender:
                 return conflict
         return ConflictError("another append was first; nothing of the request was committed")
 
-    def _committed(self, candidate: Candidate, sequence: int) -> Appended:
-        event, about = candidate.stamped.event, candidate.stamped.event.metadata
-        self._appended_of(event.type).inc()
-        return Appended(id=about.id, sequence=sequence, type=event.dotted, correlation_id=about.correlation_id)
+    def _count(self, committed: Mapping[str, int]) -> None:
+        """By category."""
+        for category, count in committed.items():
+            self._appended_of(category).inc(count)
 
     def _duplicate(self, candidate: Candidate, first: Known) -> Appended:
         if not first.sequence:
@@ -444,11 +449,3 @@ class Appender:
             log.warning("an append was refused: %s", error.detail)
         self._refused.labels("hops" if isinstance(error, HopsError) else error.code).inc()
         return error
-
-
-def _all(states: list[State]) -> list[Candidate]:
-    """The events of an atomic request. Raises where one of them is refused."""
-    refused = {place: state for place, state in enumerate(states) if isinstance(state, CrucibleError)}
-    if refused:
-        raise as_one(refused)
-    return under_way(states)

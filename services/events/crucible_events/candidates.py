@@ -91,6 +91,10 @@ class Candidate(msgspec.Struct, frozen=True):
         where = f"{event.dotted} in the world {event.metadata.world_id[:64]}, room {event.metadata.room_id[:64]}"
         return forbidden("events:write", f"nothing may be written there: {where}").as_value()
 
+    def committed(self, sequence: int) -> Appended:
+        event, about = self.stamped.event, self.stamped.event.metadata
+        return Appended(id=about.id, sequence=sequence, type=event.dotted, correlation_id=about.correlation_id)
+
     def check_repeats(self, first: Known) -> None:
         """Raises InvalidError where the event that has its idempotency key was another request's."""
         check_repeats(self.new.fingerprint, first)
@@ -99,8 +103,9 @@ class Candidate(msgspec.Struct, frozen=True):
         """The message that commits it. It takes its bucket's pin, if there is one: only the first message of an atomic
         batch may say what it expects of a subject."""
         stamped, event, about = self.stamped, self.stamped.event, self.stamped.event.metadata
-        recorded_only = not self.new.react or self.new.redacted is not None
-        headers = {**self.headers, **({NO_REACTION: "1"} if recorded_only else {})}
+        headers = dict(self.headers)
+        if not self.new.react or self.new.redacted is not None:  # it is only recorded
+            headers[NO_REACTION] = "1"
         if self.new.fingerprint is not None:
             headers[FINGERPRINT] = self.new.fingerprint
         if stamped.key is not None and stamped.key != stamped.message_id:
@@ -185,6 +190,14 @@ def within(scope: Scope, state: State) -> State:
 
 def under_way(states: Sequence[State]) -> list[Candidate]:
     return [state for state in states if isinstance(state, Candidate)]
+
+
+def all_of(states: list[State]) -> list[Candidate]:
+    """The events of an atomic request. Raises where one of them is refused."""
+    refused = {place: state for place, state in enumerate(states) if isinstance(state, CrucibleError)}
+    if refused:
+        raise as_one(refused)
+    return under_way(states)
 
 
 def hold_back(sent: Sequence[Candidate], states: list[State]) -> None:

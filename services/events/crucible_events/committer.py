@@ -132,9 +132,13 @@ class Committer:
 
     async def run(self) -> None:
         """Commits until cancelled; what still waits then is refused."""
-        async with asyncio.TaskGroup() as tasks:
-            for stream, line in self._lines.items():
-                tasks.create_task(self._commit_to(stream, line))
+        try:
+            # Not a task group, which cancels only once its own task runs again: a commit would be begun meanwhile.
+            await asyncio.gather(*(self._commit_to(stream, line) for stream, line in self._lines.items()))
+        finally:
+            for line in self._lines.values():
+                for pending in line.waiting:
+                    _fail(pending, UnavailableError("events is shutting down", retry_after=1))
 
     async def _commit_to(self, stream: str, line: _Line) -> None:
         taken: list[Pending] = []
@@ -149,8 +153,6 @@ class Committer:
         finally:
             for pending in taken:
                 _fail(pending, UnknownOutcomeError("events was shut down during the commit", retry_after=1))
-            for pending in line.waiting:
-                _fail(pending, UnavailableError("events is shutting down", retry_after=1))
 
     # ---- what goes together
 

@@ -112,22 +112,26 @@ def stamp(new: NewEvent, defaults: Defaults, payloads: Payloads, most: int = MAX
     dotted = payloads.resolve(new)
     if new.outside and new.react:
         _check_writer(dotted)
-    mistakes = [*_mistakes(new), *_of_the_future(new, defaults)]
-    if mistakes:
+    if mistakes := _mistakes(new) + _of_the_future(new, defaults):
         raise _invalid(mistakes)
     if new.hop > MAX_HOPS:
         message = f"{new.hop} effects deep; chains end at {MAX_HOPS}"
         raise HopsError(f"hop: {message}", errors=[FieldError("hop", message)])
-    payload = bytes(new.payload)
+    payload, value = bytes(new.payload), None
     if new.redacted is None:
-        version, payload = payloads.check(dotted, new.version, payload)
+        version, payload, value = payloads.check(dotted, new.version, payload)
         _check_moments(dotted, payload, defaults)
     else:
         checked_empty(payload)
         version = new.version or BUILT_IN
-    event = _event(new, defaults, dotted, version, one_line(payload))
-    if event.type in VERSIONED and new.redacted is None:
-        _check_entity(event, defaults)
+    category, _, name = dotted.partition(".")
+    named = _named(category, payload, value)
+    usable = [text for _, text in named if _is_name(text, MAX_ENTITY)]
+    metadata = _metadata(new, defaults, version, usable[0] if usable else None)
+    data = Data(name, msgspec.Raw(one_line(payload)))
+    event = Event(category, data, metadata, redacted=new.redacted or msgspec.UNSET)
+    if category in VERSIONED and named:
+        _check_entity(event, *named[0], defaults)
     _check_expectation(new, event)
     raw = encode(event)
     if len(raw) > most:
@@ -187,11 +191,10 @@ def who(source: Source | None, actor: str | None) -> tuple[Source, str]:
     return source, actor if actor is not None else f"{source.kind}:{source.id}"
 
 
-def _event(new: NewEvent, defaults: Defaults, dotted: str, version: str, payload: bytes) -> Event:
-    category, _, event = dotted.partition(".")
+def _metadata(new: NewEvent, defaults: Defaults, version: str, entity: str | None) -> Metadata:
     source, actor = who(new.source, new.actor)
     timestamp = defaults.timestamp if new.timestamp is None else format_time(parse_time(new.timestamp, "timestamp"))
-    metadata = Metadata(
+    return Metadata(
         id=new.id or defaults.id,
         timestamp=timestamp,
         version=version,
@@ -202,38 +205,29 @@ def _event(new: NewEvent, defaults: Defaults, dotted: str, version: str, payload
         hop=new.hop,
         world_id=new.world_id,
         room_id=new.room_id,
-        entity=new.entity or default_entity(category, payload),
+        entity=new.entity or entity,
         traceparent=new.traceparent if parse_traceparent(new.traceparent) else defaults.traceparent,
         extensions=new.extensions or msgspec.UNSET,
     )
-    return Event(category, Data(event, msgspec.Raw(payload)), metadata, redacted=new.redacted or msgspec.UNSET)
 
 
-def default_entity(category: str, payload: bytes) -> str | None:
-    """What an event is about, by the payload's own word."""
-    named = _named(category, payload, usable=True)
-    return named[1] if named else None
+def _named(category: str, payload: bytes, value: Any) -> list[tuple[str, str]]:
+    """The fields that may name what an event is about, and their texts; the first that is a name does. `value` is what
+    the payload was decoded to, None where nothing is left of it."""
+    known = category if category in CATEGORIES else "Custom"
+    fields = ENTITY_FIELDS.get(known)
+    if fields is None or value is None:
+        return []
+    if type(value) is dict:
+        return [(field, text) for field in fields if isinstance(text := value.get(field), str)]
+    # A Struct holds only the fields that its type declares.
+    texts = msgspec.structs.astuple(_NAMING[known].decode(payload))
+    return [(field, text) for field, text in zip(fields, texts, strict=True) if isinstance(text, str)]
 
 
-def _named(category: str, payload: bytes, usable: bool = False) -> tuple[str, str] | None:
-    """The field that names what an event is about, and its text; the first that is `usable` as a name, or at all."""
-    category = category if category in CATEGORIES else "Custom"
-    if category not in _NAMING:
-        return None
-    values = msgspec.structs.astuple(_NAMING[category].decode(payload))
-    for field, value in zip(ENTITY_FIELDS[category], values, strict=True):
-        if isinstance(value, str) and (not usable or _is_name(value, MAX_ENTITY)):
-            return field, value
-    return None
-
-
-def _check_entity(event: Event, defaults: Defaults) -> None:
+def _check_entity(event: Event, field: str, name: str, defaults: Defaults) -> None:
     """An event of a versioned entity must stand on its subject: there its version is checked, and it is looked for.
-    Raises InvalidError."""
-    named = _named(event.type, bytes(event.data.payload))
-    if named is None:
-        return
-    field, name = named
+    `field` of the payload has its `name`. Raises InvalidError."""
     if event.data.event == "Created" and is_after(name, _latest(defaults) // 1000):
         raise _invalid([_ahead(f"payload.{field}", defaults)])
     unreadable = event.type == "Memory" and ("/" in name or name in MEMORY_PATHS)
@@ -274,7 +268,10 @@ def _mistakes(new: NewEvent) -> list[FieldError]:
         new.idempotency_key,
         new.entity,
     )
-    for (path, most), value in zip(_NAMES, names, strict=True):
+    given = [name for name in names if name is not None]
+    together = "".join(given)
+    in_order = len(together) <= MAX_NAME and together.isprintable() and all(given)  # as nearly always
+    for (path, most), value in () if in_order else zip(_NAMES, names, strict=True):
         if value is not None and not _is_name(value, most):
             found.append(FieldError(path, f"must be 1 to {most} characters, none of them a control character"))
     if new.version is not None and not _VERSION.fullmatch(new.version):

@@ -72,20 +72,21 @@ class Payloads:
             found = self._resolved[new.type] = catalogue.resolve(new.type, near=near)
         return found
 
-    def check(self, dotted: str, version: str | None, payload: bytes) -> tuple[str, bytes]:
-        """The version that a payload of a canonical type is of, and the payload under canonical names: the latest
-        version, or `version`, which for a registered type must be one of its own.
+    def check(self, dotted: str, version: str | None, payload: bytes) -> tuple[str, bytes, Any]:
+        """The version that a payload of a canonical type is of, the payload under canonical names, and what it was
+        decoded to: the latest version, or `version`, which for a registered type must be one of its own.
 
         Raises MalformedError, and InvalidError with paths `payload.…`; UnknownTypeError for another version.
         """
         catalogue = self._catalogue()
         kind = catalogue.registered.get(dotted)
         if kind is None:
-            return version or BUILT_IN, catalogue.canonical(dotted, payload)
+            value, payload = catalogue.read(dotted, payload)
+            return version or BUILT_IN, payload, value
         wanted = _version(kind, version)
         decoded = catalogue.validate(dotted, payload)
         self._validator(kind, wanted).check(decoded, dotted, payload)
-        return wanted.version, payload
+        return wanted.version, payload, decoded
 
     def _validator(self, kind: Registered, version: TypeVersion) -> "Validator":
         key = kind.dotted, version.version
