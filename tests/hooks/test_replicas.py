@@ -17,14 +17,14 @@ from crucible_core.protocol.hooks import HookView
 from crucible_core.protocol.shared import EnableHook, GetRequest
 from crucible_core.subjects import SHARDS
 from crucible_kit.buckets import open_bucket
-from crucible_kit.handlers.lanes import ROOM, UNSETTLED
+from crucible_kit.handlers.lanes import UNSETTLED
 
 from .conftest import System, until
 
 PLACES = 4
 MANY = 120
-WAITING = ROOM + 50
-"""More than a lane holds: the others wait in the log."""
+WAITING = 300
+"""Far more than are in hand at a time."""
 
 
 class Replicas:
@@ -199,3 +199,21 @@ async def test_a_disabled_hook_keeps_what_waits_over_a_restart_and_gets_nothing_
         await until(lambda: lines(path).keys() >= wanted, 60)
         await asyncio.sleep(0.3)
     assert lines(path).keys() == wanted
+
+
+async def test_hooks_make_nothing_on_the_bus(system: System) -> None:
+    await system.register("first", "1")
+    await system.append()
+    await system.run_of("first", "ok")
+    before = await made(system)
+    for n in range(MANY):
+        await system.register(f"idle-{n}", "1", on=f"Custom.idle{n}")
+    await system.append(f"Custom.idle{MANY - 1}")
+    await system.run_of(f"idle-{MANY - 1}", "ok")
+    assert await made(system) == before
+
+
+async def made(system: System) -> list[int]:
+    bus = system.bus
+    streams = (bus.names.events, bus.names.hook_runs, bus.names.attempts)
+    return [len(await bus.stream_names()), *[len(await bus.consumer_names(stream)) for stream in streams]]

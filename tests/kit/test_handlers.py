@@ -255,3 +255,23 @@ async def test_a_job_that_ends_its_process_is_put_aside_and_holds_up_nobody(atte
             break
     assert [line.split()[1] for line in attempts.parked] == [str(deadly)]
     assert attempts.made.keys() >= wanted
+
+
+@pytest.mark.parametrize("meanwhile", [False, True], ids=["while it is served", "while nobody is there"])
+async def test_a_log_that_is_made_anew_is_read_from_its_start(attempts: Attempts, bus: Bus, meanwhile: bool) -> None:
+    """… though it is not as long as the one before, whose places mean nothing in it."""
+    async with attempts.replica() as replica:
+        before = await attempts.append_to_all(5)
+        await until(lambda: attempts.made.keys() >= before)
+        if meanwhile:
+            await replica.end(signal.SIGTERM)
+        await bus.delete_stream(bus.names.events)
+        await declare_streams(bus, KitSettings())
+        attempts.made.clear()
+        wanted = await attempts.append_to_all(1)
+        if not meanwhile:
+            await until(lambda: attempts.made.keys() >= wanted)
+    async with attempts.replica():
+        await until(lambda: attempts.made.keys() >= wanted)
+        await asyncio.sleep(0.3)
+    assert attempts.made == Counter(wanted)

@@ -6,8 +6,10 @@ import heapq
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from itertools import accumulate
 
+import msgspec
+
 from crucible_core.errors import CrucibleError
-from crucible_core.position import Position, in_stream, joined, stream_number
+from crucible_core.position import Position, base_of, in_stream, joined, stream_number
 
 from .bus import Bus
 from .message import Message
@@ -17,6 +19,28 @@ Batches = AsyncGenerator[list[Message], None]
 
 _MOST_WAITING = 2000
 """Messages of a stream that wait until the others have been read as far."""
+
+
+class LogState(msgspec.Struct, frozen=True):
+    """The log as it is at the moment: where it ends, and of each stream when it was made, which tells it from another
+    one of the same name."""
+
+    end: Position
+    made: tuple[str, ...]
+
+    def placed(self, position: Position, made: Sequence[str]) -> Position:
+        """A place in a log whose streams were `made` then (none: it is not known), as it is in this one: of a stream
+        that is another one its start, of one that has lost its end the end."""
+        ends = [
+            base_of(number) if made and list(made[number : number + 1]) != [now] else min(position.end_of(number), end)
+            for number, (now, end) in enumerate(zip(self.made, self.end.ends, strict=True))
+        ]
+        return joined(ends)
+
+
+async def log_state(bus: Bus) -> LogState:
+    states = [await bus.stream_state(stream) for stream in bus.names.log_streams]
+    return LogState(joined(state.last_sequence for state in states), tuple(state.created for state in states))
 
 
 async def log_end(bus: Bus) -> Position:

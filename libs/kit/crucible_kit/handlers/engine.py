@@ -17,7 +17,7 @@ from crucible_kit.backlog import Backlog
 from crucible_kit.buckets import Bucket
 from crucible_kit.bus import Bus
 from crucible_kit.clock import now_ms
-from crucible_kit.eventlog import log_end, passed, read_log
+from crucible_kit.eventlog import LogState, log_end, log_state, passed, read_log
 from crucible_kit.holding import park
 from crucible_kit.message import Message
 from crucible_kit.metrics import Metrics
@@ -43,7 +43,6 @@ _PART = ROOM // 4
 """Events that a lane reads from the log at a time: what it has no room for was sent in vain."""
 _READERS = 4
 """Lanes that read the log by themselves at a time."""
-_FEW_SUBJECTS = 32
 _PAUSE_S = 0.5
 _AGAIN_S = 5.0
 
@@ -139,14 +138,14 @@ class Engine:
         return end if since is None else since
 
     async def _take(self, shards: list[Shard]) -> None:
-        names, end = self._bus.names, await log_end(self._bus)
+        found = await log_state(self._bus)
         await self._attempts.learn(shards, CLOCKS_DIFFER_MS)
         await self._pointers.learn(shards)
         for progress in self._owned.values():
             progress.ahead = progress.at(self._read_to)
         for shard in shards:
             self._last.pop(shard.number, None)
-            self._owned[shard.number] = Progress(shard, self._service, names, end)
+            self._owned[shard.number] = Progress(shard, self._service, self._bus.names, found)
         self._read_on()
         for handler in self._service.unreadable():
             self._hold(handler)
@@ -204,11 +203,19 @@ class Engine:
                             await self._feed(messages)
             except NotFoundError as error:
                 log.error("%s: the log is another one: %s", self._service.name, error)
+                with contextlib.suppress(CrucibleError):  # it may not be there yet
+                    self._start_over(await log_state(self._bus))
             except CrucibleError as error:
                 log.warning("%s: reading again in %g s: %s", self._service.name, _PAUSE_S, error)
             except Exception:
                 log.exception("%s: reading broke off; it begins again", self._service.name)
             await asyncio.sleep(_PAUSE_S)
+
+    def _start_over(self, found: LogState) -> None:
+        for progress in self._owned.values():
+            for job in progress.start_over(found, self._read_to):
+                self._let_go(job)
+        self._read_on()
 
     async def _feed(self, messages: Sequence[Message]) -> None:
         """Hands a batch of the log on to the lanes. Cut off at any point, it may be begun again."""
@@ -323,14 +330,9 @@ class Engine:
                 await self._attempts.record(jobs[0], self._service.held_back(jobs[0], len(jobs)))
                 for job in jobs:
                     lane.settle(job)
-                self._note_end(lane)
         finally:
             lane.recording = None
             self._pump(lane)
-
-    def _note_end(self, lane: Lane) -> None:
-        if (progress := self._owned.get(lane.shard)) is not None:
-            progress.worked = True
 
     def _begin(self, lane: Lane, job: Job) -> None:
         if lane.suspects and job.pointer is None and not self._attempts.is_recorded(job):
@@ -362,7 +364,6 @@ class Engine:
                 lane.following.add(job)
                 self._pump(lane)
                 await self._insist(job, lambda: self._attempts.follow(job, follows))
-            self._note_end(lane)
             lane.settle(job)
             if job.over is not None and not job.over.done():
                 job.over.set_result(None)
@@ -427,7 +428,7 @@ class Engine:
 
     def _behind(self, lane: Lane, plan: Plan) -> AsyncGenerator[list[Message], None]:
         """The events of the log that a lane has not been given."""
-        return read_log(self._bus, after=lane.fed.most(plan.since), filters=self._subjects(plan.types), batch=_PART)
+        return read_log(self._bus, after=lane.fed.most(plan.since), filters=plan.subjects(self._bus.names), batch=_PART)
 
     def _is_wanted(self, handler: str, message: Message) -> Event | None:
         if not self._may_want(message):
@@ -437,11 +438,6 @@ class Engine:
         except msgspec.DecodeError:  # it was put aside when it came first
             return None
         return event if self._service.wants(handler, event) else None
-
-    def _subjects(self, types: frozenset[str] | None) -> Sequence[str]:
-        if types is None or len(types) > _FEW_SUBJECTS:
-            return ()
-        return [self._bus.names.events_of(*name.split(".", 1)) for name in sorted(types)]
 
     # ---- what the work queue brings
 

@@ -55,6 +55,8 @@ class Lane:
         self.behind = False
         """Whether there is more for it in the log than it has been given, so that it must read on by itself."""
         self.catching_up = False
+        self.worked = False
+        """Whether something has ended since the shard's record was written."""
         self.closed = False
         """Whether nothing more of it is begun here."""
         self.suspects = 0
@@ -139,6 +141,7 @@ class Lane:
 
     def settle(self, job: Job) -> None:
         """The job is over, and that is durable."""
+        self.worked = True
         if job.pointer is None:
             self._unsettled.pop(job.sequence, None)
 
@@ -151,6 +154,16 @@ class Lane:
         for job in dropped:
             self._unsettled.pop(job.sequence, None)
         self.fed = self.fed.most(since)
+        return dropped
+
+    def start_over(self, at: Position) -> list[Job]:
+        """Goes on from another place; what waits is not what is there. What is begun goes on."""
+        dropped = list(self.waiting)
+        self.waiting.clear()
+        for job in dropped:
+            self._unsettled.pop(job.sequence, None)
+        self.fed = at
+        self.give_up_joining()
         return dropped
 
     # ---- from behind to the front

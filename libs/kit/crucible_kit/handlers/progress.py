@@ -3,6 +3,7 @@
 from crucible_core.position import Position
 from crucible_core.subjects import Names
 from crucible_kit.clock import now_ms
+from crucible_kit.eventlog import LogState
 
 from .lanes import UNSETTLED, Job, Lane
 from .service import Service
@@ -18,22 +19,24 @@ class Progress:
     """Of a shard that this replica owns. Its handlers have had the log up to where the one reading of it is, those with
     a lane apart; or up to `ahead`, while it is not as far as that."""
 
-    def __init__(self, shard: Shard, service: Service, names: Names, end: Position) -> None:
+    def __init__(self, shard: Shard, service: Service, names: Names, log: LogState) -> None:
         record = shard.record
+        at = log.placed(names.position(record.position), record.log)
+        self._log = log
         self._service = service
         self._names = names
-        self.ahead: Position | None = names.position(record.position)
+        self.ahead: Position | None = at
         self.lanes: dict[str, Lane] = {}
         """Of handlers that have work."""
-        self.suspect_to = end if shard.dead else names.start
+        self.suspect_to = log.end if shard.dead else names.start
         """Where its owner was killed: what that may have begun with is no later."""
         self.worked = False
-        """Whether something has ended since its record was written."""
+        """Whether something has ended since its record was written, in a lane that is no more."""
         self._fired = dict(record.fired)
         """When the last event was committed that a handler without a lane was given."""
         for handler, place in record.lanes.items():
-            lane = self.open(handler, names.position(place))
-            lane.behind = not lane.fed.is_near(names.position(record.position), NEAR)
+            lane = self.open(handler, log.placed(names.position(place), record.log))
+            lane.behind = not lane.fed.is_near(at, NEAR)
             lane.suspects = self._held_by_the_dead(handler) if shard.dead else 0
 
     def at(self, read_to: Position) -> Position:
@@ -43,6 +46,15 @@ class Progress:
         """The one reading of the log has come so far."""
         if self.ahead is not None and read_to.reaches(self.ahead):
             self.ahead = None
+
+    def start_over(self, log: LogState, read_to: Position) -> list[Job]:
+        """Takes its place in another log, or in what is left of it. Returns what is not to be done any more."""
+        before, self._log = self._log.made, log
+        self.ahead = log.placed(self.at(read_to), before)
+        dropped = []
+        for lane in self.lanes.values():
+            dropped += lane.start_over(log.placed(lane.fed, before))
+        return dropped
 
     def stop(self, read_to: Position) -> None:
         """Nothing more is handed to its lanes here."""
@@ -67,8 +79,10 @@ class Progress:
         """Ends a lane that has nothing more to do, and has had all that the handlers without a lane have had."""
         if not lane.idle or self.ahead is not None or not read_to.reaches(lane.fed):
             return
-        if self.lanes.pop(lane.handler, None) is not None and lane.fired_ms:
-            self._fired[lane.handler] = lane.fired_ms
+        if self.lanes.pop(lane.handler, None) is not None:
+            self.worked |= lane.worked
+            if lane.fired_ms:
+                self._fired[lane.handler] = lane.fired_ms
 
     def is_settled(self, to: Position, read_to: Position) -> bool:
         """Whether everything up to there is over, for every handler."""
@@ -79,14 +93,16 @@ class Progress:
         """What the bucket is to hold of it, which is what it held where nothing worth telling has happened."""
         at, lanes = self.at(read_to), self.lanes.values()
         places = {lane.handler: lane.position.encoded for lane in lanes if not lane.position.reaches(at)}
-        quiet = not places and not before.lanes and not self.worked
+        quiet = not places and not before.lanes and not (self.worked or any(lane.worked for lane in lanes))
         if quiet and self._names.position(before.position).is_near(at, NEAR):
             return before
         self.worked = False
+        for lane in lanes:
+            lane.worked = False
         began = min((lane.began_ms for lane in lanes if lane.began_ms), default=now_ms())
         self._forget_old(bus_now_ms - CLOCKS_DIFFER_MS)
         fired = self._fired | {lane.handler: lane.fired_ms for lane in lanes if lane.fired_ms}
-        return ShardRecord(before.owner, at.encoded, places, fired, began)
+        return ShardRecord(before.owner, at.encoded, places, fired, began, log=list(self._log.made))
 
     def _forget_old(self, before_ms: float) -> None:
         """Nothing can come too soon any more after what was given so long ago."""

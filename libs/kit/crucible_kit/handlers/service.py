@@ -7,10 +7,13 @@ import msgspec
 
 from crucible_core.envelope import Event
 from crucible_core.position import Position
+from crucible_core.subjects import Names
 from crucible_kit.frames import Outgoing
 from crucible_kit.message import Message
 
 from .lanes import Job
+
+_FEW_SUBJECTS = 32
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -25,6 +28,12 @@ class Plan(msgspec.Struct, frozen=True):
     keeps: bool = True
     types: frozenset[str] | None = None
     apart_ms: int = 0
+
+    def subjects(self, names: Names) -> Sequence[str]:
+        """The events that are to be read for it; none: all."""
+        if self.types is None or len(self.types) > _FEW_SUBJECTS:
+            return ()
+        return [names.events_of(*name.split(".", 1)) for name in sorted(self.types)]
 
 
 class Outcome(msgspec.Struct):

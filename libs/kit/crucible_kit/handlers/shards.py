@@ -35,7 +35,7 @@ class ShardRecord(msgspec.Struct, omit_defaults=True):
     """What the bucket holds of a shard. Every handler of it has had the log up to `position`, except for those in
     `lanes`, which have had it up to theirs. `fired` is when (Unix ms) the last event up to there was committed that a
     handler was given whose events must be some time apart. What was begun and is not over began at `began_ms` or
-    later. `released`: its owner has ended all that it had begun."""
+    later. `released`: its owner has ended all that it had begun. `log` is when the log's streams were made."""
 
     owner: str
     position: Encoded
@@ -43,6 +43,7 @@ class ShardRecord(msgspec.Struct, omit_defaults=True):
     fired: dict[str, int] = {}
     began_ms: int = 0
     released: bool = False
+    log: list[str] = []
 
 
 class Shard(msgspec.Struct, eq=False):
