@@ -28,7 +28,7 @@ from .trouble import explain
 
 app = typer.Typer()
 
-BATCH_EVENTS = 50
+BATCH_EVENTS = 200
 BATCH_BYTES = 512 * 1024
 STEP_MS = 25
 """A burst of writes is over when nothing happened for so long."""
