@@ -279,6 +279,11 @@ class Index:
             return False
         return True
 
+    async def moved_from(self, seen: Position) -> None:
+        """Returns once the index holds something else than at that place."""
+        async with self._moved:
+            await self._moved.wait_for(lambda: self.position != seen)
+
     async def _moved_to(self, sequence: int) -> None:
         async with self._moved:
             await self._moved.wait_for(lambda: self.position.covers(sequence))

@@ -172,15 +172,16 @@ async def call_all(
 async def serve(bus: Bus, service: str, endpoints: Mapping[str, Endpoint], telemetry: Telemetry) -> AsyncIterator[None]:
     """Answers requests while the context is open, sharing them with the service's other replicas; drains at its end."""
     tasks: dict[asyncio.Task[None], Caller] = {}
+    awake = asyncio.Event()
     replica = secrets.token_hex(8)
     async with contextlib.AsyncExitStack() as stack:
-        signs = asyncio.create_task(_look_after(bus, tasks))
+        signs = asyncio.create_task(_look_after(bus, tasks, awake))
         stack.callback(signs.cancel)
         for operation in endpoints:
             stack.push_async_callback(await bus.listen(bus.names.rpc_alive(service, operation), _ignore, service))
         stack.push_async_callback(finish, tasks, _GRACE_S)
         for operation, endpoint in endpoints.items():
-            received = _receiver(bus, f"{service}.{operation}", endpoint, telemetry, tasks, replica)
+            received = _receiver(bus, f"{service}.{operation}", endpoint, telemetry, tasks, awake, replica)
             queue = "" if endpoint.every_replica else service
             stack.push_async_callback(await bus.listen(bus.names.rpc(service, operation), received, queue))
         yield
@@ -192,6 +193,7 @@ def _receiver(
     endpoint: Endpoint,
     telemetry: Telemetry,
     tasks: dict[asyncio.Task[None], Caller],
+    awake: asyncio.Event,
     replica: str,
 ) -> Receiver:
     decoder = msgspec.json.Decoder(endpoint.request)
@@ -241,6 +243,7 @@ def _receiver(
             answering = _reply(bus, message, *_refusal(busy.problem()))
         task = asyncio.create_task(answering)
         tasks[task] = caller
+        awake.set()
         task.add_done_callback(tasks.pop)
 
     return received
@@ -265,9 +268,12 @@ def _ignore(message: Message) -> None:
     """Nothing is to be said."""
 
 
-async def _look_after(bus: Bus, tasks: Mapping[asyncio.Task[None], Caller]) -> None:
+async def _look_after(bus: Bus, tasks: Mapping[asyncio.Task[None], Caller], awake: asyncio.Event) -> None:
     """Ends what nobody waits for any more, and tells those who wait for long that their request is being worked on."""
     while True:
+        if not tasks:
+            awake.clear()
+            await awake.wait()
         await asyncio.sleep(_LOOK_EVERY_S)
         for task, caller in list(tasks.items()):
             if caller.gone:

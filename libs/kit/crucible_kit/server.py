@@ -135,6 +135,8 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._guard = guard
         self._stopping = stopping
+        self._ending = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
@@ -146,13 +148,20 @@ class Server(uvicorn.Server):
             self._stopping.set()
         await super().shutdown(sockets)
 
-    async def on_tick(self, counter: int) -> bool:
-        return await super().on_tick(counter) or self._guard.failed
+    async def main_loop(self) -> None:
+        # uvicorn looks ten times a second whether it is to end: that is most of what an idle process does.
+        self._loop = asyncio.get_running_loop()
+        while not (await self.on_tick(0) or self._guard.failed):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._ending.wait()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
         if not self.started:
             _exit(sig, frame)
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._ending.set)
 
 
 def _config(app: Any, guard: LifespanGuard, settings: KitSettings) -> uvicorn.Config:

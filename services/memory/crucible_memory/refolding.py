@@ -22,7 +22,7 @@ from .truth import last_change
 
 log = logging.getLogger(__name__)
 
-_EVERY_S = 0.25
+_PAUSE_S = 0.25
 _REBUILD_S = 86_400.0
 
 
@@ -39,26 +39,29 @@ class Refolding:
     async def run(self) -> None:
         """Runs until cancelled."""
         while True:
+            seen, rests = self._index.position, False
             try:
                 if not self.rested.is_set():
                     await self._index.reach(await last_change(self._bus), _REBUILD_S)
-                await self.once()
+                rests = await self._once()
             except CrucibleError as error:
                 log.warning("memories with redacted events stay as they are for now: %s", error)
-            await asyncio.sleep(_EVERY_S)
+            await (self._index.moved_from(seen) if rests else asyncio.sleep(_PAUSE_S))
 
-    async def once(self) -> None:
+    async def _once(self) -> bool:
+        """Whether there was nothing to do."""
         due = list(await self._index.reader.execute_fetchall("SELECT id, world FROM refolds"))
         if not due:
             self.rested.set()
-            return
+            return True
         try:
             made = [(id, world, await self._make_again(id, world)) for id, world in due]
             await self._index.writer.run(store.clean)
             if not await self._index.writer.empty_log():
-                return
+                return False
             for done in made:
                 await self._index.writer.run(partial(_settled, done))
+            return False
         except sqlite3.OperationalError as error:
             raise unwritable(error) from error
 
