@@ -24,7 +24,7 @@ _NATS_PORT = 4222
 LOOK_S = 2.0
 """How long a service may take to say how it does."""
 _MOST_BYTES = 64 * 1024
-_OURS = ("NATS_URL", "NATS_STORE", "PORT", "HOST", "DATA_DIR", "ADMIN_KEY", "HOOKS_DIR")
+_OURS = ("NATS_URL", "NATS_STORE", "PORT", "HOST", "DATA_DIR", "ADMIN_KEY", "HOOKS_DIR", "EVENTS_ROLE")
 """Settings, less their prefix, that `up` decides; a user's own values of these do not reach the services."""
 _RANKS = {"gateway": 3, "events": 1}
 """The gateway ends first, `events` after all that append to it, NATS last."""

@@ -161,6 +161,7 @@ def _welcome(data: DataDir, stack: Stack) -> list[str]:
         f"  data     {data.root}",
         f"  logs     {data.logs}",
         f"  hooks    {stack.hooks}",
+        "  events   both of its roles, append and query, are one process",
         "  egress   webhooks and hooks may send to public addresses and to this machine (127.0.0.1, ::1);",
         "           CRUCIBLE_EGRESS_ALLOW opens more",
         "",
