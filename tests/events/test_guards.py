@@ -107,6 +107,7 @@ async def test_a_denied_event_is_not_committed(running: Running, ask: Asker, put
         with pytest.raises(DeniedError) as error:
             await ask.append(new(payload={"n": 6}), new(payload={"n": 5}), atomic=True)
         assert error.value.extra == {"hook": "gate", "reason": "no"}
+        assert [field.path for field in error.value.errors] == ["events.1"]
         assert await ask.last() == 1
 
 
