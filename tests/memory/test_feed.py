@@ -16,6 +16,7 @@ import pytest
 from crucible_core.access import OPERATOR
 from crucible_core.envelope import Event
 from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent
+from crucible_kit.buckets import open_bucket
 from crucible_kit.rpc import call
 
 from .conftest import Memories, Running, until
@@ -168,3 +169,17 @@ async def test_notes_that_come_back_by_the_hundred_are_made_again(
             await until(lambda: has_told(memory, 3 * NOTES), 30)
     assert Counter(event.data.event for event in await memory.log()) == {"Created": 2 * NOTES, "Deleted": NOTES}
     assert len({event.metadata.entity for event in await memory.log()}) == NOTES
+
+
+async def test_a_replica_that_learns_of_its_loss_by_its_own_record_goes_on(
+    memory: Memories, running_events: Running, running: Running
+) -> None:
+    async with running_events(), running():
+        await save_all(memory, "one")
+        await until(lambda: has_told(memory, NOTES))
+        await (await open_bucket(memory.bus, "shards")).put("memory.00", b'{"owner": "another", "position": 0}')
+        await save_all(memory, "two", "m")
+        await until(lambda: has_told(memory, 2 * NOTES))
+        await save_all(memory, "three", "o")
+        await until(lambda: has_told(memory, 3 * NOTES), 8)
+    assert Counter(event.data.event for event in await memory.log()) == {"Created": 3 * NOTES}

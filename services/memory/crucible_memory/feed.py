@@ -69,7 +69,8 @@ class Files:
         self._ended: dict[str, int] = {}
         """How many processes have ended, by the event that was taken alone; by "0" for those taken together."""
         self._following: asyncio.Task[None] | None = None
-        self._closing = False
+        self._taking: asyncio.Task[None] | None = None
+        """Takes what was read last; another one has nothing to do any more once it is between two things."""
 
     async def run(self) -> None:
         await self._shards.run()
@@ -90,14 +91,14 @@ class Files:
         self._suspects = SUSPECTS if shard.dead else 0
         self._alone = bool(shard.dead and shard.record.lanes)
         self._ended = {key: counted(times) for key, times in shard.record.lanes.items()} if self._alone else {}
-        self._closing = False
         self._following = asyncio.create_task(self._follow())
 
     async def _stop(self, shards: list[Shard]) -> None:
-        self._closing = True
+        taking, self._taking = self._taking, None
         if self._following is not None:
             self._following.cancel()
-            await finish({self._following}, _GRACE_S)
+            if taking is not asyncio.current_task():  # which may be the one that learns of it
+                await finish({self._following}, _GRACE_S)
 
     def _told(self, shard: Shard) -> ShardRecord:
         self._checkpoint = self._position
@@ -124,16 +125,20 @@ class Files:
 
     async def _to_its_end(self, messages: Sequence[Message]) -> None:
         """What is begun finishes, though the reading is cancelled."""
-        taking = asyncio.create_task(self._take(messages))
+        taking = self._taking = asyncio.create_task(self._take(messages))
         try:
             await asyncio.shield(taking)
         except asyncio.CancelledError:
             await finish({taking}, _GRACE_S)
             raise
 
+    @property
+    def _over(self) -> bool:
+        return self._taking is not asyncio.current_task()
+
     async def _take(self, messages: Sequence[Message]) -> None:
         waiting = list(messages)
-        while waiting and not self._closing:
+        while waiting and not self._over:
             if not self._end.covers(waiting[0].sequence):
                 self._suspects, self._ended = 0, {}
             if self._suspects and self._alone:
@@ -169,7 +174,7 @@ class Files:
         try:
             return await self._persist(lambda: self._do(messages))
         except Exception as error:
-            if self._closing:
+            if self._over:
                 raise
             log.warning("notes: %d events are taken one by one: %s", len(messages), error)
             await self._one(messages[0])
@@ -184,7 +189,7 @@ class Files:
                 reason = str(error)
                 break
             except Exception as error:
-                if self._closing:
+                if self._over:
                     raise
                 log.warning("notes: event %d failed: %s", message.sequence, error, exc_info=True)
                 reason = f"failed {failures} times: {error}"
@@ -223,7 +228,7 @@ class Files:
             try:
                 return await step()
             except (LimitedError, UnavailableError) as error:
-                if self._closing:
+                if self._over:
                     raise
                 log.warning("notes wait: %s", error)
             await asyncio.sleep(pause_s)
