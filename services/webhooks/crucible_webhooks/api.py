@@ -74,9 +74,10 @@ def endpoints(
         return made
 
     async def check_world(world_id: str | None, context: Context) -> None:
-        """Raises InvalidError where there is no such world, or it may not be seen."""
-        if world_id is not None:
+        """Raises InvalidError where there is no such world, or it may not be seen. What the owner may see is known."""
+        if not context.principal.admin:
             await registry.principals.view.refresh()
+        if world_id is not None:
             await call(bus, context.principal, "events", "place", PlaceRequest(world_id=world_id), bytes)
 
     async def told(event_type: str, record: WebhookRecord, context: Context) -> None:
