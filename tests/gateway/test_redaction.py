@@ -74,7 +74,7 @@ async def test_who_joins_after_a_redaction_does_not_get_the_event(gateway: Serve
         await tell(bus, 2)
         assert await numbers(early, 1) == [0], "the tombstone is seen"
         hub = gateway.app.state.gateway.hub
-        await until(lambda: hub.reached == 4)
+        await until(lambda: hub.reached.count == 4)
         for start in (0, 1, 2, 3, "start"):
             async with connect(gateway.ws, additional_headers=HEADERS) as late:
                 await subscribe(late, filters=ALL, **{"from": start})
