@@ -12,6 +12,7 @@ from crucible_core.protocol.events import (
     DescribedType,
     EventType,
     KnowTypes,
+    QueryRequest,
     RegisteredType,
     RegisterType,
     TypeRecord,
@@ -26,7 +27,7 @@ from crucible_kit.index import Index
 from crucible_kit.rpc import call_all
 from crucible_kit.types import KNOW_TYPES, Types
 
-from . import store
+from . import counting, query, store
 from .stamping import EVENTS
 from .validation import compiled
 
@@ -84,12 +85,12 @@ class Registry:
             raise NotFoundError(error.detail, errors=error.errors) from None
         kind = self._types.catalogue.registered.get(found.type)
         schemas = {name: one.schema for name, one in kind.versions.items()} if kind else {found.version: found.schema}
-        counted = _with_count(found, await store.counts_by_type(self._index, scope), self._names())
+        counted = _with_count(found, await self._counts(scope), self._names())
         return DescribedType(**msgspec.structs.asdict(counted), schemas=schemas)
 
     async def page(self, after: str | None, room: int, scope: Scope) -> TypesReply:
         """The types that come after one, in the catalogue's order, as far as there is room (bytes)."""
-        counts, names = await store.counts_by_type(self._index, scope), self._names()
+        counts, names = await self._counts(scope), self._names()
         everything = self._types.catalogue.types()
         begun = next((place + 1 for place, one in enumerate(everything) if one.type == after), 0)
         found: list[EventType] = []
@@ -100,6 +101,15 @@ class Registry:
                 return TypesReply(types=found, next=found[-1].type)
             found.append(counted)
         return TypesReply(types=found)
+
+    async def _counts(self, scope: Scope) -> Mapping[str, int]:
+        """How many events of each type may be seen. For who may not see all they are counted one by one: of a long log,
+        as many as a count may take."""
+        if scope.everything:
+            return await store.counts_by_type(self._index)
+        asked = query.checked(QueryRequest(), self._types.catalogue, scope)
+        reply = await counting.count(self._index, asked, "type")
+        return {group.key: group.count for group in reply.groups}
 
     # ---- the bucket
 

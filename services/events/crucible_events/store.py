@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import msgspec
 
 from crucible_core import envelope, subjects
-from crucible_core.access import EVERYTHING, Scope
 from crucible_core.envelope import Event, Metadata
 from crucible_core.errors import InvalidError
 from crucible_core.position import Encoded, Position, base_of, joined, stream_number
@@ -21,7 +20,6 @@ from crucible_kit.metrics import Metrics
 from crucible_kit.redactions import original_of
 
 from .keeping import expiry_of
-from .pushdown import Condition, seen
 from .stamping import stored_key
 
 log = logging.getLogger(__name__)
@@ -300,13 +298,9 @@ async def of_correlation(index: Index, correlation_id: str, most: int) -> list[S
     return [Sized(*row) for row in await select(index, statement, (correlation_id, most))]
 
 
-async def counts_by_type(index: Index, scope: Scope = EVERYTHING) -> dict[str, int]:
-    """How many events of each type there are to be seen, by canonical name. None, where only an event itself can tell
-    whether it is."""
-    if any(view.accepts for view in scope.views):
-        return {}
-    [where] = seen(scope) or [Condition("1", ())]
-    return dict(await select(index, f"SELECT type, count(*) FROM events WHERE {where.sql} GROUP BY type", where.values))
+async def counts_by_type(index: Index) -> dict[str, int]:
+    """How many events of each type there are, by canonical name."""
+    return dict(await select(index, "SELECT type, count(*) FROM events GROUP BY type"))
 
 
 async def stretches(index: Index, start: int | None, end: int | None) -> list[tuple[int, int]]:
