@@ -10,10 +10,10 @@ import logging
 import math
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import aiosqlite
 
@@ -42,8 +42,9 @@ Restore = Callable[[Path, str], Awaitable[bool]]
 _EVERYTHING = (">",)
 _PAUSE_S = 1.0
 _SOON_S = 0.05
-_AT_ONCE = (1000, 100, 10, 1)
-"""Rows of one statement: few sizes, whose statements stay prepared. SQLite takes 32,766 values."""
+_GATHER_S = 0.01
+_MANY, _WHILE_S = 10, 0.1
+"""So many transactions in such a time are so many that messages are gathered."""
 _UNWRITABLE = {
     sqlite3.SQLITE_BUSY: "another process holds its file",
     sqlite3.SQLITE_LOCKED: "another process holds its file",
@@ -97,6 +98,10 @@ class Index:
         self._complaint = ""
         self._current_at = dict.fromkeys(streams, -math.inf)
         self._moved = asyncio.Condition()
+        self._waiting = 0
+        """How many wait for what it does not hold yet."""
+        self._wanted = asyncio.Event()
+        self._busy: deque[float] = deque(maxlen=_MANY)
 
     @property
     def caught_up(self) -> bool:
@@ -212,6 +217,18 @@ class Index:
                         self._behind.discard(stream)
                         self.position = self.position.after(self._end.ends[number])
                     self._moved.notify_all()
+                if messages and self.caught_up:
+                    await self._gather()
+
+    async def _gather(self) -> None:
+        """Lets messages come together that come one after another all the time, unless somebody waits for one: a
+        transaction costs ten times as much as a row."""
+        self._busy.append(_now())
+        if not self._waiting and len(self._busy) == _MANY and self._busy[-1] - self._busy[0] < _WHILE_S:
+            self._wanted.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_GATHER_S):
+                    await self._wanted.wait()
 
     async def reach(self, wanted: Position | int, timeout: float = 5.0) -> None:
         """Returns once the index holds everything up to a position, or to a sequence in its stream. Raises
@@ -219,6 +236,8 @@ class Index:
         position = self.position.after(wanted) if isinstance(wanted, int) else wanted
         if self.position.reaches(position):
             return
+        self._waiting += 1
+        self._wanted.set()
         try:
             async with asyncio.timeout(timeout):
                 for number, sequence in enumerate(position.ends):
@@ -226,6 +245,8 @@ class Index:
         except TimeoutError as error:
             message = f"the index is at sequence {self.position.text}, not yet at {position.text}"
             raise UnavailableError(message, retry_after=1) from error
+        finally:
+            self._waiting -= 1
 
     async def _reach(self, number: int, sequence: int) -> None:
         while not self.position.covers(sequence) and not await self._soon(sequence):
@@ -376,20 +397,6 @@ def _nothing(connection: sqlite3.Connection, messages: list[Message]) -> None:
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-def insert(connection: sqlite3.Connection, head: str, rows: Sequence[Sequence[Any]]) -> None:
-    """Inserts rows, all of one length, by few statements; `head` is what comes before the values.
-
-    `executemany` takes the interpreter's lock for each row, and waits for it as long as another thread computes.
-    """
-    start = 0
-    for most in _AT_ONCE:
-        while len(rows) - start >= most:
-            marks = ", ".join([f"({', '.join('?' * len(rows[0]))})"] * most)
-            values = [value for row in rows[start : start + most] for value in row]
-            connection.execute(f"{head} {marks}", values)
-            start += most
 
 
 @contextlib.asynccontextmanager

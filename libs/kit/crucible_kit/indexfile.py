@@ -1,11 +1,13 @@
-"""The SQLite file of an index: opened, copied, asked what it is, and removed with all that lies beside it."""
+"""The SQLite file of an index: opened, written, copied, asked what it is, and removed with all that lies beside it."""
 
 import contextlib
 import logging
 import os
 import sqlite3
 import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from . import trial
 
@@ -16,6 +18,8 @@ _LOG_PAGES = 4096
 """4 KiB each; what the write-ahead log grows to, and what memory holds of the file."""
 _COPIED_PAGES = 1024
 _CACHE_KIB = 16 * 1024
+_AT_ONCE = (1000, 100, 10, 1)
+"""Rows of one statement: few sizes, whose statements stay prepared. SQLite takes 32,766 values."""
 _FILES = ("", "-wal", "-shm", "-journal")
 
 
@@ -73,6 +77,20 @@ def copy_to(source: Path, path: Path, stopped: threading.Event) -> dict[str, str
         with copy:
             trial.end(copy)
         return dict(copy.execute("SELECT name, value FROM meta"))
+
+
+def insert(connection: sqlite3.Connection, head: str, rows: Sequence[Sequence[Any]]) -> None:
+    """Inserts rows, all of one length, by few statements; `head` is what comes before the values.
+
+    `executemany` takes the interpreter's lock for each row, and waits for it as long as another thread computes.
+    """
+    start = 0
+    for most in _AT_ONCE:
+        while len(rows) - start >= most:
+            marks = ", ".join([f"({', '.join('?' * len(rows[0]))})"] * most)
+            values = [value for row in rows[start : start + most] for value in row]
+            connection.execute(f"{head} {marks}", values)
+            start += most
 
 
 def clear(path: Path) -> None:

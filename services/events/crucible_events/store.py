@@ -14,7 +14,8 @@ from crucible_core.position import Encoded, Position, base_of, joined, stream_nu
 from crucible_core.position import decoded as position_from
 from crucible_core.protocol.events import Chain, Known
 from crucible_core.times import parse_time
-from crucible_kit.index import Index, insert, unwritable
+from crucible_kit.index import Index, unwritable
+from crucible_kit.indexfile import insert
 from crucible_kit.message import Message
 from crucible_kit.metrics import Metrics
 from crucible_kit.redactions import original_of

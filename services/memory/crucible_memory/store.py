@@ -15,7 +15,8 @@ from crucible_core.redaction import place_of
 from crucible_core.subjects import ACCESSED
 from crucible_kit.bus import Message
 from crucible_kit.connections import Reader
-from crucible_kit.index import Index, insert, unwritable
+from crucible_kit.index import Index, unwritable
+from crucible_kit.indexfile import insert
 
 from . import graph, words
 from .changes import Place
