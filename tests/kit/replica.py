@@ -48,6 +48,9 @@ class Small:
     def since(self, shard: int) -> Position | None:
         return self._names.start
 
+    def types(self) -> set[str]:
+        return {"Custom.*"}
+
     def may_want(self, category: str, event: str) -> bool:
         return category == "Custom"
 

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from crucible_core.envelope import Data, Event, Metadata, Source, encode
-from crucible_core.subjects import SHARDS
+from crucible_core.subjects import SHARDS, Names
 from crucible_kit.buckets import open_bucket
 from crucible_kit.bus import Bus
 from crucible_kit.clock import fresh_id, timestamp
 from crucible_kit.frames import Outgoing
 from crucible_kit.handlers.lanes import ROOM
+from crucible_kit.handlers.service import subjects_of
 from crucible_kit.settings import KitSettings
 from crucible_kit.streams import declare_streams
 
@@ -275,3 +276,14 @@ async def test_a_log_that_is_made_anew_is_read_from_its_start(attempts: Attempts
         await until(lambda: attempts.made.keys() >= wanted)
         await asyncio.sleep(0.3)
     assert attempts.made == Counter(wanted)
+
+
+def test_types_are_told_to_the_server_so_that_none_overlap() -> None:
+    names = Names("p")
+    found = subjects_of({"Custom.*", "Custom.a note", "Memory.Created", "File.a note"}, names)
+    assert found == [
+        "p.evt.*.*.Custom.*.*",
+        "p.evt.*.*.File.a=20note.*",
+        "p.evt.*.*.Memory.Created.*",
+    ]
+    assert subjects_of(None, names) == subjects_of({f"Custom.n{n}" for n in range(100)}, names) == ()

@@ -1,6 +1,6 @@
 """Many filters against one event: subscriptions compiled once, and an index that finds the ones that match."""
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence, Set
 from functools import partial
 from itertools import count
 from typing import Generic, NamedTuple, TypeVar
@@ -144,6 +144,11 @@ class Matcher(Generic[T]):
                 table = self._tables.get(name)
                 if table is not None and table.remove(position, alternative.anchors):
                     del self._tables[name]
+
+    @property
+    def types(self) -> Set[str] | None:
+        """The types that may match, as `Catalogue.expand` gives them; None is every one."""
+        return None if "*" in self._tables else self._tables.keys()
 
     def may_want(self, category: str, event: str) -> bool:
         """Whether an event of a type may match, whatever is in it."""

@@ -1,7 +1,7 @@
 """The hooks of the installation: the KV bucket's records and this process's compiled copy of them."""
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
 from pathlib import Path
 
 import msgspec
@@ -124,6 +124,10 @@ class Registry:
     def shows(self, hook: Hook, event: Event) -> bool:
         """Whether its owner sees the event, and it is of the hook's world."""
         return self.principals.shows(self.records[hook.name], event)
+
+    @property
+    def types_wanted(self) -> Set[str] | None:
+        return self._matcher.types
 
     def may_want(self, category: str, event: str) -> bool:
         """Whether an event of a type may trigger a hook, whatever is in it."""

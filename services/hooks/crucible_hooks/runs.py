@@ -1,7 +1,7 @@
 """Runs of Post hooks: one attempt at one, what its outcome means, and what is recorded and told of it."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import partial
 
 import msgspec
@@ -73,6 +73,9 @@ class Runs:
 
     def since(self, shard: int) -> Position | None:
         return self._registry.since(shard)
+
+    def types(self) -> Set[str] | None:
+        return self._registry.types_wanted
 
     def may_want(self, category: str, event: str) -> bool:
         return self._registry.may_want(category, event)

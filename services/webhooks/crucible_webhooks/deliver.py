@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import partial
 
 import msgspec
@@ -68,6 +68,9 @@ class Deliveries:
     def since(self, shard: int) -> Position | None:
         found = [self._bus.names.position(since) for since in self._registry.since(shard)]
         return found[0].least(*found) if found else None
+
+    def types(self) -> Set[str] | None:
+        return self._registry.types_wanted
 
     def may_want(self, category: str, event: str) -> bool:
         return self._registry.may_want(category, event)

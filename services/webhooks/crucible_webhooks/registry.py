@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Set
 from itertools import islice
 
 import msgspec
@@ -86,6 +86,10 @@ class Registry:
     def warning(self, record: WebhookRecord) -> str | None:
         """Why a webhook that is active may wait for ever."""
         return self.types.catalogue.warning(entry.event_type for entry in record.event_filters)
+
+    @property
+    def types_wanted(self) -> Set[str] | None:
+        return self._matcher.types
 
     def may_want(self, category: str, event: str) -> bool:
         """Whether one of them may want an event of a type, whatever is in it."""

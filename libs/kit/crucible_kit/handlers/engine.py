@@ -3,25 +3,23 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from typing import TypeVar
 
 import msgspec
 
-from crucible_core import subjects
 from crucible_core.envelope import MAX_HOPS, Event, decode
-from crucible_core.errors import CrucibleError, NotFoundError, UnavailableError
+from crucible_core.errors import CrucibleError, UnavailableError
 from crucible_core.position import Position
 from crucible_core.subjects import shard_of
 from crucible_kit.backlog import Backlog
 from crucible_kit.buckets import Bucket
 from crucible_kit.bus import Bus
 from crucible_kit.clock import now_ms
-from crucible_kit.eventlog import LogState, log_end, log_state, passed, read_log
-from crucible_kit.holding import park
+from crucible_kit.eventlog import LogState, log_end, log_state, read_log
 from crucible_kit.message import Message
 from crucible_kit.metrics import Metrics
-from crucible_kit.tasks import Turn, finish
+from crucible_kit.tasks import finish
 from crucible_kit.telemetry import Telemetry
 
 from .attempts import Attempts
@@ -29,7 +27,8 @@ from .lanes import HELD_BYTES, ROOM, Job, Lane
 from .peers import answer, tell_all
 from .pointers import Pointers
 from .progress import CLOCKS_DIFFER_MS, Progress
-from .service import Plan, Service
+from .reader import Reader
+from .service import Plan, Service, subjects_of
 from .shards import Ownership, Shard, ShardRecord
 
 log = logging.getLogger(__name__)
@@ -60,8 +59,7 @@ class Engine:
         self._owned: dict[int, Progress] = {}
         self._last: dict[int, ShardRecord] = {}
         """How far shards had come that were given up."""
-        self._read_to = bus.names.start
-        self._reading: asyncio.Task[None] | None = None
+        self._reader = Reader(bus, service, telemetry, self._offer, self._pass, self._start_over)
         self._catching_up: set[asyncio.Task[None]] = set()
         self._readers = asyncio.Semaphore(_READERS)
         self._held_bytes = 0
@@ -88,6 +86,7 @@ class Engine:
 
     def note(self, handler: str) -> None:
         """A handler has come, gone or changed: what it waits for may be there now."""
+        self._reader.note()
         progress, plan = self._owned.get(shard_of(handler)), self._service.plan(handler)
         if progress is None:
             return
@@ -100,7 +99,7 @@ class Engine:
     def _hold(self, handler: str) -> None:
         """Keeps the place in the log of a handler that is not served for now."""
         if (progress := self._owned.get(shard_of(handler))) is not None:
-            progress.lane(handler, self._read_to).behind = True
+            progress.lane(handler, self._reader.at).behind = True
 
     async def tell_all(self, revision: int) -> None:
         """Returns once every replica works with a revision of the registry."""
@@ -142,7 +141,7 @@ class Engine:
         await self._attempts.learn(shards, CLOCKS_DIFFER_MS)
         await self._pointers.learn(shards)
         for progress in self._owned.values():
-            progress.ahead = progress.at(self._read_to)
+            progress.ahead = progress.at(self._reader.at)
         for shard in shards:
             self._last.pop(shard.number, None)
             self._owned[shard.number] = Progress(shard, self._service, self._bus.names, found)
@@ -157,7 +156,7 @@ class Engine:
         dropped = [(shard, self._owned.pop(shard.number)) for shard in shards if shard.number in self._owned]
         lanes = [lane for _, progress in dropped for lane in progress.lanes.values()]
         for _, progress in dropped:
-            progress.stop(self._read_to)
+            progress.stop(self._reader.at)
         for lane in lanes:
             lane.closed = True
             for job in (*lane.waiting, *lane.pointers):
@@ -176,95 +175,41 @@ class Engine:
         if progress is None:
             return shard.record
         for lane in list(progress.lanes.values()):
-            progress.close_idle(lane, self._read_to)
-        if progress.is_settled(progress.suspect_to, self._read_to):
+            progress.close_idle(lane, self._reader.at)
+        if progress.is_settled(progress.suspect_to, self._reader.at):
             self._attempts.forget(shard.number)
-        return progress.record(shard.record, self._read_to, self._bus.now_ms())
+        return progress.record(shard.record, self._reader.at, self._bus.now_ms())
 
     # ---- reading the log
 
     def _read_on(self) -> None:
         """Begins to read where the shards and lanes say, in place of what is read now."""
-        if self._reading is not None:
-            self._reading.cancel()
         near = [lane.fed for lane in self._all_lanes() if not lane.behind]
         ahead = [progress.ahead for progress in self._owned.values() if progress.ahead is not None]
         first, *others = (*ahead, *near)
-        self._read_to = first.least(*others)
-        self._reading = asyncio.create_task(self._read())
-
-    async def _read(self) -> None:
-        while True:
-            reading = read_log(self._bus, after=self._read_to)
-            try:
-                async with contextlib.aclosing(reading) as batches:
-                    async for messages in batches:
-                        if messages:
-                            await self._feed(messages)
-            except NotFoundError as error:
-                log.error("%s: the log is another one: %s", self._service.name, error)
-                with contextlib.suppress(CrucibleError):  # it may not be there yet
-                    self._start_over(await log_state(self._bus))
-            except CrucibleError as error:
-                log.warning("%s: reading again in %g s: %s", self._service.name, _PAUSE_S, error)
-            except Exception:
-                log.exception("%s: reading broke off; it begins again", self._service.name)
-            await asyncio.sleep(_PAUSE_S)
+        self._reader.begin(first.least(*others))
 
     def _start_over(self, found: LogState) -> None:
         for progress in self._owned.values():
-            for job in progress.start_over(found, self._read_to):
+            for job in progress.start_over(found, self._reader.at):
                 self._let_go(job)
         self._read_on()
 
-    async def _feed(self, messages: Sequence[Message]) -> None:
-        """Hands a batch of the log on to the lanes. Cut off at any point, it may be begun again."""
-        wanted = []
-        for message in filter(self._may_want, messages):
-            try:
-                wanted.append((message, decode(message.data, message.sequence)))
-            except msgspec.DecodeError as error:
-                await self._park(message, f"not an event: {error}")
-        if wanted:
-            names, taken = self._bus.names, [message for message, _ in wanted]
-            group = names.durable(self._service.name)
-            with self._telemetry.batch("process", names.events, taken, count=len(taken), group=group):
-                await self._service.catch_up([event for _, event in wanted])
-        turn = Turn()
-        for message, event in wanted:
-            for handler in self._service.match(event):
-                self._offer(handler, message, event)
-            self._read_to = self._read_to.after(message.sequence)
-            if turn.over:
-                await turn.pass_on()
-        self._read_to = passed(self._read_to, messages)
+    def _pass(self) -> None:
         for progress in self._owned.values():
-            progress.pass_to(self._read_to)
-
-    def _may_want(self, message: Message) -> bool:
-        """Whether a handler may want it, by its subject alone; of a name that is encoded there, one may."""
-        if subjects.NO_REACTION in message.headers:
-            return False
-        category, event = self._bus.names.type_of(message.subject)
-        return "=" in event or self._service.may_want(category, event)
-
-    async def _park(self, message: Message, reason: str) -> None:
-        try:
-            await park(self._bus, self._service.name, message, reason)
-        except CrucibleError as error:
-            log.error("%s: event %d is not put aside: %s", self._service.name, message.sequence, error)
+            progress.pass_to(self._reader.at)
 
     def _offer(self, handler: str, message: Message, event: Event) -> None:
         progress = self._owned.get(shard_of(handler))
         if progress is None:
             return
         lane = progress.lanes.get(handler)
-        fed = progress.at(self._read_to) if lane is None else lane.fed
+        fed = progress.at(self._reader.at) if lane is None else lane.fed
         plan = self._service.plan(handler)
         if plan is None or fed.covers(message.sequence) or plan.since.covers(message.sequence):
             return
         job = self._job(handler, message, event)
-        lane = lane or progress.open_for(job, self._read_to)
+        lane = lane or progress.open_for(job, self._reader.at)
         if lane.behind:
             lane.keep(job)
         elif plan.held or lane.full or (self._held_bytes > HELD_BYTES and lane.waiting):
@@ -310,7 +255,7 @@ class Engine:
                 self._pointers.note(lane.handler)
             if lane.behind and not lane.catching_up and not lane.waiting:
                 self._catch_up(lane, plan)
-        self._owned[lane.shard].close_idle(lane, self._read_to)
+        self._owned[lane.shard].close_idle(lane, self._reader.at)
 
     def _is_due(self, lane: Lane, plan: Plan, job: Job) -> bool:
         """False for what comes too soon. The end of a chain causes nothing, so nothing else is too soon after it."""
@@ -401,14 +346,14 @@ class Engine:
             await asyncio.sleep(_PAUSE_S)
         finally:
             lane.catching_up = False
-        if not (reached and lane.join(self._read_to, now_ms())):
+        if not (reached and lane.join(self._reader.at, now_ms())):
             lane.give_up_joining()
         self._pump(lane)
 
     async def _read_for(self, lane: Lane, plan: Plan) -> bool:
         """Fills a lane from the log. True: it has all that the one reading of the log had brought when this began."""
-        lane.begin_to_join(self._read_to)
-        until, looked_to = self._read_to, lane.fed
+        lane.begin_to_join(self._reader.at)
+        until, looked_to = self._reader.at, lane.fed
         async with contextlib.aclosing(self._behind(lane, plan)) as batches:
             async for messages in batches:
                 if not messages:
@@ -428,10 +373,12 @@ class Engine:
 
     def _behind(self, lane: Lane, plan: Plan) -> AsyncGenerator[list[Message], None]:
         """The events of the log that a lane has not been given."""
-        return read_log(self._bus, after=lane.fed.most(plan.since), filters=plan.subjects(self._bus.names), batch=_PART)
+        return read_log(
+            self._bus, after=lane.fed.most(plan.since), filters=subjects_of(plan.types, self._bus.names), batch=_PART
+        )
 
     def _is_wanted(self, handler: str, message: Message) -> Event | None:
-        if not self._may_want(message):
+        if not self._reader.may_want(message):
             return None
         try:
             event = decode(message.data, message.sequence)
@@ -446,7 +393,7 @@ class Engine:
         progress = self._owned.get(shard_of(job.handler))
         if progress is None or not self._has_room(job.handler):
             return False
-        lane = progress.lane(job.handler, self._read_to)
+        lane = progress.lane(job.handler, self._reader.at)
         lane.pointers.append(job)
         self._pump(lane)
         return True

@@ -1,13 +1,13 @@
 """The part that a service brings to the engine: its handlers, its attempts, and how they are recorded."""
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence, Set
 from typing import Protocol
 
 import msgspec
 
 from crucible_core.envelope import Event
 from crucible_core.position import Position
-from crucible_core.subjects import Names
+from crucible_core.subjects import Names, token
 from crucible_kit.frames import Outgoing
 from crucible_kit.message import Message
 
@@ -29,11 +29,16 @@ class Plan(msgspec.Struct, frozen=True):
     types: frozenset[str] | None = None
     apart_ms: int = 0
 
-    def subjects(self, names: Names) -> Sequence[str]:
-        """The events that are to be read for it; none: all."""
-        if self.types is None or len(self.types) > _FEW_SUBJECTS:
-            return ()
-        return [names.events_of(*name.split(".", 1)) for name in sorted(self.types)]
+
+def subjects_of(types: Set[str] | None, names: Names) -> Sequence[str]:
+    """Wildcards over the events of some types, which are as `Catalogue.expand` gives them; none, which means all, where
+    they are too many to be told apart by the server."""
+    if types is None or len(types) > _FEW_SUBJECTS:
+        return ()
+    found = [name.split(".", 1) for name in sorted(types)]
+    whole = {category for category, event in found if event == "*"}
+    some = [names.events_of(category, token(event)) for category, event in found if category not in whole]
+    return [*map(names.events_of, sorted(whole)), *some]  # JetStream refuses those that overlap
 
 
 class Outcome(msgspec.Struct):
@@ -54,6 +59,9 @@ class Service(Protocol):
 
     def since(self, shard: int) -> Position | None:
         """The place after which the first of a shard's handlers wants events; None where it has no handler."""
+
+    def types(self) -> Set[str] | None:
+        """The types that some handler may want, as `Catalogue.expand` gives them; None is every one."""
 
     def may_want(self, category: str, event: str) -> bool:
         """Whether a handler may want an event of a type, whatever is in it."""
