@@ -28,10 +28,12 @@ from crucible_core.protocol.worlds import ChangeWorld
 from crucible_core.subjects import Names
 from crucible_events import counting, query
 from crucible_events.app import create_app
+from crucible_events.audit import lost_ends
 from crucible_events.settings import Settings
 from crucible_kit.bus import Bus, open_bus
 from crucible_kit.eventlog import event_at, log_end, read_log
 from crucible_kit.rpc import call
+from crucible_kit.streams import declare_streams
 from tests.conftest import delete_streams
 from tests.places import make_world
 
@@ -231,6 +233,26 @@ async def pages_of_ids(ask: Asker) -> list[int]:
     return [int(event.metadata.id.removeprefix("evt_")) for event in found]
 
 
+async def test_what_each_stream_has_lost_is_told(
+    running: Running, ask: Asker, settings: Settings, names: Names
+) -> None:
+    async with running() as service:
+        await fill(ask)
+        lost = [event.sequence or 0 for event in await ask.found(type=["Custom.note"], limit=100)][10:15]
+        for sequence in lost:
+            await ask.bus.remove(names.stream_at(sequence), sequence)
+        found = await service.state.audit.once()
+        assert sorted(one for loss in found for one in range(loss.first, loss.last + 1)) == sorted(lost)
+        assert await service.state.audit.once() == []
+    for number, stream in enumerate(names.log_streams):
+        await ask.bus.delete_stream(stream)
+        await declare_streams(ask.bus, settings)
+        gone = await lost_ends(Path(settings.data_dir) / "events.sqlite", ask.bus)
+        assert [(loss.kind, stream_number(loss.first)) for loss in gone] == [("log", n) for n in range(number + 1)]
+    async with running():
+        assert await ask.found(type=["Custom.note"]) == []
+
+
 async def test_what_expires_is_forgotten_in_each_stream(log: Asker) -> None:
     rules = PutRetention(rules=[RetentionRule(type="Custom.short", keep="1s")])
     await call(log.bus, OPERATOR, "events", "put_retention", rules, RetentionView)
@@ -269,3 +291,12 @@ async def test_another_number_of_streams_is_refused(
         assert len(await ask.found(type=["Custom.note"])) == 1
     async with open_bus(nats_url, names) as again:
         assert len(await again.stream_names()) >= 3
+
+
+async def test_the_number_may_change_while_the_log_is_empty(settings: Settings, names: Names, nats_url: str) -> None:
+    for streams in (1, 3, 2, 3):
+        some = Names(names.prefix, streams)
+        async with open_bus(nats_url, some) as bus:
+            await declare_streams(bus, msgspec.structs.replace(settings, streams=streams))
+            assert set(await bus.stream_names()) >= set(some.log_streams)
+            assert not set(Names(names.prefix, 9).log_streams[streams:]).intersection(await bus.stream_names())

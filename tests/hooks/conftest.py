@@ -30,6 +30,7 @@ from crucible_hooks.app import create_app
 from crucible_hooks.settings import Settings
 from crucible_kit.bus import Bus
 from crucible_kit.egress import LOOPBACK
+from crucible_kit.eventlog import log_end
 from crucible_kit.rpc import Context, Endpoint, call, serve
 from crucible_kit.telemetry import Telemetry
 
@@ -141,15 +142,13 @@ class System:
 
     async def log(self, *types: str) -> list[Event]:
         """The committed events of some types."""
-        request = QueryRequest(
-            type=list(types), limit=1000, min_sequence=await self.bus.last_sequence(self.bus.names.events)
-        )
+        request = QueryRequest(type=list(types), limit=1000, min_sequence=(await log_end(self.bus)).encoded)
         found = await call(self.bus, OPERATOR, "events", "query", request, QueryReply)
         return [decode(bytes(raw)) for raw in found.events]
 
     async def page(self, type: str, after: int) -> list[Event]:
         """A thousand committed events of a type, after a place in the log."""
-        end = await self.bus.last_sequence(self.bus.names.events)
+        end = (await log_end(self.bus)).encoded
         request = QueryRequest(type=[type], limit=1000, after=after, min_sequence=end)
         found = await call(self.bus, OPERATOR, "events", "query", request, QueryReply)
         return [decode(bytes(raw)) for raw in found.events]

@@ -24,6 +24,7 @@ from crucible_core.protocol.replays import (
 )
 from crucible_core.protocol.shared import EnableHook, GetRequest, TypeFilter
 from crucible_kit.bus import Message
+from crucible_kit.eventlog import event_at
 from crucible_kit.handlers.pointers import pointer
 from crucible_kit.replaying import MOST_WAITING
 from crucible_kit.rpc import call
@@ -50,7 +51,7 @@ async def batch(system: System, hook: str, events: Sequence[Appended | int], nam
     stored: list[Message] = []
     for event in events:
         sequence = event if isinstance(event, int) else event.sequence or 0
-        message = await system.bus.get(system.bus.names.events, sequence)
+        message = await event_at(system.bus, sequence)
         assert message is not None
         stored.append(message)
     request = ReplayBatch(

@@ -9,6 +9,7 @@ from crucible_core.protocol.hooks import HookRecord
 from crucible_kit.buckets import open_bucket
 from crucible_kit.bus import Bus, Message
 from crucible_kit.clock import fresh_id, now_ms, timestamp
+from crucible_kit.eventlog import event_at
 from crucible_kit.frames import Outgoing
 from crucible_kit.work import ensure_durable, work
 
@@ -62,7 +63,7 @@ async def test_what_waits_is_brought_over(stopped: System) -> None:
 
 async def _stored(system: System, n: int) -> Message:
     appended = await system.append(payload={"n": n})
-    message = await system.bus.get(system.bus.names.events, appended.sequence or 0)
+    message = await event_at(system.bus, appended.sequence or 0)
     assert message is not None
     return message
 

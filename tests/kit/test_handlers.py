@@ -16,6 +16,7 @@ from crucible_core.subjects import SHARDS, Names
 from crucible_kit.buckets import open_bucket
 from crucible_kit.bus import Bus
 from crucible_kit.clock import fresh_id, timestamp
+from crucible_kit.eventlog import event_at
 from crucible_kit.frames import Outgoing
 from crucible_kit.handlers.lanes import ROOM
 from crucible_kit.handlers.service import subjects_of
@@ -232,7 +233,7 @@ async def test_events_that_must_be_apart_are_so_over_a_kill_and_a_restart(attemp
     await some(20)
     due: dict[int, int] = {}
     for sequence in sequences:
-        message = await bus.get(bus.names.events, sequence)
+        message = await event_at(bus, sequence)
         assert message is not None
         if not due or message.time_ms >= max(due.values()) + APART_MS:
             due[sequence] = message.time_ms

@@ -32,7 +32,7 @@ from crucible_core.protocol.memory import (
 from crucible_core.protocol.shared import GetRequest
 from crucible_core.subjects import Names
 from crucible_kit.bus import Bus
-from crucible_kit.reading import read
+from crucible_kit.eventlog import read_log
 from crucible_kit.rpc import call
 from crucible_memory.api import StatusRequest
 from crucible_memory.app import create_app
@@ -149,7 +149,8 @@ class Memories:
         """Every event of a category."""
         found: list[Event] = []
         names = self.bus.names
-        async with contextlib.aclosing(read(self.bus, names.events, filters=[names.events_of(category)])) as batches:
+        reading = read_log(self.bus, after=names.start, filters=[names.events_of(category)])
+        async with contextlib.aclosing(reading) as batches:
             async for messages in batches:
                 if not messages:
                     break

@@ -28,6 +28,7 @@ from crucible_kit.buckets import open_bucket
 from crucible_kit.bus import Bus, Message
 from crucible_kit.clock import fresh_id, timestamp
 from crucible_kit.egress import LOOPBACK
+from crucible_kit.eventlog import read_log
 from crucible_kit.frames import Outgoing
 from crucible_kit.rpc import Context, Endpoint, call, serve
 from crucible_kit.telemetry import Telemetry
@@ -76,11 +77,13 @@ async def told(bus: Bus) -> AsyncIterator[list[str]]:
     asked: list[str] = []
 
     async def get(request: GetRequest, context: Context) -> bytes:
-        sequence = 0
-        while (found := await bus.next(bus.names.events, sequence + 1, bus.names.all_events)) is not None:
-            sequence = found.sequence
-            if decode(found.data).metadata.id == request.id:
-                return with_sequence(found.data, sequence)
+        async with contextlib.aclosing(read_log(bus, after=bus.names.start)) as batches:
+            async for messages in batches:
+                for found in messages:
+                    if decode(found.data).metadata.id == request.id:
+                        return with_sequence(found.data, found.sequence)
+                if not messages:
+                    break
         raise NotFoundError(f"no event {request.id}")
 
     async def append(request: AppendRequest, context: Context) -> AppendReply:

@@ -14,6 +14,7 @@ from crucible_core.errors import InvalidError, NotFoundError
 from crucible_core.protocol.replays import Replayable, ReplayBatch, ReplayedEvent, ReplayTaken
 from crucible_core.protocol.shared import GetRequest
 from crucible_core.protocol.webhooks import EnableWebhook, WebhookView
+from crucible_kit.eventlog import event_at
 from crucible_kit.handlers.pointers import pointer
 
 from .conftest import Receiver, Service, until
@@ -22,7 +23,7 @@ from .conftest import Receiver, Service, until
 async def batch(service: Service, webhook: str, sequences: list[int], replay: str = "rpl_1") -> ReplayTaken:
     events = []
     for sequence in sequences:
-        stored = await service.bus.get(service.bus.names.events, sequence)
+        stored = await event_at(service.bus, sequence)
         assert stored is not None
         events.append(ReplayedEvent(sequence=sequence, time_ms=stored.time_ms, event=msgspec.Raw(stored.data)))
     taken: ReplayTaken = await service.ask(

@@ -10,6 +10,7 @@ from crucible_core.protocol.webhooks import Auth, WebhookOptions, WebhookRecord
 from crucible_kit.buckets import open_bucket
 from crucible_kit.bus import Bus, Message
 from crucible_kit.clock import now_ms, timestamp
+from crucible_kit.eventlog import event_at
 from crucible_kit.frames import Outgoing
 from crucible_kit.settings import KitSettings
 from crucible_kit.streams import declare_streams
@@ -48,7 +49,7 @@ async def test_what_waits_is_brought_over(
     for name in ("Waits", "Retried", "Done", "Missed"):
         await service.append(f"Custom.{name}")
     for sequence, attempt in ((1, 1), (2, 3)):
-        event = await bus.get(names.events, sequence)
+        event = await event_at(bus, sequence)
         assert event is not None
         headers = {
             "Crucible-Delivery": f"dlv_{sequence}",

@@ -11,6 +11,8 @@ DUPLICATE_WINDOW_S = 120.0
 """How long JetStream remembers the message ids of work and history."""
 HISTORY_S = 30 * 86_400.0
 DAY_S = 86_400.0
+_STREAMS = "crucible.streams"
+"""What a stream of the log says of how many there are; one alone says nothing."""
 BUCKETS = {
     "hooks": "a record for each hook",
     "webhooks": "a record for each webhook, secrets included",
@@ -49,6 +51,7 @@ async def declare_streams(bus: Bus, settings: KitSettings, service: str = "event
             allow_direct=True,
             allow_atomic=True,
             allow_msg_ttl=True,
+            metadata={_STREAMS: str(names.streams)} if names.streams > 1 else None,
         )
     for owner, stream, kind, what in (
         ("hooks", names.hook_runs, RUN, "runs of Post hooks"),
@@ -83,18 +86,21 @@ async def declare_streams(bus: Bus, settings: KitSettings, service: str = "event
 
 async def _check_streams(bus: Bus) -> None:
     """Which stream holds a world depends on how many there are: with another number, its events would be looked for
-    where they are not."""
+    where they are not. One that is lost is made anew, and told as a loss."""
     names = bus.names
-    there = Names(names.prefix, MAX_STREAMS).log_streams
-    there = tuple(sorted(set(there).intersection(await bus.stream_names())))
-    found = len(there)
-    if names.events not in there or found == names.streams:
+    possible = Names(names.prefix, MAX_STREAMS).log_streams
+    there = [stream for stream in await bus.stream_names() if stream in possible]
+    options = [await bus.stream_options(stream) for stream in there]
+    number = max((int(found.get("metadata", {}).get(_STREAMS, "1")) for found in options), default=names.streams)
+    if number == names.streams:
         return
-    if found < names.streams and not any([in_stream(await bus.last_sequence(stream)) for stream in there]):
-        return  # nothing is stored yet
+    if not any([in_stream(await bus.last_sequence(stream)) for stream in there]):
+        for stream in set(there).difference(names.log_streams):
+            await bus.delete_stream(stream)
+        return
     message = (
-        f"is {names.streams}, and the events of this NATS are in {found} stream{'' if found == 1 else 's'}: set it to"
-        f" {found}. To spread them over {names.streams}, `crucible events export` them, and import them where NATS has"
+        f"is {names.streams}, and the events of this NATS are in {number} stream{'' if number == 1 else 's'}: set it to"
+        f" {number}. To spread them over {names.streams}, `crucible events export` them, and import them where NATS has"
         " an empty data directory"
     )
     raise InvalidError(f"CRUCIBLE_STREAMS {message}", errors=[FieldError("CRUCIBLE_STREAMS", message)])
