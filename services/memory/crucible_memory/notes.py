@@ -3,6 +3,7 @@
 Tags and links are looked for in the text that a reader sees, as CommonMark has it: not in code, HTML or addresses.
 """
 
+import functools
 import re
 from collections.abc import Iterator
 from itertools import pairwise
@@ -207,11 +208,22 @@ def _wikilink(state: StateInline, silent: bool) -> bool:
     return True
 
 
+@functools.cache
 def _reader() -> MarkdownIt:
+    """To make one takes longer than to read a note; what it knows of a text is in the text's own tokens."""
+    # Joined, an escaped \# would look like any other. The rest is not asked for, and slow.
+    return _with_wikilinks().disable(["text_join", "reference", "link", "image", "emphasis"])
+
+
+@functools.cache
+def _heading_reader() -> MarkdownIt:
+    return _with_wikilinks()
+
+
+def _with_wikilinks() -> MarkdownIt:
     reader = MarkdownIt("commonmark")
     reader.inline.ruler.before("link", "wikilink", _wikilink)
-    # Joined, an escaped \# would look like any other. The rest is not asked for, and slow.
-    return reader.disable(["text_join", "reference", "link", "image", "emphasis"])
+    return reader
 
 
 def _inlines(body: str) -> Iterator[tuple[bool, Token]]:
@@ -263,8 +275,6 @@ def _tags_in(text: str) -> Iterator[str]:
 
 def _plain_text(heading: str) -> str:
     """A heading without its marks."""
-    reader = MarkdownIt("commonmark")
-    reader.inline.ruler.before("link", "wikilink", _wikilink)
-    tokens = reader.parseInline(heading[:MAX_TITLE])[0].children or []
+    tokens = _heading_reader().parseInline(heading[:MAX_TITLE])[0].children or []
     words = (_parts(token.content)[1] if token.type == "wikilink" else token.content for token in tokens)
     return "".join(words).strip()
