@@ -51,6 +51,9 @@ class Small:
     def types(self) -> set[str]:
         return {"Custom.*"}
 
+    def changed_ms(self) -> int:
+        return 0
+
     def may_want(self, category: str, event: str) -> bool:
         return category == "Custom"
 

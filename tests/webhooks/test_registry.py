@@ -381,3 +381,15 @@ async def test_what_cannot_be_sent_again_says_why(service: Service, receiver: Re
 
 async def _waits(service: Service, webhook: WebhookView, count: int) -> bool:
     return (await get(service, webhook)).waiting == count
+
+
+async def test_other_filters_are_for_what_comes_after_them(service: Service, receiver: Receiver) -> None:
+    webhook = await service.create(receiver.url, event_filters=[{"event_type": "Custom.Wanted"}])
+    for n in range(5):
+        await service.append("Custom.Other", n=n)
+    patch = {"event_filters": [{"event_type": "Custom.*"}]}
+    await service.ask("update", UpdateWebhook(id=webhook.id, patch=patch), WebhookView)
+    last = await service.append("Custom.Other", n=5)
+    await until(lambda: receiver.requests)
+    await asyncio.sleep(0.5)
+    assert [headers["webhook-id"] for headers, _ in receiver.requests] == [last.metadata.id]

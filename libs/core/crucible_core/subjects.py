@@ -262,7 +262,8 @@ class Names(msgspec.Struct, frozen=True):
 
     def type_of(self, subject: str) -> tuple[str, str]:
         """Category and event of a committed event's subject; the event as a token."""
-        return tuple(subject.removeprefix(self._subject("")).split(".")[3:5])  # type: ignore[return-value]
+        _, category, event, _ = subject.rsplit(".", 3)
+        return category, event
 
     @property
     def tombstones(self) -> list[str]:

@@ -26,11 +26,13 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Change(msgspec.Struct, frozen=True):
-    """`value` is None where the key was deleted. The change with an empty key says: this was the state at the start."""
+    """`value` is None where the key was deleted. The change with an empty key says: this was the state at the start.
+    `time_ms` is when it was stored (Unix)."""
 
     key: str
     value: bytes | None
     revision: int
+    time_ms: int = 0
 
 
 async def open_bucket(bus: Bus, name: str, replicas: int = 1) -> "Bucket":
@@ -114,7 +116,7 @@ class Bucket:
                 for message in messages:
                     revision = max(revision, message.sequence)
                     value = None if _deleted(message.headers) else message.data
-                    yield Change(message.subject[self._prefix :], value, message.sequence)
+                    yield Change(message.subject[self._prefix :], value, message.sequence, message.time_ms)
 
     async def last_revision(self) -> int:
         """The revision of the bucket's newest change, from the stream's leader."""
@@ -143,12 +145,15 @@ class View:
         self._turn = asyncio.Lock()
         self._asking: asyncio.Task[int] | None = None
         self.revision = 0
+        self.changed_ms = 0
+        """When the change was stored that was taken last."""
         self.ready = False
 
     async def follow(self) -> None:
         """Runs until cancelled."""
         async for change in self._bucket.watch():
             if change.key:
+                self.changed_ms = change.time_ms
                 self._changed(change)
             async with self._moved:
                 self.revision = max(self.revision, change.revision)

@@ -208,6 +208,8 @@ class Engine:
         plan = self._service.plan(handler)
         if plan is None or fed.covers(message.sequence) or plan.since.covers(message.sequence):
             return
+        if (lane is None or not lane.behind) and self._reader.was_unwanted(message):
+            return
         job = self._job(handler, message, event)
         lane = lane or progress.open_for(job, self._reader.at)
         if lane.behind:
