@@ -217,3 +217,34 @@ async def made(system: System) -> list[int]:
     bus = system.bus
     streams = (bus.names.events, bus.names.hook_runs, bus.names.attempts)
     return [len(await bus.stream_names()), *[len(await bus.consumer_names(stream)) for stream in streams]]
+
+
+@pytest.mark.parametrize(
+    "damage", ['{"name": "busy", "id": "%s", "enabled": "perhaps"}', "[]"], ids=["known", "unknown"]
+)
+async def test_a_hook_whose_record_cannot_be_read_keeps_what_waits_over_a_restart(
+    stopped: System, tmp_path: Path, damage: str
+) -> None:
+    path = tmp_path / "noted"
+    bucket = await open_bucket(stopped.bus, "hooks")
+    async with stopped.running():
+        id = (await stopped.register("busy", action=noting(path, 0.01), options={"concurrency": 2})).id
+        wanted = await burst(stopped)
+        await until(lambda: lines(path))
+        entry = await bucket.get("busy")
+        assert entry is not None
+        await bucket.put("busy", (damage % id if "%" in damage else damage).encode())
+        await until(lambda: inert(stopped, "busy"))
+    done = len(lines(path))
+    async with stopped.running():
+        await asyncio.sleep(0.3)
+        assert len(lines(path)) == done < len(wanted)
+        await bucket.put("busy", entry.value)
+        await until(lambda: lines(path).keys() >= wanted, 60)
+        await asyncio.sleep(0.3)
+    assert lines(path).keys() == wanted
+    assert max(lines(path).values()) == 1
+
+
+async def inert(system: System, hook: str) -> bool:
+    return (await system.view(hook)).state.startswith("inert: its record cannot be read")

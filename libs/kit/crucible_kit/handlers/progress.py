@@ -36,7 +36,7 @@ class Progress:
         """When the last event was committed that a handler without a lane was given."""
         for handler, place in record.lanes.items():
             lane = self.open(handler, log.placed(names.position(place), record.log))
-            lane.behind = not lane.fed.is_near(at, NEAR)
+            lane.behind = not lane.fed.is_near(at, NEAR) or self._is_kept(handler)
             lane.suspects = self._held_by_the_dead(handler) if shard.dead else 0
 
     def at(self, read_to: Position) -> Position:
@@ -110,6 +110,11 @@ class Progress:
             plan = self._service.plan(handler)
             if plan is None or at_ms + plan.apart_ms < before_ms:
                 del self._fired[handler]
+
+    def _is_kept(self, handler: str) -> bool:
+        """Whether it may not even be matched for now, so that nothing would be offered to it."""
+        plan = self._service.plan(handler)
+        return plan is not None and plan.held and plan.keeps
 
     def _held_by_the_dead(self, handler: str) -> int:
         """How many of a handler's jobs a process may have begun that was killed."""
