@@ -9,7 +9,7 @@ import pytest
 from starlette.applications import Starlette
 
 from crucible_core.access import OPERATOR
-from crucible_core.errors import ConflictError, UnavailableError
+from crucible_core.errors import ConflictError, UnavailableError, UnknownOutcomeError
 from crucible_core.protocol.events import RedactRequest
 from crucible_core.protocol.worlds import ChangeWorld, WorldMade
 from crucible_events.app import create_app
@@ -61,6 +61,16 @@ async def test_what_comes_again_waits_for_an_index(role: Role, ask: Asker) -> No
 
 async def _is_known(ask: Asker, event_id: str) -> bool:
     return (await ask.get(event_id)).metadata.id == event_id
+
+
+async def test_an_index_that_goes_away_in_the_middle_leaves_nothing_open(role: Role, ask: Asker) -> None:
+    """Whoever took the look-up says nothing more: nothing is done by looking, so it may come again."""
+    async with role("append"):
+        leave = await ask.bus.listen(ask.bus.names.rpc("events", "known"), lambda message: None, "events")
+        with pytest.raises(UnavailableError) as caught:
+            await ask.one(new(idempotency_key="k"))
+        assert not isinstance(caught.value, UnknownOutcomeError)
+        await leave()
 
 
 async def test_query_replicas_answer_without_one_that_appends(role: Role, ask: Asker) -> None:

@@ -3,10 +3,10 @@ event. It is asked in this process, or any replica that has one."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from crucible_core.envelope import with_sequence
-from crucible_core.errors import NotFoundError
+from crucible_core.errors import NotFoundError, UnavailableError, UnknownOutcomeError
 from crucible_core.ids import is_id
 from crucible_core.protocol.events import (
     Chain,
@@ -19,6 +19,7 @@ from crucible_core.protocol.events import (
     LastReply,
     LastRequest,
 )
+from crucible_core.protocol.shared import Message
 from crucible_kit import deadline
 from crucible_kit.bus import Bus
 from crucible_kit.eventlog import log_end
@@ -27,6 +28,8 @@ from crucible_kit.rpc import Context, Endpoint, call
 
 from . import store
 from .stamping import EVENTS
+
+Reply = TypeVar("Reply")
 
 _AT_ONCE = 2_000
 """Ids of one request."""
@@ -151,14 +154,14 @@ class Asked:
         return await asyncio.shield(joined.answer)
 
     async def chains(self, ids: Sequence[str]) -> Mapping[str, Chain]:
-        return (await call(self._bus, EVENTS, "events", "chains", ChainsRequest(ids=list(ids)), ChainsReply)).found
+        return (await self._ask("chains", ChainsRequest(ids=list(ids)), ChainsReply)).found
 
     async def last_of(self, world_id: str, category: str, entity: str, through: int) -> int:
         asked = LastRequest(world_id=world_id, category=category, entity=entity, through=through)
-        return (await call(self._bus, EVENTS, "events", "last_of", asked, LastReply)).sequence
+        return (await self._ask("last_of", asked, LastReply)).sequence
 
     async def find(self, id: str, through: int = 0) -> bytes:
-        return await call(self._bus, EVENTS, "events", "find", FindRequest(id=id, through=through), bytes)
+        return await self._ask("find", FindRequest(id=id, through=through), bytes)
 
     async def _shared(self, joined: _Round) -> Mapping[str, Known]:
         with deadline.on_behalf_of(None):  # it is for several callers
@@ -169,7 +172,13 @@ class Asked:
 
     async def _known(self, ids: Sequence[str], settled: bool) -> Mapping[str, Known]:
         asked = KnownRequest(ids=list(ids), settled=settled)
-        return (await call(self._bus, EVENTS, "events", "known", asked, KnownReply)).found
+        return (await self._ask("known", asked, KnownReply)).found
+
+    async def _ask(self, operation: str, request: Message, reply: type[Reply]) -> Reply:
+        try:
+            return await call(self._bus, EVENTS, "events", operation, request, reply)
+        except UnknownOutcomeError as error:  # nothing is done by looking
+            raise UnavailableError(error.detail, retry_after=1) from error
 
 
 def _heard(answer: "asyncio.Task[Mapping[str, Known]]") -> None:
