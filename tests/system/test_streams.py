@@ -117,6 +117,7 @@ def test_events_are_queried_exported_and_counted(spread: Stack) -> None:
     everything = list(range(60))
     with spread.client() as crucible:
         order(crucible, 0, 60)
+        until(lambda: crucible.events.count("Custom.Ordered").count == 60, 10)
         found = list(crucible.events.list("Custom.Ordered", page_size=7))
         assert [event.data.payload["n"] for event in found] == everything
         newest = crucible.events.list("Custom.Ordered", order="desc", page_size=7)
