@@ -182,12 +182,16 @@ def _longest_gap(times: Sequence[float], before: float) -> float:
 
 
 def _second(stack: Running) -> "subprocess.Popen[bytes]":
-    """A second process of webhooks, with the environment of the first."""
-    first = stack.processes()["webhooks"]
-    port = free_base()
-    environ = first.environ() | {"CRUCIBLE_PORT": str(port), "CRUCIBLE_DATA_DIR": str(stack.data / "second")}
-    os.makedirs(stack.data / "second", exist_ok=True)
-    return subprocess.Popen([sys.executable, "-m", "crucible_webhooks"], env=environ)
+    """A second process of webhooks beside that of `crucible up`."""
+    (stack.data / "second").mkdir()
+    token = (stack.data / "nats" / "token").read_text().strip()
+    own = {
+        "CRUCIBLE_NATS_URL": f"nats://{token}@127.0.0.1:{stack.ports['nats']}",
+        "CRUCIBLE_PORT": str(free_base()),
+        "CRUCIBLE_DATA_DIR": str(stack.data / "second"),
+        "CRUCIBLE_EGRESS_ALLOW": "127.0.0.1",
+    }
+    return subprocess.Popen([sys.executable, "-m", "crucible_webhooks"], env=os.environ | own)
 
 
 def _webhooks(stack: Running, ends: Endpoints, names: Sequence[str], types: Sequence[str]) -> None:
