@@ -15,7 +15,7 @@ from itertools import pairwise
 import psutil
 
 from bench.endpoints import Arrival, Endpoints, endpoints
-from bench.generator import Load, result, send, start
+from bench.generator import Generator, Load, send
 from bench.running import Row, Running, free_base, running, until
 
 ROUNDS = 3
@@ -148,11 +148,11 @@ def kill() -> list[Row]:
             _webhooks(stack, ends, names, ["Custom.Bench"])
             second = _second(stack) if replicas == 2 else None
             time.sleep(3)
-            generator = start(Load(BURST // 4, 64, stack.ports["gateway"], stack.key))
-            until(lambda: len(ends.arrivals()) > 2000, 60)
+            generator = Generator(Load(BURST // len(names), 64, stack.ports["gateway"], stack.key))
+            until(lambda: len(ends.arrivals()) > 1000, 60)
             stack.processes()["webhooks"].send_signal(signal.SIGKILL)
             killed = time.time()
-            sent = result(generator)
+            sent = generator.result()
             arrivals = _arrived(ends, len(names) * len(sent.posted), unique=True)
             after = [at for _, _, at in arrivals if at > killed + 0.2]
             if second is not None:

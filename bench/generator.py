@@ -1,11 +1,13 @@
-"""The load of the delivery bench, in a process of its own: `python -m bench.generator`, which reads what to do from
-stdin and prints what came of it."""
+"""The load of the delivery bench, in a process of its own: `python -m bench.generator FILE`, which reads what to
+do from stdin and writes what came of it into the file."""
 
 import asyncio
 import json
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -38,23 +40,26 @@ class Sent(msgspec.Struct):
     posted: dict[str, tuple[float, float]] = {}
 
 
-def start(load: Load) -> "subprocess.Popen[bytes]":
-    process = subprocess.Popen([sys.executable, "-m", "bench.generator"], stdin=-1, stdout=-1)
-    assert process.stdin is not None
-    process.stdin.write(msgspec.json.encode(load))
-    process.stdin.close()
-    return process
+class Generator:
+    """The process, which has begun."""
 
+    def __init__(self, load: Load) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._told = Path(self._folder.name) / "sent.json"
+        self._process = subprocess.Popen([sys.executable, "-m", "bench.generator", self._told], stdin=-1)
+        assert self._process.stdin is not None
+        self._process.stdin.write(msgspec.json.encode(load))
+        self._process.stdin.close()
 
-def result(process: "subprocess.Popen[bytes]") -> Sent:
-    assert process.stdout is not None
-    told = process.stdout.read()
-    assert process.wait() == 0
-    return msgspec.json.decode(told, type=Sent)
+    def result(self) -> Sent:
+        """What it has sent, once it is all."""
+        assert self._process.wait() == 0
+        with self._folder:
+            return msgspec.json.decode(self._told.read_bytes(), type=Sent)
 
 
 def send(load: Load) -> Sent:
-    return result(start(load))
+    return Generator(load).result()
 
 
 def _body(type: str) -> bytes:
@@ -103,7 +108,7 @@ def main() -> None:
     else:
         posted = asyncio.run(_events(load))
     sent = Sent(began, time.time(), sum(psutil.Process().cpu_times()[:2]), posted)
-    sys.stdout.buffer.write(msgspec.json.encode(sent))
+    Path(sys.argv[1]).write_bytes(msgspec.json.encode(sent))
 
 
 if __name__ == "__main__":
