@@ -54,7 +54,7 @@ public class Client {
     CreateWebhook wanted =
         new CreateWebhook().name("java").url("http://127.0.0.1:9/").eventFilters(List.of(filter));
     WebhookView webhook = webhooks.createWebhook(wanted);
-    List<String> known = map(webhooks.listWebhooks(null, null).getWebhooks(), WebhookView::getId);
+    List<String> known = map(webhooks.listWebhooks(1000, null).getWebhooks(), WebhookView::getId);
     told.put("webhook", List.of(webhook.getName(), known.contains(webhook.getId())));
 
     ObjectMapper json = ApiClient.createDefaultObjectMapper();
