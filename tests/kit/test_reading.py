@@ -14,7 +14,7 @@ from crucible_core.errors import NotFoundError, UnavailableError
 from crucible_core.subjects import Names
 from crucible_kit.bus import Bus, Message, open_bus
 from crucible_kit.frames import Outgoing
-from crucible_kit.reading import backlog, read
+from crucible_kit.reading import read
 from tests.kit.outage import Server, private_server, proxied, until
 
 
@@ -231,13 +231,6 @@ async def test_a_stream_that_was_made_anew_is_not_read_on(bus: Bus, stream: str)
     await fill(bus, *range(9))
     with pytest.raises(NotFoundError, match="is gone"):
         await anext(reading)
-
-
-async def test_backlog_counts_what_waits(bus: Bus, stream: str) -> None:
-    assert await backlog(bus, stream, "nobody") == 0
-    await fill(bus, 1, 2, 3)
-    await bus.ensure_consumer(stream, "c", ack_policy="explicit")
-    assert await backlog(bus, stream, "c") == 3
 
 
 # ---- outages

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from crucible_core.errors import CrucibleError, NotFoundError, UnavailableError
+from crucible_core.errors import CrucibleError, NotFoundError
 from crucible_core.position import in_stream
 
 from .bus import Bus
@@ -163,11 +163,3 @@ async def _batches(bus: Bus, stream: str, consumer: str, batch: int) -> AsyncGen
                 yield messages
             elif pull.idle_at is not None and pull.idle_at > seen:
                 raise Lost(f"message {seen + 1} of the consumer did not arrive")
-
-
-async def backlog(bus: Bus, stream: str, consumer: str) -> int:
-    """What waits for a durable consumer, delivered or not; 0 if it does not exist."""
-    try:
-        return sum(await bus.consumer_backlog(stream, consumer))
-    except (NotFoundError, UnavailableError):
-        return 0
