@@ -85,6 +85,22 @@ async def test_follows_the_stream_and_goes_on_where_it_was(bus: Bus, stream: str
         assert await rows(index) == numbers(1, 2, 3, 4)
 
 
+async def test_what_comes_one_after_another_is_there_for_whoever_waits_for_it(
+    bus: Bus, stream: str, tmp_path: Path
+) -> None:
+    """Messages are gathered then: each shares its transaction with those of the next moment."""
+    async with followed(tmp_path / "i.sqlite", bus, stream) as index:
+        for n in range(1, 101):
+            await fill(bus, n)
+            if n % 20 == 0:
+                await index.reach(n)
+                assert await rows(index) == numbers(*range(1, n + 1))
+        await fill(bus, 101)
+        await index.take_gathered()
+        await until(lambda: index.position.covers(101))
+        assert await rows(index) == numbers(*range(1, 102))
+
+
 async def test_reach_is_bounded(bus: Bus, stream: str, tmp_path: Path) -> None:
     async with followed(tmp_path / "i.sqlite", bus, stream) as index:
         with pytest.raises(UnavailableError, match="not yet at 9"):

@@ -101,6 +101,8 @@ class Index:
         self._waiting = 0
         """How many wait for what it does not hold yet."""
         self._wanted = asyncio.Event()
+        """Not set while messages are gathered."""
+        self._wanted.set()
         self._busy: deque[float] = deque(maxlen=_MANY)
 
     @property
@@ -229,6 +231,16 @@ class Index:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_GATHER_S):
                     await self._wanted.wait()
+            self._wanted.set()
+
+    async def take_gathered(self) -> None:
+        """Returns once what is being gathered is in the index, or soon: whoever has just been answered finds it."""
+        if not self._wanted.is_set():
+            seen = self.position
+            self._wanted.set()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_GATHER_S):
+                    await self.moved_from(seen)
 
     async def reach(self, wanted: Position | int, timeout: float = 5.0) -> None:
         """Returns once the index holds everything up to a position, or to a sequence in its stream. Raises

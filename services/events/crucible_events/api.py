@@ -203,9 +203,11 @@ async def _caught_up(bus: Bus, index: Index, place: Encoded | None) -> None:
     """An index that is still being built would answer with less than there is."""
     if not index.caught_up:
         await index.reach(await log_end(bus))
-    if isinstance(place, tuple):
+    if place is None:
+        await index.take_gathered()
+    elif isinstance(place, tuple):
         await index.reach(bus.names.position(place))
-    elif place is not None and not index.position.covers(place):
+    elif not index.position.covers(place):
         await _come_to(bus, index, place)
 
 

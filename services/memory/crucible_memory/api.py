@@ -99,6 +99,8 @@ class Api:
         with self._query_seconds.time():
             if request.min_sequence is not None:
                 await settle(self._bus, self._index, request.min_sequence)
+            else:
+                await self._index.take_gathered()
             found = await search(self._searcher, wanted, self._room)
         self._uses.note(found.memories, request.text, context.traceparent)
         return found
