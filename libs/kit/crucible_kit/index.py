@@ -11,21 +11,20 @@ import math
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import aiosqlite
 
 from crucible_core.errors import CrucibleError, UnavailableError
-from crucible_core.position import Position, base_of, joined, stream_number
+from crucible_core.position import Position, joined, stream_number
 from crucible_core.protocol.shared import Trouble
 
 from . import indexfile, trial
 from .bus import Bus
 from .connections import Reader, Writer
 from .holding import park
-from .jetstream import StreamState
 from .message import Message
 from .metrics import Metrics
 from .reading import read
@@ -113,7 +112,10 @@ class Index:
         await self.writer.open()
         self.reader = await self.open_reader()
         meta: dict[str, str] = dict(await self.reader.execute_fetchall("SELECT name, value FROM meta"))
-        self.position, self._trial = _position(meta, len(self.streams)) or self.position, trial.left_by(meta)
+        self.position, self._trial = (
+            indexfile.position_in(meta, len(self.streams)) or self.position,
+            trial.left_by(meta),
+        )
         self._on_trial = set(self.streams) if self._trial else set()
         await self._note(trial.begin)
 
@@ -130,7 +132,7 @@ class Index:
         stopped = threading.Event()
         try:
             meta = await asyncio.to_thread(indexfile.copy_to, self._path, path, stopped)
-            return _position(meta, len(self.streams)) or Position.start(len(self.streams))
+            return indexfile.position_in(meta, len(self.streams)) or Position.start(len(self.streams))
         except sqlite3.Error as error:
             raise UnavailableError(f"the index cannot be copied: {error}", retry_after=1) from error
         finally:
@@ -381,7 +383,12 @@ class Index:
     async def _write(self, messages: list[Message], apply: Apply) -> None:
         last = messages[-1]
         number = stream_number(last.sequence)
-        place = (_named("sequence", number), str(last.sequence), _named("time_ms", number), str(last.time_ms))
+        place = (
+            indexfile.entry("sequence", number),
+            str(last.sequence),
+            indexfile.entry("time_ms", number),
+            str(last.time_ms),
+        )
 
         def write(connection: sqlite3.Connection) -> None:
             apply(connection, messages)
@@ -423,7 +430,7 @@ async def open_index(
     identity = f"{version} {' '.join(state.created for state in states)}"
     for attempt in (restore, None):
         meta = await asyncio.to_thread(indexfile.meta_of, path)
-        if meta is not None and await _same(bus, streams, meta, identity, states):
+        if meta is not None and await indexfile.is_of(bus, streams, meta, identity, states):
             break
         await asyncio.to_thread(indexfile.clear, path)
         if attempt is None or not await attempt(path, identity):
@@ -435,30 +442,3 @@ async def open_index(
         yield index
     finally:
         await index.close()
-
-
-def _named(what: str, number: int) -> str:
-    """The entry of a stream in the file's table of what it says of itself."""
-    return f"{what}.{number}" if number else what
-
-
-def _position(meta: Mapping[str, str], streams: int) -> Position | None:
-    """How far it says that it has come; None where that cannot be read."""
-    ends = [meta.get(_named("sequence", number), str(base_of(number))) for number in range(streams)]
-    return joined(map(int, ends)) if all(end.isdigit() for end in ends) else None
-
-
-async def _same(
-    bus: Bus, streams: Sequence[str], meta: Mapping[str, str], identity: str, states: Sequence[StreamState]
-) -> bool:
-    """Whether an index was filled from these streams, as they are now."""
-    position = _position(meta, len(streams))
-    if meta.get("identity") != identity or position is None:
-        return False
-    for number, (stream, state) in enumerate(zip(streams, states, strict=True)):
-        sequence, time_ms = position.ends[number], meta.get(_named("time_ms", number))
-        # A server that crashed without syncing may have lost messages, and used their sequences again.
-        kept = await bus.get(stream, sequence) if time_ms is not None else None
-        if sequence > state.last_sequence or (kept is not None and str(kept.time_ms) != time_ms):
-            return False
-    return True

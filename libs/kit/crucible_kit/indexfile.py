@@ -5,11 +5,15 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from crucible_core.position import Position, base_of, joined
+
 from . import trial
+from .bus import Bus
+from .jetstream import StreamState
 
 log = logging.getLogger(__name__)
 
@@ -97,3 +101,30 @@ def clear(path: Path) -> None:
     if path.exists():
         log.warning("%s is damaged, or not of this stream and version: building it anew", path.name)
     remove(path)
+
+
+def entry(what: str, number: int) -> str:
+    """The entry of a stream in the file's table of what it says of itself."""
+    return f"{what}.{number}" if number else what
+
+
+def position_in(meta: Mapping[str, str], streams: int) -> Position | None:
+    """How far a file says that it has come; None where that cannot be read."""
+    ends = [meta.get(entry("sequence", number), str(base_of(number))) for number in range(streams)]
+    return joined(map(int, ends)) if all(end.isdigit() for end in ends) else None
+
+
+async def is_of(
+    bus: Bus, streams: Sequence[str], meta: Mapping[str, str], identity: str, states: Sequence[StreamState]
+) -> bool:
+    """Whether an index was filled from these streams, as they are now."""
+    position = position_in(meta, len(streams))
+    if meta.get("identity") != identity or position is None:
+        return False
+    for number, (stream, state) in enumerate(zip(streams, states, strict=True)):
+        sequence, time_ms = position.ends[number], meta.get(entry("time_ms", number))
+        # A server that crashed without syncing may have lost messages, and used their sequences again.
+        kept = await bus.get(stream, sequence) if time_ms is not None else None
+        if sequence > state.last_sequence or (kept is not None and str(kept.time_ms) != time_ms):
+            return False
+    return True

@@ -13,7 +13,7 @@ from crucible_kit.message import Message
 
 ROOM = 1000
 """Events that wait in a lane; the others wait in the log."""
-UNSETTLED = 1
+UNSETTLED = 4
 """Attempts for each place of a handler whose outcomes may be on their way to the disk."""
 HELD_BYTES = 32 * 1024 * 1024
 """Bytes that the events in all lanes of a process may come to. Each lane may have one, whatever the others have."""
