@@ -49,7 +49,8 @@ class Running:
         for child in found["up"].children(recursive=True):
             line = " ".join(child.cmdline())
             module = re.search(r"crucible_(\w+)", line)
-            found["nats" if "nats-server" in line else module[1] if module else str(child.pid)] = child
+            forker = "forks" if "services are forked from" in line else str(child.pid)
+            found["nats" if "nats-server" in line else module[1] if module else forker] = child
         return found
 
     def cpu(self) -> dict[str, float]:
