@@ -1,7 +1,7 @@
 """Who asks, and what he may see and change: principals, their grants, and the scope that these come to. Pure.
 
-What a principal may not see does not exist for it. Whoever shows an event asks `Scope.sees`; who shows the record of a
-handler, a replay or a world asks `Principal.may_see`, and who changes it `Principal.check_owns`.
+A principal is not told of anything that it may not see. Whoever shows an event asks `Scope.sees`; who shows the
+record of a handler, a replay or a world asks `Principal.may_see`, and who changes it `Principal.check_owns`.
 """
 
 import functools
@@ -27,7 +27,7 @@ ABOUT_WORLDS = frozenset(f"System.{what}{event}" for what in ("World", "Room") f
 OF_ALL_WORLDS = ABOUT_WORLDS | {
     f"System.{event}" for event in ("Started", "Shutdown", "Error", "ConfigChanged", "AccessDenied")
 }
-"""What the installation says of itself in the default world: for nobody who sees but some of the worlds."""
+"""Events that the installation tells of itself in the default world: for nobody who sees but some of the worlds."""
 _SOURCES: dict[str, SourceKind] = {"user": "user", "agent": "agent", "external": "external"}
 
 

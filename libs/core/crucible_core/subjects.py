@@ -129,7 +129,7 @@ _LOG_STREAM = re.compile(r"(?:.*_)?EVENTS_([0-9]+)")
 
 @functools.lru_cache(maxsize=1024)
 def first_of(stream: str) -> int:
-    """What the sequences of a stream are counted from: 0, but in those of the log beside its first."""
+    """The number from which a stream's sequences are counted: 0, but in those of the log beside its first."""
     found = _LOG_STREAM.fullmatch(stream)
     return base_of(int(found[1])) if found else 0
 
@@ -181,7 +181,7 @@ class Names(msgspec.Struct, frozen=True):
         return Position.start(self.streams)
 
     def position(self, encoded: EncodedPosition) -> Position:
-        """What a record says of a place in the log."""
+        """The place in the log that a record tells."""
         return decoded(encoded, self.streams)
 
     def subjects_in(self, stream: str, subjects: Sequence[str]) -> list[str]:

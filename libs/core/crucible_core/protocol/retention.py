@@ -24,7 +24,7 @@ class RetentionRules(Message, omit_defaults=False):
 
 
 class RetentionRecord(RetentionRules, kw_only=True):
-    """What the `retention` bucket holds: the rules, and who made them."""
+    """The `retention` bucket holds the rules, and who made them."""
 
     owner: str = ""
 

@@ -10,7 +10,7 @@ class Message(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class Owned(Message):
-    """What a record in KV says of whom it belongs to, in the words of `access`: the `owner` is who registered it, the
+    """A record in KV says whom it belongs to, in the words of `access`: the `owner` is who registered it, the
     operator where it is empty. With a `world_id` it is for that world only, else for all that its owner may see."""
 
     owner: str = ""

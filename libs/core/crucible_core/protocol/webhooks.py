@@ -40,7 +40,7 @@ class OldSecret(Message):
 
 
 class WebhookRecord(Owned, kw_only=True):
-    """What the `webhooks` bucket holds under a webhook's id, secrets included. It is for events after the place `since`
+    """The `webhooks` bucket holds this under a webhook's id, secrets included. It is for events after the place `since`
     in the log."""
 
     id: str

@@ -90,7 +90,7 @@ class Progress:
         return all(place.reaches(to) for place in places)
 
     def record(self, before: ShardRecord, read_to: Position, bus_now_ms: float) -> ShardRecord:
-        """What the bucket is to hold of it, which is what it held where nothing worth telling has happened."""
+        """The record that the bucket is to hold: the one that it held, where nothing worth telling has happened."""
         at, lanes = self.at(read_to), self.lanes.values()
         places = {lane.handler: lane.position.encoded for lane in lanes if not lane.position.reaches(at)}
         quiet = not places and not before.lanes and not (self.worked or any(lane.worked for lane in lanes))

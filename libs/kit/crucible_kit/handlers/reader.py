@@ -86,7 +86,7 @@ class Reader:
         self._reading = asyncio.create_task(self._read())
 
     def _wanted(self) -> Sequence[str] | None:
-        """What is to be read, as wildcards over events, of which none is all; None where nothing is wanted."""
+        """Wildcards over the events to be read, of which none is all; None where nothing is wanted."""
         types = self._service.types()
         return None if types is not None and not types else subjects_of(types, self._bus.names)
 
