@@ -1,5 +1,5 @@
 """`scripts/bench [NAME …]`: runs benchmarks, prints a table of their figures, writes bench/results/NAME.json and
-docs/performance.md."""
+docs/performance.md. Exit code 1 where something was lost that must not be."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import chain, delivery, events, notes, report, servers, start
+from bench import chain, delivery, events, kills, notes, report, servers, start
 
 Rows = list[dict[str, object]]
 BENCHES: dict[str, Callable[[], Rows]] = {
@@ -19,6 +19,7 @@ BENCHES: dict[str, Callable[[], Rows]] = {
     "events": events.run,
     "notes": notes.run,
     "delivery": delivery.run,
+    "kills": kills.run,
 }
 RESULTS = Path(__file__).parent / "results"
 
@@ -28,11 +29,13 @@ def main(names: list[str]) -> int:
     if unknown:
         print(f"no benchmark {', '.join(sorted(unknown))}; there are: {', '.join(BENCHES)}", file=sys.stderr)
         return 2
+    lost = False
     for name in names or BENCHES:
         machine = {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2), "python": platform.python_version()}
         print(f"\n{name}  ({machine['cores']} cores, load {machine['load']} before, Python {machine['python']})")
         rows = BENCHES[name]()
         _print(rows)
+        lost |= any(row.get("") == kills.LOST for row in rows)
         result = {
             "bench": name,
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -41,7 +44,7 @@ def main(names: list[str]) -> int:
         }
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
         report.write(RESULTS)
-    return 0
+    return int(lost)
 
 
 def _print(rows: Rows) -> None:

@@ -1,6 +1,7 @@
 """The endpoints of the delivery bench, in a process of their own: `python -m bench.endpoints PORT`.
 
-`POST /<name>` is answered at once and noted with its time; `POST /stuck/<name>` never is. `GET /arrivals` gives what
+`POST /<name>` is noted with its time and answered at once, `POST /slow/<name>` a moment later, `POST /stuck/<name>`
+never. `GET /arrivals` gives what
 was noted and forgets it: `[[name, event id, seconds since 1970], …]`."""
 
 import asyncio
@@ -18,6 +19,7 @@ from aiohttp import web
 from bench.running import until
 
 Arrival = tuple[str, str, float]
+SLOW_S = 0.02
 
 
 class Endpoints:
@@ -67,6 +69,11 @@ def serve(port: int) -> None:
         noted.append((request.match_info["name"], request.headers.get("X-Crucible-Event-Id", ""), time.time()))
         return web.Response()
 
+    async def slow(request: web.Request) -> web.Response:
+        answer = await take(request)
+        await asyncio.sleep(SLOW_S)
+        return answer
+
     async def stuck(request: web.Request) -> web.Response:
         await asyncio.Event().wait()
         return web.Response()
@@ -77,7 +84,8 @@ def serve(port: int) -> None:
         return web.json_response(shown)
 
     app = web.Application()
-    app.add_routes([web.post("/stuck/{name}", stuck), web.post("/{name}", take), web.get("/arrivals", show)])
+    posts = [web.post("/stuck/{name}", stuck), web.post("/slow/{name}", slow), web.post("/{name}", take)]
+    app.add_routes([*posts, web.get("/arrivals", show)])
     web.run_app(app, host="127.0.0.1", port=port, print=None, backlog=4096, loop=uvloop.new_event_loop())
 
 

@@ -12,6 +12,7 @@ TITLES = {
     "start": "Starting, and memory when idle",
     "chain": "From a note to its webhook",
     "notes": "From a folder of notes to memories",
+    "kills": "Two replicas of each role, killed in turn",
     "servers": "The gateway's server",
 }
 _HEAD = """# Performance
