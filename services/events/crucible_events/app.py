@@ -180,8 +180,8 @@ async def _add_append(service: _Service, lookup: Lookup) -> None:
     )
     committer = Committer(bus, service.telemetry, metrics, settings.events_queue, settings.events_queue_mib * _MIB)
     appender = Appender(bus, lookup, types, guards, places, rules, committer, metrics)
-    append, append_making_room = appender.append, appender.append_making_room
-    registry = worlds.Worlds(bus, service.atlas, places, append, append_making_room, api.room_for(bus))
+    making_room = partial(appender.append, spare=True)
+    registry = worlds.Worlds(bus, service.atlas, places, appender.append, making_room, api.room_for(bus))
     redacting = Redacting(bus, lookup, appender)
     service.views |= {"hooks": guards.view, "retention": rules.view}
     service.running += [guards.view.follow, rules.view.follow, committer.run, registry.resume]

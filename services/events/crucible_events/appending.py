@@ -21,7 +21,7 @@ from crucible_core.errors import (
     from_problem,
     untried,
 )
-from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, Chain, Known, NewEvent
+from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, Known, NewEvent
 from crucible_core.subjects import FINGERPRINT
 from crucible_kit.bus import MAX_BATCH, Bus, DuplicateError, Message, Stored
 from crucible_kit.clock import fresh_id, fresh_ids, timestamp
@@ -34,6 +34,7 @@ from crucible_kit.types import Types
 
 from . import pinning
 from .candidates import (
+    ALONE,
     Candidate,
     State,
     all_of,
@@ -52,7 +53,7 @@ from .candidates import (
 from .committer import Committer, Outcome
 from .guards import Guard, Guards
 from .keeping import FOREVER, Keeping
-from .lookup import Lookup
+from .lookup import Lookup, chains_of
 from .places import Places
 from .retention import Retention
 from .stamping import Defaults, HopsError, stamp, stored_key
@@ -97,19 +98,15 @@ class Appender:
         self._duplicates = metrics.counter("events_duplicates", "Appends of what the log had already")
         self._refused = metrics.counter("events_refused", "Events that were refused", ("reason",))
 
-    async def append(self, request: AppendRequest, context: Context) -> AppendReply:
-        """One outcome for each event; an atomic request is refused as a whole, by an error."""
-        await self._ready()
-        append = self._append_whole if request.atomic else self._append_each
-        with self._places.appending():
-            return AppendReply(results=await append(request.events, context))
-
-    async def append_making_room(self, request: AppendRequest, context: Context) -> AppendReply:
-        """The same for what is told of something that makes room: it may use what is kept free for that."""
+    async def append(self, request: AppendRequest, context: Context, *, spare: bool = False) -> AppendReply:
+        """One outcome for each event; an atomic request is refused as a whole, by an error. `spare`: what is told of
+        something that makes room may use what is kept free for that."""
         await self._ready()
         with self._places.appending():
-            states = await self._stamped(request.events, context)
-            return AppendReply(results=await self._brought_about(states, spare=True))
+            if request.atomic:
+                return AppendReply(results=await self._append_whole(request.events, context))
+            states = await self._stamped(request.events, context, apart=request.apart)
+            return AppendReply(results=await self._brought_about(states, spare=spare, apart=request.apart))
 
     # ---- each on its own
 
@@ -136,13 +133,11 @@ class Appender:
         for copy in (self._guards, self._places, self._retention):
             await copy.ready()
 
-    async def _append_each(self, events: Sequence[NewEvent], context: Context) -> list[Appended]:
-        return await self._brought_about(await self._stamped(events, context))
-
     async def _brought_about(
-        self, states: list[State], *, anywhere: bool = False, spare: bool = False
+        self, states: list[State], *, anywhere: bool = False, spare: bool = False, apart: bool = False
     ) -> list[Appended]:
-        """`anywhere`: also where there is no place any more. `spare`: also where room is short."""
+        """`anywhere`: also where there is no place any more. `spare`: also where room is short. `apart`: what others
+        would wait for is left."""
         for candidate, first in await self._known(under_way(states)):
             try:
                 states[candidate.position] = self._duplicate(candidate, first)
@@ -151,10 +146,15 @@ class Appender:
         sent = under_way(states)
         if not spare:
             self._find_room(states)
-        if not anywhere:
-            await self._places.admit(states)
-        await self._judge(states)
-        hold_back(sent, states)
+        if apart:
+            for candidate in under_way(states):
+                if not self._places.has(candidate) or self._guards.match(candidate.stamped.event):
+                    states[candidate.position] = ALONE
+        else:
+            if not anywhere:
+                await self._places.admit(states)
+            await self._judge(states)
+            hold_back(sent, states)
         await self._commit_each(states)
         return [self._outcome(state) for state in states]
 
@@ -274,10 +274,10 @@ class Appender:
 
     # ---- the steps
 
-    async def _stamped(self, events: Sequence[NewEvent], context: Context) -> list[State]:
+    async def _stamped(self, events: Sequence[NewEvent], context: Context, *, apart: bool = False) -> list[State]:
         now, fresh = timestamp(), fresh_ids("evt", len(events))
         traceparent, scope = context.traceparent, context.scope
-        chains = await self._chains(events, scope) if any(map(continues, events)) else None
+        chains = await chains_of(self._lookup, events, scope) if any(map(continues, events)) else None
         states: list[State] = []
         unknown: list[int] = []
         turn = Turn()
@@ -286,14 +286,17 @@ class Appender:
                 await turn.pass_on()
             if chains is not None:
                 continue_chain(new, chains)
-            about = place, new, fresh[place], now, traceparent, len(unknown) < _SUGGESTED
+            about = place, new, fresh[place], now, traceparent, not apart and len(unknown) < _SUGGESTED
             intricate = is_intricate(bytes(new.payload))
             states.append(await asyncio.to_thread(self._candidate, *about) if intricate else self._candidate(*about))
             if isinstance(states[-1], UnknownTypeError):
                 unknown.append(place)
             if chains is not None:
                 remember_chain(states[-1], chains)
-        if unknown and await self._types.renewed():
+        if apart:
+            for place in unknown:
+                states[place] = ALONE
+        elif unknown and await self._types.renewed():
             for known, place in enumerate(unknown):
                 about = place, events[place], fresh[place], now, traceparent, known < _SUGGESTED
                 states[place] = self._candidate(*about)
@@ -308,14 +311,6 @@ class Appender:
             if about is not None and not scope.has_place(about.world_id, about.room_id):
                 states[candidate.position] = candidate.refusal()
         return states
-
-    async def _chains(self, events: Sequence[NewEvent], scope: Scope) -> dict[str, Chain]:
-        """The places of the causes that events name; those of causes that the log does not have are not there."""
-        wanted = {new.causation_id for new in events if continues(new) and new.causation_id}
-        found = dict(await self._lookup.chains(list(wanted)))
-        if scope.everything:
-            return found
-        return {id: chain for id, chain in found.items() if scope.sees(decode(await self._lookup.find(id)))}
 
     def _candidate(
         self, position: int, new: NewEvent, fresh: str, now: str, traceparent: str, near: bool = True, most: int = 0

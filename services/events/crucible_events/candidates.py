@@ -156,6 +156,8 @@ def entities_of(candidates: Sequence[Candidate]) -> set[str]:
 
 State = Candidate | Appended | CrucibleError
 """How far an event has come: it is on its way, or has its outcome."""
+ALONE = Appended(alone=True)
+"""The outcome of an event that others would have to wait for."""
 
 
 def continues(new: NewEvent) -> bool:

@@ -5,7 +5,8 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
-from crucible_core.envelope import with_sequence
+from crucible_core.access import Scope
+from crucible_core.envelope import decode, with_sequence
 from crucible_core.errors import NotFoundError, UnavailableError, UnknownOutcomeError
 from crucible_core.ids import is_id
 from crucible_core.protocol.events import (
@@ -18,6 +19,7 @@ from crucible_core.protocol.events import (
     KnownRequest,
     LastReply,
     LastRequest,
+    NewEvent,
 )
 from crucible_core.protocol.shared import Message
 from crucible_kit import deadline
@@ -27,6 +29,7 @@ from crucible_kit.index import Index
 from crucible_kit.rpc import Context, Endpoint, call
 
 from . import store
+from .candidates import continues
 from .stamping import EVENTS
 
 Reply = TypeVar("Reply")
@@ -54,6 +57,15 @@ class Lookup(Protocol):
     async def find(self, id: str, through: int = 0) -> bytes:
         """An event in its public form. Raises NotFoundError."""
         ...
+
+
+async def chains_of(lookup: Lookup, events: Sequence[NewEvent], scope: Scope) -> dict[str, Chain]:
+    """The places of the causes that events name; those of causes that the log does not have are not there."""
+    wanted = {new.causation_id for new in events if continues(new) and new.causation_id}
+    found = dict(await lookup.chains(list(wanted)))
+    if scope.everything:
+        return found
+    return {id: chain for id, chain in found.items() if scope.sees(decode(await lookup.find(id)))}
 
 
 class Indexed:

@@ -14,7 +14,7 @@ from crucible_core.protocol.worlds import WorldRecord
 from crucible_core.suggest import nearest
 from crucible_kit.buckets import Bucket, Change, View
 
-from .candidates import State, under_way
+from .candidates import Candidate, State, under_way
 
 log = logging.getLogger(__name__)
 
@@ -60,17 +60,18 @@ class Places:
 
     async def admit(self, states: list[State]) -> None:
         """Puts the refusal in the place of each event that names no open world and room."""
-        strangers = [
-            one
-            for one in under_way(states)
-            if one.stamped.event.metadata.room_id not in self._open.get(one.stamped.event.metadata.world_id, _NOWHERE)
-        ]
+        strangers = [one for one in under_way(states) if not self.has(one)]
         if strangers:
             await self.view.refresh()  # it may be so new that this copy does not have it
         for stranger in strangers:
-            about = stranger.stamped.event.metadata
-            if about.room_id not in self._open.get(about.world_id, _NOWHERE):
+            if not self.has(stranger):
+                about = stranger.stamped.event.metadata
                 states[stranger.position] = self._refusal(about.world_id, about.room_id, stranger.scope)
+
+    def has(self, candidate: Candidate) -> bool:
+        """Whether this copy has the open world and room that an event names."""
+        about = candidate.stamped.event.metadata
+        return about.room_id in self._open.get(about.world_id, _NOWHERE)
 
     @contextlib.contextmanager
     def appending(self) -> Iterator[None]:

@@ -20,6 +20,7 @@ from crucible_kit.settings import load
 from crucible_kit.types import open_types
 
 from .allow import show_methods
+from .appends import Appends
 from .audience import Audience
 from .auth import Authenticating, Keys
 from .context import Gateway
@@ -161,7 +162,8 @@ def _lifespan(
             audience = Audience(bus, telemetry)
             stack.push_async_callback(audience.close)
             lost = Losses(await open_bucket(bus, LOSSES, settings.stream_replicas))
-            app.state.gateway = Gateway(settings, bus, telemetry, metrics, keys, hub, audience, known, lost)
+            appends = Appends(bus, telemetry, settings.request_timeout_s)
+            app.state.gateway = Gateway(settings, bus, telemetry, metrics, keys, hub, audience, known, lost, appends)
             answers = {**audience.endpoints(), **known.endpoints()}
             await stack.enter_async_context(serve(bus, SERVICE, answers, telemetry))
             async with asyncio.TaskGroup() as tasks:

@@ -13,6 +13,7 @@ from crucible_kit.rpc import call
 from crucible_kit.telemetry import Telemetry
 from crucible_kit.types import Types
 
+from .appends import Appends
 from .audience import Audience
 from .auth import Keys, principal_of
 from .hub import Hub
@@ -35,6 +36,7 @@ class Gateway(msgspec.Struct, frozen=True):
     audience: Audience
     types: Types
     losses: Losses
+    appends: Appends
 
     def waiting_for(self) -> list[str]:
         """The parts that are not there yet; empty when ready."""

@@ -49,12 +49,17 @@ class NewEvent(Message):
 
 
 class AppendRequest(Message):
+    """`apart`: the events are of several requests, none of which waits for what another needs. An event that needs more
+    than a look at the catalogue, the index and the room is not appended: its outcome says `alone`."""
+
     events: list[NewEvent]
     atomic: bool = False
+    apart: bool = False
 
 
 class Appended(Message):
-    """One event's outcome: committed (`sequence` set), known already (`duplicate`), or refused (`error`)."""
+    """One event's outcome: committed (`sequence` set), known already (`duplicate`), refused (`error`), or to be asked
+    for `alone`."""
 
     id: str | None = None
     sequence: int | None = None
@@ -62,6 +67,7 @@ class Appended(Message):
     correlation_id: str | None = None
     duplicate: bool = False
     error: Problem | None = None
+    alone: bool = False
 
 
 class AppendReply(Message):

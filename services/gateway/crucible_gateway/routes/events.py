@@ -208,6 +208,11 @@ async def _one(append: Append, origin: Origin, event: NewEvent) -> Response[byte
 
 
 async def _append(request: Http, events: AppendRequest) -> AppendReply:
+    if len(events.events) == 1 and not events.atomic:
+        appends, principal = gateway_of(request).appends, principal_of(request)
+        done = await appends.append(events.events[0], principal, traceparent_of(request.scope))
+        if done is not None:
+            return AppendReply(results=[done])
     return await ask(request, "events", "append", events, AppendReply)
 
 
