@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 from litestar import Litestar, Router
 from litestar.datastructures import State
@@ -27,6 +28,7 @@ from .context import Gateway
 from .correlation import show_correlation
 from .hub import Hub
 from .observing import Counting, Observing
+from .plain import Door
 from .problems import exception_handlers, keep_refusal, show_refusal
 from .routes import (
     events,
@@ -52,11 +54,13 @@ def create_app(settings: Settings | None = None) -> Litestar:
     """`app.state.gateway` is what is open while it runs. Streams end once `app.state.stopping` is set."""
     settings = settings or load(Settings)
     metrics = Metrics(SERVICE)
-    return Litestar(
+    observing = Observing(metrics)
+    counting = Counting(metrics)
+    app = Door(
         route_handlers=[*_open_handlers(), _api()],
         lifespan=[_lifespan(settings, metrics)],
-        middleware=[Observing(metrics)],
-        before_send=[show_refusal, show_correlation, show_methods, Counting(metrics)],
+        middleware=[observing],
+        before_send=[show_refusal, show_correlation, show_methods, counting],
         after_exception=[keep_refusal],
         exception_handlers=exception_handlers(),
         state=State({"service": SERVICE, "stopping": asyncio.Event()}),
@@ -66,6 +70,12 @@ def create_app(settings: Settings | None = None) -> Litestar:
         logging_config=None,
         debug=False,
     )
+    app.plain = {
+        "/api/v1/events": events.append_any,
+        "/api/v1/events/batch": partial(events.append_any, batch=True),
+    }
+    app.observing, app.counting = observing, counting
+    return app
 
 
 def _open_handlers() -> list[BaseRouteHandler]:

@@ -12,7 +12,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from crucible_core.errors import CrucibleError
 from crucible_kit.asgi import problem
 from crucible_kit.metrics import Metrics
-from crucible_kit.telemetry import Attribute, Telemetry
+from crucible_kit.telemetry import Attribute, Span, Telemetry
 
 _KEY = "crucible_traceparent"
 _UNKNOWN = "unmatched"
@@ -32,36 +32,23 @@ class Observing(ASGIMiddleware):
         self._durations_of = functools.cache(durations.labels)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
-        method, route = _method(scope), _route(scope)
-        started = time.perf_counter()
-        parent = _header(scope, b"traceparent")
-        telemetry: Telemetry = scope["litestar_app"].state.gateway.telemetry
-        about = attributes_of(scope) if telemetry.recording else {}
-        with telemetry.span(f"{about.get(_METHOD, method)} {route}", parent, "server", about) as span:
-            scope["state"][_KEY] = span.traceparent
-
-            begun = False
-
-            def answered(status: int) -> None:
-                nonlocal begun
-                if begun:
-                    return
-                begun = True
-                span.set("http.response.status_code", status)
-                if status >= _FAULT:
-                    span.fail(str(status))
-                self._durations_of(method, route, status).observe(time.perf_counter() - started)
+        started, begun = time.perf_counter(), False
+        with self.span(scope) as span:
 
             async def watched(message: Message) -> None:
-                if (status := _status(message)) is not None:
-                    answered(status)
+                nonlocal begun
+                status = _status(message)
+                if status is not None and not begun:
+                    begun = True
+                    self.answered(scope, span, status, started)
                 await send(message)
 
             try:
                 await next_app(scope, receive, watched)
             except Exception as error:
                 # It becomes an answer outside of here, unless one has begun.
-                answered(_status_of(error))
+                if not begun:
+                    self.answered(scope, span, status_of(error), started)
                 refusal = error
             else:
                 return
@@ -69,6 +56,22 @@ class Observing(ASGIMiddleware):
             raise refusal
         finally:
             del refusal  # its traceback leads to this frame, and to the request
+
+    def span(self, scope: Scope) -> Span:
+        """The span of a routed request, whose trace context is `traceparent_of` from now on."""
+        parent = _header(scope, b"traceparent")
+        telemetry: Telemetry = scope["litestar_app"].state.gateway.telemetry
+        about = attributes_of(scope) if telemetry.recording else {}
+        span = telemetry.span(f"{about.get(_METHOD, _method(scope))} {_route(scope)}", parent, "server", about)
+        scope["state"][_KEY] = span.traceparent
+        return span
+
+    def answered(self, scope: Scope, span: Span, status: int, started: float) -> None:
+        """Records that the answer to a request begins that `started` (`time.perf_counter`) a while ago."""
+        span.set("http.response.status_code", status)
+        if status >= _FAULT:
+            span.fail(str(status))
+        self._durations_of(_method(scope), _route(scope), status).observe(time.perf_counter() - started)
 
 
 def attributes_of(scope: Scope) -> dict[str, Attribute | None]:
@@ -96,7 +99,7 @@ def attributes_of(scope: Scope) -> dict[str, Attribute | None]:
     }
 
 
-def _status_of(error: Exception) -> int:
+def status_of(error: Exception) -> int:
     if isinstance(error, CrucibleError):
         return problem(error)[0]
     return error.status_code if isinstance(error, HTTPException) else _FAULT
@@ -111,7 +114,10 @@ class Counting:
 
     async def __call__(self, message: Message, scope: Scope) -> None:
         if (status := _status(message)) is not None:
-            self._requests_of(_method(scope), _route(scope), status).inc()
+            self.count(scope, status)
+
+    def count(self, scope: Scope, status: int) -> None:
+        self._requests_of(_method(scope), _route(scope), status).inc()
 
 
 def _status(message: Any) -> int | None:

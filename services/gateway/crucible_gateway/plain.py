@@ -1,21 +1,68 @@
-"""Routes that are answered without Litestar's way from a request to a response, which costs more than an append does.
+"""Requests that are answered without Litestar's way from a request to a response, which costs more than an append."""
 
-They are Litestar's all the same: found by its router, behind its middleware and exception handlers, and described by
-their handlers. Only what it would do for a handler that asks for nothing but the request is left out.
-"""
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from functools import cached_property
+from typing import Any
 
-from litestar import Request, Response
-from litestar.middleware import ASGIMiddleware
-from litestar.types import ASGIApp, Receive, Scope, Send
+from litestar import Litestar, Request
+from litestar.types import LifeSpanReceive, LifeSpanScope, LifeSpanSend, Receive, Scope, Send
+
+from crucible_kit.asgi import Rendered
+
+from .auth import Keys
+from .correlation import HEADER, correlation_of
+from .observing import Counting, Observing, status_of
+from .problems import refusal
+
+Plain = Callable[[Request[Any, Any, Any]], Awaitable[Rendered]]
 
 
-class Plain(ASGIMiddleware):
-    """The last middleware of a handler that takes the request alone and gives a response of bytes."""
+class PlainRequest(Request[Any, Any, Any]):
+    """Its headers are a dict, made once: the first of each name."""
 
-    async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
-        response: Response[bytes] = await scope["route_handler"].fn(Request(scope, receive, send))
-        body = response.content
-        headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in response.headers.items()]
-        headers += [(b"content-type", str(response.media_type).encode()), (b"content-length", b"%d" % len(body))]
-        await send({"type": "http.response.start", "status": response.status_code or 200, "headers": headers})
+    @cached_property
+    def headers(self) -> Mapping[str, str]:  # type: ignore[override]
+        return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed([*self.scope["headers"]])}
+
+
+class Door(Litestar):
+    """Litestar, but for POST to the paths of `plain` handlers. Those are authenticated, observed, counted and refused
+    as all others are; Litestar has routes for them too, by which it describes them, and answers what is written
+    otherwise."""
+
+    plain: Mapping[str, Plain]
+    observing: Observing
+    counting: Counting
+
+    async def __call__(
+        self, scope: Scope | LifeSpanScope, receive: Receive | LifeSpanReceive, send: Send | LifeSpanSend
+    ) -> None:
+        asked: Any = scope
+        plain = self.plain.get(asked["path"]) if asked["type"] == "http" and asked["method"] == "POST" else None
+        if plain is None:
+            await super().__call__(scope, receive, send)
+        else:
+            await self._answer(plain, asked, receive, send)  # type: ignore[arg-type]
+
+    async def _answer(self, plain: Plain, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = scope["litestar_app"] = self
+        scope["path_template"] = scope["path"]
+        scope.setdefault("state", {})
+        started = time.perf_counter()
+        with self.observing.span(scope) as span:
+            try:
+                request = PlainRequest(scope, receive, send)
+                keys: Keys = self.state.gateway.keys
+                scope["user"] = keys.authenticate(request.headers)
+                status, fields, body = await plain(request)
+            except Exception as error:
+                self.observing.answered(scope, span, status_of(error), started)
+                status, fields, body = refusal(error, scope)
+            else:
+                self.observing.answered(scope, span, status, started)
+        self.counting.count(scope, status)
+        fields = {**fields, HEADER: correlation_of(scope), "Content-Length": str(len(body))}
+        headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in fields.items()]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})

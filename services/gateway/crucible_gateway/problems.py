@@ -10,7 +10,7 @@ from litestar.exceptions import HTTPException, WebSocketException
 from litestar.types import ExceptionHandlersMap, Message, Scope
 
 from crucible_core.errors import CrucibleError, untried, without_frames
-from crucible_kit.asgi import PROBLEM_JSON, Rendered, problem, status_problem
+from crucible_kit.asgi import Rendered, problem, status_problem
 
 from .correlation import HEADER, correlation_of
 
@@ -28,10 +28,10 @@ def exception_handlers() -> ExceptionHandlersMap:
 
 
 def answer(rendered: Rendered) -> Response[bytes]:
-    """A rendered problem as Litestar's response."""
+    """A rendered answer as Litestar's response."""
     status, headers, body = rendered
     rest = {name: value for name, value in headers.items() if name != "Content-Type"}
-    return Response(body, status_code=status, headers=rest, media_type=PROBLEM_JSON)
+    return Response(body, status_code=status, headers=rest, media_type=headers["Content-Type"])
 
 
 def document(error: CrucibleError, correlation_id: str | None = None) -> msgspec.Raw:
@@ -54,9 +54,14 @@ async def show_refusal(message: Message, scope: Scope) -> None:
 
 
 def _answered(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    rendered = _rendered(error, request.scope)
+    return answer(refusal(error, request.scope))
+
+
+def refusal(error: Exception, scope: Scope) -> Rendered:
+    """What an error is answered with, which comes to its end here."""
+    found = _rendered(error, scope)
     without_frames(error)
-    return answer(rendered)
+    return found
 
 
 def _rendered(error: Exception, scope: Scope) -> Rendered:

@@ -65,7 +65,8 @@ from crucible_gateway.params import (
     read_params,
     wanted_fields,
 )
-from crucible_gateway.plain import Plain
+from crucible_gateway.problems import answer
+from crucible_kit.asgi import Rendered
 
 from .asked import rest_of_path
 from .replies import encoded, passed
@@ -119,10 +120,9 @@ _APPEND_REFUSALS = ("malformed", "conflict", "too_large", "unsupported", "invali
             refusals=_APPEND_REFUSALS,
         )
     ),
-    middleware=[Plain()],
 )
 async def append_event(request: Http) -> Response[bytes]:
-    return await _append_any(request)
+    return answer(await append_any(request))
 
 
 @post(
@@ -147,13 +147,12 @@ async def append_event(request: Http) -> Response[bytes]:
             refusals=_APPEND_REFUSALS,
         )
     ),
-    middleware=[Plain()],
 )
 async def append_batch(request: Http) -> Response[bytes]:
-    return await _append_any(request, batch=True)
+    return answer(await append_any(request, batch=True))
 
 
-async def _append_any(request: Http, batch: bool = False) -> Response[bytes]:
+async def append_any(request: Http, batch: bool = False) -> Rendered:
     """Raises MalformedError where one event is sent for a batch."""
     params, headers = read_params(request.scope["query_string"], AppendParams), request.headers
     origin = Origin(
@@ -175,12 +174,12 @@ async def _append_any(request: Http, batch: bool = False) -> Response[bytes]:
     kind = media_type(request)
     if kind in NDJSON:
         sent = lines(pieces(request))
-        return passed(await many(append, origin, (taken(line) async for line in sent)))
+        return _json(await many(append, origin, (taken(line) async for line in sent)))
     if kind != JSON:
         raise UnsupportedError(f"{kind[:100]} is not read here; send {JSON}, {NDJSON[0]}, {STRUCTURED} or {BATCH}")
     array, alone = await array_or_one(request)
     if array is not None:
-        return passed(await many(append, origin, (taken(raw) async for raw in elements(array))))
+        return _json(await many(append, origin, (taken(raw) async for raw in elements(array))))
     if batch:
         raise MalformedError("a batch is an array of events")
     return await _one(append, origin, read_event(alone))
@@ -188,7 +187,7 @@ async def _append_any(request: Http, batch: bool = False) -> Response[bytes]:
 
 async def _append_cloud_events(
     request: Http, form: Form, origin: Origin, append: Append, many: Callable[..., Awaitable[bytes]]
-) -> Response[bytes]:
+) -> Rendered:
     catalogue = gateway_of(request).types.catalogue
     if form == "binary":
         expect_plain(request)
@@ -197,14 +196,18 @@ async def _append_cloud_events(
     media_type(request)
     if form == "batch":
         sent = elements(pieces(request))
-        return passed(await many(append, origin, (incoming.taken(raw, catalogue) async for raw in sent)))
+        return _json(await many(append, origin, (incoming.taken(raw, catalogue) async for raw in sent)))
     return await _one(append, origin, incoming.from_structured(await whole(request), catalogue))
 
 
-async def _one(append: Append, origin: Origin, event: NewEvent) -> Response[bytes]:
+async def _one(append: Append, origin: Origin, event: NewEvent) -> Rendered:
     reply = await append(AppendRequest(events=[origin.apply(event)]))
     result = result_of(reply.results[0])
-    return encoded(result, 200 if result.duplicate else 201)
+    return _json(msgspec.json.encode(result), 200 if result.duplicate else 201)
+
+
+def _json(body: bytes, status: int = 200) -> Rendered:
+    return status, {"Content-Type": JSON}, body
 
 
 async def _append(request: Http, events: AppendRequest) -> AppendReply:
