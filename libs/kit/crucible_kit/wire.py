@@ -76,9 +76,15 @@ class Wire:
                     self._keep(data, position, begin + size + 2 - position)
                     return
                 header = int(fields[-2]) if data[position] == _HMSG else 0
-                body = data[begin + header : begin + size]
                 position = begin + size + 2
-                await self._handed(fields, data[begin : begin + header] if header else None, body)
+                body, head = data[begin + header : position - 2], data[begin : begin + header]
+                subscription = int(fields[2])
+                reply = fields[3] if len(fields) > (5 if header else 4) else b""
+                receiver = self.receivers.get(subscription)
+                if receiver is None:
+                    await self._undirected(subscription, fields[1], reply, body, head)
+                else:
+                    self._hand(receiver, fields[1], body, head, reply)
             if connection != self._connection:
                 return
 
@@ -87,18 +93,11 @@ class Wire:
         self._left += memoryview(data)[position:]
         self._needed = needed
 
-    async def _handed(self, fields: list[bytes], header: bytes | None, body: bytes) -> None:
-        numbers = 1 if header is None else 2
-        subscription = int(fields[2])
-        reply = fields[3] if len(fields) > 3 + numbers else b""
-        receiver = self.receivers.get(subscription)
-        if receiver is None:
-            await self._undirected(subscription, fields[1], reply, body, header or b"")
-            return
+    def _hand(self, receiver: Receiver, subject: bytes, body: bytes, header: bytes, reply: bytes) -> None:
         try:
-            receiver(message_of(fields[1].decode(), body, Headers(header) if header else None, reply.decode()))
+            receiver(message_of(subject.decode(), body, Headers(header) if header else None, reply.decode()))
         except Exception:
-            log.exception("a message of %r cannot be received", fields[1][:100])
+            log.exception("a message of %r cannot be received", subject[:100])
 
 
 class Headers(Mapping[str, str]):

@@ -224,11 +224,13 @@ async def lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         # A million blank lines would keep everybody waiting.
         *ends, rest = (_BLANK_LINES.sub(b"\n", piece) if b"\n\n" in piece or b"\n\r" in piece else piece).split(b"\n")
         for end in ends:
-            begun += end[: MAX_SENT_BYTES + 1]
-            if line := bytes(begun).strip():
+            if begun:
+                begun += end[: MAX_SENT_BYTES + 1]
+                end = bytes(begun)
+                begun.clear()
+            if line := end[: MAX_SENT_BYTES + 1].strip():
                 any_line = True
                 yield line
-            begun.clear()
         begun += rest[: max(0, MAX_SENT_BYTES + 1 - len(begun))]
     if line := bytes(begun).strip():
         yield line
