@@ -65,6 +65,15 @@ def leaves(command: Any) -> list[Any]:
     return [command] if inner is None else [leaf for one in inner.values() for leaf in leaves(one)]
 
 
+def test_options_of_every_command_may_stand_before_it(run: Run, played: Played) -> None:
+    written = json.loads(run("--json", "memory", "add", "Clocks tick").stdout)
+    assert "Clocks tick" in run("memory", "get", written["id"]).stdout
+    nowhere = ("--url", "http://127.0.0.1:1")
+    assert "the connection was refused" in run(*nowhere, "memory", "list").output
+    assert run(*nowhere, "memory", "list", "--url", played.url).exit_code == 0
+    assert "`crucible up` has no --key" in run("--key", "x", "up").output
+
+
 def test_unknown_command_is_a_usage_error(run: Run) -> None:
     assert run("evnts").exit_code == 2
 

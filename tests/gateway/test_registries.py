@@ -189,13 +189,17 @@ async def test_memory(http: httpx.AsyncClient, bus: Bus) -> None:
         chain = {"Crucible-Hop": "2", "Crucible-Correlation-Id": "cor_1"}
         assert (await http.post("/api/v1/memory", json={"content": "x"}, headers=chain)).status_code == 201
         assert (memory.last.cause.hop, memory.last.cause.correlation_id) == (3, "cor_1")
+        there = {"content": "x", "world_id": "acme", "room_id": "lab"}
+        assert (await http.post("/api/v1/memory", json=there)).status_code == 201
+        assert (memory.last.cause.world_id, memory.last.cause.room_id) == ("acme", "lab")
         found = await http.get("/api/v1/memory/mem_1")
         assert (found.json()["id"], found.headers["ETag"]) == (examples.MEMORY_VIEW["id"], '"42"')
         changed = await http.patch("/api/v1/memory/mem_1", json={"tags": []}, headers={"If-Match": '"7"'})
         assert (changed.status_code, memory.last.expected_sequence, memory.last.update.tags) == (200, 7, [])
+        assert memory.last.anywhere
         assert (await http.patch("/api/v1/memory/m", json={}, headers={"If-Match": "abc"})).status_code == 422
         assert (await http.delete("/api/v1/memory/mem_1")).status_code == 204
-        assert memory.last.expected_sequence is None
+        assert (memory.last.expected_sequence, memory.last.anywhere) == (None, True)
         assert (await http.post("/api/v1/memory/query", json={"text": "x"})).json() == {"memories": []}
         wrong = await http.post("/api/v1/memory/query", json={"txt": "x"})
         assert wrong.json()["errors"] == [{"path": "txt", "message": "unknown field", "suggestion": "text"}]

@@ -4,18 +4,23 @@ import asyncio
 import os
 import socket
 import textwrap
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from crucible_core.access import OPERATOR
 from crucible_core.errors import ConflictError
 from crucible_core.protocol.hooks import HookRecord, HookView, RegisterHook
 from crucible_core.protocol.shared import EnableHook, GetRequest
+from crucible_core.protocol.worlds import ChangeWorld
 from crucible_hooks.directory import Found, plan, read_file
 from crucible_hooks.files import stamp
 from crucible_hooks.texts import read_texts
+from crucible_kit.rpc import call
+from tests.places import make_world
 
 from .conftest import System, until
 
@@ -312,6 +317,27 @@ def test_other_spellings_are_taken(tmp_path: Path) -> None:
     assert found is not None
     assert found.definition is not None, found.error
     assert (found.definition["name"], found.definition["version"]) == ("a-hook", "1.0")
+
+
+async def test_a_world_that_is_not_there_is_a_warning_until_it_is(system: System) -> None:
+    system.write("note.md", (NOTE % "1").replace("name: note", "name: note\n    world_id: lab"))
+
+    async def warnings() -> list[str]:
+        return (await system.view("note")).warnings
+
+    await until(lambda: system.state("note"))
+    await until(warnings)
+    assert await warnings() == ["there is no world lab, so no event is for it"]
+    await make_world(system.bus, "lab")
+    await until(lambda: nothing(warnings))
+    await system.append(world_id="lab")
+    await system.run_of("note", "ok")
+    await call(system.bus, OPERATOR, "events", "delete_world", ChangeWorld(id="lab"), bytes)
+    await until(warnings)
+
+
+async def nothing(found: Callable[[], Awaitable[list[str]]]) -> bool:
+    return not await found()
 
 
 async def test_second_file_of_a_name_is_inert_under_its_path(system: System) -> None:

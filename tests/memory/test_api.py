@@ -7,12 +7,12 @@ import pytest
 from starlette.applications import Starlette
 
 from crucible_core import subjects
-from crucible_core.access import OPERATOR
+from crucible_core.access import OPERATOR, Grant, Principal
 from crucible_core.envelope import Source
 from crucible_core.errors import ConflictError, InvalidError, MalformedError, NotFoundError, TooLargeError
 from crucible_core.ids import moment_of
 from crucible_core.limits import MEMORY_TAGS
-from crucible_core.protocol.memory import Cause, CreateMemory, Link, UpdateMemory
+from crucible_core.protocol.memory import Cause, CreateMemory, Link, UpdateMemory, WriteMemory, WrittenMemory
 from crucible_core.protocol.worlds import ChangeWorld
 from crucible_kit.bus import Bus
 from crucible_kit.clock import now_ms
@@ -343,6 +343,24 @@ async def test_worlds_are_apart(memory: Memories) -> None:
     assert [one.content for one in await memory.query("shared", world_id="other")] == ["shared words too"]
     await memory.delete("mem_same")
     assert (await memory.get("mem_same")).content == "shared words too"
+
+
+async def test_a_memory_is_changed_by_its_id_in_the_world_where_it_is(memory: Memories) -> None:
+    await make_world(memory.bus, "other")
+    made = await memory.create("there", cause=Cause(world_id="other"))
+    with pytest.raises(NotFoundError):  # a hook acts in the world of its event
+        await memory.write("tag", id=made, tag="#x")
+    await memory.write("update", id=made, update=UpdateMemory(content="there still"), anywhere=True)
+    assert [one.content for one in await memory.query("still", world_id="other")] == ["there still"]
+    bea = Principal("agent:bea", [Grant(worlds=("default",))])
+    asked = WriteMemory(id=made, update=UpdateMemory(content="mine"), anywhere=True)
+    with pytest.raises(NotFoundError):
+        await call(memory.bus, bea, "memory", "update", asked, WrittenMemory)
+    await memory.write("delete", id=made, anywhere=True)
+    with pytest.raises(NotFoundError):
+        await memory.get(made)
+    with pytest.raises(NotFoundError):
+        await memory.write("delete", id=made, anywhere=True)
 
 
 async def test_events_of_others_become_memories(memory: Memories) -> None:

@@ -6,6 +6,7 @@ A command's module is imported when the command is asked for, so that `crucible 
 import importlib
 import os
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from io import TextIOWrapper
 from typing import Annotated, Any
@@ -31,6 +32,8 @@ COMMANDS = {
 """Each name is also the module's, whose `app` holds the command, or the group of commands."""
 
 COMPLETION = ("install_completion", "show_completion")
+SHARED = ("url", "key", "data", "json")
+"""Options of (nearly) every command, which may also stand before it."""
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 
@@ -46,7 +49,22 @@ class Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
-        return name, load(name) if name else command, rest
+        if not name:
+            return name, command, rest
+        command = load(name)
+        given = {option: ctx.params[option] for option in SHARED if ctx.params.get(option)}
+        ctx.default_map = {name: _defaults(command, given)}
+        return name, command, rest
+
+
+def _defaults(command: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the options before it say, for a command or each one of a group."""
+    if inner := getattr(command, "commands", None):
+        return {name: _defaults(one, given) for name, one in inner.items()}
+    known = {parameter.name for parameter in command.params}
+    if unknown := [option for option in given if option not in known]:
+        raise typer.BadParameter(f"`crucible {command.name}` has no --{unknown[0]}")
+    return dict(given)
 
 
 def load(name: str) -> Any:
@@ -68,6 +86,10 @@ def crucible(
     _: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    url: Annotated[str | None, typer.Option("--url", hidden=True)] = None,
+    key: Annotated[str | None, typer.Option("--key", hidden=True)] = None,
+    data: Annotated[str | None, typer.Option("--data", hidden=True)] = None,
+    json: Annotated[bool, typer.Option("--json", hidden=True)] = False,
 ) -> None:
     """Memory and automation for agents and knowledge bases, on one durable event log. To begin with:
 
@@ -78,6 +100,8 @@ def crucible(
     crucible listen --help        an endpoint here, and a webhook to it
     crucible watch FOLDER         your notes become events and memories
     crucible events trace EVENT   shows what followed from it, and why
+
+    --url, --key, --data and --json may stand before the command, too.
     """
 
 

@@ -35,11 +35,16 @@ def create(
     tag: Annotated[list[str] | None, typer.Option("--tag", "-t", help="A tag; repeat for more.")] = None,
     link: Links = None,
     metadata: Annotated[str | None, typer.Option(help="A JSON object, @FILE or -.")] = None,
+    world: Annotated[str | None, typer.Option(help="The world to keep it in.")] = None,
+    room: Annotated[str | None, typer.Option(help="The room to keep it in.")] = None,
 ) -> None:
     """Keep a memory; answered once it is durable."""
     made = json_object(metadata, "--metadata")
+    text = text_of(content, "CONTENT")
     with session.connect() as crucible:
-        written = crucible.memory.create(text_of(content, "CONTENT"), tags=tag, links=_links(link), metadata=made)
+        written = crucible.memory.create(
+            text, tags=tag, links=_links(link), metadata=made, world_id=world, room_id=room
+        )
     session.show(written, _written)
 
 

@@ -102,6 +102,7 @@ def endpoints(
         await registry.principals.view.refresh()
         if definition.world_id is not None:
             await call(bus, principal, "events", "place", PlaceRequest(world_id=definition.world_id), bytes)
+            await registry.worlds.view.refresh()
         await registry.view.refresh()
         before = registry.records.get(definition.name)
         if before is not None and not principal.owns(before):

@@ -32,6 +32,7 @@ from crucible_kit.service import open_service
 from crucible_kit.settings import load
 from crucible_kit.streams import DAY_S
 from crucible_kit.types import open_types
+from crucible_kit.worlds import open_worlds
 
 from . import store
 from .api import endpoints
@@ -65,7 +66,8 @@ def create_app(settings: Settings | None = None) -> Starlette:
             types = await open_types(bus, settings.stream_replicas)
             bucket = await open_bucket(bus, "hooks", settings.stream_replicas)
             principals = await open_principals(bus, settings.stream_replicas)
-            registry = Registry(bus, bucket, types, principals)
+            worlds = await open_worlds(bus, settings.stream_replicas)
+            registry = Registry(bus, bucket, types, principals, worlds)
             shards = await open_bucket(bus, "shards", settings.stream_replicas)
             path = Path(settings.data_dir) / "hooks.sqlite"
             indexing = open_index(path, bus, (bus.names.attempts,), store.VERSION, store.SCHEMA)
@@ -98,6 +100,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             following = [
                 types.view.follow,
                 principals.view.follow,
+                worlds.view.follow,
                 registry.follow,
                 lambda: index.follow(bus, store.apply, [bus.names.attempts_of(RUN)]),
             ]

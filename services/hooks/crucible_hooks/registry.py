@@ -23,6 +23,7 @@ from crucible_kit.handlers.service import Plan
 from crucible_kit.principals import Principals
 from crucible_kit.rpc import call_all
 from crucible_kit.types import Types
+from crucible_kit.worlds import Worlds
 
 from .hook import Hook, handler_key, load_hook
 
@@ -49,10 +50,11 @@ class _Known(msgspec.Struct):
 class Registry:
     """Follows the bucket. Disabled hooks are compiled too, so that enabling one cannot fail."""
 
-    def __init__(self, bus: Bus, bucket: Bucket, types: Types, principals: Principals) -> None:
+    def __init__(self, bus: Bus, bucket: Bucket, types: Types, principals: Principals, worlds: Worlds) -> None:
         self._bus = bus
         self.types = types
         self.principals = principals
+        self.worlds = worlds
         self._bucket = bucket
         self._revisions: dict[str, int] = {}
         self._names: dict[str, str] = {}
@@ -182,9 +184,10 @@ class Registry:
         hook = self.hooks.get(name)
         if hook is None:
             return []
-        wanted = trigger_filters(self.records[name].definition or {})
+        record = self.records[name]
+        wanted = trigger_filters(record.definition or {})
         found = self.types.catalogue.warning(filter.event_type for filter in wanted)
-        return [found] if found else []
+        return [warning for warning in (found, self.worlds.warning(record)) if warning]
 
     def unloaded(self, name: str) -> str | None:
         """Why an enabled Pre hook that must not be passed over cannot run here; None for one that can, or need not."""

@@ -119,8 +119,11 @@ class Api:
             cause = msgspec.structs.replace(request.cause, traceparent=_traceparent(request.cause, context))
             outcome = "error"
             try:
-                _check_allowed(request, operation, context.scope)
-                written = await write(msgspec.structs.replace(request, cause=cause), context.principal)
+                if request.anywhere and request.id is not None:
+                    cause.world_id = await self._world_of(request.id, context.scope)
+                asked = msgspec.structs.replace(request, cause=cause)
+                _check_allowed(asked, operation, context.scope)
+                written = await write(asked, context.principal)
                 outcome = "changed" if written.changed else "unchanged"
             finally:
                 self._writes.labels(operation, outcome).inc()
@@ -130,6 +133,15 @@ class Api:
             return written
 
         return handler
+
+    async def _world_of(self, id: str, scope: Scope) -> str:
+        """The world of the memory that a reader of that id is shown; a memory never leaves it. Raises NotFoundError."""
+        sight = sight_of(scope)
+        memory = await find_anywhere(self._index.reader, id, sight)
+        if memory is None:
+            await self._index.reach(await last_anywhere(self._bus, id), _GET_S)
+            memory = await find_anywhere(self._index.reader, id, sight)
+        return existing(memory, id).world_id
 
     async def _create(self, request: WriteMemory, principal: Principal) -> WrittenMemory:
         wanted = _given(request.create, "create")

@@ -79,12 +79,13 @@ def endpoints(
             await registry.principals.view.refresh()
         if world_id is not None:
             await call(bus, context.principal, "events", "place", PlaceRequest(world_id=world_id), bytes)
+            await registry.worlds.view.refresh()
 
     async def told(event_type: str, record: WebhookRecord, context: Context) -> None:
         await tell(bus, event_type, record, registry.home_of(record), context)
 
     def seen(record: WebhookRecord, counters: Counters) -> WebhookView:
-        return view(record, counters, registry.why_inert(record), registry.warning(record))
+        return view(record, counters, registry.why_inert(record), registry.warnings(record))
 
     async def shown(record: WebhookRecord) -> WebhookView:
         return seen(record, (await store.counters(index, record.id)).get(record.id, Counters()))

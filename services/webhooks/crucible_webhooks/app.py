@@ -31,6 +31,7 @@ from crucible_kit.settings import load
 from crucible_kit.streams import DAY_S
 from crucible_kit.telemetry import Telemetry
 from crucible_kit.types import open_types
+from crucible_kit.worlds import open_worlds
 
 from . import store
 from .api import endpoints
@@ -54,7 +55,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             bucket = await open_bucket(bus, "webhooks", settings.stream_replicas)
             shards = await open_bucket(bus, "shards", settings.stream_replicas)
             principals = await open_principals(bus, settings.stream_replicas)
-            registry = Registry(bucket, types, principals)
+            registry = Registry(bucket, types, principals, await open_worlds(bus, settings.stream_replicas))
             await stack.enter_async_context(_running(app, settings, bus, registry, shards, telemetry, metrics))
             async with announced(app, bus, SERVICE):
                 yield
@@ -96,6 +97,7 @@ async def _running(
                 registry.changed = engine.note
             running.append(tasks.create_task(registry.types.view.follow()))
             running.append(tasks.create_task(registry.principals.view.follow()))
+            running.append(tasks.create_task(registry.worlds.view.follow()))
             running.append(tasks.create_task(registry.follow()))
             await registry.view.reach(0, timeout=30)
             if engine is not None:

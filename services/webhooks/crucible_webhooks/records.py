@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -147,7 +147,7 @@ def state(record: WebhookRecord, inert: str | None = None) -> str:
 
 
 def view(
-    record: WebhookRecord, counters: Counters, inert: str | None = None, warning: str | None = None
+    record: WebhookRecord, counters: Counters, inert: str | None = None, warnings: Sequence[str] = ()
 ) -> WebhookView:
     return WebhookView(
         id=record.id,
@@ -164,7 +164,7 @@ def view(
         world_id=record.world_id,
         paused=record.paused,
         old_secret_until=max((one.until for one in record.old_secrets), default=None),
-        warnings=[warning] if warning else [],
+        warnings=list(warnings),
     )
 
 

@@ -21,6 +21,7 @@ from crucible_kit.buckets import Bucket, Change, View
 from crucible_kit.clock import timestamp
 from crucible_kit.principals import Principals
 from crucible_kit.types import Types
+from crucible_kit.worlds import Worlds
 
 from .records import MAX_NAME, compiled, one_spelling
 
@@ -36,10 +37,11 @@ _COMPARED = 200
 class Registry:
     """Follows the bucket. `changed` is called with a webhook's id after each change of it."""
 
-    def __init__(self, bucket: Bucket, types: Types, principals: Principals) -> None:
+    def __init__(self, bucket: Bucket, types: Types, principals: Principals, worlds: Worlds) -> None:
         self._bucket = bucket
         self.types = types
         self.principals = principals
+        self.worlds = worlds
         self._owned: set[str] = set()
         """Those of others than the operator."""
         self._compiled: dict[str, CompiledFilters] = {}
@@ -83,9 +85,10 @@ class Registry:
         wanted = compiled is not None and compiled.matches(event) and not _is_about(webhook_id, event)
         return wanted and self.may_get(self.records[webhook_id], event)
 
-    def warning(self, record: WebhookRecord) -> str | None:
+    def warnings(self, record: WebhookRecord) -> list[str]:
         """Why a webhook that is active may wait for ever."""
-        return self.types.catalogue.warning(entry.event_type for entry in record.event_filters)
+        types = self.types.catalogue.warning(entry.event_type for entry in record.event_filters)
+        return [warning for warning in (types, self.worlds.warning(record)) if warning]
 
     @property
     def types_wanted(self) -> Set[str] | None:

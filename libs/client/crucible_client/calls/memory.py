@@ -31,11 +31,22 @@ def create_memory(
     links: Sequence[Json] | None = None,
     metadata: Json | None = None,
     extract: bool | None = None,
+    world_id: str | None = None,
+    room_id: str | None = None,
     idempotency_key: str | None = None,
 ) -> Call[Written]:
     """Keeps a memory; a link is `{"target": …, "type": …, "weight": …}`. The `#tags` and `[[links]]` in the text count,
     too, unless `extract` is false."""
-    body = present(content=content, tags=tags, entities=entities, links=links, metadata=metadata, extract=extract)
+    body = present(
+        content=content,
+        tags=tags,
+        entities=entities,
+        links=links,
+        metadata=metadata,
+        extract=extract,
+        world_id=world_id,
+        room_id=room_id,
+    )
     return post("/api/v1/memory", body, reads(Written), headers=keyed(idempotency_key))
 
 

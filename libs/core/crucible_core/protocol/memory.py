@@ -57,7 +57,8 @@ class Cause(Message):
 
 class WriteMemory(Message):
     """`memory.create` (`create`), `memory.update` (`id` and `update`), `memory.delete` (`id`), `memory.link` (`id` and
-    `link`), `memory.tag` (`id` and `tag`). `expected_sequence` is the memory's last sequence, as in If-Match."""
+    `link`), `memory.tag` (`id` and `tag`). `expected_sequence` is the memory's last sequence, as in If-Match.
+    `anywhere`: the world is the memory's own, whatever `cause` says."""
 
     id: str | None = None
     create: CreateMemory | None = None
@@ -65,6 +66,7 @@ class WriteMemory(Message):
     link: Link | None = None
     tag: str | None = None
     expected_sequence: int | None = None
+    anywhere: bool = False
     cause: Cause = msgspec.field(default_factory=Cause)
 
 

@@ -6,6 +6,7 @@ import msgspec
 from litestar import Response, delete, get, patch, post
 from msgspec import UNSET, UnsetType
 
+from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD
 from crucible_core.payloads import Reference
 from crucible_core.protocol.memory import (
     CreateMemory,
@@ -38,7 +39,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 class SentMemory(msgspec.Struct, kw_only=True):
     """A link is what it leads to, a memory's id or a note's title or path, or an object that says more. The `#tags` and
-    `[[links]]` in the text count, too, unless `extract` is false."""
+    `[[links]]` in the text count, too, unless `extract` is false. A memory stays in its world and room."""
 
     content: str
     tags: list[str] = []
@@ -46,6 +47,8 @@ class SentMemory(msgspec.Struct, kw_only=True):
     links: list[str | Reference] = []
     metadata: dict[str, Any] = {}
     extract: bool = True
+    world_id: str = DEFAULT_WORLD
+    room_id: str = DEFAULT_ROOM
 
 
 class SentChanges(msgspec.Struct, kw_only=True):
@@ -92,7 +95,9 @@ async def create_memory(request: Http) -> Response[bytes]:
     key = idempotency_key(request.headers.get("idempotency-key"))
     sent = await _read(request, SentMemory)
     fields = msgspec.structs.asdict(sent) | {"links": _links(sent.links)}
-    wanted = WriteMemory(create=CreateMemory(**fields), cause=cause_of(request, key))
+    place = {name: fields.pop(name) for name in ("world_id", "room_id")}
+    cause = msgspec.structs.replace(cause_of(request, key), **place)
+    wanted = WriteMemory(create=CreateMemory(**fields), cause=cause)
     written = await ask(request, "memory", "create", wanted, WrittenMemory)
     return _written(written, 200 if written.duplicate else 201)
 
@@ -154,7 +159,7 @@ async def update_memory(request: Http) -> Response[bytes]:
     update = UpdateMemory(**msgspec.structs.asdict(sent) | {"links": links})
     cause = cause_of(request, idempotency_key(request.headers.get("idempotency-key")))
     id = request.path_params["id"]
-    wanted = WriteMemory(id=id, expected_sequence=if_match(request), update=update, cause=cause)
+    wanted = WriteMemory(id=id, expected_sequence=if_match(request), update=update, anywhere=True, cause=cause)
     return _written(await ask(request, "memory", "update", wanted, WrittenMemory), 200)
 
 
@@ -173,7 +178,7 @@ async def update_memory(request: Http) -> Response[bytes]:
 async def delete_memory(request: Http) -> None:
     read_params(request.scope["query_string"], NoParams)
     id = request.path_params["id"]
-    wanted = WriteMemory(id=id, expected_sequence=if_match(request), cause=cause_of(request))
+    wanted = WriteMemory(id=id, expected_sequence=if_match(request), anywhere=True, cause=cause_of(request))
     await ask(request, "memory", "delete", wanted, bytes)
 
 
