@@ -203,10 +203,51 @@ async def test_a_hook_is_watched_as_soon_as_it_is_registered(
 async def test_a_hook_that_cannot_be_read_denies(running: Running, ask: Asker, bucket: Bucket) -> None:
     await bucket.put("newer", msgspec.json.encode(HookRecord(name="newer", definition=definition("Memory.Invented"))))
     async with running():
-        done, record = await ask.append(new(), new("Hook.Executed", {"hook": "h", "run_id": "run_1"}))
+        tagged = new("Memory.Tagged", {"id": "mem_1", "tag": "#x"})
+        done, other, record = await ask.append(tagged, new(), new("Hook.Executed", {"hook": "h", "run_id": "run_1"}))
         assert done.error is not None
         assert (done.error.code, done.error.extra["hook"]) == ("denied", "newer")
-        assert record.error is None
+        assert (other.error, record.error) == (None, None)  # what it cannot have meant
+
+
+PRE = '"definition": {"trigger": {"timing": "Pre", "events": [%s]}}'
+
+
+@pytest.mark.parametrize(
+    ("record", "denied"),
+    [
+        ("{", {"Custom.note", "Task.Completed"}),
+        ("[]", {"Custom.note", "Task.Completed"}),
+        ('{"name": "gate", "enabled": "perhaps"}', {"Custom.note", "Task.Completed"}),
+        ('{"enabled": "perhaps", ' + PRE % '{"type": "Task.Completed", "filter": 7}' + "}", {"Task.Completed"}),
+        ('{"enabled": "perhaps", ' + PRE % '{"type": "Task", "event": "Invented"}' + "}", {"Task.Completed"}),
+        ('{"enabled": "perhaps", ' + PRE % '{"type": 7}' + "}", {"Custom.note", "Task.Completed"}),
+        ('{"enabled": "perhaps", "world_id": "acme", ' + PRE % '{"type": "*"}' + "}", set()),
+        ('{"enabled": "perhaps", "definition": {"trigger": {"timing": "Post"}}}', set()),
+        ('{"enabled": false, "definition": 7}', set()),
+    ],
+)
+async def test_a_record_that_cannot_be_read_denies_what_it_may_watch_and_is_told(
+    running: Running, ask: Asker, bucket: Bucket, record: str, denied: set[str]
+) -> None:
+    await bucket.put("gate", record.encode())
+    async with running() as app:
+        events = {"Custom.note": new(), "Task.Completed": new("Task.Completed", {"id": "t"})}
+        outcomes = dict(zip(events, await ask.append(*events.values()), strict=True))
+        assert {type for type, outcome in outcomes.items() if outcome.error is not None} == denied
+        for outcome in outcomes.values():
+            assert outcome.error is None or "its record cannot be read" in outcome.error.detail
+        troubles = [trouble for trouble in app.state.troubles() if trouble.code == "hooks"]
+        assert [("crucible hooks delete gate" in trouble.message) for trouble in troubles] == [True] * bool(
+            denied or "acme" in record
+        )
+        await bucket.delete("gate")
+        await eventually(lambda: nobody(app))
+        assert (await ask.one(new())).error is None
+
+
+async def nobody(app: Starlette) -> bool:
+    return not app.state.troubles()
 
 
 async def test_run_records_are_seen_only_by_hooks_that_name_them(running: Running, ask: Asker, put: Any) -> None:

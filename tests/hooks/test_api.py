@@ -9,8 +9,10 @@ from crucible_core.errors import ConflictError, InvalidError, NotFoundError
 from crucible_core.protocol import shared
 from crucible_core.protocol.hooks import HookList, HookView, RegisterHook, RunList, RunsRequest, UpdateHook
 from crucible_core.protocol.shared import Check, Checks, EnableHook, GetRequest, ListRequest
+from crucible_core.subjects import token
 from crucible_hooks.app import create_app
 from crucible_hooks.settings import Settings
+from crucible_kit.buckets import open_bucket
 from crucible_kit.rpc import call
 
 from .conftest import System, definition, until
@@ -309,3 +311,13 @@ async def test_doctor_reports_disabled_and_inert_hooks(system: System) -> None:
 async def test_every_request_needs_its_own_fields(system: System) -> None:
     with pytest.raises(InvalidError, match="definition or markdown"):
         await call(system.bus, OPERATOR, "hooks", "register", RegisterHook(), HookView)
+
+
+async def test_a_hook_whose_record_cannot_be_read_can_be_deleted(stopped: System) -> None:
+    bucket = await open_bucket(stopped.bus, "hooks")
+    await bucket.put(token("ein Tor"), b"{")
+    async with stopped.running():
+        [hook] = (await stopped.ask("list", ListRequest(), HookList)).hooks
+        assert hook.state.startswith("inert: its record cannot be read")
+        await stopped.ask("delete", GetRequest(id=hook.name), HookView)
+        assert not await bucket.entries()

@@ -184,6 +184,7 @@ async def _add_append(service: _Service, lookup: Lookup) -> None:
     registry = worlds.Worlds(bus, service.atlas, places, appender.append, making_room, api.room_for(bus))
     redacting = Redacting(bus, lookup, appender)
     service.views |= {"hooks": guards.view, "retention": rules.view}
+    service.troubles.append(guards.troubles)
     service.running += [guards.view.follow, rules.view.follow, committer.run, registry.resume]
     service.answers |= {
         **api.appends(bus, appender, guards, rules),

@@ -1,5 +1,6 @@
 """Pre hooks: which events they watch, known in process from the `hooks` bucket, and asking `hooks` for its verdict."""
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +13,7 @@ from crucible_core.envelope import Data, Event, read
 from crucible_core.errors import CrucibleError, DeniedError, InvalidError, UnavailableError
 from crucible_core.matcher import CompiledFilters, Matcher, compile_filters
 from crucible_core.protocol.hooks import HookRecord, InterceptReply, InterceptRequest
-from crucible_core.protocol.shared import Owned, TypeFilter
+from crucible_core.protocol.shared import Owned, Trouble, TypeFilter
 from crucible_kit.buckets import Bucket, Change, View
 from crucible_kit.bus import Bus
 from crucible_kit.metrics import Metrics
@@ -57,8 +58,44 @@ def read_guard(key: str, value: bytes, catalogue: Catalogue) -> Guard | None:
         fails_open = hooks.failure_policy(record.definition) == "allow"
         return Guard(record.name, filters, record.definition, record, fails_open, partial=len(known) < len(wanted))
     except (msgspec.DecodeError, InvalidError, KeyError, TypeError, AttributeError) as error:
-        log.error("hook %s cannot be read, so it denies every event: %s", key, error)
-        return Guard(key, compile_filters([TypeFilter(event_type="*")]), {}, broken=str(error))
+        return _unreadable(key, value, catalogue, str(error))
+
+
+def _unreadable(key: str, value: bytes, catalogue: Catalogue, error: str) -> Guard | None:
+    """A guard that denies all that a record may watch, as far as that can be told from what can be read of it."""
+    try:
+        found = msgspec.json.decode(value)
+    except msgspec.DecodeError:
+        found = {}
+    match found:
+        case {"enabled": False} | {"definition": None} | {"definition": {"trigger": {"timing": "Post"}}}:
+            return None
+        case {"definition": {"trigger": {"events": [*events]}}}:
+            types = {_around(one, catalogue) for one in events}
+        case _:
+            types = set[str]()
+    told = found if isinstance(found, dict) else {}
+    owned = Owned(**{name: told[name] for name in ("owner", "world_id") if isinstance(told.get(name), str)})
+    name = told["name"] if isinstance(told.get("name"), str) else key
+    wanted = [TypeFilter(event_type=type) for type in sorted(types or {"*"})]
+    log.error(
+        "hook %s cannot be read, so that %s is denied: %s", name, ", ".join(one.event_type for one in wanted), error
+    )
+    return Guard(name, compile_filters(wanted, catalogue=catalogue), {}, owned, broken=error)
+
+
+def _around(wanted: Any, catalogue: Catalogue) -> str:
+    """The type that an entry of a trigger names, its category where that is unknown, or everything."""
+    match wanted:
+        case {"type": str(type), **rest} if rest.get("event") is None or isinstance(rest["event"], str):
+            name = hooks.event_type(type, rest.get("event"))
+        case _:
+            return "*"
+    for known in (name, f"{name.partition('.')[0]}.*"):
+        with contextlib.suppress(InvalidError):
+            catalogue.expand(known)
+            return known
+    return "*"
 
 
 def _is_known(wanted: TypeFilter, catalogue: Catalogue) -> bool:
@@ -122,6 +159,18 @@ class Guards:
         await self.view.reach(0, _PATIENCE_S)
         await self._principals.view.reach(0, _PATIENCE_S)
 
+    def troubles(self) -> list[Trouble]:
+        """Each hook that denies events since nobody can read it."""
+        return [
+            Trouble(
+                "hooks",
+                f"the record of hook {guard.name} cannot be read, so what it may watch is denied ({guard.broken}). "
+                f"Register it again, or remove it: crucible hooks delete {guard.name}",
+            )
+            for guard in self._guards.values()
+            if guard.broken
+        ]
+
     def match(self, event: Event) -> list[Guard]:
         """The guards that watch a stamped event, whose payload is `msgspec.Raw`; most events have none."""
         if not self._matcher.may_want(event.type, event.data.event):
@@ -142,7 +191,7 @@ class Guards:
         for guard in matched:
             if guard.broken:
                 self._asked.labels("denied").inc()
-                reason = f"its filters cannot be read: {guard.broken}"
+                reason = f"its record cannot be read: {guard.broken}"
                 raise DeniedError(f"hook {guard.name} denied the event: {reason}", hook=guard.name, reason=reason)
         try:
             payload = await self._ask(matched, raw, traceparent)
