@@ -87,8 +87,10 @@ def _unreadable(key: str, value: bytes, catalogue: Catalogue, error: str) -> Gua
 def _around(wanted: Any, catalogue: Catalogue) -> str:
     """The type that an entry of a trigger names, its category where that is unknown, or everything."""
     match wanted:
-        case {"type": str(type), **rest} if rest.get("event") is None or isinstance(rest["event"], str):
-            name = hooks.event_type(type, rest.get("event"))
+        case {"type": str(type), "event": str(event)}:
+            name = hooks.event_type(type, event)
+        case {"type": str(name)}:
+            pass
         case _:
             return "*"
     for known in (name, f"{name.partition('.')[0]}.*"):
