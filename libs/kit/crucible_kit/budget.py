@@ -9,7 +9,7 @@ from typing import Self
 INFLOW_BYTES = 16 * 1024 * 1024
 """What may be on its way to a connection of large messages, and as much again of small ones: a server cuts off a client
 that has 64 MiB to read, whatever the reason."""
-_LEAST_PULL_BYTES = 64 * 1024
+LEAST_PULL_BYTES = 64 * 1024
 _MOST_PULL_BYTES = 2 * 1024 * 1024
 _OUTFLOW_BYTES = 8 * 1024 * 1024
 """What may be on its way to each service of large requests from here; there are others who send."""
@@ -98,4 +98,4 @@ class Flow:
     def pull_bytes(self) -> int:
         """What one pull request may bring; each consumer may have two open."""
         part = INFLOW_BYTES // (2 * max(1, self.pulls))
-        return max(_LEAST_PULL_BYTES, min(part, _MOST_PULL_BYTES))
+        return max(LEAST_PULL_BYTES, min(part, _MOST_PULL_BYTES))

@@ -52,17 +52,17 @@ def batch_frames(messages: Sequence[Outgoing], batch_id: str, reply: str, most: 
     """
     frames: list[bytes] = []
     last = len(messages)
-    commit = f"{BATCH_COMMIT}: 1\r\n\r\n".encode()
+    end, commit = "\r\n", f"{BATCH_COMMIT}: 1\r\n\r\n"
+    for subject in {message.subject for message in messages}:
+        checked_subject(subject)
     opening = f"NATS/1.0\r\n{BATCH_ID}: {batch_id}\r\n{BATCH_SEQUENCE}: "
     for place, message in enumerate(messages, 1):
-        subject, data = checked_subject(message.subject), message.data
-        header = f"{opening}{place}\r\n{_lines(message)}\r\n".encode()
-        if place == last:
-            header = header[:-2] + commit
+        data = message.data
+        header = f"{opening}{place}\r\n{_lines(message)}{commit if place == last else end}".encode()
         size = len(header) + len(data)
         if size > most:
             check_size(size, most)
-        to = f"{subject} {reply}" if place in (1, last) else subject
+        to = f"{message.subject} {reply}" if place in (1, last) else message.subject
         frames += (f"HPUB {to} {len(header)} {size}\r\n".encode(), header, data, b"\r\n")
     return b"".join(frames)
 
@@ -71,8 +71,9 @@ def _lines(message: Outgoing) -> str:
     lines = f"{MSG_ID}: {clean(message.msg_id)}\r\n" if message.msg_id is not None else ""
     if message.ttl is not None:
         lines += f"{TTL}: {clean(message.ttl)}\r\n"
-    for name, value in message.headers.items():
-        lines += f"{name}: {clean(value)}\r\n"
+    if message.headers:
+        for name, value in message.headers.items():
+            lines += f"{name}: {clean(value)}\r\n"
     return lines
 
 

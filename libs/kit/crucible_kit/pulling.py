@@ -9,7 +9,7 @@ import msgspec
 
 from crucible_core import subjects
 
-from .budget import Share
+from .budget import LEAST_PULL_BYTES, Share
 from .bus import Bus
 from .message import Message, Receiver
 
@@ -91,9 +91,12 @@ class Pull:
 
     def received(self, message: Message) -> None:
         if message.status is None:
-            self.outstanding = max(0, self.outstanding - 1)
+            if self.outstanding:
+                self.outstanding -= 1
             self._came = True
-            self._settle(message.pending > 0 and 2 * len(message.data) > self._bus.flow.pull_bytes)
+            large = 2 * len(message.data) > LEAST_PULL_BYTES and message.pending > 0
+            if large or self._large:
+                self._settle(large and 2 * len(message.data) > self._bus.flow.pull_bytes)
             self._take(message)
         else:
             self._told(message.status, message)
