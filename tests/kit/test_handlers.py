@@ -172,6 +172,17 @@ async def test_two_replicas_share_and_hand_over_without_a_repeat(attempts: Attem
     assert attempts.made == Counter(wanted)
 
 
+async def test_two_replicas_that_start_together_share_without_a_repeat(attempts: Attempts, bus: Bus) -> None:
+    wanted = await attempts.append_to_all(10)
+    async with contextlib.AsyncExitStack() as stack:
+        await asyncio.gather(*(stack.enter_async_context(attempts.replica(0.01)) for _ in range(2)))
+        wanted |= await attempts.append_to_all(10)
+        await until_async(lambda: shared(bus, 2))
+        wanted |= await attempts.append_to_all(10)
+        await until(lambda: attempts.made.keys() >= wanted)
+    assert attempts.made == Counter(wanted)
+
+
 async def shared(bus: Bus, replicas: int) -> bool:
     found = await owners(bus)
     return len(found) == replicas and sum(found.values()) == SHARDS
@@ -274,6 +285,7 @@ async def test_a_log_that_is_made_anew_is_read_from_its_start(attempts: Attempts
         wanted = await attempts.append_to_all(1)
         if not meanwhile:
             await until(lambda: attempts.made.keys() >= wanted)
+            await replica.end(signal.SIGTERM)
     async with attempts.replica():
         await until(lambda: attempts.made.keys() >= wanted)
         await asyncio.sleep(0.3)

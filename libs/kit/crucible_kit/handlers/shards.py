@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -29,6 +30,8 @@ BEAT_S = 0.3
 DEAD_S = 1.2
 """A replica that was not heard of for so long owns nothing any more, and knows it by its own clock."""
 CHECKPOINT_S = 1.0
+_HEARD_S = 2 * BEAT_S
+"""Within so long every replica that lives is heard of."""
 
 
 class ShardRecord(msgspec.Struct, omit_defaults=True):
@@ -91,6 +94,7 @@ class Ownership:
         self._taken, self._dropped, self._told, self._first = taken, dropped, told, first
         self._heard: dict[str, float] = {}
         self._beaten = 0.0
+        self._listening = math.inf
         self._looked = asyncio.Event()
         self._settled: tuple[frozenset[str], frozenset[int]] | None = None
         self._writing = asyncio.Lock()
@@ -102,7 +106,9 @@ class Ownership:
 
     @property
     def alone(self) -> bool:
-        return self.begun.is_set() and self._living() <= {self.replica}
+        """Whether there is no other replica: each would have been heard of by now."""
+        heard = time.monotonic() - self._listening > _HEARD_S
+        return heard and self.begun.is_set() and self._living() <= {self.replica}
 
     async def surely(self) -> None:
         """Returns once this replica has looked at what is still its own."""
@@ -113,9 +119,12 @@ class Ownership:
     async def run(self) -> None:
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(await self._bus.listen(self._subject, self._hear))
+            self._listening = time.monotonic()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._beat())
-                await asyncio.sleep(2 * BEAT_S)  # the others are heard of before it is decided what is ours
+                await self.surely()
+                if await self._is_owned():
+                    await asyncio.sleep(_HEARD_S)  # the others are heard of before it is decided what is ours
                 try:
                     await self._keep()
                 finally:
@@ -133,6 +142,15 @@ class Ownership:
             except CrucibleError as error:
                 log.info("%s: shards stay as they are for now: %s", self._service, error)
             await asyncio.sleep(BEAT_S)
+
+    async def _is_owned(self) -> bool:
+        """Whether some shard has an owner; where none has, there is nobody to be heard of first."""
+        try:
+            entries = await self._bucket.entries()
+        except CrucibleError:
+            return True
+        found = [entries.get(shard_key(self._service, number)) for number in range(self._count)]
+        return not all(read_shard(entry).released for entry in found if entry is not None)
 
     async def checkpoint(self) -> None:
         """Writes the records that have changed. A shard whose record somebody else has written is given up."""
