@@ -14,6 +14,7 @@ from crucible_events import counting, query, store
 from crucible_events.settings import Settings
 from crucible_kit.index import open_index
 from crucible_kit.rpc import call
+from tests.cases import each_of
 from tests.places import make_world
 
 from .conftest import Asker, new
@@ -49,7 +50,7 @@ def groups(reply: CountReply) -> dict[str, int]:
     return {group.key: group.count for group in reply.groups}
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("asked", "count"),
     [
         ({}, 30),

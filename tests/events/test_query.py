@@ -17,6 +17,7 @@ from crucible_core.protocol.events import CountReply, CountRequest, QueryRequest
 from crucible_events import answer, query, scan, store
 from crucible_events.api import TypesRequest
 from crucible_kit.rpc import call
+from tests.cases import each_of
 from tests.places import make_world
 
 from .conftest import Asker, new
@@ -49,7 +50,7 @@ async def sequences(log: Asker, **asked: Any) -> list[int | None]:
     return [event.sequence for event in await log.found(**asked)]
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("asked", "expected"),
     [
         ({}, range(1, 13)),

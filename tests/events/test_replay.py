@@ -28,6 +28,7 @@ from crucible_kit.bus import Bus
 from crucible_kit.clock import fresh_id, now_ms, timestamp
 from crucible_kit.rpc import Context, Endpoint, call, serve
 from crucible_kit.telemetry import Telemetry
+from tests.cases import each_of
 from tests.places import make_world
 
 from .conftest import Asker, Running, eventually, new
@@ -155,7 +156,7 @@ async def test_times_are_those_of_the_commits(service: Starlette, ask: Asker, bu
     await reaches(bus, until, "done")
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("asked", "path"),
     [
         ({"start": 3, "to": 2}, "from"),

@@ -25,6 +25,7 @@ from crucible_gateway import examples
 from crucible_gateway.accept import preferred
 from crucible_gateway.cloudevents import headers, incoming, outgoing
 from crucible_gateway.cloudevents.forms import asked_for_many, asked_for_one
+from tests.cases import each_of
 
 from .conftest import until
 
@@ -321,7 +322,7 @@ async def test_extensions_can_be_filtered_by(door: Door) -> None:
     assert [event["metadata"]["id"] for event in found.json()["events"]] == [last["id"]]
 
 
-@pytest.mark.parametrize("type", ["System.Started", "hook.executed", "dev.crucible.Webhook.Failing", "Memory.Created"])
+@each_of("type", ["System.Started", "hook.executed", "dev.crucible.Webhook.Failing", "Memory.Created"])
 async def test_no_extension_makes_an_event_come_out_as_one_of_ours(door: Door, type: str) -> None:
     metadata = {"extensions": {"crucibletype": type}}
     sent = {"type": "Custom", "data": {"event": type, "payload": {}}, "metadata": metadata}
@@ -344,7 +345,7 @@ async def test_same_source_and_id_is_a_duplicate(door: Door) -> None:
     assert again.json() == first.json() | {"duplicate": True}
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("name", "type"),
     [
         ("com.example.Task.Completed", "Task.Completed"),
@@ -362,7 +363,7 @@ async def test_same_source_and_id_is_a_duplicate(door: Door) -> None:
     ],
 )
 async def test_types_of_others_come_out_as_they_came_in(door: Door, name: str, type: str) -> None:
-    answer = await door.structured(FEATURE | {"type": name, "data": {"id": "t"}})
+    answer = await door.structured(FEATURE | {"id": name, "type": name, "data": {"id": "t"}})
     assert answer.json()["type"] == type
     for accept in (STRUCTURED, BINARY):
         read = await door.read(answer, accept)

@@ -16,13 +16,14 @@ from crucible_gateway.openapi import operations
 from crucible_gateway.routes.reference import content_policy
 from crucible_kit.buckets import open_bucket
 from crucible_kit.bus import Bus, Message
+from tests.cases import each_of
 
 from .conftest import HEADERS, KEY, Answers, Serve, Served, launch, until
 
 EVENTS = "/api/v1/events"
 
 
-@pytest.mark.parametrize(
+@each_of(
     "headers",
     [
         {},
@@ -103,7 +104,7 @@ async def test_a_new_admin_key_ends_the_old_one(start: Serve, bus: Bus) -> None:
         assert await status(served.url, "first") != 401
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("method", "path", "status"),
     [("GET", "/nope", 404), ("GET", "/api/v1/nope", 404), ("PUT", EVENTS, 405), ("DELETE", "/healthz", 405)],
 )

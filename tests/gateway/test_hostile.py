@@ -12,6 +12,7 @@ import pytest
 
 from crucible_core.envelope import MAX_EVENT_BYTES
 from crucible_kit.connection import MAX_HEAD_BYTES, MAX_HEADERS, Connection
+from tests.cases import each_of
 
 from .conftest import HEADERS, KEY, Answers, Serve, Served, until
 
@@ -89,7 +90,7 @@ async def test_too_long_an_event_is_413_in_every_batch(http: httpx.AsyncClient, 
         assert answer.status_code == 413, answer.text
 
 
-@pytest.mark.parametrize(
+@each_of(
     "payload",
     [
         f'{{"n": {2**70}}}',

@@ -12,6 +12,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from crucible_kit.bus import Bus
+from tests.cases import each_of
 
 from .conftest import HEADERS, KEY, Served, commit, until
 
@@ -98,7 +99,7 @@ async def test_http_1_0_follows_the_stream(gateway: Served) -> None:
 # ---- server-sent events ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@each_of(
     "accepts",
     [
         [],
@@ -131,7 +132,7 @@ async def test_server_sent_events_for_what_clients_accept(gateway: Served, accep
         await answer.aclose()
 
 
-@pytest.mark.parametrize(
+@each_of(
     "accept",
     [
         "application/json",
@@ -176,7 +177,7 @@ async def next_frame(lines: AsyncIterator[str], first: str) -> list[str]:
 # ---- refused handshakes ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("path", "headers", "status"),
     [
         (STREAM, {}, 401),

@@ -26,6 +26,7 @@ from crucible_core.protocol.webhooks import (
 )
 from crucible_gateway import examples
 from crucible_kit.bus import Bus
+from tests.cases import each_of
 
 from .conftest import answering
 
@@ -165,7 +166,7 @@ async def test_links_of_a_memory_in_every_form(http: httpx.AsyncClient, bus: Bus
         assert memory.last.update.links == [link]
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("link", "path"),
     [({"type": "x"}, "links.0.to"), ({"to": "a", "target": "b"}, "links.0.target"), ({"too": "a"}, "links.0.too")],
 )
@@ -316,7 +317,7 @@ async def test_bad_parameters_name_themselves(http: httpx.AsyncClient) -> None:
             assert answer.json()["errors"][0]["path"] == path, query
 
 
-@pytest.mark.parametrize("id", ["cor_1", "https://a.example/b//c?d=1#e", "//a/", "a%2Fb", "a b\u00e9", "trace/trace/"])
+@each_of("id", ["cor_1", "https://a.example/b//c?d=1#e", "//a/", "a%2Fb", "a b\u00e9", "trace/trace/"])
 async def test_a_correlation_id_may_have_any_character(bus: Bus, http: httpx.AsyncClient, id: str) -> None:
     async with answering(bus, "events", trace=TraceRequest) as events:
         events.replies["trace"] = lambda request: TraceReply(request.correlation_id, 0, False, [])

@@ -21,6 +21,7 @@ from crucible_gateway import examples
 from crucible_gateway.context import Nothing
 from crucible_kit.bus import Bus
 from crucible_kit.frames import Outgoing
+from tests.cases import each_of
 
 from .conftest import HEADERS, Serve, Served, answering, commit, until
 
@@ -73,7 +74,7 @@ async def test_requests_pass_through(http: httpx.AsyncClient, bus: Bus) -> None:
         assert (await http.get("/api/v1/replays/x")).status_code == 404
 
 
-@pytest.mark.parametrize(
+@each_of(
     "body",
     [
         {},

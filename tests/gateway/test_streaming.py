@@ -13,6 +13,7 @@ from websockets.exceptions import InvalidStatus
 from crucible_core.protocol.worlds import PlaceRequest
 from crucible_gateway import hub as hubs
 from crucible_kit.bus import Bus
+from tests.cases import each_of
 
 from .conftest import HEADERS, Serve, Served, answering, commit, until
 
@@ -288,7 +289,7 @@ async def test_silent_stream_beats(start: Serve) -> None:
                     break
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("query", "headers", "status"),
     [
         ("", {"Accept": "application/json"}, 406),

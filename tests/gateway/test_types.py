@@ -5,7 +5,6 @@ from typing import Any
 
 import httpx
 import msgspec
-import pytest
 from websockets.asyncio.client import connect
 
 from crucible_core.access import OPERATOR
@@ -26,6 +25,7 @@ from crucible_kit.buckets import open_bucket
 from crucible_kit.bus import Bus
 from crucible_kit.rpc import call_all
 from crucible_kit.types import BUCKET
+from tests.cases import each_of
 
 from .conftest import HEADERS, Answers, Served, answering, commit
 
@@ -58,7 +58,7 @@ async def test_types_over_http(http: httpx.AsyncClient, bus: Bus) -> None:
         assert (await http.get(f"{PATH}/Order.Placd")).status_code == 404
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("body", "status"),
     [
         (b"", 400),

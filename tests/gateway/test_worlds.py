@@ -4,7 +4,6 @@ from typing import Any
 
 import httpx
 import msgspec
-import pytest
 from websockets.asyncio.client import connect
 
 from crucible_core.errors import ConflictError, FieldError, InvalidError, NotFoundError
@@ -23,6 +22,7 @@ from crucible_core.protocol.worlds import (
 )
 from crucible_gateway.context import Nothing
 from crucible_kit.bus import Bus
+from tests.cases import each_of
 
 from .conftest import HEADERS, Answers, Served, answering
 
@@ -71,7 +71,7 @@ async def test_worlds(http: httpx.AsyncClient, bus: Bus) -> None:
         assert (await http.delete("/api/v1/worlds/acme")).status_code == 404
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("body", "path"),
     [
         ({}, "id"),

@@ -13,6 +13,7 @@ from crucible_core.errors import ConflictError, DeniedError, FieldError, Invalid
 from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, NewEvent
 from crucible_kit.bus import Bus
 from crucible_kit.exchange import chain_headers
+from tests.cases import each_of
 
 from .conftest import KEY, Answers, Served
 
@@ -77,7 +78,7 @@ async def test_correlation_id_of_the_request(http: httpx.AsyncClient, events: An
     assert new(events).correlation_id == fresh.headers["X-Correlation-Id"]
 
 
-@pytest.mark.parametrize("id", ["cor_mine", "txn abc/7%", "ä👩‍💻", "100%"])
+@each_of("id", ["cor_mine", "txn abc/7%", "ä👩‍💻", "100%"])
 async def test_who_calls_back_continues_the_chain(http: httpx.AsyncClient, events: Answers, id: str) -> None:
     source = Source("user", "a")
     about = Metadata(id="evt_1", timestamp="", source=source, actor="a", correlation_id=id, hop=3)

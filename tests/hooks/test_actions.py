@@ -26,6 +26,7 @@ from crucible_hooks.failures import RunError
 from crucible_hooks.http import compile_http
 from crucible_hooks.shell import MAX_OUTPUT, compile_shell, printed, run_shell, working_directory
 from crucible_hooks.synthesis import synthetic
+from tests.cases import each_of
 
 from .conftest import HttpEndpoint, System, until
 
@@ -398,7 +399,7 @@ async def test_pre_http_hook_decides_by_its_answer(system: System, endpoint: Htt
         await system.append(payload={"n": 4})
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("answer", "denied"),
     [
         (Response(status_code=204), None),

@@ -14,6 +14,7 @@ from crucible_hooks.app import create_app
 from crucible_hooks.settings import Settings
 from crucible_kit.buckets import open_bucket
 from crucible_kit.rpc import call
+from tests.cases import each_of
 
 from .conftest import System, definition, until
 
@@ -76,7 +77,7 @@ async def test_hooks_are_listed_and_tried_page_by_page(system: System) -> None:
     assert tried == [(name, "live") for name in listed]
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("change", "path", "suggestion"),
     [
         ({"naem": 1}, "naem", "name"),
@@ -117,7 +118,7 @@ async def test_definition_is_refused_where_it_is_wrong(
     assert await system.state("wrong") is None
 
 
-@pytest.mark.parametrize(
+@each_of(
     "text",
     [
         MARKDOWN,
@@ -131,7 +132,7 @@ async def test_text_of_every_form_is_registered(system: System, text: str) -> No
     assert (view.name, view.state) == ("from-markdown", "active")
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("text", "told"),
     [
         ("---\ntrigger: " + "[" * 30_000 + "\n---\n", "nested more than 64 deep"),

@@ -7,6 +7,7 @@ import pytest
 from crucible_core.errors import DeniedError
 from crucible_hooks.decisions import Decision, decision, read_answer
 from crucible_hooks.failures import RunError
+from tests.cases import each_of
 
 from .conftest import System
 
@@ -99,7 +100,7 @@ def test_part_of_an_answer_is_not_understood() -> None:
         read_answer(b"null", complete=False, what="it")
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("command", "denied"),
     [
         ("""echo checking…; echo '{"deny": "no"}'""", "not one JSON document"),
@@ -127,7 +128,7 @@ async def test_command(system: System, command: str, denied: str | None) -> None
             await system.append()
 
 
-@pytest.mark.parametrize("script", ["float('nan')", "float('inf')", '{"payload": {"a": [float("nan")]}}'])
+@each_of("script", ["float('nan')", "float('inf')", '{"payload": {"a": [float("nan")]}}'])
 async def test_what_json_has_no_number_for_is_no_answer(system: System, script: str) -> None:
     await system.register("gate", script, pre=True)
     with pytest.raises(DeniedError, match="the hook failed: the result cannot be written as JSON: there is no number"):

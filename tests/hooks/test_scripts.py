@@ -13,6 +13,7 @@ from crucible_core.limits import SCRIPT_BYTES
 from crucible_hooks.effects import EFFECTS, READING, signatures
 from crucible_hooks.scripts import BUILTINS, MODULES, check
 from crucible_hooks.spelling import adapted
+from tests.cases import each_of
 
 from .conftest import System, until
 
@@ -197,7 +198,7 @@ async def test_error_names_the_line_of_the_script_as_it_was_written(system: Syst
     assert "_field_of" not in error
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("parts", "path", "suggestion"),
     [
         ({"condition": {"expr": "event.payload.tgs == 1"}}, "condition.expr", "tags"),

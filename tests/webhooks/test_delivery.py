@@ -24,6 +24,7 @@ from crucible_kit.buckets import open_bucket
 from crucible_kit.bus import Bus
 from crucible_kit.frames import Outgoing
 from crucible_kit.handlers.pointers import pointer
+from tests.cases import each_of
 
 from .conftest import Receiver, Service, Settings, until
 
@@ -215,7 +216,7 @@ async def test_webhook_is_not_sent_its_own_failures(service: Service, receiver: 
     assert receiver.requests[0][0]["x-crucible-event-type"] == "Custom.Next"
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("fields", "path"),
     [
         ({"url": "ftp://x"}, "url"),

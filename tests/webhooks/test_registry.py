@@ -28,6 +28,7 @@ from crucible_core.protocol.webhooks import (
 from crucible_kit.buckets import open_bucket
 from crucible_kit.bus import Bus
 from crucible_webhooks.settings import Settings
+from tests.cases import each_of
 
 from .conftest import Receiver, Service, until
 
@@ -88,7 +89,7 @@ async def test_webhook_is_changed_by_a_merge_patch(service: Service, receiver: R
     assert "authorization" not in receiver.requests[1][0]
 
 
-@pytest.mark.parametrize(
+@each_of(
     ("patch", "path"),
     [
         ({"url": "ftp://x"}, "url"),
@@ -175,7 +176,7 @@ async def test_names_that_look_alike_are_one(service: Service, receiver: Receive
         await update(service, other, name=decomposed)
 
 
-@pytest.mark.parametrize("name", ["", "  ", "\u200b", "\u00a0\ufeff", "\u202e"])
+@each_of("name", ["", "  ", "\u200b", "\u00a0\ufeff", "\u202e"])
 async def test_name_has_something_to_be_seen(service: Service, receiver: Receiver, name: str) -> None:
     with pytest.raises(InvalidError) as refused:
         await service.create(receiver.url, name=name)
@@ -185,7 +186,7 @@ async def test_name_has_something_to_be_seen(service: Service, receiver: Receive
 # ---- Secrets
 
 
-@pytest.mark.parametrize(
+@each_of(
     "secret",
     [
         *("x", "short", "elevenbytes", "whsec_", "whsec_%%", "whsec_not base64!", "whsec_eA==", "s" * 2000),
@@ -207,7 +208,7 @@ async def test_secret_that_can_be_guessed_or_read_in_two_ways_is_refused(
     assert [error.path for error in refused.value.errors] == ["secret"]
 
 
-@pytest.mark.parametrize(
+@each_of(
     "secret",
     ["my-own-secret", "twelve bytes", "ßßßßßß", *("whsec_" + base64.b64encode(b"k" * n).decode() for n in (24, 64))],
 )
