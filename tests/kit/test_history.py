@@ -92,6 +92,25 @@ async def test_records_that_are_gone_are_a_loss_with_their_sequences(bus: Bus, l
     await asyncio.wait({watching})
 
 
+async def test_the_log_s_part_of_an_index_is_not_the_history(bus: Bus, losses: Losses, tmp_path: Path) -> None:
+    await fill(bus, 3)
+    event = bus.names.event("default", "main", "Hook", "Executed", "h")
+    for _ in range(20):
+        await bus.store(Outgoing(event, timestamp().encode()))
+    filters = [bus.names.attempts_of(RUN), bus.names.events_of("Hook")]
+    async with open_index(tmp_path / "index", bus, (bus.names.attempts, bus.names.events), 1, SCHEMA) as index:
+        following = asyncio.create_task(index.follow(bus, insert, filters))
+        await index.reach(await index.end(bus))
+        await bus.purge(bus.names.events, event)
+        assert await history(bus, index, losses).once() == []
+        await bus.remove(bus.names.attempts, 3)
+        assert [(loss.first, loss.stream) for loss in await history(bus, index, losses).once()] == [
+            (3, bus.names.attempts)
+        ]
+        following.cancel()
+        await asyncio.wait({following})
+
+
 async def test_records_that_are_old_may_be_gone(bus: Bus, losses: Losses, tmp_path: Path) -> None:
     await fill(bus, 20, now_ms() - OLD_MS)
     async with following(bus, tmp_path / "index") as index:

@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 
 from crucible_core.errors import NotFoundError, UnavailableError
+from crucible_core.position import numbered
 from crucible_kit.bus import Bus, Message
 from crucible_kit.frames import Outgoing
 from crucible_kit.index import Index, open_index, unwritable
+from crucible_kit.settings import KitSettings
+from crucible_kit.streams import declare_streams
 from tests.kit.outage import until
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS rows (sequence INTEGER PRIMARY KEY, data BLOB NOT NULL);"
@@ -116,6 +119,40 @@ async def test_reach_does_not_wait_for_what_the_filters_leave_out(bus: Bus, stre
         assert await rows(index) == numbers(1)
         with pytest.raises(UnavailableError):
             await index.reach(4, timeout=0.2)
+
+
+async def test_an_index_of_the_history_and_the_log_tells_them_apart(bus: Bus, tmp_path: Path) -> None:
+    await declare_streams(bus, KitSettings())
+    names = bus.names
+    streams, filters = (names.attempts, names.events), [names.attempts_of("run"), names.events_of("Hook", "Executed")]
+    told = [names.event("default", "main", "Hook", event, "h") for event in ("Executed", "Triggered", "Executed")]
+    record = names.attempt("run", "h", "r")
+    for n, subject in enumerate((record, *told[:2])):
+        await bus.store(Outgoing(subject, b"%d" % n))
+
+    @contextlib.asynccontextmanager
+    async def opened() -> AsyncIterator[Index]:
+        async with open_index(tmp_path / "i.sqlite", bus, streams, 1, SCHEMA) as index:
+            following = asyncio.create_task(index.follow(bus, insert, filters, lambda one: one.data != b"not for it"))
+            await until(lambda: index.caught_up)
+            yield index
+            following.cancel()
+            await asyncio.wait({following})
+
+    async with opened() as index:
+        assert await rows(index) == numbers(0, 1)
+        await index.reach(await index.end(bus))
+        last = await bus.store(Outgoing(told[2], b"not for it"))
+        await until(lambda: index.position.covers(numbered(1, last.sequence)))
+        await bus.store_all([Outgoing(record, b"3"), Outgoing(told[2], b"4")])
+        await until(lambda: index.lag == 0)
+        await index.reach(await index.end(bus))
+        assert await rows(index) == numbers(0, 3, 1, 4)
+    async with opened() as index:
+        assert await rows(index) == numbers(0, 3, 1, 4)
+        await bus.store(Outgoing(told[0], b"5"))
+        await index.reach(await index.end(bus))
+        assert await rows(index) == numbers(0, 3, 1, 4, 5)
 
 
 async def test_the_position_is_of_one_piece_with_what_was_applied(bus: Bus, stream: str, tmp_path: Path) -> None:

@@ -38,6 +38,11 @@ def in_stream(sequence: int) -> int:
     return sequence & _LOCAL
 
 
+def numbered(number: int, sequence: int) -> int:
+    """A sequence, of whatever stream, as it would be in the stream of a number."""
+    return base_of(number) | in_stream(sequence)
+
+
 class Position(msgspec.Struct, frozen=True):
     """A place in the log: of each stream, the last sequence before it. It is at the start of a stream that it does not
     tell of. Two of them need not be one after the other, so they have no order."""

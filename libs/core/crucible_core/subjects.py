@@ -185,11 +185,16 @@ class Names(msgspec.Struct, frozen=True):
         return decoded(encoded, self.streams)
 
     def subjects_in(self, stream: str, subjects: Sequence[str]) -> list[str]:
-        """Wildcards over events, as they are in one stream: those of worlds that it does not hold are left out."""
+        """Wildcards over events, as they are in one stream of the log: those of worlds that it does not hold are left
+        out, and those over the history; in the history, all but these are."""
+        if stream == self.attempts:
+            return [subject for subject in subjects if subject.startswith(self._subject("att."))]
         number = self.log_streams.index(stream)
         found = []
         for subject in subjects:
-            _, world, *rest = subject.removeprefix(self._subject("")).split(".", 2)
+            root, world, *rest = subject.removeprefix(self._subject("")).split(".", 2)
+            if root == "att":
+                continue
             if world in ("*", ">") or _number_of(world, self.streams) == number:
                 found.append(self._subject(_root(number), world, *rest))
         return found

@@ -39,15 +39,15 @@ class Run(msgspec.Struct):
 
 
 class History:
-    """`table` is the index's, with the column `sequence`; `started` says in SQL when the work of a record began: before
-    it was stored."""
+    """Of an index whose first stream is the history. `table` is the index's, with the column `sequence`; `started` says
+    in SQL when the work of a record began: before it was stored."""
 
     def __init__(
         self, bus: Bus, index: Index, table: str, started: str, filters: Sequence[str], losses: Losses
     ) -> None:
         self._bus = bus
         self._index = index
-        [self._stream] = index.streams
+        self._stream = index.streams[0]
         self._rows = (
             f"SELECT sequence FROM {table} WHERE sequence > ? AND sequence <= ? ORDER BY sequence LIMIT {_BATCH}"
         )

@@ -1,5 +1,5 @@
-"""An SQLite index of a stream, or of the log and its streams: opened or built anew, filled in order, and never further
-than what it says of itself.
+"""An SQLite index of a stream, or of several: opened or built anew, filled in order, and never further than what it
+says of itself.
 
 The file holds nothing that the stream does not: whoever deletes it while the service is stopped loses only time.
 """
@@ -16,9 +16,10 @@ from functools import partial
 from pathlib import Path
 
 import aiosqlite
+import msgspec
 
 from crucible_core.errors import CrucibleError, UnavailableError
-from crucible_core.position import Position, joined, stream_number
+from crucible_core.position import Position, joined, numbered, stream_number
 from crucible_core.protocol.shared import Trouble
 
 from . import indexfile, trial
@@ -34,6 +35,8 @@ from .trial import Trial
 log = logging.getLogger(__name__)
 
 Apply = Callable[[sqlite3.Connection, list[Message]], None]
+
+Wants = Callable[[Message], bool] | None
 
 Restore = Callable[[Path, str], Awaitable[bool]]
 """Puts a file to a path that is an index of an identity. False where it has none."""
@@ -73,13 +76,17 @@ class Index:
         end: Position,
         identity: str = "",
     ) -> None:
-        """`end` is the end of the streams at the opening, whose last messages may be gone or be filtered out;
-        `identity` tells its schema and its streams from others."""
+        """Sequences are numbered by the places that `streams` have in it, as those of the log's are; `end` is the end
+        of the streams at the opening, whose last messages may be gone or be filtered out; `identity` tells its schema
+        and its streams from others."""
         self._path = path
         self.identity = identity
         self._end = end
         self._bus: Bus | None = None
         self._filters: Sequence[str] = ()
+        self._wants: Wants = None
+        self._passed: dict[int, Message] = {}
+        """By stream, the last message that is not for the index and came after what the file tells."""
         self._spoilt = asyncio.Event()
         self._readers: list[Reader] = []
         self._trial: Trial | None = None
@@ -148,13 +155,14 @@ class Index:
         await self._note(trial.end)
         await self.writer.end()
 
-    async def follow(self, bus: Bus, apply: Apply, filters: Sequence[str] = ()) -> None:
+    async def follow(self, bus: Bus, apply: Apply, filters: Sequence[str] = (), wants: Wants = None) -> None:
         """Fills the index until cancelled. `apply` writes a batch, in a thread; the position is committed with it. A
-        message that it fails over, or that ends the process again and again, is parked and passed over.
+        message that it fails over, or that ends the process again and again, is parked and passed over. A batch of
+        which `wants` says that it has nothing for the index costs no transaction.
 
         Raises NotFoundError when the stream is no longer the one that was read: opened again, the index is made anew.
         """
-        self._bus, self._filters = bus, filters
+        self._bus, self._filters, self._wants = bus, filters, wants
         while True:
             filling = asyncio.create_task(self._fill_all(bus, apply))
             damaged = asyncio.create_task(self._spoilt.wait())
@@ -181,7 +189,7 @@ class Index:
             await reader.close()
         await self.writer.close()
         await asyncio.to_thread(indexfile.remove, self._path)
-        self.position = Position.start(len(self.streams))
+        self.position, self._passed = Position.start(len(self.streams)), {}
         self._behind.update(self.streams)
         self._current_at = dict.fromkeys(self.streams, -math.inf)
         self._spoilt.clear()
@@ -209,7 +217,7 @@ class Index:
         async with contextlib.aclosing(reading) as batches:
             async for messages in batches:
                 if messages:
-                    arrived = _now()
+                    arrived, messages = _now(), _numbered(number, messages)
                     telemetry = self.telemetry if self.caught_up else Telemetry()
                     with telemetry.batch("process", stream, messages, count=len(messages), group=self._path.stem):
                         await self._take(stream, messages, apply)
@@ -271,7 +279,7 @@ class Index:
 
     async def end(self, bus: Bus) -> Position:
         """The end of its streams."""
-        return joined([await bus.last_sequence(stream) for stream in self.streams])
+        return joined([numbered(place, await bus.last_sequence(stream)) for place, stream in enumerate(self.streams)])
 
     async def current(self, bus: Bus, within_s: float) -> None:
         """Returns once the index holds everything that the streams held `within_s` seconds ago, for which it seldom has
@@ -327,13 +335,18 @@ class Index:
         """What the index has to reach next on the way to a sequence: what the filters leave out never comes, nor does
         what was purged or has expired meanwhile."""
         bus, stream, held = self._bus, self.streams[number], self.position.end_of(number)
-        if bus is None or await bus.last_sequence(stream) < sequence:
+        if bus is None or numbered(number, await bus.last_sequence(stream)) < sequence:
             return sequence
         subjects = self._filters_of(bus, number) or _EVERYTHING
         found = [await bus.next(stream, held + 1, subject) for subject in subjects]
-        return min((message.sequence for message in found if message and message.sequence <= sequence), default=None)
+        sequences = [numbered(number, message.sequence) for message in found if message]
+        return min((place for place in sequences if place <= sequence), default=None)
 
     async def _take(self, stream: str, messages: list[Message], apply: Apply) -> None:
+        if self._wants is not None and not any(map(self._wants, messages)):
+            self._passed[stream_number(messages[-1].sequence)] = messages[-1]
+            self.position = self.position.after(messages[-1].sequence)
+            return
         if stream not in self._on_trial:
             try:
                 await self._write(messages, apply)
@@ -382,17 +395,11 @@ class Index:
 
     async def _write(self, messages: list[Message], apply: Apply) -> None:
         last = messages[-1]
-        number = stream_number(last.sequence)
-        place = (
-            indexfile.entry("sequence", number),
-            str(last.sequence),
-            indexfile.entry("time_ms", number),
-            str(last.time_ms),
-        )
+        ends, self._passed = self._passed | {stream_number(last.sequence): last}, {}
 
         def write(connection: sqlite3.Connection) -> None:
             apply(connection, messages)
-            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?), (?, ?)", place)
+            indexfile.note_ends(connection, ends)
 
         while True:
             try:
@@ -412,6 +419,12 @@ class Index:
 
 def _nothing(connection: sqlite3.Connection, messages: list[Message]) -> None:
     """Writes nothing: only the position moves."""
+
+
+def _numbered(number: int, messages: list[Message]) -> list[Message]:
+    if stream_number(messages[0].sequence) == number:
+        return messages
+    return [msgspec.structs.replace(one, sequence=numbered(number, one.sequence)) for one in messages]
 
 
 def _now() -> float:
@@ -435,7 +448,7 @@ async def open_index(
         await asyncio.to_thread(indexfile.clear, path)
         if attempt is None or not await attempt(path, identity):
             break
-    end = joined(state.last_sequence for state in states)
+    end = joined(numbered(number, state.last_sequence) for number, state in enumerate(states))
     index = Index(path, partial(indexfile.open_file, path, schema, identity), streams, end, identity)
     try:
         await index.open()

@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from crucible_core.position import Position, base_of, joined
+from crucible_core.position import Position, base_of, in_stream, joined
 
 from . import trial
 from .bus import Bus
 from .jetstream import StreamState
+from .message import Message
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +109,13 @@ def entry(what: str, number: int) -> str:
     return f"{what}.{number}" if number else what
 
 
+def note_ends(connection: sqlite3.Connection, ends: Mapping[int, Message]) -> None:
+    """Notes up to which message each of some streams has been read."""
+    for number, last in ends.items():
+        places = (entry("sequence", number), str(last.sequence), entry("time_ms", number), str(last.time_ms))
+        connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?), (?, ?)", places)
+
+
 def position_in(meta: Mapping[str, str], streams: int) -> Position | None:
     """How far a file says that it has come; None where that cannot be read."""
     ends = [meta.get(entry("sequence", number), str(base_of(number))) for number in range(streams)]
@@ -125,6 +133,6 @@ async def is_of(
         sequence, time_ms = position.ends[number], meta.get(entry("time_ms", number))
         # A server that crashed without syncing may have lost messages, and used their sequences again.
         kept = await bus.get(stream, sequence) if time_ms is not None else None
-        if sequence > state.last_sequence or (kept is not None and str(kept.time_ms) != time_ms):
+        if in_stream(sequence) > in_stream(state.last_sequence) or (kept is not None and str(kept.time_ms) != time_ms):
             return False
     return True
