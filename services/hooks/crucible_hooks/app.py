@@ -70,7 +70,8 @@ def create_app(settings: Settings | None = None) -> Starlette:
             registry = Registry(bus, bucket, types, principals, worlds)
             shards = await open_bucket(bus, "shards", settings.stream_replicas)
             path = Path(settings.data_dir) / "hooks.sqlite"
-            indexing = open_index(path, bus, (bus.names.attempts,), store.VERSION, store.SCHEMA)
+            streams = bus.names.attempts, *bus.names.log_streams
+            indexing = open_index(path, bus, streams, store.VERSION, store.SCHEMA)
             index = await stack.enter_async_context(indexing)
             index.measure(metrics)
             isolated = await stack.enter_async_context(open_isolated(cpu_s=EXPRESSION_CPU_MS / 1000))
@@ -102,7 +103,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
                 principals.view.follow,
                 worlds.view.follow,
                 registry.follow,
-                lambda: index.follow(bus, store.apply, [bus.names.attempts_of(RUN)]),
+                lambda: index.follow(bus, store.apply, store.sources(bus.names), store.wants),
             ]
             await stack.enter_async_context(running(following))
             await registry.view.reach(0, timeout=_START_S)

@@ -23,7 +23,7 @@ from crucible_kit.rpc import Context
 from .decisions import Decision, decision
 from .failures import RunError, brief
 from .hook import Hook
-from .recorder import Recorder
+from .recorder import Recorder, Told
 from .records import bounded_error, bounded_output, run_event, run_id, run_record, stored
 from .registry import Registry
 from .runner import Result, Runner
@@ -115,7 +115,7 @@ class Interceptor:
         record.output, record.log = bounded_output(result.output), result.log
         # A guard of the hooks' own records would otherwise make a record for each record, without end.
         told = None if event.type == "Hook" else run_event(record, event, action_of(hook), result.traceparent)
-        await self._recorder.tell(stored(self._bus.names, record), told)
+        await self._recorder.tell(stored(self._bus.names, record) if told is None else Told(told, record))
 
 
 def action_of(hook: Hook) -> str:

@@ -1,4 +1,5 @@
-"""What is kept of a run: its record in ATTEMPTS, and the Hook event that the log hears of it."""
+"""What is kept of a run: its record in ATTEMPTS, and the Hook event that the log hears of it, which is the record of a
+Pre hook's answer."""
 
 from typing import Any
 
@@ -91,6 +92,40 @@ def run_event(record: RunRecord, event: Event, action: str, traceparent: str) ->
         entity=record.hook,
         traceparent=traceparent,
     )
+
+
+class _Payload(RunRecord, kw_only=True):
+    reason: str | None = None
+    replay: Any = None
+    """True, of a replay."""
+
+
+class _Data(msgspec.Struct):
+    payload: _Payload
+
+
+class _Metadata(msgspec.Struct):
+    world_id: str
+    room_id: str
+
+
+class _Told(msgspec.Struct):
+    data: _Data
+    metadata: _Metadata
+
+
+_read_told = msgspec.json.Decoder(_Told).decode
+
+
+def read_answer(stored: bytes) -> RunRecord | None:
+    """The record that a Pre hook's `run_event` is in the log; None for another hook's. Raises `msgspec.DecodeError`."""
+    told = _read_told(stored)
+    found = told.data.payload
+    if found.timing != "Pre":
+        return None
+    fields = {name: getattr(found, name) for name in RunRecord.__struct_fields__}
+    fields |= {"error": found.reason or found.error, "replay": None}
+    return RunRecord(**fields | {"world_id": told.metadata.world_id, "room_id": told.metadata.room_id})
 
 
 def trigger_event(hook: Hook, event: Event, run: str) -> NewEvent | None:

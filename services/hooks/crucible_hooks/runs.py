@@ -24,7 +24,7 @@ from crucible_kit.telemetry import Telemetry
 
 from .hook import Hook
 from .intercept import action_of
-from .recorder import Recorder
+from .recorder import Recorder, Told
 from .records import bounded_error, bounded_output, run_event, run_id, run_record, stored, trigger_event
 from .registry import Registry
 from .retries import next_delay_ms
@@ -180,7 +180,7 @@ class Runs:
         if _is_from_log(job) and job.tries == 1:
             self._triggered.inc()
             if told := trigger_event(hook, job.event, job.id):
-                await self._recorder.tell(told)
+                await self._recorder.tell(Told(told))
         try:
             result = await self._runner.attempt(hook, job.event, job.id, job.attempt, dry_run=dry, replay=replay)
         except UnavailableError as error:

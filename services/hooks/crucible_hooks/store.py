@@ -1,4 +1,5 @@
-"""What is remembered of runs: an SQLite index of ATTEMPTS, by the hook that owns them, newest first, and counters."""
+"""What is remembered of runs: an SQLite index by the hook that owns them, newest first, and counters. It is made of two
+sources: the answers of Pre hooks are read from the log, all else from ATTEMPTS."""
 
 import json
 import logging
@@ -9,84 +10,129 @@ import msgspec
 
 from crucible_core.errors import ConflictError, FieldError, InvalidError, NotFoundError
 from crucible_core.limits import FAILING_AFTER
+from crucible_core.position import numbered, stream_number
 from crucible_core.protocol.hooks import RunList, RunRecord
 from crucible_core.protocol.shared import Counters
+from crucible_core.redaction import place_of
+from crucible_core.subjects import NO_REACTION, REDACTED, RUN, Names
 from crucible_kit.bus import Message
 from crucible_kit.index import Index
 
 from .failures import brief
 from .hook import handler_key
+from .records import read_answer
 
 log = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (
-  sequence INTEGER PRIMARY KEY, hook TEXT NOT NULL, run_id TEXT NOT NULL, record BLOB NOT NULL
+  sequence INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, hook TEXT NOT NULL, run_id TEXT NOT NULL,
+  attempt INTEGER NOT NULL, outcome TEXT NOT NULL, record BLOB NOT NULL
 );
-CREATE INDEX IF NOT EXISTS runs_by_hook ON runs (hook, sequence);
-CREATE INDEX IF NOT EXISTS runs_by_id ON runs (run_id);
+CREATE INDEX IF NOT EXISTS runs_by_hook ON runs (hook, at_ms, sequence);
+CREATE UNIQUE INDEX IF NOT EXISTS runs_by_id ON runs (run_id, attempt, outcome);
 CREATE TABLE IF NOT EXISTS counters (
   hook TEXT PRIMARY KEY, matched INTEGER NOT NULL, invoked INTEGER NOT NULL, ok INTEGER NOT NULL,
-  failed INTEGER NOT NULL, skipped INTEGER NOT NULL, last_fired TEXT
+  failed INTEGER NOT NULL, skipped INTEGER NOT NULL, last_fired TEXT NOT NULL, went_well TEXT NOT NULL,
+  declined TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS streaks (
-  hook TEXT PRIMARY KEY, way TEXT NOT NULL, reason TEXT NOT NULL, times TEXT NOT NULL
+  hook TEXT PRIMARY KEY, way TEXT NOT NULL, reason TEXT NOT NULL, times TEXT NOT NULL, since TEXT NOT NULL
 ) WITHOUT ROWID;
 """
 _COUNT = """
-INSERT INTO counters VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (hook) DO UPDATE SET
+INSERT INTO counters VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (hook) DO UPDATE SET
   matched = matched + excluded.matched, invoked = invoked + excluded.invoked, ok = ok + excluded.ok,
   failed = failed + excluded.failed, skipped = skipped + excluded.skipped,
-  last_fired = coalesce(excluded.last_fired, last_fired)
+  last_fired = max(last_fired, excluded.last_fired), went_well = max(went_well, excluded.went_well),
+  declined = max(declined, excluded.declined)
+"""
+"""The last three are when the latest run of a kind began: any, one that went well, one whose condition said no."""
+_STREAKS = """
+SELECT hook, reason, times, CASE WHEN way LIKE 'condition: %' THEN max(went_well, declined) ELSE went_well END
+FROM streaks JOIN counters USING (hook)
 """
 STARTED = "json_extract(CAST(record AS TEXT), '$.started_at')"
 _MAX_LIMIT = 1000
 _FAILURES = frozenset({"failed", "retrying", "parked"})
 _VARYING = re.compile(r"\d+")
+_CURSOR = re.compile(r"[0-9]{1,18}\.[0-9]{1,18}")
 _SHOWN = 300
 
 
 class Streak(msgspec.Struct, frozen=True):
-    """The latest runs of a hook, all of which failed the same way: why, and when each of them began (the last ten)."""
+    """The latest runs of a hook, all of which failed the same way: why, when each of them began (the last ten), and
+    when the last run began that went well: those before are no part of it."""
 
     reason: str
     times: list[str]
+    after: str
 
     def since(self, changed_at: str) -> str | None:
         """The reason where ten runs have failed so since the hook was changed."""
-        return self.reason if sum(time >= changed_at for time in self.times) >= FAILING_AFTER else None
+        return self.reason if sum(self.after < time >= changed_at for time in self.times) >= FAILING_AFTER else None
+
+
+def sources(names: Names) -> list[str]:
+    """Wildcards over what the index is made of."""
+    told = [names.events_of("Hook", event) for event in ("Executed", "Failed")]
+    return [names.attempts_of(RUN), *told, names.events_of("System", REDACTED)]
+
+
+def wants(message: Message) -> bool:
+    """Whether the index has a use for a message: not for what the log is told of a Post hook's run."""
+    told = stream_number(message.sequence) and place_of(message.headers) is None
+    return not told or b'"timing":"Pre"' in message.data
 
 
 def apply(writer: sqlite3.Connection, messages: list[Message]) -> None:
-    """Writes run records; one that cannot be decoded is passed over and logged."""
+    """Writes runs, in whatever order the two sources come, and each once: versions before this one have put answers of
+    Pre hooks into both. What cannot be decoded is passed over and logged."""
     for message in messages:
-        try:
-            record = msgspec.json.decode(message.data, type=RunRecord)
-        except msgspec.DecodeError as error:
-            log.error("run record %d cannot be read: %s", message.sequence, error)
-            continue
-        hook = handler_key(record.hook, record.hook_id)
-        row = (message.sequence, hook, record.run_id, message.data)
-        writer.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?)", row)
-        writer.execute(_COUNT, (hook, *counted(record)))
-        _note_streak(writer, hook, record)
+        number = stream_number(message.sequence)
+        if (erased := place_of(message.headers)) is not None:
+            writer.execute("DELETE FROM runs WHERE sequence = ?", (numbered(number, erased.sequence),))
+        elif NO_REACTION not in message.headers:  # what an import brings back is not this installation's
+            try:
+                record = read_answer(message.data) if number else msgspec.json.decode(message.data, type=RunRecord)
+            except msgspec.DecodeError as error:
+                log.error("run record %d cannot be read: %s", message.sequence, error)
+                continue
+            if record is not None:
+                _write(writer, message, record)
 
 
-def _note_streak(writer: sqlite3.Connection, hook: str, record: RunRecord) -> None:
-    """Continues the streak of a hook's failures, or ends it: a run that went well does, and so does, of a condition
-    that failed, one that it answered."""
-    error = record.error or ""
-    if record.outcome in ("ok", "denied"):
-        writer.execute("DELETE FROM streaks WHERE hook = ?", (hook,))
-    elif record.outcome == "skipped" and error == "condition: false":
-        writer.execute("DELETE FROM streaks WHERE hook = ? AND way LIKE 'condition: %'", (hook,))
-    elif record.attempt == 1 and (record.outcome in _FAILURES or error.startswith("condition: false: ")):
+def _write(writer: sqlite3.Connection, message: Message, record: RunRecord) -> None:
+    hook = handler_key(record.hook, record.hook_id)
+    place = (message.sequence, message.time_ms, hook, record.run_id, record.attempt, record.outcome)
+    kept = msgspec.json.encode(record) if stream_number(message.sequence) else message.data
+    if writer.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)", (*place, kept)).rowcount:
+        well = record.outcome in ("ok", "denied")
+        declined = record.outcome == "skipped" and record.error == "condition: false"
+        ends = (record.started_at if well else "", record.started_at if declined else "")
+        writer.execute(_COUNT, (hook, *counted(record), *ends))
+        _note_failure(writer, hook, record)
+
+
+def _note_failure(writer: sqlite3.Connection, hook: str, record: RunRecord) -> None:
+    """Continues the streak of a hook's failures, or begins one. Whatever order runs come in, the same is left: the
+    times of the latest way of failing, since the last failure of another one."""
+    error, at = record.error or "", record.started_at
+    if record.attempt == 1 and (record.outcome in _FAILURES or error.startswith("condition: false: ")):
         reason = brief(error)[-_SHOWN:]
         way = _VARYING.sub("#", reason)
-        row = writer.execute("SELECT times FROM streaks WHERE hook = ? AND way = ?", (hook, way)).fetchone()
-        times = [*(json.loads(row[0]) if row else ()), record.started_at][-FAILING_AFTER:]
-        writer.execute("INSERT OR REPLACE INTO streaks VALUES (?, ?, ?, ?)", (hook, way, reason, json.dumps(times)))
+        row = writer.execute("SELECT way, reason, times, since FROM streaks WHERE hook = ?", (hook,)).fetchone()
+        before, kept, times, since = (*row[:2], json.loads(row[2]), row[3]) if row else (way, reason, [], "")
+        last = max(times, default=since)
+        if before == way:
+            times.append(at)
+        elif at > last:
+            times, since = [at], last
+        else:
+            way, reason, since = before, kept, max(since, at)
+        times = json.dumps(sorted(time for time in times if time > since)[-FAILING_AFTER:])
+        writer.execute("INSERT OR REPLACE INTO streaks VALUES (?, ?, ?, ?, ?)", (hook, way, reason, times, since))
 
 
 class Known(msgspec.Struct, frozen=True):
@@ -103,53 +149,51 @@ class Known(msgspec.Struct, frozen=True):
 
 async def failing(index: Index, key: str, changed_at: str) -> str | None:
     """The same of one hook."""
-    rows = await index.reader.execute_fetchall("SELECT reason, times FROM streaks WHERE hook = ?", (key,))
-    return next((Streak(row[0], json.loads(row[1])).since(changed_at) for row in rows), None)
+    return (await known(index, key)).failing(key, changed_at)
 
 
 async def known(index: Index, key: str | None = None) -> Known:
     """Of all hooks, or of one."""
     one = ("", ()) if key is None else (" WHERE hook = ?", (key,))
-    query = "SELECT hook, reason, times FROM streaks"
-    rows = await index.reader.execute_fetchall(query + one[0], one[1])
-    streaks = {row[0]: Streak(row[1], json.loads(row[2])) for row in rows}
-    query = "SELECT hook, matched, invoked, ok, failed, skipped, last_fired FROM counters"
+    rows = await index.reader.execute_fetchall(_STREAKS + one[0], one[1])
+    streaks = {row[0]: Streak(row[1], json.loads(row[2]), row[3]) for row in rows}
+    query = "SELECT hook, matched, invoked, ok, failed, skipped, nullif(last_fired, '') FROM counters"
     rows = await index.reader.execute_fetchall(query + one[0], one[1])
     names = ("matched", "invoked", "ok", "failed", "skipped", "last_fired")
     return Known({row[0]: Counters(**dict(zip(names, row[1:], strict=True))) for row in rows}, streaks)
 
 
-def counted(record: RunRecord) -> tuple[int, int, int, int, int, str | None]:
-    """What one record adds to matched, invoked, ok, failed and skipped, and when the hook fired.
+def counted(record: RunRecord) -> tuple[int, int, int, int, int, str]:
+    """What one record adds to matched, invoked, ok, failed and skipped, and when the hook fired, if it did.
 
     `matched` counts triggers, `invoked` attempts. A denial is a gate's success. A trigger that debounce or a condition
     held back, the depth limit stopped, or a dry replay only tried, is matched and not invoked.
     """
     if record.outcome == "skipped":
         held = record.output.get("events", 1) if isinstance(record.output, dict) else 1
-        return held, 0, 0, 0, held, None
+        return held, 0, 0, 0, held, ""
     if record.outcome == "dry":
-        return 1, 0, 0, 0, 1, None
+        return 1, 0, 0, 0, 1, ""
     if record.outcome == "stopped":
-        return 1, 0, 0, 1, 0, None
+        return 1, 0, 0, 1, 0, ""
     first = int(record.attempt <= 1)
     ok, failed = int(record.outcome in ("ok", "denied")), int(record.outcome in ("failed", "parked"))
     return first, 1, ok, failed, 0, record.started_at
 
 
 async def runs(index: Index, key: str, limit: int, cursor: str | None) -> RunList:
-    """The newest first; `cursor` is the sequence that the page before ended at."""
+    """The newest first; `cursor` is the time (Unix ms) and the sequence that the page before ended at."""
     if not 1 <= limit <= _MAX_LIMIT:
         raise InvalidError(f"limit must be 1 to {_MAX_LIMIT}", errors=[FieldError("limit", f"1 to {_MAX_LIMIT}")])
-    if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
+    if cursor is not None and not _CURSOR.fullmatch(cursor):
         raise InvalidError("cursor is not one of ours", errors=[FieldError("cursor", "is not one of ours")])
-    before = int(cursor) if cursor else 2**62
+    before = cursor.split(".") if cursor else (2**62, 0)
     await index.take_gathered()
-    query = "SELECT sequence, record FROM runs WHERE hook = ? AND sequence < ? ORDER BY sequence DESC LIMIT ?"
-    rows = list(await index.reader.execute_fetchall(query, (key, before, limit + 1)))
-    page = rows[:limit]
-    records = [msgspec.json.decode(row[1], type=RunRecord) for row in page]
-    return RunList(runs=records, next_cursor=str(page[-1][0]) if len(rows) > limit else None)
+    query = "SELECT record, at_ms, sequence FROM runs WHERE hook = ? AND (at_ms, sequence) < (?, ?)"
+    values = (key, *map(int, before), limit + 1)
+    rows = await index.reader.execute_fetchall(f"{query} ORDER BY at_ms DESC, sequence DESC LIMIT ?", values)
+    records = [msgspec.json.decode(row[0], type=RunRecord) for row in rows[:limit]]
+    return RunList(runs=records, next_cursor="{1}.{2}".format(*rows[limit - 1]) if len(rows) > limit else None)
 
 
 def no_run(beginning: str) -> NotFoundError:
@@ -168,6 +212,6 @@ async def run(index: Index, beginning: str, owners: list[str] | None = None) -> 
         raise no_run(beginning)
     if len(found) > 1:
         raise ConflictError(f"{beginning} may be any of {', '.join(found)}{' …' if len(found) > 3 else ''}")
-    query = "SELECT record FROM runs WHERE run_id = ? ORDER BY sequence DESC LIMIT ?"
+    query = "SELECT record FROM runs WHERE run_id = ? ORDER BY at_ms DESC, sequence DESC LIMIT ?"
     rows = await index.reader.execute_fetchall(query, (found[0], _MAX_LIMIT))
     return RunList(runs=[msgspec.json.decode(row[0], type=RunRecord) for row in rows])

@@ -97,10 +97,10 @@ class RunsRequest(Message):
 
 
 class RunRecord(Message, omit_defaults=False):
-    """One attempt at one run, as kept in ATTEMPTS. `outcome` is ok, failed, skipped, denied, retrying, stopped, dry (a
-    replayed event whose effects were only noted) or parked (put aside, as the service ended over it twice). `replay` is
-    the id of the replay that it belongs to; `hook_id` tells hooks of one name apart. `world_id` and `room_id` are the
-    event's."""
+    """One attempt at one run, as kept in ATTEMPTS, or made of a Pre hook's event. `outcome` is ok, failed, skipped,
+    denied, retrying, stopped, dry (a replayed event whose effects were only noted) or parked (put aside, as the service
+    ended over it twice). `replay` is the id of the replay that it belongs to; `hook_id` tells hooks of one name apart.
+    `world_id` and `room_id` are the event's."""
 
     run_id: str
     hook: str
