@@ -127,21 +127,14 @@ class Stack:
         return (self.data / "up.json").exists()
 
 
-@pytest.fixture
-def make_stack(tmp_path: Path) -> Iterator[Callable[..., Stack]]:
-    """Starts a stack with extra environment variables; all of them end with the test."""
-    stacks: list[Stack] = []
-
-    def make(**environ: str) -> Stack:
-        root = tmp_path / f"stack{len(stacks)}"
-        root.mkdir()
-        stack = Stack(root / "data", environ)
-        stacks.append(stack)
+@contextlib.contextmanager
+def running(root: Path, **environ: str) -> Iterator[Stack]:
+    """A stack with extra environment variables, whose data is gone at the end."""
+    stack = Stack(root / "data", environ)
+    try:
         stack.start()
-        return stack
-
-    yield make
-    for stack in stacks:
+        yield stack
+    finally:
         if stack.process is not None and stack.process.poll() is None:
             stack.process.send_signal(signal.SIGTERM)
             try:
@@ -152,8 +145,22 @@ def make_stack(tmp_path: Path) -> Iterator[Callable[..., Stack]]:
 
 
 @pytest.fixture
+def make_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Stack]]:
+    """Starts a stack with extra environment variables; all of them end with the test."""
+    with contextlib.ExitStack() as stacks:
+        yield lambda **environ: stacks.enter_context(running(tmp_path_factory.mktemp("stack"), **environ))
+
+
+@pytest.fixture
 def stack(make_stack: Callable[..., Stack]) -> Stack:
     return make_stack()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """One for all tests of a module, which do not disturb one another."""
+    with running(tmp_path_factory.mktemp("shared")) as stack:
+        yield stack
 
 
 def free_base() -> int:

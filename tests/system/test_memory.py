@@ -24,20 +24,20 @@ _LATE = {"type": "Custom.A", "payload": {"id": "a", "text": _TEXT}, "expected_se
     ],
     ids=["schema", "version", "batch", "size", "keys"],
 )
-def test_refused_payloads_are_let_go(stack: Stack, path: str, status: int, body: dict[str, Any]) -> None:
+def test_refused_payloads_are_let_go(shared: Stack, path: str, status: int, body: dict[str, Any]) -> None:
     """An error that is kept with its traceback would keep the payload too, until the garbage collector comes."""
-    assert grown(stack, path, status, body) < _MOST_GROWTH
+    assert grown(shared, path, status, body) < _MOST_GROWTH
 
 
-def test_events_that_a_guard_could_not_judge_are_let_go(stack: Stack) -> None:
-    with socket.socket() as closed, stack.http() as http:
+def test_events_that_a_guard_could_not_judge_are_let_go(shared: Stack) -> None:
+    with socket.socket() as closed, shared.http() as http:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/"
         trigger = {"events": [{"type": "Custom", "event": "A"}], "timing": "Pre"}
         hook = {"name": "away", "trigger": trigger, "action": {"type": "HTTP", "url": url}}
         http.post("/api/v1/hooks", json=hook).raise_for_status()
         body = {"json": {"type": "Custom.A", "payload": {"text": _TEXT}}}
-        assert grown(stack, "events", 422, body) < _MOST_GROWTH
+        assert grown(shared, "events", 422, body) < _MOST_GROWTH
 
 
 def grown(stack: Stack, path: str, status: int, body: dict[str, Any]) -> int:

@@ -3,7 +3,6 @@
 import itertools
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -29,14 +28,6 @@ Ask = tuple[str, str, dict[str, Any]]
 OTHERS = ("hooks", "webhooks", "memory")
 """Those without which an append that no Pre hook watches goes on."""
 FREE: Ask = ("POST", "/api/v1/events", {"type": "Custom.Free", "payload": {}})
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    stack = Stack(tmp_path_factory.mktemp("stopped") / "data", {})
-    stack.start()
-    yield stack
-    stack.stop()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import subprocess
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Iterable, Iterator
 
 import msgspec
 import pytest
@@ -13,14 +13,14 @@ from crucible_client import AsyncCrucible, Crucible, Notice
 from crucible_core.envelope import Event
 from crucible_core.subjects import Names
 
-from .conftest import CRUCIBLE, Stack, free_base, until
+from .conftest import CRUCIBLE, Stack, free_base, running, until
 from .receiver import Endpoint, endpoint
 
 WORLDS = ("default", "red", "pink")
 NAMES = Names(streams=3)
 HOOK = {
     "name": "echo",
-    "trigger": {"events": [{"type": "Custom", "event": "Ordered"}], "timing": "Post"},
+    "trigger": {"events": [{"type": "Custom", "event": "Handled"}], "timing": "Post"},
     "action": {
         "type": "Script",
         "script": 'emit("Custom.Echoed", {"n": event["payload"]["n"]})',
@@ -28,14 +28,15 @@ HOOK = {
 }
 
 
-@pytest.fixture
-def spread(make_stack: Callable[..., Stack]) -> Stack:
-    stack = make_stack(CRUCIBLE_STREAMS="3")
-    assert len({NAMES.stream_of(world) for world in WORLDS}) == 3
-    with stack.client() as crucible:
-        for world in WORLDS[1:]:
-            crucible.worlds.create(world)
-    return stack
+@pytest.fixture(scope="module")
+def spread(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """For all tests, each of which has a type of its own; the last one removes a world."""
+    with running(tmp_path_factory.mktemp("spread"), CRUCIBLE_STREAMS="3") as stack:
+        assert len({NAMES.stream_of(world) for world in WORLDS}) == 3
+        with stack.client() as crucible:
+            for world in WORLDS[1:]:
+                crucible.worlds.create(world)
+        yield stack
 
 
 class Follower:
@@ -45,9 +46,9 @@ class Follower:
         self.events: list[Event] = []
         self.caught_up = asyncio.Event()
         if socket:
-            events = crucible.events.subscribe("Custom.Ordered", from_=start, on_notice=self._hear)
+            events = crucible.events.subscribe("Custom.Live", from_=start, on_notice=self._hear)
         else:
-            events = crucible.events.stream("Custom.Ordered", start=start, on_notice=self._hear)
+            events = crucible.events.stream("Custom.Live", start=start, on_notice=self._hear)
         self._task = asyncio.create_task(self._run(events))
 
     async def _run(self, events: AsyncGenerator[Event, None]) -> None:
@@ -74,9 +75,9 @@ class Follower:
         await asyncio.wait({self._task})
 
 
-def order(crucible: Crucible, first: int, count: int) -> None:
+def order(crucible: Crucible, type: str, first: int, count: int) -> None:
     for n in range(first, first + count):
-        crucible.events.append("Custom.Ordered", {"n": n}, world_id=WORLDS[n % 3])
+        crucible.events.append(type, {"n": n}, world_id=WORLDS[n % 3])
 
 
 def in_order_of_worlds(events: list[Event]) -> bool:
@@ -98,11 +99,11 @@ async def test_live_events_come_from_all_streams(spread: Stack) -> None:
         with spread.client() as crucible:
             past, live = follow("start", socket=False), follow("start")
             await asyncio.gather(past.caught_up.wait(), live.caught_up.wait())
-            await asyncio.to_thread(order, crucible, 0, 30)
+            await asyncio.to_thread(order, crucible, "Custom.Live", 0, 30)
             await asyncio.gather(past.has(range(30)), live.has(range(30)))
             spread.kill("gateway")
             await asyncio.to_thread(until, spread.ready, 30)
-            await asyncio.to_thread(order, crucible, 30, 30)
+            await asyncio.to_thread(order, crucible, "Custom.Live", 30, 30)
             late = follow("start")
             for follower in (past, live, late):
                 await follower.has(everything)
@@ -116,15 +117,15 @@ async def test_live_events_come_from_all_streams(spread: Stack) -> None:
 def test_events_are_queried_exported_and_counted(spread: Stack) -> None:
     everything = list(range(60))
     with spread.client() as crucible:
-        order(crucible, 0, 60)
-        until(lambda: crucible.events.count("Custom.Ordered").count == 60, 10)
-        found = list(crucible.events.list("Custom.Ordered", page_size=7))
+        order(crucible, "Custom.Queried", 0, 60)
+        until(lambda: crucible.events.count("Custom.Queried").count == 60, 10)
+        found = list(crucible.events.list("Custom.Queried", page_size=7))
         assert [event.data.payload["n"] for event in found] == everything
-        newest = crucible.events.list("Custom.Ordered", order="desc", page_size=7)
+        newest = crucible.events.list("Custom.Queried", order="desc", page_size=7)
         assert [event.data.payload["n"] for event in newest] == everything[::-1]
-        lines = [msgspec.json.decode(line) for line in crucible.events.export("Custom.Ordered")]
+        lines = [msgspec.json.decode(line) for line in crucible.events.export("Custom.Queried")]
         assert [line["data"]["payload"]["n"] for line in lines] == everything
-        assert crucible.events.count("Custom.Ordered").count == 60
+        assert crucible.events.count("Custom.Queried").count == 60
     shown = spread.run("events", "show", f"#{found[17].sequence}").stdout
     assert found[17].metadata.id in shown
 
@@ -132,19 +133,19 @@ def test_events_are_queried_exported_and_counted(spread: Stack) -> None:
 def test_handlers_get_the_events_of_every_world(spread: Stack) -> None:
     with endpoint() as all_of_them, endpoint() as replayed, spread.client() as crucible, spread.http() as http:
         http.post("/api/v1/hooks", json=HOOK).raise_for_status()
-        crucible.webhooks.create("all", all_of_them.url, ["Custom.Ordered"])
-        order(crucible, 0, 30)
+        crucible.webhooks.create("all", all_of_them.url, ["Custom.Handled"])
+        order(crucible, "Custom.Handled", 0, 30)
         until(lambda: len(bodies(all_of_them)) == 30, 30)
         until(lambda: crucible.events.count("Custom.Echoed").count == 30, 30)
         for process in ("webhooks", "hooks", "events"):
             spread.kill(process)
         until(spread.ready, 30)
-        order(crucible, 30, 30)
+        order(crucible, "Custom.Handled", 30, 30)
         until(lambda: len(set(bodies(all_of_them))) == 60, 30)
         until(lambda: crucible.events.count("Custom.Echoed").count == 60, 30)
         time.sleep(1)
         assert crucible.events.count("Custom.Echoed").count == 60
-        webhook = crucible.webhooks.create("again", replayed.url, ["Custom.Ordered"])
+        webhook = crucible.webhooks.create("again", replayed.url, ["Custom.Handled"])
         started = http.post("/api/v1/events/replay", json={"from": 0, "target": {"webhook": webhook.id}})
         started.raise_for_status()
         until(lambda: len(set(bodies(replayed))) == 60, 30)
@@ -156,6 +157,25 @@ def test_handlers_get_the_events_of_every_world(spread: Stack) -> None:
 
 def bodies(receiver: Endpoint) -> list[int]:
     return [msgspec.json.decode(body)["event"]["data"]["payload"]["n"] for _, body in list(receiver.requests)]
+
+
+def test_another_number_of_streams_is_refused_with_words(spread: Stack) -> None:
+    with spread.client() as crucible:
+        order(crucible, "Custom.Kept", 0, 9)
+    spread.stop()
+    refused = subprocess.run(
+        [CRUCIBLE, "up", "--data", str(spread.data), "--port-base", str(free_base())],
+        env={**spread.environ, "CRUCIBLE_STREAMS": "2"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert refused.returncode != 0
+    assert "CRUCIBLE_STREAMS is 2, and the events of this NATS are in 3 streams: set it to 3" in refused.stderr
+    spread.start()
+    with spread.client() as crucible:
+        assert len(list(crucible.events.list("Custom.Kept"))) == 9
 
 
 def test_memories_of_notes_in_every_world(spread: Stack) -> None:
@@ -176,22 +196,3 @@ def test_memories_of_notes_in_every_world(spread: Stack) -> None:
         crucible.worlds.delete("red", purge=True)
         until(lambda: not crucible.memory.query("nothing", world_id="red", limit=50), 20)
         assert len(crucible.memory.query("nothing", limit=50)) == 11
-
-
-def test_another_number_of_streams_is_refused_with_words(spread: Stack) -> None:
-    with spread.client() as crucible:
-        order(crucible, 0, 9)
-    spread.stop()
-    refused = subprocess.run(
-        [CRUCIBLE, "up", "--data", str(spread.data), "--port-base", str(free_base())],
-        env={**spread.environ, "CRUCIBLE_STREAMS": "2"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert refused.returncode != 0
-    assert "CRUCIBLE_STREAMS is 2, and the events of this NATS are in 3 streams: set it to 3" in refused.stderr
-    spread.start()
-    with spread.client() as crucible:
-        assert len(list(crucible.events.list("Custom.Ordered"))) == 9

@@ -44,8 +44,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ODD_IDS = [" m ", "ключ", "😀", "a?b#c%20&", "x" * 200]
 
 
-def test_words_are_accepted_found_and_read(stack: Stack) -> None:
-    with stack.http() as http:
+def test_words_are_accepted_found_and_read(shared: Stack) -> None:
+    with shared.http() as http:
         hook = {"name": "ci", "url": "http://127.0.0.1:9/", "event_filters": [{"event_type": "entry.*"}]}
         hook["event_filters"][0]["filter"] = {"kb": "project-kb", "type": "backlog_item"}  # type: ignore[index]
         webhook = http.post("/api/v1/webhooks", json=hook).raise_for_status().json()["id"]
@@ -68,8 +68,8 @@ def test_words_are_accepted_found_and_read(stack: Stack) -> None:
         until(lambda: http.get(f"/api/v1/webhooks/{webhook}").json()["counters"]["matched"] == 1, 10)
 
 
-def test_ids_of_any_form_are_read(stack: Stack) -> None:
-    with stack.http() as http:
+def test_ids_of_any_form_are_read(shared: Stack) -> None:
+    with shared.http() as http:
         for id in ODD_IDS:
             event = {"type": "Memory.Created", "payload": {"id": id, "content": "found"}}
             http.post(EVENTS, json=event).raise_for_status()
