@@ -15,7 +15,8 @@ from crucible_kit.clock import fresh_id
 HEADER = "X-Correlation-Id"
 MAX_NAME = 200
 """Characters that a correlation id may have."""
-_NAMES = {name.lower().encode(): name.lower() for name in (HEADER, CORRELATION_ID)}
+_SENT, _CONTINUED = HEADER.lower(), CORRELATION_ID.lower()
+_NAMES = {name.encode(): name for name in (_SENT, _CONTINUED)}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _DEPTH = re.compile(r"[0-9]{1,9}", re.ASCII)
 _VALID = re.compile(r"[A-Za-z0-9_.:/+=-]{1,128}", re.ASCII)
@@ -33,10 +34,12 @@ CHAIN = {
 
 def sent_correlation(headers: Mapping[str, str]) -> str | None:
     """The client's own id, if it is safe to repeat; else that of the delivery, or hook's request, which it answers."""
-    sent = headers.get(HEADER.lower())
+    sent = headers.get(_SENT)
     if sent and _VALID.fullmatch(sent):
         return sent
-    continued = unquote(headers.get(CORRELATION_ID.lower(), "")[: 9 * MAX_NAME])
+    if (continued := headers.get(_CONTINUED)) is None:
+        return None
+    continued = unquote(continued[: 9 * MAX_NAME])
     return continued if 0 < len(continued) <= MAX_NAME and not _CONTROL.search(continued) else None
 
 

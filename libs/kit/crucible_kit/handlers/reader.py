@@ -150,10 +150,9 @@ class Reader:
 
     def may_want(self, message: Message) -> bool:
         """Whether a handler may want it, by its subject alone; of a name that is encoded there, one may."""
-        if subjects.NO_REACTION in message.headers:
-            return False
         category, event = self._bus.names.type_of(message.subject)
-        return "=" in event or self._service.may_want(category, event)
+        wanted = "=" in event or self._service.may_want(category, event)
+        return wanted and subjects.NO_REACTION not in message.headers
 
     async def _park(self, message: Message, reason: str) -> None:
         try:
