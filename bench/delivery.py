@@ -3,6 +3,7 @@
 Endpoints and load have processes of their own (`bench.endpoints`, `bench.generator`); processor time is that of all
 processes of the system, NATS included. The floor is a bare aiohttp loop that sends the same requests."""
 
+import itertools
 import os
 import signal
 import statistics
@@ -40,7 +41,7 @@ def burst() -> list[Row]:
     """5,000 POSTs of 512 bytes over 64 connections, one fast endpoint."""
 
     def measured(stack: Running, ends: Endpoints) -> Figures:
-        _webhooks(stack, ends, ["good"], ["Custom.Bench"])
+        _webhooks(stack, ends, ["good"])
         before = sum(stack.cpu().values())
         sent = send(Load(BURST, 64, stack.ports["gateway"], stack.key))
         arrivals = _arrived(ends, BURST)
@@ -74,7 +75,7 @@ def quiet() -> list[Row]:
     """One POST at a time, 20 a second."""
 
     def measured(stack: Running, ends: Endpoints) -> Figures:
-        _webhooks(stack, ends, ["good"], ["Custom.Bench"])
+        _webhooks(stack, ends, ["good"])
         load = Load(200, 1, stack.ports["gateway"], stack.key, rate=20)
         send(Load(20, 1, load.port, load.key, rate=20))
         _arrived(ends, 20)
@@ -100,7 +101,7 @@ def many() -> list[Row]:
     names = [f"e{number}" for number in range(1000)]
 
     def measured(stack: Running, ends: Endpoints) -> Figures:
-        _webhooks(stack, ends, names, ["Custom.Bench"])
+        _webhooks(stack, ends, names)
         sent = send(Load(1, 1, stack.ports["gateway"], stack.key))
         last = max(at for _, _, at in _arrived(ends, 1000))
         ends.forget()
@@ -125,11 +126,9 @@ def stuck() -> list[Row]:
         return waited[int(len(waited) * 0.99)] * 1000
 
     def measured(stack: Running, ends: Endpoints) -> Figures:
-        for name, type in zip(good, types, strict=True):
-            _webhooks(stack, ends, [name], [type])
+        _webhooks(stack, ends, good, types)
         without = p99(stack, ends)
-        for number in range(1000):
-            _webhooks(stack, ends, [f"stuck/s{number}"], [types[number % 100]])
+        _webhooks(stack, ends, [f"stuck/s{number}" for number in range(1000)], types)
         return {"beside": p99(stack, ends), "without": without}
 
     found = _rounds(measured)
@@ -145,7 +144,7 @@ def kill() -> list[Row]:
 
         def measured(stack: Running, ends: Endpoints, replicas: int = replicas) -> Figures:
             names = [f"k{number}" for number in range(16)]  # of several shards, so that both replicas have some
-            _webhooks(stack, ends, names, ["Custom.Bench"])
+            _webhooks(stack, ends, names)
             second = _second(stack) if replicas == 2 else None
             time.sleep(3)
             generator = Generator(Load(BURST // len(names), 64, stack.ports["gateway"], stack.key))
@@ -194,11 +193,11 @@ def _second(stack: Running) -> "subprocess.Popen[bytes]":
     return subprocess.Popen([sys.executable, "-m", "crucible_webhooks"], env=os.environ | own)
 
 
-def _webhooks(stack: Running, ends: Endpoints, names: Sequence[str], types: Sequence[str]) -> None:
-    filters = [{"event_type": type} for type in types]
+def _webhooks(stack: Running, ends: Endpoints, names: Sequence[str], types: Sequence[str] = ("Custom.Bench",)) -> None:
+    """A webhook for each endpoint, of one of the types in turn."""
     with stack.http() as http:
-        for name in names:
-            wanted = {"name": name, "url": f"{ends.url}/{name}", "event_filters": filters}
+        for name, type in zip(names, itertools.cycle(types), strict=False):
+            wanted = {"name": name, "url": f"{ends.url}/{name}", "event_filters": [{"event_type": type}]}
             assert http.post("/api/v1/webhooks", json=wanted).status_code == 201
 
 

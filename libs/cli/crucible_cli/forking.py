@@ -42,13 +42,13 @@ class Forker:
         self._asked: dict[int, asyncio.Future[Child]] = {}
         self._children: dict[int, Child] = {}
 
-    async def fork(self, module: str, environ: Mapping[str, str], output: int, umask: int = -1) -> Child:
+    async def fork(self, module: str, environ: Mapping[str, str], output: int, umask: int = -1, nice: int = 0) -> Child:
         """Runs `python -m module` with its output on the descriptor `output`. Raises OSError."""
         control = await self._open(environ, output)
         number = next(self._numbers)
         born: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
-        order = {"type": "Fork", "number": number, "module": module, "environ": dict(environ), "umask": umask}
-        message = msgspec.json.encode(order)
+        order = {"type": "Fork", "number": number, "module": module, "environ": dict(environ)}
+        message = msgspec.json.encode(order | {"umask": umask, "nice": nice})
         if len(message) > _MOST_BYTES:
             raise OSError(f"an environment of more than {_MOST_BYTES // 1024} KiB")
         self._asked[number] = born

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -33,9 +34,10 @@ async def spawn(
     output: int,
     umask: int = -1,
     pass_fds: Sequence[int] = (),
+    nice: int = 0,
 ) -> asyncio.subprocess.Process:
     """Start `command` with its output on the descriptor `output`, in a process group of its own. `umask` is its own
-    too, unless it is -1.
+    too, unless it is -1; `nice` is added to its niceness.
 
     Its own group keeps the terminal's Ctrl-C from it, so that we choose the order of stopping. On Linux the kernel
     kills it when we die; elsewhere `end_stale` does at the next start.
@@ -49,7 +51,7 @@ async def spawn(
         start_new_session=True,
         umask=umask,
         pass_fds=pass_fds,
-        preexec_fn=_tie_to_parent(),
+        preexec_fn=partial(_prepare, _tie_to_parent(), nice),
     )
 
 
@@ -122,6 +124,12 @@ def _tie_to_parent() -> Callable[[], None] | None:
             os._exit(1)
 
     return tie
+
+
+def _prepare(tie: Callable[[], None] | None, nice: int) -> None:
+    if tie is not None:
+        tie()
+    os.nice(nice)
 
 
 def _birth_from_ps(pid: int) -> str | None:

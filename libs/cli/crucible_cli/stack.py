@@ -28,6 +28,9 @@ _OURS = ("NATS_URL", "NATS_STORE", "PORT", "HOST", "DATA_DIR", "ADMIN_KEY", "HOO
 """Settings, less their prefix, that `up` decides; a user's own values of these do not reach the services."""
 _RANKS = {"gateway": 3, "events": 1}
 """The gateway ends first, `events` after all that append to it, NATS last."""
+_NICE = {"gateway": 5, "events": 5}
+"""Those that accept give way to those that work on what was accepted, where all want the processors: more that waits
+helps nobody. On a machine that has time for both, it changes nothing."""
 _SECRET = "CRUCIBLE_API_KEY"  # the CLI's; no service needs it
 _SNAPSHOTS = "CRUCIBLE_EVENTS_SNAPSHOT_EVERY"
 _EGRESS = "CRUCIBLE_EGRESS_ALLOW"
@@ -82,6 +85,7 @@ def plan(data: DataDir, hooks: Path, base: int, admin_key: str, environ: Mapping
                 partial(look, port),
                 _RANKS.get(service, 2),
                 module=module,
+                nice=_NICE.get(service, 0),
             )
         )
     return Stack(f"http://{HOST}:{ports['gateway']}", ports | {"nats": nats.port}, hooks, programs)

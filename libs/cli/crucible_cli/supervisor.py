@@ -55,7 +55,7 @@ class Health(msgspec.Struct, frozen=True):
 class Program(msgspec.Struct, frozen=True):
     """A program to run: a `module` of Python is forked where that can be done. `look` asks how it does; the higher its
     `rank`, the earlier it is stopped. Once it has printed a line that is `stuck`, it is started again as soon as
-    `mended` says that this helps."""
+    `mended` says that this helps. `nice` is added to its niceness."""
 
     name: str
     command: tuple[str, ...]
@@ -67,6 +67,7 @@ class Program(msgspec.Struct, frozen=True):
     mended: Callable[[], bool] = lambda: False
     umask: int = -1
     module: str = ""
+    nice: int = 0
 
 
 class Condition(msgspec.Struct, frozen=True):
@@ -288,8 +289,8 @@ class _Keeper:
         program, output = self.program, self.output.write_end
         if program.module and self._forker is not None:
             with contextlib.suppress(OSError):
-                return await self._forker.fork(program.module, program.environ, output, program.umask)
-        return await spawn(program.command, program.environ, output, program.umask)
+                return await self._forker.fork(program.module, program.environ, output, program.umask, program.nice)
+        return await spawn(program.command, program.environ, output, program.umask, nice=program.nice)
 
     def _died(self, end: str, delay: float) -> None:
         self._deaths.append(time.monotonic())

@@ -1,7 +1,7 @@
 """Many filters against one event: subscriptions compiled once, and an index that finds the ones that match."""
 
 from collections.abc import Hashable, Iterable, Sequence, Set
-from functools import partial
+from functools import cached_property, partial
 from itertools import count
 from typing import Generic, NamedTuple, TypeVar
 
@@ -40,12 +40,12 @@ def _names(event: Event) -> tuple[str, ...]:
     return event.dotted, f"{event.type}.*"
 
 
-class CompiledFilters(msgspec.Struct, frozen=True):
+class CompiledFilters(msgspec.Struct, frozen=True, dict=True):
     """What one handler listens to: any of the alternatives. With none, nothing matches."""
 
     alternatives: tuple[Alternative, ...]
 
-    @property
+    @cached_property
     def types(self) -> frozenset[str] | None:
         """The types that can match, canonical or the wildcard of an open category; None for every type."""
         named = [alternative.types for alternative in self.alternatives]

@@ -59,7 +59,9 @@ def format_time(microseconds: int) -> str:
 def parse_retry_after(text: str | None, now_s: float) -> float | None:
     """Seconds to wait, at most a day, from a Retry-After (RFC 9110, 10.2.3): a number of them, or an HTTP date. `now_s`
     is Unix time. None where there is none, or it is neither."""
-    text = (text or "").strip()
+    if text is None:
+        return None
+    text = text.strip()
     if text.isascii() and text.isdigit():
         return min(float(text[:_SHOWN]), float(RETRY_AFTER_S))
     moment = _http_date(text, now_s) if len(text) <= _SHOWN else None

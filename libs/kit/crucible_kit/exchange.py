@@ -3,6 +3,7 @@ only module that imports aiohttp."""
 
 import asyncio
 import contextlib
+import functools
 import ipaddress
 import logging
 import socket
@@ -71,6 +72,7 @@ class Exchanger:
         self._resolver = resolver
         self._tls = tls
         self.guard = guard
+        self._refusal = functools.lru_cache(maxsize=1024)(guard.refusal)
         self.telemetry = Telemetry()
         """What makes a span of each exchange, below the `traceparent` among its headers."""
 
@@ -79,13 +81,7 @@ class Exchanger:
     ) -> Answer:
         """`timeout_s` bounds the whole exchange. Redirects are answers as any other. Raises ExchangeError."""
         self._check(target)
-        # Of the URL only its origin: the rest may be a secret, as that of a chat's webhook is.
-        about: dict[str, Attribute | None] = {
-            "http.request.method": method,
-            "server.address": target.host,
-            "server.port": target.port,
-            "url.full": target.origin,
-        }
+        about = _about(method, target) if self.telemetry.recording else None
         with self.telemetry.span(method, headers.get(subjects.TRACEPARENT), "client", about) as span:
             if subjects.TRACEPARENT in headers:
                 headers = {**headers, subjects.TRACEPARENT: span.traceparent}
@@ -147,7 +143,7 @@ class Exchanger:
         writer.close()
 
     def _check(self, target: Target) -> None:
-        if target.address is not None and (refusal := self.guard.refusal(target.host, target.address)):
+        if target.address is not None and (refusal := self._refusal(target.host, target.address)):
             raise ExchangeError(refusal)
 
 
@@ -223,6 +219,16 @@ def chain_headers(about: Metadata) -> dict[str, str]:
     correlation = quote(about.correlation_id, safe=_PLAIN)
     traceparent = {subjects.TRACEPARENT: about.traceparent} if about.traceparent else {}
     return {subjects.HOP: str(about.hop), subjects.CORRELATION_ID: correlation, **traceparent}
+
+
+def _about(method: str, target: Target) -> dict[str, Attribute | None]:
+    # Of the URL only its origin: the rest may be a secret, as that of a chat's webhook is.
+    return {
+        "http.request.method": method,
+        "server.address": target.host,
+        "server.port": target.port,
+        "url.full": target.origin,
+    }
 
 
 # ---- The answer

@@ -44,9 +44,9 @@ Restore = Callable[[Path, str], Awaitable[bool]]
 _EVERYTHING = (">",)
 _PAUSE_S = 1.0
 _SOON_S = 0.05
-_GATHER_S = 0.01
+_GATHER_S = 0.05
 _MANY, _WHILE_S = 10, 0.1
-"""So many transactions in such a time are so many that messages are gathered."""
+"""So many messages in such a time are so many that they are gathered."""
 _UNWRITABLE = {
     sqlite3.SQLITE_BUSY: "another process holds its file",
     sqlite3.SQLITE_LOCKED: "another process holds its file",
@@ -229,14 +229,14 @@ class Index:
                         self._behind.discard(stream)
                         self.position = self.position.after(self._end.ends[number])
                     self._moved.notify_all()
-                if messages and self.caught_up:
-                    await self._gather()
+                if messages and self.caught_up and not (self._waiting or messages[-1].pending):
+                    await self._gather(messages)
 
-    async def _gather(self) -> None:
-        """Lets messages come together that come one after another all the time, unless somebody waits for one: a
-        transaction costs ten times as much as a row."""
-        self._busy.append(_now())
-        if not self._waiting and len(self._busy) == _MANY and self._busy[-1] - self._busy[0] < _WHILE_S:
+    async def _gather(self, messages: Sequence[Message]) -> None:
+        """Lets messages come together that come one after another all the time, unless somebody waits for one, or more
+        are there: a transaction costs ten times as much as a row."""
+        self._busy.extend([_now()] * min(len(messages), _MANY))
+        if len(self._busy) == _MANY and self._busy[-1] - self._busy[0] < _WHILE_S:
             self._wanted.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_GATHER_S):

@@ -25,12 +25,14 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Fork(msgspec.Struct, tag=True):
-    """Runs `python -m MODULE` with this environment and no other. `umask` is -1 to leave it as it is."""
+    """Runs `python -m MODULE` with this environment and no other. `umask` is -1 to leave it as it is; `nice` is added
+    to the niceness."""
 
     number: int
     module: str
     environ: dict[str, str]
     umask: int = -1
+    nice: int = 0
 
 
 class Forked(msgspec.Struct, tag=True):
@@ -112,6 +114,7 @@ def _become(fork: Fork, output: int, parent: int) -> None:
     os.close(output)
     if fork.umask != -1:
         os.umask(fork.umask)
+    os.nice(fork.nice)
     os.environ.clear()
     os.environ.update(fork.environ)
     sys.argv = [fork.module]

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 _MSG, _HMSG = ord("M"), ord("H")
 _VERSION = len("NATS/1.0")
 _STATUS = 3
+_PLAIN = b"NATS/1.0\r\n"
 
 Undirected = Callable[[int, bytes, bytes, bytes, bytes], Awaitable[None]]
 """Subscription, subject, reply, data and headers of a message that has no receiver here."""
@@ -122,6 +123,9 @@ class Headers(Mapping[str, str]):
         return self._all.get(name, default)
 
     def __contains__(self, name: object) -> bool:
+        plain = self._parsed is None and self._raw.startswith(_PLAIN)
+        if plain and isinstance(name, str) and name.encode() not in self._raw:  # mostly it is not there
+            return False
         return name in self._all
 
     def __iter__(self) -> Iterator[str]:

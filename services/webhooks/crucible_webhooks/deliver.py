@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 REPLAYED = "X-Crucible-Replay"
 """The header of a replayed event's request."""
 _UNREADABLE = Plan(concurrency=1, held=True)
+_TOLD_OF = frozenset({"failed", "exhausted"})
+"""Outcomes that the log hears of."""
 
 
 class Deliveries:
@@ -59,6 +61,7 @@ class Deliveries:
         self._registry = registry
         self._redacted = redacted
         self._exchanger = exchanger
+        self._plans: dict[str, tuple[WebhookRecord, Plan]] = {}
         self._telemetry = telemetry
         self._attempts = metrics.counter("webhook_attempts", "Attempts by outcome", ("outcome",))
         self._seconds = metrics.histogram("webhook_attempt_seconds", "How long an exchange with an endpoint took")
@@ -81,14 +84,15 @@ class Deliveries:
     def plan(self, handler: str) -> Plan | None:
         record = self._registry.records.get(handler)
         if record is None:
+            self._plans.pop(handler, None)
             return None if self._registry.is_deleted(handler) else _UNREADABLE
+        types, known = self._registry.types_of(handler), self._plans.get(handler)
+        if known is not None and known[0] is record and known[1].types is types:
+            return known[1]
         held = not record.enabled or record.paused
-        return Plan(
-            record.options.concurrency,
-            self._bus.names.position(record.since or 0),
-            held,
-            types=self._registry.types_of(handler),
-        )
+        plan = Plan(record.options.concurrency, self._bus.names.position(record.since or 0), held, types=types)
+        self._plans[handler] = record, plan
+        return plan
 
     def unreadable(self) -> list[str]:
         return [id for id in self._registry.inert if id not in self._registry.records]
@@ -156,7 +160,8 @@ class Deliveries:
             made.next_attempt_at = timestamp(retry_at_ms)
         subject = self._bus.names.attempt(DLV, record.id, job.id)
         stored = Outgoing(subject, msgspec.json.encode(made), msg_id=f"{job.id}:{job.attempt}")
-        return Outcome(stored, retry_at_ms, partial(self._tell_of, record, job.event, made))
+        told = made.outcome in _TOLD_OF
+        return Outcome(stored, retry_at_ms, partial(self._tell_of, record, job.event, made) if told else None)
 
     async def _made(self, record: WebhookRecord, job: Job) -> tuple[AttemptRecord, Verdict]:
         """One attempt, and what its outcome means; a dry one is none."""
@@ -165,12 +170,7 @@ class Deliveries:
             dry = Verdict("dry")
             return _attempt_record(record, job, started_at, Response(), dry), dry
         parent, queue = job.traceparent, self.queue
-        about: dict[str, Attribute | None] = {
-            **message_attributes("process", queue, message_id=job.id, group=record.id, size=len(job.raw)),
-            "crucible.webhook.id": record.id,
-            "crucible.event.id": job.event.metadata.id,
-            "crucible.attempt": job.attempt,
-        }
+        about = self._about(record, job) if self._telemetry.recording else None
         with self._telemetry.span(f"process {queue}", parent, "consumer", about, [parent]) as span:
             response = await self._exchange(record, job, span.traceparent)
             took = time.perf_counter() - began
@@ -182,6 +182,14 @@ class Deliveries:
         made = _attempt_record(record, job, started_at, response, verdict)
         made.duration_ms = round(took * 1000, 3)
         return made, verdict
+
+    def _about(self, record: WebhookRecord, job: Job) -> dict[str, Attribute | None]:
+        return {
+            **message_attributes("process", self.queue, message_id=job.id, group=record.id, size=len(job.raw)),
+            "crucible.webhook.id": record.id,
+            "crucible.event.id": job.event.metadata.id,
+            "crucible.attempt": job.attempt,
+        }
 
     async def _exchange(self, record: WebhookRecord, job: Job, traceparent: str) -> Response:
         replay = subjects.REPLAY in job.headers
@@ -197,7 +205,7 @@ class Deliveries:
                 if self._registry.get(record.id).enabled:
                     await self._registry.set_enabled(record.id, False, outcome.error)
             await self._tell("Webhook.Disabled", record, event, outcome)
-        elif outcome.outcome in ("failed", "exhausted") and event.type != "Webhook":
+        elif outcome.outcome in _TOLD_OF and event.type != "Webhook":
             # Of the delivery of such an event nothing is told: webhooks that fail would tell each other without end.
             await self._tell("Webhook.Exhausted", record, event, outcome)
 

@@ -112,6 +112,8 @@ class Attempts:
     async def _earlier(self, job: Job) -> bytes | None:
         """The record of this attempt, where it was made already."""
         if job.pointer is None:
+            if not self._recorded:
+                return None
             attempt, record = self._recorded.get(shard_of(job.handler), {}).get(job.id, (0, b""))
             return record if attempt >= job.attempt else None
         subject = self._bus.names.attempt(self._service.kind, job.handler, job.id)

@@ -13,7 +13,7 @@ from crucible_kit.message import Message
 
 ROOM = 1000
 """Events that wait in a lane; the others wait in the log."""
-UNSETTLED = 4
+UNSETTLED = 16
 """Attempts for each place of a handler whose outcomes may be on their way to the disk."""
 HELD_BYTES = 32 * 1024 * 1024
 """Bytes that the events in all lanes of a process may come to. Each lane may have one, whatever the others have."""
@@ -75,6 +75,7 @@ class Lane:
         self._fired: deque[tuple[int, int]] = deque([(0, fired_ms)])
         self._ahead: list[Job] | None = None
         self._ahead_from = position
+        self._skipped = Position()
 
     @property
     def idle(self) -> bool:
@@ -147,7 +148,8 @@ class Lane:
 
     def skip(self, since: Position) -> list[Job]:
         """Leaves out what waits and is no later than a place in the log; what is begun goes on."""
-        if self.position.reaches(since):
+        if since == self._skipped or self.position.reaches(since):
+            self._skipped = since
             return []
         dropped = [job for job in self.waiting if since.covers(job.sequence)]
         self.waiting = deque(job for job in self.waiting if not since.covers(job.sequence))

@@ -9,6 +9,9 @@ from crucible_kit.frames import Outgoing
 
 FEW = 12
 """Up to so many are stored one by one, pipelined: to open a batch takes the server longer."""
+_GATHER_S = 0.01
+"""After a batch, how long more may come for the next one: each costs the server some files, and a sync of the disk that
+appends wait for, too."""
 
 
 class Outcomes:
@@ -38,6 +41,8 @@ class Outcomes:
                     _resolve(taken, error)
                 else:
                     _resolve(taken, None)
+                if len(taken) > FEW:
+                    await asyncio.sleep(_GATHER_S)
         finally:
             self._writing = None
             _resolve(self._waiting, UnavailableError("this process is ending"))

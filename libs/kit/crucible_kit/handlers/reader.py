@@ -23,6 +23,9 @@ from .service import Service, subjects_of
 log = logging.getLogger(__name__)
 
 _PAUSE_S = 0.5
+_AT_ONCE = 16
+"""Handlers that an event is handed to before what that has begun goes on: the first ones do not wait for the last one,
+and what they leave behind, such as connections, is there for the others."""
 _IDLE_S = 30.0
 """How often its place moves on while nothing is wanted."""
 
@@ -141,8 +144,10 @@ class Reader:
                 await self._service.catch_up([event for _, event in wanted])
         turn = Turn()
         for message, event in wanted:
-            for handler in self._service.match(event):
+            for count, handler in enumerate(self._service.match(event), 1):
                 self._offer(handler, message, event)
+                if count % _AT_ONCE == 0:
+                    await asyncio.sleep(0)
             self.at = self.at.after(message.sequence)
             if turn.over:
                 await turn.pass_on()

@@ -133,6 +133,7 @@ class Ownership:
     async def _keep(self) -> None:
         checkpointed = time.monotonic()
         while True:
+            await self.surely()  # who has not been heard of, himself included, would have no shard left
             try:
                 await self._reconcile()
                 self.begun.set()
@@ -261,7 +262,8 @@ class Ownership:
         await self._dropped(shards)
 
     async def _verify(self) -> None:
-        revisions = {key: entry.revision for key, entry in (await self._bucket.entries()).items()}
+        async with self._writing:  # what this replica is writing itself is no loss
+            revisions = {key: entry.revision for key, entry in (await self._bucket.entries()).items()}
         owned = self.owned.values()
         lost = [one for one in owned if revisions.get(shard_key(self._service, one.number)) != one.revision]
         if lost:
