@@ -14,7 +14,7 @@ import pytest
 from crucible_core.envelope import Data, Event, Metadata, Source, encode
 from crucible_core.subjects import SHARDS, Names
 from crucible_kit.buckets import open_bucket
-from crucible_kit.bus import Bus
+from crucible_kit.bus import Bus, open_bus
 from crucible_kit.clock import fresh_id, timestamp
 from crucible_kit.eventlog import event_at
 from crucible_kit.frames import Outgoing
@@ -23,6 +23,7 @@ from crucible_kit.handlers.service import subjects_of
 from crucible_kit.settings import KitSettings
 from crucible_kit.streams import declare_streams
 
+from .outage import private_server
 from .replica import APART_MS, CALM, HANDLERS
 
 REPLICA = Path(__file__).with_name("replica.py")
@@ -170,6 +171,26 @@ async def test_two_replicas_share_and_hand_over_without_a_repeat(attempts: Attem
             await until(lambda: attempts.made.keys() >= wanted)
             await second.end(signal.SIGTERM)
     assert attempts.made == Counter(wanted)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+async def test_nats_may_restart_in_the_middle_of_a_hand_over(tmp_path: Path, how: signal.Signals) -> None:
+    async with private_server(tmp_path) as server, open_bus(server.url, Names("p")) as bus:
+        await declare_streams(bus, KitSettings())
+        attempts = Attempts(bus)
+        async with attempts.replica(0.01) as first, attempts.replica(0.01):
+            await until_async(lambda: shared(bus, 2))
+            wanted = await attempts.append_to_all(20)
+            await until(lambda: len(attempts.made) > 20)
+            ending = asyncio.create_task(first.end(how))
+            await server.restart()
+            await ending
+            await bus.wait_connected()
+            wanted |= await attempts.append_to_all(5)
+            await until_async(lambda: shared(bus, 1))
+            await until(lambda: attempts.made.keys() >= wanted)
+        assert max(attempts.made.values()) <= 2
+        assert attempts.made.keys() == wanted
 
 
 async def test_two_replicas_that_start_together_share_without_a_repeat(attempts: Attempts, bus: Bus) -> None:
