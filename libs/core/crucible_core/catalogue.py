@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import msgspec
@@ -142,7 +142,7 @@ class Catalogue:
         if "*" in pattern:
             found_set = self._nearest(pattern, [*self._wildcards(), "*"])
             raise unknown(pattern, found_set, path, own=self.is_own(pattern))
-        return frozenset({self.resolve(pattern, path)})
+        return _only(self.resolve(pattern, path))
 
     def members(self, types: Iterable[str]) -> frozenset[str]:
         """The types that `expand` gave, with those that are there now in place of a wildcard; `Custom.*` stays."""
@@ -286,6 +286,12 @@ class Catalogue:
     @cached_property
     def _described(self) -> tuple[EventType, ...]:
         return tuple(kind.described(aliases(kind)) for kind in self._kinds.values())
+
+
+@lru_cache(maxsize=4096)
+def _only(dotted: str) -> frozenset[str]:
+    """One set for each type, however many filters name it."""
+    return frozenset({dotted})
 
 
 def _sets(kinds: Iterable[AnyKind]) -> dict[str, frozenset[str]]:

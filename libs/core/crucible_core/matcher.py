@@ -1,7 +1,7 @@
 """Many filters against one event: subscriptions compiled once, and an index that finds the ones that match."""
 
 from collections.abc import Hashable, Iterable, Sequence, Set
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from itertools import count
 from typing import Generic, NamedTuple, TypeVar
 
@@ -91,7 +91,15 @@ def compile_filters(
     if errors:
         first = errors[0]
         raise InvalidError(f"{first.path}: {first.message}", errors=errors)
+    if len(filters) == 1 and not filters[0].filter:
+        return _unfiltered(alternatives[0].types)
     return CompiledFilters(tuple(alternatives))
+
+
+@lru_cache(maxsize=4096)
+def _unfiltered(types: frozenset[str] | None) -> CompiledFilters:
+    """What wants all events of some types: the same for all handlers that do."""
+    return CompiledFilters((Alternative(types, compile_filter({})),))
 
 
 def _alternative(wanted: TypeFilter, at: str, catalogue: Catalogue, any_path: bool) -> Alternative:
@@ -113,8 +121,7 @@ class Matcher(Generic[T]):
 
     def __init__(self, pairs: Iterable[tuple[T, CompiledFilters]] = ()) -> None:
         self._placed: dict[T, tuple[int, CompiledFilters]] = {}
-        self._targets: dict[int, T] = {}
-        self._tables: dict[str, _Table] = {}
+        self._tables: dict[str, _Table[T]] = {}
         self._positions = count()
         for target, compiled in pairs:
             self.put(target, compiled)
@@ -124,9 +131,8 @@ class Matcher(Generic[T]):
         self.drop(target)
         position = next(self._positions)
         self._placed[target] = position, compiled
-        self._targets[position] = target
         for alternative in compiled.alternatives:
-            entry = _Entry(position, alternative.predicate, alternative.anchors)
+            entry = _Entry(position, target, alternative.predicate, alternative.anchors)
             for name in _EVERYTHING if alternative.types is None else alternative.types:
                 table = self._tables.get(name)
                 if table is None:
@@ -138,7 +144,6 @@ class Matcher(Generic[T]):
         if target not in self._placed:
             return
         position, compiled = self._placed.pop(target)
-        del self._targets[position]
         for alternative in compiled.alternatives:
             for name in _EVERYTHING if alternative.types is None else alternative.types:
                 table = self._tables.get(name)
@@ -156,29 +161,30 @@ class Matcher(Generic[T]):
         return not tables.keys().isdisjoint((f"{category}.{event}", f"{category}.*", *_EVERYTHING))
 
     def match(self, event: Event) -> list[T]:
-        hits: set[int] = set()
+        hits: dict[int, T] = {}
         for name in (*_names(event), *_EVERYTHING):
             if (table := self._tables.get(name)) is not None:
                 table.collect(event, hits)
-        return [self._targets[position] for position in sorted(hits)]
+        return [hits[position] for position in sorted(hits)]
 
 
-class _Entry(NamedTuple):
+class _Entry(NamedTuple, Generic[T]):
     position: int
+    target: T
     predicate: Predicate
     anchors: tuple[Anchor, ...]
 
 
-class _Table:
+class _Table(Generic[T]):
     """The filters of one type: those found through a value that they require, and the others, which are all asked."""
 
     __slots__ = ("_indexes", "_others")
 
     def __init__(self) -> None:
-        self._indexes: dict[str, tuple[Getter, dict[Hashable, list[_Entry]]]] = {}
-        self._others: list[_Entry] = []
+        self._indexes: dict[str, tuple[Getter, dict[Hashable, list[_Entry[T]]]]] = {}
+        self._others: list[_Entry[T]] = []
 
-    def add(self, entry: _Entry) -> None:
+    def add(self, entry: _Entry[T]) -> None:
         """Under the anchor whose values the fewest other filters have."""
         anchor = min(entry.anchors, key=self._shared, default=None)
         if anchor is None:
@@ -205,14 +211,14 @@ class _Table:
                 self._indexes.pop(anchor.path, None)
         return not self._indexes and not self._others
 
-    def collect(self, event: Event, hits: set[int]) -> None:
-        """Adds the positions that match `event` to `hits`."""
+    def collect(self, event: Event, hits: dict[int, T]) -> None:
+        """Adds the targets that match `event` to `hits`, by their positions."""
         for get, by_value in self._indexes.values():
             _ask(by_value.get(scalar_key(get(event)), ()), event, hits)
         _ask(self._others, event, hits)
 
 
-def _ask(entries: Iterable[_Entry], event: Event, hits: set[int]) -> None:
-    for position, predicate, _ in entries:
+def _ask(entries: Iterable[_Entry[T]], event: Event, hits: dict[int, T]) -> None:
+    for position, target, predicate, _ in entries:
         if position not in hits and predicate(event):
-            hits.add(position)
+            hits[position] = target

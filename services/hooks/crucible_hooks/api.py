@@ -10,7 +10,7 @@ import msgspec
 from crucible_core.access import OPERATOR_ID
 from crucible_core.errors import ConflictError, FieldError, InvalidError
 from crucible_core.hookfile import NO_HOOK, read_hook
-from crucible_core.hooks import HookDefinition, priority
+from crucible_core.hooks import HookDefinition
 from crucible_core.merge import merge_patch
 from crucible_core.protocol.hooks import (
     HookList,
@@ -45,7 +45,7 @@ from .check import Checker
 from .definition import no_files, typed
 from .hook import check_permitted, compile_hook, handler_key
 from .intercept import Interceptor
-from .registry import API, Registry
+from .registry import API, Known, Registry
 from .replaying import Replayer
 from .review import Reviewer
 from .settings import Settings
@@ -68,8 +68,8 @@ def endpoints(
         known = await store.known(index)
         shown, cursor = page(
             registry.seen_by(context.principal),
-            lambda record: _place(registry, record),
-            lambda record: view(registry, record, known),
+            lambda one: _place(registry, one),
+            lambda one: view(registry, one.record, known),
             request,
             room_for(bus),
         )
@@ -148,7 +148,7 @@ def endpoints(
         mine: list[str] | None = None
         if not context.principal.admin:
             await registry.view.refresh()
-            mine = [handler_key(record.name, record.id) for record in registry.seen_by(context.principal)]
+            mine = [known.key for known in registry.seen_by(context.principal)]
         runs = _shown(await store.run(index, request.id, mine), context)
         if not runs:
             raise store.no_run(request.id)
@@ -163,10 +163,10 @@ def endpoints(
         await registry.catch_up(())
 
         return await checked(
-            [record for record in registry.records.values() if context.principal.owns(record)],
-            lambda record: _place(registry, record),
-            lambda record: record.name,
-            lambda record: checker.check(TestRequest(id=record.name)),
+            registry.owned_by(context.principal),
+            lambda one: _place(registry, one),
+            lambda one: one.name,
+            lambda one: checker.check(TestRequest(id=one.name)),
             request,
         )
 
@@ -215,11 +215,9 @@ def view(registry: Registry, record: HookRecord, known: store.Known) -> HookView
     )
 
 
-def _place(registry: Registry, record: HookRecord) -> list[Any]:
+def _place(registry: Registry, known: Known) -> list[Any]:
     """In the list: Pre hooks first, in their order, then all others by name."""
-    if record.name in registry.order and record.definition is not None:
-        return [0, priority(record.definition), record.name]
-    return [1, 0, record.name]
+    return [0, known.pre, known.name] if known.name in registry.order else [1, 0, known.name]
 
 
 async def _given(request: RegisterHook) -> dict[str, Any]:

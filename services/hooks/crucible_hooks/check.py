@@ -42,7 +42,7 @@ class Checker:
         disabled or inert hook is only reported."""
         record = self._registry.get(request.id)
         state = self._registry.state(record.name)
-        hook = self._registry.hooks.get(record.name)
+        hook = self._registry.hook(record.name)
         if state != "active" or hook is None:
             verdict, _, reason = state.partition(": ")
             return Check(name=record.name, verdict=verdict, reason=reason or state)

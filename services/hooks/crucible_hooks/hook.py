@@ -78,16 +78,21 @@ class Hook(msgspec.Struct, frozen=True):
 
 
 def compile_hook(
-    definition: HookDefinition, directory: str | None = None, id: str = "", *, catalogue: Catalogue = CATALOGUE
+    definition: HookDefinition,
+    directory: str | None = None,
+    id: str = "",
+    *,
+    catalogue: Catalogue = CATALOGUE,
+    filters: CompiledFilters | None = None,
 ) -> Hook:
     """Raises InvalidError with the path of what is refused in the definition. What its expressions and scripts say is
-    for `review` to judge."""
+    for `review` to judge. `filters` are the definition's where they were compiled before."""
     plain = msgspec.to_builtins(definition)
     _check_options(definition)
     hook = Hook(
         name=definition.name,
         definition=definition,
-        filters=_filters(plain, catalogue),
+        filters=filters or _filters(plain, catalogue),
         condition=_condition(definition.condition),
         action=_action(definition.action),
         inputs=compile_value(definition.action.inputs, "action.inputs"),
@@ -111,11 +116,18 @@ def _directory(action: Action, beside: str | None) -> str | None:
 
 
 def load_hook(
-    definition: Mapping[str, Any], directory: str | None = None, id: str = "", owner: str = "", *, catalogue: Catalogue
+    definition: Mapping[str, Any],
+    directory: str | None = None,
+    id: str = "",
+    owner: str = "",
+    *,
+    catalogue: Catalogue,
+    filters: CompiledFilters | None = None,
 ) -> Hook:
     """The hook that a record's definition describes. Raises InvalidError."""
     typed = convert(dict(definition), HookDefinition, what="hook")
-    return msgspec.structs.replace(compile_hook(typed, directory, id, catalogue=catalogue), owner=owner)
+    hook = compile_hook(typed, directory, id, catalogue=catalogue, filters=filters)
+    return msgspec.structs.replace(hook, owner=owner)
 
 
 def check_permitted(definition: HookDefinition, allow_shell: bool) -> None:

@@ -1,7 +1,8 @@
 """The hooks of the installation: the KV bucket's records and this process's compiled copy of them."""
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Set
 from pathlib import Path
 
 import msgspec
@@ -10,9 +11,10 @@ from crucible_core.access import Principal, is_operators, service_principal
 from crucible_core.envelope import Event
 from crucible_core.errors import CrucibleError, NotFoundError
 from crucible_core.hooks import failure_policy, timing, trigger_filters
-from crucible_core.matcher import Matcher
+from crucible_core.matcher import CompiledFilters, Matcher
 from crucible_core.position import Encoded, Position
 from crucible_core.protocol.hooks import GuardedRequest, HookRecord
+from crucible_core.protocol.shared import Owned
 from crucible_core.subjects import RUN, shard_of, token
 from crucible_kit.buckets import Bucket, Change, View
 from crucible_kit.bus import Bus
@@ -33,6 +35,8 @@ API = "api"
 HOOKS = service_principal("hooks")
 """Who asks where this service acts for nobody else."""
 _START_S = 30.0
+_COMPILED = 1024
+"""Hooks that are kept ready to run. Any other is compiled when it is to run, within some 50 µs."""
 _RUN_RECORDS = frozenset({"Executed", "Failed", "Triggered"})
 MOST_SWITCHED = 64
 """Places at which a hook was switched on or off that are kept: what waits from before is not run any more."""
@@ -40,15 +44,58 @@ Changed = Callable[[str, HookRecord | None, HookRecord | None, int], None]
 """Called with a hook's name, its record before and after (None: it is gone), and the bucket's revision."""
 
 
-class _Known(msgspec.Struct):
+_record = msgspec.json.Decoder(HookRecord)
+
+
+class _Named(msgspec.Struct):
     """What can be read of nearly every record."""
 
     name: str
     id: str = ""
 
 
+class Known(Owned, kw_only=True):
+    """What is at hand of each hook: 100,000 idle ones cost hardly more than their records' JSON, `value`. `switched` is
+    the record's; `filters` is None where the hook cannot run; `is_on`: events are for it that are committed from now
+    on. `pre` is a Pre hook's priority."""
+
+    name: str
+    id: str
+    value: bytes
+    enabled: bool
+    is_on: bool
+    switched: tuple[Encoded, ...]
+    filters: CompiledFilters | None = None
+    pre: int | None = None
+
+    @property
+    def key(self) -> str:
+        return handler_key(self.name, self.id)
+
+    @property
+    def record(self) -> HookRecord:
+        return _record.decode(self.value)
+
+
+class Records(Mapping[str, HookRecord]):
+    """The records by name, each decoded when it is asked for."""
+
+    def __init__(self, known: Mapping[str, Known]) -> None:
+        self._known = known
+
+    def __getitem__(self, name: str) -> HookRecord:
+        return self._known[name].record
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+
 class Registry:
-    """Follows the bucket. Disabled hooks are compiled too, so that enabling one cannot fail."""
+    """Follows the bucket. Each hook is compiled once to see whether it can run, disabled ones too, so that enabling one
+    cannot fail."""
 
     def __init__(self, bus: Bus, bucket: Bucket, types: Types, principals: Principals, worlds: Worlds) -> None:
         self._bus = bus
@@ -58,7 +105,10 @@ class Registry:
         self._bucket = bucket
         self._revisions: dict[str, int] = {}
         self._names: dict[str, str] = {}
-        self._by_key: dict[str, str] = {}
+        """By their keys in the bucket, where these are others."""
+        self._known: dict[str, Known] = {}
+        self._by_key: dict[str, Known] = {}
+        self._since: dict[int, Position] | None = None
         self._unreadable: set[str] = set()
         self._nameless: set[str] = set()
         """Keys of the bucket whose records do not even tell which hook they are of."""
@@ -66,8 +116,9 @@ class Registry:
         self._pre: list[Hook] | None = None
         self._order: dict[str, int] | None = None
         self.view = View(bucket, self._take)
-        self.records: dict[str, HookRecord] = {}
-        self.hooks: dict[str, Hook] = {}
+        self.records: Mapping[str, HookRecord] = Records(self._known)
+        self._compiled: dict[str, Hook] = {}
+        self._pre_hooks: set[str] = set()
         self._owned: set[str] = set()
         """Those of others than the operator."""
         self.broken: dict[str, str] = {}
@@ -92,40 +143,63 @@ class Registry:
     def pre(self) -> list[Hook]:
         """The enabled Pre hooks in the order in which they are asked: priority, then name."""
         if self._pre is None:
-            found = [hook for hook in self.hooks.values() if hook.pre and self.records[hook.name].enabled]
-            self._pre = sorted(found, key=lambda hook: (hook.definition.trigger.priority, hook.name))
+            found = [known for name in self._pre_hooks if (known := self._known[name]).enabled]
+            found.sort(key=lambda known: (known.pre, known.name))
+            self._pre = [self._hook(known) for known in found]
         return self._pre
 
-    def match(self, event: Event) -> list[Hook]:
+    def match(self, event: Event) -> list[Known]:
         """The Post hooks that this event triggers, among them such as were enabled when it was committed."""
-        found = [self.hooks[name] for name in self._matcher.match(event)]
-        return [hook for hook in found if self._was_on(hook, event) and self.hears(hook, event)]
+        found = [self._known[name] for name in self._matcher.match(event)]
+        return [known for known in found if self._was_on(known, event) and self.hears(known, event)]
 
-    def triggers(self, hook: Hook, event: Event) -> bool:
-        """Whether it triggers this one of them."""
-        return not hook.pre and hook.filters.matches(event) and self._was_on(hook, event) and self.hears(hook, event)
+    def triggers(self, key: str, event: Event) -> bool:
+        """Whether it triggers the one of a key."""
+        known = self._by_key.get(key)
+        if known is None or known.filters is None or known.pre is not None or not known.filters.matches(event):
+            return False
+        return self._was_on(known, event) and self.hears(known, event)
 
-    def _was_on(self, hook: Hook, event: Event) -> bool:
+    def _was_on(self, known: Known, event: Event) -> bool:
         """Whether events were for a hook when this one was committed."""
-        record, names = self.records[hook.name], self._bus.names
-        if not record.switched:
-            return record.enabled
-        return sum(not names.position(place).covers(event.sequence or 0) for place in record.switched) % 2 == 1
+        if not known.switched:
+            return known.enabled
+        position = self._bus.names.position
+        return sum(not position(place).covers(event.sequence or 0) for place in known.switched) % 2 == 1
 
-    def hears(self, hook: Hook, event: Event) -> bool:
+    def hears(self, hook: Known | Hook, event: Event) -> bool:
         """Whether a hook whose filters match is triggered: its owner sees the event. A record of a run triggers only
         hooks that name its category: one that listens to everything would hear of itself for ever."""
         own = event.type == "Hook" and event.data.event in _RUN_RECORDS
-        heard = not own or hook.filters.names_category("Hook")
+        heard = not own or (hook.filters is not None and hook.filters.names_category("Hook"))
         return heard and self.shows(hook, event)
 
     def wants(self, hook: Hook, event: Event) -> bool:
         """Whether a Pre hook judges an event that is on its way."""
         return hook.filters.matches(event) and self.shows(hook, event)
 
-    def shows(self, hook: Hook, event: Event) -> bool:
+    def shows(self, hook: Known | Hook, event: Event) -> bool:
         """Whether its owner sees the event, and it is of the hook's world."""
-        return self.principals.shows(self.records[hook.name], event)
+        return self.principals.shows(self._known[hook.name], event)
+
+    def hook(self, name: str) -> Hook | None:
+        """Ready to run; None where there is none, or it cannot run."""
+        known = self._known.get(name)
+        return None if known is None or known.filters is None else self._hook(known)
+
+    def _hook(self, known: Known) -> Hook:
+        hook = self._compiled.get(known.name)
+        if hook is None:
+            if len(self._compiled) >= _COMPILED:
+                del self._compiled[next(iter(self._compiled))]
+            hook = self._compiled[known.name] = self._compile(known.record, known.filters)
+        return hook
+
+    def _compile(self, record: HookRecord, filters: CompiledFilters | None = None) -> Hook:
+        """Raises InvalidError, though not with filters that were compiled before."""
+        beside = None if record.origin == API else str(Path(record.origin).parent)
+        definition, catalogue = record.definition or {}, self.types.catalogue
+        return load_hook(definition, beside, record.id, record.owner, catalogue=catalogue, filters=filters)
 
     @property
     def types_wanted(self) -> Set[str] | None:
@@ -135,38 +209,41 @@ class Registry:
         """Whether an event of a type may trigger a hook, whatever is in it."""
         return self._matcher.may_want(category, event)
 
-    def by_key(self, key: str) -> HookRecord | None:
-        """The hook that the work engine serves by a key."""
-        name = self._by_key.get(key)
-        return None if name is None else self.records[name]
+    def by_key(self, key: str) -> Hook | None:
+        """The hook that the work engine serves by a key; None where there is none, or it cannot run."""
+        known = self._by_key.get(key)
+        return None if known is None else self.hook(known.name)
 
     def plan(self, key: str) -> Plan | None:
         """How the work engine is to serve the hook of a key; None where there is none."""
-        record = self.by_key(key)
-        if record is None:
+        known = self._by_key.get(key)
+        if known is None:
             return Plan(1, held=True) if self._nameless else None
-        hook, since = self.hooks.get(record.name), self._since(record)
-        if hook is None or hook.pre or not record.enabled:
-            return Plan(1, since, held=True, keeps=hook is None and self._is_due(record))
-        options = hook.definition.options
-        return Plan(options.concurrency, since, types=hook.filters.types, apart_ms=options.debounce_ms)
+        since = self._since_of(known)
+        if known.filters is None or known.pre is not None or not known.enabled:
+            return Plan(1, since, held=True, keeps=known.filters is None and self._is_due(known))
+        options = self._hook(known).definition.options
+        return Plan(options.concurrency, since, types=known.filters.types, apart_ms=options.debounce_ms)
 
     def unmatched(self) -> list[str]:
         """The keys of hooks that events are for and that cannot be matched here."""
-        unloaded = ((key, name) for key, name in self._by_key.items() if name not in self.hooks)
-        return [key for key, name in unloaded if self._is_due(self.records[name])]
+        return [key for key, known in self._by_key.items() if known.filters is None and self._is_due(known)]
 
     def since(self, shard: int) -> Position | None:
         """The place in the log after which the first hook of a shard wants events; None where there is none."""
-        own = [self.records[name] for key, name in self._by_key.items() if shard_of(key) == shard]
-        places = [self._since(record) for record in own if record.switched]
-        return places[0].least(*places) if places else None
+        if self._since is None:
+            places: defaultdict[int, list[Position]] = defaultdict(list)
+            for key, known in self._by_key.items():
+                if known.switched:
+                    places[shard_of(key)].append(self._since_of(known))
+            self._since = {number: first.least(*others) for number, (first, *others) in places.items()}
+        return self._since.get(shard)
 
-    def _since(self, record: HookRecord) -> Position:
-        return self._bus.names.position(record.switched[0] if record.switched else 0)
+    def _since_of(self, known: Known) -> Position:
+        return self._bus.names.position(known.switched[0] if known.switched else 0)
 
-    def _is_due(self, record: HookRecord) -> bool:
-        return _is_on(record) or record.name in self._unreadable
+    def _is_due(self, known: Known) -> bool:
+        return known.is_on or known.name in self._unreadable
 
     def state(self, name: str) -> str:
         record = self.get(name)
@@ -177,12 +254,11 @@ class Registry:
         reason = record.error or self.broken.get(name)
         if reason is None:
             return "active"
-        return f"inert: {reason}" + ("; the last good version still runs" if name in self.hooks else "")
+        return f"inert: {reason}" + ("; the last good version still runs" if self._runs(name) else "")
 
     def warnings(self, name: str) -> list[str]:
         """What keeps a hook that can run from firing."""
-        hook = self.hooks.get(name)
-        if hook is None:
+        if not self._runs(name):
             return []
         record = self.records[name]
         wanted = trigger_filters(record.definition or {})
@@ -192,7 +268,7 @@ class Registry:
     def unloaded(self, name: str) -> str | None:
         """Why an enabled Pre hook that must not be passed over cannot run here; None for one that can, or need not."""
         record = self.records.get(name)
-        if record is None or not record.enabled or name in self.hooks:
+        if record is None or not record.enabled or self._runs(name):
             return None
         if record.definition is None:
             return record.error
@@ -213,10 +289,16 @@ class Registry:
         principal.check_owns(record, f"hook {name}")
         return record
 
-    def seen_by(self, principal: Principal) -> list[HookRecord]:
-        return [record for record in self.records.values() if principal.may_see(record)]
+    def seen_by(self, principal: Principal) -> list[Known]:
+        return [known for known in self._known.values() if principal.may_see(known)]
 
-    def home_of(self, record: HookRecord) -> str:
+    def owned_by(self, principal: Principal) -> list[Known]:
+        return [known for known in self._known.values() if principal.owns(known)]
+
+    def _runs(self, name: str) -> bool:
+        return self._known[name].filters is not None
+
+    def home_of(self, record: Owned) -> str:
         """The world that hears of it."""
         return record.world_id or self.principals.of(record.owner).home
 
@@ -286,83 +368,99 @@ class Registry:
     # ---- the copy
 
     def _take(self, change: Change) -> None:
-        record, name = None, self._names.get(change.key, change.key)
-        if change.value is not None:
-            record = self._read(change.key, name, change.value)
+        record, name, value = None, self._names.get(change.key, change.key), change.value
+        if value is not None:
+            record, value = self._read(change.key, name, value)
             name = record.name
-        before = self.records.pop(name, None)
+        before = self.records.get(name)
         self._unload(name)
         self._owned.discard(name)
         if before is not None:
             self._by_key.pop(handler_key(name, before.id), None)
-        if record is None:
-            self._names.pop(change.key, None)
+            del self._known[name]
+        self._names.pop(change.key, None)
+        if record is None or value is None:
             self._revisions.pop(change.key, None)
             self._unreadable.discard(name)
             self._nameless.discard(change.key)
         else:
-            self._names[change.key] = name
+            if name != change.key:
+                self._names[change.key] = name
             self._revisions[change.key] = change.revision
-            self._load(record)
+            self._load(record, value)
         for listener in self.changed:
             listener(name, before, record, change.revision)
 
-    def _read(self, key: str, name: str, value: bytes) -> HookRecord:
+    def _read(self, key: str, name: str, value: bytes) -> tuple[HookRecord, bytes]:
         """One that cannot be read, of a newer version perhaps, is not deleted: it is inert, and what waits for it
         waits."""
         self._unreadable.discard(name)
         self._nameless.discard(key)
         try:
-            return msgspec.json.decode(value, type=HookRecord)
+            return _record.decode(value), value
         except msgspec.DecodeError as error:
             log.error("the record of hook %s cannot be read: %s", key, error)
             reason = f"its record cannot be read: {error}"
         try:
-            known = msgspec.json.decode(value, type=_Known)
+            known = msgspec.json.decode(value, type=_Named)
         except msgspec.DecodeError:
             self._nameless.add(key)
-            known = _Known(name)
+            known = _Named(name)
         self._unreadable.add(known.name)
-        return HookRecord(name=known.name, error=reason, id=known.id)
+        record = HookRecord(name=known.name, error=reason, id=known.id)
+        return record, msgspec.json.encode(record)
 
     def _type_changed(self, dotted: str) -> None:
         """A hook that named a type in vain can run now; one whose type is gone, or has closed, cannot."""
         category = dotted.partition(".")[0]
-        for name, record in list(self.records.items()):
-            hook = self.hooks.get(name)
-            if record.definition is None or (hook is not None and not hook.filters.names_category(category)):
+        for name, known in list(self._known.items()):
+            filters = known.filters
+            if filters is None and name not in self.broken:
+                continue
+            if filters is not None and not filters.names_category(category):
                 continue
             self._unload(name)
-            self._load(record)
-            if (hook is None) != (name not in self.hooks):
+            self._load(known.record, known.value)
+            if (filters is None) == self._runs(name):
                 log.info("hook %s is %s, since %s has changed", name, self.state(name), dotted)
             for listener in self.reloaded:
                 listener(name)
 
     def _unload(self, name: str) -> None:
-        self._pre = self._order = None
+        self._pre = self._order = self._since = None
         self._matcher.drop(name)
-        self.hooks.pop(name, None)
+        self._pre_hooks.discard(name)
+        self._compiled.pop(name, None)
         self.broken.pop(name, None)
 
-    def _load(self, record: HookRecord) -> None:
-        self.records[record.name] = record
-        self._by_key[handler_key(record.name, record.id)] = record.name
+    def _load(self, record: HookRecord, value: bytes) -> None:
+        known = self._known[record.name] = Known(
+            name=record.name,
+            id=record.id,
+            owner=record.owner,
+            world_id=record.world_id,
+            value=value,
+            enabled=record.enabled,
+            is_on=_is_on(record),
+            switched=tuple(record.switched),
+        )
+        self._by_key[known.key] = known
         if not is_operators(record):
             self._owned.add(record.name)
         if record.definition is None:
             return
-        directory = None if record.origin == API else Path(record.origin).parent
         try:
-            beside = str(directory) if directory else None
-            hook = self.hooks[record.name] = load_hook(
-                record.definition, beside, record.id, record.owner, catalogue=self.types.catalogue
-            )
-            if not hook.pre:
-                self._matcher.put(record.name, hook.filters)
+            hook = self._compile(record)
         except CrucibleError as error:
             self.broken[record.name] = error.detail
             log.warning("hook %s cannot run: %s", record.name, error.detail)
+            return
+        known.filters = hook.filters
+        if hook.pre:
+            known.pre = hook.definition.trigger.priority
+            self._pre_hooks.add(record.name)
+        else:
+            self._matcher.put(record.name, hook.filters)
 
 
 def _is_on(record: HookRecord) -> bool:

@@ -79,7 +79,7 @@ class Replayer:
             hint = f' (did you mean "{suggestion}"?)' if suggestion else ""
             error = FieldError(_AT, "there is no such hook", suggestion)
             raise NotFoundError(f"there is no hook {name[:100]!r}{hint}", errors=[error])
-        hook = self._registry.hooks.get(name)
+        hook = self._registry.hook(name)
         if hook is not None and hook.pre:
             raise _refused(f"hook {name} is a Pre hook: it judges events before their commit, and these are committed")
         return hook

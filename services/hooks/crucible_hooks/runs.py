@@ -99,8 +99,7 @@ class Runs:
         return [hook.key for hook in self._registry.match(event)]
 
     def wants(self, handler: str, event: Event) -> bool:
-        hook = self._hook(handler)
-        return hook is not None and self._registry.triggers(hook, event)
+        return self._registry.triggers(handler, event)
 
     def job_id(self, handler: str, event: Event, stored_ms: int) -> str:
         return run_id(handler, event)
@@ -111,10 +110,6 @@ class Runs:
 
     async def left_of(self, sequence: int) -> Message | None:
         return await self._redacted.left_of(sequence)
-
-    def _hook(self, handler: str) -> Hook | None:
-        record = self._registry.by_key(handler)
-        return None if record is None else self._registry.hooks.get(record.name)
 
     # ---- attempts
 
@@ -147,13 +142,13 @@ class Runs:
         return self._outcome(hook, job, record)
 
     async def again(self, job: Job, record: bytes) -> Outcome:
-        hook = self._hook(job.handler)
+        hook = self._registry.by_key(job.handler)
         if hook is None:
             return Outcome()
         return Outcome(follows=partial(self._tell, hook, job, msgspec.json.decode(record, type=RunRecord)))
 
     async def parked(self, job: Job, reason: str) -> Outcome:
-        hook = self._hook(job.handler)
+        hook = self._registry.by_key(job.handler)
         if hook is None:
             return Outcome()
         record = run_record(hook, job.event, job.id, job.attempt, "parked", timestamp())
@@ -162,7 +157,7 @@ class Runs:
 
     def _loaded(self, handler: str) -> Hook:
         """Raises UnavailableError."""
-        hook = self._hook(handler)
+        hook = self._registry.by_key(handler)
         if hook is None:
             raise UnavailableError(f"hook {handler} cannot be run by this replica")
         return hook
