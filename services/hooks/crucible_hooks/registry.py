@@ -67,6 +67,8 @@ class Known(Owned, kw_only=True):
     switched: tuple[Encoded, ...]
     filters: CompiledFilters | None = None
     pre: int | None = None
+    concurrency: int = 1
+    apart_ms: int = 0
 
     @property
     def key(self) -> str:
@@ -85,6 +87,9 @@ class Records(Mapping[str, HookRecord]):
 
     def __getitem__(self, name: str) -> HookRecord:
         return self._known[name].record
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._known
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._known)
@@ -222,8 +227,7 @@ class Registry:
         since = self._since_of(known)
         if known.filters is None or known.pre is not None or not known.enabled:
             return Plan(1, since, held=True, keeps=known.filters is None and self._is_due(known))
-        options = self._hook(known).definition.options
-        return Plan(options.concurrency, since, types=known.filters.types, apart_ms=options.debounce_ms)
+        return Plan(known.concurrency, since, types=known.filters.types, apart_ms=known.apart_ms)
 
     def unmatched(self) -> list[str]:
         """The keys of hooks that events are for and that cannot be matched here."""
@@ -455,7 +459,8 @@ class Registry:
             self.broken[record.name] = error.detail
             log.warning("hook %s cannot run: %s", record.name, error.detail)
             return
-        known.filters = hook.filters
+        options = hook.definition.options
+        known.filters, known.concurrency, known.apart_ms = hook.filters, options.concurrency, options.debounce_ms
         if hook.pre:
             known.pre = hook.definition.trigger.priority
             self._pre_hooks.add(record.name)

@@ -40,7 +40,7 @@ from crucible_kit.rpc import Context, Endpoint, call
 from . import store
 from .check import check
 from .records import make_record, patched, rotated, told_url, view
-from .registry import WEBHOOKS, Registry
+from .registry import WEBHOOKS, Known, Registry
 from .replaying import Replayer
 from .settings import Settings
 
@@ -96,7 +96,7 @@ def endpoints(
         shown, cursor = page(
             registry.seen_by(context.principal),
             _id,
-            lambda record: seen(record, counted.get(record.id, Counters())),
+            lambda known: seen(known.record, counted.get(known.id, Counters())),
             request,
             room_for(bus),
         )
@@ -174,8 +174,8 @@ def endpoints(
 
     async def test_all(request: ListRequest, context: Context) -> Checks:
         await registry.catch_up(())
-        mine = [record for record in registry.records.values() if context.principal.owns(record)]
-        return await checked(mine, _id, _id, lambda record: tried(record, TestRequest(id=record.id)), request)
+        mine = [known for known in registry.known.values() if context.principal.owns(known)]
+        return await checked(mine, _id, _id, lambda known: tried(known.record, TestRequest(id=known.id)), request)
 
     return {
         "create": Endpoint(CreateWebhook, create, stores=True),
@@ -196,7 +196,7 @@ def endpoints(
     }
 
 
-def _id(record: WebhookRecord) -> str:
+def _id(record: Known) -> str:
     return record.id
 
 

@@ -28,7 +28,7 @@ from crucible_kit.rpc import call
 from crucible_kit.telemetry import Attribute, Telemetry, message_attributes
 
 from .records import keys, told_url
-from .registry import WEBHOOKS, Registry
+from .registry import WEBHOOKS, Known, Registry
 from .sending import post
 from .signing import USER_AGENT, authorization, body_of, sign
 from .verdict import GONE, HIDDEN, SKIPPED, Response, Verdict, judge
@@ -61,7 +61,7 @@ class Deliveries:
         self._registry = registry
         self._redacted = redacted
         self._exchanger = exchanger
-        self._plans: dict[str, tuple[WebhookRecord, Plan]] = {}
+        self._plans: dict[str, tuple[Known, Plan]] = {}
         self._telemetry = telemetry
         self._attempts = metrics.counter("webhook_attempts", "Attempts by outcome", ("outcome",))
         self._seconds = metrics.histogram("webhook_attempt_seconds", "How long an exchange with an endpoint took")
@@ -82,20 +82,19 @@ class Deliveries:
         return self._registry.may_want(category, event)
 
     def plan(self, handler: str) -> Plan | None:
-        record = self._registry.records.get(handler)
-        if record is None:
+        known = self._registry.known.get(handler)
+        if known is None:
             self._plans.pop(handler, None)
             return None if self._registry.is_deleted(handler) else _UNREADABLE
-        types, known = self._registry.types_of(handler), self._plans.get(handler)
-        if known is not None and known[0] is record and known[1].types is types:
-            return known[1]
-        held = not record.enabled or record.paused
-        plan = Plan(record.options.concurrency, self._bus.names.position(record.since or 0), held, types=types)
-        self._plans[handler] = record, plan
+        types, made = None if known.filters is None else known.filters.types, self._plans.get(handler)
+        if made is not None and made[0] is known and made[1].types is types:
+            return made[1]
+        plan = Plan(known.concurrency, self._bus.names.position(known.since or 0), known.is_held, types=types)
+        self._plans[handler] = known, plan
         return plan
 
     def unreadable(self) -> list[str]:
-        return [id for id in self._registry.inert if id not in self._registry.records]
+        return [id for id in self._registry.inert if id not in self._registry.known]
 
     async def reach(self, revision: int) -> None:
         await self._registry.view.reach(revision)
@@ -104,7 +103,7 @@ class Deliveries:
         await self._registry.catch_up(events)
 
     def match(self, event: Event) -> list[str]:
-        return [record.id for record in self._registry.match(event)]
+        return self._registry.match(event)
 
     def wants(self, handler: str, event: Event) -> bool:
         return self._registry.wants(handler, event)
@@ -125,7 +124,7 @@ class Deliveries:
         raise AssertionError("no webhook asks that its events be some time apart")
 
     async def attempt(self, job: Job) -> Outcome:
-        record = self._registry.records.get(job.handler)
+        record = self._registry.record(job.handler)
         if record is None:
             if self._registry.is_deleted(job.handler):
                 return Outcome()
@@ -140,14 +139,14 @@ class Deliveries:
         return self._outcome(record, job, made, verdict)
 
     async def again(self, job: Job, record: bytes) -> Outcome:
-        webhook = self._registry.records.get(job.handler)
+        webhook = self._registry.record(job.handler)
         if webhook is None:
             return Outcome()
         made = msgspec.json.decode(record, type=AttemptRecord)
         return Outcome(follows=partial(self._tell_of, webhook, job.event, made))
 
     async def parked(self, job: Job, reason: str) -> Outcome:
-        record = self._registry.records.get(job.handler)
+        record = self._registry.record(job.handler)
         if record is None:
             return Outcome()
         verdict = Verdict("failed", reason=f"put aside: {reason}")

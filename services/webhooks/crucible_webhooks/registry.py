@@ -14,6 +14,7 @@ from crucible_core.errors import ConflictError, CrucibleError, FieldError, NotFo
 from crucible_core.ids import is_id
 from crucible_core.matcher import CompiledFilters, Matcher
 from crucible_core.position import Encoded
+from crucible_core.protocol.shared import Owned
 from crucible_core.protocol.webhooks import WebhookRecord
 from crucible_core.subjects import shard_of
 from crucible_core.suggest import nearest
@@ -34,6 +35,26 @@ _COMPARED = 200
 """Names that a misspelt one is compared with."""
 
 
+_record = msgspec.json.Decoder(WebhookRecord)
+
+
+class Known(Owned, kw_only=True):
+    """What is at hand of each webhook: 100,000 idle ones cost hardly more than their records' JSON, `value`. `filters`
+    is None where it cannot be matched."""
+
+    id: str
+    name: str
+    value: bytes
+    is_held: bool
+    concurrency: int
+    since: Encoded | None
+    filters: CompiledFilters | None = None
+
+    @property
+    def record(self) -> WebhookRecord:
+        return _record.decode(self.value)
+
+
 class Registry:
     """Follows the bucket. `changed` is called with a webhook's id after each change of it."""
 
@@ -44,14 +65,13 @@ class Registry:
         self.worlds = worlds
         self._owned: set[str] = set()
         """Those of others than the operator."""
-        self._compiled: dict[str, CompiledFilters] = {}
         self._matcher: Matcher[str] = Matcher()
         self._revisions: dict[str, int] = {}
         self._named: dict[str, str] = {}
         self._naming = asyncio.Lock()
         self._since: dict[int, list[Encoded]] | None = None
         self.view = View(bucket, self._take)
-        self.records: dict[str, WebhookRecord] = {}
+        self.known: dict[str, Known] = {}
         self.inert: dict[str, str] = {}
         """Why a webhook that is enabled can not be matched."""
         self._gone: set[str] = set()
@@ -60,30 +80,31 @@ class Registry:
         """Awaited with the revision of each change of this process: returns once all replicas know it."""
         types.changed.append(self._type_changed)
 
-    def match(self, event: Event) -> list[WebhookRecord]:
-        """The webhooks that this event goes to, disabled ones too: their deliveries wait in the queue."""
-        found = [self.records[webhook] for webhook in self._matcher.match(event)]
-        return [record for record in found if not _is_about(record.id, event) and self.may_get(record, event)]
+    def match(self, event: Event) -> list[str]:
+        """The webhooks that this event goes to, disabled ones too: their deliveries wait in the log."""
+        found = self._matcher.match(event)
+        return [id for id in found if not _is_about(id, event) and self.may_get(self.known[id], event)]
 
-    def may_get(self, record: WebhookRecord, event: Event) -> bool:
+    def may_get(self, record: Owned, event: Event) -> bool:
         """Whether its owner sees the event, and it is of the webhook's world."""
         return self.principals.shows(record, event)
 
-    def why_inert(self, record: WebhookRecord) -> str | None:
+    def why_inert(self, record: Known | WebhookRecord) -> str | None:
         return self.inert.get(record.id) or self.principals.powerless(record)
 
-    def home_of(self, record: WebhookRecord) -> str:
+    def home_of(self, record: Owned) -> str:
         """The world that hears of it."""
         return record.world_id or self.principals.of(record.owner).home
 
-    def seen_by(self, principal: Principal) -> list[WebhookRecord]:
-        return [record for record in self.records.values() if principal.may_see(record)]
+    def seen_by(self, principal: Principal) -> list[Known]:
+        return [known for known in self.known.values() if principal.may_see(known)]
 
     def wants(self, webhook_id: str, event: Event) -> bool:
         """Whether the event goes to this one of them."""
-        compiled = self._compiled.get(webhook_id)
-        wanted = compiled is not None and compiled.matches(event) and not _is_about(webhook_id, event)
-        return wanted and self.may_get(self.records[webhook_id], event)
+        known = self.known.get(webhook_id)
+        if known is None or known.filters is None or not known.filters.matches(event):
+            return False
+        return not _is_about(webhook_id, event) and self.may_get(known, event)
 
     def warnings(self, record: WebhookRecord) -> list[str]:
         """Why a webhook that is active may wait for ever."""
@@ -98,26 +119,26 @@ class Registry:
         """Whether one of them may want an event of a type, whatever is in it."""
         return self._matcher.may_want(category, event)
 
-    def types_of(self, webhook_id: str) -> frozenset[str] | None:
-        compiled = self._compiled.get(webhook_id)
-        return None if compiled is None else compiled.types
-
     def since(self, shard: int) -> list[Encoded]:
         """The places in the log after which the webhooks of a shard want events."""
         if self._since is None:
             self._since = {}
-            for record in self.records.values():
-                if record.since is not None:
-                    self._since.setdefault(shard_of(record.id), []).append(record.since)
+            for known in self.known.values():
+                if known.since is not None:
+                    self._since.setdefault(shard_of(known.id), []).append(known.since)
         return self._since.get(shard, [])
 
     def is_deleted(self, webhook_id: str) -> bool:
         """False also for one whose record this version cannot read."""
         return webhook_id not in self._revisions
 
+    def record(self, webhook_id: str) -> WebhookRecord | None:
+        known = self.known.get(webhook_id)
+        return None if known is None else known.record
+
     def get(self, webhook_id: str) -> WebhookRecord:
         """By id. Raises NotFoundError."""
-        record = self.records.get(webhook_id)
+        record = self.record(webhook_id)
         if record is None:
             raise self._missing(webhook_id, "id")
         return record
@@ -125,10 +146,10 @@ class Registry:
     def find(self, name: str, principal: Principal, path: str = "id") -> WebhookRecord:
         """By id, or by name. Raises NotFoundError with the nearest that the principal may see, at `path`."""
         wanted = one_spelling(name)
-        id = next((id for id in (name, self._named.get(name), self._named.get(wanted)) if id in self.records), None)
-        if id is None or not principal.may_see(self.records[id]):
+        id = next((id for id in (name, self._named.get(name), self._named.get(wanted)) if id in self.known), None)
+        if id is None or not principal.may_see(self.known[id]):
             raise self._missing(name, path, principal)
-        return self.records[id]
+        return self.known[id].record
 
     def own(self, name: str, principal: Principal, path: str = "id") -> WebhookRecord:
         """The same, to change it. Raises ForbiddenError where it is somebody else's."""
@@ -140,7 +161,7 @@ class Registry:
         if name in self._gone and principal.admin:
             return NotFoundError(f"webhook {name} was deleted", errors=[FieldError(path, "was deleted")])
         # An id is not misspelt, and what is compared is bounded: this runs on the event loop.
-        seen = (record.name for record in self.records.values() if principal.may_see(record))
+        seen = (known.name for known in self.known.values() if principal.may_see(known))
         known = () if is_id("whk", name) else islice(seen, _COMPARED)
         suggestion = nearest(name[:MAX_NAME], known)
         hint = f' (did you mean "{suggestion}"?)' if suggestion else ""
@@ -220,7 +241,7 @@ class Registry:
         return await self.change(webhook_id, changed)
 
     def _check_name(self, record: WebhookRecord) -> None:
-        other = self.records.get(self._named.get(record.name, record.id))
+        other = self.known.get(self._named.get(record.name, record.id))
         if other is not None and other.id != record.id:
             told = other.owner == record.owner or is_operators(record)
             message = f"{other.id if told else 'another webhook'} has the name {record.name[:100]!r} already"
@@ -235,8 +256,9 @@ class Registry:
 
     def _take(self, change: Change) -> None:
         self._since = None
-        self._forget(change.key)
-        before = self.records.pop(change.key, None)
+        self._matcher.drop(change.key)
+        self.inert.pop(change.key, None)
+        before = self.known.pop(change.key, None)
         if before is not None and self._named.get(before.name) == change.key:
             del self._named[before.name]
         self._owned.discard(change.key)
@@ -251,38 +273,43 @@ class Registry:
 
     def _load(self, key: str, value: bytes) -> None:
         try:
-            record = msgspec.json.decode(value, type=WebhookRecord)
+            record = _record.decode(value)
         except msgspec.DecodeError as error:
             # Of a newer version, perhaps: not deleted, so what waits for it goes on waiting.
             log.error("webhook %s cannot be read: %s", key, error)
             self.inert[key] = f"its record cannot be read: {error}"
             return
-        self.records[key] = record
+        self.known[key] = known = Known(
+            id=key,
+            name=record.name,
+            owner=record.owner,
+            world_id=record.world_id,
+            value=value,
+            is_held=record.paused or not record.enabled,
+            concurrency=record.options.concurrency,
+            since=record.since,
+        )
         self._named[record.name] = key
         if not is_operators(record):
             self._owned.add(key)
-        self._compile(key, record)
+        self._compile(known, record)
 
     def _type_changed(self, dotted: str) -> None:
         """A webhook that named a type in vain gets its events now; one whose type is gone is inert."""
         category = dotted.partition(".")[0]
-        for key, record in self.records.items():
-            filters = self._compiled.get(key)
-            if filters is None or filters.names_category(category):
-                self._forget(key)
-                self._compile(key, record)
+        for key, known in self.known.items():
+            if known.filters is None or known.filters.names_category(category):
+                self._matcher.drop(key)
+                self.inert.pop(key, None)
+                self._compile(known, known.record)
 
-    def _forget(self, key: str) -> None:
-        self._matcher.drop(key)
-        self._compiled.pop(key, None)
-        self.inert.pop(key, None)
-
-    def _compile(self, key: str, record: WebhookRecord) -> None:
+    def _compile(self, known: Known, record: WebhookRecord) -> None:
+        known.filters = None
         try:
-            self._compiled[key] = compiled(record, self.types.catalogue)
-            self._matcher.put(key, self._compiled[key])
+            known.filters = compiled(record, self.types.catalogue)
+            self._matcher.put(known.id, known.filters)
         except CrucibleError as error:
-            self.inert[key] = error.detail
+            self.inert[known.id] = error.detail
 
 
 def _is_about(webhook_id: str, event: Event) -> bool:

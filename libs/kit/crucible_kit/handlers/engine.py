@@ -87,12 +87,12 @@ class Engine:
     def note(self, handler: str) -> None:
         """A handler has come, gone or changed: what it waits for may be there now."""
         self._reader.note()
-        progress, plan = self._owned.get(shard_of(handler)), self._service.plan(handler)
+        progress = self._owned.get(shard_of(handler))
         if progress is None:
             return
         if handler in progress.lanes:
             self._pump(progress.lanes[handler])
-        elif plan is not None and plan.held and plan.keeps:
+        elif (plan := self._service.plan(handler)) is not None and plan.held and plan.keeps:
             self._hold(handler)
         self._pointers.note(handler)
 
