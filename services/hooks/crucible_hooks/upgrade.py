@@ -11,8 +11,7 @@ from crucible_kit.buckets import Bucket, open_bucket
 from crucible_kit.bus import Bus, Message
 from crucible_kit.handlers.upgrade import bring_over
 
-from .hook import handler_key
-from .registry import Registry
+from .registry import HOOKS, Registry
 from .runs import Runs
 
 
@@ -25,22 +24,22 @@ class Mark(msgspec.Struct, frozen=True):
 
 async def upgrade(bus: Bus, shards: Bucket, runs: Runs, registry: Registry) -> None:
     """Returns once nothing of it is left. Safe to break off and to do twice."""
-    names = {token(record.name): record for record in registry.records.values()}
+    names = {token(known.name): known for known in registry.seen_by(HOOKS)}
 
     def find(found: Message) -> str | None:
-        record = names.get(bus.names.old_handler_of(found.subject))
+        known = names.get(bus.names.old_handler_of(found.subject))
         tried_out = DRY_RUN in found.headers or EVENT_SEQUENCE not in found.headers
-        if record is None or tried_out or record.id != found.headers.get(REGISTRATION, ""):
+        if known is None or tried_out or known.id != found.headers.get(REGISTRATION, ""):
             return None
-        return handler_key(record.name, record.id)
+        return known.key
 
     async def fired() -> Mapping[str, int]:
         marks: dict[str, int] = {}
         for key, entry in (await (await open_bucket(bus, "marks")).entries()).items():
-            record = names.get(key)
-            mark = msgspec.json.decode(entry.value, type=Mark) if record is not None else None
-            if record is not None and mark is not None and mark.hook_id == record.id:
-                marks[handler_key(record.name, record.id)] = mark.at_ms
+            known = names.get(key)
+            mark = msgspec.json.decode(entry.value, type=Mark) if known is not None else None
+            if known is not None and mark is not None and mark.hook_id == known.id:
+                marks[known.key] = mark.at_ms
         return marks
 
     await bring_over(bus, shards, runs, find, fired)
