@@ -22,6 +22,16 @@ from setproctitle import setproctitle
 MOST_BYTES = 128 * 1024
 """Of one message: about what Linux lets through a socket."""
 _PR_SET_PDEATHSIG = 1
+_LATE = (
+    "crucible_kit.server",
+    "uvicorn.lifespan.on",
+    "uvicorn.loops.auto",
+    "uvicorn.loops.uvloop",
+    "uvloop",
+    "anyio._backends._asyncio",
+    "encodings.idna",
+)
+"""What a service imports once it runs: each would have 2 MB of it for itself."""
 
 
 class Fork(msgspec.Struct, tag=True):
@@ -51,9 +61,10 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     setproctitle("crucible: the process that services are forked from")
-    for module in msgspec.json.decode(control.recv(MOST_BYTES), type=list[str]):
+    services = msgspec.json.decode(control.recv(MOST_BYTES), type=list[str])
+    for module in (*(f"{service}.app" for service in services), *_LATE):
         with contextlib.suppress(Exception):  # one that cannot be imported says so itself when it is run
-            importlib.import_module(f"{module}.app")
+            importlib.import_module(module)
     gc.collect()
     gc.freeze()  # the collector writes into each object that it looks at, and what is written is shared no more
     asked = _serve(control)
