@@ -15,7 +15,7 @@ from crucible_core.text import decode_text
 
 log = logging.getLogger(__name__)
 
-_STEP_MS = 50
+_STEP_MS = 150
 _GATHER_MS = 150
 _RESCAN_MS = 1000
 """How often the files are looked at anyway: network mounts tell nothing of their changes."""
