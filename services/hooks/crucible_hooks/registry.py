@@ -55,11 +55,13 @@ class _Named(msgspec.Struct):
 
 
 class Known(Owned, kw_only=True):
-    """What is at hand of each hook: 100,000 idle ones cost hardly more than their records' JSON, `value`. `switched` is
-    the record's; `filters` is None where the hook cannot run; `is_on`: events are for it that are committed from now
-    on. `pre` is a Pre hook's priority."""
+    """What is at hand of each hook: 100,000 idle ones cost hardly more than their records' JSON, `value`. `place` is
+    its key in the bucket, which a record that cannot be read may have for its name. `switched` is the record's;
+    `filters` is None where the hook cannot run; `is_on`: events are for it that are committed from now on. `pre` is a
+    Pre hook's priority."""
 
     name: str
+    place: str
     id: str
     value: bytes
     enabled: bool
@@ -359,15 +361,10 @@ class Registry:
 
     async def delete(self, name: str) -> HookRecord:
         record = self.get(name)
-        await self._bucket.delete(self._key_of(name))
+        await self._bucket.delete(self._known[name].place)
         await self.view.refresh()
         await forget(self._bus, RUN, self._bus.names.hook_runs, handler_key(record.name, record.id))
         return record
-
-    def _key_of(self, name: str) -> str:
-        """What the bucket holds a hook under; a record that cannot be read may be called by its key."""
-        key = token(name)
-        return key if self._names.get(key) == name else next(k for k, known in self._names.items() if known == name)
 
     # ---- the copy
 
@@ -391,7 +388,7 @@ class Registry:
             if name != change.key:
                 self._names[change.key] = name
             self._revisions[change.key] = change.revision
-            self._load(record, value)
+            self._load(record, value, name if name == change.key else change.key)
         for listener in self.changed:
             listener(name, before, record, change.revision)
 
@@ -424,7 +421,7 @@ class Registry:
             if filters is not None and not filters.names_category(category):
                 continue
             self._unload(name)
-            self._load(known.record, known.value)
+            self._load(known.record, known.value, known.place)
             if (filters is None) == self._runs(name):
                 log.info("hook %s is %s, since %s has changed", name, self.state(name), dotted)
             for listener in self.reloaded:
@@ -437,9 +434,10 @@ class Registry:
         self._compiled.pop(name, None)
         self.broken.pop(name, None)
 
-    def _load(self, record: HookRecord, value: bytes) -> None:
+    def _load(self, record: HookRecord, value: bytes, place: str) -> None:
         known = self._known[record.name] = Known(
             name=record.name,
+            place=place,
             id=record.id,
             owner=record.owner,
             world_id=record.world_id,
