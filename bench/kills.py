@@ -39,6 +39,7 @@ _AGAIN = frozenset({429, 503})
 
 Body = dict[str, Any]
 Log = list[tuple[int, Body]]
+Over = Callable[[int, float], bool]
 
 
 class Ledger:
@@ -156,10 +157,11 @@ async def _memories(client: Client, ledger: Ledger, ending: asyncio.Event) -> No
         await asyncio.sleep(5 * _PAUSE_S)
 
 
-async def _kill(cluster: Cluster, over: Callable[[int], bool]) -> int:
+async def _kill(cluster: Cluster, over: Over) -> int:
     """Each in turn, the next one once the last is ready again: one of each role is always there."""
+    began = time.monotonic()
     for count, replica in enumerate(itertools.cycle(cluster.replicas)):
-        if over(count):
+        if over(count, time.monotonic() - began):
             return count
         await asyncio.sleep(random.uniform(0.1, 0.8))
         await replica.kill()
@@ -267,17 +269,16 @@ def _doctor(cluster: Cluster) -> str:
 
 
 def run() -> list[Row]:
-    ends = time.monotonic() + SECONDS
-    return measured(lambda _: time.monotonic() > ends)
+    return measured(lambda count, seconds: seconds > SECONDS)
 
 
-def measured(over: Callable[[int], bool]) -> list[Row]:
-    """`over` says of a number of kills whether it is enough."""
+def measured(over: Over) -> list[Row]:
+    """`over` says of a number of kills, and of the seconds that they took, whether it is enough."""
     with server() as nats_url, endpoints(free_base() + 7) as ends:
         return asyncio.run(_measured(nats_url, ends, over))
 
 
-async def _measured(nats_url: str, ends: Endpoints, over: Callable[[int], bool]) -> list[Row]:
+async def _measured(nats_url: str, ends: Endpoints, over: Over) -> list[Row]:
     ledger = Ledger()
     async with cluster(nats_url) as replicas, contextlib.AsyncExitStack() as stack:
         clients = [Client(replicas, ledger) for _ in range(len(TYPES) + 3)]

@@ -21,7 +21,7 @@ from .conftest import Stack, until
 from .receiver import Endpoint, endpoint
 from .storm import Ledger
 
-SECONDS = float(os.environ.get("CRUCIBLE_KILL_SECONDS", "20"))
+SECONDS = float(os.environ.get("CRUCIBLE_KILL_SECONDS", "14"))
 EVERY_S = 3.0
 DEATHS = (("events", "hooks"), ("gateway", "webhooks"), ("nats", "memory"))
 """What is killed together, in turn; only the first of each takes part in an append."""
@@ -33,7 +33,7 @@ Log = list[tuple[int, dict[str, Any]]]
 def test_a_minute_of_kills_loses_nothing(make_stack: Callable[..., Stack]) -> None:
     """SIGKILL of events, gateway and nats-server in turn, every three seconds, under writers of every kind (`storm`).
 
-    It takes 20 seconds and what it takes to settle; CRUCIBLE_KILL_SECONDS=60 makes it a whole minute.
+    It takes 14 seconds and what it takes to settle; CRUCIBLE_KILL_SECONDS=60 makes it a whole minute.
     """
     stack = make_stack()
     ledger, stop = Ledger(), threading.Event()

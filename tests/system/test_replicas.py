@@ -5,6 +5,6 @@ from bench.replicas import ROLES
 
 
 def test_each_role_is_killed_once_and_nothing_is_lost() -> None:
-    rows = kills.measured(lambda count: count >= len(ROLES))
+    rows = kills.measured(lambda count, seconds: count >= len(ROLES))
     assert not [row for row in rows if row[""] == kills.LOST]
     print("\n" + "\n".join(f"{row['what']}: {row['crucible']}" for row in rows))
