@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from itertools import islice
 from typing import TypeVar
 
 import msgspec
@@ -42,6 +43,10 @@ _PART = ROOM // 4
 """Events that a lane reads from the log at a time: what it has no room for was sent in vain."""
 _READERS = 4
 """Lanes that read the log by themselves at a time."""
+_REFILL = ROOM // 4
+"""Events that still wait in a lane when it reads on."""
+_TURNS = 2
+"""Those of them that begin with one more before all else has its turn."""
 _PAUSE_S = 0.5
 _AGAIN_S = 5.0
 
@@ -62,6 +67,8 @@ class Engine:
         self._reader = Reader(bus, service, telemetry, self._offer, self._pass, self._start_over)
         self._catching_up: set[asyncio.Task[None]] = set()
         self._readers = asyncio.Semaphore(_READERS)
+        self._in_line: dict[Lane, None] = {}
+        """Lanes that would begin with more than they have under way, of which nothing has ended yet."""
         self._held_bytes = 0
         self._attempts = Attempts(bus, service, self._shards)
         self._pointers = Pointers(bus, service, self._shards, self._accept, self._has_room)
@@ -237,7 +244,7 @@ class Engine:
         progress = self._owned.get(shard_of(handler))
         return None if progress is None else progress.lanes.get(handler)
 
-    def _pump(self, lane: Lane) -> None:
+    def _pump(self, lane: Lane, its_turn: bool = False) -> None:
         """Begins what there is room for, and ends a lane that has nothing more to do."""
         if lane.closed:
             return
@@ -248,16 +255,41 @@ class Engine:
         for skipped in lane.skip(plan.since):
             self._let_go(skipped)
         if not plan.held:
-            while lane.has_place(plan.concurrency) and (job := lane.take()) is not None:
-                if self._is_due(lane, plan, job):
-                    self._begin(lane, job)
-                else:
-                    self._hold_back(lane, job)
+            self._begin_some(lane, plan, its_turn)
             if not lane.pointers:
                 self._pointers.note(lane.handler)
-            if lane.behind and not lane.catching_up and not lane.waiting:
+            few = len(lane.waiting) <= _REFILL and self._held_bytes <= HELD_BYTES
+            if lane.behind and not lane.catching_up and (few or not lane.waiting):
                 self._catch_up(lane, plan)
         self._owned[lane.shard].close_idle(lane, self._reader.at)
+
+    def _begin_some(self, lane: Lane, plan: Plan, its_turn: bool) -> None:
+        """A lane of which nothing has ended yet begins with more than one job only when it is its turn: endpoints that
+        take all their places and never answer hold up none that does."""
+        while lane.has_place(plan.concurrency) and not lane.empty:
+            if lane.taken and not (lane.has_ended or its_turn):
+                self._line_up(lane)
+                return
+            job, its_turn = lane.take(), False
+            if self._is_due(lane, plan, job):
+                self._begin(lane, job)
+            else:
+                self._hold_back(lane, job)
+
+    def _line_up(self, lane: Lane) -> None:
+        if not self._in_line:
+            asyncio.get_running_loop().call_soon(self._take_turns)
+        self._in_line[lane] = None
+
+    def _take_turns(self) -> None:
+        lanes = list(islice(self._in_line, _TURNS))
+        for lane in lanes:
+            del self._in_line[lane]
+        if self._in_line:
+            asyncio.get_running_loop().call_soon(self._take_turns)
+        for lane in lanes:
+            if self._lane(lane.handler) is lane:
+                self._pump(lane, its_turn=True)
 
     def _is_due(self, lane: Lane, plan: Plan, job: Job) -> bool:
         """False for what comes too soon. The end of a chain causes nothing, so nothing else is too soon after it."""
@@ -304,6 +336,7 @@ class Engine:
         try:
             outcome = await self._insist(job, lambda: self._attempts.make(job))
             lane.ended.add(job)
+            lane.has_ended = True
             self._pump(lane)
             await self._insist(job, lambda: self._attempts.settle(job, outcome))
             lane.ended.discard(job)

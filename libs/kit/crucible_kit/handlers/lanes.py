@@ -57,6 +57,8 @@ class Lane:
         self.catching_up = False
         self.worked = False
         """Whether something has ended since the shard's record was written."""
+        self.has_ended = False
+        """Whether any attempt of it has ended, however."""
         self.closed = False
         """Whether nothing more of it is begun here."""
         self.suspects = 0
@@ -82,11 +84,15 @@ class Lane:
         busy = self.waiting or self.pointers or self.running or self.held_back or self.recording
         return not (busy or self.behind or self.catching_up)
 
+    @property
+    def taken(self) -> int:
+        """Places that something has that is under way."""
+        return len(self.running) - len(self.ended) - len(self.following)
+
     def has_place(self, concurrency: int) -> bool:
         """Whether one more may begin. Of what has ended and is not durable, a killed process has made too much, so that
         it is bounded, too."""
-        taken = len(self.running) - len(self.ended) - len(self.following)
-        free = taken < concurrency and len(self.ended) < UNSETTLED * concurrency
+        free = self.taken < concurrency and len(self.ended) < UNSETTLED * concurrency
         return free and len(self.following) + len(self.held_back) < ROOM
 
     @property
@@ -127,10 +133,13 @@ class Lane:
         self._unsettled[job.sequence] = now_ms
         self.fed = self.fed.after(job.sequence)
 
-    def take(self) -> Job | None:
-        """The next job to begin with."""
-        queue = self.pointers or self.waiting
-        return queue.popleft() if queue else None
+    @property
+    def empty(self) -> bool:
+        return not (self.pointers or self.waiting)
+
+    def take(self) -> Job:
+        """The next job to begin with, unless it is empty."""
+        return (self.pointers or self.waiting).popleft()
 
     def fires(self, job: Job, apart_ms: int) -> bool:
         """Whether the next event from the log comes late enough after the last one that it was given; asked of each, in
