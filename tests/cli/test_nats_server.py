@@ -116,5 +116,5 @@ def test_binary_is_the_packages() -> None:
 
 
 def test_memory_is_aimed_at_unless_the_user_says_otherwise() -> None:
-    assert nats_server.environment({"A": "b"}) == {"A": "b", "GOMEMLIMIT": "384MiB"}
-    assert nats_server.environment({"GOMEMLIMIT": "1GiB"}) == {"GOMEMLIMIT": "1GiB"}
+    assert nats_server.environment({"A": "b"}) == {"A": "b", "GOMEMLIMIT": "384MiB", "GOGC": "50"}
+    assert nats_server.environment({"GOMEMLIMIT": "1GiB"}) == {"GOMEMLIMIT": "1GiB", "GOGC": "50"}
