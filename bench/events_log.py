@@ -17,11 +17,11 @@ from crucible_core.envelope import Data, Event, Metadata, Source, encode
 from crucible_core.ids import derive_id
 from crucible_core.subjects import Names
 from crucible_events import store
-from crucible_kit.bus import open_bus
-from crucible_kit.frames import Outgoing
-from crucible_kit.message import Message
+from crucible_kit.nats.bus import open_bus
+from crucible_kit.nats.frames import Outgoing
+from crucible_kit.nats.message import Message
+from crucible_kit.nats.streams import declare_streams
 from crucible_kit.settings import KitSettings
-from crucible_kit.streams import declare_streams
 
 FIRST = 200_000
 ALL = 1_000_000

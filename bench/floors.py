@@ -20,7 +20,7 @@ from nats.js.api import StreamConfig
 
 from bench.load import hammer, post
 from bench.servers import _free_port, _serving
-from crucible_cli import nats_server
+from crucible_cli.up import nats_server
 
 SYNC = "always"
 BATCH = 500

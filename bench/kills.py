@@ -21,8 +21,8 @@ from bench.floors import server
 from bench.replicas import KEY, ROLES, Cluster, cluster
 from bench.running import CRUCIBLE, Row, free_base
 from crucible_core.subjects import Names
-from crucible_kit.bus import open_bus
-from crucible_kit.reading import read
+from crucible_kit.nats.bus import open_bus
+from crucible_kit.nats.reader import read
 
 SECONDS = 60.0
 PLAIN, JUDGED = "Custom.Plain", "Custom.Judged"

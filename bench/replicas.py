@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from bench.running import free_base
-from crucible_cli.forking import Child, Forker
-from crucible_cli.stack import look
+from crucible_cli.up.fork import Child, Forker
+from crucible_cli.up.stack import look
 
 ROLES = {
     "events append": "crucible_events",

@@ -4,8 +4,8 @@ import importlib
 import sys
 from pathlib import Path
 
-from crucible_core.catalogue import CATALOGUE
 from crucible_core.protocol.events import EventType
+from crucible_core.types.catalogue import CATALOGUE
 from crucible_kit.settings import KitSettings, Setting, describe
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Iterator
 import nats
 import pytest
 
-from crucible_cli import nats_server
+from crucible_cli.up import nats_server
 from crucible_core.subjects import Names
-from crucible_kit.bus import Bus, open_bus
+from crucible_kit.nats.bus import Bus, open_bus
 from tests.collector import Collector, collecting
 
 _START_S = 20.0

@@ -5,7 +5,7 @@ import msgspec
 from crucible_core.protocol.worlds import RoomRecord, WorldRecord
 from crucible_core.subjects import token
 from crucible_kit.buckets import open_bucket
-from crucible_kit.bus import Bus
+from crucible_kit.nats.bus import Bus
 
 AT = "2026-11-21T09:00:00.000000Z"
 

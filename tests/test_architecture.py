@@ -57,14 +57,14 @@ PURE = {
 """What the core may import: no I/O, no clock, no environment, no randomness."""
 IMPURE_CALLS = {"now", "utcnow", "today", "open", "input", "print"}
 
-EGRESS_HOME = "libs/kit/crucible_kit/exchange.py"
+EGRESS_HOME = "libs/kit/crucible_kit/http/exchange.py"
 HTTP_CLIENTS = {"aiohttp", "httpx", "httpx2", "requests", "urllib3", "pyreqwest"}
 CONNECTING = {"open_connection", "create_connection", "start_connection", "urlopen", "getaddrinfo", "gethostbyname"}
-BUS_HOME = "libs/kit/crucible_kit/bus.py"
+BUS_HOME = "libs/kit/crucible_kit/nats/bus.py"
 YAML_HOME = "libs/core/crucible_core/yaml.py"
 HOMES = {"nats": BUS_HOME, "yaml": YAML_HOME}
 NAMES_HOME = "libs/core/crucible_core/subjects.py"
-STATUS_HOME = "libs/kit/crucible_kit/asgi.py"
+STATUS_HOME = "libs/kit/crucible_kit/http/asgi.py"
 BUS_NAME = re.compile(
     r"(Nats|Crucible)-[A-Z][A-Za-z-]*$"  # headers on the bus; those of webhooks begin with X-Crucible-
     r"|\$(JS|KV|SYS|O)\."
@@ -194,7 +194,7 @@ def parse(source: str) -> ast.Module:
 
 
 def package(path: str) -> str:
-    """`crucible_kit` of libs/kit/crucible_kit/bus.py."""
+    """`crucible_kit` of libs/kit/crucible_kit/nats/bus.py."""
     return path.split("/")[2]
 
 
@@ -291,7 +291,7 @@ PLANTED: list[tuple[Rule, str, str]] = [
     (impure_core, CORE, "from datetime import datetime\nx = datetime.now()"),
     (impure_core, CORE, "x = open('file')"),
     (stray_imports, EVENTS, "import nats"),
-    (stray_imports, "libs/kit/crucible_kit/work.py", "from nats.js import api"),
+    (stray_imports, "libs/kit/crucible_kit/nats/consumer.py", "from nats.js import api"),
     (stray_imports, EVENTS, "import yaml"),
     (stray_connections, EVENTS, "import httpx"),
     (stray_connections, KIT, "from aiohttp import ClientSession"),

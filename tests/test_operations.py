@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from crucible_core.subjects import Names, kv_stream
-from crucible_kit.bus import Bus
+from crucible_kit.nats.bus import Bus
+from crucible_kit.nats.consumer import ensure_durable
+from crucible_kit.nats.streams import BUCKETS, declare_bucket, declare_streams
 from crucible_kit.settings import KitSettings
-from crucible_kit.streams import BUCKETS, declare_bucket, declare_streams
-from crucible_kit.work import ensure_durable
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "operations.md").read_text()

@@ -7,8 +7,8 @@ import msgspec
 
 from crucible_core.envelope import Data, Event, Metadata, Source, decode, encode
 from crucible_core.redaction import Place, mark, tombstone
-from crucible_kit.bus import Bus
-from crucible_kit.frames import Outgoing
+from crucible_kit.nats.bus import Bus
+from crucible_kit.nats.frames import Outgoing
 
 
 async def tell(bus: Bus, sequence: int) -> int:

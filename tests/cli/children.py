@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from crucible_cli.stack import look
-from crucible_cli.supervisor import Program
+from crucible_cli.up.stack import look
+from crucible_cli.up.supervisor import Program
 
 SERVER = """
 import signal, socket, sys, time

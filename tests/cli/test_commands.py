@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
+from crucible_cli.errors import explain
 from crucible_cli.main import COMMANDS, load
-from crucible_cli.state import DataDir, read_admin_key
 from crucible_cli.summary import reason
-from crucible_cli.trouble import explain
+from crucible_cli.up.state import DataDir, read_admin_key
 from crucible_core.decode import convert
+from crucible_core.definition import HookDefinition
 from crucible_core.errors import FieldError, InvalidError, NotFoundError
 from crucible_core.hookfile import read_hook
-from crucible_core.hooks import HookDefinition
 from tests.client.playing import KEY, Played, trouble
 
 Run = Callable[..., Any]

@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from crucible_cli import ndjson
-from crucible_cli.given import fields_of, filter_of, moment_of
+from crucible_cli.options import fields_of, filter_of, moment_of
 from crucible_core.envelope import MAX_EVENT_BYTES
 from tests.client.playing import Played, trouble
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from crucible_cli.forking import Forker
+from crucible_cli.up.fork import Forker
 from tests.kit.outage import until
 
 MODULE = "tests.cli.forked"

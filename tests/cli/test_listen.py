@@ -11,7 +11,7 @@ import httpx
 import pytest
 from rich.console import Console
 
-from crucible_cli.listen import delivery_view
+from crucible_cli.commands.listen import delivery_view
 from crucible_cli.receiver import Delivery, receiver
 from crucible_webhooks.signing import sign, signing_key
 from tests.client.playing import serving

@@ -10,9 +10,8 @@ from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from crucible_cli.doctor import Diagnosis, Finding, diagnosis_view, loss_text
-from crucible_cli.health import Health, Service, health_view
-from crucible_cli.listing import UNCUT, Column, Listing, shortened
+from crucible_cli.commands.doctor import Diagnosis, Finding, Health, Service, diagnosis_view, health_view, loss_text
+from crucible_cli.layout import UNCUT, Column, Listing, shortened
 from crucible_cli.tables import (
     attempts_table,
     count_table,
@@ -35,9 +34,9 @@ from crucible_core.protocol.events import EventType
 from crucible_core.protocol.hooks import HookView, RunRecord
 from crucible_core.protocol.losses import Loss
 from crucible_core.protocol.memory import MemoryStatus, ScoredMemory, SkippedEvent
+from crucible_core.protocol.parts import Check, CheckStep, Counters, TypeFilter
 from crucible_core.protocol.replays import Replay, ReplayTarget
 from crucible_core.protocol.retention import RetentionRule, RetentionView
-from crucible_core.protocol.shared import Check, CheckStep, Counters, TypeFilter
 from crucible_core.protocol.webhooks import AttemptRecord, WebhookOptions, WebhookView
 from crucible_core.protocol.worlds import RoomView, WorldView
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import nats
 import pytest
 
-from crucible_cli import nats_server
-from crucible_cli.nats_server import NatsServer
+from crucible_cli.up import nats_server
+from crucible_cli.up.nats_server import NatsServer
 from crucible_core.errors import InvalidError
 
 

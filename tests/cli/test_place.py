@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from crucible_cli.place import Place, find_place
-from crucible_cli.state import DataDir, UpState, write_private, write_up
+from crucible_cli.session import Place, find_place
+from crucible_cli.up.state import DataDir, UpState, write_private, write_up
 
 UP = "http://127.0.0.1:9080"
 

@@ -3,8 +3,8 @@ import json
 
 from rich.console import Console
 
-from crucible_cli.screen import LiveScreen, PlainScreen, open_screen
-from crucible_cli.supervisor import Notice
+from crucible_cli.up.screen import LiveScreen, PlainScreen, open_screen
+from crucible_cli.up.supervisor import Notice
 
 PORTS = {"nats": 4222, "events": 8081}
 

@@ -9,10 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from crucible_cli.nats_server import free_port
-from crucible_cli.output import Output, rotate
-from crucible_cli.processes import Born, birth, describe_exit, end_stale, record
-from crucible_cli.supervisor import FIRST_DELAY_S, LAST_DELAY_S, Health, Notice, Program, Supervisor, next_delay
+from crucible_cli.up.nats_server import free_port
+from crucible_cli.up.processes import Born, Output, birth, describe_exit, end_stale, record, rotate
+from crucible_cli.up.supervisor import FIRST_DELAY_S, LAST_DELAY_S, Health, Notice, Program, Supervisor, next_delay
 from crucible_core.errors import UnavailableError
 from tests.cli.children import server, until, wait
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+from crucible_cli.commands.watch import Folder, Watched, Watcher
 from crucible_cli.notes import Note, changes, is_note, scan
-from crucible_cli.watch import Folder, Watched, Watcher
 from crucible_client import Crucible
-from crucible_core.catalogue import CATALOGUE
 from crucible_core.errors import CrucibleError
+from crucible_core.types.catalogue import CATALOGUE
 from tests.client.playing import BROKEN, KEY, Played, trouble
 
 Run = Callable[..., Any]

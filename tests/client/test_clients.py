@@ -9,7 +9,7 @@ import pytest
 from starlette.responses import PlainTextResponse
 
 from crucible_client import AsyncCrucible, Crucible, UnreachableError, aio, sync
-from crucible_client.answers import raise_for
+from crucible_client.response import raise_for
 from crucible_core.errors import (
     ConflictError,
     CrucibleError,

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from crucible_client import AsyncCrucible, BatchItem, Count, Crucible, Retries
+from crucible_client.batches import BATCH_BYTES, Packer, Shipment, packed
 from crucible_client.calls.events import line_of
 from crucible_client.export import Export
 from crucible_client.results import Batch
-from crucible_client.shipment import BATCH_BYTES, Packer, Shipment, packed
 from crucible_core.errors import InvalidError, UnavailableError
 from tests.client.playing import BROKEN, KEY, Played, trouble
 

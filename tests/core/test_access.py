@@ -11,6 +11,7 @@ from crucible_core.access import (
     EVERYTHING,
     OPERATOR,
     Grant,
+    KeyRecord,
     Principal,
     Scope,
     is_operators,
@@ -19,8 +20,7 @@ from crucible_core.access import (
 )
 from crucible_core.envelope import Data, Event, Metadata, Source
 from crucible_core.errors import ForbiddenError
-from crucible_core.protocol.keys import KeyRecord
-from crucible_core.protocol.shared import Owned
+from crucible_core.protocol.parts import Owned
 from crucible_core.subjects import Names
 
 WORLDS, ROOMS = ("default", "acme", "wörld"), ("main", "lab")

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crucible_core.catalogue import ANY_CUSTOM, CATALOGUE, Catalogue, Kind
 from crucible_core.errors import CrucibleError, FieldError, InvalidError, MalformedError
-from crucible_core.payloads import RESERVED, Closed
 from crucible_core.protocol.hooks import RunRecord
 from crucible_core.protocol.webhooks import AttemptRecord
+from crucible_core.types.catalogue import ANY_CUSTOM, CATALOGUE, Catalogue, Kind
+from crucible_core.types.payloads import RESERVED, Closed
 
 CONTRACT = {
     "Memory": "Created Updated Deleted Linked Unlinked Tagged Untagged Accessed Consolidated Pruned Restored "

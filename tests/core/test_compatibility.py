@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crucible_core.compatibility import breaks
-from crucible_core.schemas import check_schema
+from crucible_core.schemas.compatibility import breaks
+from crucible_core.schemas.dialect import check_schema
 
 ORDER: dict[str, Any] = {
     "type": "object",

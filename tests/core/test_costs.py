@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from crucible_core.costs import MOST, steps
 from crucible_core.envelope import MAX_DEPTH
+from crucible_core.schemas.costs import MOST, steps
 
 HERE = {"$ref": "#"}
 

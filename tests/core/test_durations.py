@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crucible_core.durations import MAX_S, format_keep, parse_keep
 from crucible_core.errors import InvalidError
+from crucible_core.times import MAX_S, format_keep, parse_keep
 
 
 @given(st.integers(1, MAX_S))

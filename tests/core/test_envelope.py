@@ -10,15 +10,7 @@ from hypothesis import strategies as st
 
 from crucible_core import errors
 from crucible_core.envelope import Data, Event, Metadata, Source, decode, encode, with_sequence
-from crucible_core.errors import (
-    BY_CODE,
-    CrucibleError,
-    DeniedError,
-    FieldError,
-    InvalidError,
-    Problem,
-    from_problem,
-)
+from crucible_core.errors import BY_CODE, CrucibleError, DeniedError, FieldError, InvalidError, Problem, from_problem
 from crucible_core.suggest import did_you_mean, nearest
 
 texts = st.text()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from crucible_core.envelope import Data, Event, Metadata, Source
 from crucible_core.errors import FieldError, InvalidError
-from crucible_core.filters import anchors, compile_document_filter, compile_filter
+from crucible_core.filters.filter import anchors, compile_document_filter, compile_filter
 
 ABSENT = object()
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from crucible_core.envelope import Data, Event, Metadata, Source
 from crucible_core.errors import InvalidError
-from crucible_core.matcher import CompiledFilters, Matcher, compile_filters
-from crucible_core.protocol.shared import TypeFilter
+from crucible_core.filters.matcher import CompiledFilters, Matcher, compile_filters
+from crucible_core.protocol.parts import TypeFilter
 
 
 def an_event(dotted: str, payload: dict[str, Any] | None = None, entity: str | None = None) -> Event:

@@ -1,11 +1,11 @@
 import msgspec
 import pytest
 
-from crucible_core.catalogue import CATALOGUE
 from crucible_core.envelope import Data, Event, Metadata, Redaction, Source, decode, encode
 from crucible_core.errors import InvalidError
 from crucible_core.redaction import Place, checked_empty, left_of, mark, place_of, tombstone, type_of
 from crucible_core.subjects import REDACTS, RUN, Names
+from crucible_core.types.catalogue import CATALOGUE
 
 
 def event(id: str, type: str = "Memory", name: str = "Created", payload: object = None) -> Event:

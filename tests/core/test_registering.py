@@ -5,13 +5,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from crucible_core.catalogue import CATALOGUE, Catalogue, Registered, UnknownTypeError
 from crucible_core.envelope import Data, Event, Metadata, Source
 from crucible_core.errors import ConflictError, InvalidError
-from crucible_core.matcher import Matcher, compile_filters
+from crucible_core.filters.matcher import Matcher, compile_filters
 from crucible_core.protocol.events import RegisterType, TypeRecord, TypeVersion
-from crucible_core.protocol.shared import TypeFilter
-from crucible_core.registering import MAX_RECORD, MAX_TYPES, check_request, registered
+from crucible_core.protocol.parts import TypeFilter
+from crucible_core.types.catalogue import CATALOGUE, Catalogue, Registered, UnknownTypeError
+from crucible_core.types.registration import MAX_RECORD, MAX_TYPES, check_request, registered
 
 SCHEMA: dict[str, Any] = {
     "type": "object",

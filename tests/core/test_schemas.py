@@ -5,11 +5,10 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
-from crucible_core.declared import example_of_schema, shape_of_schema
 from crucible_core.errors import InvalidError
-from crucible_core.schemas import DIALECT, MAX_BYTES, MAX_IN_PLACE, MAX_SUBSCHEMAS, check_schema
-from crucible_core.shape import ITEM
-from crucible_core.versions import precedence
+from crucible_core.schemas.dialect import DIALECT, MAX_BYTES, MAX_IN_PLACE, MAX_SUBSCHEMAS, check_schema
+from crucible_core.types.registration import precedence
+from crucible_core.types.shape import ITEM, example_of_schema, shape_of_schema
 
 TREE: dict[str, Any] = {
     "type": "object",

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from crucible_core.catalogue import CATALOGUE
 from crucible_core.envelope import Data, Event, Metadata, Source
 from crucible_core.errors import InvalidError
-from crucible_core.filters import anchors, compile_filter
-from crucible_core.matcher import Matcher, compile_filters
-from crucible_core.protocol.shared import TypeFilter
-from crucible_core.synonyms import other_names, other_paths
+from crucible_core.filters.filter import anchors, compile_filter
+from crucible_core.filters.matcher import Matcher, compile_filters
+from crucible_core.protocol.parts import TypeFilter
+from crucible_core.types.catalogue import CATALOGUE
+from crucible_core.types.synonyms import other_names, other_paths
 
 MISSION: list[tuple[str, dict[str, Any]]] = [
     (

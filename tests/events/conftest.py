@@ -13,11 +13,11 @@ from starlette.applications import Starlette
 from crucible_core.access import OPERATOR
 from crucible_core.envelope import Event, decode
 from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, NewEvent, QueryReply, QueryRequest
-from crucible_core.protocol.shared import GetRequest
+from crucible_core.protocol.parts import GetRequest
 from crucible_core.subjects import Names
 from crucible_events.app import create_app
 from crucible_events.settings import Settings
-from crucible_kit.bus import Bus
+from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import call
 
 Running = Callable[[], contextlib.AbstractAsyncContextManager[Starlette]]

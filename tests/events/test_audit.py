@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 
-from crucible_cli import nats_server
+from crucible_cli.up import nats_server
 from crucible_core.access import OPERATOR
 from crucible_core.envelope import Source, decode
 from crucible_core.protocol.events import RedactRequest
@@ -24,7 +24,7 @@ from crucible_core.protocol.worlds import ChangeWorld
 from crucible_core.subjects import Names
 from crucible_events.app import create_app
 from crucible_events.settings import Settings
-from crucible_kit.bus import Bus, open_bus
+from crucible_kit.nats.bus import Bus, open_bus
 from crucible_kit.rpc import call
 
 from .conftest import Asker, Running, eventually, new, until

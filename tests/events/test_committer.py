@@ -7,15 +7,15 @@ import pytest
 
 from crucible_core.errors import ConflictError, LimitedError, UnavailableError, UnknownOutcomeError
 from crucible_core.subjects import EXPECTED_SEQUENCE, EXPECTED_SUBJECT, Names
-from crucible_events.committer import FEW, Committer
+from crucible_events.append.committer import FEW, Committer
 from crucible_events.settings import Settings
 from crucible_kit import deadline
-from crucible_kit.bus import Bus, DuplicateError, Stored
 from crucible_kit.deadline import Caller
-from crucible_kit.frames import Outgoing
-from crucible_kit.metrics import Metrics
-from crucible_kit.streams import declare_streams
-from crucible_kit.telemetry import Telemetry
+from crucible_kit.nats.bus import Bus, DuplicateError, Stored
+from crucible_kit.nats.frames import Outgoing
+from crucible_kit.nats.streams import declare_streams
+from crucible_kit.telemetry.metrics import Metrics
+from crucible_kit.telemetry.spans import Telemetry
 
 from .conftest import until
 

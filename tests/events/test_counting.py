@@ -7,12 +7,13 @@ import pytest
 from starlette.applications import Starlette
 
 from crucible_core.access import OPERATOR
-from crucible_core.catalogue import CATALOGUE
 from crucible_core.errors import InvalidError
 from crucible_core.protocol.events import CountReply, CountRequest, QueryRequest
-from crucible_events import counting, query, store
+from crucible_core.types.catalogue import CATALOGUE
+from crucible_events import store
+from crucible_events.query import counts, query
 from crucible_events.settings import Settings
-from crucible_kit.index import open_index
+from crucible_kit.index.index import open_index
 from crucible_kit.rpc import call
 from tests.cases import each_of
 from tests.places import make_world
@@ -93,7 +94,7 @@ async def test_a_count_beyond_its_budget_goes_on_where_it_ended(
     async with open_index(path, log.bus, log.bus.names.log_streams, store.VERSION, store.SCHEMA) as index:
         while not complete:
             checked = query.checked(QueryRequest(**asked, after=after), CATALOGUE)
-            part = await counting.count(index, checked, None, budget_s=0.0, window=4)
+            part = await counts.count(index, checked, None, budget_s=0.0, window=4)
             total, after, parts, complete = total + part.count, part.counted_to, parts + 1, part.complete
     assert (total, after) == ((await counted(log, **asked)).count, 30)
     assert parts > 2

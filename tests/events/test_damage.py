@@ -10,10 +10,10 @@ from starlette.applications import Starlette
 
 from crucible_core.subjects import RUN, Names, kv_stream, kv_subject
 from crucible_events.damage import other_streams
-from crucible_kit.bus import Bus
-from crucible_kit.frames import Outgoing
+from crucible_kit.nats.bus import Bus
+from crucible_kit.nats.frames import Outgoing
+from crucible_kit.nats.streams import BUCKETS, declare_bucket, declare_streams
 from crucible_kit.settings import KitSettings
-from crucible_kit.streams import BUCKETS, declare_bucket, declare_streams
 
 from .conftest import until
 from .test_audit import Machine, losses, told

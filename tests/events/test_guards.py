@@ -7,19 +7,19 @@ import msgspec
 import pytest
 from starlette.applications import Starlette
 
-from crucible_core.catalogue import CATALOGUE
 from crucible_core.envelope import decode
 from crucible_core.errors import DeniedError, NotFoundError
 from crucible_core.protocol.hooks import HookRecord, InterceptReply, InterceptRequest
-from crucible_events.guards import Guards
-from crucible_events.stamping import Defaults, stamp
-from crucible_events.validation import Payloads
+from crucible_core.types.catalogue import CATALOGUE
+from crucible_events.append.prehooks import Guards
+from crucible_events.append.stamp import Defaults, stamp
+from crucible_events.append.validation import Payloads
 from crucible_kit.buckets import Bucket, open_bucket
-from crucible_kit.bus import Bus
-from crucible_kit.metrics import Metrics
+from crucible_kit.nats.bus import Bus
 from crucible_kit.principals import open_principals
 from crucible_kit.rpc import Context, Endpoint, serve
-from crucible_kit.telemetry import open_telemetry
+from crucible_kit.telemetry.metrics import Metrics
+from crucible_kit.telemetry.spans import open_telemetry
 from crucible_kit.types import open_types
 
 from .conftest import Asker, Running, eventually, new

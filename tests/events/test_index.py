@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from crucible_cli import nats_server
+from crucible_cli.up import nats_server
 from crucible_core.errors import CrucibleError
 from crucible_core.subjects import Names
 from crucible_events import store
 from crucible_events.app import create_app
 from crucible_events.settings import Settings
-from crucible_kit.bus import Bus, open_bus
-from crucible_kit.frames import Outgoing
-from crucible_kit.index import Index, open_index
-from crucible_kit.metrics import Metrics
-from crucible_kit.streams import declare_streams
+from crucible_kit.index.index import Index, open_index
+from crucible_kit.nats.bus import Bus, open_bus
+from crucible_kit.nats.frames import Outgoing
+from crucible_kit.nats.streams import declare_streams
+from crucible_kit.telemetry.metrics import Metrics
 
 from .conftest import Asker, Running, delete_index, eventually, index_files, new, until
 

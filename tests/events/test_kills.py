@@ -16,7 +16,7 @@ import pytest
 from crucible_core.errors import CrucibleError
 from crucible_core.protocol.events import Appended
 from crucible_events.settings import Settings
-from crucible_kit.bus import Bus
+from crucible_kit.nats.bus import Bus
 
 from .conftest import Asker, eventually, new, starter
 from .test_snapshots import other, rows, snapshots

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from crucible_core.access import Grant, Scope
 from crucible_core.envelope import Data, Event, Metadata, Source, encode
 from crucible_core.errors import InvalidError
-from crucible_core.filters import compile_filter
-from crucible_events.pushdown import Condition, conditions, seen
+from crucible_core.filters.filter import compile_filter
+from crucible_events.query.query import Condition, conditions, seen
 from tests.core import test_access
 
 names = st.sampled_from(["a", "b", "tags", "x y", "ä", "to", "target", "links"])

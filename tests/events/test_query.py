@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 from starlette.applications import Starlette
 
 from crucible_core.access import OPERATOR
-from crucible_core.catalogue import CATALOGUE
 from crucible_core.envelope import decode
 from crucible_core.errors import InvalidError, NotFoundError
 from crucible_core.position import Position
 from crucible_core.protocol.events import CountReply, CountRequest, QueryRequest, TypesReply
-from crucible_events import answer, query, scan, store
+from crucible_core.types.catalogue import CATALOGUE
+from crucible_events import store
 from crucible_events.api import TypesRequest
+from crucible_events.query import query, scan
 from crucible_kit.rpc import call
 from tests.cases import each_of
 from tests.places import make_world
@@ -139,7 +140,7 @@ async def test_a_cursor_belongs_to_its_query(log: Asker) -> None:
 
 
 async def test_a_costly_query_is_answered_in_parts(log: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answer, "BUDGET", 5)
+    monkeypatch.setattr(scan, "BUDGET", 5)
     page = await log.query(actor="user:a", room_id="attic")
     assert page.next_cursor
     found = list(page.events)

@@ -20,15 +20,15 @@ from crucible_core.redaction import Place, mark, tombstone
 from crucible_core.subjects import MSG_ID, NO_REACTION, REDACTS
 from crucible_events import store
 from crucible_events.app import create_app
-from crucible_events.erasing import Eraser
+from crucible_events.redaction import Eraser
 from crucible_events.settings import Settings
 from crucible_kit.buckets import open_bucket
-from crucible_kit.bus import Message
-from crucible_kit.frames import Outgoing
-from crucible_kit.index import open_index
-from crucible_kit.metrics import Metrics
-from crucible_kit.reading import read
+from crucible_kit.index.index import open_index
+from crucible_kit.nats.bus import Message
+from crucible_kit.nats.frames import Outgoing
+from crucible_kit.nats.reader import read
 from crucible_kit.rpc import call
+from crucible_kit.telemetry.metrics import Metrics
 from tests.places import make_world
 
 from .conftest import Asker, Running, delete_index, eventually, index_files, new, until

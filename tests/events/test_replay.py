@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 
 from crucible_core.access import OPERATOR
 from crucible_core.errors import ConflictError, InvalidError, LimitedError, NotFoundError, UnavailableError
+from crucible_core.protocol.parts import GetRequest, TypeFilter
 from crucible_core.protocol.replays import (
     Replay,
     Replayable,
@@ -21,13 +22,12 @@ from crucible_core.protocol.replays import (
     StartReplay,
     SteerReplay,
 )
-from crucible_core.protocol.shared import GetRequest, TypeFilter
-from crucible_events.replaying import MAX_UNFINISHED
-from crucible_events.replays import MOST_KEPT
-from crucible_kit.bus import Bus
+from crucible_events.replay.registry import MOST_KEPT
+from crucible_events.replay.requests import MAX_UNFINISHED
 from crucible_kit.clock import fresh_id, now_ms, timestamp
+from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import Context, Endpoint, call, serve
-from crucible_kit.telemetry import Telemetry
+from crucible_kit.telemetry.spans import Telemetry
 from tests.cases import each_of
 from tests.places import make_world
 

@@ -7,19 +7,19 @@ import pytest
 from starlette.applications import Starlette
 
 from crucible_core.access import OPERATOR
-from crucible_core.durations import format_keep, parse_keep
 from crucible_core.errors import ConflictError, InvalidError
 from crucible_core.protocol.retention import PutRetention, RetentionRule, RetentionRules, RetentionView
 from crucible_core.subjects import KEEP, TTL
+from crucible_core.times import format_keep, parse_keep
 from crucible_events import store
-from crucible_events.keeping import DEFAULT, FOREVER, Keeping, expiry_of, keeping
+from crucible_events.append.lifetime import DEFAULT, FOREVER, Keeping, expiry_of, keeping
 from crucible_events.retention import RetentionRequest
 from crucible_events.settings import Settings
 from crucible_kit.buckets import open_bucket
-from crucible_kit.bus import Bus
-from crucible_kit.index import open_index
+from crucible_kit.index.index import open_index
+from crucible_kit.nats.bus import Bus
+from crucible_kit.nats.streams import DAY_S, declare_streams
 from crucible_kit.rpc import call
-from crucible_kit.streams import DAY_S, declare_streams
 from tests.places import make_world
 
 from .conftest import Asker, Running, delete_index, eventually, new, starter

@@ -21,8 +21,8 @@ from crucible_core.protocol.events import (
     TypesReply,
     TypesRequest,
 )
-from crucible_core.protocol.shared import GetRequest
-from crucible_kit.bus import Bus
+from crucible_core.protocol.parts import GetRequest
+from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import call
 from tests.places import make_world
 

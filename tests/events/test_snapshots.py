@@ -15,11 +15,11 @@ from crucible_core.access import OPERATOR
 from crucible_core.protocol.worlds import ChangeWorld, WorldMade
 from crucible_core.subjects import Names
 from crucible_events.settings import Settings
-from crucible_kit.bus import Bus, Message
-from crucible_kit.frames import Outgoing
-from crucible_kit.reading import read
+from crucible_kit.index.snapshots import Store, Stored
+from crucible_kit.nats.bus import Bus, Message
+from crucible_kit.nats.frames import Outgoing
+from crucible_kit.nats.reader import read
 from crucible_kit.rpc import call
-from crucible_kit.snapshots import Store, Stored
 from tests.conftest import delete_streams
 
 from .conftest import Asker, Running, delete_index, eventually, new, starter

@@ -5,15 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crucible_core.catalogue import CATALOGUE
 from crucible_core.envelope import MAX_EVENT_BYTES, Redaction, Source, decode
 from crucible_core.errors import InvalidError, MalformedError, TooLargeError
 from crucible_core.ids import make_id
 from crucible_core.limits import MEMORY_PATHS
 from crucible_core.protocol.events import NewEvent
 from crucible_core.times import parse_time
-from crucible_events.stamping import Defaults, Stamped, stamp
-from crucible_events.validation import Payloads
+from crucible_core.types.catalogue import CATALOGUE
+from crucible_events.append.stamp import Defaults, Stamped, stamp
+from crucible_events.append.validation import Payloads
 
 DEFAULTS = Defaults("evt_1", "2026-11-21T10:00:00.000000Z", "cor_1", "00-" + "1" * 32 + "-" + "2" * 16 + "-01")
 PAYLOADS = Payloads(lambda: CATALOGUE)

@@ -12,7 +12,6 @@ import pytest
 from starlette.applications import Starlette
 
 from crucible_core.access import OPERATOR
-from crucible_core.catalogue import CATALOGUE
 from crucible_core.errors import ConflictError, InvalidError
 from crucible_core.position import stream_number
 from crucible_core.protocol.events import (
@@ -26,14 +25,15 @@ from crucible_core.protocol.events import (
 from crucible_core.protocol.retention import PutRetention, RetentionRule, RetentionView
 from crucible_core.protocol.worlds import ChangeWorld
 from crucible_core.subjects import Names
-from crucible_events import counting, query
+from crucible_core.types.catalogue import CATALOGUE
 from crucible_events.app import create_app
 from crucible_events.audit import lost_ends
+from crucible_events.query import counts, query
 from crucible_events.settings import Settings
-from crucible_kit.bus import Bus, open_bus
 from crucible_kit.eventlog import event_at, log_end, read_log
+from crucible_kit.nats.bus import Bus, open_bus
+from crucible_kit.nats.streams import declare_streams
 from crucible_kit.rpc import call
-from crucible_kit.streams import declare_streams
 from tests.conftest import delete_streams
 from tests.places import make_world
 
@@ -149,7 +149,7 @@ async def test_counts_go_on_where_they_ended(service: Starlette, log: Asker) -> 
     index, total, after, parts = service.state.audit._index, 0, 0, 0
     while True:
         asked = query.checked(QueryRequest(type=["Custom.note"], after=after), CATALOGUE)
-        part = await counting.count(index, asked, None, budget_s=0, window=4)
+        part = await counts.count(index, asked, None, budget_s=0, window=4)
         total, after, parts = total + part.count, part.counted_to, parts + 1
         if part.complete:
             break

@@ -6,11 +6,11 @@ import pytest
 
 from crucible_core.errors import UnavailableError
 from crucible_core.subjects import Names
-from crucible_events.committer import FEW, Committer
-from crucible_kit.bus import Bus
-from crucible_kit.frames import Outgoing
-from crucible_kit.metrics import Metrics
-from crucible_kit.telemetry import TraceContext, open_telemetry
+from crucible_events.append.committer import FEW, Committer
+from crucible_kit.nats.bus import Bus
+from crucible_kit.nats.frames import Outgoing
+from crucible_kit.telemetry.metrics import Metrics
+from crucible_kit.telemetry.spans import TraceContext, open_telemetry
 from tests.collector import CONSUMER, ERROR, PRODUCER, Collector, attributes_of
 
 from .conftest import Asker, Running, new

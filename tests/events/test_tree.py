@@ -7,8 +7,8 @@ from crucible_core.access import OPERATOR
 from crucible_core.envelope import Data, Event, Metadata, Source, decode, encode
 from crucible_core.errors import NotFoundError
 from crucible_core.protocol.events import TraceNode, TraceReply, TraceRequest
+from crucible_events.query.tree import MAX_LEVELS, fitting, grow
 from crucible_events.store import Sized
-from crucible_events.tree import MAX_LEVELS, fitting, grow
 from crucible_kit.rpc import call
 
 from .conftest import Asker, new

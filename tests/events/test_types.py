@@ -11,7 +11,6 @@ import pytest
 from starlette.applications import Starlette
 
 from crucible_core.access import OPERATOR
-from crucible_core.catalogue import CATALOGUE, Registered
 from crucible_core.errors import ConflictError, InvalidError, NotFoundError
 from crucible_core.protocol.events import (
     DescribedType,
@@ -24,17 +23,18 @@ from crucible_core.protocol.events import (
     TypeVersion,
 )
 from crucible_core.protocol.hooks import GuardedRequest, HookRecord
+from crucible_core.protocol.parts import GetRequest, TypeFilter
 from crucible_core.protocol.retention import PutRetention, RetentionRule, RetentionView
-from crucible_core.protocol.shared import GetRequest, TypeFilter
 from crucible_core.subjects import TTL, Names, token
+from crucible_core.types.catalogue import CATALOGUE, Registered
 from crucible_events.app import create_app
-from crucible_events.selection import select
+from crucible_events.append.validation import Validator
+from crucible_events.replay.extent import select
 from crucible_events.settings import Settings
-from crucible_events.validation import Validator
 from crucible_kit.buckets import open_bucket
-from crucible_kit.bus import Bus
+from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import Context, Endpoint, call, call_all, serve
-from crucible_kit.telemetry import Telemetry
+from crucible_kit.telemetry.spans import Telemetry
 from crucible_kit.types import BUCKET, open_types
 
 from .conftest import Asker, Running, eventually, new, until

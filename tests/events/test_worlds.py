@@ -13,7 +13,7 @@ from crucible_core.errors import ConflictError, DeniedError, InvalidError, NotFo
 from crucible_core.protocol.events import AppendReply, AppendRequest
 from crucible_core.protocol.hooks import HookRecord, InterceptReply, InterceptRequest
 from crucible_core.protocol.memory import Cause
-from crucible_core.protocol.shared import GetRequest, ListRequest
+from crucible_core.protocol.parts import GetRequest, ListRequest
 from crucible_core.protocol.worlds import (
     ChangeRoom,
     ChangeWorld,
@@ -26,13 +26,13 @@ from crucible_core.protocol.worlds import (
 )
 from crucible_core.subjects import token
 from crucible_events.app import create_app
-from crucible_events.places import Places
 from crucible_events.settings import Settings
-from crucible_events.worlds import Worlds, ensure_default
+from crucible_events.worlds.registry import Places
+from crucible_events.worlds.requests import Worlds, ensure_default
 from crucible_kit.buckets import Bucket, open_bucket
-from crucible_kit.bus import Bus
+from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import Context, Endpoint, call, serve
-from crucible_kit.telemetry import Telemetry
+from crucible_kit.telemetry.spans import Telemetry
 
 from .conftest import Asker, Running, delete_index, eventually, new, until
 

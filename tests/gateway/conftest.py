@@ -19,12 +19,12 @@ from crucible_events import app as events_app
 from crucible_events.settings import Settings as EventsSettings
 from crucible_gateway.app import create_app
 from crucible_gateway.settings import Settings
-from crucible_kit.bus import Bus
-from crucible_kit.connection import Connection
-from crucible_kit.frames import Outgoing
+from crucible_kit.http.connection import Connection
+from crucible_kit.http.server import WEBSOCKET
+from crucible_kit.nats.bus import Bus
+from crucible_kit.nats.frames import Outgoing
 from crucible_kit.rpc import Context, Endpoint, serve
-from crucible_kit.server import WEBSOCKET
-from crucible_kit.telemetry import Telemetry
+from crucible_kit.telemetry.spans import Telemetry
 
 KEY = "the-admin-key"
 HEADERS = {"Authorization": f"Bearer {KEY}"}

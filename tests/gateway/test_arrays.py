@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crucible_core.errors import MalformedError
-from crucible_gateway.arrays import Splitter
-from crucible_gateway.intake import MAX_SENT_BYTES
+from crucible_gateway.body.batches import Splitter
+from crucible_gateway.body.events import MAX_SENT_BYTES
 
 texts = st.text(st.sampled_from('a"\\[]{},: \n\u00e4\U0001f600'), max_size=8)
 values = st.recursive(

@@ -9,7 +9,7 @@ import pytest
 from websockets.asyncio.client import connect
 
 from crucible_core.protocol.hooks import RegisterHook
-from crucible_kit.bus import Bus
+from crucible_kit.nats.bus import Bus
 from tests.cases import each_of
 
 from .conftest import HEADERS, Answers, Served, answering

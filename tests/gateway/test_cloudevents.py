@@ -15,16 +15,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from crucible_core.attributes import Value, is_text
-from crucible_core.catalogue import CATALOGUE
 from crucible_core.envelope import Event, Source, encode, with_sequence
 from crucible_core.errors import CrucibleError
 from crucible_core.protocol.events import NewEvent
-from crucible_events.stamping import Defaults, stamp
-from crucible_events.validation import Payloads
+from crucible_core.types.catalogue import CATALOGUE
+from crucible_events.append.stamp import Defaults, stamp
+from crucible_events.append.validation import Payloads
 from crucible_gateway import examples
 from crucible_gateway.accept import preferred
-from crucible_gateway.cloudevents import headers, incoming, outgoing
-from crucible_gateway.cloudevents.forms import asked_for_many, asked_for_one
+from crucible_gateway.body.cloudevents import content, reader, writer
+from crucible_gateway.body.cloudevents.forms import asked_for_many, asked_for_one
 from tests.cases import each_of
 
 from .conftest import until
@@ -172,7 +172,7 @@ async def test_other_event_formats_are_415(door: Door, kind: str) -> None:
     ],
 )
 def test_header_values(header: bytes, value: str) -> None:
-    assert headers.decoded([(b"ce-subject", header), (b"host", b"x")]) == {"subject": value}
+    assert content.decoded([(b"ce-subject", header), (b"host", b"x")]) == {"subject": value}
 
 
 @pytest.mark.parametrize("value", [b"%C0%A0", b"%ED%A0%80", b"%FF", b"\xff"])
@@ -183,13 +183,13 @@ async def test_header_that_is_not_utf8_is_refused(door: Door, value: bytes) -> N
 
 
 def test_encoded_headers_are_those_of_the_specification() -> None:
-    assert headers.encoded("Euro € 😀") == "Euro%20%E2%82%AC%20%F0%9F%98%80"
-    assert headers.encoded('"%" \x7f/a?b=c;d') == "%22%25%22%20%7F/a?b=c;d"
+    assert content.encoded("Euro € 😀") == "Euro%20%E2%82%AC%20%F0%9F%98%80"
+    assert content.encoded('"%" \x7f/a?b=c;d') == "%22%25%22%20%7F/a?b=c;d"
 
 
 @given(st.text().filter(is_text).map(str.strip))
 def test_header_round_trip(value: str) -> None:
-    assert headers.decoded([(b"ce-x", headers.encoded(value).encode("ascii"))]) == {"x": value}
+    assert content.decoded([(b"ce-x", content.encoded(value).encode("ascii"))]) == {"x": value}
 
 
 async def test_header_names_are_case_insensitive_and_unique(door: Door) -> None:
@@ -382,7 +382,7 @@ def sent_again(answer: httpx.Response) -> dict[str, Any]:
     """The attributes of a CloudEvent in an answer, whatever its mode."""
     if answer.headers["Content-Type"] == STRUCTURED:
         return dict(answer.json())
-    return dict(headers.decoded(answer.headers.raw))
+    return dict(content.decoded(answer.headers.raw))
 
 
 @pytest.mark.parametrize(
@@ -452,11 +452,11 @@ async def test_the_python_sdk_is_understood_and_understands(door: Door, write: A
 
 async def test_data_that_a_hook_gives_goes_out(door: Door) -> None:
     given = FEATURE | {"data": {"a": 1}}
-    event = stamped(incoming.from_structured(json.dumps(FEATURE).encode()))
+    event = stamped(reader.from_structured(json.dumps(FEATURE).encode()))
     assert event is not None
-    assert "data" not in json.loads(outgoing.structured(with_sequence(encode(event), 1)))
+    assert "data" not in json.loads(writer.structured(with_sequence(encode(event), 1)))
     changed = msgspec.structs.replace(event, data=msgspec.structs.replace(event.data, payload=given["data"]))
-    assert json.loads(outgoing.structured(with_sequence(encode(changed), 1)))["data"] == {"a": 1}
+    assert json.loads(writer.structured(with_sequence(encode(changed), 1)))["data"] == {"a": 1}
 
 
 # ---- data ------------------------------------------------------------------------------------------------------------
@@ -504,8 +504,8 @@ async def test_data_that_is_no_object(door: Door) -> None:
 def payload_of(answer: httpx.Response) -> Any:
     """What the way in makes of an answer."""
     if answer.headers["Content-Type"] == STRUCTURED:
-        return msgspec.json.decode(incoming.from_structured(answer.content).payload)
-    return msgspec.json.decode(incoming.from_binary(answer.headers.raw, answer.content).payload)
+        return msgspec.json.decode(reader.from_structured(answer.content).payload)
+    return msgspec.json.decode(reader.from_binary(answer.headers.raw, answer.content).payload)
 
 
 async def resent(door: Door, answer: httpx.Response) -> httpx.Response:
@@ -629,7 +629,7 @@ async def test_single_event_in_every_form(door: Door) -> None:
 
 
 def test_documented_example_is_what_goes_out() -> None:
-    assert json.loads(outgoing.structured(json.dumps(examples.EVENT).encode())) == examples.SENT_CLOUD_EVENT
+    assert json.loads(writer.structured(json.dumps(examples.EVENT).encode())) == examples.SENT_CLOUD_EVENT
 
 
 async def test_unknown_cloudevents_format_is_406(door: Door) -> None:
@@ -738,16 +738,16 @@ def test_what_goes_out_comes_in_as_the_same_event(new: NewEvent, sequence: int) 
     if event is None:
         return
     raw = with_sequence(encode(event), sequence)
-    again = stamped(incoming.from_structured(outgoing.structured(raw)))
+    again = stamped(reader.from_structured(writer.structured(raw)))
     assert again is not None
     assert as_dict(again) == as_dict(event)
-    document = json.loads(outgoing.structured(raw))
+    document = json.loads(writer.structured(raw))
     assert all(type(value) in (str, int, bool) for name, value in document.items() if name != "data")
-    assert outgoing.is_uri_reference(document["source"])
-    if (sent := outgoing.binary(raw)) is not None:
+    assert writer.is_uri_reference(document["source"])
+    if (sent := writer.binary(raw)) is not None:
         fields, kind, body = sent
         message = [(name.encode(), value.encode("ascii")) for name, value in fields.items()]
-        again = stamped(incoming.from_binary([*message, (b"content-type", kind.encode("ascii"))], body))
+        again = stamped(reader.from_binary([*message, (b"content-type", kind.encode("ascii"))], body))
         assert again is not None
         # Headers have no types: whole numbers and booleans come back as text.
         assert as_dict(again) == as_dict(with_texts(event))
@@ -756,7 +756,7 @@ def test_what_goes_out_comes_in_as_the_same_event(new: NewEvent, sequence: int) 
 def with_texts(event: Event) -> Event:
     extensions = event.metadata.extensions
     if isinstance(extensions, dict):
-        texts: dict[str, Value] = {name: incoming.canonical(value) for name, value in extensions.items()}
+        texts: dict[str, Value] = {name: reader.canonical(value) for name, value in extensions.items()}
         metadata = msgspec.structs.replace(event.metadata, extensions=texts)
         return msgspec.structs.replace(event, metadata=metadata)
     return event
@@ -770,12 +770,12 @@ def with_texts(event: Event) -> Event:
 )
 @example({"id": "1", "source": "crucible:user:%FF", "type": "Custom.X", "specversion": "1.0"})
 def test_what_comes_in_goes_out_with_its_attributes(sent: dict[str, Any]) -> None:
-    event = stamped(incoming.from_structured(json.dumps(sent).encode()))
+    event = stamped(reader.from_structured(json.dumps(sent).encode()))
     assert event is not None
-    document = json.loads(outgoing.structured(with_sequence(encode(event), 1)))
+    document = json.loads(writer.structured(with_sequence(encode(event), 1)))
     for name in ("subject", "ext"):
         assert document.get(name) == sent.get(name)
-    if outgoing.is_uri_reference(sent["source"]) and not sent["source"].startswith("crucible:"):
+    if writer.is_uri_reference(sent["source"]) and not sent["source"].startswith("crucible:"):
         assert document["source"] == sent["source"]
 
 
@@ -788,4 +788,4 @@ def test_what_comes_in_goes_out_with_its_attributes(sent: dict[str, Any]) -> Non
     ],
 )
 def test_uri_references(text: str, valid: bool) -> None:
-    assert outgoing.is_uri_reference(text) == valid
+    assert writer.is_uri_reference(text) == valid

@@ -14,7 +14,7 @@ import pytest
 from crucible_core.limits import MEMORY_PATHS
 from crucible_gateway.app import create_app
 from crucible_gateway.openapi import TAGS
-from crucible_gateway.routes.reference import openapi_bytes
+from crucible_gateway.routes.ops import openapi_bytes
 from crucible_gateway.settings import Settings
 
 DUMP = (

@@ -8,14 +8,14 @@ import httpx
 import msgspec
 import pytest
 
-from crucible_cli import nats_server
-from crucible_core.protocol.keys import KeyRecord
+from crucible_cli.up import nats_server
+from crucible_core.access import KeyRecord
 from crucible_core.subjects import Names
 from crucible_gateway.auth import key_hash
 from crucible_gateway.openapi import operations
-from crucible_gateway.routes.reference import content_policy
+from crucible_gateway.routes.ops import content_policy
 from crucible_kit.buckets import open_bucket
-from crucible_kit.bus import Bus, Message
+from crucible_kit.nats.bus import Bus, Message
 from tests.cases import each_of
 
 from .conftest import HEADERS, KEY, Answers, Serve, Served, launch, until

@@ -15,7 +15,7 @@ from crucible_client.subscription import Subscription
 from crucible_core.errors import InvalidError, UnavailableError
 from crucible_core.protocol.events import CountReply, CountRequest, QueryReply, QueryRequest
 from crucible_core.protocol.worlds import PlaceRequest
-from crucible_kit.bus import Bus
+from crucible_kit.nats.bus import Bus
 
 from .conftest import HEADERS, KEY, Answers, Served, answering, commit
 

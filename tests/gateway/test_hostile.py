@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from crucible_core.envelope import MAX_EVENT_BYTES
-from crucible_kit.connection import MAX_HEAD_BYTES, MAX_HEADERS, Connection
+from crucible_kit.http.connection import MAX_HEAD_BYTES, MAX_HEADERS, Connection
 from tests.cases import each_of
 
 from .conftest import HEADERS, KEY, Answers, Serve, Served, until

@@ -11,7 +11,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from crucible_kit.bus import Bus
+from crucible_kit.nats.bus import Bus
 from tests.cases import each_of
 
 from .conftest import HEADERS, KEY, Served, commit, until

@@ -3,8 +3,8 @@
 import httpx
 
 from crucible_core.errors import UnavailableError
-from crucible_core.protocol.shared import GetRequest
-from crucible_kit.bus import Bus
+from crucible_core.protocol.parts import GetRequest
+from crucible_kit.nats.bus import Bus
 from tests.collector import Collector, attributes_of
 
 from .conftest import HEADERS, Serve, answering

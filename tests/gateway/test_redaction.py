@@ -8,7 +8,7 @@ from websockets.asyncio.client import connect
 from crucible_core.errors import DeniedError, NotFoundError
 from crucible_core.protocol.events import AppendRequest, RedactRequest
 from crucible_gateway import examples
-from crucible_kit.bus import Bus
+from crucible_kit.nats.bus import Bus
 from tests.tombstones import tell
 
 from .conftest import HEADERS, Answers, Served, answering, commit, until

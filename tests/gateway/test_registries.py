@@ -10,11 +10,11 @@ import pytest
 from msgspec import UNSET
 
 from crucible_core.errors import ConflictError, NotFoundError
-from crucible_core.protocol import shared
+from crucible_core.protocol import parts
 from crucible_core.protocol.events import QueryRequest, TracedDelivery, TraceNode, TraceReply, TraceRequest
 from crucible_core.protocol.hooks import HookList, HookView, RegisterHook, RunList, RunsRequest
 from crucible_core.protocol.memory import Link, MemoryList, MemoryQuery, WriteMemory, WrittenMemory
-from crucible_core.protocol.shared import Check, Counters, EnableHook, GetRequest
+from crucible_core.protocol.parts import Check, Counters, EnableHook, GetRequest
 from crucible_core.protocol.webhooks import (
     CreateWebhook,
     EnableWebhook,
@@ -25,7 +25,7 @@ from crucible_core.protocol.webhooks import (
     UpdateWebhook,
 )
 from crucible_gateway import examples
-from crucible_kit.bus import Bus
+from crucible_kit.nats.bus import Bus
 from tests.cases import each_of
 
 from .conftest import answering
@@ -47,7 +47,7 @@ async def test_hooks(http: httpx.AsyncClient, bus: Bus) -> None:
         delete=GetRequest,
         enable=EnableHook,
         runs=RunsRequest,
-        test=shared.TestRequest,
+        test=parts.TestRequest,
     ) as hooks:
         hooks.replies = {
             **dict.fromkeys(("register", "get", "delete", "enable"), HOOK),
@@ -98,7 +98,7 @@ async def test_webhooks(http: httpx.AsyncClient, bus: Bus) -> None:
         update=UpdateWebhook,
         enable=EnableWebhook,
         rotate_secret=RotateSecret,
-        test=shared.TestRequest,
+        test=parts.TestRequest,
         resend=ResendEvent,
     ) as webhooks:
         view = msgspec.json.encode(examples.WEBHOOK_VIEW)

@@ -12,15 +12,15 @@ from starlette.applications import Starlette
 from websockets.asyncio.client import ClientConnection, connect
 
 from crucible_core.errors import ConflictError, NotFoundError
+from crucible_core.protocol.parts import GetRequest
 from crucible_core.protocol.replays import Replay, ReplayTarget, StartReplay, SteerReplay
-from crucible_core.protocol.shared import GetRequest
 from crucible_core.subjects import Names
 from crucible_events.app import create_app as create_events
 from crucible_events.settings import Settings as EventsSettings
 from crucible_gateway import examples
 from crucible_gateway.context import Nothing
-from crucible_kit.bus import Bus
-from crucible_kit.frames import Outgoing
+from crucible_kit.nats.bus import Bus
+from crucible_kit.nats.frames import Outgoing
 from tests.cases import each_of
 
 from .conftest import HEADERS, Serve, Served, answering, commit, until

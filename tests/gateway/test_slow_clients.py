@@ -16,9 +16,9 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from crucible_cli import nats_server
+from crucible_cli.up import nats_server
 from crucible_core.subjects import Names
-from crucible_kit.bus import Bus, open_bus
+from crucible_kit.nats.bus import Bus, open_bus
 from tests.kit.outage import Server, private_server, until
 
 from .conftest import KEY, commit

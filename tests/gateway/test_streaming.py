@@ -11,8 +11,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
 from crucible_core.protocol.worlds import PlaceRequest
-from crucible_gateway import hub as hubs
-from crucible_kit.bus import Bus
+from crucible_gateway.live import hub as hubs
+from crucible_kit.nats.bus import Bus
 from tests.cases import each_of
 
 from .conftest import HEADERS, Serve, Served, answering, commit, until

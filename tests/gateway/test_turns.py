@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 
-from crucible_gateway.arrays import elements
+from crucible_gateway.body.batches import elements
 
 from .conftest import HEADERS, Served
 

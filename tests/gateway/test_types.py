@@ -18,11 +18,11 @@ from crucible_core.protocol.events import (
     TypesRequest,
     TypeVersion,
 )
-from crucible_core.protocol.shared import GetRequest
+from crucible_core.protocol.parts import GetRequest
 from crucible_core.subjects import token
 from crucible_gateway import examples
 from crucible_kit.buckets import open_bucket
-from crucible_kit.bus import Bus
+from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import call_all
 from crucible_kit.types import BUCKET
 from tests.cases import each_of

@@ -8,8 +8,8 @@ from websockets.asyncio.client import connect
 
 from crucible_core.errors import ConflictError, FieldError, InvalidError, NotFoundError
 from crucible_core.protocol.memory import MemoryList, MemoryQuery
+from crucible_core.protocol.parts import GetRequest, ListRequest
 from crucible_core.protocol.retention import PutRetention, RetentionRule, RetentionView
-from crucible_core.protocol.shared import GetRequest, ListRequest
 from crucible_core.protocol.worlds import (
     ChangeRoom,
     ChangeWorld,
@@ -21,7 +21,7 @@ from crucible_core.protocol.worlds import (
     WorldView,
 )
 from crucible_gateway.context import Nothing
-from crucible_kit.bus import Bus
+from crucible_kit.nats.bus import Bus
 from tests.cases import each_of
 
 from .conftest import HEADERS, Answers, Served, answering

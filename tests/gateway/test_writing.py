@@ -11,8 +11,8 @@ import pytest
 from crucible_core.envelope import Metadata, Source
 from crucible_core.errors import ConflictError, DeniedError, FieldError, InvalidError, UnavailableError
 from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, NewEvent
-from crucible_kit.bus import Bus
-from crucible_kit.exchange import chain_headers
+from crucible_kit.http.exchange import chain_headers
+from crucible_kit.nats.bus import Bus
 from tests.cases import each_of
 
 from .conftest import KEY, Answers, Served

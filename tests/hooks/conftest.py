@@ -22,17 +22,17 @@ from crucible_core.errors import UnavailableError, from_problem
 from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, NewEvent, QueryReply, QueryRequest
 from crucible_core.protocol.hooks import HookView, RegisterHook, RunList, RunRecord, RunsRequest
 from crucible_core.protocol.memory import MemoryList, MemoryQuery, ScoredMemory, WriteMemory, WrittenMemory
-from crucible_core.protocol.shared import GetRequest
+from crucible_core.protocol.parts import GetRequest
 from crucible_core.subjects import Names
 from crucible_events.app import create_app as create_events
 from crucible_events.settings import Settings as EventsSettings
 from crucible_hooks.app import create_app
 from crucible_hooks.settings import Settings
-from crucible_kit.bus import Bus
-from crucible_kit.egress import LOOPBACK
 from crucible_kit.eventlog import log_end
+from crucible_kit.http.egress import LOOPBACK
+from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import Context, Endpoint, call, serve
-from crucible_kit.telemetry import Telemetry
+from crucible_kit.telemetry.spans import Telemetry
 
 
 class Memories:

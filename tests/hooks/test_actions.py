@@ -14,18 +14,18 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from crucible_core.catalogue import CATALOGUE
+from crucible_core.definition import HttpAction, ShellAction
 from crucible_core.errors import DeniedError, InvalidError
-from crucible_core.hooks import HttpAction, ShellAction
 from crucible_core.limits import ANSWER_BYTES
-from crucible_core.protocol.shared import TypeFilter
+from crucible_core.protocol.parts import TypeFilter
 from crucible_core.times import parse_time
-from crucible_hooks.context import event_view
-from crucible_hooks.expressions import evaluate_all
-from crucible_hooks.failures import RunError
-from crucible_hooks.http import compile_http
-from crucible_hooks.shell import MAX_OUTPUT, compile_shell, printed, run_shell, working_directory
-from crucible_hooks.synthesis import synthetic
+from crucible_core.types.catalogue import CATALOGUE
+from crucible_hooks.actions.http import compile_http
+from crucible_hooks.actions.shell import MAX_OUTPUT, compile_shell, printed, run_shell, working_directory
+from crucible_hooks.check import synthetic
+from crucible_hooks.errors import RunError
+from crucible_hooks.expressions.expression import evaluate_all
+from crucible_hooks.runner import event_view
 from tests.cases import each_of
 
 from .conftest import HttpEndpoint, System, until

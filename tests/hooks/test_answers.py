@@ -29,9 +29,9 @@ from crucible_events.settings import Settings as EventsSettings
 from crucible_hooks import store
 from crucible_hooks.records import run_event, stored
 from crucible_hooks.settings import Settings
-from crucible_kit.bus import Bus, open_bus
 from crucible_kit.clock import fresh_id, now_ms, timestamp
-from crucible_kit.message import Message
+from crucible_kit.nats.bus import Bus, open_bus
+from crucible_kit.nats.message import Message
 from crucible_kit.rpc import call
 
 from .conftest import System, until

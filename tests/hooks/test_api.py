@@ -6,9 +6,9 @@ import pytest
 
 from crucible_core.access import OPERATOR
 from crucible_core.errors import ConflictError, InvalidError, NotFoundError
-from crucible_core.protocol import shared
+from crucible_core.protocol import parts
 from crucible_core.protocol.hooks import HookList, HookView, RegisterHook, RunList, RunsRequest, UpdateHook
-from crucible_core.protocol.shared import Check, Checks, EnableHook, GetRequest, ListRequest
+from crucible_core.protocol.parts import Check, Checks, EnableHook, GetRequest, ListRequest
 from crucible_core.subjects import token
 from crucible_hooks.app import create_app
 from crucible_hooks.settings import Settings
@@ -27,7 +27,7 @@ action: {type: Script, script: "1"}
 
 
 async def checked(system: System, hook: str, **fields: Any) -> Check:
-    found: Check = await system.ask("test", shared.TestRequest(id=hook, **fields), Check)
+    found: Check = await system.ask("test", parts.TestRequest(id=hook, **fields), Check)
     return found
 
 
@@ -174,7 +174,7 @@ async def test_unknown_hooks_are_not_found(system: System) -> None:
         ("delete", GetRequest(id="no")),
         ("enable", EnableHook(name="no", enabled=True)),
         ("runs", RunsRequest(name="no")),
-        ("test", shared.TestRequest(id="no")),
+        ("test", parts.TestRequest(id="no")),
     ):
         with pytest.raises(NotFoundError):
             await system.ask(operation, request, dict)

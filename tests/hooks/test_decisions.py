@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from crucible_core.errors import DeniedError
-from crucible_hooks.decisions import Decision, decision, read_answer
-from crucible_hooks.failures import RunError
+from crucible_hooks.errors import RunError
+from crucible_hooks.runner import Decision, decision, read_answer
 from tests.cases import each_of
 
 from .conftest import System

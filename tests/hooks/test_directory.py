@@ -14,10 +14,9 @@ import pytest
 from crucible_core.access import OPERATOR
 from crucible_core.errors import ConflictError
 from crucible_core.protocol.hooks import HookRecord, HookView, RegisterHook
-from crucible_core.protocol.shared import EnableHook, GetRequest
+from crucible_core.protocol.parts import EnableHook, GetRequest
 from crucible_core.protocol.worlds import ChangeWorld
-from crucible_hooks.directory import Found, plan, read_file
-from crucible_hooks.files import stamp
+from crucible_hooks.directory import Found, plan, read_file, stamp
 from crucible_hooks.texts import read_texts
 from crucible_kit.rpc import call
 from tests.places import make_world

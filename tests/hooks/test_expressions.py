@@ -10,11 +10,11 @@ import pytest
 
 from crucible_core.errors import InvalidError
 from crucible_core.limits import EXPRESSION_CHARACTERS
-from crucible_hooks import cel
-from crucible_hooks.expressions import Evaluator, check, expression
-from crucible_hooks.failures import AbsentError, RunError
+from crucible_hooks.errors import AbsentError, RunError
+from crucible_hooks.expressions import cel
+from crucible_hooks.expressions.expression import Evaluator, check, expression
 from crucible_hooks.stopwatch import Stopwatch
-from crucible_kit.isolated import Exhausted, Isolated, open_isolated
+from crucible_kit.isolation import Exhausted, Isolated, open_isolated
 
 PAYLOAD: dict[str, Any] = {
     "id": "m1",

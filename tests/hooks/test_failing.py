@@ -6,8 +6,8 @@ import pytest
 
 from crucible_core.errors import DeniedError
 from crucible_core.limits import FAILING_AFTER
-from crucible_core.protocol.shared import Check
-from crucible_core.protocol.shared import TestRequest as Request
+from crucible_core.protocol.parts import Check
+from crucible_core.protocol.parts import TestRequest as Request
 
 from .conftest import System, until
 

@@ -5,7 +5,7 @@ import contextlib
 import msgspec
 
 from crucible_core.protocol.hooks import HookRecord, HookView
-from crucible_core.protocol.shared import EnableHook, GetRequest
+from crucible_core.protocol.parts import EnableHook, GetRequest
 from crucible_kit.buckets import open_bucket
 
 from .conftest import System, until

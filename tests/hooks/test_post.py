@@ -11,9 +11,9 @@ from crucible_core.envelope import MAX_HOPS
 from crucible_core.errors import ConflictError, NotFoundError
 from crucible_core.protocol.hooks import HookView, RunList, RunRecord
 from crucible_core.protocol.losses import Loss, LossesRequest, LossList
-from crucible_core.protocol.shared import EnableHook, GetRequest
-from crucible_kit.frames import Outgoing
+from crucible_core.protocol.parts import EnableHook, GetRequest
 from crucible_kit.handlers.pointers import pointer, waiting
+from crucible_kit.nats.frames import Outgoing
 from crucible_kit.rpc import call
 
 from .conftest import System, until

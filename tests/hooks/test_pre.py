@@ -9,7 +9,7 @@ import pytest
 from crucible_core.envelope import Data, Event, Metadata, Source, encode
 from crucible_core.errors import DeniedError, UnavailableError
 from crucible_core.protocol.hooks import HookList, HookView, InterceptReply, InterceptRequest
-from crucible_core.protocol.shared import EnableHook
+from crucible_core.protocol.parts import EnableHook
 from crucible_kit.buckets import open_bucket
 from crucible_kit.clock import fresh_id, timestamp
 

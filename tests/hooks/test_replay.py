@@ -13,6 +13,7 @@ from crucible_core.envelope import MAX_HOPS
 from crucible_core.errors import InvalidError, NotFoundError
 from crucible_core.protocol.events import Appended
 from crucible_core.protocol.hooks import HookView
+from crucible_core.protocol.parts import EnableHook, GetRequest, TypeFilter
 from crucible_core.protocol.replays import (
     Replay,
     Replayable,
@@ -22,11 +23,9 @@ from crucible_core.protocol.replays import (
     ReplayTarget,
     StartReplay,
 )
-from crucible_core.protocol.shared import EnableHook, GetRequest, TypeFilter
-from crucible_kit.bus import Message
 from crucible_kit.eventlog import event_at
-from crucible_kit.handlers.pointers import pointer
-from crucible_kit.replaying import MOST_WAITING
+from crucible_kit.handlers.pointers import MOST_WAITING, pointer
+from crucible_kit.nats.bus import Message
 from crucible_kit.rpc import call
 
 from .conftest import System, until

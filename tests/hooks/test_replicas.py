@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from crucible_core.protocol.hooks import HookView
-from crucible_core.protocol.shared import EnableHook, GetRequest
+from crucible_core.protocol.parts import EnableHook, GetRequest
 from crucible_core.subjects import SHARDS
 from crucible_kit.buckets import open_bucket
 from crucible_kit.handlers.lanes import UNSETTLED

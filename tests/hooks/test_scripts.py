@@ -10,9 +10,9 @@ from pydantic_monty import AsyncMonty, MontyError
 
 from crucible_core.errors import InvalidError
 from crucible_core.limits import SCRIPT_BYTES
-from crucible_hooks.effects import EFFECTS, READING, signatures
-from crucible_hooks.scripts import BUILTINS, MODULES, check
-from crucible_hooks.spelling import adapted
+from crucible_hooks.actions.functions import EFFECTS, READING, signatures
+from crucible_hooks.actions.sandbox import adapted
+from crucible_hooks.actions.scripts import BUILTINS, MODULES, check
 from tests.cases import each_of
 
 from .conftest import System, until

@@ -5,7 +5,7 @@ from typing import Any
 
 from crucible_core.envelope import MAX_HOPS
 from crucible_core.subjects import Names
-from crucible_kit.telemetry import TraceContext
+from crucible_kit.telemetry.spans import TraceContext
 from tests.collector import CLIENT, CONSUMER, ERROR, Collector, attributes_of
 
 from .conftest import HttpEndpoint, System, until

@@ -6,9 +6,9 @@ import pytest
 
 from crucible_core.access import OPERATOR
 from crucible_core.errors import DeniedError, InvalidError
-from crucible_core.protocol import shared
+from crucible_core.protocol import parts
 from crucible_core.protocol.events import DescribedType, RegisteredType, RegisterType
-from crucible_core.protocol.shared import Check, GetRequest
+from crucible_core.protocol.parts import Check, GetRequest
 from crucible_kit.rpc import call
 
 from .conftest import System, until
@@ -125,7 +125,7 @@ async def test_hook_on_registered_types_is_tried_out(system: System) -> None:
     await register(system)
     for on in ("Order.Placed", "Order.*"):
         await system.register("h", "log(event['payload']['id'])", on=on, filter={"amount": 7})
-        check: Check = await system.ask("test", shared.TestRequest(id="h"), Check)
+        check: Check = await system.ask("test", parts.TestRequest(id="h"), Check)
         assert check.verdict == "live"
         assert check.steps[1].detail == "Order.Placed"
 

@@ -7,11 +7,11 @@ import msgspec
 from crucible_core import subjects
 from crucible_core.protocol.hooks import HookRecord
 from crucible_kit.buckets import open_bucket
-from crucible_kit.bus import Bus, Message
 from crucible_kit.clock import fresh_id, now_ms, timestamp
 from crucible_kit.eventlog import event_at
-from crucible_kit.frames import Outgoing
-from crucible_kit.work import ensure_durable, work
+from crucible_kit.nats.bus import Bus, Message
+from crucible_kit.nats.consumer import ensure_durable, work
+from crucible_kit.nats.frames import Outgoing
 
 from .conftest import System, definition, until
 

@@ -7,18 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crucible_core.catalogue import CATALOGUE
+from crucible_core.definition import Retry
 from crucible_core.errors import InvalidError
-from crucible_core.hooks import Retry
-from crucible_core.matcher import compile_filters
+from crucible_core.filters.matcher import compile_filters
 from crucible_core.protocol.hooks import RunRecord
-from crucible_core.protocol.shared import TypeFilter
-from crucible_hooks.expressions import evaluate_all
-from crucible_hooks.failures import RunError
-from crucible_hooks.retries import next_delay_ms
+from crucible_core.protocol.parts import TypeFilter
+from crucible_core.types.catalogue import CATALOGUE
+from crucible_hooks.check import synthetic
+from crucible_hooks.errors import RunError
+from crucible_hooks.expressions.expression import evaluate_all
+from crucible_hooks.expressions.templates import Template, compile_text, compile_value
+from crucible_hooks.runs import next_delay_ms
 from crucible_hooks.store import counted
-from crucible_hooks.synthesis import synthetic
-from crucible_hooks.templates import Template, compile_text, compile_value
 
 CONTEXT = {"event": {"payload": {"id": "m1", "n": 3, "tags": ["a", "b"], "none": None}}, "inputs": {"who": "me"}}
 

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 from crucible_core.subjects import Names
-from crucible_kit.bus import Message, open_bus
-from crucible_kit.index import open_index
-from crucible_kit.work import work, work_batches
+from crucible_kit.index.index import open_index
+from crucible_kit.nats.bus import Message, open_bus
+from crucible_kit.nats.consumer import work, work_batches
 
 ACK_WAIT_S = 1.0
 

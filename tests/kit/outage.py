@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from crucible_cli import nats_server
+from crucible_cli.up import nats_server
 
 
 class Server:

@@ -17,15 +17,15 @@ from crucible_core.envelope import Event
 from crucible_core.position import Position
 from crucible_core.subjects import DLV, Names
 from crucible_kit.buckets import open_bucket
-from crucible_kit.bus import open_bus
 from crucible_kit.clock import now_ms
-from crucible_kit.frames import Outgoing
 from crucible_kit.handlers.engine import Engine
 from crucible_kit.handlers.lanes import Job
 from crucible_kit.handlers.service import Outcome, Plan
-from crucible_kit.message import Message
-from crucible_kit.metrics import Metrics
-from crucible_kit.telemetry import Telemetry
+from crucible_kit.nats.bus import open_bus
+from crucible_kit.nats.frames import Outgoing
+from crucible_kit.nats.message import Message
+from crucible_kit.telemetry.metrics import Metrics
+from crucible_kit.telemetry.spans import Telemetry
 
 HANDLERS = [f"h{number}" for number in range(20)]
 ATTEMPTS = 3

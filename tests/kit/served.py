@@ -11,10 +11,10 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from crucible_core.errors import UnavailableError
-from crucible_kit.asgi import ops_app
-from crucible_kit.metrics import Metrics
-from crucible_kit.server import main
+from crucible_kit.http.asgi import ops_app
+from crucible_kit.http.server import main
 from crucible_kit.settings import KitSettings
+from crucible_kit.telemetry.metrics import Metrics
 
 
 @contextlib.asynccontextmanager

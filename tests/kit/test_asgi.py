@@ -28,8 +28,8 @@ from crucible_core.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
-from crucible_kit.asgi import STATUS, TITLES, UNKNOWN, ops_app, problem, status_problem
-from crucible_kit.metrics import Metrics
+from crucible_kit.http.asgi import STATUS, TITLES, UNKNOWN, ops_app, problem, status_problem
+from crucible_kit.telemetry.metrics import Metrics
 
 APP = Path(__file__).with_name("served.py")
 

@@ -6,15 +6,15 @@ import pytest
 
 from crucible_core.subjects import DLV, RUN
 from crucible_kit.backlog import Backlog, ParkedMessages
-from crucible_kit.bus import Bus
 from crucible_kit.clock import now_ms
-from crucible_kit.frames import Outgoing
-from crucible_kit.holding import park
-from crucible_kit.message import Message
-from crucible_kit.metrics import Metrics
+from crucible_kit.nats.bus import Bus
+from crucible_kit.nats.consumer import ensure_durable
+from crucible_kit.nats.frames import Outgoing
+from crucible_kit.nats.inflight import park
+from crucible_kit.nats.message import Message
+from crucible_kit.nats.streams import declare_bucket, declare_streams
 from crucible_kit.settings import KitSettings
-from crucible_kit.streams import declare_bucket, declare_streams
-from crucible_kit.work import ensure_durable
+from crucible_kit.telemetry.metrics import Metrics
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 from crucible_core.errors import ConflictError, InvalidError, UnavailableError
 from crucible_core.subjects import Names
 from crucible_kit.buckets import Bucket, Change, View, open_bucket
-from crucible_kit.bus import Bus, open_bus
 from crucible_kit.clock import now_ms
+from crucible_kit.nats.bus import Bus, open_bus
 from tests.kit.outage import private_server, until
 
 

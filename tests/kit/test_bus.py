@@ -13,17 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crucible_core import subjects
-from crucible_core.errors import (
-    ConflictError,
-    InvalidError,
-    NotFoundError,
-    TooLargeError,
-    UnavailableError,
-)
+from crucible_core.errors import ConflictError, InvalidError, NotFoundError, TooLargeError, UnavailableError
 from crucible_core.subjects import Names
-from crucible_kit.bus import MAX_BATCH, Bus, DuplicateError, Message, open_bus
 from crucible_kit.clock import now_ms
-from crucible_kit.frames import Outgoing, batch_frames, clean
+from crucible_kit.nats.bus import MAX_BATCH, Bus, DuplicateError, Message, open_bus
+from crucible_kit.nats.frames import Outgoing, batch_frames, clean
 from tests.kit.outage import private_server, proxied, until
 
 MANY = 1024 * 1024

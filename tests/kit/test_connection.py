@@ -14,8 +14,8 @@ from starlette.types import Receive, Scope, Send
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from crucible_kit.connection import MAX_HEAD_BYTES, Connection
-from crucible_kit.server import WEBSOCKET
+from crucible_kit.http.connection import MAX_HEAD_BYTES, Connection
+from crucible_kit.http.server import WEBSOCKET
 
 PROBLEM = "application/problem+json"
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="

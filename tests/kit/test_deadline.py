@@ -11,11 +11,11 @@ from crucible_core import subjects
 from crucible_core.access import OPERATOR
 from crucible_core.errors import UnavailableError, UnknownOutcomeError
 from crucible_kit import deadline, rpc
-from crucible_kit.bus import Bus, open_bus
 from crucible_kit.deadline import Caller
-from crucible_kit.frames import Outgoing
+from crucible_kit.nats.bus import Bus, open_bus
+from crucible_kit.nats.frames import Outgoing
 from crucible_kit.rpc import Context, call, serve
-from crucible_kit.telemetry import Telemetry
+from crucible_kit.telemetry.spans import Telemetry
 from tests.kit.outage import private_server, until
 from tests.kit.test_rpc import Answer, Ask, ask, serving
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crucible_core.errors import InvalidError
-from crucible_kit.egress import LOOPBACK, kind_of, open_guard, parse_target
+from crucible_kit.http.egress import LOOPBACK, kind_of, open_guard, parse_target
 
 READ = [
     ("https://example.com", "example.com", 443),

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from crucible_kit.egress import LOOPBACK, open_guard, parse_target
-from crucible_kit.exchange import Answer, ExchangeError, Exchanger, open_exchanger, reason_of
+from crucible_kit.http.egress import LOOPBACK, open_guard, parse_target
+from crucible_kit.http.exchange import Answer, ExchangeError, Exchanger, open_exchanger, reason_of
 
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 HERE = open_guard(LOOPBACK)

@@ -14,14 +14,14 @@ import pytest
 from crucible_core.envelope import Data, Event, Metadata, Source, encode
 from crucible_core.subjects import SHARDS, Names
 from crucible_kit.buckets import open_bucket
-from crucible_kit.bus import Bus, open_bus
 from crucible_kit.clock import fresh_id, timestamp
 from crucible_kit.eventlog import event_at
-from crucible_kit.frames import Outgoing
 from crucible_kit.handlers.lanes import ROOM
 from crucible_kit.handlers.service import subjects_of
+from crucible_kit.nats.bus import Bus, open_bus
+from crucible_kit.nats.frames import Outgoing
+from crucible_kit.nats.streams import declare_streams
 from crucible_kit.settings import KitSettings
-from crucible_kit.streams import declare_streams
 
 from .outage import private_server
 from .replica import APART_MS, CALM, HANDLERS

@@ -11,15 +11,15 @@ import pytest
 from crucible_core.protocol.losses import Loss
 from crucible_core.subjects import RUN
 from crucible_kit.buckets import open_bucket
-from crucible_kit.bus import Bus
 from crucible_kit.clock import now_ms, timestamp
-from crucible_kit.frames import Outgoing
 from crucible_kit.history import History
-from crucible_kit.index import Index, open_index
+from crucible_kit.index.index import Index, open_index
 from crucible_kit.losses import BUCKET, Losses
-from crucible_kit.message import Message
+from crucible_kit.nats.bus import Bus
+from crucible_kit.nats.frames import Outgoing
+from crucible_kit.nats.message import Message
+from crucible_kit.nats.streams import HISTORY_S, declare_streams
 from crucible_kit.settings import KitSettings
-from crucible_kit.streams import HISTORY_S, declare_streams
 
 SCHEMA = "CREATE TABLE rows (sequence INTEGER PRIMARY KEY, started TEXT)"
 OLD_MS = int(HISTORY_S * 1000)

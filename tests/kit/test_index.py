@@ -12,11 +12,11 @@ import pytest
 
 from crucible_core.errors import NotFoundError, UnavailableError
 from crucible_core.position import numbered
-from crucible_kit.bus import Bus, Message
-from crucible_kit.frames import Outgoing
-from crucible_kit.index import Index, open_index, unwritable
+from crucible_kit.index.index import Index, open_index, unwritable
+from crucible_kit.nats.bus import Bus, Message
+from crucible_kit.nats.frames import Outgoing
+from crucible_kit.nats.streams import declare_streams
 from crucible_kit.settings import KitSettings
-from crucible_kit.streams import declare_streams
 from tests.kit.outage import until
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS rows (sequence INTEGER PRIMARY KEY, data BLOB NOT NULL);"

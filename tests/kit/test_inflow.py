@@ -14,14 +14,15 @@ from crucible_core import subjects
 from crucible_core.access import OPERATOR
 from crucible_core.errors import UnavailableError
 from crucible_core.subjects import Names
-from crucible_kit import holding, rpc
-from crucible_kit.budget import INFLOW_BYTES, Budget
-from crucible_kit.bus import Bus, Message, open_bus
-from crucible_kit.frames import Outgoing
-from crucible_kit.reading import read
+from crucible_kit import rpc
+from crucible_kit.nats import inflight
+from crucible_kit.nats.budget import INFLOW_BYTES, Budget
+from crucible_kit.nats.bus import Bus, Message, open_bus
+from crucible_kit.nats.consumer import work, work_batches
+from crucible_kit.nats.frames import Outgoing
+from crucible_kit.nats.reader import read
 from crucible_kit.rpc import Context, Endpoint, call, serve
-from crucible_kit.telemetry import Telemetry
-from crucible_kit.work import work, work_batches
+from crucible_kit.telemetry.spans import Telemetry
 from tests.kit.outage import Server, private_server, until
 
 WHO = {subjects.PRINCIPAL: OPERATOR.header}
@@ -100,7 +101,7 @@ async def test_workers_of_many_queues_are_never_too_much(server: Server, bus: Bu
         worker.cancel()
     await asyncio.wait(workers)
     assert server.cut_off() == 0
-    assert most <= holding.HELD_BYTES + MANY * 2 * MIB
+    assert most <= inflight.HELD_BYTES + MANY * 2 * MIB
     assert bus.flow.held_bytes == 0
     assert bus.flow.inflow.free == INFLOW_BYTES
 

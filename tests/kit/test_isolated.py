@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from crucible_kit.isolated import Exhausted, Isolated, open_isolated
+from crucible_kit.isolation import Exhausted, Isolated, open_isolated
 
 
 @pytest.fixture

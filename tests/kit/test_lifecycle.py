@@ -9,12 +9,12 @@ from typing import Any
 
 import msgspec
 
-from crucible_core.catalogue import CATALOGUE
 from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, NewEvent
-from crucible_kit.bus import Bus
+from crucible_core.types.catalogue import CATALOGUE
 from crucible_kit.lifecycle import announced
+from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import Context, Endpoint, serve
-from crucible_kit.telemetry import Telemetry
+from crucible_kit.telemetry.spans import Telemetry
 from tests.kit.outage import until
 
 log = logging.getLogger("crucible_kit.test")

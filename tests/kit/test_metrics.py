@@ -2,7 +2,7 @@
 
 import pytest
 
-from crucible_kit.metrics import Metrics
+from crucible_kit.telemetry.metrics import Metrics
 
 
 def test_metrics_render_with_our_prefix() -> None:

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from crucible_core.errors import InvalidError, NotFoundError
-from crucible_core.protocol.shared import Check, ListRequest
-from crucible_kit.paging import checked, page
+from crucible_core.protocol.parts import Check, ListRequest
+from crucible_kit.pages import checked, page
 
 NAMES = [f"n{number:03}" for number in range(250)]
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from crucible_kit.places import Places
+from crucible_kit.fairness import Places
 
 
 class Holders:

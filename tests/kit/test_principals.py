@@ -6,12 +6,11 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
-from crucible_core.access import OPERATOR, Grant
+from crucible_core.access import OPERATOR, Grant, KeyRecord
 from crucible_core.envelope import Data, Event, Metadata, Source
-from crucible_core.protocol.keys import KeyRecord
-from crucible_core.protocol.shared import Owned
+from crucible_core.protocol.parts import Owned
 from crucible_kit.buckets import Bucket, open_bucket
-from crucible_kit.bus import Bus
+from crucible_kit.nats.bus import Bus
 from crucible_kit.principals import BUCKET, Principals
 
 

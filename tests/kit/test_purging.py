@@ -11,8 +11,8 @@ import pytest
 from crucible_core.errors import UnavailableError
 from crucible_core.protocol.worlds import WorldRecord
 from crucible_kit.buckets import Change
-from crucible_kit.bus import Bus
-from crucible_kit.purging import Purging, note_purge
+from crucible_kit.index.erasure import Purging, note_purge
+from crucible_kit.nats.bus import Bus
 from tests.kit.outage import until
 from tests.kit.test_index import fill, followed, make, subject
 

@@ -12,9 +12,9 @@ import pytest
 
 from crucible_core.errors import NotFoundError, UnavailableError
 from crucible_core.subjects import Names
-from crucible_kit.bus import Bus, Message, open_bus
-from crucible_kit.frames import Outgoing
-from crucible_kit.reading import read
+from crucible_kit.nats.bus import Bus, Message, open_bus
+from crucible_kit.nats.frames import Outgoing
+from crucible_kit.nats.reader import read
 from tests.kit.outage import Server, private_server, proxied, until
 
 

@@ -5,11 +5,11 @@ import asyncio
 import pytest
 
 from crucible_core.errors import NotFoundError
-from crucible_kit.bus import Bus
-from crucible_kit.frames import Outgoing
-from crucible_kit.redactions import Redacted
+from crucible_kit.index.erasure import Redacted
+from crucible_kit.nats.bus import Bus
+from crucible_kit.nats.frames import Outgoing
+from crucible_kit.nats.streams import declare_streams
 from crucible_kit.settings import KitSettings
-from crucible_kit.streams import declare_streams
 from tests.tombstones import tell
 
 

@@ -24,10 +24,10 @@ from crucible_core.errors import (
     UnavailableError,
 )
 from crucible_kit import deadline, rpc
-from crucible_kit.answers import Waiting
-from crucible_kit.bus import Bus, Message, open_bus
+from crucible_kit.nats.bus import Bus, Message, open_bus
+from crucible_kit.nats.replies import Waiting
 from crucible_kit.rpc import Context, Endpoint, call, serve
-from crucible_kit.telemetry import Telemetry
+from crucible_kit.telemetry.spans import Telemetry
 from tests.kit.outage import until
 
 WHO = {subjects.PRINCIPAL: OPERATOR.header}

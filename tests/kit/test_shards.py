@@ -7,10 +7,10 @@ import msgspec
 
 from crucible_core.position import Position
 from crucible_kit.buckets import open_bucket
-from crucible_kit.bus import Bus
 from crucible_kit.handlers.shards import DEAD_S, Ownership, Shard, ShardRecord
+from crucible_kit.nats.bus import Bus
+from crucible_kit.nats.streams import declare_streams
 from crucible_kit.settings import KitSettings
-from crucible_kit.streams import declare_streams
 
 
 def stand_still() -> None:

@@ -10,11 +10,11 @@ import pytest
 
 from crucible_core.errors import CrucibleError
 from crucible_core.subjects import object_stream
-from crucible_kit.bus import Bus
-from crucible_kit.frames import Outgoing
-from crucible_kit.index import Index, open_index
-from crucible_kit.metrics import Metrics
-from crucible_kit.snapshots import Snapshots, Store, Stored, restore
+from crucible_kit.index.index import Index, open_index
+from crucible_kit.index.snapshots import Snapshots, Store, Stored, restore
+from crucible_kit.nats.bus import Bus
+from crucible_kit.nats.frames import Outgoing
+from crucible_kit.telemetry.metrics import Metrics
 from tests.kit.outage import until
 from tests.kit.test_index import SCHEMA, fill, followed, insert, numbers, rows, subject
 

@@ -9,9 +9,9 @@ from crucible_core.errors import StorageFullError
 from crucible_core.limits import STORAGE_RESERVE_BYTES, storage_reserve
 from crucible_core.subjects import Names
 from crucible_kit.buckets import open_bucket
-from crucible_kit.bus import open_bus
-from crucible_kit.frames import Outgoing
-from crucible_kit.storage import Storage
+from crucible_kit.nats.bus import open_bus
+from crucible_kit.nats.frames import Outgoing
+from crucible_kit.nats.storage import Storage
 from tests.kit.outage import private_server, until
 
 MIB = 1024 * 1024

@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crucible_core.errors import InvalidError, UnavailableError
-from crucible_kit.frames import Outgoing
-from crucible_kit.logs import LineFormatter
-from crucible_kit.metrics import Metrics
-from crucible_kit.telemetry import (
+from crucible_kit.nats.frames import Outgoing
+from crucible_kit.telemetry.logs import LineFormatter
+from crucible_kit.telemetry.metrics import Metrics
+from crucible_kit.telemetry.spans import (
     MAX_LINKS,
     Telemetry,
     TraceContext,

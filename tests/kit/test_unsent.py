@@ -9,8 +9,8 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from crucible_kit.connection import Connection
-from crucible_kit.server import WEBSOCKET
+from crucible_kit.http.connection import Connection
+from crucible_kit.http.server import WEBSOCKET
 from tests.kit.outage import until
 
 PIECE = b"x" * 300_000

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crucible_core import subjects
-from crucible_kit.message import Message
-from crucible_kit.wire import Wire, headers_of
+from crucible_kit.nats.message import Message
+from crucible_kit.nats.parser import Wire, headers_of
 
 FRAMES = (
     b"MSG a.b 1 5\r\nhello\r\n"

@@ -29,10 +29,10 @@ from crucible_core.protocol.memory import (
     WriteMemory,
     WrittenMemory,
 )
-from crucible_core.protocol.shared import GetRequest
+from crucible_core.protocol.parts import GetRequest
 from crucible_core.subjects import Names
-from crucible_kit.bus import Bus
 from crucible_kit.eventlog import read_log
+from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import call
 from crucible_memory.api import StatusRequest
 from crucible_memory.app import create_app

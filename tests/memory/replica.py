@@ -11,12 +11,12 @@ from pathlib import Path
 from crucible_core.protocol.events import NewEvent
 from crucible_core.subjects import Names
 from crucible_kit.buckets import open_bucket
-from crucible_kit.bus import open_bus
-from crucible_kit.index import open_index
-from crucible_kit.metrics import Metrics
-from crucible_kit.telemetry import Telemetry
+from crucible_kit.index.index import open_index
+from crucible_kit.nats.bus import open_bus
+from crucible_kit.telemetry.metrics import Metrics
+from crucible_kit.telemetry.spans import Telemetry
 from crucible_memory import store
-from crucible_memory.feed import Files
+from crucible_memory.notes.feed import Files
 from crucible_memory.writer import Writer
 
 

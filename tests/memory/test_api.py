@@ -14,10 +14,10 @@ from crucible_core.ids import moment_of
 from crucible_core.limits import MEMORY_TAGS
 from crucible_core.protocol.memory import Cause, CreateMemory, Link, UpdateMemory, WriteMemory, WrittenMemory
 from crucible_core.protocol.worlds import ChangeWorld
-from crucible_kit.bus import Bus
 from crucible_kit.clock import now_ms
+from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import call
-from crucible_memory.notes import IN_PLACE
+from crucible_memory.notes.note import IN_PLACE
 from tests.places import make_world
 
 from .conftest import Memories, Running, until

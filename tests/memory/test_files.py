@@ -17,12 +17,12 @@ from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent
 from crucible_core.protocol.hooks import HookRecord, InterceptReply, InterceptRequest
 from crucible_core.protocol.memory import Link, MemoryView
 from crucible_kit.buckets import open_bucket
-from crucible_kit.bus import Bus, Message
-from crucible_kit.frames import Outgoing
+from crucible_kit.nats.bus import Bus, Message
+from crucible_kit.nats.consumer import work
+from crucible_kit.nats.frames import Outgoing
 from crucible_kit.rpc import Context, Endpoint, call, serve
-from crucible_kit.telemetry import Telemetry
-from crucible_kit.work import work
-from crucible_memory.naming import note_id
+from crucible_kit.telemetry.spans import Telemetry
+from crucible_memory.state import note_id
 from tests.places import make_world
 
 from .conftest import Memories, Running, until

@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 
 from crucible_core.errors import ConflictError
 from crucible_core.protocol.memory import Cause, Link
-from crucible_memory.graph import steps
+from crucible_memory.graph.edges import steps
 from crucible_memory.state import Memory
 
 from .conftest import Memories, Running, until

@@ -8,7 +8,7 @@ import pytest
 
 from crucible_core.envelope import Data, Event, encode
 from crucible_core.protocol.memory import Cause, MemoryView, ScoredMemory
-from crucible_kit.frames import Outgoing
+from crucible_kit.nats.frames import Outgoing
 from tests.places import make_world
 
 from .conftest import Memories, Running, until

@@ -4,7 +4,7 @@ import time
 import pytest
 
 from crucible_core.limits import NOTE_READ_CHARS
-from crucible_memory.notes import is_note, parse
+from crucible_memory.notes.note import is_note, parse
 
 
 def tags(text: str) -> list[str]:

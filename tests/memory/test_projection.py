@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import inspect
 
-from crucible_core.catalogue import CATALOGUE
 from crucible_core.envelope import Data, Event, Metadata, Source, encode
 from crucible_core.errors import CrucibleError
-from crucible_core.payloads import CATEGORIES
 from crucible_core.protocol.events import NewEvent
-from crucible_events.stamping import Defaults, stamp
-from crucible_events.validation import Payloads
+from crucible_core.types.catalogue import CATALOGUE
+from crucible_core.types.payloads import CATEGORIES
+from crucible_events.append.stamp import Defaults, stamp
+from crucible_events.append.validation import Payloads
 from crucible_memory import store
 from crucible_memory.projection import fold, read_recorded
 from crucible_memory.state import Memory

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from crucible_core.errors import InvalidError
 from crucible_core.protocol.memory import Cause, Link
-from crucible_memory.terms import MAX_TERMS, Term, telling, terms_of
+from crucible_memory.search.search import MAX_TERMS, Term, telling, terms_of
 from tests.places import make_world
 
 from .conftest import Memories

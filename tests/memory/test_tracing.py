@@ -3,7 +3,7 @@
 import asyncio
 
 from crucible_core.subjects import Names
-from crucible_kit.telemetry import TraceContext
+from crucible_kit.telemetry.spans import TraceContext
 from tests.collector import CONSUMER, Collector, attributes_of
 
 from .conftest import Memories, Running, until

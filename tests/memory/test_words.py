@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crucible_memory.search.words import fold, grams, indexed, name_key, tag_key, tag_keys
 from crucible_memory.state import clean_tag
-from crucible_memory.words import fold, grams, indexed, name_key, tag_key, tag_keys
 
 # Each line of texts that are one and the same to those who write them.
 SAME = [

@@ -13,8 +13,8 @@ import httpx
 import msgspec
 
 from crucible_core.subjects import Names
-from crucible_kit.bus import open_bus
-from crucible_kit.reading import read
+from crucible_kit.nats.bus import open_bus
+from crucible_kit.nats.reader import read
 
 from . import storm
 from .conftest import Stack, until

@@ -13,11 +13,10 @@ import msgspec
 import pytest
 from websockets.sync.client import connect
 
-from crucible_core.access import Grant
-from crucible_core.protocol.keys import KeyRecord
+from crucible_core.access import Grant, KeyRecord
 from crucible_core.subjects import Names
 from crucible_kit.buckets import open_bucket
-from crucible_kit.bus import open_bus
+from crucible_kit.nats.bus import open_bus
 
 from .conftest import Stack, until
 from .receiver import Endpoint, endpoint

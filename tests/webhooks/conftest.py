@@ -21,18 +21,18 @@ from crucible_core.access import OPERATOR
 from crucible_core.envelope import Data, Event, Metadata, Source, decode, encode, with_sequence
 from crucible_core.errors import NotFoundError, UnavailableError
 from crucible_core.protocol.events import Appended, AppendReply, AppendRequest
-from crucible_core.protocol.shared import GetRequest
+from crucible_core.protocol.parts import GetRequest
 from crucible_core.protocol.webhooks import AttemptList, AttemptsRequest, WebhookView
 from crucible_core.subjects import DLV, Names
 from crucible_kit.buckets import open_bucket
-from crucible_kit.bus import Bus, Message
 from crucible_kit.clock import fresh_id, timestamp
-from crucible_kit.egress import LOOPBACK
 from crucible_kit.eventlog import read_log
-from crucible_kit.frames import Outgoing
+from crucible_kit.http.egress import LOOPBACK
+from crucible_kit.nats.bus import Bus, Message
+from crucible_kit.nats.consumer import work as run_work
+from crucible_kit.nats.frames import Outgoing
 from crucible_kit.rpc import Context, Endpoint, call, serve
-from crucible_kit.telemetry import Telemetry
-from crucible_kit.work import work as run_work
+from crucible_kit.telemetry.spans import Telemetry
 from crucible_webhooks.app import create_app
 from crucible_webhooks.settings import Settings
 

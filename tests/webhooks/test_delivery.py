@@ -16,14 +16,14 @@ from starlette.responses import Response
 from crucible_core import subjects
 from crucible_core.errors import InvalidError, NotFoundError
 from crucible_core.protocol.losses import LossList
-from crucible_core.protocol.shared import Check, GetRequest
-from crucible_core.protocol.shared import TestRequest as Trial
+from crucible_core.protocol.parts import Check, GetRequest
+from crucible_core.protocol.parts import TestRequest as Trial
 from crucible_core.protocol.webhooks import EnableWebhook, WebhookList, WebhookView
 from crucible_core.times import parse_time
 from crucible_kit.buckets import open_bucket
-from crucible_kit.bus import Bus
-from crucible_kit.frames import Outgoing
 from crucible_kit.handlers.pointers import pointer
+from crucible_kit.nats.bus import Bus
+from crucible_kit.nats.frames import Outgoing
 from tests.cases import each_of
 
 from .conftest import Receiver, Service, Settings, until

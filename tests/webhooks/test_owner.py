@@ -7,11 +7,10 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 
-from crucible_core.access import Grant, Principal
+from crucible_core.access import Grant, KeyRecord, Principal
 from crucible_core.errors import ConflictError, CrucibleError, ForbiddenError, NotFoundError
-from crucible_core.protocol import shared
-from crucible_core.protocol.keys import KeyRecord
-from crucible_core.protocol.shared import GetRequest, ListRequest
+from crucible_core.protocol import parts
+from crucible_core.protocol.parts import GetRequest, ListRequest
 from crucible_core.protocol.webhooks import (
     AttemptsRequest,
     EnableWebhook,
@@ -22,7 +21,7 @@ from crucible_core.protocol.webhooks import (
     WebhookView,
 )
 from crucible_kit.buckets import open_bucket
-from crucible_kit.bus import Bus
+from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import call
 
 from .conftest import Answer, Receiver, Service, until
@@ -91,7 +90,7 @@ async def test_nobody_else_sees_or_changes_it(service: Service, receiver: Receiv
         "rotate_secret": RotateSecret(id=mine.id),
         "enable": EnableWebhook(id=mine.id, enabled=False),
         "attempts": AttemptsRequest(id=mine.id),
-        "test": shared.TestRequest(id=mine.id),
+        "test": parts.TestRequest(id=mine.id),
         "replayable": GetRequest(mine.id),
         "delete": GetRequest(mine.id),
     }

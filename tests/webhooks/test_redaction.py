@@ -3,7 +3,7 @@
 from starlette.requests import Request
 from starlette.responses import Response
 
-from crucible_core.protocol.shared import GetRequest
+from crucible_core.protocol.parts import GetRequest
 from crucible_core.protocol.webhooks import EnableWebhook, WebhookView
 from crucible_core.subjects import ATTEMPT, DLV, EVENT_SEQUENCE, JOB
 from crucible_kit.handlers.pointers import pointer

@@ -13,8 +13,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from crucible_core.errors import ConflictError, InvalidError, NotFoundError
-from crucible_core.protocol.shared import Check, Checks, GetRequest, ListRequest
-from crucible_core.protocol.shared import TestRequest as Trial
+from crucible_core.protocol.parts import Check, Checks, GetRequest, ListRequest
+from crucible_core.protocol.parts import TestRequest as Trial
 from crucible_core.protocol.webhooks import (
     AttemptsRequest,
     EnableWebhook,
@@ -26,7 +26,7 @@ from crucible_core.protocol.webhooks import (
     WebhookView,
 )
 from crucible_kit.buckets import open_bucket
-from crucible_kit.bus import Bus
+from crucible_kit.nats.bus import Bus
 from crucible_webhooks.settings import Settings
 from tests.cases import each_of
 

@@ -11,8 +11,8 @@ from starlette.responses import Response
 
 from crucible_core import subjects
 from crucible_core.errors import InvalidError, NotFoundError
+from crucible_core.protocol.parts import GetRequest
 from crucible_core.protocol.replays import Replayable, ReplayBatch, ReplayedEvent, ReplayTaken
-from crucible_core.protocol.shared import GetRequest
 from crucible_core.protocol.webhooks import EnableWebhook, WebhookView
 from crucible_kit.eventlog import event_at
 from crucible_kit.handlers.pointers import pointer

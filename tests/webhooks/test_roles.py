@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from crucible_core.protocol.shared import GetRequest
+from crucible_core.protocol.parts import GetRequest
 from crucible_core.protocol.webhooks import EnableWebhook, WebhookView
 
 from .conftest import Bus, Receiver, Service, Settings, until

@@ -3,8 +3,8 @@
 import pytest
 
 from crucible_core.errors import InvalidError
+from crucible_webhooks.outcome import Response, judge
 from crucible_webhooks.signing import body_of, new_secret, sign, signing_key
-from crucible_webhooks.verdict import Response, judge
 
 DELAYS = [2.0, 4.0, 8.0, 16.0]
 

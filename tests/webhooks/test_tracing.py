@@ -3,7 +3,7 @@
 from starlette.responses import Response
 
 from crucible_core.subjects import Names
-from crucible_kit.bus import Bus
+from crucible_kit.nats.bus import Bus
 from tests.collector import CLIENT, CONSUMER, ERROR, Collector, attributes_of
 
 from .conftest import Receiver, Service, Settings, until

@@ -4,13 +4,13 @@ from typing import Any
 
 import msgspec
 
-from crucible_core.protocol import shared
+from crucible_core.protocol import parts
 from crucible_core.protocol.events import TypeRecord, TypeVersion
-from crucible_core.protocol.shared import Check, GetRequest
+from crucible_core.protocol.parts import Check, GetRequest
 from crucible_core.protocol.webhooks import UpdateWebhook, WebhookList, WebhookView
 from crucible_core.subjects import token
 from crucible_kit.buckets import Bucket, open_bucket
-from crucible_kit.bus import Bus
+from crucible_kit.nats.bus import Bus
 from crucible_kit.types import BUCKET
 
 from .conftest import Receiver, Service, until
@@ -65,7 +65,7 @@ async def test_webhook_on_what_nobody_emits_is_active_and_says_so(service: Servi
     url, told = "http://127.0.0.1:9/", ["nobody emits Webhook.Failing yet: reserved"]
     webhook = await service.create(url, **filters("Webhook.Failing", "Memory.*"))
     assert (webhook.state, webhook.warnings) == ("active", told)
-    [listed] = (await service.ask("list", shared.Message(), WebhookList)).webhooks
+    [listed] = (await service.ask("list", parts.Message(), WebhookList)).webhooks
     assert listed.warnings == told
     patch = {"event_filters": [{"event_type": "Memory.*"}]}
     updated = await service.ask("update", UpdateWebhook(id=webhook.id, patch=patch), WebhookView)
@@ -75,6 +75,6 @@ async def test_webhook_on_what_nobody_emits_is_active_and_says_so(service: Servi
 async def test_webhook_on_registered_types_is_tried_out(service: Service, bus: Bus, receiver: Receiver) -> None:
     await register(bus)
     webhook = await service.create(receiver.url, **filters("Order.*"))
-    check: Check = await service.ask("test", shared.TestRequest(id=webhook.id, dry_run=False), Check)
+    check: Check = await service.ask("test", parts.TestRequest(id=webhook.id, dry_run=False), Check)
     assert check.verdict == "live"
     assert b'"event":"Placed"' in receiver.requests[0][1]

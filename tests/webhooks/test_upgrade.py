@@ -5,16 +5,16 @@ import asyncio
 import msgspec
 
 from crucible_core import subjects
-from crucible_core.protocol.shared import TypeFilter
+from crucible_core.protocol.parts import TypeFilter
 from crucible_core.protocol.webhooks import Auth, WebhookOptions, WebhookRecord
 from crucible_kit.buckets import open_bucket
-from crucible_kit.bus import Bus, Message
 from crucible_kit.clock import now_ms, timestamp
 from crucible_kit.eventlog import event_at
-from crucible_kit.frames import Outgoing
+from crucible_kit.nats.bus import Bus, Message
+from crucible_kit.nats.consumer import ensure_durable, work
+from crucible_kit.nats.frames import Outgoing
+from crucible_kit.nats.streams import declare_streams
 from crucible_kit.settings import KitSettings
-from crucible_kit.streams import declare_streams
-from crucible_kit.work import ensure_durable, work
 
 from .conftest import Receiver, Service, Settings, until
 

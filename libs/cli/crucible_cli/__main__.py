@@ -1,5 +1,5 @@
 """`python -m crucible_cli` is `crucible`."""
 
-from .main import main
+from crucible_cli.main import main
 
 main()

@@ -7,10 +7,9 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+from crucible_cli.summary import clean
 from crucible_core.errors import InvalidError, MalformedError
 from crucible_core.text import decode_text
-
-from .summary import clean
 
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 """Opening a pipe that nobody writes to would wait for ever."""

@@ -29,7 +29,7 @@ COMMANDS = {
     "retention": "Show and set how long events are kept.",
     "doctor": "Prove the wiring of every hook and webhook.",
 }
-"""Each name is also the module's, whose `app` holds the command, or the group of commands."""
+"""Each name is also that of a module of `commands`, whose `app` holds the command, or the group of commands."""
 
 COMPLETION = ("install_completion", "show_completion")
 SHARED = ("url", "key", "data", "json")
@@ -69,7 +69,7 @@ def _defaults(command: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def load(name: str) -> Any:
     """The command, or the group of commands, of that name."""
-    command = typer.main.get_command(importlib.import_module(f"{__package__}.{name}").app)
+    command = typer.main.get_command(importlib.import_module(f"{__package__}.commands.{name}").app)
     command.name = name
     # Typer gives every app its own completion options; the outermost ones serve them all.
     command.params = [option for option in command.params if option.name not in COMPLETION]

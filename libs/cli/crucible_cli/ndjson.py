@@ -11,10 +11,9 @@ from typing import BinaryIO, NamedTuple
 
 import typer
 
+from crucible_cli.files import open_file
+from crucible_cli.summary import clean
 from crucible_core.envelope import MAX_EVENT_BYTES
-
-from .files import open_file
-from .summary import clean
 
 _LONGEST = MAX_EVENT_BYTES + 1024
 """A line that the gateway refuses anyway is cut off here, and never held whole."""

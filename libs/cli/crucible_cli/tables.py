@@ -10,20 +10,19 @@ from rich.json import JSON
 from rich.panel import Panel
 from rich.text import Text
 
+from crucible_cli.layout import SHORT_ID, Cell, Column, Fitted, Listing
+from crucible_cli.summary import clean, duration, headline, reason, summarise
+from crucible_cli.tree import type_text
 from crucible_client import Count
 from crucible_core.envelope import Event
 from crucible_core.protocol.events import EventType
 from crucible_core.protocol.hooks import HookView, RunRecord
 from crucible_core.protocol.memory import MemoryView, ScoredMemory
+from crucible_core.protocol.parts import Check, Counters
 from crucible_core.protocol.replays import Replay, ReplayTarget
 from crucible_core.protocol.retention import RetentionView
-from crucible_core.protocol.shared import Check, Counters
 from crucible_core.protocol.webhooks import AttemptRecord, WebhookView
 from crucible_core.protocol.worlds import RoomView, WorldView
-
-from .listing import SHORT_ID, Cell, Column, Fitted, Listing
-from .summary import clean, duration, headline, reason, summarise
-from .tree import type_text
 
 GOOD = ("active", "live", "accepts connections", "ok", "delivered", "running", "done")
 IDLE = ("disabled", "skipped", "retrying", "dry", "paused", "cancelled")

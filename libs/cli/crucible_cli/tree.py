@@ -4,11 +4,10 @@ import msgspec
 from rich.text import Text
 from rich.tree import Tree
 
+from crucible_cli.layout import SHORT_ID
+from crucible_cli.summary import clean, duration, summarise
 from crucible_core.envelope import Event
 from crucible_core.protocol.events import TracedDelivery, TraceNode, TraceReply
-
-from .listing import SHORT_ID
-from .summary import clean, duration, summarise
 
 COLOURS = {"File": "blue", "Memory": "green", "Graph": "green", "Hook": "magenta", "Webhook": "cyan", "System": "dim"}
 FAILED = ("Failed", "Exhausted", "Disabled", "Error")

@@ -13,25 +13,22 @@ import httpx
 import websockets.asyncio.client as asyncio_client
 from httpx_sse import EventSource, SSEError
 
+from crucible_client.batches import BATCH_EVENTS, Shipment
+from crucible_client.batches import packed_async as packed
+from crucible_client.calls import events, hooks, memory, places, replays, webhooks
+from crucible_client.calls.events import Count, Tally, Wanted
+from crucible_client.errors import unreachable
+from crucible_client.export import Export
+from crucible_client.request import Call, Json, described, request_of
+from crucible_client.response import raise_for
+from crucible_client.results import BatchItem, Page
+from crucible_client.retries import AWAY_S, CONNECT_RETRIES, Patience, Retries, wait_s
+from crucible_client.settings import settings_from
+from crucible_client.subscription import IDLE_S, OnNotice, Subscription
+from crucible_client.websocket import open_async_socket
 from crucible_core.envelope import Event
 from crucible_core.errors import CrucibleError, UnavailableError
 from crucible_core.protocol.events import CountBy
-
-from .answers import raise_for
-from .calls import events, hooks, memory, places, replays, webhooks
-from .calls.events import Wanted
-from .errors import unreachable
-from .export import Export
-from .patience import AWAY_S, Patience
-from .request import Call, Json, described, request_of
-from .results import BatchItem, Page
-from .retries import CONNECT_RETRIES, Retries, wait_s
-from .settings import settings_from
-from .shipment import BATCH_EVENTS, Shipment
-from .shipment import packed_async as packed
-from .subscription import IDLE_S, OnNotice, Subscription
-from .tally import Count, Tally
-from .websocket import open_async_socket
 
 P = ParamSpec("P")
 T = TypeVar("T")

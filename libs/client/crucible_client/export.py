@@ -4,12 +4,11 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from crucible_client.calls.events import Wanted, export_events
+from crucible_client.request import Call
+from crucible_client.response import read_as
+from crucible_client.retries import AWAY_S, Patience
 from crucible_core.errors import CrucibleError, UnavailableError
-
-from .answers import read_as
-from .calls.events import Wanted, export_events
-from .patience import AWAY_S, Patience
-from .request import Call
 
 
 class _Placed(msgspec.Struct):

@@ -9,9 +9,8 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
+from crucible_client.response import read_as
 from crucible_core.errors import InvalidError
-
-from .answers import read_as
 
 T = TypeVar("T")
 Json = Mapping[str, Any]

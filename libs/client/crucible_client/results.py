@@ -4,9 +4,8 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from crucible_client.response import error_from
 from crucible_core.errors import CrucibleError
-
-from .answers import error_from
 
 T = TypeVar("T")
 

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 
 import msgspec
 
+from crucible_client.errors import SignatureError, SignaturePart
 from crucible_core.envelope import Event
 from crucible_core.errors import MalformedError
-
-from .errors import SignatureError, SignaturePart
 
 SECRET_PREFIX = "whsec_"
 TOLERANCE_S = 300.0

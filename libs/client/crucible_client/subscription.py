@@ -5,14 +5,13 @@ from typing import Any, Literal
 
 import msgspec
 
+from crucible_client.calls.events import stream_events
+from crucible_client.request import Call, Json
+from crucible_client.response import error_from, read_as
+from crucible_client.retries import Patience
 from crucible_core.envelope import Event
 from crucible_core.errors import CrucibleError
 from crucible_core.position import stream_number
-
-from .answers import error_from, read_as
-from .calls.events import stream_events
-from .patience import Patience
-from .request import Call, Json
 
 IDLE_S = 60.0
 """A stream that is silent for so long, keep-alives included, is dead."""

@@ -8,11 +8,10 @@ import websockets.asyncio.client
 import websockets.sync.client
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
+from crucible_client.errors import UnreachableError, reason_of
+from crucible_client.response import raise_for
+from crucible_client.settings import ClientSettings
 from crucible_core.errors import CrucibleError
-
-from .answers import raise_for
-from .errors import UnreachableError, reason_of
-from .settings import ClientSettings
 
 PATH = "/api/v1/events/stream"
 _FAILURES = (OSError, EOFError, TimeoutError, ConnectionClosed, InvalidHandshake)

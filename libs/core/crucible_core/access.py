@@ -10,11 +10,11 @@ from typing import Any
 
 import msgspec
 
-from .envelope import DEFAULT_WORLD, Event, Source, SourceKind
-from .errors import ForbiddenError, InvalidError
-from .filters import Predicate, compile_filter
-from .protocol.shared import Owned
-from .subjects import token
+from crucible_core.envelope import DEFAULT_WORLD, Event, Source, SourceKind
+from crucible_core.errors import ForbiddenError, InvalidError
+from crucible_core.filters.filter import Predicate, compile_filter
+from crucible_core.protocol.parts import Message, Owned
+from crucible_core.subjects import token
 
 OPERATOR_ID = "user:admin"
 """To whom belongs what has no owner: files, and the records of versions before there were owners."""
@@ -233,3 +233,19 @@ def read_principal(header: str) -> Principal:
         return _read.decode(header)
     except msgspec.DecodeError:
         raise ForbiddenError("the request does not say who asks") from None
+
+
+class KeyRecord(Message):
+    """An API key under the SHA-256 (hex) of its text, which is never stored. It is its `principal`'s, by default the
+    user of its name, and has the `grants`; all rights where they are None. `owner` is who made it."""
+
+    id: str
+    name: str
+    created_at: str
+    disabled: bool = False
+    principal: str = ""
+    grants: list[Grant] | None = None
+    owner: str = OPERATOR_ID
+
+    def holder(self) -> Principal:
+        return Principal(self.principal or f"user:{self.name}", self.grants)

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from .envelope import MAX_DEPTH, read
-from .errors import FieldError, InvalidError, MalformedError
-from .suggest import nearest
+from crucible_core.envelope import MAX_DEPTH, read
+from crucible_core.errors import FieldError, InvalidError, MalformedError
+from crucible_core.suggest import nearest
 
 T = TypeVar("T")
 

@@ -7,7 +7,9 @@ from typing import Any, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from .attributes import Extensions
+from crucible_core.attributes import Extensions
+from crucible_core.errors import InvalidError
+from crucible_core.times import parse_time
 
 DEFAULT_WORLD = "default"
 DEFAULT_ROOM = "main"
@@ -121,3 +123,11 @@ def is_intricate(raw: bytes) -> bool:
 def with_sequence(raw: bytes, sequence: int) -> bytes:
     """The public form of a stored event, its bytes untouched."""
     return b'%b,"sequence":%d}' % (raw.rstrip()[:-1], sequence)
+
+
+def moment_ms(event: Event) -> int:
+    """Unix milliseconds, the same on every replica and in every attempt; 0 where the timestamp cannot be read."""
+    try:
+        return max(0, parse_time(event.metadata.timestamp, "timestamp") // 1000)
+    except InvalidError:
+        return 0

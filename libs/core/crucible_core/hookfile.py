@@ -7,11 +7,11 @@ from typing import Any
 
 import msgspec
 
-from .decode import check_depth, malformed
-from .errors import CrucibleError, InvalidError
-from .limits import HOOK_FILE_BYTES
-from .suggest import nearest
-from .yaml import load, split_front_matter
+from crucible_core.decode import check_depth, malformed
+from crucible_core.errors import CrucibleError, InvalidError
+from crucible_core.limits import HOOK_FILE_BYTES
+from crucible_core.suggest import nearest
+from crucible_core.yaml import load, split_front_matter
 
 SUFFIXES = (".md", ".markdown", ".yaml", ".yml", ".json")
 NO_HOOK = (

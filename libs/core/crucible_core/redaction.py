@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from .envelope import Data, Event, Metadata, Redaction
-from .errors import FieldError, InvalidError
-from .subjects import REDACTED, REDACTS, VERSIONED
+from crucible_core.envelope import Data, Event, Metadata, Redaction
+from crucible_core.errors import FieldError, InvalidError
+from crucible_core.subjects import REDACTED, REDACTS, VERSIONED
 
 MAX_REASON = 1000
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from .position import Encoded as EncodedPosition
-from .position import Position, base_of, decoded, in_stream, stream_number
+from crucible_core.position import Encoded as EncodedPosition
+from crucible_core.position import Position, base_of, decoded, in_stream, stream_number
 
 HASH_BUCKETS = 64
 VERSIONED = frozenset({"Memory", "Graph"})

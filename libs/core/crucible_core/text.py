@@ -2,7 +2,7 @@
 
 import codecs
 
-from .errors import MalformedError
+from crucible_core.errors import MalformedError
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, NoReturn
 import re2
 import yaml
 
-from .errors import FieldError, InvalidError
-from .limits import YAML_BYTES, YAML_DEPTH, YAML_VALUES
+from crucible_core.errors import FieldError, InvalidError
+from crucible_core.limits import YAML_BYTES, YAML_DEPTH, YAML_VALUES
 
 FENCE = "---"
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

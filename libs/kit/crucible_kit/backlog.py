@@ -6,10 +6,9 @@ import contextlib
 from collections.abc import Callable
 
 from crucible_core.errors import CrucibleError
-
-from .bus import Bus
-from .clock import now_ms
-from .metrics import Metrics
+from crucible_kit.clock import now_ms
+from crucible_kit.nats.bus import Bus
+from crucible_kit.telemetry.metrics import Metrics
 
 LOOK_S = 10.0
 """Two questions to NATS for each look; nothing for each handler or message."""

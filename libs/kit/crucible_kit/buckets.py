@@ -10,11 +10,10 @@ import msgspec
 from crucible_core import subjects
 from crucible_core.errors import ConflictError, InvalidError, UnavailableError
 from crucible_core.subjects import kv_stream, kv_subject
-
-from .bus import Bus
-from .frames import Outgoing
-from .reading import read
-from .streams import declare_bucket
+from crucible_kit.nats.bus import Bus
+from crucible_kit.nats.frames import Outgoing
+from crucible_kit.nats.reader import read
+from crucible_kit.nats.streams import declare_bucket
 
 _KEY = re.compile(r"[-/_=A-Za-z0-9]+(\.[-/_=A-Za-z0-9]+)*")
 

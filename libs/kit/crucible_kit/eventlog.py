@@ -8,12 +8,11 @@ from itertools import accumulate
 
 import msgspec
 
-from crucible_core.errors import CrucibleError
+from crucible_core.errors import CrucibleError, FieldError, InvalidError
 from crucible_core.position import Position, base_of, in_stream, joined, stream_number
-
-from .bus import Bus
-from .message import Message
-from .reading import read
+from crucible_kit.nats.bus import Bus
+from crucible_kit.nats.message import Message
+from crucible_kit.nats.reader import read
 
 Batches = AsyncGenerator[list[Message], None]
 
@@ -193,3 +192,17 @@ def _in_order(branches: Sequence[_Branch]) -> Iterator[Message]:
     parts = [branch.upto(horizon) for branch in branches]
     for _, message in heapq.merge(*parts, key=lambda entry: entry[0]):
         yield message
+
+
+AHEAD = 1000
+"""A reader who knows a sequence got it from the log: what lies farther ahead than this is not worth waiting for."""
+
+
+def is_near(sequence: int, end: Position) -> bool:
+    """Whether a log that ends there may come to `sequence` while somebody waits."""
+    return end.covers(max(0, sequence - AHEAD))
+
+
+def past_end(end: Position) -> InvalidError:
+    message = f"is past the end of the log, which is at {end.text}"
+    return InvalidError(f"min_sequence {message}", errors=[FieldError("min_sequence", message)])

@@ -10,13 +10,12 @@ import msgspec
 
 from crucible_core.errors import CrucibleError
 from crucible_core.protocol.losses import Loss
-
-from .bus import Bus
-from .clock import timestamp
-from .index import Index
-from .jetstream import StreamState
-from .losses import Losses
-from .reading import read
+from crucible_kit.clock import timestamp
+from crucible_kit.index.index import Index
+from crucible_kit.losses import Losses
+from crucible_kit.nats.bus import Bus
+from crucible_kit.nats.jetstream import StreamState
+from crucible_kit.nats.reader import read
 
 log = logging.getLogger(__name__)
 

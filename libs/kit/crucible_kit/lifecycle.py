@@ -15,10 +15,9 @@ from crucible_core.envelope import Source
 from crucible_core.errors import CrucibleError, UnavailableError
 from crucible_core.ids import derive_id
 from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent
-
-from .bus import Bus
-from .clock import fresh_id, now_ms
-from .rpc import call
+from crucible_kit.clock import fresh_id, now_ms
+from crucible_kit.nats.bus import Bus
+from crucible_kit.rpc import call
 
 log = logging.getLogger(__name__)
 

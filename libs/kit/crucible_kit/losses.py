@@ -8,10 +8,9 @@ import msgspec
 
 from crucible_core.errors import ConflictError, UnavailableError
 from crucible_core.protocol.losses import Loss, LossList
-from crucible_core.protocol.shared import Trouble
-
-from .buckets import Bucket, Change, View
-from .clock import timestamp
+from crucible_core.protocol.parts import Trouble
+from crucible_kit.buckets import Bucket, Change, View
+from crucible_kit.clock import timestamp
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ MOST_BYTES = 128 * 1024
 """Of one message: about what Linux lets through a socket."""
 _PR_SET_PDEATHSIG = 1
 _LATE = (
-    "crucible_kit.server",
+    "crucible_kit.http.server",
     "uvicorn.lifespan.on",
     "uvicorn.loops.auto",
     "uvicorn.loops.uvloop",

@@ -5,13 +5,11 @@ import logging
 
 import msgspec
 
-from crucible_core.access import OPERATOR, OPERATOR_ID, Principal
+from crucible_core.access import OPERATOR, OPERATOR_ID, KeyRecord, Principal
 from crucible_core.envelope import Event
-from crucible_core.protocol.keys import KeyRecord
-from crucible_core.protocol.shared import Owned
-
-from .buckets import Bucket, Change, View, open_bucket
-from .bus import Bus
+from crucible_core.protocol.parts import Owned
+from crucible_kit.buckets import Bucket, Change, View, open_bucket
+from crucible_kit.nats.bus import Bus
 
 log = logging.getLogger(__name__)
 

@@ -22,14 +22,13 @@ from crucible_core.errors import (
     UnavailableError,
     UnknownOutcomeError,
 )
-
-from . import deadline
-from .budget import Share
-from .bus import Bus
-from .deadline import SILENCE_S, Caller
-from .message import Message, Receiver
-from .tasks import finish
-from .telemetry import Telemetry
+from crucible_kit import deadline
+from crucible_kit.deadline import SILENCE_S, Caller
+from crucible_kit.nats.budget import Share
+from crucible_kit.nats.bus import Bus
+from crucible_kit.nats.message import Message, Receiver
+from crucible_kit.tasks import finish
+from crucible_kit.telemetry.spans import Telemetry
 
 log = logging.getLogger(__name__)
 

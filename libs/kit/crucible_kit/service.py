@@ -6,13 +6,12 @@ from collections.abc import AsyncIterator
 
 from crucible_core.errors import CrucibleError
 from crucible_core.subjects import Names
-
-from .bus import Bus, open_bus
-from .metrics import Metrics
-from .settings import KitSettings
-from .storage import Storage
-from .streams import declare_streams
-from .telemetry import Telemetry, open_telemetry
+from crucible_kit.nats.bus import Bus, open_bus
+from crucible_kit.nats.storage import Storage
+from crucible_kit.nats.streams import declare_streams
+from crucible_kit.settings import KitSettings
+from crucible_kit.telemetry.metrics import Metrics
+from crucible_kit.telemetry.spans import Telemetry, open_telemetry
 
 _CLOCK_S = 30.0
 """How often the clock of the NATS server is looked at, by which requests are late."""

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 from msgspec import Meta, inspect
@@ -213,3 +214,18 @@ def _bare(kind: Any) -> inspect.Type:
 def _extra(kind: Any) -> dict[str, Any]:
     node = inspect.type_info(kind)
     return (node.extra or {}) if isinstance(node, inspect.Metadata) else {}
+
+
+def credentials(url: str) -> dict[str, Any]:
+    """Those of the first server, for all: the other servers that a cluster tells of come without any."""
+    parts = urlsplit(url if "://" in url else f"nats://{url}")
+    if not parts.username:
+        return {}
+    if parts.password is None:
+        return {"token": unquote(parts.username)}
+    return {"user": unquote(parts.username), "password": unquote(parts.password)}
+
+
+def without_secrets(url: str) -> str:
+    parts = (part.strip().rpartition("://") for part in url.split(","))
+    return ",".join(f"{scheme}{separator}{rest.rpartition('@')[2]}" for scheme, separator, rest in parts)

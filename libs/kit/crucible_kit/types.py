@@ -6,13 +6,12 @@ from typing import TypeVar
 
 import msgspec
 
-from crucible_core.catalogue import CATALOGUE, Catalogue, Registered
 from crucible_core.errors import InvalidError
 from crucible_core.protocol.events import KnowTypes, TypeRecord
-
-from .buckets import Bucket, Change, View, open_bucket
-from .bus import Bus
-from .rpc import Context, Endpoint
+from crucible_core.types.catalogue import CATALOGUE, Catalogue, Registered
+from crucible_kit.buckets import Bucket, Change, View, open_bucket
+from crucible_kit.nats.bus import Bus
+from crucible_kit.rpc import Context, Endpoint
 
 log = logging.getLogger(__name__)
 

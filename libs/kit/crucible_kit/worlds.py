@@ -3,12 +3,11 @@
 import msgspec
 
 from crucible_core.envelope import DEFAULT_WORLD
-from crucible_core.protocol.shared import Owned
+from crucible_core.protocol.parts import Owned
 from crucible_core.protocol.worlds import WorldRecord
 from crucible_core.subjects import token
-
-from .buckets import Bucket, Change, View, open_bucket
-from .bus import Bus
+from crucible_kit.buckets import Bucket, Change, View, open_bucket
+from crucible_kit.nats.bus import Bus
 
 _record = msgspec.json.Decoder(WorldRecord)
 

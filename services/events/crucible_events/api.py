@@ -30,26 +30,26 @@ from crucible_core.protocol.events import (
     TypesRequest,
 )
 from crucible_core.protocol.hooks import GuardedRequest
+from crucible_core.protocol.parts import GetRequest
 from crucible_core.protocol.retention import PutRetention, ReachedRequest, RetentionView
-from crucible_core.protocol.shared import GetRequest
-from crucible_kit.budget import Budget
-from crucible_kit.bus import Bus
-from crucible_kit.eventlog import log_end
-from crucible_kit.future import is_near, past_end
-from crucible_kit.index import Index
-from crucible_kit.purging import Purging
+from crucible_events import retention, store
+from crucible_events.append.appends import Appender
+from crucible_events.append.entries import check_repeats
+from crucible_events.append.lookup import Indexed, missing
+from crucible_events.append.prehooks import Guards
+from crucible_events.append.stamp import EVENTS, scoped_key, who
+from crucible_events.query import counts, query, scan, tree
+from crucible_events.retention import Retention
+from crucible_events.types import Registry
+from crucible_events.worlds import requests
+from crucible_events.worlds.registry import Places
+from crucible_kit.eventlog import is_near, log_end, past_end
+from crucible_kit.index.erasure import Purging
+from crucible_kit.index.index import Index
+from crucible_kit.nats.budget import Budget
+from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import Context, Endpoint, call
 from crucible_kit.types import Types
-
-from . import answer, counting, query, retention, store, tree, worlds
-from .appending import Appender
-from .candidates import check_repeats
-from .guards import Guards
-from .lookup import Indexed, missing
-from .places import Places
-from .registry import Registry
-from .retention import Retention
-from .stamping import EVENTS, scoped_key, who
 
 log = logging.getLogger(__name__)
 
@@ -79,15 +79,15 @@ def reached(places: Places, rules: Retention | None, purging: Purging | None) ->
     """Answered once this replica works by what was asked for. Raises UnavailableError."""
 
     async def reach(request: ReachedRequest, context: Context) -> ReachedRequest:
-        if request.bucket == worlds.BUCKET:
+        if request.bucket == requests.BUCKET:
             await places.view.reach(request.revision)
         elif request.bucket == retention.BUCKET and rules is not None:
             await rules.view.reach(request.revision)
         if request.settle:
-            await places.quiet(worlds.SETTLE_S)
+            await places.quiet(requests.SETTLE_S)
             if purging is not None:
                 with contextlib.suppress(TimeoutError):  # a large one goes on by itself
-                    async with asyncio.timeout(worlds.SETTLE_S):
+                    async with asyncio.timeout(requests.SETTLE_S):
                         await purging.settled()
         return request
 
@@ -126,7 +126,7 @@ def queries(bus: Bus, index: Index, lookup: Indexed, types: Types, places: Place
         await places.check_readable(request.world_id, request.room_id, context.scope)
         await _caught_up(bus, index, request.min_sequence)
         context.held.enter_context(await answers.take(min(room, checked.limit * MAX_EVENT_BYTES)))
-        return await answer.run(index, checked, room)
+        return await scan.run(index, checked, room)
 
     async def count(request: CountRequest, context: Context) -> CountReply:
         wanted = {name: getattr(request, name) for name in EventsWanted.__struct_fields__}
@@ -134,7 +134,7 @@ def queries(bus: Bus, index: Index, lookup: Indexed, types: Types, places: Place
         checked = await types.settle(lambda catalogue: query.checked(asked, catalogue, context.scope))
         await places.check_readable(request.world_id, request.room_id, context.scope)
         await _caught_up(bus, index, request.min_sequence)
-        return await counting.count(index, checked, request.by)
+        return await counts.count(index, checked, request.by)
 
     async def get(request: GetRequest, context: Context) -> bytes:
         found = await lookup.find(request.id)

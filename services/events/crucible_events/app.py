@@ -10,41 +10,39 @@ from typing import Any
 import msgspec
 from starlette.applications import Starlette
 
-from crucible_core.protocol.shared import Trouble
-from crucible_kit.asgi import ops_app
+from crucible_core.protocol.parts import Trouble
+from crucible_events import api, store
+from crucible_events.append.appends import Appender
+from crucible_events.append.committer import Committer
+from crucible_events.append.lookup import Asked, Indexed, Lookup
+from crucible_events.append.prehooks import Guards
+from crucible_events.audit import Audit, lost_ends
+from crucible_events.redaction import Eraser, Redacting
+from crucible_events.replay.registry import Replays
+from crucible_events.replay.requests import Replaying
+from crucible_events.retention import BUCKET as RETENTION
+from crucible_events.retention import Expiry, Retention
+from crucible_events.settings import Settings
+from crucible_events.worlds import requests
+from crucible_events.worlds.registry import Places
 from crucible_kit.backlog import ParkedMessages
 from crucible_kit.buckets import Bucket, View, open_bucket
-from crucible_kit.bus import Bus
-from crucible_kit.index import Index, open_index
+from crucible_kit.http.asgi import ops_app
+from crucible_kit.index.erasure import Purging
+from crucible_kit.index.index import Index, open_index
+from crucible_kit.index.snapshots import Snapshots, Store, restore
 from crucible_kit.lifecycle import announced
 from crucible_kit.losses import BUCKET as LOSSES
 from crucible_kit.losses import Losses
-from crucible_kit.metrics import Metrics
+from crucible_kit.nats.bus import Bus
+from crucible_kit.nats.streams import DAY_S
 from crucible_kit.principals import Principals, open_principals
-from crucible_kit.purging import Purging
 from crucible_kit.rpc import Endpoint, serve
 from crucible_kit.service import open_service
 from crucible_kit.settings import load
-from crucible_kit.snapshots import Snapshots, Store, restore
-from crucible_kit.streams import DAY_S
-from crucible_kit.telemetry import Telemetry
+from crucible_kit.telemetry.metrics import Metrics
+from crucible_kit.telemetry.spans import Telemetry
 from crucible_kit.types import Types, open_types
-
-from . import api, store, worlds
-from .appending import Appender
-from .audit import Audit, lost_ends
-from .committer import Committer
-from .erasing import Eraser
-from .expiry import Expiry
-from .guards import Guards
-from .lookup import Asked, Indexed, Lookup
-from .places import Places
-from .redacting import Redacting
-from .replaying import Replaying
-from .replays import Replays
-from .retention import BUCKET as RETENTION
-from .retention import Retention
-from .settings import Settings
 
 SERVICE = "events"
 _START_S = 30.0
@@ -141,8 +139,8 @@ async def _forget_world(index: Index, snapshots: Snapshots, world_id: str, throu
 async def _service(
     settings: Settings, bus: Bus, index: Index | None, telemetry: Telemetry, metrics: Metrics
 ) -> _Service:
-    atlas = await open_bucket(bus, worlds.BUCKET, settings.stream_replicas)
-    await worlds.ensure_default(atlas)
+    atlas = await open_bucket(bus, requests.BUCKET, settings.stream_replicas)
+    await requests.ensure_default(atlas)
     types = await open_types(bus, settings.stream_replicas)
     principals = await open_principals(bus, settings.stream_replicas)
     snapshots = purging = None
@@ -181,7 +179,7 @@ async def _add_append(service: _Service, lookup: Lookup) -> None:
     committer = Committer(bus, service.telemetry, metrics, settings.events_queue, settings.events_queue_mib * _MIB)
     appender = Appender(bus, lookup, types, guards, places, rules, committer, metrics)
     making_room = partial(appender.append, spare=True)
-    registry = worlds.Worlds(bus, service.atlas, places, appender.append, making_room, api.room_for(bus))
+    registry = requests.Worlds(bus, service.atlas, places, appender.append, making_room, api.room_for(bus))
     redacting = Redacting(bus, lookup, appender)
     service.views |= {"hooks": guards.view, "retention": rules.view}
     service.troubles.append(guards.troubles)

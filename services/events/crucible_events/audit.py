@@ -15,20 +15,19 @@ from crucible_core.errors import CrucibleError, InvalidError
 from crucible_core.position import base_of, last_in
 from crucible_core.protocol.losses import Loss, LossesRequest, LossList
 from crucible_core.subjects import first_of
-from crucible_kit.bus import Bus, Message
+from crucible_events import store
+from crucible_events.append.lifetime import expiry_of
+from crucible_events.damage import Damage
+from crucible_events.worlds.registry import Places
 from crucible_kit.clock import timestamp
-from crucible_kit.connections import Reader
 from crucible_kit.eventlog import event_at, log_end
-from crucible_kit.index import Index
-from crucible_kit.jetstream import StreamState
+from crucible_kit.index.connections import Reader
+from crucible_kit.index.index import Index
 from crucible_kit.losses import Losses
-from crucible_kit.reading import read
+from crucible_kit.nats.bus import Bus, Message
+from crucible_kit.nats.jetstream import StreamState
+from crucible_kit.nats.reader import read
 from crucible_kit.rpc import Context, Endpoint
-
-from . import store
-from .damage import Damage
-from .keeping import expiry_of
-from .places import Places
 
 log = logging.getLogger(__name__)
 

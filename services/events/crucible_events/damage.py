@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from crucible_core.errors import NotFoundError
 from crucible_core.protocol.losses import Loss
 from crucible_core.subjects import Names, kv_stream
-from crucible_kit.bus import Bus
 from crucible_kit.clock import timestamp
-from crucible_kit.index import Index
-from crucible_kit.jetstream import StreamState, Unreadable
+from crucible_kit.index.index import Index
 from crucible_kit.losses import Losses
-from crucible_kit.streams import BUCKETS
+from crucible_kit.nats.bus import Bus
+from crucible_kit.nats.jetstream import StreamState, Unreadable
+from crucible_kit.nats.streams import BUCKETS
 
 _MOST_GAPS = 50_000
 """With more of them the server's answer would be too large. Work queues have many, for a while, under load."""

@@ -14,14 +14,13 @@ from crucible_core.position import Encoded, Position, base_of, joined, stream_nu
 from crucible_core.position import decoded as position_from
 from crucible_core.protocol.events import Chain, Known
 from crucible_core.times import parse_time
-from crucible_kit.index import Index, unwritable
-from crucible_kit.indexfile import insert
-from crucible_kit.message import Message
-from crucible_kit.metrics import Metrics
-from crucible_kit.redactions import original_of
-
-from .keeping import expiry_of
-from .stamping import stored_key
+from crucible_events.append.lifetime import expiry_of
+from crucible_events.append.stamp import stored_key
+from crucible_kit.index.erasure import original_of
+from crucible_kit.index.file import insert
+from crucible_kit.index.index import Index, unwritable
+from crucible_kit.nats.message import Message
+from crucible_kit.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 

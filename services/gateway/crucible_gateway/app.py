@@ -6,38 +6,25 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 
 from litestar import Litestar, Router
-from litestar.datastructures import State
+from litestar.datastructures import MutableScopeHeaders, State
 from litestar.handlers import BaseRouteHandler
+from litestar.types import Message, Scope
 
-from crucible_kit.buckets import open_bucket
-from crucible_kit.bus import open_bus
-from crucible_kit.lifecycle import announced
-from crucible_kit.losses import BUCKET as LOSSES
-from crucible_kit.losses import Losses
-from crucible_kit.metrics import Metrics
-from crucible_kit.rpc import serve
-from crucible_kit.service import open_service
-from crucible_kit.settings import load
-from crucible_kit.types import open_types
-
-from .allow import show_methods
-from .appends import Appends
-from .audience import Audience
-from .auth import Authenticating, Keys
-from .context import Gateway
-from .correlation import show_correlation
-from .hub import Hub
-from .observing import Counting, Observing
-from .plain import Door
-from .problems import exception_handlers, keep_refusal, show_refusal
-from .routes import (
+from crucible_gateway.appends import Appends
+from crucible_gateway.auth import Authenticating, Keys
+from crucible_gateway.context import Gateway
+from crucible_gateway.correlation import show_correlation
+from crucible_gateway.live.hub import Hub
+from crucible_gateway.live.replays import Audience
+from crucible_gateway.middleware import Counting, Observing
+from crucible_gateway.problems import exception_handlers, keep_refusal, show_refusal
+from crucible_gateway.routes import (
     events,
     export,
     hooks,
     memory,
     ops,
     redaction,
-    reference,
     replays,
     retention,
     stream,
@@ -45,7 +32,37 @@ from .routes import (
     webhooks,
     worlds,
 )
-from .settings import Settings
+from crucible_gateway.routes.replies import Door
+from crucible_gateway.settings import Settings
+from crucible_kit.buckets import open_bucket
+from crucible_kit.lifecycle import announced
+from crucible_kit.losses import BUCKET as LOSSES
+from crucible_kit.losses import Losses
+from crucible_kit.nats.bus import open_bus
+from crucible_kit.rpc import serve
+from crucible_kit.service import open_service
+from crucible_kit.settings import load
+from crucible_kit.telemetry.metrics import Metrics
+from crucible_kit.types import open_types
+
+_NOT_ALLOWED = 405
+
+
+async def show_methods(message: Message, scope: Scope) -> None:
+    """A `before_send` hook."""
+    if message["type"] != "http.response.start":
+        return
+    if scope.get("method") == "OPTIONS" or message["status"] == _NOT_ALLOWED:
+        headers = MutableScopeHeaders.from_message(message)
+        template = scope.get("path_template")
+        routes = [route for route in scope["litestar_app"].routes if route.path_format == template]
+        methods = {method for route in routes for method in getattr(route, "methods", ())}
+        known = methods or {method.strip() for method in headers.get("Allow", "").split(",")}
+        if "GET" in known:
+            known.add("HEAD")
+        if allowed := sorted(method for method in known if method.isupper()):
+            headers["Allow"] = ", ".join(allowed)
+
 
 SERVICE = "gateway"
 
@@ -85,8 +102,8 @@ def _open_handlers() -> list[BaseRouteHandler]:
         ops.healthz,
         ops.readyz,
         ops.metrics,
-        reference.openapi_json,
-        reference.docs_page,
+        ops.openapi_json,
+        ops.docs_page,
         stream.stream_socket,
     ]
 

@@ -5,9 +5,9 @@ import asyncio
 from crucible_core.access import Principal
 from crucible_core.errors import CrucibleError, from_problem
 from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, NewEvent
-from crucible_kit.bus import Bus
+from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import LARGE_BYTES, call
-from crucible_kit.telemetry import Telemetry
+from crucible_kit.telemetry.spans import Telemetry
 
 _ENVELOPE_BYTES = 512
 """About the bytes that an event's own fields add to its payload."""

@@ -12,9 +12,8 @@ from litestar.middleware import ASGIMiddleware
 from litestar.types import ASGIApp, Receive, Send
 from litestar.types import Scope as Connected
 
-from crucible_core.access import NOTHING, Principal, Scope, Sight
+from crucible_core.access import NOTHING, KeyRecord, Principal, Scope, Sight
 from crucible_core.errors import ConflictError, UnauthenticatedError, UnavailableError
-from crucible_core.protocol.keys import KeyRecord
 from crucible_kit.buckets import Bucket
 from crucible_kit.clock import fresh_id, timestamp
 from crucible_kit.principals import Principals, read_key

@@ -5,20 +5,22 @@ from typing import Any, TypeVar
 import msgspec
 from litestar.connection import ASGIConnection
 
-from crucible_core.protocol.shared import Trouble
-from crucible_kit.bus import Bus
+from crucible_core.access import Principal
+from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD
+from crucible_core.protocol.parts import Trouble
+from crucible_core.protocol.worlds import PlaceRequest
+from crucible_gateway.appends import Appends
+from crucible_gateway.auth import Keys, principal_of
+from crucible_gateway.live.hub import Hub
+from crucible_gateway.live.replays import Audience
+from crucible_gateway.middleware import traceparent_of
+from crucible_gateway.settings import Settings
 from crucible_kit.losses import Losses
-from crucible_kit.metrics import Metrics
+from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import call
-from crucible_kit.telemetry import Telemetry
+from crucible_kit.telemetry.metrics import Metrics
+from crucible_kit.telemetry.spans import Telemetry
 from crucible_kit.types import Types
-
-from .appends import Appends
-from .audience import Audience
-from .auth import Keys, principal_of
-from .hub import Hub
-from .observing import traceparent_of
-from .settings import Settings
 
 Connection = ASGIConnection[Any, Any, Any, Any]
 Reply = TypeVar("Reply")
@@ -72,3 +74,15 @@ async def ask(
         timeout=gateway.settings.request_timeout_s,
         traceparent=traceparent_of(connection.scope),
     )
+
+
+_PATIENCE_S = 5.0
+_ALWAYS_THERE = ((None, None), (DEFAULT_WORLD, None), (None, DEFAULT_ROOM), (DEFAULT_WORLD, DEFAULT_ROOM))
+
+
+async def check_place(bus: Bus, principal: Principal, world_id: str | None, room_id: str | None) -> None:
+    """Raises InvalidError, with the nearest name, where there never was such a world or room that the principal may
+    see. None is any."""
+    if not principal.scope.everything or (world_id, room_id) not in _ALWAYS_THERE:
+        asked = PlaceRequest(world_id=world_id, room_id=room_id)
+        await call(bus, principal, "events", "place", asked, bytes, timeout=_PATIENCE_S)

@@ -9,10 +9,9 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.routes import HTTPRoute
 
 from crucible_core.errors import FieldError
-from crucible_kit.asgi import PROBLEM_JSON, PROBLEM_TYPES, STATUS, TITLES, WAITING
-
-from .params import NoParams, Params
-from .schemas import Schema, components, reference, structs, tidied
+from crucible_gateway.params import NoParams, Params
+from crucible_gateway.schemas import Schema, components, reference, structs, tidied
+from crucible_kit.http.asgi import PROBLEM_JSON, PROBLEM_TYPES, STATUS, TITLES, WAITING
 
 _KEY = "operation"
 _JSON = "application/json"

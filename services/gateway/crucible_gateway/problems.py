@@ -10,9 +10,8 @@ from litestar.exceptions import HTTPException, WebSocketException
 from litestar.types import ExceptionHandlersMap, Message, Scope
 
 from crucible_core.errors import CrucibleError, untried, without_frames
-from crucible_kit.asgi import Rendered, problem, status_problem
-
-from .correlation import HEADER, correlation_of
+from crucible_gateway.correlation import HEADER, correlation_of
+from crucible_kit.http.asgi import Rendered, problem, status_problem
 
 log = logging.getLogger(__name__)
 

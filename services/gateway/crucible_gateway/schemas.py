@@ -8,7 +8,7 @@ import msgspec
 from msgspec.inspect import type_info
 
 from crucible_core.envelope import Event
-from crucible_core.shape import structs_of
+from crucible_core.types.shape import structs_of
 
 REF = "#/components/schemas/{name}"
 Schema = dict[str, Any]

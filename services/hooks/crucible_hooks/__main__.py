@@ -1,9 +1,8 @@
 """`python -m crucible_hooks`."""
 
-from crucible_kit.server import main
-
-from .app import create_app
-from .settings import Settings
+from crucible_hooks.app import create_app
+from crucible_hooks.settings import Settings
+from crucible_kit.http.server import main
 
 if __name__ == "__main__":
     main("hooks", Settings, create_app)

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 
 from crucible_core.access import OPERATOR_ID
+from crucible_core.definition import HookDefinition
 from crucible_core.errors import ConflictError, FieldError, InvalidError
 from crucible_core.hookfile import NO_HOOK, read_hook
-from crucible_core.hooks import HookDefinition
 from crucible_core.merge import merge_patch
 from crucible_core.protocol.hooks import (
     HookList,
@@ -23,32 +23,22 @@ from crucible_core.protocol.hooks import (
     RunsRequest,
     UpdateHook,
 )
+from crucible_core.protocol.parts import Check, Checks, Counters, EnableHook, GetRequest, ListRequest, TestRequest
 from crucible_core.protocol.replays import ReplayBatch
-from crucible_core.protocol.shared import (
-    Check,
-    Checks,
-    Counters,
-    EnableHook,
-    GetRequest,
-    ListRequest,
-    TestRequest,
-)
 from crucible_core.protocol.worlds import PlaceRequest
-from crucible_kit.bus import Bus
+from crucible_hooks import store
+from crucible_hooks.check import Checker
+from crucible_hooks.hook import check_permitted, compile_hook, handler_key, no_files, typed
+from crucible_hooks.intercept import Interceptor
+from crucible_hooks.registry import API, Known, Registry
+from crucible_hooks.replays import Replayer
+from crucible_hooks.review import Reviewer
+from crucible_hooks.settings import Settings
 from crucible_kit.clock import timestamp
-from crucible_kit.index import Index
-from crucible_kit.paging import checked, page, room_for
+from crucible_kit.index.index import Index
+from crucible_kit.nats.bus import Bus
+from crucible_kit.pages import checked, page, room_for
 from crucible_kit.rpc import Context, Endpoint, call
-
-from . import store
-from .check import Checker
-from .definition import no_files, typed
-from .hook import check_permitted, compile_hook, handler_key
-from .intercept import Interceptor
-from .registry import API, Known, Registry
-from .replaying import Replayer
-from .review import Reviewer
-from .settings import Settings
 
 
 def endpoints(

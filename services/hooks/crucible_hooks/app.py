@@ -12,44 +12,42 @@ from starlette.applications import Starlette
 from crucible_core.limits import EXPRESSION_CPU_MS
 from crucible_core.protocol.hooks import HookRecord
 from crucible_core.subjects import RUN
-from crucible_kit.asgi import ops_app
+from crucible_hooks import store
+from crucible_hooks.actions.sandbox import open_sandbox
+from crucible_hooks.api import endpoints
+from crucible_hooks.check import Checker
+from crucible_hooks.directory import Directory
+from crucible_hooks.expressions.expression import Evaluator
+from crucible_hooks.hook import handler_key
+from crucible_hooks.intercept import Interceptor
+from crucible_hooks.records import Recorder
+from crucible_hooks.registry import Changed, Registry
+from crucible_hooks.replays import Replayer
+from crucible_hooks.review import Reviewer
+from crucible_hooks.runner import Runner
+from crucible_hooks.runs import Runs, upgrade
+from crucible_hooks.settings import Settings
 from crucible_kit.buckets import open_bucket
-from crucible_kit.bus import Bus
-from crucible_kit.egress import open_guard
-from crucible_kit.exchange import open_exchanger
 from crucible_kit.handlers.engine import Engine
 from crucible_kit.history import History
-from crucible_kit.index import Index, open_index
-from crucible_kit.isolated import open_isolated
+from crucible_kit.http.asgi import ops_app
+from crucible_kit.http.egress import open_guard
+from crucible_kit.http.exchange import open_exchanger
+from crucible_kit.index.erasure import Redacted
+from crucible_kit.index.index import Index, open_index
+from crucible_kit.isolation import open_isolated
 from crucible_kit.lifecycle import announced
 from crucible_kit.losses import BUCKET as LOSSES
 from crucible_kit.losses import Losses
-from crucible_kit.metrics import Metrics
+from crucible_kit.nats.bus import Bus
+from crucible_kit.nats.streams import DAY_S
 from crucible_kit.principals import open_principals
-from crucible_kit.redactions import Redacted
 from crucible_kit.rpc import serve
 from crucible_kit.service import open_service
 from crucible_kit.settings import load
-from crucible_kit.streams import DAY_S
+from crucible_kit.telemetry.metrics import Metrics
 from crucible_kit.types import open_types
 from crucible_kit.worlds import open_worlds
-
-from . import store
-from .api import endpoints
-from .check import Checker
-from .directory import Directory
-from .expressions import Evaluator
-from .hook import handler_key
-from .intercept import Interceptor
-from .recorder import Recorder
-from .registry import Changed, Registry
-from .replaying import Replayer
-from .review import Reviewer
-from .runner import Runner
-from .runs import Runs
-from .sandbox import open_sandbox
-from .settings import Settings
-from .upgrade import upgrade
 
 SERVICE = "hooks"
 _START_S = 30.0

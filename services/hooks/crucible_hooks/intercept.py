@@ -11,22 +11,19 @@ from typing import Any
 
 import msgspec
 
-from crucible_core.catalogue import CATALOGUE
 from crucible_core.envelope import Data, Event, decode
 from crucible_core.errors import CrucibleError, DeniedError, MalformedError, UnavailableError
-from crucible_core.payloads import CATEGORIES
 from crucible_core.protocol.hooks import InterceptReply, InterceptRequest
-from crucible_kit.bus import Bus
+from crucible_core.types.catalogue import CATALOGUE
+from crucible_core.types.payloads import CATEGORIES
+from crucible_hooks.errors import RunError, brief
+from crucible_hooks.hook import Hook
+from crucible_hooks.records import Recorder, Told, bounded_error, bounded_output, run_event, run_id, run_record, stored
+from crucible_hooks.registry import Registry
+from crucible_hooks.runner import Decision, Result, Runner, decision
 from crucible_kit.deadline import check_waited_for
+from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import Context
-
-from .decisions import Decision, decision
-from .failures import RunError, brief
-from .hook import Hook
-from .recorder import Recorder, Told
-from .records import bounded_error, bounded_output, run_event, run_id, run_record, stored
-from .registry import Registry
-from .runner import Result, Runner
 
 _WAIT_S = 1.0
 

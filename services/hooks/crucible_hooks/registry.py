@@ -8,26 +8,25 @@ from pathlib import Path
 import msgspec
 
 from crucible_core.access import Principal, is_operators, service_principal
+from crucible_core.definition import failure_policy, timing, trigger_filters
 from crucible_core.envelope import Event
 from crucible_core.errors import CrucibleError, NotFoundError
-from crucible_core.hooks import failure_policy, timing, trigger_filters
-from crucible_core.matcher import CompiledFilters, Matcher
+from crucible_core.filters.matcher import CompiledFilters, Matcher
 from crucible_core.position import Encoded, Position
 from crucible_core.protocol.hooks import GuardedRequest, HookRecord
-from crucible_core.protocol.shared import Owned
+from crucible_core.protocol.parts import Owned
 from crucible_core.subjects import RUN, shard_of, token
+from crucible_hooks.hook import Hook, handler_key, load_hook
 from crucible_kit.buckets import Bucket, Change, View
-from crucible_kit.bus import Bus
 from crucible_kit.clock import fresh_id, timestamp
 from crucible_kit.eventlog import log_end
 from crucible_kit.handlers.pointers import forget
 from crucible_kit.handlers.service import Plan
+from crucible_kit.nats.bus import Bus
 from crucible_kit.principals import Principals
 from crucible_kit.rpc import call_all
 from crucible_kit.types import Types
 from crucible_kit.worlds import Worlds
-
-from .hook import Hook, handler_key, load_hook
 
 log = logging.getLogger(__name__)
 

@@ -4,15 +4,14 @@ are held against the types that the hook listens to."""
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from crucible_core.catalogue import Catalogue
 from crucible_core.errors import FieldError, InvalidError
-from crucible_core.paths import event_place
+from crucible_core.filters.paths import event_place
 from crucible_core.suggest import nearest
-from crucible_kit.isolated import Exhausted, Isolated
-
-from .hook import Hook
-from .sandbox import Sandbox
-from .texts import Reads, invalid, read_texts
+from crucible_core.types.catalogue import Catalogue
+from crucible_hooks.actions.sandbox import Sandbox
+from crucible_hooks.hook import Hook
+from crucible_hooks.texts import Reads, invalid, read_texts
+from crucible_kit.isolation import Exhausted, Isolated
 
 _OWN = ("id", "replay", "payload", "data", "metadata", "redacted")
 """What the view of an event has at its top and no filter knows by itself."""

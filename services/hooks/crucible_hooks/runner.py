@@ -8,29 +8,96 @@ from typing import Any
 
 import msgspec
 
+from crucible_core.decode import check_keys, check_text
 from crucible_core.envelope import Event
 from crucible_core.errors import CrucibleError, UnavailableError
 from crucible_core.limits import HOOK_COMMANDS, HOOK_REQUESTS
 from crucible_core.subjects import TRACEPARENT
-from crucible_kit.bus import Bus
+from crucible_hooks.actions.functions import Effects
+from crucible_hooks.actions.http import Http, answered, build_request, send
+from crucible_hooks.actions.sandbox import Sandbox
+from crucible_hooks.actions.shell import MAX_OUTPUT, Shell, printed, run_shell
+from crucible_hooks.errors import AbsentError, RunError
+from crucible_hooks.expressions.expression import Context, Evaluator, Expression
+from crucible_hooks.expressions.templates import Template
+from crucible_hooks.hook import Hook, Script
+from crucible_hooks.stopwatch import Stopwatch
 from crucible_kit.clock import timestamp
-from crucible_kit.exchange import Exchanger, chain_headers
-from crucible_kit.metrics import Metrics
-from crucible_kit.places import Places
+from crucible_kit.fairness import Places
+from crucible_kit.http.exchange import Exchanger, chain_headers
+from crucible_kit.nats.bus import Bus
 from crucible_kit.principals import Principals
-from crucible_kit.telemetry import Attribute, Span, Telemetry, message_attributes
+from crucible_kit.telemetry.metrics import Metrics
+from crucible_kit.telemetry.spans import Attribute, Span, Telemetry, message_attributes
 
-from .context import event_bytes, event_view
-from .decisions import read_answer
-from .effects import Effects
-from .expressions import Context, Evaluator, Expression
-from .failures import AbsentError, RunError
-from .hook import Hook, Script
-from .http import Http, answered, build_request, send
-from .sandbox import Sandbox
-from .shell import MAX_OUTPUT, Shell, printed, run_shell
-from .stopwatch import Stopwatch
-from .templates import Template
+
+def event_view(event: Event, replay: bool = False) -> dict[str, Any]:
+    """The public form, with `payload` and `id` at the top as well, and whether it is replayed."""
+    view: dict[str, Any] = msgspec.to_builtins(event)
+    return {**view, "id": event.metadata.id, "payload": view["data"]["payload"], "replay": replay}
+
+
+def event_bytes(event: Event, replay: bool = False) -> bytes:
+    """The public form as JSON, with `"replay": true` in a replayed one: the body of an HTTP action, a Shell command's
+    standard input."""
+    encoded = msgspec.json.encode(event)
+    return b'%b,"replay":true}' % encoded[:-1] if replay else encoded
+
+
+_FORMS = 'a Pre hook answers nothing, {"deny": "reason"} or {"payload": {…}}'
+_MAX_REASON = 2000
+_SHOWN = 200
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """Allowed where both are None."""
+
+    deny: str | None = None
+    payload: dict[str, Any] | None = None
+
+
+def read_answer(raw: bytes, *, complete: bool, what: str) -> Any:
+    """What a command has printed or an endpoint has sent: None for nothing, or the value of the one JSON document that
+    it is. Raises RunError for anything else, such as words beside the JSON; `what` names it."""
+    if not complete:
+        raise RunError(f"{what} is larger than an answer may be")
+    if not raw.strip():
+        return None
+    try:
+        check_text(raw, what)
+        found = msgspec.json.decode(raw)
+        check_keys(raw, what)
+    except CrucibleError as error:
+        raise RunError(error.detail) from None
+    except (ValueError, RecursionError) as error:
+        shown = raw.decode(errors="replace").strip()[:_SHOWN]
+        raise RunError(f"{_FORMS}; {what} is not one JSON document ({error}): {shown}") from None
+    return found
+
+
+def decision(output: Any) -> Decision:
+    """Raises RunError for an answer that is not understood."""
+    if output is None:
+        return Decision()
+    if not isinstance(output, dict) or len(output) != 1 or not output.keys() & {"deny", "payload"}:
+        raise RunError(f"{_FORMS}, not {_kind(output)}")
+    if "payload" in output:
+        if not isinstance(output["payload"], dict):
+            raise RunError("the payload that a hook answers must be an object")
+        return Decision(payload=output["payload"])
+    reason = output["deny"]
+    if reason is True or (isinstance(reason, str) and not reason.strip()):
+        return Decision(deny="denied without a reason")
+    if not isinstance(reason, str):
+        raise RunError(f"{_FORMS}; deny is {_kind(reason)}")
+    return Decision(deny=reason[:_MAX_REASON])
+
+
+def _kind(output: Any) -> str:
+    if isinstance(output, dict):
+        return f"an object with {', '.join(map(str, output))[:_SHOWN]}" if output else "an empty object"
+    return {bool: "true or false", str: "a text", list: "a list", type(None): "null"}.get(type(output), "a number")
+
 
 log = logging.getLogger(__name__)
 

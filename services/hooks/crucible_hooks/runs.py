@@ -1,34 +1,55 @@
 """Runs of Post hooks: one attempt at one, what its outcome means, and what is recorded and told of it."""
 
 import logging
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from functools import partial
 
 import msgspec
 
 from crucible_core import subjects
+from crucible_core.definition import Retry
 from crucible_core.envelope import MAX_HOPS, Event
 from crucible_core.errors import UnavailableError
 from crucible_core.position import Position
 from crucible_core.protocol.hooks import RunRecord
-from crucible_core.subjects import RUN
+from crucible_core.subjects import DRY_RUN, EVENT_SEQUENCE, REGISTRATION, RUN, token
 from crucible_core.times import parse_time
-from crucible_kit.bus import Bus, Message
+from crucible_hooks.hook import Hook
+from crucible_hooks.intercept import action_of
+from crucible_hooks.records import (
+    Recorder,
+    Told,
+    bounded_error,
+    bounded_output,
+    run_event,
+    run_id,
+    run_record,
+    stored,
+    trigger_event,
+)
+from crucible_hooks.registry import HOOKS, Registry
+from crucible_hooks.runner import Result, Runner
+from crucible_kit.buckets import Bucket, open_bucket
 from crucible_kit.clock import now_ms, timestamp
-from crucible_kit.frames import Outgoing
 from crucible_kit.handlers.lanes import Job
 from crucible_kit.handlers.service import Outcome, Plan
-from crucible_kit.metrics import Metrics
-from crucible_kit.redactions import Redacted
-from crucible_kit.telemetry import Telemetry
+from crucible_kit.handlers.upgrade import bring_over
+from crucible_kit.index.erasure import Redacted
+from crucible_kit.nats.bus import Bus, Message
+from crucible_kit.nats.frames import Outgoing
+from crucible_kit.telemetry.metrics import Metrics
+from crucible_kit.telemetry.spans import Telemetry
 
-from .hook import Hook
-from .intercept import action_of
-from .recorder import Recorder, Told
-from .records import bounded_error, bounded_output, run_event, run_id, run_record, stored, trigger_event
-from .registry import Registry
-from .retries import next_delay_ms
-from .runner import Result, Runner
+MAX_DELAY_MS = 3_600_000
+
+
+def next_delay_ms(retry: Retry, attempt: int) -> int | None:
+    """The wait after failed attempt number `attempt` (from 1) in milliseconds; None where there is no other."""
+    if attempt >= retry.max_attempts:
+        return None
+    factor = 2 ** (attempt - 1) if retry.backoff == "exponential" else 1
+    return min(retry.delay_ms * factor, MAX_DELAY_MS)
+
 
 log = logging.getLogger(__name__)
 
@@ -239,3 +260,33 @@ def _finished(hook: Hook, event: Event, run: str, attempt: int, result: Result) 
     if result.outcome == "skipped":
         record.error = f"condition: {result.condition}"
     return record
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """The commit (Unix ms) of the last event that a debounce let pass, and the hook's id."""
+
+    at_ms: int
+    hook_id: str = ""
+
+
+async def upgrade(bus: Bus, shards: Bucket, runs: Runs, registry: Registry) -> None:
+    """Returns once nothing of it is left. Safe to break off and to do twice."""
+    names = {token(known.name): known for known in registry.seen_by(HOOKS)}
+
+    def find(found: Message) -> str | None:
+        known = names.get(bus.names.old_handler_of(found.subject))
+        tried_out = DRY_RUN in found.headers or EVENT_SEQUENCE not in found.headers
+        if known is None or tried_out or known.id != found.headers.get(REGISTRATION, ""):
+            return None
+        return known.key
+
+    async def fired() -> Mapping[str, int]:
+        marks: dict[str, int] = {}
+        for key, entry in (await (await open_bucket(bus, "marks")).entries()).items():
+            known = names.get(key)
+            mark = msgspec.json.decode(entry.value, type=Mark) if known is not None else None
+            if known is not None and mark is not None and mark.hook_id == known.id:
+                marks[known.key] = mark.at_ms
+        return marks
+
+    await bring_over(bus, shards, runs, find, fired)

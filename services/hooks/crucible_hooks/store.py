@@ -12,15 +12,14 @@ from crucible_core.errors import ConflictError, FieldError, InvalidError, NotFou
 from crucible_core.limits import FAILING_AFTER
 from crucible_core.position import numbered, stream_number
 from crucible_core.protocol.hooks import RunList, RunRecord
-from crucible_core.protocol.shared import Counters
+from crucible_core.protocol.parts import Counters
 from crucible_core.redaction import place_of
 from crucible_core.subjects import NO_REACTION, REDACTED, RUN, Names
-from crucible_kit.bus import Message
-from crucible_kit.index import Index
-
-from .failures import brief
-from .hook import handler_key
-from .records import read_answer
+from crucible_hooks.errors import brief
+from crucible_hooks.hook import handler_key
+from crucible_hooks.records import read_answer
+from crucible_kit.index.index import Index
+from crucible_kit.nats.bus import Message
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from inspect import Signature
 import msgspec
 
 from crucible_core.errors import FieldError, InvalidError
-
-from . import expressions, scripts
+from crucible_hooks.actions import scripts
+from crucible_hooks.expressions import expression
 
 _MOST_ERRORS = 20
 
@@ -50,7 +50,7 @@ def read_texts(texts: Sequence[Text]) -> list[Reads]:
 
 def _reads(text: Text) -> Iterator[Reads]:
     if text.functions is None:
-        for place in expressions.check(text.source, text.at).fields:
+        for place in expression.check(text.source, text.at).fields:
             yield Reads(text.at, place)
     else:
         for place, line in scripts.check(text.source, text.at, text.functions, text.forbidden).fields:

@@ -19,25 +19,23 @@ from crucible_core.protocol.memory import (
     WriteMemory,
     WrittenMemory,
 )
-from crucible_core.protocol.shared import GetRequest
-from crucible_kit.bus import Bus
-from crucible_kit.connections import Reader
-from crucible_kit.index import Index
-from crucible_kit.metrics import Metrics
+from crucible_core.protocol.parts import GetRequest
+from crucible_kit.index.connections import Reader
+from crucible_kit.index.index import Index
+from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import Context, Endpoint
-from crucible_kit.telemetry import parse_traceparent
-
-from . import changes
-from .changes import Change, existing
-from .naming import new_id
-from .notes import IN_PLACE, NO_MARKS, Marks, read_marks
-from .search import prepare, search
-from .sight import sight_of
-from .state import Memory, refused
-from .store import count, find_anywhere, ids_of, status, views
-from .truth import last_anywhere, settle
-from .uses import Uses
-from .writer import Outcome, Use, Writer, fingerprint
+from crucible_kit.telemetry.metrics import Metrics
+from crucible_kit.telemetry.spans import parse_traceparent
+from crucible_memory import changes
+from crucible_memory.accesses import Uses
+from crucible_memory.changes import Change, existing
+from crucible_memory.freshness import last_anywhere, settle
+from crucible_memory.notes.note import IN_PLACE, NO_MARKS, Marks, read_marks
+from crucible_memory.search.search import prepare, search
+from crucible_memory.search.visibility import sight_of
+from crucible_memory.state import Memory, new_id, refused
+from crucible_memory.store import count, find_anywhere, ids_of, status, views
+from crucible_memory.writer import Outcome, Use, Writer, fingerprint
 
 _REPLY_BYTES = 4 * 1024 * 1024
 _SEEN_S = 1.0

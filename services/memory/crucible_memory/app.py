@@ -8,29 +8,28 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 
-from crucible_kit.asgi import ops_app
 from crucible_kit.buckets import Bucket, View, open_bucket
-from crucible_kit.bus import Bus
-from crucible_kit.connections import Reader
-from crucible_kit.index import Index, open_index
+from crucible_kit.http.asgi import ops_app
+from crucible_kit.index.connections import Reader
+from crucible_kit.index.erasure import Purging, note_purge
+from crucible_kit.index.index import Index, open_index
 from crucible_kit.lifecycle import announced
-from crucible_kit.metrics import Metrics
-from crucible_kit.purging import Purging, note_purge
+from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import serve
 from crucible_kit.service import open_service
 from crucible_kit.settings import load
-from crucible_kit.telemetry import Telemetry
-
-from . import store
-from .api import Api
-from .feed import Files
-from .graph import Graph
-from .refolding import Refolding
-from .search import open_searcher
-from .settings import Settings
-from .truth import last_change
-from .uses import Uses
-from .writer import Writer
+from crucible_kit.telemetry.metrics import Metrics
+from crucible_kit.telemetry.spans import Telemetry
+from crucible_memory import store
+from crucible_memory.accesses import Uses
+from crucible_memory.api import Api
+from crucible_memory.freshness import last_change
+from crucible_memory.graph.edges import Graph
+from crucible_memory.notes.feed import Files
+from crucible_memory.redaction import Refolding
+from crucible_memory.search.search import open_searcher
+from crucible_memory.settings import Settings
+from crucible_memory.writer import Writer
 
 SERVICE = "memory"
 _REBUILD_S = 86_400.0

@@ -13,9 +13,9 @@ from crucible_core.ids import is_id
 from crucible_core.limits import MEMORY_LINKS, MEMORY_TAGS
 from crucible_core.merge import merge_patch
 from crucible_core.protocol.memory import CreateMemory, Link, UpdateMemory
-
-from .notes import NO_MARKS, Marks, Note
-from .state import (
+from crucible_memory.notes.note import NO_MARKS, Marks, Note
+from crucible_memory.search.words import name_key, tag_key
+from crucible_memory.state import (
     Memory,
     checked_content,
     checked_link,
@@ -28,7 +28,6 @@ from .state import (
     unique_links,
     unique_tags,
 )
-from .words import name_key, tag_key
 
 
 class Place(NamedTuple):

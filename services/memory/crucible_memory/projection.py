@@ -6,9 +6,8 @@ import msgspec
 
 from crucible_core.envelope import Metadata
 from crucible_core.protocol.memory import Link
-
-from .state import MAX_FORMER_PATHS, SOURCE, Memory, clean_tag, clean_tags, link_key, unique_links
-from .words import tag_key
+from crucible_memory.search.words import tag_key
+from crucible_memory.state import MAX_FORMER_PATHS, SOURCE, Memory, clean_tag, clean_tags, link_key, unique_links
 
 
 class _Reference(msgspec.Struct, frozen=True):

@@ -9,10 +9,11 @@ import regex
 from crucible_core.access import service_principal
 from crucible_core.envelope import Source
 from crucible_core.errors import FieldError, InvalidError
+from crucible_core.ids import derive_id, is_id
 from crucible_core.limits import MEMORY_ENTITIES, MEMORY_LINKS, MEMORY_TAG_CHARS, MEMORY_TAGS, MEMORY_WORD_CHARS
 from crucible_core.protocol.memory import Link
-
-from .words import composed, tag_key
+from crucible_kit.clock import fresh_id
+from crucible_memory.search.words import composed, tag_key
 
 MEMORY = service_principal("memory")
 """Who asks where this service acts for nobody else."""
@@ -151,3 +152,22 @@ def _checked_word(text: str, path: str) -> str:
 def _bound(items: list[Any], most: int, path: str) -> None:
     if len(items) > most:
         raise refused(path, f"may hold {most}, this one holds {len(items)}")
+
+
+EPOCH_MS = 1_735_689_600_000
+"""2025-01-01: the moment in the id of every note's memory. It never changes: a name gives the same id for ever."""
+
+
+def note_id(world: str, path: str, root: str = "", *again: str) -> str:
+    """The id of the memory that is made from the first note at a path below a watched folder: two folders may each have
+    a note of the same path. `again` tells a later one from it, when that has been moved away."""
+    return derive_id("mem", EPOCH_MS, "note", world, root, path, *again)
+
+
+def new_id(given: str | None) -> str:
+    """The id that the caller wants, else a fresh one. Raises InvalidError for what is no memory's id."""
+    if given is None:
+        return fresh_id("mem")
+    if not is_id("mem", given):
+        raise refused("id", "a memory's id is mem_ and up to 64 letters, digits, _ or -")
+    return given

@@ -13,23 +13,22 @@ from crucible_core.ids import is_id
 from crucible_core.protocol.memory import Link, MemoryView, SkippedEvent
 from crucible_core.redaction import place_of
 from crucible_core.subjects import ACCESSED
-from crucible_kit.bus import Message
-from crucible_kit.connections import Reader
-from crucible_kit.index import Index, unwritable
-from crucible_kit.indexfile import insert
-
-from . import graph, words
-from .changes import Place
-from .naming import note_id
-from .projection import Recorded, fold, read_recorded
-from .sight import Sight
-from .state import Memory, clean_name
+from crucible_kit.index.connections import Reader
+from crucible_kit.index.file import insert
+from crucible_kit.index.index import Index, unwritable
+from crucible_kit.nats.bus import Message
+from crucible_memory.changes import Place
+from crucible_memory.graph import edges
+from crucible_memory.projection import Recorded, fold, read_recorded
+from crucible_memory.search import words
+from crucible_memory.search.visibility import Sight
+from crucible_memory.state import Memory, clean_name, note_id
 
 log = logging.getLogger(__name__)
 
 VERSION = f"4 {words.VERSION}"
 SCHEMA = f"""
-{graph.SCHEMA}
+{edges.SCHEMA}
 CREATE TABLE IF NOT EXISTS memories (
   key INTEGER PRIMARY KEY, id TEXT NOT NULL, world TEXT NOT NULL, room TEXT NOT NULL, content TEXT NOT NULL,
   state BLOB NOT NULL, UNIQUE (id, world)
@@ -83,8 +82,8 @@ def apply(skipped: Callable[[], None], writer: sqlite3.Connection, messages: lis
         key = (event.memory_id, event.world_id)
         was = after[key] if key in after else before.get(key)
         after[key] = fold(was, event)
-        steps.append((event.sequence, graph.steps(was, after[key])))
-    graph.keep(writer, steps)
+        steps.append((event.sequence, edges.steps(was, after[key])))
+    edges.keep(writer, steps)
     put(writer, before.values(), after.values())
     _note_redacted(writer, messages, events)
 

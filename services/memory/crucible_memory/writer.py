@@ -17,15 +17,14 @@ from crucible_core.errors import ConflictError, TooLargeError, from_problem
 from crucible_core.position import Position
 from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, KeyedRequest, NewEvent
 from crucible_core.protocol.memory import Cause
-from crucible_core.protocol.shared import GetRequest
-from crucible_kit.bus import Bus
-from crucible_kit.index import Index
+from crucible_core.protocol.parts import GetRequest
+from crucible_kit.index.index import Index
+from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import call
-
-from .changes import Change, Place
-from .state import MEMORY, Memory
-from .store import At, Key, find, find_all, notes_at, notes_below
-from .truth import last_change, last_of
+from crucible_memory.changes import Change, Place
+from crucible_memory.freshness import last_change, last_of
+from crucible_memory.state import MEMORY, Memory
+from crucible_memory.store import At, Key, find, find_all, notes_at, notes_below
 
 _APPEND_S = 30.0
 """An append waits for the Pre hooks that it meets."""

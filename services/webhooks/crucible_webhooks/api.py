@@ -8,8 +8,8 @@ import msgspec
 from crucible_core.envelope import Source
 from crucible_core.errors import CrucibleError
 from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent, TracedDelivery
+from crucible_core.protocol.parts import Check, Checks, Counters, GetRequest, ListRequest, TestRequest
 from crucible_core.protocol.replays import ReplayBatch
-from crucible_core.protocol.shared import Check, Checks, Counters, GetRequest, ListRequest, TestRequest
 from crucible_core.protocol.webhooks import (
     AttemptList,
     AttemptRecord,
@@ -28,21 +28,20 @@ from crucible_core.protocol.webhooks import (
 from crucible_core.protocol.worlds import PlaceRequest
 from crucible_core.subjects import DLV
 from crucible_core.times import format_time, parse_time
-from crucible_kit.bus import Bus
 from crucible_kit.clock import fresh_id, now_ms, timestamp
 from crucible_kit.eventlog import log_end
-from crucible_kit.exchange import Exchanger
 from crucible_kit.handlers.pointers import forget
-from crucible_kit.index import Index
-from crucible_kit.paging import checked, page, room_for
+from crucible_kit.http.exchange import Exchanger
+from crucible_kit.index.index import Index
+from crucible_kit.nats.bus import Bus
+from crucible_kit.pages import checked, page, room_for
 from crucible_kit.rpc import Context, Endpoint, call
-
-from . import store
-from .check import check
-from .records import make_record, patched, rotated, told_url, view
-from .registry import WEBHOOKS, Known, Registry
-from .replaying import Replayer
-from .settings import Settings
+from crucible_webhooks import store
+from crucible_webhooks.check import check
+from crucible_webhooks.records import make_record, patched, rotated, told_url, view
+from crucible_webhooks.registry import WEBHOOKS, Known, Registry
+from crucible_webhooks.replays import Replayer
+from crucible_webhooks.settings import Settings
 
 log = logging.getLogger(__name__)
 

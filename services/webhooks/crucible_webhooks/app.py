@@ -9,36 +9,35 @@ from pathlib import Path
 from starlette.applications import Starlette
 
 from crucible_core.subjects import DLV
-from crucible_kit.asgi import ops_app
 from crucible_kit.buckets import Bucket, open_bucket
-from crucible_kit.bus import Bus
-from crucible_kit.egress import open_guard
-from crucible_kit.exchange import open_exchanger
 from crucible_kit.handlers.engine import Engine
 from crucible_kit.handlers.peers import count_waiting, tell_all
 from crucible_kit.handlers.upgrade import bring_over
 from crucible_kit.history import History
-from crucible_kit.index import Index, open_index
+from crucible_kit.http.asgi import ops_app
+from crucible_kit.http.egress import open_guard
+from crucible_kit.http.exchange import open_exchanger
+from crucible_kit.index.erasure import Redacted
+from crucible_kit.index.index import Index, open_index
 from crucible_kit.lifecycle import announced
 from crucible_kit.losses import BUCKET as LOSSES
 from crucible_kit.losses import Losses
-from crucible_kit.metrics import Metrics
+from crucible_kit.nats.bus import Bus
+from crucible_kit.nats.streams import DAY_S
 from crucible_kit.principals import open_principals
-from crucible_kit.redactions import Redacted
 from crucible_kit.rpc import serve
 from crucible_kit.service import open_service
 from crucible_kit.settings import load
-from crucible_kit.streams import DAY_S
-from crucible_kit.telemetry import Telemetry
+from crucible_kit.telemetry.metrics import Metrics
+from crucible_kit.telemetry.spans import Telemetry
 from crucible_kit.types import open_types
 from crucible_kit.worlds import open_worlds
-
-from . import store
-from .api import endpoints
-from .deliver import Deliveries
-from .registry import Registry
-from .replaying import Replayer
-from .settings import Settings
+from crucible_webhooks import store
+from crucible_webhooks.api import endpoints
+from crucible_webhooks.delivery import Deliveries
+from crucible_webhooks.registry import Registry
+from crucible_webhooks.replays import Replayer
+from crucible_webhooks.settings import Settings
 
 SERVICE = "webhooks"
 

@@ -3,22 +3,20 @@
 import time
 from typing import Any
 
-from crucible_core.catalogue import Catalogue
 from crucible_core.envelope import DEFAULT_WORLD, Data, Event, Metadata, Source, encode
 from crucible_core.errors import CrucibleError, InvalidError
-from crucible_core.matcher import CompiledFilters
-from crucible_core.protocol.shared import Check, CheckStep, TestRequest
+from crucible_core.filters.matcher import CompiledFilters
+from crucible_core.protocol.parts import Check, CheckStep, TestRequest
 from crucible_core.protocol.webhooks import WebhookRecord
+from crucible_core.types.catalogue import Catalogue
 from crucible_kit.clock import fresh_id, timestamp
 from crucible_kit.deadline import check_waited_for
-from crucible_kit.egress import parse_target
-from crucible_kit.exchange import ExchangeError, Exchanger
-
-from .deliver import request_headers
-from .records import compiled, state
-from .sending import post
-from .signing import body_of
-from .verdict import judge
+from crucible_kit.http.egress import parse_target
+from crucible_kit.http.exchange import ExchangeError, Exchanger
+from crucible_webhooks.delivery import request_headers
+from crucible_webhooks.outcome import judge, post
+from crucible_webhooks.records import compiled, state
+from crucible_webhooks.signing import body_of
 
 _FALLBACK = "Custom.Test"
 _CONNECT_S = 5.0

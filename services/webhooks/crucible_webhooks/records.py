@@ -8,24 +8,16 @@ from typing import Any
 import msgspec
 
 from crucible_core.access import OPERATOR_ID
-from crucible_core.catalogue import Catalogue
 from crucible_core.errors import FieldError, InvalidError
+from crucible_core.filters.matcher import CompiledFilters, compile_filters
 from crucible_core.limits import SECRET_GRACE_S, SECRET_MOST, SECRETS_KEPT
-from crucible_core.matcher import CompiledFilters, compile_filters
 from crucible_core.merge import merge_patch
-from crucible_core.protocol.shared import Counters
-from crucible_core.protocol.webhooks import (
-    Auth,
-    CreateWebhook,
-    OldSecret,
-    WebhookOptions,
-    WebhookRecord,
-    WebhookView,
-)
+from crucible_core.protocol.parts import Counters
+from crucible_core.protocol.webhooks import Auth, CreateWebhook, OldSecret, WebhookOptions, WebhookRecord, WebhookView
 from crucible_core.times import format_time, parse_time
-from crucible_kit.egress import Guard, parse_target
-
-from .signing import new_secret, secret_mistake, signing_key
+from crucible_core.types.catalogue import Catalogue
+from crucible_kit.http.egress import Guard, parse_target
+from crucible_webhooks.signing import new_secret, secret_mistake, signing_key
 
 MAX_NAME = 200
 MAX_FILTERS = 100

@@ -11,10 +11,10 @@ import msgspec
 from crucible_core.access import Principal, is_operators, service_principal
 from crucible_core.envelope import Event
 from crucible_core.errors import ConflictError, CrucibleError, FieldError, NotFoundError
+from crucible_core.filters.matcher import CompiledFilters, Matcher
 from crucible_core.ids import is_id
-from crucible_core.matcher import CompiledFilters, Matcher
 from crucible_core.position import Encoded
-from crucible_core.protocol.shared import Owned
+from crucible_core.protocol.parts import Owned
 from crucible_core.protocol.webhooks import WebhookRecord
 from crucible_core.subjects import shard_of
 from crucible_core.suggest import nearest
@@ -23,8 +23,7 @@ from crucible_kit.clock import timestamp
 from crucible_kit.principals import Principals
 from crucible_kit.types import Types
 from crucible_kit.worlds import Worlds
-
-from .records import MAX_NAME, compiled, one_spelling
+from crucible_webhooks.records import MAX_NAME, compiled, one_spelling
 
 WEBHOOKS = service_principal("webhooks")
 """Who asks where this service acts for nobody else."""

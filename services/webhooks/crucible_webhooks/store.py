@@ -6,10 +6,10 @@ import sqlite3
 import msgspec
 
 from crucible_core.errors import FieldError, InvalidError
-from crucible_core.protocol.shared import Counters
+from crucible_core.protocol.parts import Counters
 from crucible_core.protocol.webhooks import AttemptList, AttemptRecord
-from crucible_kit.bus import Message
-from crucible_kit.index import Index
+from crucible_kit.index.index import Index
+from crucible_kit.nats.bus import Message
 
 log = logging.getLogger(__name__)
 

@@ -2,12 +2,12 @@
 
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal, TypedDict, Unpack
 
 import msgspec
 
-from crucible_client.answers import read_as
 from crucible_client.request import (
     Call,
     Json,
@@ -22,6 +22,7 @@ from crucible_client.request import (
     segment,
     types_of,
 )
+from crucible_client.response import read_as
 from crucible_client.results import Batch, Page
 from crucible_core.envelope import Event
 from crucible_core.ids import make_id
@@ -245,3 +246,35 @@ def _identified(event: Json) -> Json:
     if "data" in event:
         return {**rest, "metadata": {**(event.get("metadata") or {}), "id": made}}
     return {**rest, "id": made}
+
+
+class Count(msgspec.Struct, frozen=True):
+    """`groups` is empty where nothing was to be grouped by; else the largest is the first."""
+
+    count: int
+    groups: dict[str, int]
+
+
+class Tally:
+    """Asks for one part after another until all is counted."""
+
+    def __init__(self, types: Sequence[str], by: CountBy | None, wanted: Wanted) -> None:
+        self._types = tuple(types)
+        self._by = by
+        self._wanted = wanted
+        self._groups: Counter[str] = Counter()
+        self._count = 0
+
+    def call(self) -> Call[CountReply]:
+        return count_events(self._types, self._by, self._wanted)
+
+    def take(self, reply: CountReply) -> Count | None:
+        """The whole count, or None while there is more to ask for."""
+        self._count += reply.count
+        for group in reply.groups:
+            self._groups[group.key] += group.count
+        if not reply.complete:
+            self._wanted = {**self._wanted, "after": reply.counted_to}
+            return None
+        ranked = sorted(self._groups.items(), key=lambda group: (-group[1], group[0]))
+        return Count(self._count, dict(ranked))

@@ -1,21 +1,10 @@
 """Requests about hooks and their runs."""
 
-from crucible_client.answers import read_as
-from crucible_client.request import (
-    Call,
-    Json,
-    delete,
-    get,
-    params_of,
-    patch,
-    post,
-    present,
-    reads,
-    segment,
-)
+from crucible_client.request import Call, Json, delete, get, params_of, patch, post, present, reads, segment
+from crucible_client.response import read_as
 from crucible_client.results import Page
 from crucible_core.protocol.hooks import HookList, HookView, RunList, RunRecord
-from crucible_core.protocol.shared import Check, Checks, HandlerCheck
+from crucible_core.protocol.parts import Check, Checks, HandlerCheck
 
 
 def list_hooks(*, page_size: int | None = None, cursor: str | None = None) -> Call[Page[HookView]]:

@@ -5,20 +5,8 @@ from typing import Literal
 
 import msgspec
 
-from crucible_client.answers import read_as
-from crucible_client.request import (
-    JSON,
-    Call,
-    Json,
-    delete,
-    get,
-    if_match,
-    keyed,
-    post,
-    present,
-    reads,
-    segment,
-)
+from crucible_client.request import JSON, Call, Json, delete, get, if_match, keyed, post, present, reads, segment
+from crucible_client.response import read_as
 from crucible_client.results import Written
 from crucible_core.protocol.memory import MemoryList, MemoryStatus, MemoryView, ScoredMemory
 

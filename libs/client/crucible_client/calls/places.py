@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from crucible_client.answers import read_as
 from crucible_client.request import JSON, Call, Json, get, if_match, params_of, post, reads, segment
+from crucible_client.response import read_as
 from crucible_client.results import Page
 from crucible_core.protocol.losses import Loss, LossList
 from crucible_core.protocol.retention import RetentionRule, RetentionView

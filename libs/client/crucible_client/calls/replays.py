@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from crucible_client.answers import read_as
 from crucible_client.request import Call, Json, get, keyed, post, present, reads, segment
+from crucible_client.response import read_as
 from crucible_core.protocol.replays import Replay, ReplayList
 
 

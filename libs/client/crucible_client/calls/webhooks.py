@@ -3,21 +3,10 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from crucible_client.answers import read_as
-from crucible_client.request import (
-    Call,
-    Json,
-    delete,
-    get,
-    params_of,
-    patch,
-    post,
-    present,
-    reads,
-    segment,
-)
+from crucible_client.request import Call, Json, delete, get, params_of, patch, post, present, reads, segment
+from crucible_client.response import read_as
 from crucible_client.results import Page
-from crucible_core.protocol.shared import Check, Checks, HandlerCheck
+from crucible_core.protocol.parts import Check, Checks, HandlerCheck
 from crucible_core.protocol.webhooks import AttemptList, AttemptRecord, Resent, WebhookList, WebhookView
 
 

@@ -9,8 +9,7 @@ from crucible_core.attributes import Extensions
 from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD, Redaction, Source
 from crucible_core.errors import Problem
 from crucible_core.position import Encoded
-
-from .shared import Message, Owned
+from crucible_core.protocol.parts import Message, Owned
 
 
 class NewEvent(Message):

@@ -5,8 +5,7 @@ from typing import Any
 import msgspec
 
 from crucible_core.position import Encoded
-
-from .shared import Counters, Message, Owned
+from crucible_core.protocol.parts import Counters, Message, Owned
 
 
 class InterceptRequest(Message):

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from .shared import Message
+from crucible_core.protocol.parts import Message
 
 
 class Loss(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -6,8 +6,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD, Source
-
-from .shared import Message
+from crucible_core.protocol.parts import Message
 
 
 class Link(Message, omit_defaults=False):

@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from .shared import Message, TypeFilter
+from crucible_core.protocol.parts import Message, TypeFilter
 
 ReplayPolicy = Literal["run", "skip", "dry"]
 """What a handler does with replayed events: as with any other, nothing, or everything but the effects."""

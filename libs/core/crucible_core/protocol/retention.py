@@ -4,7 +4,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from .shared import Message
+from crucible_core.protocol.parts import Message
 
 MAX_RULES = 1_000
 

@@ -5,10 +5,9 @@ from typing import Any, Literal
 import msgspec
 
 from crucible_core.position import Encoded
-
-from .events import TracedDelivery
-from .replays import ReplayPolicy
-from .shared import Counters, Message, Owned, TypeFilter
+from crucible_core.protocol.events import TracedDelivery
+from crucible_core.protocol.parts import Counters, Message, Owned, TypeFilter
+from crucible_core.protocol.replays import ReplayPolicy
 
 
 class Auth(Message):

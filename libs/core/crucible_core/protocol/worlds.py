@@ -5,8 +5,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from .memory import Cause
-from .shared import Message, Owned
+from crucible_core.protocol.memory import Cause
+from crucible_core.protocol.parts import Message, Owned
 
 MAX_WORLDS = 10_000
 MAX_ROOMS = 1_000

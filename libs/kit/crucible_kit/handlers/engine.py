@@ -15,22 +15,21 @@ from crucible_core.position import Position
 from crucible_core.subjects import shard_of
 from crucible_kit.backlog import Backlog
 from crucible_kit.buckets import Bucket
-from crucible_kit.bus import Bus
 from crucible_kit.clock import now_ms
 from crucible_kit.eventlog import LogState, log_end, log_state, read_log
-from crucible_kit.message import Message
-from crucible_kit.metrics import Metrics
+from crucible_kit.handlers.attempts import Attempts
+from crucible_kit.handlers.dispatch import Reader
+from crucible_kit.handlers.lanes import HELD_BYTES, ROOM, Job, Lane
+from crucible_kit.handlers.peers import answer, tell_all
+from crucible_kit.handlers.pointers import Pointers
+from crucible_kit.handlers.progress import CLOCKS_DIFFER_MS, Progress
+from crucible_kit.handlers.service import Plan, Service, subjects_of
+from crucible_kit.handlers.shards import Ownership, Shard, ShardRecord
+from crucible_kit.nats.bus import Bus
+from crucible_kit.nats.message import Message
 from crucible_kit.tasks import finish
-from crucible_kit.telemetry import Telemetry
-
-from .attempts import Attempts
-from .lanes import HELD_BYTES, ROOM, Job, Lane
-from .peers import answer, tell_all
-from .pointers import Pointers
-from .progress import CLOCKS_DIFFER_MS, Progress
-from .reader import Reader
-from .service import Plan, Service, subjects_of
-from .shards import Ownership, Shard, ShardRecord
+from crucible_kit.telemetry.metrics import Metrics
+from crucible_kit.telemetry.spans import Telemetry
 
 log = logging.getLogger(__name__)
 

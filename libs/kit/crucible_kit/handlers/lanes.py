@@ -9,7 +9,7 @@ import msgspec
 from crucible_core.envelope import Event
 from crucible_core.position import Position
 from crucible_core.subjects import shard_of
-from crucible_kit.message import Message
+from crucible_kit.nats.message import Message
 
 ROOM = 1000
 """Events that wait in a lane; the others wait in the log."""

@@ -7,16 +7,15 @@ from collections.abc import Awaitable, Callable
 
 from crucible_core.access import service_principal
 from crucible_core.errors import UnavailableError
-from crucible_core.protocol.shared import GetRequest, Message
+from crucible_core.protocol.parts import GetRequest, Message
 from crucible_core.subjects import shard_of
 from crucible_kit.buckets import Bucket
-from crucible_kit.bus import Bus
+from crucible_kit.handlers.pointers import waiting
+from crucible_kit.handlers.service import Service
+from crucible_kit.handlers.shards import read_shard, shard_key
+from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import Context, Endpoint, call, call_all, serve
-from crucible_kit.telemetry import Telemetry
-
-from .pointers import waiting
-from .service import Service
-from .shards import read_shard, shard_key
+from crucible_kit.telemetry.spans import Telemetry
 
 
 class Waiting(Message):

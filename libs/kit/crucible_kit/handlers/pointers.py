@@ -10,18 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from crucible_core import subjects
-from crucible_core.envelope import decode
+from crucible_core.envelope import Event, decode
 from crucible_core.errors import CrucibleError, NotFoundError, UnavailableError
+from crucible_core.protocol.replays import ReplayBatch, ReplayedEvent, ReplayTaken
 from crucible_core.subjects import SHARDS, Names, shard_of
-from crucible_kit.bus import Bus
 from crucible_kit.eventlog import event_at
-from crucible_kit.frames import Outgoing
-from crucible_kit.message import Message
-from crucible_kit.work import Poison, work
-
-from .lanes import Job
-from .service import Service
-from .shards import Ownership, Shard
+from crucible_kit.handlers.lanes import Job
+from crucible_kit.handlers.service import Service
+from crucible_kit.handlers.shards import Ownership, Shard
+from crucible_kit.nats.bus import Bus
+from crucible_kit.nats.consumer import Poison, work
+from crucible_kit.nats.frames import Outgoing
+from crucible_kit.nats.message import Message
 
 log = logging.getLogger(__name__)
 
@@ -195,3 +195,52 @@ class Pointers:
 
     def _consumer(self, replica: str) -> str:
         return self._bus.names.durable(f"{self._service.name}-work-{replica}")
+
+
+MOST_WAITING = 1000
+"""Work of one handler, what is live among it, beyond which a replay waits."""
+
+Work = Callable[[Event, ReplayedEvent], Outgoing | None]
+
+
+class Queue(msgspec.Struct, frozen=True):
+    """Where the work of one handler waits, now or put aside; `handler` and `work` name it in errors: "hook tidy",
+    "runs"."""
+
+    stream: str
+    subjects: Sequence[str]
+    handler: str
+    work: str
+    enabled: bool
+
+
+async def enqueue(bus: Bus, queue: Queue, request: ReplayBatch, work: Work) -> ReplayTaken:
+    """Stores what `work` makes of a batch's events, as far as there is room; None skips an event. It may be repeated
+    where the messages have ids."""
+    waiting = sum([(await bus.backlog(queue.stream, subject))[0] for subject in queue.subjects])
+    messages: list[Outgoing] = []
+    skipped = 0
+    for replayed in request.events:
+        event = _decoded(replayed)
+        message = None if event is None else work(event, replayed)
+        if message is None:
+            skipped += 1
+        elif len(messages) + waiting < MOST_WAITING:
+            messages.append(message)
+        else:
+            break
+    if messages:
+        await bus.store_all(messages)
+    taken = len(messages) + skipped
+    disabled = "" if queue.enabled else ", which is disabled"
+    full = f"{waiting + len(messages)} {queue.work} wait for {queue.handler}{disabled}"
+    reason = None if taken == len(request.events) else full
+    return ReplayTaken(taken=taken, sent=len(messages), skipped=skipped, waiting=reason)
+
+
+def _decoded(replayed: ReplayedEvent) -> Event | None:
+    try:
+        return decode(bytes(replayed.event), replayed.sequence)
+    except msgspec.DecodeError as error:
+        log.error("event %d cannot be read: %s", replayed.sequence, error)
+        return None

@@ -4,10 +4,9 @@ from crucible_core.position import Position
 from crucible_core.subjects import Names
 from crucible_kit.clock import now_ms
 from crucible_kit.eventlog import LogState
-
-from .lanes import UNSETTLED, Job, Lane
-from .service import Service
-from .shards import Shard, ShardRecord
+from crucible_kit.handlers.lanes import UNSETTLED, Job, Lane
+from crucible_kit.handlers.service import Service
+from crucible_kit.handlers.shards import Shard, ShardRecord
 
 NEAR = 10_000
 """Events that a lane may be behind and still be served by the one reading of the log; a shard without work tells of its

@@ -8,10 +8,9 @@ import msgspec
 from crucible_core.envelope import Event
 from crucible_core.position import Position
 from crucible_core.subjects import Names, token
-from crucible_kit.frames import Outgoing
-from crucible_kit.message import Message
-
-from .lanes import Job
+from crucible_kit.handlers.lanes import Job
+from crucible_kit.nats.frames import Outgoing
+from crucible_kit.nats.message import Message
 
 _FEW_SUBJECTS = 32
 

@@ -21,8 +21,8 @@ from crucible_core.errors import ConflictError, CrucibleError
 from crucible_core.position import Encoded, Position
 from crucible_core.subjects import SHARDS, shard_of
 from crucible_kit.buckets import Bucket, Entry
-from crucible_kit.bus import Bus
-from crucible_kit.message import Message
+from crucible_kit.nats.bus import Bus
+from crucible_kit.nats.message import Message
 
 log = logging.getLogger(__name__)
 

@@ -8,11 +8,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from crucible_core.errors import NotFoundError
 from crucible_core.subjects import ATTEMPT, EVENT_SEQUENCE, JOB, OLD_JOBS, REPLAY, SCHEDULE, SCHEDULE_TARGET
 from crucible_kit.buckets import Bucket
-from crucible_kit.bus import Bus, Message
-from crucible_kit.frames import Outgoing
-
-from .service import Service
-from .shards import begin_at
+from crucible_kit.handlers.service import Service
+from crucible_kit.handlers.shards import begin_at
+from crucible_kit.nats.bus import Bus, Message
+from crucible_kit.nats.frames import Outgoing
 
 log = logging.getLogger(__name__)
 

@@ -24,17 +24,16 @@ from crucible_core.protocol.events import (
     TraceReply,
     TraceRequest,
 )
-from crucible_core.protocol.shared import GetRequest
+from crucible_core.protocol.parts import GetRequest
 from crucible_core.protocol.webhooks import TracedDeliveries, TracedRequest
 from crucible_core.times import parse_time
 from crucible_gateway import examples
 from crucible_gateway.accept import accept_of
-from crucible_gateway.arrays import elements
 from crucible_gateway.auth import principal_of
-from crucible_gateway.batches import Append, Committed, append_all, append_each, result_of
-from crucible_gateway.bodies import JSON, Http, anything, array_or_one, expect_plain, media_type, pieces, whole
-from crucible_gateway.cloudevents import incoming, outgoing
-from crucible_gateway.cloudevents.forms import (
+from crucible_gateway.body.batches import Append, Committed, append_all, append_each, elements, result_of
+from crucible_gateway.body.body import JSON, Http, anything, array_or_one, expect_plain, media_type, pieces, whole
+from crucible_gateway.body.cloudevents import reader, writer
+from crucible_gateway.body.cloudevents.forms import (
     BATCH,
     STRUCTURED,
     CloudEvent,
@@ -42,19 +41,12 @@ from crucible_gateway.cloudevents.forms import (
     asked_for_many,
     asked_for_one,
     form_of,
+    in_their_words,
 )
-from crucible_gateway.cloudevents.refusals import in_their_words
+from crucible_gateway.body.events import Origin, SentEvent, idempotency_key, lines, read_event, taken
 from crucible_gateway.context import ask, gateway_of
 from crucible_gateway.correlation import CHAIN, correlation_of, sent_correlation, sent_hop
-from crucible_gateway.intake import (
-    Origin,
-    SentEvent,
-    idempotency_key,
-    lines,
-    read_event,
-    taken,
-)
-from crucible_gateway.observing import traceparent_of
+from crucible_gateway.middleware import traceparent_of
 from crucible_gateway.openapi import Body, Operation, described
 from crucible_gateway.params import (
     AppendParams,
@@ -66,10 +58,9 @@ from crucible_gateway.params import (
     wanted_fields,
 )
 from crucible_gateway.problems import answer
-from crucible_kit.asgi import Rendered
-
-from .asked import rest_of_path
-from .replies import encoded, passed
+from crucible_gateway.routes.headers import rest_of_path
+from crucible_gateway.routes.replies import encoded, passed
+from crucible_kit.http.asgi import Rendered
 
 TAG = "Events"
 
@@ -191,13 +182,13 @@ async def _append_cloud_events(
     catalogue = gateway_of(request).types.catalogue
     if form == "binary":
         expect_plain(request)
-        event = incoming.from_binary(request.scope["headers"], await anything(request), catalogue)
+        event = reader.from_binary(request.scope["headers"], await anything(request), catalogue)
         return await _one(append, origin, event)
     media_type(request)
     if form == "batch":
         sent = elements(pieces(request))
-        return _json(await many(append, origin, (incoming.taken(raw, catalogue) async for raw in sent)))
-    return await _one(append, origin, incoming.from_structured(await whole(request), catalogue))
+        return _json(await many(append, origin, (reader.taken(raw, catalogue) async for raw in sent)))
+    return await _one(append, origin, reader.from_structured(await whole(request), catalogue))
 
 
 async def _one(append: Append, origin: Origin, event: NewEvent) -> Rendered:
@@ -245,7 +236,7 @@ async def query_events(request: Http) -> Response[bytes]:
         return passed(await ask(request, "events", "query", query, bytes), headers=_VARIES)
     reply = await ask(request, "events", "query", query, QueryReply)
     headers = _VARIES | _next_page(request, reply.next_cursor)
-    return passed(outgoing.batch(map(bytes, reply.events)), headers=headers, media_type=BATCH)
+    return passed(writer.batch(map(bytes, reply.events)), headers=headers, media_type=BATCH)
 
 
 def _next_page(request: Http, cursor: str | None) -> dict[str, str]:
@@ -298,13 +289,13 @@ async def get_event(request: Http) -> Response[bytes]:
     read_params(request.scope["query_string"], NoParams)
     form = asked_for_one(accept_of(request.headers))
     raw = await ask(request, "events", "get", GetRequest(request.path_params["id"]), bytes)
-    if form == "binary" and (sent := outgoing.binary(raw)) is not None:
+    if form == "binary" and (sent := writer.binary(raw)) is not None:
         headers, kind, body = sent
         return passed(body, headers=_VARIES | headers | ({"Content-Type": kind} if kind else {}))
     if form == "batch":
-        return passed(outgoing.batch([raw]), headers=_VARIES, media_type=BATCH)
+        return passed(writer.batch([raw]), headers=_VARIES, media_type=BATCH)
     if form != "native":
-        return passed(outgoing.structured(raw), headers=_VARIES, media_type=STRUCTURED)
+        return passed(writer.structured(raw), headers=_VARIES, media_type=STRUCTURED)
     return passed(raw, headers=_VARIES)
 
 

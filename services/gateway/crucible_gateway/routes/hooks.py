@@ -5,17 +5,16 @@ from typing import Any
 import msgspec
 from litestar import Response, delete, get, patch, post
 
-from crucible_core.hooks import HookDefinition
+from crucible_core.definition import HookDefinition
 from crucible_core.protocol.hooks import HookList, HookView, RegisterHook, RunList, RunsRequest, UpdateHook
-from crucible_core.protocol.shared import Check, Checks, EnableHook, GetRequest, ListRequest, TestRequest
+from crucible_core.protocol.parts import Check, Checks, EnableHook, GetRequest, ListRequest, TestRequest
 from crucible_core.text import decode_text
 from crucible_gateway import examples
-from crucible_gateway.bodies import JSON, Http, expect, read_if_any, strictly, whole
+from crucible_gateway.body.body import JSON, Http, expect, read_if_any, strictly, whole
 from crucible_gateway.context import ask
 from crucible_gateway.openapi import Body, Operation, described
 from crucible_gateway.params import HandlersParams, NoParams, PageParams, read_params
-
-from .replies import passed
+from crucible_gateway.routes.replies import passed
 
 TAG = "Hooks"
 MARKDOWN = "text/markdown"

@@ -7,7 +7,6 @@ from litestar import Response, delete, get, patch, post
 from msgspec import UNSET, UnsetType
 
 from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD
-from crucible_core.payloads import Reference
 from crucible_core.protocol.memory import (
     CreateMemory,
     Link,
@@ -19,19 +18,18 @@ from crucible_core.protocol.memory import (
     WriteMemory,
     WrittenMemory,
 )
-from crucible_core.protocol.shared import GetRequest
-from crucible_core.synonyms import renamed
+from crucible_core.protocol.parts import GetRequest
+from crucible_core.types.payloads import Reference
+from crucible_core.types.synonyms import renamed
 from crucible_gateway import examples
 from crucible_gateway.auth import principal_of
-from crucible_gateway.bodies import JSON, MERGE_PATCH, Http, expect, read, strictly, whole
-from crucible_gateway.context import Nothing, ask, gateway_of
-from crucible_gateway.intake import idempotency_key
+from crucible_gateway.body.body import JSON, MERGE_PATCH, Http, expect, read, strictly, whole
+from crucible_gateway.body.events import idempotency_key
+from crucible_gateway.context import Nothing, ask, check_place, gateway_of
 from crucible_gateway.openapi import Body, Operation, described
 from crucible_gateway.params import NoParams, read_params
-from crucible_gateway.places import check_place
-
-from .asked import IF_MATCH, IF_NONE_MATCH, cause_of, etag, if_match, is_known
-from .replies import encoded, passed
+from crucible_gateway.routes.headers import IF_MATCH, IF_NONE_MATCH, cause_of, etag, if_match, is_known
+from crucible_gateway.routes.replies import encoded, passed
 
 TAG = "Memory"
 T = TypeVar("T", bound=msgspec.Struct)

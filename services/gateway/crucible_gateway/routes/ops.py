@@ -1,18 +1,24 @@
 """Requests of operators and newcomers: health, readiness, metrics, what the log has lost, and where everything is."""
 
-from litestar import Response, get, post
+import base64
+import hashlib
+import re
+from importlib.metadata import version
+from importlib.resources import files
+
+import msgspec
+from litestar import Litestar, Response, get, post
 
 from crucible_core.protocol.losses import LossesRequest, LossList
-from crucible_core.protocol.shared import Readiness
+from crucible_core.protocol.parts import Readiness
 from crucible_gateway import examples
-from crucible_gateway.bodies import Http
+from crucible_gateway.body.body import JSON, Http
 from crucible_gateway.context import ask, gateway_of
-from crucible_gateway.openapi import Operation, described
+from crucible_gateway.openapi import Operation, described, openapi
 from crucible_gateway.params import NoParams, ReadyParams, read_params
-from crucible_kit.asgi import readiness
-from crucible_kit.metrics import CONTENT_TYPE
-
-from .replies import encoded, passed
+from crucible_gateway.routes.replies import encoded, passed
+from crucible_kit.http.asgi import readiness
+from crucible_kit.telemetry.metrics import CONTENT_TYPE
 
 TAG = "Operations"
 _OBJECT = {"type": "object"}
@@ -110,3 +116,53 @@ async def list_losses(request: Http) -> Response[bytes]:
 async def accept_losses(request: Http) -> Response[bytes]:
     read_params(request.scope["query_string"], NoParams)
     return passed(await ask(request, "events", "accept_losses", LossesRequest(), bytes))
+
+
+REFERENCE_TAG = "Operations"
+_TITLE = "Crucible"
+_DESCRIPTION = (
+    "Memory and automation for agents and knowledge bases, on one durable event log. Errors are problem documents "
+    "(RFC 9457); answers carry X-Correlation-Id."
+)
+_INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
+
+
+@get(
+    "/openapi.json",
+    opt=described(Operation(summary="This document", tag=REFERENCE_TAG, reply={"type": "object"}, open=True)),
+)
+async def openapi_json(request: Http) -> Response[bytes]:
+    state = request.app.state
+    if "openapi" not in state:
+        state.openapi = openapi_bytes(request.app)  # which takes long, and is always the same
+    return Response(state.openapi, media_type=JSON)
+
+
+def openapi_bytes(app: Litestar) -> bytes:
+    return msgspec.json.encode(openapi(app, _TITLE, version("crucible-gateway"), _DESCRIPTION))
+
+
+@get(
+    "/docs",
+    opt=described(
+        Operation(
+            summary="This document, to read",
+            tag=REFERENCE_TAG,
+            reply={"type": "string"},
+            reply_type="text/html",
+            open=True,
+        )
+    ),
+)
+async def docs_page(request: Http) -> Response[str]:
+    page = files("crucible_gateway").joinpath("reference.html").read_text("utf-8")
+    return Response(page, media_type="text/html", headers={"Content-Security-Policy": content_policy(page)})
+
+
+def content_policy(page: str) -> str:
+    """Nothing but the page's own style and script, by their hashes, and requests to this server."""
+    hashes = {kind: base64.b64encode(hashlib.sha256(text.encode()).digest()) for kind, text in _INLINE.findall(page)}
+    return (
+        "default-src 'none'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        f"script-src 'sha256-{hashes['script'].decode()}'; style-src 'sha256-{hashes['style'].decode()}'"
+    )

@@ -11,14 +11,13 @@ from crucible_core.protocol.events import RedactRequest
 from crucible_core.redaction import MAX_REASON
 from crucible_gateway import examples
 from crucible_gateway.auth import principal_of
-from crucible_gateway.bodies import JSON, Http, read_if_any
+from crucible_gateway.body.body import JSON, Http, read_if_any
 from crucible_gateway.context import ask
 from crucible_gateway.correlation import sent_correlation, sent_hop
 from crucible_gateway.openapi import Body, Operation, described
 from crucible_gateway.params import NoParams, read_params
-
-from .events import TAG
-from .replies import passed
+from crucible_gateway.routes.events import TAG
+from crucible_gateway.routes.replies import passed
 
 
 class RedactBody(msgspec.Struct):

@@ -6,17 +6,16 @@ import msgspec
 from litestar import Response, get, post
 from msgspec import Meta
 
+from crucible_core.protocol.parts import GetRequest, TypeFilter
 from crucible_core.protocol.replays import Replay, ReplayList, ReplayTarget, StartReplay, SteerReplay
-from crucible_core.protocol.shared import GetRequest, TypeFilter
 from crucible_gateway import examples
 from crucible_gateway.auth import principal_of
-from crucible_gateway.bodies import JSON, Http, read
+from crucible_gateway.body.body import JSON, Http, read
+from crucible_gateway.body.events import idempotency_key
 from crucible_gateway.context import Nothing, ask
-from crucible_gateway.intake import idempotency_key
 from crucible_gateway.openapi import Body, Operation, described
 from crucible_gateway.params import Name, NoParams, read_params
-
-from .replies import encoded, passed
+from crucible_gateway.routes.replies import encoded, passed
 
 TAG = "Replays"
 

@@ -6,13 +6,12 @@ from litestar import Response, get, put
 
 from crucible_core.protocol.retention import PutRetention, RetentionRules, RetentionView
 from crucible_gateway import examples
-from crucible_gateway.bodies import JSON, Http, read
+from crucible_gateway.body.body import JSON, Http, read
 from crucible_gateway.context import Nothing, ask
 from crucible_gateway.openapi import Body, Operation, described
 from crucible_gateway.params import NoParams, read_params
-
-from .asked import IF_MATCH, etag, if_match
-from .replies import encoded
+from crucible_gateway.routes.headers import IF_MATCH, etag, if_match
+from crucible_gateway.routes.replies import encoded
 
 TAG = "Retention"
 

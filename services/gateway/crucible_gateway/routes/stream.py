@@ -8,23 +8,23 @@ from litestar.exceptions import WebSocketDisconnect
 from litestar.response import Stream
 
 from crucible_core.errors import FieldError, InvalidError, NotAcceptableError
-from crucible_core.matcher import compile_filters
-from crucible_core.protocol.shared import TypeFilter
-from crucible_gateway import examples, sse
+from crucible_core.filters.matcher import compile_filters
+from crucible_core.protocol.parts import TypeFilter
+from crucible_gateway import examples
 from crucible_gateway.accept import accept_of, preferred
 from crucible_gateway.auth import principal_of
-from crucible_gateway.bodies import Http
-from crucible_gateway.context import gateway_of
+from crucible_gateway.body.body import Http
+from crucible_gateway.context import check_place, gateway_of
 from crucible_gateway.correlation import correlation_of
-from crucible_gateway.following import follow
-from crucible_gateway.hub import Hub
+from crucible_gateway.live import sse
+from crucible_gateway.live.follow import follow
+from crucible_gateway.live.hub import Hub
+from crucible_gateway.live.subscription import Start, Wanted, read_start
+from crucible_gateway.live.websocket import Client, Session
 from crucible_gateway.openapi import Operation, described
 from crucible_gateway.params import NoParams, StreamParams, filter_param, read_params, restore_plus
-from crucible_gateway.places import check_place
-from crucible_gateway.sockets import Client, Session
-from crucible_gateway.subscriptions import Start, Wanted, read_start
+from crucible_kit.http.websocket import WRITABLE
 from crucible_kit.tasks import Turn
-from crucible_kit.websocket import WRITABLE
 
 TAG = "Events"
 PATH = "/api/v1/events/stream"

@@ -10,14 +10,13 @@ from crucible_core.protocol.events import (
     TypesReply,
     TypesRequest,
 )
-from crucible_core.protocol.shared import GetRequest
+from crucible_core.protocol.parts import GetRequest
 from crucible_gateway import examples
-from crucible_gateway.bodies import JSON, Http, read
+from crucible_gateway.body.body import JSON, Http, read
 from crucible_gateway.context import ask
 from crucible_gateway.openapi import Body, Operation, described
 from crucible_gateway.params import NoParams, read_params
-
-from .replies import encoded, passed
+from crucible_gateway.routes.replies import encoded, passed
 
 TAG = "Event types"
 

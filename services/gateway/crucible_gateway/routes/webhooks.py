@@ -7,8 +7,8 @@ from litestar import Response, delete, get, patch, post
 from msgspec import UNSET, Meta, UnsetType
 
 from crucible_core.limits import SECRET_GRACE_S
+from crucible_core.protocol.parts import Check, Checks, GetRequest, ListRequest, TestRequest, TypeFilter
 from crucible_core.protocol.replays import ReplayPolicy
-from crucible_core.protocol.shared import Check, Checks, GetRequest, ListRequest, TestRequest, TypeFilter
 from crucible_core.protocol.webhooks import (
     AttemptList,
     AttemptsRequest,
@@ -22,12 +22,11 @@ from crucible_core.protocol.webhooks import (
     WebhookView,
 )
 from crucible_gateway import examples
-from crucible_gateway.bodies import JSON, Http, expect, read, read_if_any, strictly, whole
+from crucible_gateway.body.body import JSON, Http, expect, read, read_if_any, strictly, whole
 from crucible_gateway.context import ask
 from crucible_gateway.openapi import Body, Operation, described
 from crucible_gateway.params import HandlersParams, NoParams, PageParams, read_params
-
-from .replies import passed
+from crucible_gateway.routes.replies import passed
 
 TAG = "Webhooks"
 MERGE_PATCH = "application/merge-patch+json"

@@ -2,7 +2,7 @@
 
 from litestar import Response, delete, get, post
 
-from crucible_core.protocol.shared import GetRequest, ListRequest
+from crucible_core.protocol.parts import GetRequest, ListRequest
 from crucible_core.protocol.worlds import (
     ChangeRoom,
     ChangeWorld,
@@ -16,13 +16,12 @@ from crucible_core.protocol.worlds import (
     WorldView,
 )
 from crucible_gateway import examples
-from crucible_gateway.bodies import JSON, Http, read
+from crucible_gateway.body.body import JSON, Http, read
 from crucible_gateway.context import ask
 from crucible_gateway.openapi import Body, Operation, described
 from crucible_gateway.params import DeleteWorldParams, NoParams, WorldsParams, read_params
-
-from .asked import cause_of
-from .replies import encoded, passed
+from crucible_gateway.routes.headers import cause_of
+from crucible_gateway.routes.replies import encoded, passed
 
 TAG = "Worlds"
 

@@ -1,0 +1,289 @@
+"""Many events from a file into the log: sent in batches, each outcome counted, refusals named by their lines."""
+
+import contextlib
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, BinaryIO
+
+import msgspec
+from rich.text import Text
+
+from crucible_cli.errors import explain
+from crucible_cli.ndjson import Line, lines, reading
+from crucible_cli.progress import BYTES, progress
+from crucible_cli.session import Session
+from crucible_cli.summary import clean
+from crucible_client import BatchItem, Crucible
+from crucible_client.calls.events import append_lines, line_of
+from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD
+from crucible_core.errors import CrucibleError, FieldError, InvalidError, LimitedError, UnavailableError
+from crucible_core.types.catalogue import CATALOGUE
+
+
+class _NamedPlace(msgspec.Struct):
+    world_id: str | None = None
+    room_id: str | None = None
+
+
+class _PlaceLine(_NamedPlace):
+    """An event in the short form, which names its place itself, or in the long one."""
+
+    metadata: _NamedPlace | None = None
+
+
+_place_decoder = msgspec.json.Decoder(_PlaceLine)
+
+
+class Atlas:
+    """The worlds and rooms that there are by now, asked for once."""
+
+    def __init__(self, crucible: Crucible) -> None:
+        self._crucible = crucible
+        self._rooms: dict[str, set[str]] = {}
+
+    def prepare(self, line: bytes) -> None:
+        """Makes an event's world and room. What is no event, or names what cannot be made, is left to its refusal."""
+        try:
+            found = _place_decoder.decode(line)
+        except (msgspec.DecodeError, UnicodeError):
+            return
+        named = found.metadata or found
+        with contextlib.suppress(InvalidError):
+            self._make(named.world_id or DEFAULT_WORLD, named.room_id or DEFAULT_ROOM)
+
+    def _make(self, world: str, room: str) -> None:
+        if (world, room) == (DEFAULT_WORLD, DEFAULT_ROOM):
+            return
+        if not self._rooms:
+            self._rooms = {there.id: {one.id for one in there.rooms} for there in self._crucible.worlds.list()}
+        if world not in self._rooms:
+            made = self._crucible.worlds.create(world)
+            self._rooms[world] = {one.id for one in made.rooms}
+        if room not in self._rooms[world]:
+            self._crucible.rooms.create(world, room)
+            self._rooms[world].add(room)
+
+
+_SHOWN = 20
+
+
+class _Data(msgspec.Struct):
+    event: str
+
+
+class _Metadata(msgspec.Struct):
+    version: str | None = None
+
+
+class _Event(msgspec.Struct):
+    """An event as exports write it; one in the short form does not decode."""
+
+    type: str
+    data: _Data
+    metadata: _Metadata = msgspec.field(default_factory=_Metadata)
+
+
+_decoder = msgspec.json.Decoder(_Event)
+
+
+class Lexicon:
+    """The registered types, asked for once, and only where a line is of a type that is not built in."""
+
+    def __init__(self, crucible: Crucible) -> None:
+        self._crucible = crucible
+        self._known: dict[str, list[str] | None] | None = None
+        """The versions of a type by each of its names; None where any will do."""
+
+    def check(self, lines: Iterable[Line]) -> None:
+        """Raises InvalidError that names each type or version that is missing."""
+        missing: Counter[str] = Counter()
+        first: dict[str, int] = {}
+        for line in lines:
+            if (lack := self._lack(line.raw)) is not None:
+                missing[lack] += 1
+                first.setdefault(lack, line.number)
+        if not missing:
+            return
+        errors = [FieldError(lack, _told(missing[lack], number)) for lack, number in first.items()]
+        raise InvalidError(
+            "event types of the file are not registered here, and without them the events would not come back in their "
+            "order. First, where the file is from: `crucible events types export types.json`; then here: `crucible "
+            "events types add types.json`; then import again. Or pass their events over: --skip-unknown",
+            errors=errors[:_SHOWN],
+        )
+
+    def _lack(self, raw: bytes) -> str | None:
+        """The type, or the version of it, that an event would be refused for."""
+        try:
+            event = _decoder.decode(raw)
+        except (msgspec.DecodeError, UnicodeError):
+            return None
+        name, version = f"{event.type}.{event.data.event}", event.metadata.version
+        custom = event.type == "Custom"
+        if CATALOGUE.has(name) and not custom:
+            return None
+        known = self._registered()
+        key = name if name in known else name.casefold()
+        if key not in known:
+            return None if custom else name
+        versions = known[key]
+        return None if version is None or versions is None or version in versions else f"{name} {version}"
+
+    def _registered(self) -> dict[str, list[str] | None]:
+        if self._known is None:
+            self._known = {
+                name: kind.versions if kind.registered else None
+                for kind in self._crucible.events.types()
+                for name in (kind.type, *map(str.casefold, kind.aliases))
+            }
+        return self._known
+
+
+def _told(count: int, line: int) -> str:
+    return f"one event, in line {line}" if count == 1 else f"{count:,} events, the first in line {line}"
+
+
+SHOWN = 10
+"""Refusals that are printed."""
+MAX_ATOMIC = 1000
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    line: int
+    error: dict[str, Any]
+
+
+class Sent(msgspec.Struct):
+    """`committed` are new in the log, `duplicates` were there already. `refusals` are the first ones."""
+
+    committed: int = 0
+    duplicates: int = 0
+    refused: int = 0
+    seconds: float = 0.0
+    last_line: int = 0
+    refusals: list[Refusal] = []
+
+    def take(self, line: Line, item: BatchItem) -> Refusal | None:
+        """Counts one outcome; the refusal, if it is one of the first."""
+        self.last_line = line.number
+        if item.error is None:
+            self.duplicates += item.duplicate
+            self.committed += not item.duplicate
+            return None
+        self.refused += 1
+        if self.refused > SHOWN:
+            return None
+        refusal = Refusal(line.number, item.error)
+        self.refusals.append(refusal)
+        return refusal
+
+
+def send_file(
+    session: Session,
+    name: str,
+    what: str,
+    *,
+    react: bool = True,
+    stop_on_error: bool = False,
+    make_places: bool = False,
+    know_types: bool = False,
+) -> Sent:
+    """Sends the lines of a file (`-`: stdin). What is refused is told and passed over, or with `stop_on_error` ends it:
+    no batch is sent after the one it was in. With `make_places` missing worlds and rooms are made. With `know_types`
+    InvalidError is raised for types that are not registered: before anything is sent, or of what cannot be read twice,
+    before the batch with the first such event; UnavailableError and LimitedError for a service that stays
+    away. What is raised once events were sent is raised having told how far it has come."""
+    sent = Sent()
+    began = time.monotonic()
+    with reading(name) as (file, size), session.connect() as crucible, progress(session.err, what, size, BYTES) as bar:
+        lexicon = Lexicon(crucible) if know_types else None
+        if lexicon is not None and size is not None:
+            lexicon.check(lines(file))
+            file.seek(0)
+            lexicon = None
+        try:
+            for line, item in _outcomes(crucible, file, react, Atlas(crucible) if make_places else None, lexicon):
+                if isinstance(away := item.exception, UnavailableError | LimitedError):
+                    raise away  # what comes after it would be out of order; the same file sent again goes on from here
+                refusal = sent.take(line, item)
+                bar.advance(line.size)
+                if refusal is not None:
+                    session.err.print(_refused(refusal, item), soft_wrap=True)
+                if stop_on_error and sent.refused:
+                    break
+        except (UnavailableError, LimitedError, InvalidError):
+            if sent.last_line:
+                session.note(f"{sent.committed + sent.duplicates} events, up to line {sent.last_line}, are in the log")
+            raise
+    sent.seconds = round(time.monotonic() - began, 3)
+    return sent
+
+
+def _outcomes(
+    crucible: Crucible, file: BinaryIO, react: bool, atlas: Atlas | None, lexicon: Lexicon | None
+) -> Iterator[tuple[Line, BatchItem]]:
+    waiting: deque[Line] = deque()
+
+    def raws() -> Iterator[bytes]:
+        for line in lines(file):
+            if lexicon is not None:
+                lexicon.check([line])
+            waiting.append(line)
+            if atlas is not None:
+                atlas.prepare(line.raw)
+            yield line.raw
+
+    for item in crucible.events.append_many(raws(), react=react):
+        yield waiting.popleft(), item
+
+
+def send_whole(session: Session, name: str) -> Sent:
+    """Sends all lines or none. Raises what they are refused for, by line."""
+    began = time.monotonic()
+    with reading(name) as (file, _):
+        found: list[Line] = []
+        for line in lines(file):
+            found.append(line)
+            if len(found) > MAX_ATOMIC:
+                raise InvalidError(f"--atomic takes at most {MAX_ATOMIC} events; send them without it, or in parts")
+    if not found:
+        return Sent()
+    with session.connect() as crucible:
+        try:
+            answer = crucible.send(append_lines([line_of(line.raw) for line in found], atomic=True))
+        except CrucibleError as error:
+            raise _by_line(error, found) from error
+    sent = Sent(seconds=round(time.monotonic() - began, 3))
+    for line, item in zip(found, answer.results, strict=True):
+        sent.take(line, item)
+    return sent
+
+
+def _by_line(error: CrucibleError, found: Sequence[Line]) -> CrucibleError:
+    """The same, whose fields name lines in place of positions."""
+    if not error.errors:
+        return error
+    errors = [msgspec.structs.replace(field, path=_line_path(field, found)) for field in error.errors]
+    return type(error)("nothing was committed", errors=errors, **error.extra)
+
+
+def _line_path(field: FieldError, found: Sequence[Line]) -> str:
+    position, _, rest = field.path.partition(".")
+    if not position.isdecimal() or int(position) >= len(found):
+        return field.path
+    return f"line {found[int(position)].number}" + (f": {rest}" if rest else "")
+
+
+def sent_view(sent: Sent) -> Text:
+    answered = sent.committed + sent.duplicates + sent.refused
+    rate = f"  {sent.seconds:.1f} s" + (f"  {answered / sent.seconds:,.0f}/s" if sent.seconds else "")
+    text = Text.assemble((f"{sent.committed:,} committed", "bold green" if sent.committed else "dim"), "  ")
+    text.append(f"{sent.duplicates:,} duplicates", "yellow" if sent.duplicates else "dim").append("  ")
+    return text.append(f"{sent.refused:,} refused", "bold red" if sent.refused else "dim").append(rate, "dim")
+
+
+def _refused(refusal: Refusal, item: BatchItem) -> Text:
+    error = item.exception
+    reason = explain(error).plain.removeprefix("error: ") if error is not None else ""
+    return Text.assemble((f"line {refusal.line}: ", "bold red"), clean(reason, 400))

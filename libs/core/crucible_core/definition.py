@@ -1,0 +1,175 @@
+"""The hook definition of the contract as typed Structs, and what other services read from a stored one."""
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from crucible_core.protocol.parts import TypeFilter
+from crucible_core.protocol.replays import ReplayPolicy
+
+Timing = Literal["Pre", "Post"]
+FailurePolicy = Literal["deny", "allow"]
+
+MAX_PRE_TIMEOUT_MS = 10_000
+MAX_TIMEOUT_MS = 300_000
+DEFAULT_PRE_TIMEOUT_MS = 2_000
+DEFAULT_POST_TIMEOUT_MS = 10_000
+
+HookName = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z0-9][a-z0-9_-]{0,63}\Z",
+        extra={"form": "must be 1 to 64 small letters, digits, _ and -, and begin with a letter or digit"},
+    ),
+]
+Directory = Annotated[
+    str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]*\Z", extra={"form": "must not hold a zero byte"})
+]
+Source = Annotated[str, Meta(min_length=1, max_length=262_144)]
+
+
+class EventFilter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`type` is a category with `event` beside it, or alone a whole name, alias or wildcard."""
+
+    type: Annotated[str, Meta(min_length=1, max_length=200)]
+    event: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+    filter: dict[str, Any] = {}
+
+
+class Trigger(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`priority` orders the Pre hooks, lower first."""
+
+    events: Annotated[list[EventFilter], Meta(min_length=1, max_length=100)]
+    timing: Timing = "Post"
+    priority: Annotated[int, Meta(ge=-1_000_000, le=1_000_000)] = 100
+
+
+class Condition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A CEL expression or a sandboxed script, true or false: exactly one of them."""
+
+    expr: Source | None = None
+    script: Source | None = None
+
+
+class ScriptAction(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="Script", tag_field="type"
+):
+    """`script` is Python source; in a hook file it may be the name of a `.py` file beside it."""
+
+    script: Source
+    inputs: dict[str, Any] = {}
+
+
+class ShellAction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="Shell", tag_field="type"):
+    """`command` goes to `/bin/sh -c`; its templates and those of `env` reach it as values, never as text of it.
+
+    `cwd` is where it runs: a directory beside the hook file, or an absolute one."""
+
+    command: Source
+    env: dict[str, Any] = {}
+    cwd: Directory | None = None
+    inputs: dict[str, Any] = {}
+
+
+class HttpAction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="HTTP", tag_field="type"):
+    """Without `body` the event is sent as JSON."""
+
+    url: Annotated[str, Meta(min_length=1, max_length=4096)]
+    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"] = "POST"
+    headers: dict[str, str] = {}
+    body: Any = None
+    inputs: dict[str, Any] = {}
+
+
+class TriggerFlowAction(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="TriggerFlow", tag_field="type"
+):
+    flow: Annotated[str, Meta(min_length=1, max_length=200)]
+    inputs: dict[str, Any] = {}
+
+
+Action = ScriptAction | ShellAction | HttpAction | TriggerFlowAction
+
+
+class Retry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`max_attempts` counts the first one; `delay_ms` is the first wait, doubled each time where it is exponential."""
+
+    max_attempts: Annotated[int, Meta(ge=1, le=20)] = 3
+    backoff: Literal["exponential", "fixed"] = "exponential"
+    delay_ms: Annotated[int, Meta(ge=0, le=3_600_000)] = 1_000
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"async_": "async"}):
+    """`async` is accepted and decides nothing: a Pre hook always runs before the commit and a Post hook after it.
+
+    Without `retry` a run has one attempt. `timeout_ms` None is the timing's default. `replay` says what becomes of
+    replayed events.
+    """
+
+    async_: bool | None = None
+    timeout_ms: Annotated[int, Meta(ge=1, le=MAX_TIMEOUT_MS)] | None = None
+    debounce_ms: Annotated[int, Meta(ge=0, le=86_400_000)] = 0
+    failure_policy: FailurePolicy = "deny"
+    retry: Retry = Retry(max_attempts=1)
+    concurrency: Annotated[int, Meta(ge=1, le=64)] = 4
+    replay: ReplayPolicy = "run"
+
+
+class HookDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A hook as users write it; `HookRecord.definition` holds it as a plain dict, with script files inlined. With a
+    `world_id` it is for the events of that world."""
+
+    name: HookName
+    description: Annotated[str, Meta(max_length=4096)] = ""
+    version: Annotated[str, Meta(max_length=64)] = "1.0.0"
+    enabled: bool = True
+    trigger: Trigger
+    condition: Condition | None = None
+    action: Action
+    options: Options = Options()
+    world_id: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
+
+
+# ---- of a stored definition ------------------------------------------------------------------------------------------
+
+
+def event_type(type: str, event: str | None = None) -> str:
+    """The name, alias, wildcard or category that a trigger's `type` and `event` mean together."""
+    return type if event is None else f"{type}.{event}"
+
+
+def trigger_filters(definition: Mapping[str, Any]) -> list[TypeFilter]:
+    """What a hook listens to, for `matcher.compile_filters`."""
+    return [
+        TypeFilter(event_type=event_type(wanted["type"], wanted.get("event")), filter=wanted.get("filter") or {})
+        for wanted in definition["trigger"]["events"]
+    ]
+
+
+def timing(definition: Mapping[str, Any]) -> Timing:
+    return "Pre" if definition["trigger"].get("timing") == "Pre" else "Post"
+
+
+def priority(definition: Mapping[str, Any]) -> int:
+    return int(definition["trigger"].get("priority", 100))
+
+
+def failure_policy(definition: Mapping[str, Any]) -> FailurePolicy:
+    """What happens to an event whose Pre hook cannot be asked, fails or is late."""
+    return "allow" if (definition.get("options") or {}).get("failure_policy") == "allow" else "deny"
+
+
+def timeout_ms(definition: Mapping[str, Any]) -> int:
+    """How long one attempt may take; a Pre hook's is bounded, since a writer waits for it."""
+    given = (definition.get("options") or {}).get("timeout_ms")
+    if timing(definition) == "Pre":
+        return min(given or DEFAULT_PRE_TIMEOUT_MS, MAX_PRE_TIMEOUT_MS)
+    return given or DEFAULT_POST_TIMEOUT_MS
+
+
+def intercept_budget_s(definitions: Iterable[Mapping[str, Any]]) -> float:
+    """How long a caller waits, in seconds, for `hooks.intercept` with these Pre hooks: each may run twice, once to
+    change the event and once to judge what later hooks made of it."""
+    return 2.0 + 2 * sum(timeout_ms(definition) for definition in definitions) / 1000

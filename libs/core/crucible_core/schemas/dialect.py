@@ -1,0 +1,290 @@
+"""What a JSON Schema (2020-12) that a user brings may be: its words, its limits, and what its references mean."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+import msgspec
+
+from crucible_core.decode import check_depth
+from crucible_core.errors import FieldError, InvalidError, MalformedError
+from crucible_core.suggest import nearest
+
+Schema = Mapping[str, Any] | bool
+
+MAX_BYTES = 256 * 1024
+MAX_SUBSCHEMAS = 2_000
+MAX_IN_PLACE = 200
+"""Subschemas that can all be asked about one and the same value."""
+MAX_VALUES = 1_000
+"""Of one enum, one list of required names, or the alternatives of one word."""
+MAX_PATTERNS = 100
+MAX_PATTERN = 1_000
+MAX_PATTERNS_CHARS = 10_000
+MAX_CLASSES = 20
+MAX_ALL_CLASSES = 400
+r"""`\d`, `\w`, `\s` and their opposites in one pattern, and in all: to compile one takes a time that grows with their
+square. With the characters of all patterns, this bounds it to some 50 ms, in which nothing else runs."""
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
+
+# The words of JSON Schema by where subschemas stand under them.
+_ONE = (
+    *("not", "if", "then", "else", "items", "contains", "additionalProperties", "propertyNames"),
+    *("unevaluatedItems", "unevaluatedProperties", "contentSchema"),
+)
+_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
+_MAPS = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
+IN_PLACE = ("allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentSchemas")
+_PLAIN = (
+    *("$ref", "type", "enum", "const", "multipleOf", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
+    *("minLength", "maxLength", "pattern", "format", "minItems", "maxItems", "uniqueItems", "minContains"),
+    *("maxContains", "minProperties", "maxProperties", "required", "dependentRequired"),
+    *("contentEncoding", "contentMediaType"),
+)
+ANNOTATIONS = frozenset(
+    (
+        *("$schema", "$id", "$comment", "title", "description", "default", "examples", "example", "deprecated"),
+        *("readOnly", "writeOnly", "discriminator", "xml", "externalDocs", "$defs", "definitions"),
+    )
+)
+"""What decides nothing about a value, extensions (`x-…`) aside."""
+_WORDS = frozenset((*_ONE, *_LISTS, *_MAPS, *_PLAIN, *ANNOTATIONS))
+_CLASS = re.compile(r"\\[dDwWsS]")
+_MAX_ERRORS = 20
+_MAX_NEAR = 100
+"""Names among which the nearest one is looked for."""
+_SHOWN = 100
+
+
+class Place(NamedTuple):
+    """A subschema and the way to it from the root."""
+
+    way: tuple[str, ...]
+    schema: Any
+
+    @property
+    def path(self) -> str:
+        return dotted("schema", *self.way)
+
+
+def dotted(*segments: str) -> str:
+    """A path for an error: what users write is shown, but not at any length."""
+    return ".".join(segment[:_SHOWN] for segment in segments)
+
+
+def is_annotation(word: str) -> bool:
+    return word in ANNOTATIONS or word.startswith("x-")
+
+
+def children(schema: Any, words: Iterable[str] = (*_ONE, *_LISTS, *_MAPS)) -> Iterator[Place]:
+    """The subschemas directly under a schema, as far as it is well-formed."""
+    if not isinstance(schema, Mapping):
+        return
+    for word in words:
+        under = schema.get(word)
+        if under is None:
+            continue
+        if word in _ONE:
+            yield Place((word,), under)
+        elif word in _LISTS and isinstance(under, list):
+            yield from (Place((word, str(position)), inner) for position, inner in enumerate(under))
+        elif word in _MAPS and isinstance(under, Mapping):
+            yield from (Place((word, name), inner) for name, inner in under.items())
+
+
+def places(root: Schema) -> Iterator[Place]:
+    """Every subschema, the root first."""
+    waiting = [Place((), root)]
+    while waiting:
+        place = waiting.pop()
+        yield place
+        waiting += [Place((*place.way, *child.way), child.schema) for child in children(place.schema)]
+
+
+def resolve(root: Schema, reference: str) -> Any:
+    """What a reference inside `root` (`#` or `#/…`, RFC 6901) stands for. Raises KeyError."""
+    found: Any = root
+    for segment in way_of(reference):
+        if isinstance(found, list):
+            if not (segment.isascii() and segment.isdecimal() and int(segment[:9]) < len(found)):
+                raise KeyError(reference)
+            found = found[int(segment[:9])]
+        elif isinstance(found, Mapping):
+            found = found[segment]
+        else:
+            raise KeyError(reference)
+    return found
+
+
+def way_of(reference: str) -> tuple[str, ...]:
+    """The segments of `#/…`. Raises KeyError for any other reference."""
+    if reference == "#":
+        return ()
+    if not reference.startswith("#/"):
+        raise KeyError(reference)
+    return tuple(unquote(part).replace("~1", "/").replace("~0", "~") for part in reference[2:].split("/"))
+
+
+def bare(schema: Any) -> Any:
+    """The schema without what decides nothing, at every depth; definitions stay."""
+    if not isinstance(schema, Mapping):
+        return schema
+    kept = {word: value for word, value in schema.items() if not is_annotation(word)}
+    for word in (*_ONE, *_LISTS, *_MAPS):
+        under = schema.get(word)
+        if word in _LISTS and isinstance(under, list):
+            kept[word] = [bare(inner) for inner in under]
+        elif word in _MAPS and isinstance(under, Mapping):
+            kept[word] = {name: bare(inner) for name, inner in under.items()}
+        elif word in _ONE and under is not None:
+            kept[word] = bare(under)
+    return kept
+
+
+# ---- checks ----------------------------------------------------------------------------------------------------------
+
+
+def check_schema(schema: Any) -> None:
+    """Raises InvalidError, with paths `schema.…`, for what is no schema of a payload or is past a limit.
+
+    Whether each word's value is well-formed is for the validator's own check.
+    """
+    if not isinstance(schema, dict):
+        raise _invalid([FieldError("schema", "must be a JSON Schema: an object")])
+    raw = msgspec.json.encode(schema)
+    if len(raw) > MAX_BYTES:
+        raise _invalid([FieldError("schema", f"has {len(raw)} bytes, and may have {MAX_BYTES}")])
+    try:
+        check_depth(raw, "schema")
+    except MalformedError as error:
+        raise _invalid([FieldError("schema", error.detail.removeprefix("schema "))]) from None
+    found = list(islice(places(schema), MAX_SUBSCHEMAS + 1))
+    if len(found) > MAX_SUBSCHEMAS:
+        raise _invalid([FieldError("schema", f"may have {MAX_SUBSCHEMAS} subschemas")])
+    mistakes = chain(_root_errors(schema), _pattern_errors(found), *map(_errors, found))
+    errors = [*islice(mistakes, _MAX_ERRORS)] or [*islice(_reference_errors(schema, found), _MAX_ERRORS)]
+    errors = errors or _loops(schema, found)
+    if errors:
+        raise _invalid(errors)
+
+
+def _root_errors(schema: Mapping[str, Any]) -> Iterator[FieldError]:
+    if schema.get("type", "object") != "object":
+        yield FieldError("schema.type", 'a payload is an object: must be "object"', "object")
+    dialect = schema.get("$schema", DIALECT)
+    if not isinstance(dialect, str) or dialect.rstrip("#") != DIALECT:
+        yield FieldError("schema.$schema", "only JSON Schema 2020-12 is read here", DIALECT)
+
+
+def _pattern_errors(found: list[Place]) -> Iterator[FieldError]:
+    patterns = [pattern for place in found for pattern in _patterns(place.schema)]
+    if len(patterns) > MAX_PATTERNS:
+        yield FieldError("schema", f"has {len(patterns)} patterns, and may have {MAX_PATTERNS}")
+    texts = [pattern for pattern in patterns if isinstance(pattern, str)]
+    characters = sum(map(len, texts))
+    if characters > MAX_PATTERNS_CHARS:
+        yield FieldError("schema", f"has patterns of {characters} characters, and may have {MAX_PATTERNS_CHARS}")
+    elif (classes := sum(map(_classes, texts))) > MAX_ALL_CLASSES:
+        yield FieldError("schema", f"has {classes} classes such as \\d in its patterns, and may have {MAX_ALL_CLASSES}")
+
+
+def _classes(pattern: str) -> int:
+    return len(_CLASS.findall(pattern))
+
+
+def _patterns(schema: Any) -> list[Any]:
+    if not isinstance(schema, Mapping):
+        return []
+    named = schema.get("patternProperties")
+    own = [schema["pattern"]] if "pattern" in schema else []
+    return [*own, *(named if isinstance(named, Mapping) else ())]
+
+
+def _errors(place: Place) -> Iterator[FieldError]:
+    schema = place.schema
+    if isinstance(schema, bool):
+        return
+    if not isinstance(schema, Mapping):
+        yield FieldError(place.path, "must be a schema: an object, true or false")
+        return
+    for word, value in schema.items():
+        at = dotted(place.path, word)
+        if word == "$id" and place.way:
+            yield FieldError(at, "belongs at the top of the schema")
+        elif word not in _WORDS and not word.startswith("x-"):
+            message = "is no word of JSON Schema that is read here; one of your own begins with x-"
+            yield FieldError(at, message, nearest(word, _WORDS))
+        elif isinstance(value, list | Mapping) and len(value) > MAX_VALUES and not is_annotation(word):
+            yield FieldError(at, f"may have {MAX_VALUES} entries")
+    for pattern in _patterns(schema):
+        if isinstance(pattern, str) and len(pattern) > MAX_PATTERN:
+            yield FieldError(place.path, f"a pattern may have {MAX_PATTERN} characters")
+        elif isinstance(pattern, str) and _classes(pattern) > MAX_CLASSES:
+            message = f"a pattern may have {MAX_CLASSES} classes such as \\d: write \\d{{8}} for eight digits"
+            yield FieldError(place.path, message)
+    types = schema.get("type", [])
+    for name in types if isinstance(types, list) else [types]:
+        if name not in TYPES:
+            message = f"must be one or several of {', '.join(TYPES)}"
+            yield FieldError(dotted(place.path, "type"), message, nearest(str(name), TYPES))
+
+
+def _reference_errors(root: Schema, found: list[Place]) -> Iterator[FieldError]:
+    known = {place.way for place in found}
+    definitions = (way for way in known if way and way[0] in ("$defs", "definitions"))
+    spelt = ["#/" + "/".join(way) for way in islice(definitions, _MAX_NEAR)]
+    for place in found:
+        reference = place.schema.get("$ref") if isinstance(place.schema, Mapping) else None
+        if reference is None:
+            continue
+        at = dotted(place.path, "$ref")
+        if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
+            yield FieldError(at, "must be # or begin with #/: nothing is fetched, so the schema holds all of itself")
+        elif way_of(reference) not in known:
+            yield FieldError(at, f"{reference[:_SHOWN]} is no subschema of this schema", nearest(reference, spelt))
+
+
+def _loops(root: Schema, found: list[Place]) -> list[FieldError]:
+    """Where one value would be asked about without end, or too often."""
+    paths = {id(place.schema): place.path for place in reversed(found)}
+    reached: dict[int, set[int]] = {}
+    for place in found:
+        # Depth first: the schemas on the way, each with those beside it that are still to come, and what it reaches.
+        way = [(place.schema, _beside(root, place.schema), set[int]())] if id(place.schema) not in reached else []
+        on_way = {id(schema) for schema, _, _ in way}
+        while way:
+            schema, waiting, seen = way[-1]
+            below = id(waiting[-1]) if waiting else None
+            if below is None:
+                reached[id(schema)] = seen
+                on_way.discard(id(way.pop()[0]))
+            elif below in on_way:
+                return [FieldError(paths[below], "refers to itself without going down into the payload")]
+            elif below in reached:
+                waiting.pop()
+                seen |= {below, *reached[below]}
+                if len(seen) > MAX_IN_PLACE:
+                    message = f"more than {MAX_IN_PLACE} subschemas would be asked about one value"
+                    return [FieldError(paths[id(schema)], message)]
+            else:
+                on_way.add(below)
+                way.append((waiting[-1], _beside(root, waiting[-1]), set()))
+    return []
+
+
+def _beside(root: Schema, schema: Any) -> list[Any]:
+    """The subschemas that are asked about the same value."""
+    if not isinstance(schema, Mapping):
+        return []
+    referred = [resolve(root, schema["$ref"])] if "$ref" in schema else []
+    return referred + [child.schema for child in children(schema, IN_PLACE)]
+
+
+def _invalid(errors: list[FieldError]) -> InvalidError:
+    first = errors[0]
+    asked = f' (did you mean "{first.suggestion}"?)' if first.suggestion else ""
+    return InvalidError(f"{first.path}: {first.message}{asked}", errors=errors)

@@ -1,0 +1,165 @@
+"""The one reading of the log by a replica, for all its shards: of the types that handlers may want, from a place on."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from crucible_core import subjects
+from crucible_core.envelope import Event, decode
+from crucible_core.errors import CrucibleError, NotFoundError
+from crucible_core.position import Position
+from crucible_kit.eventlog import LogState, log_end, log_state, passed, read_log
+from crucible_kit.handlers.service import Service, subjects_of
+from crucible_kit.nats.bus import Bus
+from crucible_kit.nats.inflight import park
+from crucible_kit.nats.message import Message
+from crucible_kit.tasks import Turn
+from crucible_kit.telemetry.spans import Telemetry
+
+log = logging.getLogger(__name__)
+
+_PAUSE_S = 0.5
+_AT_ONCE = 16
+"""Handlers that an event is handed to before what that has begun goes on: the first ones do not wait for the last one,
+and what they leave behind, such as connections, is there for the others."""
+_IDLE_S = 30.0
+"""How often its place moves on while nothing is wanted."""
+
+
+class Reader:
+    """`offer` is called with each event for each handler that wants it, in the order of the log; `moved` when its place
+    has moved. `lost` is told when the log is another one, or has lost its end: it begins to read from another place."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        service: Service,
+        telemetry: Telemetry,
+        offer: Callable[[str, Message, Event], None],
+        moved: Callable[[], None],
+        lost: Callable[[LogState], None],
+    ) -> None:
+        self.at = bus.names.start
+        self._bus = bus
+        self._service = service
+        self._telemetry = telemetry
+        self._offer, self._moved, self._lost = offer, moved, lost
+        self._filters: Sequence[str] | None = None
+        self._types: frozenset[str] | None = None
+        self._unread: list[tuple[frozenset[str], int]] = []
+        """The types that were read, and until when no others were wanted (Unix ms), as long as its place is before."""
+        self._reading: asyncio.Task[None] | None = None
+
+    def begin(self, at: Position) -> None:
+        """Reads from a place on, instead of what it reads now."""
+        self.at = at
+        self._begin()
+
+    def note(self) -> None:
+        """A handler has come, gone or changed: it may be that other types are wanted."""
+        if self._reading is not None and self._wanted() != self._filters:
+            if self._types is not None:
+                self._unread.append((self._types, self._service.changed_ms()))
+            self._begin()
+        else:
+            self._types = self._types_wanted()
+
+    def _types_wanted(self) -> frozenset[str] | None:
+        types = self._service.types()
+        return None if types is None else frozenset(types)
+
+    def was_unwanted(self, message: Message) -> bool:
+        """Whether an event is read only because somebody wants its type who did not when it was committed."""
+        if not self._unread:
+            return False
+        category, event = self._bus.names.type_of(message.subject)
+        names = {f"{category}.{event}", f"{category}.*"}
+        return "=" not in event and any(
+            message.time_ms < changed_ms and types.isdisjoint(names) for types, changed_ms in self._unread
+        )
+
+    def _begin(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+        self._filters, self._types = self._wanted(), self._types_wanted()
+        self._reading = asyncio.create_task(self._read())
+
+    def _wanted(self) -> Sequence[str] | None:
+        """Wildcards over the events to be read, of which none is all; None where nothing is wanted."""
+        types = self._service.types()
+        return None if types is not None and not types else subjects_of(types, self._bus.names)
+
+    async def _read(self) -> None:
+        while True:
+            try:
+                await self._read_on()
+            except NotFoundError as error:
+                log.error("%s: the log is another one: %s", self._service.name, error)
+                with contextlib.suppress(CrucibleError):  # it may not be there yet
+                    self._lost(await log_state(self._bus))
+            except CrucibleError as error:
+                log.warning("%s: reading again in %g s: %s", self._service.name, _PAUSE_S, error)
+            except Exception:
+                log.exception("%s: reading broke off; it begins again", self._service.name)
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _read_on(self) -> None:
+        # Whoever waits for an event up to here is known after that, and `note` was told of him.
+        end = await log_end(self._bus)
+        await self._service.catch_up(())
+        while self._filters is None:
+            self._pass_to(self.at.most(end))
+            await asyncio.sleep(_IDLE_S)
+            end = await log_end(self._bus)
+            await self._service.catch_up(())
+        reading = read_log(self._bus, after=self.at, filters=self._filters)
+        async with contextlib.aclosing(reading) as batches:
+            async for messages in batches:
+                if messages:
+                    await self._feed(messages)
+                else:
+                    self._unread.clear()
+                    self._pass_to(self.at.most(end))
+
+    def _pass_to(self, at: Position) -> None:
+        self.at = at
+        self._moved()
+
+    async def _feed(self, messages: Sequence[Message]) -> None:
+        """Hands on what is wanted of a batch. Cut off at any point, it may be begun again."""
+        wanted = []
+        for message in filter(self.may_want, messages):
+            try:
+                wanted.append((message, decode(message.data, message.sequence)))
+            except msgspec.DecodeError as error:
+                await self._park(message, f"not an event: {error}")
+        if wanted:
+            names, taken = self._bus.names, [message for message, _ in wanted]
+            group = names.durable(self._service.name)
+            with self._telemetry.batch("process", names.events, taken, count=len(taken), group=group):
+                await self._service.catch_up([event for _, event in wanted])
+        turn = Turn()
+        for message, event in wanted:
+            for count, handler in enumerate(self._service.match(event), 1):
+                self._offer(handler, message, event)
+                if count % _AT_ONCE == 0:
+                    await asyncio.sleep(0)
+            self.at = self.at.after(message.sequence)
+            if turn.over:
+                await turn.pass_on()
+        self._pass_to(passed(self.at, messages))
+
+    def may_want(self, message: Message) -> bool:
+        """Whether a handler may want it, by its subject alone; of a name that is encoded there, one may."""
+        category, event = self._bus.names.type_of(message.subject)
+        wanted = "=" in event or self._service.may_want(category, event)
+        return wanted and subjects.NO_REACTION not in message.headers
+
+    async def _park(self, message: Message, reason: str) -> None:
+        try:
+            await park(self._bus, self._service.name, message, reason)
+        except CrucibleError as error:
+            log.error("%s: event %d is not put aside: %s", self._service.name, message.sequence, error)

@@ -1,0 +1,187 @@
+"""The SQLite file of an index: opened, written, copied, asked what it is, and removed with all that lies beside it."""
+
+import contextlib
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from crucible_core.position import Position, base_of, in_stream, joined
+from crucible_kit.nats.bus import Bus
+from crucible_kit.nats.inflight import DEADLY
+from crucible_kit.nats.jetstream import StreamState
+from crucible_kit.nats.message import Message
+
+_OF_CONTENT = (
+    ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, AssertionError,
+    msgspec.MsgspecError, sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError,
+)  # fmt: skip
+
+
+class Trial(NamedTuple):
+    """A message that is written alone, and how many processes have ended while they did."""
+
+    sequence: int = 0
+    ended: int = 0
+
+    def of(self, sequence: int) -> "Trial":
+        """The trial of a message, this being the last one of a process that has ended."""
+        return Trial(sequence, self.ended if sequence == self.sequence else 0)
+
+    @property
+    def verdict(self) -> str:
+        """Why the message is passed over; empty where it is tried once more."""
+        return f"{self.ended} processes ended while they worked on it" if self.ended >= DEADLY else ""
+
+    def note(self, connection: sqlite3.Connection) -> None:
+        """Before the message is tried: should the process end over it, this is left."""
+        value = f"{self.sequence} {self.ended + 1}"
+        connection.execute("INSERT OR REPLACE INTO meta VALUES ('trial', ?)", (value,))
+
+
+def left_by(meta: Mapping[str, str]) -> Trial | None:
+    """What a process has left that ended in the middle; None where it closed the file."""
+    if "open" not in meta:
+        return None
+    sequence, _, ended = meta.get("trial", "0 0").partition(" ")
+    return Trial(int(sequence), int(ended))
+
+
+def begin(connection: sqlite3.Connection) -> None:
+    connection.execute("INSERT OR REPLACE INTO meta VALUES ('open', '1')")
+
+
+def end(connection: sqlite3.Connection) -> None:
+    connection.execute("DELETE FROM meta WHERE name IN ('open', 'trial')")
+
+
+def is_of_content(error: Exception) -> bool:
+    """Whether a message may be why a batch was not written; else it is the file, or the disk."""
+    return isinstance(error, _OF_CONTENT) or (isinstance(error, sqlite3.ProgrammingError) and "bind" in str(error))
+
+
+log = logging.getLogger(__name__)
+
+_META = "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
+_LOG_PAGES = 4096
+"""4 KiB each; what the write-ahead log grows to, and what memory holds of the file."""
+_COPIED_PAGES = 1024
+_CACHE_KIB = 16 * 1024
+_AT_ONCE = (1000, 100, 10, 1)
+"""Rows of one statement: few sizes, whose statements stay prepared. SQLite takes 32,766 values."""
+_FILES = ("", "-wal", "-shm", "-journal")
+
+
+def open_file(path: Path, schema: str, identity: str) -> sqlite3.Connection:
+    # Its owner's alone, whatever the umask says. SQLite makes the files beside it with the same mode.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    path.chmod(0o600)
+    connection = sqlite3.connect(path)
+    # The stream is the truth: after a crash the index may be a little behind, never wrong.
+    # What is deleted is overwritten: a payload that was redacted must not stay behind in a free page.
+    pragmas = "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA secure_delete=ON"
+    # A checkpoint writes each page once, however often it changed, and waits for the disk.
+    sizes = f"PRAGMA wal_autocheckpoint={_LOG_PAGES}; PRAGMA cache_size=-{_CACHE_KIB}"
+    connection.executescript(f"{pragmas}; {sizes}; {_META}; {schema}")
+    with connection:
+        connection.execute("INSERT OR IGNORE INTO meta VALUES ('identity', ?)", (identity,))
+    return connection
+
+
+def remove(path: Path) -> None:
+    for suffix in _FILES:
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def meta_of(path: Path) -> dict[str, str] | None:
+    """What a file says of itself; None where there is none or it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            healthy = connection.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
+            meta = dict(connection.execute("SELECT name, value FROM meta"))
+    except sqlite3.Error as error:
+        log.warning("%s cannot be read: %s", path.name, error)
+        return None
+    return meta if healthy else None
+
+
+def copy_to(source: Path, path: Path, stopped: threading.Event) -> dict[str, str]:
+    def go_on(*progress: int) -> None:
+        if stopped.is_set():
+            raise InterruptedError("nobody waits for the copy")
+
+    path.unlink(missing_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    with (
+        contextlib.closing(sqlite3.connect(source)) as reading,
+        contextlib.closing(sqlite3.connect(path)) as copy,
+    ):
+        # All of it as it is at this moment: without a transaction of its own, each write would make it begin anew.
+        reading.execute("BEGIN")
+        reading.execute("SELECT 1 FROM meta").fetchall()
+        reading.backup(copy, pages=_COPIED_PAGES, progress=go_on)
+        copy.execute("PRAGMA journal_mode=DELETE")  # so that all of it is in the one file
+        with copy:
+            end(copy)
+        return dict(copy.execute("SELECT name, value FROM meta"))
+
+
+def insert(connection: sqlite3.Connection, head: str, rows: Sequence[Sequence[Any]]) -> None:
+    """Inserts rows, all of one length, by few statements; `head` is what comes before the values.
+
+    `executemany` takes the interpreter's lock for each row, and waits for it as long as another thread computes.
+    """
+    start = 0
+    for most in _AT_ONCE:
+        while len(rows) - start >= most:
+            marks = ", ".join([f"({', '.join('?' * len(rows[0]))})"] * most)
+            values = [value for row in rows[start : start + most] for value in row]
+            connection.execute(f"{head} {marks}", values)
+            start += most
+
+
+def clear(path: Path) -> None:
+    if path.exists():
+        log.warning("%s is damaged, or not of this stream and version: building it anew", path.name)
+    remove(path)
+
+
+def entry(what: str, number: int) -> str:
+    """The entry of a stream in the file's table of what it says of itself."""
+    return f"{what}.{number}" if number else what
+
+
+def note_ends(connection: sqlite3.Connection, ends: Mapping[int, Message]) -> None:
+    """Notes up to which message each of some streams has been read."""
+    for number, last in ends.items():
+        places = (entry("sequence", number), str(last.sequence), entry("time_ms", number), str(last.time_ms))
+        connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?), (?, ?)", places)
+
+
+def position_in(meta: Mapping[str, str], streams: int) -> Position | None:
+    """How far a file says that it has come; None where that cannot be read."""
+    ends = [meta.get(entry("sequence", number), str(base_of(number))) for number in range(streams)]
+    return joined(map(int, ends)) if all(end.isdigit() for end in ends) else None
+
+
+async def is_of(
+    bus: Bus, streams: Sequence[str], meta: Mapping[str, str], identity: str, states: Sequence[StreamState]
+) -> bool:
+    """Whether an index was filled from these streams, as they are now."""
+    position = position_in(meta, len(streams))
+    if meta.get("identity") != identity or position is None:
+        return False
+    for number, (stream, state) in enumerate(zip(streams, states, strict=True)):
+        sequence, time_ms = position.ends[number], meta.get(entry("time_ms", number))
+        # A server that crashed without syncing may have lost messages, and used their sequences again.
+        kept = await bus.get(stream, sequence) if time_ms is not None else None
+        if in_stream(sequence) > in_stream(state.last_sequence) or (kept is not None and str(kept.time_ms) != time_ms):
+            return False
+    return True

@@ -1,0 +1,284 @@
+"""Group commit: appends that wait at the same time share one atomic batch, and each caller gets his own outcome."""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Collection, Sequence
+from itertools import islice
+from typing import Any
+
+import msgspec
+
+from crucible_core.errors import CrucibleError, LimitedError, UnavailableError, UnknownOutcomeError, untried
+from crucible_core.subjects import EXPECTED_SEQUENCE
+from crucible_kit import deadline
+from crucible_kit.deadline import Caller
+from crucible_kit.nats.bus import MAX_BATCH, Bus, Stored
+from crucible_kit.nats.frames import Outgoing
+from crucible_kit.telemetry.metrics import Metrics
+from crucible_kit.telemetry.spans import Telemetry
+
+log = logging.getLogger(__name__)
+
+MAX_BATCH_BYTES = 4 * 1024 * 1024
+FEW = 12
+"""Up to so many messages are stored one by one, pipelined: the server takes some milliseconds to open a batch, which is
+more than as many single stores take, synced or not."""
+
+_OVERHEAD = 256
+"""Bytes of headers and subject, about."""
+_SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+
+
+Outcome = Stored | CrucibleError
+
+
+class Pending(msgspec.Struct, eq=False):
+    """Messages of one caller, stored `each` for itself, or together or not at all. `entities` names what is versioned
+    among them. Where what they come `after` could not be stored for now, they are not either. `caller` is who waits for
+    it: nothing is stored once it has given up."""
+
+    messages: Sequence[Outgoing]
+    outcome: "asyncio.Future[list[Any]]"
+    size: int
+    entities: Collection[str]
+    each: bool
+    after: "asyncio.Future[list[Any]] | None" = None
+    caller: Caller | None = None
+
+    @property
+    def whole(self) -> bool:
+        return not self.each and len(self.messages) > 1
+
+    @property
+    def expects(self) -> bool:
+        return EXPECTED_SEQUENCE in self.messages[0].headers
+
+    @property
+    def ids(self) -> list[str | None]:
+        return [message.msg_id for message in self.messages]
+
+
+class _Line:
+    """What waits for one stream of the log."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[Pending] = deque()
+        self.wake = asyncio.Event()
+        self.under_way = 0
+        """The bytes that are being committed."""
+
+
+class Committer:
+    """One batch for each stream of the log is under way at a time: what comes meanwhile is the next one. So nothing
+    waits when it is quiet, order is kept, and under load batches grow by themselves. (More at a time were measured to
+    gain nothing.)"""
+
+    def __init__(self, bus: Bus, telemetry: Telemetry, metrics: Metrics, most_events: int, most_bytes: int) -> None:
+        self._bus = bus
+        self._telemetry = telemetry
+        self._most_events = most_events
+        self._most_bytes = most_bytes
+        self._lines = {stream: _Line() for stream in bus.names.log_streams}
+        self._events = 0
+        self._bytes = 0
+        self._sizes = metrics.histogram("events_commit_events", "Events of a commit", buckets=_SIZES)
+        self._seconds = metrics.histogram("events_commit_seconds", "From taking events to JetStream's acknowledgement")
+
+    @property
+    def held_bytes(self) -> int:
+        """What waits for its commit, or is being committed."""
+        return self._bytes + sum(line.under_way for line in self._lines.values())
+
+    def submit(self, messages: Sequence[Outgoing], entities: Collection[str] = ()) -> "asyncio.Future[list[Stored]]":
+        """Asks for messages of one stream to be stored, several of them atomically (at most 1,000).
+
+        Raises LimitedError at once when too much is waiting. The future raises ConflictError, DuplicateError (several
+        messages, one of them known already) or UnavailableError, which is an UnknownOutcomeError where they may have
+        been stored. Cancelling it may come too late.
+        """
+        return self._pending(messages, entities, each=False)
+
+    def submit_each(
+        self,
+        messages: Sequence[Outgoing],
+        entities: Collection[str] = (),
+        after: "asyncio.Future[list[Any]] | None" = None,
+    ) -> "asyncio.Future[list[Outcome]]":
+        """The same for messages that stand each for itself, expect no sequence and have different ids, at most 1,000:
+        each has an outcome of its own. Nothing of them is stored where something that was submitted before them,
+        `after` which they come, could not be for now: its repetition would be too late."""
+        return self._pending(messages, entities, each=True, after=after)
+
+    def _pending(
+        self,
+        messages: Sequence[Outgoing],
+        entities: Collection[str],
+        each: bool,
+        after: "asyncio.Future[list[Any]] | None" = None,
+    ) -> "asyncio.Future[list[Any]]":
+        size = sum(len(message.data) + _OVERHEAD for message in messages)
+        full = self._events + len(messages) > self._most_events or self._bytes + size > self._most_bytes
+        if full and self._events:
+            raise LimitedError("too many events are waiting for their commit", retry_after=1)
+        outcome: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        line = self._lines[self._bus.names.stream_with(messages[0].subject)]
+        line.waiting.append(Pending(messages, outcome, size, entities, each, after, deadline.caller()))
+        self._events += len(messages)
+        self._bytes += size
+        line.wake.set()
+        return outcome
+
+    async def run(self) -> None:
+        """Commits until cancelled; what still waits then is refused."""
+        try:
+            # Not a task group, which cancels only once its own task runs again: a commit would be begun meanwhile.
+            await asyncio.gather(*(self._commit_to(stream, line) for stream, line in self._lines.items()))
+        finally:
+            for line in self._lines.values():
+                for pending in line.waiting:
+                    _fail(pending, UnavailableError("events is shutting down", retry_after=1))
+
+    async def _commit_to(self, stream: str, line: _Line) -> None:
+        taken: list[Pending] = []
+        try:
+            while True:
+                await line.wake.wait()
+                taken = self._take(line.waiting)
+                if taken:
+                    await self._commit(stream, line, taken)
+                elif not line.waiting:
+                    line.wake.clear()
+        finally:
+            for pending in taken:
+                _fail(pending, UnknownOutcomeError("events was shut down during the commit", retry_after=1))
+
+    # ---- what goes together
+
+    def _take(self, waiting: deque[Pending]) -> list[Pending]:
+        """The next batch: all that waits, in order, as far as it fits together."""
+        taken: list[Pending] = []
+        ids: set[str | None] = set()
+        entities: set[str] = set()
+        count = size = 0
+        while waiting:
+            pending = waiting[0]
+            if pending.after is not None and (error := _missed(pending.after)):
+                _fail(pending, error)
+            if pending.caller is not None and pending.caller.gone:
+                _fail(pending, deadline.late("the commit"))
+            if not pending.outcome.done() and taken:
+                # JetStream checks each expectation of a batch against the stream as it was before the batch, and
+                # refuses a batch that has an id twice.
+                clashes = not ids.isdisjoint(pending.ids) or (
+                    pending.expects and not entities.isdisjoint(pending.entities)
+                )
+                full = count + len(pending.messages) > MAX_BATCH or size + pending.size > MAX_BATCH_BYTES
+                if pending.whole or clashes or full:
+                    break
+            waiting.popleft()
+            self._events -= len(pending.messages)
+            self._bytes -= pending.size
+            if pending.outcome.done():  # its caller has gone
+                continue
+            taken.append(pending)
+            if pending.whole:
+                break
+            ids.update(pending.ids)
+            entities.update(pending.entities)
+            count += len(pending.messages)
+            size += pending.size
+        return taken
+
+    # ---- storing
+
+    async def _commit(self, stream: str, line: _Line, taken: list[Pending]) -> None:
+        count = sum(len(pending.messages) for pending in taken)
+        started = time.perf_counter()
+        line.under_way = sum(pending.size for pending in taken)
+        messages = (message for pending in taken for message in pending.messages)
+        try:
+            with self._telemetry.batch("send", stream, messages, count=count) as span:
+                await self._stored(taken, count)
+                if span is not None and (missed := next(filter(None, (_missed(one.outcome) for one in taken)), None)):
+                    span.fail(missed.code, missed.detail)
+        except Exception as error:
+            if not isinstance(error, CrucibleError):
+                log.exception("a commit of %d events failed", count)
+            for pending in taken:
+                _fail(pending, error)
+        line.under_way = 0
+        self._sizes.observe(count)
+        self._seconds.observe(time.perf_counter() - started)
+
+    async def _stored(self, taken: list[Pending], count: int) -> None:
+        if taken[0].whole:
+            await self._whole(taken[0])
+        elif count > FEW:
+            await self._batch(taken)
+        else:
+            await self._singly(taken)
+
+    async def _whole(self, pending: Pending) -> None:
+        with deadline.on_behalf_of(pending.caller):
+            sequences = await self._bus.commit(list(pending.messages))
+        _resolve(pending, [Stored(sequence) for sequence in sequences])
+
+    async def _batch(self, taken: list[Pending]) -> None:
+        try:
+            messages = [message for pending in taken for message in pending.messages]
+            with deadline.on_behalf_of(deadline.soonest([pending.caller for pending in taken])):
+                stored = map(Stored, await self._bus.commit(messages))
+        except UnavailableError:
+            raise
+        except CrucibleError:
+            # One of them spoils it for all (a known id, a version) and nothing was stored: one by one shows which.
+            await self._singly(taken)
+            return
+        for pending in taken:
+            _resolve(pending, list(islice(stored, len(pending.messages))))
+
+    async def _singly(self, taken: list[Pending]) -> None:
+        """All at once, but written in order to one connection: JetStream stores them in this order."""
+        if len(taken) == 1:
+            await self._alone(taken[0])
+        else:
+            await asyncio.gather(*map(self._alone, taken))
+
+    async def _alone(self, pending: Pending) -> None:
+        with deadline.on_behalf_of(pending.caller):
+            if len(pending.messages) > 1:
+                outcomes = await asyncio.gather(*map(self._one, pending.messages))
+            else:
+                outcomes = [await self._one(pending.messages[0])]
+        _resolve(pending, outcomes)
+
+    async def _one(self, message: Outgoing) -> Outcome:
+        try:
+            return await self._bus.store(message)
+        except CrucibleError as error:
+            return error.as_value()
+
+
+def _resolve(pending: Pending, outcomes: Sequence[Outcome]) -> None:
+    if pending.outcome.done():
+        return
+    if not pending.each and isinstance(outcomes[0], CrucibleError):
+        pending.outcome.set_exception(outcomes[0])
+    else:
+        pending.outcome.set_result(list(outcomes))
+
+
+def _missed(before: "asyncio.Future[list[Any]]") -> CrucibleError | None:
+    """Why something of what was submitted could not be stored for now; None where it was, or was refused for good."""
+    if not before.done() or before.cancelled():
+        return None
+    error = before.exception()
+    outcomes = [error] if error else before.result()
+    return next((untried(each) for each in outcomes if isinstance(each, UnavailableError)), None)
+
+
+def _fail(pending: Pending, error: Exception) -> None:
+    if not pending.outcome.done():
+        pending.outcome.set_exception(error)

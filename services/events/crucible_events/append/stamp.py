@@ -1,0 +1,348 @@
+"""From what somebody wants committed to an event: names and payload checked, metadata filled in."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from crucible_core.access import service_principal
+from crucible_core.attributes import MAX_EXTENSIONS, Extensions, is_kept, mistake
+from crucible_core.envelope import MAX_EVENT_BYTES, MAX_HOPS, Data, Event, Metadata, Source, SourceKind, encode
+from crucible_core.errors import FieldError, ForbiddenError, InvalidError, TooLargeError
+from crucible_core.ids import is_after, is_id
+from crucible_core.limits import MEMORY_PATHS, TIME_AHEAD_S
+from crucible_core.protocol.events import NewEvent
+from crucible_core.redaction import checked_empty
+from crucible_core.subjects import KEY, MSG_ID, VERSIONED
+from crucible_core.times import format_time, parse_time
+from crucible_core.types.kinds import BUILT_IN
+from crucible_core.types.payloads import CATEGORIES, OURS
+from crucible_events.append.validation import Payloads
+from crucible_kit.telemetry.spans import parse_traceparent
+
+MAX_NAME = 200
+MAX_SOURCE = 2048
+"""As long as a URI may be, in practice."""
+MAX_ENTITY = 4096
+"""As long as a file's path may be."""
+
+SYSTEM = Source("system", "crucible")
+EVENTS = service_principal("events")
+"""Who asks where this service acts for nobody else."""
+
+# The payload fields that name what an event is about, the first that is a text counts.
+ENTITY_FIELDS = {
+    "Memory": ("id", "from", "summary_id"),
+    "Graph": ("id",),
+    "File": ("path", "to"),
+    "Agent": ("agent_id", "id"),
+    "Flow": ("id", "name"),
+    "Hook": ("hook",),
+    "Webhook": ("id",),
+    "Approval": ("id",),
+    "Artifact": ("id",),
+    "Session": ("session_id", "id"),
+    "Task": ("id",),
+    "Kb": ("kb", "id"),
+    "Custom": ("id",),
+}
+_NAMING: dict[str, msgspec.json.Decoder[msgspec.Struct]] = {
+    category: msgspec.json.Decoder(
+        msgspec.defstruct("Naming", [(f"{name}_", Any, None) for name in fields], rename=lambda name: name[:-1])
+    )
+    for category, fields in ENTITY_FIELDS.items()
+}
+"""They skip over all other fields of a payload."""
+
+_SOURCE_KINDS: tuple[SourceKind, ...] = ("user", "agent", "system", "external")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_VERSION = re.compile(r"\d{1,9}\.\d{1,9}\.\d{1,9}(?:[-+][0-9A-Za-z.+-]{1,64})?", re.ASCII)
+
+
+class _Moments(msgspec.Struct):
+    """When something happened, by a built-in type's payload: RFC 3339 or Unix seconds."""
+
+    at: Any = None
+    started_at: Any = None
+    since: Any = None
+
+
+_moments = msgspec.json.Decoder(_Moments)
+_MOMENT_NAMES = tuple(f'"{name}"'.encode() for name in _Moments.__struct_fields__)
+
+
+class Defaults(msgspec.Struct, frozen=True):
+    """What an event gets that did not bring it."""
+
+    id: str
+    timestamp: str
+    correlation_id: str
+    traceparent: str | None = None
+
+
+class Stamped(msgspec.Struct, frozen=True):
+    """An event, its stored form, and what JetStream knows it by: its id where a client brought that, else `key`, which
+    stands for its idempotency key (see `key_of`), else the id that it was given. With `brought`, the log may know it
+    already. The event's payload is `msgspec.Raw`."""
+
+    event: Event
+    raw: bytes
+    message_id: str
+    brought: bool
+    key: str | None = None
+    expected_sequence: int | None = None
+    forever: bool = False
+
+
+class HopsError(InvalidError):
+    """The chain of effects is too deep."""
+
+
+def stamp(new: NewEvent, defaults: Defaults, payloads: Payloads, most: int = MAX_EVENT_BYTES) -> Stamped:
+    """The event to commit; `most` is the stored bytes that it may have.
+
+    Raises InvalidError with every mistake in the envelope, or the payload's; MalformedError and TooLargeError; and
+    UnknownTypeError for a type or version that `payloads` does not have; ForbiddenError for one that Crucible writes.
+    """
+    if len(new.payload) > most:
+        raise _too_large(most)
+    dotted = payloads.resolve(new)
+    if new.outside and new.react:
+        _check_writer(dotted)
+    if mistakes := _mistakes(new) + _of_the_future(new, defaults):
+        raise _invalid(mistakes)
+    if new.hop > MAX_HOPS:
+        message = f"{new.hop} effects deep; chains end at {MAX_HOPS}"
+        raise HopsError(f"hop: {message}", errors=[FieldError("hop", message)])
+    payload, value = bytes(new.payload), None
+    if new.redacted is None:
+        version, payload, value = payloads.check(dotted, new.version, payload)
+        _check_moments(dotted, payload, defaults)
+    else:
+        checked_empty(payload)
+        version = new.version or BUILT_IN
+    category, _, name = dotted.partition(".")
+    named = _named(category, payload, value)
+    usable = [text for _, text in named if _is_name(text, MAX_ENTITY)]
+    metadata = _metadata(new, defaults, version, usable[0] if usable else None)
+    data = Data(name, msgspec.Raw(one_line(payload)))
+    event = Event(category, data, metadata, redacted=new.redacted or msgspec.UNSET)
+    if category in VERSIONED and named:
+        _check_entity(event, *named[0], defaults)
+    _check_expectation(new, event)
+    raw = encode(event)
+    if len(raw) > most:
+        raise _too_large(most)
+    key = key_of(new, event)
+    return Stamped(
+        event=event,
+        raw=raw,
+        message_id=event.metadata.id if new.id is not None or key is None else key,
+        brought=new.id is not None or key is not None,
+        key=key,
+        expected_sequence=new.expected_sequence,
+        forever=new.retention == "forever",
+    )
+
+
+def _check_writer(dotted: str) -> None:
+    """Raises ForbiddenError for an event that says what Crucible has done: only Crucible knows."""
+    category = dotted.partition(".")[0]
+    if category in OURS:
+        message = f"{category} events are written by Crucible alone; an import (?react=false) may bring them back"
+        raise ForbiddenError(f"type: {message}", errors=[FieldError("type", message)])
+
+
+def key_of(new: NewEvent, event: Event) -> str | None:
+    if new.idempotency_key is None:
+        return None
+    return scoped_key(new.idempotency_key, event.metadata.actor, event.metadata.world_id)
+
+
+def scoped_key(key: str, actor: str, world_id: str) -> str:
+    """What stands for an idempotency key: a hash of it and of who used it where."""
+    return f"key:{hashlib.sha256(chr(31).join([actor, world_id, key]).encode()).hexdigest()}"
+
+
+def stored_key(headers: Mapping[str, str]) -> str | None:
+    """What stands for the idempotency key of a stored event; where it has none, its id."""
+    return headers.get(KEY) or headers.get(MSG_ID)
+
+
+def one_line(payload: bytes) -> bytes:
+    """The payload without line breaks, so that a stored event is one line wherever lines matter (NDJSON, SSE)."""
+    if b"\n" in payload or b"\r" in payload:
+        return msgspec.json.format(payload, indent=-1)
+    return payload
+
+
+def who(source: Source | None, actor: str | None) -> tuple[Source, str]:
+    """Source and actor, each from the other where only one is known; Crucible itself where none is."""
+    if source is None and actor is None:
+        source = SYSTEM
+    if source is None:
+        assert actor is not None
+        kind, _, rest = actor.partition(":")
+        known = next((name for name in _SOURCE_KINDS if name == kind), None)
+        source = Source(known, rest) if known and rest else Source("external", actor)
+    return source, actor if actor is not None else f"{source.kind}:{source.id}"
+
+
+def _metadata(new: NewEvent, defaults: Defaults, version: str, entity: str | None) -> Metadata:
+    source, actor = who(new.source, new.actor)
+    timestamp = defaults.timestamp if new.timestamp is None else format_time(parse_time(new.timestamp, "timestamp"))
+    return Metadata(
+        id=new.id or defaults.id,
+        timestamp=timestamp,
+        version=version,
+        source=source,
+        actor=actor,
+        correlation_id=new.correlation_id or defaults.correlation_id,
+        causation_id=new.causation_id,
+        hop=new.hop,
+        world_id=new.world_id,
+        room_id=new.room_id,
+        entity=new.entity or entity,
+        traceparent=new.traceparent if parse_traceparent(new.traceparent) else defaults.traceparent,
+        extensions=new.extensions or msgspec.UNSET,
+    )
+
+
+def _named(category: str, payload: bytes, value: Any) -> list[tuple[str, str]]:
+    """The fields that may name what an event is about, and their texts; the first that is a name does. `value` is what
+    the payload was decoded to, None where nothing is left of it."""
+    known = category if category in CATEGORIES else "Custom"
+    fields = ENTITY_FIELDS.get(known)
+    if fields is None or value is None:
+        return []
+    if type(value) is dict:
+        return [(field, text) for field in fields if isinstance(text := value.get(field), str)]
+    # A Struct holds only the fields that its type declares.
+    texts = msgspec.structs.astuple(_NAMING[known].decode(payload))
+    return [(field, text) for field, text in zip(fields, texts, strict=True) if isinstance(text, str)]
+
+
+def _check_entity(event: Event, field: str, name: str, defaults: Defaults) -> None:
+    """An event of a versioned entity must stand on its subject: there its version is checked, and it is looked for.
+    `field` of the payload has its `name`. Raises InvalidError."""
+    if event.data.event == "Created" and is_after(name, _latest(defaults) // 1000):
+        raise _invalid([_ahead(f"payload.{field}", defaults)])
+    unreadable = event.type == "Memory" and ("/" in name or name in MEMORY_PATHS)
+    if not _is_name(name, MAX_ENTITY) or not name.strip(".") or unreadable:
+        message = "is a part of a URL's path: no control characters, no slash, not only dots, and not query or status"
+        raise _invalid([FieldError(f"payload.{field}", message)])
+    if event.metadata.entity != name:
+        message = f"must be what the payload names in `{field}`"
+        raise _invalid([FieldError("entity", message, name)])
+
+
+# ---- checks ----------------------------------------------------------------------------------------------------------
+
+_NAMES = (
+    ("actor", MAX_NAME),
+    ("source.id", MAX_SOURCE),
+    ("correlation_id", MAX_NAME),
+    ("causation_id", MAX_NAME),
+    ("world_id", MAX_NAME),
+    ("room_id", MAX_NAME),
+    ("idempotency_key", MAX_NAME),
+    ("entity", MAX_ENTITY),
+)
+"""Paths of an event, in the order of `_mistakes`, and the most characters of each."""
+
+
+def _mistakes(new: NewEvent) -> list[FieldError]:
+    found: list[FieldError] = []
+    if new.id is not None and not is_id("evt", new.id):
+        found.append(FieldError("id", "an event's id is evt_ and up to 64 letters, digits, _ or -"))
+    names = (
+        new.actor,
+        new.source.id if new.source else None,
+        new.correlation_id,
+        new.causation_id,
+        new.world_id,
+        new.room_id,
+        new.idempotency_key,
+        new.entity,
+    )
+    given = [name for name in names if name is not None]
+    together = "".join(given)
+    in_order = len(together) <= MAX_NAME and together.isprintable() and all(given)  # as nearly always
+    for (path, most), value in () if in_order else zip(_NAMES, names, strict=True):
+        if value is not None and not _is_name(value, most):
+            found.append(FieldError(path, f"must be 1 to {most} characters, none of them a control character"))
+    if new.version is not None and not _VERSION.fullmatch(new.version):
+        found.append(FieldError("version", "must be a version such as 1.0.0"))
+    if new.hop < 0:
+        found.append(FieldError("hop", "must not be negative"))
+    if new.expected_sequence is not None and not 0 <= new.expected_sequence < 2**63:
+        found.append(FieldError("expected_sequence", "must be a sequence, or 0 for an entity without events"))
+    if new.extensions:
+        found += _extension_mistakes(new.extensions)
+    return found
+
+
+def _of_the_future(new: NewEvent, defaults: Defaults) -> list[FieldError]:
+    """Times of the envelope that cannot have been yet; one that is no time is not looked at here."""
+    if new.id is None and new.timestamp is None and new.redacted is None:
+        return []
+    times = {"timestamp": new.timestamp, "redacted.at": new.redacted.at if new.redacted else None}
+    latest = _latest(defaults)
+    paths = [path for path, time in times.items() if time is not None and _is_later(time, latest)]
+    if new.id is not None and is_after(new.id, latest // 1000):
+        paths.append("id")
+    return [_ahead(path, defaults) for path in paths]
+
+
+def _check_moments(dotted: str, payload: bytes, defaults: Defaults) -> None:
+    """The same for the payload's words about when something happened. Raises InvalidError."""
+    if dotted.partition(".")[0] not in CATEGORIES or not any(name in payload for name in _MOMENT_NAMES):
+        return
+    found, latest = _moments.decode(payload), _latest(defaults)
+    paths = [name for name in found.__struct_fields__ if _is_later(getattr(found, name), latest)]
+    if paths:
+        raise _invalid([_ahead(f"payload.{name}", defaults) for name in paths])
+
+
+def _latest(defaults: Defaults) -> int:
+    return parse_time(defaults.timestamp, "timestamp") + TIME_AHEAD_S * 1_000_000
+
+
+def _is_later(time: Any, latest: int) -> bool:
+    if isinstance(time, int | float):
+        return time * 1_000_000 > latest
+    try:
+        return isinstance(time, str) and parse_time(time, "") > latest
+    except InvalidError:
+        return False
+
+
+def _ahead(path: str, defaults: Defaults) -> FieldError:
+    return FieldError(path, f"is more than a day ahead of the clock, which says {defaults.timestamp[:19]}Z")
+
+
+def _extension_mistakes(extensions: Extensions) -> list[FieldError]:
+    if sum(not is_kept(name) for name in extensions) > MAX_EXTENSIONS:
+        return [FieldError("extensions", f"must be at most {MAX_EXTENSIONS}")]
+    checked = ((name, mistake(name, value)) for name, value in extensions.items())
+    return [FieldError(f"extensions.{name[:MAX_NAME]}", wrong) for name, wrong in checked if wrong]
+
+
+def _is_name(value: str, most: int) -> bool:
+    # What is printable has no control characters; the opposite does not follow.
+    return 0 < len(value) <= most and (value.isprintable() or not _CONTROL.search(value))
+
+
+def _check_expectation(new: NewEvent, event: Event) -> None:
+    if new.expected_sequence is not None and event.metadata.entity is None:
+        raise _invalid([FieldError("expected_sequence", "needs an entity whose version is expected")])
+
+
+def _invalid(errors: list[FieldError]) -> InvalidError:
+    return InvalidError("; ".join(f"{error.path}: {error.message}" for error in errors), errors=errors)
+
+
+def _too_large(most: int) -> TooLargeError:
+    return TooLargeError(f"the event has more than {most} bytes", max_bytes=most)

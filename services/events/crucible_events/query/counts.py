@@ -1,0 +1,157 @@
+"""How many events match a query, in all and by group: counted a window of rows at a time, within a budget of time."""
+
+import time
+from collections import Counter
+from typing import Any
+
+from crucible_core.envelope import Event
+from crucible_core.position import counted
+from crucible_core.protocol.events import CountBy, CountGroup, CountReply
+from crucible_core.times import format_time, parse_time
+from crucible_events import store
+from crucible_events.query.query import MAX_SEQUENCE, Query
+from crucible_events.query.scan import Scan, chunks, hulls, merged_statement, pages, plan, rows_statement
+from crucible_kit.index.index import Index
+from crucible_kit.tasks import Turn
+
+BUDGET_S = 2.0
+"""What one request may take; then it is answered with what was counted, and where to go on."""
+WINDOW = 2_000
+"""Rows that one statement looks at: whoever else reads the index waits no longer than for these."""
+MAX_KEYS = 2_000
+"""With so many groups an answer ends, whose size is thereby bounded."""
+_AT_ONCE = 200
+"""Events that are decoded without a pause."""
+_DAY = 86_400_000_000
+_KEYS: dict[CountBy | None, str] = {
+    None: "0",
+    "type": "type",
+    "world_id": "world_id",
+    "room_id": "room_id",
+    "actor": "actor",
+    "day": f"time / {_DAY}",
+}
+
+
+class Tally:
+    """The counts so far, by key."""
+
+    def __init__(self, budget_s: float, window: int) -> None:
+        self.window = window
+        self.counts: Counter[Any] = Counter()
+        self.counted_to = 0
+        self._ends = time.monotonic() + budget_s
+
+    @property
+    def spent(self) -> bool:
+        return time.monotonic() > self._ends or len(self.counts) >= MAX_KEYS
+
+    def reply(self, by: CountBy | None, complete: bool) -> CountReply:
+        ranked = sorted(self.counts.items(), key=lambda entry: (-entry[1], entry[0])) if by else []
+        groups = [CountGroup(key=_shown(key, by), count=count) for key, count in ranked]
+        return CountReply(count=self.counts.total(), groups=groups, complete=complete, counted_to=self.counted_to)
+
+
+async def count(
+    index: Index, query: Query, by: CountBy | None, budget_s: float = BUDGET_S, window: int = WINDOW
+) -> CountReply:
+    """Counts in the log's order, for at least one window."""
+    scan = await plan(index, query)
+    held = await store.last_held(index)
+    tally = Tally(budget_s, window)
+    counting = _matched(index, query, scan, by, tally) if query.predicate else _grouped(index, scan, by, tally)
+    complete = await counting
+    if complete and len(index.streams) == 1:
+        tally.counted_to = max(tally.counted_to, min(held, counted(query.until)))
+    elif complete:
+        tally.counted_to = held if query.until == MAX_SEQUENCE else counted(query.until)
+    return tally.reply(by, complete)
+
+
+async def _grouped(index: Index, scan: Scan, by: CountBy | None, tally: Tally) -> bool:
+    """Counts where SQLite alone can tell; False where the budget ended it."""
+    if len(scan.parts) > 1:
+        return await _grouped_merged(index, scan, by, tally)
+    for low, high in scan.parts[0] if scan.parts else ():
+        while low <= high:
+            rows = rows_statement(scan, _columns(by), low, high, tally.window)
+            if not await _count(index, rows, "0", "sequence", tally):
+                break
+            if tally.spent:
+                return False
+            low = tally.counted_to + 1
+    return True
+
+
+async def _grouped_merged(index: Index, scan: Scan, by: CountBy | None, tally: Tally) -> bool:
+    """The same over several streams, in the order in which they are merged."""
+    within = hulls(scan)
+    while True:
+        statement, values = merged_statement(scan, _columns(by), within, tally.window)
+        rows = f"SELECT *, row_number() OVER () AS place FROM ({statement})", values
+        if not (last := await _count(index, rows, "part", "place", tally)):
+            return True
+        if tally.spent:
+            return False
+        within = [(max(low, last.get(part, 0) + 1), high) for part, (low, high) in enumerate(within)]
+
+
+def _columns(by: CountBy | None) -> str:
+    return f"{_KEYS[by]} AS key, ({{wanted}}) AS wanted"
+
+
+async def _count(index: Index, rows: tuple[str, list[Any]], part: str, place: str, tally: Tally) -> dict[int, int]:
+    """Adds a window's rows to the counts: `part` gives a row's stream, `place` grows from row to row. Returns the last
+    sequence by stream; nothing where there are no more rows than these."""
+    columns = f"key, sum(wanted), count(*), max(sequence), {part} AS stream, max({place})"
+    looked_at = place_of_last = 0
+    last: dict[int, int] = {}
+    for key, wanted, count, sequence, stream, at in await store.select(
+        index, f"SELECT {columns} FROM ({rows[0]}) GROUP BY key, stream", rows[1]
+    ):
+        if wanted:
+            tally.counts[key] += wanted
+        looked_at += count
+        last[stream] = max(sequence, last.get(stream, 0))
+        if at > place_of_last:
+            place_of_last, tally.counted_to = at, sequence
+    return last if looked_at == tally.window else {}
+
+
+async def _matched(index: Index, query: Query, scan: Scan, by: CountBy | None, tally: Tally) -> bool:
+    """Counts what the filter's predicate accepts, event by event."""
+    assert query.predicate is not None
+    turn = Turn()
+    async for rows in pages(index, scan, tally.window):
+        for chunk in chunks(rows, _AT_ONCE):
+            for sequence, raw in await store.raws(index, [row.sequence for row in chunk if row.size is not None]):
+                if turn.over:
+                    await turn.pass_on()
+                event = store.decoded(sequence, raw)
+                if query.predicate(event):
+                    tally.counts[_key(event, by)] += 1
+            if chunk:
+                tally.counted_to = chunk[-1].sequence
+            if tally.spent and rows[-1:] != chunk[-1:]:
+                return False
+        if tally.spent and len(rows) == tally.window:
+            return False
+    return True
+
+
+def _key(event: Event, by: CountBy | None) -> Any:
+    """What the columns of `_KEYS` say of an event."""
+    about = event.metadata
+    match by:
+        case None:
+            return 0
+        case "type":
+            return event.dotted
+        case "day":
+            return parse_time(about.timestamp, "timestamp") // _DAY
+        case _:
+            return getattr(about, by)
+
+
+def _shown(key: Any, by: CountBy | None) -> str:
+    return format_time(key * _DAY)[:10] if by == "day" else str(key)

@@ -1,0 +1,247 @@
+"""The replays that there are: their records in the `replays` bucket, which every replica follows, and their changes."""
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from crucible_core.access import OPERATOR_ID, Principal
+from crucible_core.errors import ConflictError, CrucibleError, FieldError, InvalidError, NotFoundError
+from crucible_core.ids import is_id
+from crucible_core.position import Encoded, counted
+from crucible_core.protocol.parts import GetRequest, Owned, TypeFilter
+from crucible_core.protocol.replays import Replay, Replayable, ReplayBatch, ReplayedEvent, ReplayTaken, ReplayTarget
+from crucible_core.suggest import did_you_mean
+from crucible_events.append.stamp import EVENTS
+from crucible_kit.buckets import Bucket, Change, View
+from crucible_kit.clock import fresh_id
+from crucible_kit.nats.bus import Bus, Message
+from crucible_kit.rpc import call, call_all
+
+PATIENCE_S = 20.0
+"""How long a target may take over a batch."""
+_FAREWELL_S = 2.0
+_SERVICES = {"hook": "hooks", "webhook": "webhooks"}
+_KINDS = (*_SERVICES, "subscription")
+
+
+class Target(msgspec.Struct, frozen=True):
+    """`kind` is hook, webhook or subscription; `id` the name or id under which batches are handed over."""
+
+    kind: str
+    id: str
+
+    @property
+    def endpoint(self) -> tuple[str, str]:
+        """Service and operation: a subscription is served by the one gateway that has it."""
+        return (_SERVICES[self.kind], "replay") if self.kind in _SERVICES else ("gateway", self.id)
+
+
+async def find(bus: Bus, principal: Principal, wanted: ReplayTarget, traceparent: str) -> Target:
+    """Raises NotFoundError with the nearest name, InvalidError where it takes no replay, UnavailableError."""
+    given = [(kind, name) for kind in _KINDS if (name := getattr(wanted, kind)) is not None]
+    if len(given) != 1:
+        message = 'must be one of {"hook": name}, {"webhook": id or name} and {"subscription": id}'
+        raise InvalidError(f"target: {message}", errors=[FieldError("target", message)])
+    kind, name = given[0]
+    if kind in _SERVICES:
+        asked = GetRequest(id=name)
+        found = await call(bus, principal, _SERVICES[kind], "replayable", asked, Replayable, traceparent=traceparent)
+        return Target(kind, found.id)
+    if not is_id("sub", name) or not await call_all(bus, principal, "gateway", "attach", GetRequest(id=name)):
+        errors = [FieldError("target.subscription", "there is no such live subscription")]
+        raise NotFoundError(f"there is no live subscription {name[:100]!r}", errors=errors)
+    return Target(kind, name)
+
+
+async def hand_on(bus: Bus, target: Target, replay: str, messages: Sequence[Message]) -> ReplayTaken:
+    """Raises what the target answers, and UnavailableError where it does not."""
+    events = [
+        ReplayedEvent(sequence=message.sequence, time_ms=message.time_ms, event=msgspec.Raw(message.data))
+        for message in messages
+    ]
+    batch = ReplayBatch(replay=replay, target=target.id, events=events)
+    return await call(bus, EVENTS, *target.endpoint, batch, ReplayTaken, timeout=PATIENCE_S)
+
+
+async def say_goodbye(bus: Bus, target: Target, replay: str, state: str, sent: int) -> None:
+    """A subscriber hears how a replay ended, if it is still there."""
+    if target.kind == "subscription":
+        batch = ReplayBatch(replay=replay, target=target.id, end=state, sent=sent)
+        with contextlib.suppress(CrucibleError):
+            await call(bus, EVENTS, *target.endpoint, batch, ReplayTaken, timeout=_FAREWELL_S)
+
+
+log = logging.getLogger(__name__)
+
+MOST_KEPT = 100
+KEPT_MS = 7 * 86_400_000
+"""Finished replays: the newest so many, for so long."""
+_MARK_KEPT = "3600s"
+_KEYS = "key_"
+_KEYS_KEPT = f"{KEPT_MS // 1000}s"
+"""Of entries of the bucket that hold the id of an idempotency key's replay."""
+
+RUNNING, PAUSED, DONE, CANCELLED, FAILED = "running", "paused", "done", "cancelled", "failed"
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the bucket holds under a replay's id. `seen` counts the messages that are dealt with, up to `position`.
+
+    `owner` is the replica that works on it, until `lease_until_ms` (Unix) unless it says so again. It is handed on what
+    its `principal` may see, who asked for it; the operator where that is empty.
+    """
+
+    id: str
+    state: str = RUNNING
+    start: Encoded
+    to: Encoded
+    position: Encoded
+    seen: int = 0
+    matched: int = 0
+    sent: int = 0
+    skipped: int = 0
+    total: int
+    wanted: ReplayTarget
+    target: Target
+    filters: list[TypeFilter]
+    rate: float | None = None
+    world_id: str | None = None
+    room_id: str | None = None
+    created_at: str
+    updated_at: str
+    changed_ms: int
+    error: str | None = None
+    owner: str = ""
+    principal: str = ""
+    lease_until_ms: int = 0
+
+    @property
+    def owned(self) -> Owned:
+        return Owned(owner=self.principal)
+
+    @property
+    def finished(self) -> bool:
+        return self.state in (DONE, CANCELLED, FAILED)
+
+
+def view(record: Record, *, duplicate: bool = False) -> Replay:
+    total = max(record.total, record.seen)
+    progress = 1.0 if record.state == DONE or not total else min(record.seen / total, 1.0)
+    return Replay(
+        id=record.id,
+        state=f"{FAILED}: {record.error}" if record.state == FAILED else record.state,
+        start=counted(record.start),
+        to=counted(record.to),
+        position=counted(record.position),
+        matched=record.matched,
+        sent=record.sent,
+        skipped=record.skipped,
+        total=total,
+        progress=round(progress, 4),
+        target=record.wanted,
+        filters=record.filters,
+        rate=record.rate,
+        world_id=record.world_id,
+        room_id=record.room_id,
+        created_at=record.created_at,
+        updated_at=record.updated_at,
+        owner=record.principal or OPERATOR_ID,
+        error=record.error,
+        duplicate=duplicate,
+    )
+
+
+class Replays:
+    """This process's copy of the bucket, and compare-and-set changes of its records.
+
+    `changed` is called with a replay's id after each change that this process hears of.
+    """
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+        self._revisions: dict[str, int] = {}
+        self.view = View(bucket, self._take)
+        self.records: dict[str, Record] = {}
+        self.changed: Callable[[str], None] = lambda _: None
+
+    def get(self, replay: str, principal: Principal = EVENTS) -> Record:
+        """Raises NotFoundError with the nearest id, of those that are the principal's."""
+        record = self.records.get(replay)
+        if record is None or not principal.owns(record.owned):
+            known = self.records if principal.admin else [one.id for one in self.of(principal)]
+            raise NotFoundError(f"there is no replay {replay[:100]!r}{did_you_mean(replay, known)}")
+        return record
+
+    def of(self, principal: Principal) -> list[Record]:
+        return [record for record in self.records.values() if principal.owns(record.owned)]
+
+    async def id_of(self, idempotency_key: str) -> str:
+        """The id of the replay that a key stands for: made when the key is first used, and kept beside the records."""
+        key = _KEYS + hashlib.sha256(idempotency_key.encode()).hexdigest()[:40]
+        fresh = fresh_id("rpl")
+        try:
+            await self._bucket.create(key, fresh.encode(), _KEYS_KEPT)
+        except ConflictError:
+            found = await self._bucket.get(key)
+            return found.value.decode() if found else fresh
+        return fresh
+
+    async def create(self, record: Record) -> None:
+        """Raises ConflictError where there is one with that id."""
+        revision = await self._bucket.create(record.id, msgspec.json.encode(record))
+        self._keep(record, revision)
+        self.changed(record.id)
+
+    async def change(self, replay: str, change: Callable[[Record], Record | None]) -> Record:
+        """The record as it is afterwards. `change` is asked again with what somebody else has made of it meanwhile;
+        None changes nothing. Raises NotFoundError, and what `change` raises."""
+        while True:
+            record = change(self.get(replay))
+            if record is None:
+                return self.get(replay)
+            try:
+                value = msgspec.json.encode(record)
+                revision = await self._bucket.update(replay, value, self._revisions[replay])
+            except ConflictError:
+                await self.view.refresh()
+            else:
+                self._keep(record, revision)
+                self.changed(replay)
+                return record
+
+    async def forget_old(self, now_ms: int) -> None:
+        """Removes finished replays that are old, or of which there are many newer ones."""
+        finished = [record for record in self.records.values() if record.finished]
+        newest = sorted(finished, key=lambda record: record.changed_ms, reverse=True)
+        for place, record in enumerate(newest):
+            if place >= MOST_KEPT or record.changed_ms < now_ms - KEPT_MS:
+                await self._bucket.delete(record.id, _MARK_KEPT)
+
+    def _take(self, change: Change) -> None:
+        if change.key.startswith(_KEYS):
+            return
+        if change.revision < self._revisions.get(change.key, 0):
+            return  # this process has written a newer one
+        record = None if change.value is None else _record(change.key, change.value)
+        if record is None:
+            self.records.pop(change.key, None)
+            self._revisions.pop(change.key, None)
+        else:
+            self._keep(record, change.revision)
+        self.changed(change.key)
+
+    def _keep(self, record: Record, revision: int) -> None:
+        if revision >= self._revisions.get(record.id, 0):
+            self.records[record.id] = record
+            self._revisions[record.id] = revision
+
+
+def _record(key: str, value: bytes) -> Record | None:
+    try:
+        return msgspec.json.decode(value, type=Record)
+    except msgspec.DecodeError as error:
+        log.error("replay %s cannot be read, so it is not worked on here: %s", key, error)
+        return None

@@ -1,0 +1,86 @@
+"""Memory.Accessed: which memories are read, told of some reads only and never waited for."""
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict, deque
+from typing import Any
+
+import msgspec
+
+from crucible_core.envelope import Source
+from crucible_core.errors import CrucibleError
+from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent
+from crucible_core.protocol.memory import MemoryView, ScoredMemory
+from crucible_kit.clock import timestamp
+from crucible_kit.nats.bus import Bus
+from crucible_kit.rpc import call
+from crucible_memory.state import MEMORY
+
+log = logging.getLogger(__name__)
+
+MOST_HITS = 10
+"""Memories of one answer that count as read: few look further."""
+_MOST_WAITING = 1000
+_MOST_REMEMBERED = 10_000
+_BATCH = 200
+_QUERY_CHARS = 1000
+_SOURCE = Source("system", "memory")
+
+
+class Uses:
+    """Of the reads of one memory one is told, and the next after `every_s` seconds; none at all where that is 0. Reads
+    that are noted and not told yet are lost with the process."""
+
+    def __init__(self, bus: Bus, every_s: float) -> None:
+        self._bus = bus
+        self._every_s = every_s
+        self._told: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._waiting: deque[NewEvent] = deque(maxlen=_MOST_WAITING)
+        self._some = asyncio.Event()
+
+    def note(self, found: list[ScoredMemory] | list[MemoryView], query: str | None, traceparent: str) -> None:
+        """Notes what an answer holds: `query` is the text that was asked, None where a memory was asked by its id."""
+        if self._every_s <= 0:
+            return
+        now = time.monotonic()
+        for memory in found[:MOST_HITS]:
+            key = (memory.world_id, memory.id)
+            if now < self._told.get(key, float("-inf")) + self._every_s:
+                continue
+            self._told[key] = now
+            self._told.move_to_end(key)
+            if len(self._told) > _MOST_REMEMBERED:
+                self._told.popitem(last=False)
+            self._waiting.append(_event(memory, query, traceparent))
+            self._some.set()
+
+    async def run(self) -> None:
+        """Tells what is noted, until cancelled."""
+        while True:
+            await self._some.wait()
+            self._some.clear()
+            while self._waiting:
+                part = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
+                try:
+                    await call(self._bus, MEMORY, "events", "append", AppendRequest(events=part), AppendReply)
+                except CrucibleError as error:
+                    log.info("%d reads are not recorded: %s", len(part), error)
+
+
+def _event(memory: ScoredMemory | MemoryView, query: str | None, traceparent: str) -> NewEvent:
+    payload: dict[str, Any] = {"id": memory.id}
+    if query is not None:
+        payload["query"] = query[:_QUERY_CHARS]
+    if isinstance(memory, ScoredMemory):
+        payload["relevance"] = memory.score
+    return NewEvent(
+        type="Memory.Accessed",
+        payload=msgspec.Raw(msgspec.json.encode(payload)),
+        timestamp=timestamp(),
+        source=_SOURCE,
+        actor="system:memory",
+        world_id=memory.world_id,
+        room_id=memory.room_id,
+        traceparent=traceparent or None,
+    )
