@@ -16,6 +16,9 @@ from crucible_kit.nats.reader import read
 
 Batches = AsyncGenerator[list[Message], None]
 
+_PAUSE_S = 0.02
+_AHEAD = 1000
+"""A reader who knows a sequence got it from the log: none that is farther ahead than this comes from there."""
 _MOST_WAITING = 2000
 """Messages of a stream that wait until the others have been read as far."""
 
@@ -194,15 +197,21 @@ def _in_order(branches: Sequence[_Branch]) -> Iterator[Message]:
         yield message
 
 
-AHEAD = 1000
-"""A reader who knows a sequence got it from the log: what lies farther ahead than this is not worth waiting for."""
+async def wait_for_sequence(bus: Bus, sequence: int, timeout: float = 5.0) -> None:
+    """Returns once the log has come to a sequence. Raises InvalidError where it does not, at once where the sequence is
+    too far ahead to be worth waiting for."""
+    end = await log_end(bus)
+    try:
+        async with asyncio.timeout(timeout):
+            while not end.covers(sequence):
+                if stream_number(sequence) >= bus.names.streams or not end.covers(max(0, sequence - _AHEAD)):
+                    raise _past_end(end)
+                await asyncio.sleep(_PAUSE_S)
+                end = await log_end(bus)
+    except TimeoutError:
+        raise _past_end(end) from None
 
 
-def is_near(sequence: int, end: Position) -> bool:
-    """Whether a log that ends there may come to `sequence` while somebody waits."""
-    return end.covers(max(0, sequence - AHEAD))
-
-
-def past_end(end: Position) -> InvalidError:
+def _past_end(end: Position) -> InvalidError:
     message = f"is past the end of the log, which is at {end.text}"
     return InvalidError(f"min_sequence {message}", errors=[FieldError("min_sequence", message)])

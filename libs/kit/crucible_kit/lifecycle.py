@@ -14,10 +14,10 @@ from crucible_core.access import service_principal
 from crucible_core.envelope import Source
 from crucible_core.errors import CrucibleError, UnavailableError
 from crucible_core.ids import derive_id
-from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent
+from crucible_core.protocol.events import NewEvent
 from crucible_kit.clock import fresh_id, now_ms
+from crucible_kit.events import append
 from crucible_kit.nats.bus import Bus
-from crucible_kit.rpc import call
 
 log = logging.getLogger(__name__)
 
@@ -101,8 +101,7 @@ class _Life:
                 waiting = await self.errors.get()
 
     async def append(self, event: NewEvent) -> None:
-        asked = AppendRequest(events=[event])
-        await call(self._bus, self._principal, "events", "append", asked, AppendReply, timeout=_PATIENCE_S)
+        await append(self._bus, self._principal, [event], timeout=_PATIENCE_S)
 
     def note(self, event: NewEvent) -> None:
         with contextlib.suppress(asyncio.QueueFull):

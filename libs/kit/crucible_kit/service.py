@@ -1,11 +1,14 @@
-"""What every service opens first and closes last: its tracing, its connection to NATS, and the streams."""
+"""Common parts of every service: its tracing, its connection to NATS, its streams, and its report of readiness."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any
 
 from crucible_core.errors import CrucibleError
+from crucible_core.protocol.parts import Trouble
 from crucible_core.subjects import Names
+from crucible_kit.http.asgi import unready
 from crucible_kit.nats.bus import Bus, open_bus
 from crucible_kit.nats.storage import Storage
 from crucible_kit.nats.streams import declare_streams
@@ -32,6 +35,14 @@ async def open_service(service: str, settings: KitSettings, metrics: Metrics) ->
         for task in [asyncio.create_task(_keep_clock(bus)), asyncio.create_task(bus.storage.watch(bus))]:
             stack.callback(task.cancel)
         yield bus, telemetry
+
+
+def report_readiness(
+    app: Any, bus: Bus, parts: Callable[[], Mapping[str, bool]], *troubles: Callable[[], Sequence[Trouble]]
+) -> None:
+    """Lets /readyz name the `parts` that are not ready, and the troubles; it adds those of NATS and its disk."""
+    app.state.ready = lambda: unready({"nats": bus.connected, **parts()})
+    app.state.troubles = lambda: [trouble for report in (bus.storage.troubles, *troubles) for trouble in report()]
 
 
 async def _keep_clock(bus: Bus) -> None:

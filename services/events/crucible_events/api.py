@@ -12,7 +12,6 @@ from crucible_core.errors import FieldError, InvalidError, NotFoundError, Unavai
 from crucible_core.position import Encoded, stream_number
 from crucible_core.protocol.events import (
     Appended,
-    AppendReply,
     AppendRequest,
     CountReply,
     CountRequest,
@@ -43,12 +42,13 @@ from crucible_events.retention import Retention
 from crucible_events.types import Registry
 from crucible_events.worlds import requests
 from crucible_events.worlds.registry import Places
-from crucible_kit.eventlog import is_near, log_end, past_end
+from crucible_kit.eventlog import log_end, wait_for_sequence
+from crucible_kit.events import append
 from crucible_kit.index.erasure import Purging
 from crucible_kit.index.index import Index
 from crucible_kit.nats.budget import Budget
 from crucible_kit.nats.bus import Bus
-from crucible_kit.rpc import Context, Endpoint, call
+from crucible_kit.rpc import Context, Endpoint
 from crucible_kit.types import Types
 
 log = logging.getLogger(__name__)
@@ -69,9 +69,8 @@ async def tell(bus: Bus, setting: str, context: Context, id: str | None = None, 
     payload = {"setting": setting, "service": "events", "changes": changes, **({"id": id} if id else {})}
     raw = msgspec.Raw(msgspec.json.encode(payload))
     event = NewEvent(type="System.ConfigChanged", payload=raw, entity=setting, traceparent=context.traceparent)
-    request = AppendRequest(events=[event])
-    reply = await call(bus, EVENTS, "events", "append", request, AppendReply, traceparent=context.traceparent)
-    if (error := reply.results[0].error) is not None:
+    [appended] = await append(bus, EVENTS, [event], traceparent=context.traceparent)
+    if (error := appended.error) is not None:
         log.warning("a change of %s is not recorded: %s", setting, error.detail)
 
 
@@ -213,21 +212,12 @@ async def _caught_up(bus: Bus, index: Index, place: Encoded | None) -> None:
 
 async def _come_to(bus: Bus, index: Index, sequence: int) -> None:
     """Raises InvalidError for a sequence that the log has not, UnavailableError for one that the index has not yet."""
-    if stream_number(sequence) >= bus.names.streams:
-        raise past_end(await log_end(bus))
-    try:
-        return await index.reach(sequence, _SOON_S)
-    except UnavailableError:
-        end = await log_end(bus)
-        if not is_near(sequence, end):
-            raise past_end(end) from None
-    try:
-        await index.reach(sequence)
-    except UnavailableError:
-        end = await log_end(bus)
-        if not end.covers(sequence):
-            raise past_end(end) from None
-        raise
+    if stream_number(sequence) < bus.names.streams:
+        with contextlib.suppress(UnavailableError):  # mostly it is about to come, and the log need not be asked
+            await index.reach(sequence, _SOON_S)
+            return
+    await wait_for_sequence(bus, sequence)
+    await index.reach(sequence)
 
 
 def _sequence(value: int | None) -> int | None:

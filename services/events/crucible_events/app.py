@@ -38,7 +38,7 @@ from crucible_kit.nats.bus import Bus
 from crucible_kit.nats.streams import DAY_S
 from crucible_kit.principals import Principals, open_principals
 from crucible_kit.rpc import Endpoint, serve
-from crucible_kit.service import open_service
+from crucible_kit.service import open_service, report_readiness
 from crucible_kit.settings import load
 from crucible_kit.telemetry.metrics import Metrics
 from crucible_kit.telemetry.spans import Telemetry
@@ -73,13 +73,11 @@ class _Service(msgspec.Struct, kw_only=True):
     async def bucket(self, name: str) -> Bucket:
         return await open_bucket(self.bus, name, self.settings.stream_replicas)
 
-    def waiting_for(self) -> list[str]:
-        """What is not there yet; empty when ready."""
-        held = {"nats": self.bus.connected, "event types": self.types.view.ready}
-        held |= {name: view.ready for name, view in self.views.items()}
+    def ready_parts(self) -> dict[str, bool]:
+        parts = {"event types": self.types.view.ready} | {name: view.ready for name, view in self.views.items()}
         if self.index is not None:
-            held[self.index.place] = self.index.caught_up
-        return [name for name, ready in held.items() if not ready]
+            parts[self.index.place] = self.index.caught_up
+        return parts
 
 
 def create_app(settings: Settings | None = None) -> Starlette:
@@ -103,8 +101,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
                 await _add_query(app, service, index, lookup, losses)
             if settings.events_role != "query":
                 await _add_append(service, lookup)
-            app.state.ready = service.waiting_for
-            app.state.troubles = lambda: [each for troubles in service.troubles for each in troubles()]
+            report_readiness(app, bus, service.ready_parts, *service.troubles)
             await stack.enter_async_context(_run(service))
             async with announced(app, bus, SERVICE):
                 yield
@@ -164,7 +161,6 @@ async def _service(
         answers={**types.endpoints()},
         running=[places.view.follow, principals.view.follow],
         views={"worlds": places.view, "keys": principals.view},
-        troubles=[bus.storage.troubles],
     )
 
 

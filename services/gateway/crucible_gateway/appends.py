@@ -4,9 +4,10 @@ import asyncio
 
 from crucible_core.access import Principal
 from crucible_core.errors import CrucibleError, from_problem
-from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, NewEvent
+from crucible_core.protocol.events import Appended, NewEvent
+from crucible_kit.events import append
 from crucible_kit.nats.bus import Bus
-from crucible_kit.rpc import LARGE_BYTES, call
+from crucible_kit.rpc import LARGE_BYTES
 from crucible_kit.telemetry.spans import Telemetry
 
 _ENVELOPE_BYTES = 512
@@ -19,7 +20,7 @@ class _Request:
     def __init__(self) -> None:
         self.events: list[NewEvent] = []
         self.bytes = 0
-        self.answer: asyncio.Task[AppendReply | CrucibleError] | None = None
+        self.answer: asyncio.Task[list[Appended] | CrucibleError] | None = None
 
 
 class Appends:
@@ -48,28 +49,21 @@ class Appends:
         shared.events.append(event)
         shared.bytes += size
         assert shared.answer is not None
-        reply = await asyncio.shield(shared.answer)
-        if isinstance(reply, CrucibleError):
-            raise from_problem(reply.problem())
-        return None if reply.results[place].alone else reply.results[place]
+        answer = await asyncio.shield(shared.answer)
+        if isinstance(answer, CrucibleError):
+            raise from_problem(answer.problem())
+        return None if answer[place].alone else answer[place]
 
     async def _ask(
         self, key: tuple[str, bool], shared: _Request, principal: Principal, traceparent: str
-    ) -> AppendReply | CrucibleError:
+    ) -> list[Appended] | CrucibleError:
         """Begins a turn of the event loop after the first of its events has come."""
         if self._open.get(key) is shared:
             del self._open[key]
-        request = AppendRequest(events=shared.events, apart=len(shared.events) > 1)
+        events, apart = shared.events, len(shared.events) > 1
         try:
-            return await call(
-                self._bus,
-                principal,
-                "events",
-                "append",
-                request,
-                AppendReply,
-                timeout=self._timeout,
-                traceparent=traceparent,
+            return await append(
+                self._bus, principal, events, apart=apart, timeout=self._timeout, traceparent=traceparent
             )
         except CrucibleError as error:
             return error.as_value()

@@ -15,6 +15,7 @@ from crucible_gateway.live.hub import Hub
 from crucible_gateway.live.replays import Audience
 from crucible_gateway.middleware import traceparent_of
 from crucible_gateway.settings import Settings
+from crucible_kit.http.asgi import unready
 from crucible_kit.losses import Losses
 from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import call
@@ -42,8 +43,8 @@ class Gateway(msgspec.Struct, frozen=True):
 
     def waiting_for(self) -> list[str]:
         """The parts that are not there yet; empty when ready."""
-        held = {"nats": self.bus.connected, "keys": self.keys.caught_up, "event types": self.types.view.ready}
-        return [name for name, there in held.items() if not there]
+        parts = {"nats": self.bus.connected, "keys": self.keys.caught_up, "event types": self.types.view.ready}
+        return unready(parts)
 
     def troubles(self) -> list[Trouble]:
         """Troubles that do not pass by themselves."""

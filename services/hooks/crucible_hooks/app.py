@@ -39,11 +39,10 @@ from crucible_kit.isolation import open_isolated
 from crucible_kit.lifecycle import announced
 from crucible_kit.losses import BUCKET as LOSSES
 from crucible_kit.losses import Losses
-from crucible_kit.nats.bus import Bus
 from crucible_kit.nats.streams import DAY_S
 from crucible_kit.principals import open_principals
 from crucible_kit.rpc import serve
-from crucible_kit.service import open_service
+from crucible_kit.service import open_service, report_readiness
 from crucible_kit.settings import load
 from crucible_kit.telemetry.metrics import Metrics
 from crucible_kit.types import open_types
@@ -86,8 +85,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             runs = Runs(bus, registry, redacted, runner, recorder, telemetry, metrics)
             engine = Engine(bus, shards, runs, telemetry, metrics)
             directory = Directory(Path(root), registry, reviewer) if (root := settings.root) else None
-            app.state.ready = lambda: waiting_for(bus, registry, index, directory)
-            app.state.troubles = lambda: [*bus.storage.troubles(), *index.troubles()]
+            report_readiness(app, bus, lambda: ready_parts(registry, index, directory), index.troubles)
 
             # Ends in the opposite order: requests first, then the engine, and the recorder when all is told.
             await stack.enter_async_context(running([recorder.run]))
@@ -148,13 +146,10 @@ def told_of_changes(recorder: Recorder, directory: Directory | None) -> list[Cha
     return [recorder.registry_changed, *([directory.registry_changed] if directory else [])]
 
 
-def waiting_for(bus: Bus, registry: Registry, index: Index, directory: Directory | None) -> list[str]:
-    """What is not there yet; empty when ready."""
-    held = {
-        "nats": bus.connected,
+def ready_parts(registry: Registry, index: Index, directory: Directory | None) -> dict[str, bool]:
+    return {
         "hooks": registry.view.ready,
         "event types": registry.types.view.ready,
         index.place: index.caught_up,
         "hook files": directory is None or directory.synced,
     }
-    return [name for name, ready in held.items() if not ready]

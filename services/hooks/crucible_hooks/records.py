@@ -12,15 +12,15 @@ import msgspec
 from crucible_core.envelope import MAX_HOPS, Event, Source, moment_ms
 from crucible_core.errors import CrucibleError, InvalidError, LimitedError, UnavailableError
 from crucible_core.ids import derive_id
-from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent
+from crucible_core.protocol.events import NewEvent
 from crucible_core.protocol.hooks import HookRecord, RunRecord
 from crucible_core.subjects import RUN, Names
 from crucible_core.times import parse_time
 from crucible_hooks.hook import Hook, handler_key
 from crucible_hooks.registry import HOOKS
+from crucible_kit.events import append as append_events
 from crucible_kit.nats.bus import Bus
 from crucible_kit.nats.frames import Outgoing
-from crucible_kit.rpc import call
 
 MAX_OUTPUT = 64 * 1024
 _MAX_ERROR = 4000
@@ -309,10 +309,10 @@ class Recorder:
 async def append(bus: Bus, told: Sequence[Told], timeout_s: float = 10.0) -> list[Told]:
     """Appends events that have ids of their own, so that it may be repeated. Returns those that are refused for good.
     Raises UnavailableError."""
-    request, trace = AppendRequest(events=[one.event for one in told]), told[0].event.traceparent
-    reply = await call(bus, HOOKS, "events", "append", request, AppendReply, timeout=timeout_s, traceparent=trace)
+    events = [one.event for one in told]
+    results = await append_events(bus, HOOKS, events, timeout=timeout_s, traceparent=events[0].traceparent)
     refused = []
-    for one, result in zip(told, reply.results, strict=False):
+    for one, result in zip(told, results, strict=False):
         if result.error is None:
             continue
         if result.error.code == UnavailableError.code:

@@ -10,11 +10,11 @@ import msgspec
 
 from crucible_core.envelope import Source
 from crucible_core.errors import CrucibleError
-from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent
+from crucible_core.protocol.events import NewEvent
 from crucible_core.protocol.memory import MemoryView, ScoredMemory
 from crucible_kit.clock import timestamp
+from crucible_kit.events import append
 from crucible_kit.nats.bus import Bus
-from crucible_kit.rpc import call
 from crucible_memory.state import MEMORY
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Uses:
             while self._waiting:
                 part = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
                 try:
-                    await call(self._bus, MEMORY, "events", "append", AppendRequest(events=part), AppendReply)
+                    await append(self._bus, MEMORY, part)
                 except CrucibleError as error:
                     log.info("%d reads are not recorded: %s", len(part), error)
 

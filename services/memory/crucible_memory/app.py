@@ -16,7 +16,7 @@ from crucible_kit.index.index import Index, open_index
 from crucible_kit.lifecycle import announced
 from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import serve
-from crucible_kit.service import open_service
+from crucible_kit.service import open_service, report_readiness
 from crucible_kit.settings import load
 from crucible_kit.telemetry.metrics import Metrics
 from crucible_kit.telemetry.spans import Telemetry
@@ -49,8 +49,9 @@ def create_app(settings: Settings | None = None) -> Starlette:
             index.telemetry = telemetry
             searcher = await open_searcher(index)
             answering = asyncio.Event()
-            app.state.ready = lambda: waiting_for(bus, index, answering)
-            app.state.troubles = lambda: [*bus.storage.troubles(), *index.troubles()]
+            report_readiness(
+                app, bus, lambda: {index.place: index.caught_up, "answers": answering.is_set()}, index.troubles
+            )
             skipped = metrics.counter("memory_skipped_events", "Memory events that could not be read")
             index.measure(metrics)
             purging = Purging(index, partial(store.forget_world, index))
@@ -97,9 +98,3 @@ async def _serve(
     async with serve(bus, SERVICE, Api(bus, index, searcher, writer, uses, metrics).endpoints(), telemetry):
         answering.set()
         await Files(bus, shards, writer, telemetry, metrics).run()
-
-
-def waiting_for(bus: Bus, index: Index, answering: asyncio.Event) -> list[str]:
-    """What is not there yet; empty when ready."""
-    held = {"nats": bus.connected, index.place: index.caught_up, "answers": answering.is_set()}
-    return [name for name, ready in held.items() if not ready]

@@ -1,13 +1,9 @@
 """How far the index must be to answer: what the log itself says of a memory, and waiting until the index has it."""
 
-import asyncio
-
 from crucible_core.position import Position, stream_number
-from crucible_kit.eventlog import is_near, last_events, log_end, passed, past_end
+from crucible_kit.eventlog import last_events, passed, wait_for_sequence
 from crucible_kit.index.index import Index
 from crucible_kit.nats.bus import Bus
-
-_PAUSE_S = 0.02
 
 
 async def last_of(bus: Bus, id: str, world: str) -> int:
@@ -33,15 +29,7 @@ async def settle(bus: Bus, index: Index, sequence: int, timeout: float = 5.0) ->
     """
     if index.position.covers(sequence):
         return
-    end = bus.names.start
-    try:
-        async with asyncio.timeout(timeout):
-            # Asked before the last change: what comes in between only makes the wait longer than needed.
-            while not (end := await log_end(bus)).covers(sequence):
-                if not is_near(sequence, end):
-                    raise past_end(end)
-                await asyncio.sleep(_PAUSE_S)
-    except TimeoutError:
-        raise past_end(end) from None
+    # Before the last change is asked for: what comes in between only makes the wait longer than needed.
+    await wait_for_sequence(bus, sequence, timeout)
     changed = await last_change(bus)
     await index.reach(sequence if changed.covers(sequence) else changed.end_of(stream_number(sequence)), timeout)

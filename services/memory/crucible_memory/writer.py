@@ -13,11 +13,12 @@ import msgspec
 
 from crucible_core.access import Principal
 from crucible_core.envelope import MAX_EVENT_BYTES, decode
-from crucible_core.errors import ConflictError, TooLargeError, from_problem
+from crucible_core.errors import ConflictError, TooLargeError
 from crucible_core.position import Position
-from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, KeyedRequest, NewEvent
+from crucible_core.protocol.events import Appended, KeyedRequest, NewEvent
 from crucible_core.protocol.memory import Cause
 from crucible_core.protocol.parts import GetRequest
+from crucible_kit.events import append, append_one
 from crucible_kit.index.index import Index
 from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import call
@@ -134,9 +135,8 @@ class Writer:
 
     async def append_whole(self, events: list[NewEvent]) -> None:
         """All or none. Raises ConflictError also where a part of them was appended before."""
-        request = AppendRequest(events=events, atomic=True)
         parent = events[0].traceparent
-        await call(self._bus, MEMORY, "events", "append", request, AppendReply, timeout=_APPEND_S, traceparent=parent)
+        await append(self._bus, MEMORY, events, atomic=True, timeout=_APPEND_S, traceparent=parent)
 
     async def is_appended(self, event: NewEvent) -> bool:
         """Whether the log has an event, by its idempotency key."""
@@ -179,14 +179,7 @@ class Writer:
         return found if found.id is not None else None
 
     async def _send(self, event: NewEvent, cause: Cause, principal: Principal = MEMORY) -> Appended:
-        asked, trace = AppendRequest(events=[event]), cause.traceparent
-        reply = await call(
-            self._bus, principal, "events", "append", asked, AppendReply, timeout=_APPEND_S, traceparent=trace
-        )
-        [result] = reply.results
-        if result.error is not None:
-            raise from_problem(result.error)
-        return result
+        return await append_one(self._bus, principal, event, timeout=_APPEND_S, traceparent=cause.traceparent)
 
 
 def new_event(id: str, change: Change, memory: Memory | None, cause: Cause, expected: int, use: Use) -> NewEvent:

@@ -7,7 +7,7 @@ import msgspec
 
 from crucible_core.envelope import Source
 from crucible_core.errors import CrucibleError
-from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent, TracedDelivery
+from crucible_core.protocol.events import NewEvent, TracedDelivery
 from crucible_core.protocol.parts import Check, Checks, Counters, GetRequest, ListRequest, TestRequest
 from crucible_core.protocol.replays import ReplayBatch
 from crucible_core.protocol.webhooks import (
@@ -30,6 +30,7 @@ from crucible_core.subjects import DLV
 from crucible_core.times import format_time, parse_time
 from crucible_kit.clock import fresh_id, now_ms, timestamp
 from crucible_kit.eventlog import log_end
+from crucible_kit.events import append
 from crucible_kit.handlers.pointers import forget
 from crucible_kit.http.exchange import Exchanger
 from crucible_kit.index.index import Index
@@ -232,7 +233,6 @@ async def tell(bus: Bus, event_type: str, record: WebhookRecord, world_id: str, 
         idempotency_key=f"{event_type}:{record.id}:{record.updated_at}",
     )
     try:
-        asked = AppendRequest(events=[event])
-        await call(bus, WEBHOOKS, "events", "append", asked, AppendReply, traceparent=context.traceparent)
+        await append(bus, WEBHOOKS, [event], traceparent=context.traceparent)
     except CrucibleError as error:
         log.warning("%s of %s was not recorded: %s", event_type, record.id, error)

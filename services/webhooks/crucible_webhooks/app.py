@@ -26,7 +26,7 @@ from crucible_kit.nats.bus import Bus
 from crucible_kit.nats.streams import DAY_S
 from crucible_kit.principals import open_principals
 from crucible_kit.rpc import serve
-from crucible_kit.service import open_service
+from crucible_kit.service import open_service, report_readiness
 from crucible_kit.settings import load
 from crucible_kit.telemetry.metrics import Metrics
 from crucible_kit.telemetry.spans import Telemetry
@@ -83,8 +83,7 @@ async def _running(
             opening = open_index(path, bus, (bus.names.attempts,), store.VERSION, store.SCHEMA)
             index = await stack.enter_async_context(opening)
             index.measure(metrics)
-        app.state.ready = lambda: waiting_for(bus, registry, index)
-        app.state.troubles = lambda: [*bus.storage.troubles(), *(index.troubles() if index else ())]
+        report_readiness(app, bus, lambda: ready_parts(registry, index), *([index.troubles] if index else []))
         async with asyncio.TaskGroup() as tasks:
             redacted = Redacted(bus, settings.retention_days * DAY_S)
             running = [tasks.create_task(redacted.follow())]
@@ -119,12 +118,9 @@ async def _running(
                 task.cancel()
 
 
-def waiting_for(bus: Bus, registry: Registry, index: Index | None) -> list[str]:
-    """What is not there yet; empty when ready."""
-    held = {
-        "nats": bus.connected,
+def ready_parts(registry: Registry, index: Index | None) -> dict[str, bool]:
+    return {
         "webhooks": registry.view.ready,
         "event types": registry.types.view.ready,
         index.place if index else "index": index is None or index.caught_up,
     }
-    return [name for name, ready in held.items() if not ready]

@@ -10,20 +10,20 @@ import msgspec
 
 from crucible_core import subjects
 from crucible_core.envelope import MAX_HOPS, Event, Source
-from crucible_core.errors import CrucibleError, LimitedError, NotFoundError, UnavailableError, from_problem
+from crucible_core.errors import CrucibleError, LimitedError, NotFoundError, UnavailableError
 from crucible_core.ids import derive_id
 from crucible_core.position import Position
-from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent
+from crucible_core.protocol.events import NewEvent
 from crucible_core.protocol.webhooks import AttemptRecord, WebhookRecord
 from crucible_core.subjects import DLV
 from crucible_kit.clock import now_ms, timestamp
+from crucible_kit.events import append_one
 from crucible_kit.handlers.lanes import Job
 from crucible_kit.handlers.service import Outcome, Plan
 from crucible_kit.http.exchange import Exchanger, chain_headers
 from crucible_kit.index.erasure import Redacted
 from crucible_kit.nats.bus import Bus, Message
 from crucible_kit.nats.frames import Outgoing
-from crucible_kit.rpc import call
 from crucible_kit.telemetry.metrics import Metrics
 from crucible_kit.telemetry.spans import Attribute, Telemetry, message_attributes
 from crucible_webhooks.outcome import GONE, HIDDEN, SKIPPED, Response, Verdict, judge, post
@@ -208,11 +208,8 @@ class Deliveries:
 
     async def _tell(self, event_type: str, record: WebhookRecord, cause: Event, outcome: AttemptRecord) -> None:
         """Raises LimitedError or UnavailableError: then the message comes again, and this with it."""
-        request = AppendRequest(events=[effect(event_type, record, cause, outcome)])
         try:
-            reply = await call(self._bus, WEBHOOKS, "events", "append", request, AppendReply)
-            if reply.results[0].error:
-                raise from_problem(reply.results[0].error)
+            await append_one(self._bus, WEBHOOKS, effect(event_type, record, cause, outcome))
         except (LimitedError, UnavailableError):
             raise
         except CrucibleError as error:

@@ -130,6 +130,11 @@ def ops_app(service: str, lifespan: Lifespan, metrics: Metrics) -> Starlette:
     return app
 
 
+def unready(parts: Mapping[str, bool]) -> list[str]:
+    """The names of the parts of a service that are not ready."""
+    return [name for name, ready in parts.items() if not ready]
+
+
 def readiness(waiting: Sequence[str], troubles: Sequence[Trouble], exclude: Sequence[str]) -> tuple[int, bytes]:
     """Status and body of a /readyz: what is waited for, and what is wrong, except the codes to `exclude`."""
     wrong = [trouble for trouble in troubles if trouble.code not in exclude]

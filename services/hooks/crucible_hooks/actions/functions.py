@@ -10,12 +10,13 @@ import msgspec
 
 from crucible_core.access import Principal
 from crucible_core.envelope import MAX_EVENT_BYTES, Event, Source, moment_ms
-from crucible_core.errors import NotFoundError, TooLargeError, UnavailableError, from_problem
+from crucible_core.errors import NotFoundError, TooLargeError, UnavailableError
 from crucible_core.ids import derive_id
-from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent
+from crucible_core.protocol.events import NewEvent
 from crucible_core.protocol.memory import Cause, Link, MemoryList, MemoryQuery, MemoryView, WriteMemory, WrittenMemory
 from crucible_core.protocol.parts import GetRequest
 from crucible_hooks.expressions.cel import plain
+from crucible_kit.events import append_one
 from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import call
 
@@ -92,11 +93,7 @@ class Effects:
             traceparent=cause.traceparent,
             outside=True,
         )
-        asked, trace = AppendRequest(events=[event]), self._traceparent
-        reply = await call(self._bus, self._owner, "events", "append", asked, AppendReply, traceparent=trace)
-        appended = reply.results[0]
-        if appended.error is not None:
-            raise from_problem(appended.error)
+        appended = await append_one(self._bus, self._owner, event, traceparent=self._traceparent)
         return {"id": appended.id, "sequence": appended.sequence}
 
     async def memory_get(self, id: str) -> dict[str, Any]:

@@ -12,13 +12,13 @@ from crucible_core.envelope import MAX_HOPS, Event, Source, decode
 from crucible_core.errors import UnavailableError
 from crucible_core.ids import derive_id
 from crucible_core.position import base_of, stream_number
-from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent
+from crucible_core.protocol.events import NewEvent
 from crucible_core.protocol.memory import Link
 from crucible_core.subjects import NO_REACTION
+from crucible_kit.events import append
 from crucible_kit.index.index import Index
 from crucible_kit.nats.bus import Bus, Message
 from crucible_kit.nats.consumer import work_batches
-from crucible_kit.rpc import call
 from crucible_kit.telemetry.spans import Telemetry
 from crucible_memory.state import MEMORY, Memory
 
@@ -103,8 +103,7 @@ class Graph:
             await self._append(told[start : start + _BATCH])
 
     async def _append(self, events: list[NewEvent]) -> None:
-        reply = await call(self._bus, MEMORY, "events", "append", AppendRequest(events=events), AppendReply)
-        for event, result in zip(events, reply.results, strict=True):
+        for event, result in zip(events, await append(self._bus, MEMORY, events), strict=True):
             if result.error is not None and result.error.code == UnavailableError.code:
                 raise UnavailableError(result.error.detail)
             if result.error is not None:
