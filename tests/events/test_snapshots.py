@@ -15,7 +15,7 @@ from crucible_core.access import OPERATOR
 from crucible_core.protocol.worlds import ChangeWorld, WorldMade
 from crucible_core.subjects import Names
 from crucible_events.settings import Settings
-from crucible_kit.index.snapshots import Store, Stored
+from crucible_kit.index.snapshots import SnapshotStore, StoredSnapshot
 from crucible_kit.nats.bus import Bus, Message
 from crucible_kit.nats.frames import Outgoing
 from crucible_kit.nats.reader import read
@@ -44,8 +44,8 @@ def other(settings: Settings, name: str) -> Settings:
     return msgspec.structs.replace(settings, data_dir=f"{settings.data_dir}-{name}")
 
 
-async def snapshots(bus: Bus, at_least: int = 0) -> list[Stored]:
-    every = await Store(bus, "events", 1, 3600).all()
+async def snapshots(bus: Bus, at_least: int = 0) -> list[StoredSnapshot]:
+    every = await SnapshotStore(bus, "events", 1, 3600).all()
     return [one for one in every if one.info and one.info.position.count >= at_least]
 
 
@@ -76,7 +76,7 @@ async def messages_of(bus: Bus, stream: str) -> list[Message]:
     return found
 
 
-async def held(bus: Bus, one: Stored) -> bytes:
+async def held(bus: Bus, one: StoredSnapshot) -> bytes:
     return b"".join(message.data for message in await messages_of(bus, one.stream))
 
 
@@ -124,7 +124,7 @@ async def test_what_was_purged_or_redacted_since_is_so_in_what_is_restored(
     await redact(ask, "evt_0_3")
     await call(ask.bus, OPERATOR, "events", "delete_world", ChangeWorld(id="w", purge=True), bytes)
     await eventually(lambda: is_gone(ask.bus, kept.stream))
-    await Store(ask.bus, "events", 1, 3600).begin(kept.number)
+    await SnapshotStore(ask.bus, "events", 1, 3600).begin(kept.number)
     await ask.bus.store_all([Outgoing(message.subject, message.data) for message in back])
     restored = other(settings, "restored")
     async with starter(restored)():

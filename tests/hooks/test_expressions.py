@@ -14,7 +14,7 @@ from crucible_hooks.errors import AbsentError, RunError
 from crucible_hooks.expressions import cel
 from crucible_hooks.expressions.expression import Evaluator, check, expression
 from crucible_hooks.stopwatch import Stopwatch
-from crucible_kit.isolation import Exhausted, Isolated, open_isolated
+from crucible_kit.isolation import ExhaustedError, WorkerPool, open_worker_pool
 
 PAYLOAD: dict[str, Any] = {
     "id": "m1",
@@ -32,12 +32,12 @@ CONTEXT = {"event": {"payload": PAYLOAD}, "inputs": {"who": "me"}}
 
 @pytest.fixture
 async def evaluator() -> AsyncIterator["Evaluated"]:
-    async with open_isolated(2, cpu_s=0.5) as isolated:
+    async with open_worker_pool(2, cpu_s=0.5) as isolated:
         yield Evaluated(isolated)
 
 
 class Evaluated:
-    def __init__(self, isolated: Isolated) -> None:
+    def __init__(self, isolated: WorkerPool) -> None:
         self._evaluator = Evaluator(isolated)
 
     async def value(self, source: str, payload: Any = None, seconds: float = 30.0, hook: str = "hook") -> Any:
@@ -180,7 +180,7 @@ async def test_time_out_ends_the_worker(evaluator: Evaluated) -> None:
 
 
 async def test_check_of_anything_ends(evaluator: Evaluated) -> None:
-    async with open_isolated(1, cpu_s=0.5) as isolated:
+    async with open_worker_pool(1, cpu_s=0.5) as isolated:
         for source in ("[{" * 2000, '"' + "\\" * 4000, "a?b:" * 1000, ".map(x," * 500 + "1", "\0" * 100, "'''" * 1000):
-            with contextlib.suppress(InvalidError, Exhausted):
+            with contextlib.suppress(InvalidError, ExhaustedError):
                 await isolated.run("x", check, source, "x")

@@ -110,7 +110,7 @@ async def test_a_question_on_behalf_of_another_waits_no_longer_than_that(bus: Bu
     left: list[float] = []
 
     async def inner(request: Ask, context: Context) -> Answer:
-        left.append(deadline.within(60))
+        left.append(deadline.limit_timeout(60))
         return Answer("")
 
     async def outer(request: Ask, context: Context) -> Answer:

@@ -11,7 +11,7 @@ import msgspec
 
 from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, NewEvent
 from crucible_core.types.catalogue import CATALOGUE
-from crucible_kit.lifecycle import announced
+from crucible_kit.lifecycle import announce_lifecycle
 from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import Context, Endpoint, serve
 from crucible_kit.telemetry.spans import Telemetry
@@ -49,7 +49,7 @@ def fails(text: str) -> None:
 async def test_start_errors_and_end_are_told(bus: Bus) -> None:
     async with log_of(bus) as told:
         change = {"setting": "keys", "id": "key_1", "changes": {"made": "admin"}}
-        async with announced(PROCESS, bus, "hooks", change):
+        async with announce_lifecycle(PROCESS, bus, "hooks", change):
             await until(lambda: len(told) == 2)
             for _ in range(3):
                 fails("it")
@@ -72,7 +72,7 @@ async def test_start_errors_and_end_are_told(bus: Bus) -> None:
 
 
 async def test_start_is_told_once_events_is_there(bus: Bus) -> None:
-    async with announced(PROCESS, bus, "hooks"):
+    async with announce_lifecycle(PROCESS, bus, "hooks"):
         await asyncio.sleep(0.2)  # the first try finds nobody
         async with log_of(bus) as told:
             await until(lambda: bool(told))
@@ -80,6 +80,6 @@ async def test_start_is_told_once_events_is_there(bus: Bus) -> None:
 
 
 async def test_app_inside_another_process_says_nothing(bus: Bus) -> None:
-    async with log_of(bus) as told, announced(SimpleNamespace(state=SimpleNamespace()), bus, "hooks"):
+    async with log_of(bus) as told, announce_lifecycle(SimpleNamespace(state=SimpleNamespace()), bus, "hooks"):
         fails("it")
     assert told == []

@@ -11,14 +11,14 @@ import pytest
 from crucible_core.errors import UnavailableError
 from crucible_core.protocol.worlds import WorldRecord
 from crucible_kit.buckets import Change
-from crucible_kit.index.erasure import Purging, note_purge
+from crucible_kit.index.erasure import Purger, record_purge
 from crucible_kit.nats.bus import Bus
 from tests.kit.outage import until
 from tests.kit.test_index import fill, followed, make, subject
 
 
 @contextlib.asynccontextmanager
-async def running(purging: Purging) -> AsyncIterator[None]:
+async def running(purging: Purger) -> AsyncIterator[None]:
     task = asyncio.create_task(purging.run())
     try:
         yield
@@ -38,7 +38,7 @@ async def test_what_is_noted_is_forgotten_once(bus: Bus, tmp_path: Path) -> None
         told.append((world, through))
 
     async with followed(tmp_path / "i.sqlite", bus, stream) as index:
-        purging = Purging(index, forget)
+        purging = Purger(index, forget)
         for world, through in (("a", 3), ("b", 5), ("a", 3)):
             purging.note(world, through)
         async with running(purging):
@@ -80,14 +80,14 @@ async def test_the_bucket_tells_what_is_purged(bus: Bus, tmp_path: Path) -> None
     stream = await make(bus)
     await fill(bus, *range(9))
     async with followed(tmp_path / "i.sqlite", bus, stream) as index:
-        purging = Purging(index, forget)
+        purging = Purger(index, forget)
         for value in (
             None,
             b"{nonsense",
             msgspec.json.encode(WorldRecord(id="kept", created_at="")),
             msgspec.json.encode(WorldRecord(id="gone", created_at="", purge_through=9)),
         ):
-            note_purge(purging, Change("key", value, 1))
+            record_purge(purging, Change("key", value, 1))
         async with running(purging):
             await asyncio.wait_for(purging.settled(), 10)
     assert noted == [("gone", 9)]

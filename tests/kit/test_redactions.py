@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from crucible_core.errors import NotFoundError
-from crucible_kit.index.erasure import Redacted
+from crucible_kit.index.erasure import RedactedEvents
 from crucible_kit.nats.bus import Bus
 from crucible_kit.nats.frames import Outgoing
 from crucible_kit.nats.streams import declare_streams
@@ -31,7 +31,7 @@ async def test_what_was_redacted_before_and_since_is_known(bus: Bus, nats_url: s
     for sequence in range(1, 4):
         await bus.store(Outgoing(names.event("w", "r", "Custom", "x", None), b"%d" % sequence))
     await tell(bus, 1)
-    redacted = Redacted(bus, 60)
+    redacted = RedactedEvents(bus, 60)
     following = asyncio.create_task(redacted.follow())
     async with asyncio.timeout(10):
         await redacted.complete()

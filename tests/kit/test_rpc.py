@@ -25,7 +25,7 @@ from crucible_core.errors import (
 )
 from crucible_kit import deadline, rpc
 from crucible_kit.nats.bus import Bus, Message, open_bus
-from crucible_kit.nats.replies import Waiting
+from crucible_kit.nats.replies import PendingReply
 from crucible_kit.rpc import Context, Endpoint, call, serve
 from crucible_kit.telemetry.spans import Telemetry
 from tests.kit.outage import until
@@ -56,7 +56,7 @@ async def test_request_and_reply_are_structs_and_the_trace_goes_on(bus: Bus) -> 
 
     async def echo(request: Ask, context: Context) -> Answer:
         contexts.append(context)
-        waits.append(deadline.within(60))
+        waits.append(deadline.limit_timeout(60))
         return Answer(request.text.upper())
 
     async with serving(bus, echo):
@@ -283,7 +283,7 @@ async def test_an_answer_that_comes_as_the_doubt_begins_leaves_nothing_behind() 
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        waiting = Waiting("svc", 5, doubt=gone)
+        waiting = PendingReply("svc", 5, doubt=gone)
         # Both moments come in one turn of the loop: the doubt is there, and has not taken a step.
         waiting.look(waiting.until - 1)
         waiting.received(Message("reply", b"answer"))

@@ -11,7 +11,7 @@ import pytest
 from crucible_core.errors import CrucibleError
 from crucible_core.subjects import object_stream
 from crucible_kit.index.index import Index, open_index
-from crucible_kit.index.snapshots import Snapshots, Store, Stored, restore
+from crucible_kit.index.snapshots import Snapshots, SnapshotStore, StoredSnapshot, restore
 from crucible_kit.nats.bus import Bus
 from crucible_kit.nats.frames import Outgoing
 from crucible_kit.telemetry.metrics import Metrics
@@ -27,12 +27,12 @@ async def stream(bus: Bus) -> str:
 
 
 @pytest.fixture
-def store(bus: Bus) -> Store:
-    return Store(bus, "i", 1, 3600, stale_s=0.5)
+def store(bus: Bus) -> SnapshotStore:
+    return SnapshotStore(bus, "i", 1, 3600, stale_s=0.5)
 
 
 @contextlib.asynccontextmanager
-async def making(index: Index, store: Store, path: Path, every: int = 1) -> AsyncIterator[Snapshots]:
+async def making(index: Index, store: SnapshotStore, path: Path, every: int = 1) -> AsyncIterator[Snapshots]:
     snapshots = Snapshots(index, store, path.with_name("copy"), every, Metrics("t"), look_s=0.01)
     task = asyncio.create_task(snapshots.run())
     try:
@@ -42,7 +42,7 @@ async def making(index: Index, store: Store, path: Path, every: int = 1) -> Asyn
         await asyncio.wait({task})
 
 
-async def complete(store: Store, position: int) -> Stored:
+async def complete(store: SnapshotStore, position: int) -> StoredSnapshot:
     async with asyncio.timeout(20):
         while True:
             found = [one for one in await store.all() if one.info and one.info.position.count >= position]
@@ -51,14 +51,14 @@ async def complete(store: Store, position: int) -> Stored:
             await asyncio.sleep(0.02)
 
 
-async def only(store: Store, number: int) -> None:
+async def only(store: SnapshotStore, number: int) -> None:
     async with asyncio.timeout(20):
         while [one.number for one in await store.all()] != [number]:  # noqa: ASYNC110 - it is about the server
             await asyncio.sleep(0.02)
 
 
 @contextlib.asynccontextmanager
-async def restored(path: Path, bus: Bus, stream: str, store: Store, version: int = 1) -> AsyncIterator[Index]:
+async def restored(path: Path, bus: Bus, stream: str, store: SnapshotStore, version: int = 1) -> AsyncIterator[Index]:
     async def from_snapshot(at: Path, identity: str) -> bool:
         return await restore(store, at, identity)
 
@@ -72,7 +72,7 @@ async def restored(path: Path, bus: Bus, stream: str, store: Store, version: int
             await asyncio.wait({task})
 
 
-async def test_a_new_index_begins_with_the_newest(bus: Bus, stream: str, store: Store, tmp_path: Path) -> None:
+async def test_a_new_index_begins_with_the_newest(bus: Bus, stream: str, store: SnapshotStore, tmp_path: Path) -> None:
     await fill(bus, 1, 2, 3)
     async with followed(tmp_path / "a", bus, stream) as index, making(index, store, tmp_path / "a"):
         await complete(store, 3)
@@ -85,7 +85,7 @@ async def test_a_new_index_begins_with_the_newest(bus: Bus, stream: str, store: 
 
 
 async def test_one_is_made_when_enough_has_come_and_takes_the_place_of_the_others(
-    bus: Bus, stream: str, store: Store, tmp_path: Path
+    bus: Bus, stream: str, store: SnapshotStore, tmp_path: Path
 ) -> None:
     async with followed(tmp_path / "a", bus, stream) as index, making(index, store, tmp_path / "a", every=3):
         await fill(bus, 1, 2)
@@ -101,7 +101,7 @@ async def test_one_is_made_when_enough_has_come_and_takes_the_place_of_the_other
         await only(store, second.number)
 
 
-async def test_of_two_replicas_one_makes_it(bus: Bus, stream: str, store: Store, tmp_path: Path) -> None:
+async def test_of_two_replicas_one_makes_it(bus: Bus, stream: str, store: SnapshotStore, tmp_path: Path) -> None:
     for name in "xy":
         (tmp_path / name).mkdir()
     async with followed(tmp_path / "a", bus, stream) as one, followed(tmp_path / "b", bus, stream) as two:
@@ -114,7 +114,7 @@ async def test_of_two_replicas_one_makes_it(bus: Bus, stream: str, store: Store,
 
 
 async def test_a_broken_one_is_not_used(
-    bus: Bus, stream: str, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    bus: Bus, stream: str, store: SnapshotStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     await fill(bus, 1, 2, 3)
     async with followed(tmp_path / "a", bus, stream) as index, making(index, store, tmp_path / "a"):
@@ -126,7 +126,7 @@ async def test_a_broken_one_is_not_used(
 
 
 async def test_one_of_another_version_is_not_used(
-    bus: Bus, stream: str, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    bus: Bus, stream: str, store: SnapshotStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     await fill(bus, 1)
     async with followed(tmp_path / "a", bus, stream) as index, making(index, store, tmp_path / "a"):
@@ -137,7 +137,7 @@ async def test_one_of_another_version_is_not_used(
 
 
 async def test_one_whose_maker_was_killed_is_passed_over_and_then_replaced(
-    bus: Bus, stream: str, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    bus: Bus, stream: str, store: SnapshotStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     await fill(bus, 1, 2)
@@ -153,7 +153,7 @@ async def test_one_whose_maker_was_killed_is_passed_over_and_then_replaced(
 
 
 async def test_what_is_removed_while_it_is_made_is_not_there(
-    bus: Bus, stream: str, store: Store, tmp_path: Path
+    bus: Bus, stream: str, store: SnapshotStore, tmp_path: Path
 ) -> None:
     """As where an event is redacted: none must hold what it was."""
     await fill(bus, 1, 2)
@@ -170,7 +170,7 @@ async def test_what_is_removed_while_it_is_made_is_not_there(
             await only(store, first.number)
 
 
-async def test_a_store_is_made_once(bus: Bus, store: Store) -> None:
+async def test_a_store_is_made_once(bus: Bus, store: SnapshotStore) -> None:
     await store.begin(1)
     with pytest.raises(CrucibleError):
         await store.begin(1)

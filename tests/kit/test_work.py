@@ -17,7 +17,7 @@ from crucible_core.errors import InvalidError, NotFoundError, UnavailableError
 from crucible_core.subjects import Names
 from crucible_kit.nats import inflight
 from crucible_kit.nats.bus import Bus, Message, open_bus
-from crucible_kit.nats.consumer import Poison, ensure_durable, work, work_batches
+from crucible_kit.nats.consumer import PoisonError, ensure_durable, work, work_batches
 from crucible_kit.nats.frames import Outgoing
 from crucible_kit.nats.pull import open_pull
 from tests.kit.outage import Server, private_server, proxied, until
@@ -167,7 +167,7 @@ async def test_a_slow_consumer_does_not_hold_up_another(bus: Bus, stream: str) -
 
 
 async def test_poison_is_parked_with_its_reason_headers_and_origin(bus: Bus, stream: str) -> None:
-    seen = Seen(Poison("not an event\r\nX: y"), None)
+    seen = Seen(PoisonError("not an event\r\nX: y"), None)
     await bus.store(Outgoing(subject(bus, "a"), b"7", {subjects.JOB: "run_1"}, "id"))
     await fill(bus, 8)
     async with running(work(bus, stream, DURABLE, seen, filters=[subject(bus, ">")], concurrency=1)):
@@ -201,7 +201,7 @@ async def test_failure_is_delivered_again(bus: Bus, stream: str, caplog: pytest.
 
 async def test_message_that_always_fails_is_parked_but_not_for_what_was_away(bus: Bus, stream: str) -> None:
     """The hand alone, since the pauses between ten deliveries are long."""
-    hand = inflight.Hand(bus, DURABLE)
+    hand = inflight.InFlight(bus, DURABLE)
     failures: list[Exception] = [UnavailableError("away")] * 30 + [ValueError("no")] * inflight.PARK_AFTER
     seen = Seen(*failures)
     for delivered in range(1, len(failures) + 1):
@@ -320,7 +320,7 @@ async def test_batches_come_in_order_and_are_bounded(bus: Bus, stream: str) -> N
 
 
 async def test_poison_in_a_batch_costs_only_itself(bus: Bus, stream: str) -> None:
-    seen = SeenBatches({3: Poison("three"), 5: ValueError("five")})
+    seen = SeenBatches({3: PoisonError("three"), 5: ValueError("five")})
     await fill(bus, *range(8))
     async with running(work_batches(bus, stream, DURABLE, seen, filters=[subject(bus, ">")])):
         await until(lambda: len(seen.done) == 6)
@@ -485,7 +485,7 @@ async def test_message_that_ends_its_process_is_parked_and_takes_nothing_with_it
             else:
                 process.kill()
             await asyncio.gather(ended, reading)
-    assert deaths == 1 + inflight.DEADLY
+    assert deaths == 1 + inflight.MAX_CRASHES
     assert set(done) == {"1", "2", "3", "4"}
     parked = await bus.last(bus.names.attempts, place)
     assert parked is not None
@@ -503,7 +503,7 @@ async def test_message_that_was_in_hand_as_its_process_ended_is_done_all_the_sam
     await fill(bus, 1)
     await ensure_durable(bus, stream, DURABLE, [subject(bus, ">")], ack_wait=0.2)
     for times in range(4):
-        await bus.store(Outgoing(bus.names.trial(DURABLE, "1"), b"%d" % min(times, inflight.DEADLY - 1)))
+        await bus.store(Outgoing(bus.names.trial(DURABLE, "1"), b"%d" % min(times, inflight.MAX_CRASHES - 1)))
         arrived: list[Message] = []
         async with open_pull(bus, stream, DURABLE, arrived.append) as pull:
             await pull.ask(1)

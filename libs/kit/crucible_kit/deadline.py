@@ -62,24 +62,24 @@ def serve(who: Caller) -> None:
     _caller.set(who)
 
 
-def check_waited_for(what: str) -> None:
+def check_deadline(what: str) -> None:
     """Raises UnavailableError where the caller has given up: what it was told failed must not be done after all."""
     who = _caller.get()
     if who is not None and who.gone:
-        raise late(what)
+        raise late_error(what)
 
 
-def late(what: str) -> UnavailableError:
+def late_error(what: str) -> UnavailableError:
     return UnavailableError(f"{what}: its time was over before it was begun, so it was not done", retry_after=1)
 
 
-def within(timeout: float) -> float:
+def limit_timeout(timeout: float) -> float:
     """`timeout` (seconds), or what the caller still waits where that is less."""
     who = _caller.get()
     return timeout if who is None else min(timeout, who.deadline - time.monotonic())
 
 
-def soonest(callers: list[Caller | None]) -> Caller | None:
+def earliest_caller(callers: list[Caller | None]) -> Caller | None:
     """Who gives up first, for what is done on behalf of them all."""
     there = [who for who in callers if who is not None]
     return Caller(min(who.until for who in there), math.inf) if there else None

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from itertools import count
 
 
-class Places:
+class Slots:
     """`total` places, of which one key holds at most `each`.
 
     Greedy keys, those that used up their time of late, hold one each and at most half of all together: others always

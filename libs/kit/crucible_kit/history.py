@@ -29,7 +29,7 @@ _SLACK_MS = 60_000
 _MOST_RUNS = 100
 
 
-class Run(msgspec.Struct):
+class Gap(msgspec.Struct):
     """Records that are missing one after another, as the index has them."""
 
     first: int
@@ -74,9 +74,9 @@ class History:
             await self._losses.note(found)
         return found
 
-    async def _compared(self, state: StreamState) -> list[Run]:
+    async def _compared(self, state: StreamState) -> list[Gap]:
         """What only the index has. Of very many runs the last ones are one."""
-        runs: list[Run] = []
+        runs: list[Gap] = []
         before = done = 0
         last, clock = state.last_sequence, asyncio.get_running_loop().time
         reading = read(self._bus, self._stream, filters=self._filters, batch=_BATCH, headers_only=True)
@@ -93,7 +93,7 @@ class History:
                 began = clock()
         return runs
 
-    async def _compare(self, before: int, to: int, seen: set[int], runs: list[Run]) -> None:
+    async def _compare(self, before: int, to: int, seen: set[int], runs: list[Gap]) -> None:
         joins = False
         while True:
             rows = [row[0] for row in await self._index.reader.execute_fetchall(self._rows, (before, to))]
@@ -102,13 +102,13 @@ class History:
                 if missing and (joins or len(runs) >= _MOST_RUNS):
                     runs[-1].last, runs[-1].count = sequence, runs[-1].count + 1
                 elif missing:
-                    runs.append(Run(sequence, sequence))
+                    runs.append(Gap(sequence, sequence))
                 joins = missing
             if len(rows) < _BATCH:
                 return
             before = rows[-1]
 
-    async def _lost(self, run: Run, state: StreamState) -> list[Loss]:
+    async def _lost(self, run: Gap, state: StreamState) -> list[Loss]:
         """What of it is not so old that it may be gone."""
         oldest_ms = int(self._bus.now_ms()) - state.max_age_ms + _SLACK_MS if state.max_age_ms else 0
         values = (run.first, run.last, timestamp(oldest_ms))

@@ -14,7 +14,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from crucible_kit.fairness import Places
+from crucible_kit.fairness import Slots
 
 try:
     import resource
@@ -30,11 +30,11 @@ _SECRET = "CRUCIBLE_"
 _SIGNALS = {"SIGPROF": "processor time", "SIGKILL": "memory", "SIGABRT": "memory"}
 
 
-class Exhausted(Exception):
+class ExhaustedError(Exception):
     """The work used more processor time or memory than it may, or ended its process."""
 
 
-class Isolated:
+class WorkerPool:
     """A pool of at most `workers` processes, begun when they are needed and ended when they idle.
 
     One call may use `cpu_s` seconds of processor time and, with the interpreter, `memory_mb` MiB. One key, such as a
@@ -42,7 +42,7 @@ class Isolated:
     """
 
     def __init__(self, workers: int = 2, *, cpu_s: float = 1.0, memory_mb: int = 768) -> None:
-        self._places = Places(workers, workers // 2)
+        self._places = Slots(workers, workers // 2)
         self._cpu_s = cpu_s
         self._memory_mb = memory_mb
         self._idle: list[Worker] = []
@@ -101,8 +101,8 @@ class Isolated:
 
 
 @contextlib.asynccontextmanager
-async def open_isolated(workers: int = 2, *, cpu_s: float = 1.0, memory_mb: int = 768) -> AsyncIterator[Isolated]:
-    isolated = Isolated(workers, cpu_s=cpu_s, memory_mb=memory_mb)
+async def open_worker_pool(workers: int = 2, *, cpu_s: float = 1.0, memory_mb: int = 768) -> AsyncIterator[WorkerPool]:
+    isolated = WorkerPool(workers, cpu_s=cpu_s, memory_mb=memory_mb)
     try:
         yield isolated
     finally:
@@ -135,7 +135,7 @@ class Worker:
             raise
         except (OSError, EOFError):
             self.exhausted = True
-            raise Exhausted(await self._cause()) from None
+            raise ExhaustedError(await self._cause()) from None
         self.usable = True
         if failed:
             try:
@@ -197,9 +197,9 @@ def _called(cpu_s: float, function: Callable[..., Any], arguments: tuple[Any, ..
     try:
         answer = pickle.dumps((False, function(*arguments)), pickle.HIGHEST_PROTOCOL)
         if len(answer) > MAX_RESULT:
-            raise Exhausted(f"its result has more than {MAX_RESULT >> 20} MiB")
+            raise ExhaustedError(f"its result has more than {MAX_RESULT >> 20} MiB")
     except MemoryError:
-        answer = pickle.dumps((True, Exhausted("it needs more memory than it may use")))
+        answer = pickle.dumps((True, ExhaustedError("it needs more memory than it may use")))
     except Exception as error:
         answer = pickle.dumps((True, error.with_traceback(None)))
     finally:

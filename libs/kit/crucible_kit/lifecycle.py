@@ -32,7 +32,9 @@ _SHOWN = 2000
 
 
 @contextlib.asynccontextmanager
-async def announced(app: Any, bus: Bus, service: str, change: Mapping[str, Any] | None = None) -> AsyncIterator[None]:
+async def announce_lifecycle(
+    app: Any, bus: Bus, service: str, change: Mapping[str, Any] | None = None
+) -> AsyncIterator[None]:
     """System.Started, then System.Error for each error that is logged, then System.Shutdown, where the app runs as a
     process of its own (`app.state.is_process`). Nothing waits for them: `events` may start later, and end earlier.
 

@@ -92,21 +92,21 @@ class Losses:
         self.all = _read(change.value) if change.value is not None else ()
         for loss in self.open:
             if loss not in before:
-                log.error("%s has lost %s", loss.stream or "the log", shown(loss))
+                log.error("%s has lost %s", loss.stream or "the log", describe_loss(loss))
         if before and not self.open:
             self.accepted()
 
 
 def _summary(stream: str, found: Sequence[Loss]) -> str:
     count = sum(loss.count for loss in found)
-    ranges = ", ".join(shown(loss) for loss in found[:_SHOWN])
+    ranges = ", ".join(describe_loss(loss) for loss in found[:_SHOWN])
     more = f" and {len(found) - _SHOWN} ranges more" if len(found) > _SHOWN else ""
     what = "message" if stream else "event"
     lost = f"one {what}: " if count == 1 else f"{count:,} {what}s: " if count else ""
     return f"{stream or 'the log'} has lost {lost}{ranges}{more}"
 
 
-def shown(loss: Loss) -> str:
+def describe_loss(loss: Loss) -> str:
     """For people."""
     if not loss.count:
         return f"{loss.bytes:,} bytes that JetStream cannot read"

@@ -20,12 +20,12 @@ _PAGE_S = 2.0
 _AT_ONCE = 32
 
 
-def room_for(bus: Bus) -> int:
+def answer_bytes(bus: Bus) -> int:
     """Bytes that the entries of one answer may have."""
     return bus.max_payload * 3 // 4
 
 
-def page(
+def list_page(
     records: Iterable[R], key: Callable[[R], Any], view: Callable[[R], V], request: ListRequest, most_bytes: int
 ) -> tuple[list[V], str | None]:
     """The views of the records after the one that the cursor names, in the order of their keys, as many as there is
@@ -41,7 +41,7 @@ def page(
     return shown, _cursor(keyed, len(shown))
 
 
-async def checked(
+async def check_page(
     records: Iterable[R],
     key: Callable[[R], Any],
     id: Callable[[R], str],

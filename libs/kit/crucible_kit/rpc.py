@@ -89,7 +89,7 @@ async def call(
     """Asks any replica of a service, on behalf of a principal. Raises the error that it answered, or UnavailableError:
     UnknownOutcomeError where it may have done what was asked. `reply` may be `bytes`. It waits no longer than the
     caller of what it is part of."""
-    until = time.monotonic() + deadline.within(timeout)
+    until = time.monotonic() + deadline.limit_timeout(timeout)
     data = msgspec.json.encode(request)
     share = await _room_for(bus, service, len(data), until) if len(data) > LARGE_BYTES else None
     timeout = until - time.monotonic()
@@ -219,7 +219,7 @@ def _receiver(
             if named:
                 await _reply(bus, message, b"", {subjects.WORKING: "1", **named})
             try:
-                deadline.check_waited_for(name)
+                deadline.check_deadline(name)
                 reply = await handle(message, held)
             except CrucibleError as error:
                 reply, headers = _refusal(error.as_value().problem())

@@ -44,7 +44,7 @@ from crucible_events.worlds import requests
 from crucible_events.worlds.registry import Places
 from crucible_kit.eventlog import log_end, wait_for_sequence
 from crucible_kit.events import append
-from crucible_kit.index.erasure import Purging
+from crucible_kit.index.erasure import Purger
 from crucible_kit.index.index import Index
 from crucible_kit.nats.budget import Budget
 from crucible_kit.nats.bus import Bus
@@ -74,7 +74,7 @@ async def tell(bus: Bus, setting: str, context: Context, id: str | None = None, 
         log.warning("a change of %s is not recorded: %s", setting, error.detail)
 
 
-def reached(places: Places, rules: Retention | None, purging: Purging | None) -> Endpoint:
+def reached(places: Places, rules: Retention | None, purging: Purger | None) -> Endpoint:
     """Answered once this replica works by what was asked for. Raises UnavailableError."""
 
     async def reach(request: ReachedRequest, context: Context) -> ReachedRequest:

@@ -28,10 +28,10 @@ from crucible_events.worlds.registry import Places
 from crucible_kit.backlog import ParkedMessages
 from crucible_kit.buckets import Bucket, View, open_bucket
 from crucible_kit.http.asgi import ops_app
-from crucible_kit.index.erasure import Purging
+from crucible_kit.index.erasure import Purger
 from crucible_kit.index.index import Index, open_index
-from crucible_kit.index.snapshots import Snapshots, Store, restore
-from crucible_kit.lifecycle import announced
+from crucible_kit.index.snapshots import Snapshots, SnapshotStore, restore
+from crucible_kit.lifecycle import announce_lifecycle
 from crucible_kit.losses import BUCKET as LOSSES
 from crucible_kit.losses import Losses
 from crucible_kit.nats.bus import Bus
@@ -62,7 +62,7 @@ class _Service(msgspec.Struct, kw_only=True):
     places: Places
     principals: Principals
     snapshots: Snapshots | None
-    purging: Purging | None
+    purging: Purger | None
     rules: Retention | None = None
     index: Index | None = None
     answers: dict[str, Endpoint] = {}
@@ -103,7 +103,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
                 await _add_append(service, lookup)
             report_readiness(app, bus, service.ready_parts, *service.troubles)
             await stack.enter_async_context(_run(service))
-            async with announced(app, bus, SERVICE):
+            async with announce_lifecycle(app, bus, SERVICE):
                 yield
 
     return ops_app(SERVICE, lifespan, metrics)
@@ -122,8 +122,8 @@ async def _open_index(settings: Settings, bus: Bus, losses: Losses) -> AsyncIter
         yield index
 
 
-def _snapshots(settings: Settings, bus: Bus) -> Store:
-    return Store(bus, SERVICE, settings.stream_replicas, settings.retention_days * DAY_S)
+def _snapshots(settings: Settings, bus: Bus) -> SnapshotStore:
+    return SnapshotStore(bus, SERVICE, settings.stream_replicas, settings.retention_days * DAY_S)
 
 
 async def _forget_world(index: Index, snapshots: Snapshots, world_id: str, through: int) -> None:
@@ -144,7 +144,7 @@ async def _service(
     if index is not None:
         copy = Path(settings.data_dir) / "events.sqlite.snapshot"
         snapshots = Snapshots(index, _snapshots(settings, bus), copy, settings.events_snapshot_every, metrics)
-        purging = Purging(index, partial(_forget_world, index, snapshots))
+        purging = Purger(index, partial(_forget_world, index, snapshots))
     places = Places(atlas, purging.note if purging else lambda world, through: None)
     return _Service(
         settings=settings,

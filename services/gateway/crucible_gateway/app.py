@@ -35,7 +35,7 @@ from crucible_gateway.routes import (
 from crucible_gateway.routes.replies import Door
 from crucible_gateway.settings import Settings
 from crucible_kit.buckets import open_bucket
-from crucible_kit.lifecycle import announced
+from crucible_kit.lifecycle import announce_lifecycle
 from crucible_kit.losses import BUCKET as LOSSES
 from crucible_kit.losses import Losses
 from crucible_kit.nats.bus import open_bus
@@ -196,7 +196,7 @@ def _lifespan(
             async with asyncio.TaskGroup() as tasks:
                 following = (keys.follow, hub.run, known.view.follow, lost.view.follow)
                 running = [tasks.create_task(follow()) for follow in following]
-                async with announced(app, bus, SERVICE, change):
+                async with announce_lifecycle(app, bus, SERVICE, change):
                     yield
                 for task in running:
                     task.cancel()

@@ -37,7 +37,7 @@ from crucible_hooks.settings import Settings
 from crucible_kit.clock import timestamp
 from crucible_kit.index.index import Index
 from crucible_kit.nats.bus import Bus
-from crucible_kit.pages import checked, page, room_for
+from crucible_kit.pages import answer_bytes, check_page, list_page
 from crucible_kit.rpc import Context, Endpoint, call
 
 
@@ -56,12 +56,12 @@ def endpoints(
     async def list_all(request: ListRequest, context: Context) -> HookList:
         await registry.view.refresh()
         known = await store.known(index)
-        shown, cursor = page(
+        shown, cursor = list_page(
             registry.seen_by(context.principal),
             lambda one: _place(registry, one),
             lambda one: view(registry, one.record, known),
             request,
-            room_for(bus),
+            answer_bytes(bus),
         )
         return HookList(hooks=shown, next_cursor=cursor)
 
@@ -152,7 +152,7 @@ def endpoints(
     async def test_all(request: ListRequest, context: Context) -> Checks:
         await registry.catch_up(())
 
-        return await checked(
+        return await check_page(
             registry.owned_by(context.principal),
             lambda one: _place(registry, one),
             lambda one: one.name,

@@ -33,10 +33,10 @@ from crucible_kit.history import History
 from crucible_kit.http.asgi import ops_app
 from crucible_kit.http.egress import open_guard
 from crucible_kit.http.exchange import open_exchanger
-from crucible_kit.index.erasure import Redacted
+from crucible_kit.index.erasure import RedactedEvents
 from crucible_kit.index.index import Index, open_index
-from crucible_kit.isolation import open_isolated
-from crucible_kit.lifecycle import announced
+from crucible_kit.isolation import open_worker_pool
+from crucible_kit.lifecycle import announce_lifecycle
 from crucible_kit.losses import BUCKET as LOSSES
 from crucible_kit.losses import Losses
 from crucible_kit.nats.streams import DAY_S
@@ -71,7 +71,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             indexing = open_index(path, bus, streams, store.VERSION, store.SCHEMA)
             index = await stack.enter_async_context(indexing)
             index.measure(metrics)
-            isolated = await stack.enter_async_context(open_isolated(cpu_s=EXPRESSION_CPU_MS / 1000))
+            isolated = await stack.enter_async_context(open_worker_pool(cpu_s=EXPRESSION_CPU_MS / 1000))
             opening = open_sandbox(isolated, settings.hooks_script_workers, settings.hooks_script_memory_mb)
             sandbox = await stack.enter_async_context(opening)
             exchanger = await stack.enter_async_context(open_exchanger(open_guard(settings.egress_allow)))
@@ -81,7 +81,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             recorder = Recorder(bus, registry.home_of)
             losses = Losses(await open_bucket(bus, LOSSES, settings.stream_replicas))
             history = History(bus, index, "runs", store.STARTED, [bus.names.attempts_of(RUN)], losses)
-            redacted = Redacted(bus, settings.retention_days * DAY_S)
+            redacted = RedactedEvents(bus, settings.retention_days * DAY_S)
             runs = Runs(bus, registry, redacted, runner, recorder, telemetry, metrics)
             engine = Engine(bus, shards, runs, telemetry, metrics)
             directory = Directory(Path(root), registry, reviewer) if (root := settings.root) else None
@@ -119,7 +119,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             )
             await stack.enter_async_context(serve(bus, SERVICE, answers, telemetry))
             await engine.begun()  # after that: a writer waits for Pre hooks, and they need no shard
-            async with announced(app, bus, SERVICE):
+            async with announce_lifecycle(app, bus, SERVICE):
                 yield
 
     return ops_app(SERVICE, lifespan, metrics)

@@ -21,7 +21,7 @@ from crucible_hooks.hook import Hook
 from crucible_hooks.records import Recorder, Told, bounded_error, bounded_output, run_event, run_id, run_record, stored
 from crucible_hooks.registry import Registry
 from crucible_hooks.runner import Decision, Result, Runner, decision
-from crucible_kit.deadline import check_waited_for
+from crucible_kit.deadline import check_deadline
 from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import Context
 
@@ -75,7 +75,7 @@ class Interceptor:
 
     async def _ask(self, hook: Hook, event: Event, *, judging: bool = False) -> dict[str, Any] | None:
         """The changed payload, or None. Raises DeniedError, UnavailableError where nobody waits for the answer."""
-        check_waited_for(f"hook {hook.name}")
+        check_deadline(f"hook {hook.name}")
         run = run_id(hook.key, event, "judge" if judging else "pre")
         result, answer = await self._answer(hook, event, run, judging)
         await self._record(hook, event, run, result)

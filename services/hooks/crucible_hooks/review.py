@@ -11,14 +11,14 @@ from crucible_core.types.catalogue import Catalogue
 from crucible_hooks.actions.sandbox import Sandbox
 from crucible_hooks.hook import Hook
 from crucible_hooks.texts import Reads, invalid, read_texts
-from crucible_kit.isolation import Exhausted, Isolated
+from crucible_kit.isolation import ExhaustedError, WorkerPool
 
 _OWN = ("id", "replay", "payload", "data", "metadata", "redacted")
 """What the view of an event has at its top and no filter knows by itself."""
 
 
 class Reviewer:
-    def __init__(self, isolated: Isolated, sandbox: Sandbox) -> None:
+    def __init__(self, isolated: WorkerPool, sandbox: Sandbox) -> None:
         self._isolated = isolated
         self._sandbox = sandbox
 
@@ -29,7 +29,7 @@ class Reviewer:
             return
         try:
             reads = await self._isolated.run("review", read_texts, texts)
-        except Exhausted as error:
+        except ExhaustedError as error:
             raise invalid([FieldError(one.at, f"it cannot be checked: {error}") for one in texts]) from None
         errors = list(_wrong_fields(hook, reads, catalogue))
         if errors:

@@ -23,7 +23,7 @@ from crucible_hooks.expressions.templates import Template
 from crucible_hooks.hook import Hook, Script
 from crucible_hooks.stopwatch import Stopwatch
 from crucible_kit.clock import timestamp
-from crucible_kit.fairness import Places
+from crucible_kit.fairness import Slots
 from crucible_kit.http.exchange import Exchanger, chain_headers
 from crucible_kit.nats.bus import Bus
 from crucible_kit.principals import Principals
@@ -138,7 +138,7 @@ class Runner:
         self._sandbox = sandbox
         self._exchanger = exchanger
         self._places = {
-            (kind, pre): Places(total, total // 4)
+            (kind, pre): Slots(total, total // 4)
             for kind, total in (("requests", HOOK_REQUESTS), ("commands", HOOK_COMMANDS))
             for pre in (True, False)
         }

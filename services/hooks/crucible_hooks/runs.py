@@ -33,8 +33,8 @@ from crucible_kit.buckets import Bucket, open_bucket
 from crucible_kit.clock import now_ms, timestamp
 from crucible_kit.handlers.lanes import Job
 from crucible_kit.handlers.service import Outcome, Plan
-from crucible_kit.handlers.upgrade import bring_over
-from crucible_kit.index.erasure import Redacted
+from crucible_kit.handlers.upgrade import migrate
+from crucible_kit.index.erasure import RedactedEvents
 from crucible_kit.nats.bus import Bus, Message
 from crucible_kit.nats.frames import Outgoing
 from crucible_kit.telemetry.metrics import Metrics
@@ -73,7 +73,7 @@ class Runs:
         self,
         bus: Bus,
         registry: Registry,
-        redacted: Redacted,
+        redacted: RedactedEvents,
         runner: Runner,
         recorder: Recorder,
         telemetry: Telemetry,
@@ -289,4 +289,4 @@ async def upgrade(bus: Bus, shards: Bucket, runs: Runs, registry: Registry) -> N
                 marks[known.key] = mark.at_ms
         return marks
 
-    await bring_over(bus, shards, runs, find, fired)
+    await migrate(bus, shards, runs, find, fired)

@@ -11,9 +11,9 @@ from starlette.applications import Starlette
 from crucible_kit.buckets import Bucket, View, open_bucket
 from crucible_kit.http.asgi import ops_app
 from crucible_kit.index.connections import Reader
-from crucible_kit.index.erasure import Purging, note_purge
+from crucible_kit.index.erasure import Purger, record_purge
 from crucible_kit.index.index import Index, open_index
-from crucible_kit.lifecycle import announced
+from crucible_kit.lifecycle import announce_lifecycle
 from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import serve
 from crucible_kit.service import open_service, report_readiness
@@ -54,9 +54,9 @@ def create_app(settings: Settings | None = None) -> Starlette:
             )
             skipped = metrics.counter("memory_skipped_events", "Memory events that could not be read")
             index.measure(metrics)
-            purging = Purging(index, partial(store.forget_world, index))
+            purging = Purger(index, partial(store.forget_world, index))
             shards = await open_bucket(bus, "shards", settings.stream_replicas)
-            worlds = View(await open_bucket(bus, "worlds", settings.stream_replicas), partial(note_purge, purging))
+            worlds = View(await open_bucket(bus, "worlds", settings.stream_replicas), partial(record_purge, purging))
             async with asyncio.TaskGroup() as tasks:
                 apply = partial(store.apply, skipped.inc)
                 following = tasks.create_task(index.follow(bus, apply, [bus.names.events_of("Memory")]))
@@ -69,7 +69,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
                 serving = tasks.create_task(
                     _serve(bus, shards, index, refolding, searcher, uses, answering, telemetry, metrics)
                 )
-                async with announced(app, bus, SERVICE):
+                async with announce_lifecycle(app, bus, SERVICE):
                     yield
                 # What has begun still reads the index: it goes on until that is done.
                 serving.cancel()

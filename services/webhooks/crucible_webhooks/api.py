@@ -35,7 +35,7 @@ from crucible_kit.handlers.pointers import forget
 from crucible_kit.http.exchange import Exchanger
 from crucible_kit.index.index import Index
 from crucible_kit.nats.bus import Bus
-from crucible_kit.pages import checked, page, room_for
+from crucible_kit.pages import answer_bytes, check_page, list_page
 from crucible_kit.rpc import Context, Endpoint, call
 from crucible_webhooks import store
 from crucible_webhooks.check import check
@@ -93,12 +93,12 @@ def endpoints(
     async def list_all(request: ListRequest, context: Context) -> WebhookList:
         await registry.view.refresh()
         counted = await store.counters(index)
-        shown, cursor = page(
+        shown, cursor = list_page(
             registry.seen_by(context.principal),
             _id,
             lambda known: seen(known.record, counted.get(known.id, Counters())),
             request,
-            room_for(bus),
+            answer_bytes(bus),
         )
         return WebhookList(webhooks=shown, next_cursor=cursor)
 
@@ -175,7 +175,7 @@ def endpoints(
     async def test_all(request: ListRequest, context: Context) -> Checks:
         await registry.catch_up(())
         mine = [known for known in registry.known.values() if context.principal.owns(known)]
-        return await checked(mine, _id, _id, lambda known: tried(known.record, TestRequest(id=known.id)), request)
+        return await check_page(mine, _id, _id, lambda known: tried(known.record, TestRequest(id=known.id)), request)
 
     return {
         "create": Endpoint(CreateWebhook, create, stores=True),

@@ -12,14 +12,14 @@ from crucible_core.subjects import DLV
 from crucible_kit.buckets import Bucket, open_bucket
 from crucible_kit.handlers.engine import Engine
 from crucible_kit.handlers.peers import count_waiting, tell_all
-from crucible_kit.handlers.upgrade import bring_over
+from crucible_kit.handlers.upgrade import migrate
 from crucible_kit.history import History
 from crucible_kit.http.asgi import ops_app
 from crucible_kit.http.egress import open_guard
 from crucible_kit.http.exchange import open_exchanger
-from crucible_kit.index.erasure import Redacted
+from crucible_kit.index.erasure import RedactedEvents
 from crucible_kit.index.index import Index, open_index
-from crucible_kit.lifecycle import announced
+from crucible_kit.lifecycle import announce_lifecycle
 from crucible_kit.losses import BUCKET as LOSSES
 from crucible_kit.losses import Losses
 from crucible_kit.nats.bus import Bus
@@ -56,7 +56,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             principals = await open_principals(bus, settings.stream_replicas)
             registry = Registry(bucket, types, principals, await open_worlds(bus, settings.stream_replicas))
             await stack.enter_async_context(_running(app, settings, bus, registry, shards, telemetry, metrics))
-            async with announced(app, bus, SERVICE):
+            async with announce_lifecycle(app, bus, SERVICE):
                 yield
 
     return ops_app(SERVICE, lifespan, metrics)
@@ -85,7 +85,7 @@ async def _running(
             index.measure(metrics)
         report_readiness(app, bus, lambda: ready_parts(registry, index), *([index.troubles] if index else []))
         async with asyncio.TaskGroup() as tasks:
-            redacted = Redacted(bus, settings.retention_days * DAY_S)
+            redacted = RedactedEvents(bus, settings.retention_days * DAY_S)
             running = [tasks.create_task(redacted.follow())]
             await redacted.complete()
             engine: Engine | None = None
@@ -99,7 +99,7 @@ async def _running(
             running.append(tasks.create_task(registry.follow()))
             await registry.view.reach(0, timeout=30)
             if engine is not None:
-                await bring_over(bus, shards, deliveries, lambda found: bus.names.old_handler_of(found.subject))
+                await migrate(bus, shards, deliveries, lambda found: bus.names.old_handler_of(found.subject))
                 running.append(tasks.create_task(engine.run()))
                 await engine.begun()
             registry.stored = engine.tell_all if engine else partial(tell_all, bus, SERVICE)

@@ -10,7 +10,7 @@ from crucible_core.protocol.parts import Check, CheckStep, TestRequest
 from crucible_core.protocol.webhooks import WebhookRecord
 from crucible_core.types.catalogue import Catalogue
 from crucible_kit.clock import fresh_id, timestamp
-from crucible_kit.deadline import check_waited_for
+from crucible_kit.deadline import check_deadline
 from crucible_kit.http.egress import parse_target
 from crucible_kit.http.exchange import ExchangeError, Exchanger
 from crucible_webhooks.delivery import request_headers
@@ -98,7 +98,7 @@ async def _connected(record: WebhookRecord, exchanger: Exchanger) -> CheckStep:
 
 
 async def _sent(record: WebhookRecord, exchanger: Exchanger, headers: dict[str, str], body: bytes) -> CheckStep:
-    check_waited_for("the delivery")
+    check_deadline("the delivery")
     response = await post(exchanger, record.url, headers, body, record.options.timeout_ms / 1000)
     delivered = judge(response, 1, []).outcome == "delivered"
     return CheckStep(

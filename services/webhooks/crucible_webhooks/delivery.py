@@ -21,7 +21,7 @@ from crucible_kit.events import append_one
 from crucible_kit.handlers.lanes import Job
 from crucible_kit.handlers.service import Outcome, Plan
 from crucible_kit.http.exchange import Exchanger, chain_headers
-from crucible_kit.index.erasure import Redacted
+from crucible_kit.index.erasure import RedactedEvents
 from crucible_kit.nats.bus import Bus, Message
 from crucible_kit.nats.frames import Outgoing
 from crucible_kit.telemetry.metrics import Metrics
@@ -49,7 +49,7 @@ class Deliveries:
         self,
         bus: Bus,
         registry: Registry,
-        redacted: Redacted,
+        redacted: RedactedEvents,
         exchanger: Exchanger,
         telemetry: Telemetry,
         metrics: Metrics,

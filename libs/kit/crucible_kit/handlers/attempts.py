@@ -83,7 +83,7 @@ T = TypeVar("T")
 
 PARK_AFTER = 10
 """Failures of the service itself after which a job is put aside."""
-DEADLY = 2
+MAX_CRASHES = 2
 """Processes that may end while they work on one job, the second time on it alone, before it is put aside."""
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 15.0
@@ -232,7 +232,7 @@ class Attempts:
         subject = self._bus.names.trial(self._service.name, job.id)
         last = await self._persist(job, lambda: self._bus.last(self._bus.names.attempts, subject))
         ended = int(last.data) if last else 0
-        if ended >= DEADLY:
+        if ended >= MAX_CRASHES:
             return await self._parked(job, f"{ended} processes ended while they worked on it")
         async with self._alone if ended else self._suspects:
             await self._persist(job, lambda: self._bus.store(Outgoing(subject, b"%d" % (ended + 1))))

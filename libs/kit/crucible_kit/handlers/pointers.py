@@ -19,7 +19,7 @@ from crucible_kit.handlers.lanes import Job
 from crucible_kit.handlers.service import Service
 from crucible_kit.handlers.shards import Ownership, Shard
 from crucible_kit.nats.bus import Bus
-from crucible_kit.nats.consumer import Poison, work
+from crucible_kit.nats.consumer import PoisonError, work
 from crucible_kit.nats.frames import Outgoing
 from crucible_kit.nats.message import Message
 
@@ -154,7 +154,7 @@ class Pointers:
             headers.get(subjects.EVENT_SEQUENCE, ""),
         )
         if not id or not attempt.isdecimal() or not sequence.isdecimal():
-            raise Poison("it does not say what is to be done")
+            raise PoisonError("it does not say what is to be done")
         found = message if message.data else await event_at(self._bus, int(sequence))
         if found is None:
             found = await self._service.left_of(int(sequence))

@@ -22,11 +22,11 @@ Find = Callable[[Message], str | None]
 Fired = Callable[[], Awaitable[Mapping[str, int]]]
 
 
-async def _nothing() -> Mapping[str, int]:
+async def _no_times() -> Mapping[str, int]:
     return {}
 
 
-async def bring_over(bus: Bus, shards: Bucket, service: Service, find: Find, fired: Fired = _nothing) -> None:
+async def migrate(bus: Bus, shards: Bucket, service: Service, find: Find, fired: Fired = _no_times) -> None:
     """Returns once nothing of it is left. `find` tells for whom a message is, None where that handler is gone; `fired`
     when the last events were committed that handlers were given whose events must be some time apart. Safe to break
     off and to do twice: what was brought over is gone from its old place, and has its id in the new one."""

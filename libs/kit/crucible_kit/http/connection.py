@@ -22,7 +22,7 @@ _PIECE_BYTES = 64 * 1024
 _INT = b"\0\0\0\0"
 
 
-class Corked:
+class BufferedTransport:
     """A transport whose writes go out together once all that is ready has run, since a write is a system call; and
     which is closed within a time, whether the client takes what is left or not. In all else it is the transport.
 
@@ -105,7 +105,7 @@ class Corked:
         else:
             self._left += written
         transports = [connection.transport for connection in self._connections]
-        behind = [one for one in transports if isinstance(one, Corked) and one.is_behind]
+        behind = [one for one in transports if isinstance(one, BufferedTransport) and one.is_behind]
         if sum(one.unsent for one in behind) > self._most_unsent:
             slowest = min(behind, key=lambda one: one.behind_since)
             slowest.drop(f"clients leave more than {self._most_unsent} bytes untaken, and this one for longest")
@@ -182,7 +182,7 @@ class Connection(HttpToolsProtocol):
     # ---- what comes --------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        corked: Any = Corked(transport, self.connections, self.linger_s, self.stall_s, self.unsent_bytes)
+        corked: Any = BufferedTransport(transport, self.connections, self.linger_s, self.stall_s, self.unsent_bytes)
         super().connection_made(corked)
         self._timer = self.loop.call_later(self.head_s, self._too_slow)
 

@@ -74,7 +74,7 @@ def run(app: Any, settings: KitSettings, service: str = "") -> None:
     # uvicorn raises the signals that it caught again once it is done: then they mean a clean exit.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit)
-    guard = LifespanGuard(app)
+    guard = LifespanWatcher(app)
     server = Server(_config(app, guard, settings), guard, getattr(app.state, "stopping", None))
     try:
         server.run()
@@ -84,7 +84,7 @@ def run(app: Any, settings: KitSettings, service: str = "") -> None:
         raise SystemExit(guard.code)
 
 
-class LifespanGuard:
+class LifespanWatcher:
     """The app, with its lifespan's failure logged as one line in place of uvicorn's traceback."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -130,7 +130,7 @@ class LifespanGuard:
 class Server(uvicorn.Server):
     """uvicorn, which also stops when the lifespan has failed, and at once while it is still starting."""
 
-    def __init__(self, config: uvicorn.Config, guard: LifespanGuard, stopping: asyncio.Event | None) -> None:
+    def __init__(self, config: uvicorn.Config, guard: LifespanWatcher, stopping: asyncio.Event | None) -> None:
         super().__init__(config)
         self._guard = guard
         self._stopping = stopping
@@ -163,7 +163,7 @@ class Server(uvicorn.Server):
             self._loop.call_soon_threadsafe(self._ending.set)
 
 
-def _config(app: Any, guard: LifespanGuard, settings: KitSettings) -> uvicorn.Config:
+def _config(app: Any, guard: LifespanWatcher, settings: KitSettings) -> uvicorn.Config:
     return uvicorn.Config(
         guard,
         host=settings.host,

@@ -38,7 +38,7 @@ def original_of(tombstone: Message) -> Message | None:
     return Message(tombstone.subject, left, headers, sequence=place.sequence, time_ms=place.stored_ms)
 
 
-class Redacted:
+class RedactedEvents:
     """The sequences of the events that were redacted within some time, for handlers that may be given them that long.
     It grows with the redactions of that time only."""
 
@@ -95,7 +95,7 @@ Forget = Callable[[str, int], Awaitable[object]]
 _PAUSE_S = 1.0
 
 
-def note_purge(purging: "Purging", change: Change) -> None:
+def record_purge(purging: "Purger", change: Change) -> None:
     """Takes a change of the `worlds` bucket. What cannot be read is for `events` to complain of."""
     with contextlib.suppress(msgspec.DecodeError):
         if change.value is not None:
@@ -103,7 +103,7 @@ def note_purge(purging: "Purging", change: Change) -> None:
             purging.note(world.id, world.purge_through)
 
 
-class Purging:
+class Purger:
     """Forgets, one world after another, what `note` names. The `worlds` bucket is where it is known from, at every
     start anew, so that a replica that was away does it then."""
 

@@ -13,7 +13,7 @@ import msgspec
 
 from crucible_core.position import Position, base_of, in_stream, joined
 from crucible_kit.nats.bus import Bus
-from crucible_kit.nats.inflight import DEADLY
+from crucible_kit.nats.inflight import MAX_CRASHES
 from crucible_kit.nats.jetstream import StreamState
 from crucible_kit.nats.message import Message
 
@@ -36,7 +36,7 @@ class Trial(NamedTuple):
     @property
     def verdict(self) -> str:
         """Why the message is passed over; empty where it is tried once more."""
-        return f"{self.ended} processes ended while they worked on it" if self.ended >= DEADLY else ""
+        return f"{self.ended} processes ended while they worked on it" if self.ended >= MAX_CRASHES else ""
 
     def note(self, connection: sqlite3.Connection) -> None:
         """Before the message is tried: should the process end over it, this is left."""
@@ -44,7 +44,7 @@ class Trial(NamedTuple):
         connection.execute("INSERT OR REPLACE INTO meta VALUES ('trial', ?)", (value,))
 
 
-def left_by(meta: Mapping[str, str]) -> Trial | None:
+def read_trial(meta: Mapping[str, str]) -> Trial | None:
     """What a process has left that ended in the middle; None where it closed the file."""
     if "open" not in meta:
         return None
@@ -52,15 +52,15 @@ def left_by(meta: Mapping[str, str]) -> Trial | None:
     return Trial(int(sequence), int(ended))
 
 
-def begin(connection: sqlite3.Connection) -> None:
+def mark_open(connection: sqlite3.Connection) -> None:
     connection.execute("INSERT OR REPLACE INTO meta VALUES ('open', '1')")
 
 
-def end(connection: sqlite3.Connection) -> None:
+def mark_closed(connection: sqlite3.Connection) -> None:
     connection.execute("DELETE FROM meta WHERE name IN ('open', 'trial')")
 
 
-def is_of_content(error: Exception) -> bool:
+def is_content_error(error: Exception) -> bool:
     """Whether a message may be why a batch was not written; else it is the file, or the disk."""
     return isinstance(error, _OF_CONTENT) or (isinstance(error, sqlite3.ProgrammingError) and "bind" in str(error))
 
@@ -129,7 +129,7 @@ def copy_to(source: Path, path: Path, stopped: threading.Event) -> dict[str, str
         reading.backup(copy, pages=_COPIED_PAGES, progress=go_on)
         copy.execute("PRAGMA journal_mode=DELETE")  # so that all of it is in the one file
         with copy:
-            end(copy)
+            mark_closed(copy)
         return dict(copy.execute("SELECT name, value FROM meta"))
 
 
@@ -171,7 +171,7 @@ def position_in(meta: Mapping[str, str], streams: int) -> Position | None:
     return joined(map(int, ends)) if all(end.isdigit() for end in ends) else None
 
 
-async def is_of(
+async def belongs_to(
     bus: Bus, streams: Sequence[str], meta: Mapping[str, str], identity: str, states: Sequence[StreamState]
 ) -> bool:
     """Whether an index was filled from these streams, as they are now."""

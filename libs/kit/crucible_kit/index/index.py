@@ -120,10 +120,10 @@ class Index:
         meta: dict[str, str] = dict(await self.reader.execute_fetchall("SELECT name, value FROM meta"))
         self.position, self._trial = (
             file.position_in(meta, len(self.streams)) or self.position,
-            file.left_by(meta),
+            file.read_trial(meta),
         )
         self._on_trial = set(self.streams) if self._trial else set()
-        await self._note(file.begin)
+        await self._note(file.mark_open)
 
     async def open_reader(self, prepare: Callable[[aiosqlite.Connection], Awaitable[None]] | None = None) -> Reader:
         """One more connection for reading, which ends with the index."""
@@ -151,7 +151,7 @@ class Index:
     async def close(self) -> None:
         for reader in self._readers:
             await reader.close()
-        await self._note(file.end)
+        await self._note(file.mark_closed)
         await self.writer.end()
 
     async def follow(self, bus: Bus, apply: Apply, filters: Sequence[str] = (), wants: Wants = None) -> None:
@@ -350,7 +350,7 @@ class Index:
             try:
                 await self._write(messages, apply)
             except Exception as error:
-                if not file.is_of_content(error):
+                if not file.is_content_error(error):
                     raise
                 log.warning("the index takes %d messages one by one: %s", len(messages), error)
             else:
@@ -369,7 +369,7 @@ class Index:
             try:
                 await self._write([message], apply)
             except Exception as error:
-                if not file.is_of_content(error):
+                if not file.is_content_error(error):
                     raise
                 reason = f"{type(error).__name__}: {error}"
         if reason:
@@ -442,7 +442,7 @@ async def open_index(
     identity = f"{version} {' '.join(state.created for state in states)}"
     for attempt in (restore, None):
         meta = await asyncio.to_thread(file.meta_of, path)
-        if meta is not None and await file.is_of(bus, streams, meta, identity, states):
+        if meta is not None and await file.belongs_to(bus, streams, meta, identity, states):
             break
         await asyncio.to_thread(file.clear, path)
         if attempt is None or not await attempt(path, identity):

@@ -43,7 +43,7 @@ _POSITION = "crucible.position"
 _INDEX = "index.sqlite"
 
 
-class Info(msgspec.Struct):
+class SnapshotInfo(msgspec.Struct):
     """The description of an object, by the names of ADR-20. `metadata` has the identity of the index and its place."""
 
     name: str
@@ -65,16 +65,16 @@ class Info(msgspec.Struct):
         return parsed(text, text.count(".") + 1) or Position.start(1)
 
 
-class Stored(msgspec.Struct):
+class StoredSnapshot(msgspec.Struct):
     """A store by its number; `info` is None where its snapshot is not complete."""
 
     number: int
     stream: str
-    info: Info | None
+    info: SnapshotInfo | None
     touched_ms: int
 
 
-class Store:
+class SnapshotStore:
     """The snapshots of one index on the bus."""
 
     def __init__(self, bus: Bus, index: str, replicas: int, max_age_s: float, stale_s: float = STALE_S) -> None:
@@ -85,7 +85,7 @@ class Store:
         self._max_age_s = max_age_s
         self._stale_ms = stale_s * 1000
 
-    async def all(self) -> list[Stored]:
+    async def all(self) -> list[StoredSnapshot]:
         """The newest first. One whose description cannot be read counts as one that is not complete."""
         found = []
         for stream in await self._bus.stream_names(ALL_OBJECTS):
@@ -93,14 +93,14 @@ class Store:
             if number != stream and number.isdecimal():
                 with contextlib.suppress(NotFoundError):  # somebody has just removed it
                     state = await self._bus.stream_state(stream)
-                    found.append(Stored(int(number), stream, await self._info(int(number)), state.touched_ms))
+                    found.append(StoredSnapshot(int(number), stream, await self._info(int(number)), state.touched_ms))
         return sorted(found, key=lambda one: one.number, reverse=True)
 
-    async def _info(self, number: int) -> Info | None:
+    async def _info(self, number: int) -> SnapshotInfo | None:
         store = self._name(number)
         message = await self._bus.last(object_stream(store), object_info(store, _INDEX))
         try:
-            return None if message is None else msgspec.json.decode(message.data, type=Info)
+            return None if message is None else msgspec.json.decode(message.data, type=SnapshotInfo)
         except msgspec.DecodeError as error:
             log.warning("the description of the snapshot %s cannot be read: %s", store, error)
             return None
@@ -129,10 +129,10 @@ class Store:
             while parts := await asyncio.to_thread(_parts, file, digest):
                 await self._bus.store_all([Outgoing(object_chunks(store, nuid), part) for part in parts])
                 chunks, size = chunks + len(parts), size + sum(map(len, parts))
-        info = Info(_INDEX, store, nuid, size, chunks, _written(digest), metadata)
+        info = SnapshotInfo(_INDEX, store, nuid, size, chunks, _written(digest), metadata)
         await self._bus.store(Outgoing(object_info(store, _INDEX), msgspec.json.encode(info)))
 
-    async def fetch(self, info: Info, path: Path) -> None:
+    async def fetch(self, info: SnapshotInfo, path: Path) -> None:
         """Writes a snapshot to a path. Raises InvalidError where it is broken, NotFoundError where it is gone."""
         digest, size, chunks = hashlib.sha256(), 0, 0
         with await asyncio.to_thread(_made, path) as file:
@@ -143,7 +143,7 @@ class Store:
         if (chunks, size, _written(digest)) != (info.chunks, info.size, info.digest):
             raise InvalidError(f"it has {size:,} of {info.size:,} bytes, or others than it should")
 
-    async def _chunks(self, info: Info) -> AsyncGenerator[list[bytes], None]:
+    async def _chunks(self, info: SnapshotInfo) -> AsyncGenerator[list[bytes], None]:
         stream, left = object_stream(info.bucket), info.chunks
         reading = read(self._bus, stream, filters=[object_chunks(info.bucket, info.nuid)], batch=_AT_ONCE)
         async with contextlib.aclosing(reading) as batches:
@@ -165,7 +165,7 @@ class Store:
         """Raises StorageFullError."""
         self._bus.storage.check(size)
 
-    def is_stale(self, one: Stored) -> bool:
+    def is_stale(self, one: StoredSnapshot) -> bool:
         """Whether it is not complete, and nobody is at it any more."""
         return one.info is None and one.touched_ms < self._bus.now_ms() - self._stale_ms
 
@@ -173,7 +173,7 @@ class Store:
         return f"{self._prefix}{number:06d}"
 
 
-async def restore(store: Store, path: Path, identity: str) -> bool:
+async def restore(store: SnapshotStore, path: Path, identity: str) -> bool:
     """Puts the newest snapshot of an index to a path, all of it or nothing. False where there is none that can be used:
     of others, it is said why."""
     arriving = path.with_name(f"{path.name}.restoring")
@@ -203,7 +203,7 @@ class Snapshots:
     """Makes them while the index grows: one replica at a time, which is who has made the next store."""
 
     def __init__(
-        self, index: Index, store: Store, path: Path, every: int, metrics: Metrics, look_s: float = LOOK_S
+        self, index: Index, store: SnapshotStore, path: Path, every: int, metrics: Metrics, look_s: float = LOOK_S
     ) -> None:
         """`path` is where a copy of the index may lie; `every` is how far the index goes on until there is another, 0
         is for ever."""

@@ -32,8 +32,8 @@ from crucible_kit.nats.budget import Flow
 from crucible_kit.nats.frames import Outgoing, batch_frames, frame
 from crucible_kit.nats.jetstream import MAX_BATCH, DuplicateError, JetStream
 from crucible_kit.nats.message import DISCONNECTED, Handler, Message, Receiver, Stored
-from crucible_kit.nats.parser import Wire
-from crucible_kit.nats.replies import Doubt, Sweep, Waiting
+from crucible_kit.nats.parser import Parser
+from crucible_kit.nats.replies import Doubt, PendingReply, TimeoutSweep
 from crucible_kit.nats.storage import Storage
 from crucible_kit.settings import credentials, without_secrets
 
@@ -88,15 +88,15 @@ class Bus(JetStream):
         self._numbers = itertools.count()
         self._outgoing: list[bytes] = []
         # By place in it: what is not written once its caller has given up, and who waits for its answer.
-        self._mortal: dict[int, tuple[Caller, Waiting]] = {}
-        self._sweep = Sweep()
+        self._mortal: dict[int, tuple[Caller, PendingReply]] = {}
+        self._sweep = TimeoutSweep()
         self._clock_ms = (time.time() - time.monotonic()) * 1000
         self.clock_doubted = asyncio.Event()
         """Set where the server's clock may be another than `now_ms` says."""
         # Whose messages arrive at which subject of ours: all of them hear when the connection breaks.
         self._receivers: dict[str, Receiver] = {}
         # nats-py has no public way to read faster than it does: see `wire`.
-        self._wire = Wire(client._ps, client._process_msg, self._cut)
+        self._wire = Parser(client._ps, client._process_msg, self._cut)
         client._ps = self._wire  # type: ignore[assignment]
 
     @property
@@ -235,14 +235,16 @@ class Bus(JetStream):
         arrived: Callable[[], None] | None = None,
         doubt: Doubt | None = None,
     ) -> Message:
-        """The answer at the reply subject that `frames` is given; see `Waiting`."""
-        waiting = Waiting(what, timeout, silence, skip_empty=skip_empty, effect=effect, arrived=arrived, doubt=doubt)
+        """The answer at the reply subject that `frames` is given; see `PendingReply`."""
+        waiting = PendingReply(
+            what, timeout, silence, skip_empty=skip_empty, effect=effect, arrived=arrived, doubt=doubt
+        )
         reply = f"{self._replies}.{next(self._numbers)}"
         self._receivers[reply] = waiting.received
         self._sweep.add(waiting)
         try:
             if effect:
-                deadline.check_waited_for(what)
+                deadline.check_deadline(what)
             await self._send(frames(reply), waiting if effect else None, waiting.until)
             answer = await waiting.answered
         except TimeoutError:
@@ -301,7 +303,7 @@ class Bus(JetStream):
             raise UnavailableError(f"no stream takes {messages[0].subject} at the moment", retry_after=1)
         return answer
 
-    async def _send(self, frames: bytes, mortal: Waiting | None = None, until: float | None = None) -> None:
+    async def _send(self, frames: bytes, mortal: PendingReply | None = None, until: float | None = None) -> None:
         """nats-py has no public way to write finished frames; its header encoder is slower than the server, and a task
         of its own writes a little later. What is `mortal` is not written once the caller on whose behalf it is sent has
         given up. Raises TimeoutError where there is no room `until` then, by the event loop's clock."""

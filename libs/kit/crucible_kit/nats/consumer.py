@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from crucible_core import subjects
 from crucible_core.errors import CrucibleError, NotFoundError, UnavailableError
 from crucible_kit.nats.bus import Bus
-from crucible_kit.nats.inflight import PARK_AFTER, Hand, Poison, in_hand
+from crucible_kit.nats.inflight import PARK_AFTER, InFlight, PoisonError, open_in_flight
 from crucible_kit.nats.message import Handler, Message
-from crucible_kit.nats.pull import Lost, Pull, Resumption, open_pull
+from crucible_kit.nats.pull import Backoff, LostError, Pull, open_pull
 from crucible_kit.tasks import finish
 from crucible_kit.telemetry.spans import Telemetry
 
-__all__ = ["PARK_AFTER", "Poison", "ensure_durable", "work", "work_batches"]
+__all__ = ["PARK_AFTER", "PoisonError", "ensure_durable", "work", "work_batches"]
 
 log = logging.getLogger(__name__)
 
@@ -67,14 +67,14 @@ async def work(
 ) -> None:
     """Handles each message of a durable consumer, `concurrency` at a time, until cancelled; what is begun finishes.
 
-    The handler returns: acknowledged. It raises `Poison` or `msgspec.DecodeError`: parked. Anything else: delivered
-    again, and parked when it has failed ten times, not counting the times that something was away. One that was in hand
-    when a process ended is worked on alone, and parked when two processes have ended over it. Long handlers keep their
-    message by heartbeats. At the end a handler that takes more than `grace` (s) is cancelled and its message is
-    given back, as are those that had not begun.
+    A handler that returns acknowledges its message. One that raises `PoisonError` or `msgspec.DecodeError` parks
+    it. After anything else the message is delivered again, and parked when it has failed ten times, not counting
+    the times that something was away. A message in hand when a process ended is worked on alone, and parked when
+    two processes have ended over it. Heartbeats keep the messages of long handlers. At the end, a handler that
+    takes more than `grace` (s) is cancelled, and its message is given back, as are those that had not begun.
     """
-    resumption = Resumption(bus, durable)
-    async with in_hand(bus, durable, ack_wait) as hand:
+    resumption = Backoff(bus, durable)
+    async with open_in_flight(bus, durable, ack_wait) as hand:
         workers = _Workers(hand, handler, concurrency, grace)
         try:
             while True:
@@ -83,7 +83,7 @@ async def work(
                         bus, stream, durable, filters, concurrency=concurrency, ack_wait=ack_wait, deliver=deliver
                     )
                     await workers.pull(bus, stream)
-                except (Lost, CrucibleError) as error:
+                except (LostError, CrucibleError) as error:
                     await resumption.after(error)
         finally:
             await workers.finish()
@@ -113,8 +113,8 @@ async def work_batches(
         with tracing.batch("process", stream, messages, count=len(messages), group=durable):
             await handler(messages)
 
-    resumption = Resumption(bus, durable)
-    async with in_hand(bus, durable, ack_wait) as hand:
+    resumption = Backoff(bus, durable)
+    async with open_in_flight(bus, durable, ack_wait) as hand:
         batches = _Batches(bus, hand, traced, batch, grace)
         while True:
             try:
@@ -122,14 +122,14 @@ async def work_batches(
                     bus, stream, durable, filters, concurrency=4 * batch, ack_wait=ack_wait, deliver=deliver
                 )
                 await batches.pull(stream)
-            except (Lost, CrucibleError) as error:
+            except (LostError, CrucibleError) as error:
                 await resumption.after(error)
 
 
 class _Workers:
     """A task for each message in hand."""
 
-    def __init__(self, hand: Hand, handler: Handler, concurrency: int, grace: float) -> None:
+    def __init__(self, hand: InFlight, handler: Handler, concurrency: int, grace: float) -> None:
         self._hand = hand
         self._handler = handler
         self._concurrency = concurrency
@@ -178,7 +178,7 @@ class _Workers:
 class _Batches:
     """The messages in hand, in order, of which the first ones are being handled."""
 
-    def __init__(self, bus: Bus, hand: Hand, handler: BatchHandler, most: int, grace: float) -> None:
+    def __init__(self, bus: Bus, hand: InFlight, handler: BatchHandler, most: int, grace: float) -> None:
         self._bus = bus
         self._hand = hand
         self._handler = handler

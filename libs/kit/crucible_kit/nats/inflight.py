@@ -19,7 +19,7 @@ PARK_AFTER = 10
 """Failures after which a message that makes its handler fail is put aside."""
 HELD_BYTES = 32 * 1024 * 1024
 """What messages in hand may come to, over all consumers of a process. Each may have one, whatever the others have."""
-DEADLY = 2
+MAX_CRASHES = 2
 """Processes that may end while they work on one message alone, before it is put aside."""
 _NAK_S = 1.0
 _LONGEST_NAK_S = 30.0
@@ -28,11 +28,11 @@ _OWN_HEADERS = "Nats-"
 _UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError)
 
 
-class Poison(Exception):
+class PoisonError(Exception):
     """This message can never be handled: park it. The text is the reason that is kept beside it."""
 
 
-class Hand:
+class InFlight:
     """What has been delivered here and not been answered, by its sequence in the stream."""
 
     def __init__(self, bus: Bus, durable: str) -> None:
@@ -80,13 +80,13 @@ class Hand:
         try:
             last = await self._bus.last(self._bus.names.attempts, subject)
             ended = int(last.data) if last else 0
-            if ended < DEADLY:
+            if ended < MAX_CRASHES:
                 await self._bus.store(Outgoing(subject, b"%d" % (ended + 1)))
         except CrucibleError as error:
             log.info("%s: message %d waits: %s", self.durable, message.sequence, error)
             await self.answer(message, _nak(_NAK_S))
             return
-        if ended >= DEADLY:
+        if ended >= MAX_CRASHES:
             await self.answer(message, await self._parked(message, f"{ended} processes ended while they worked on it"))
             return
         try:
@@ -101,7 +101,7 @@ class Hand:
         try:
             await handler(message)
             answer = subjects.ACK
-        except (Poison, *_UNDECODABLE) as error:
+        except (PoisonError, *_UNDECODABLE) as error:
             answer = await self._parked(message, str(error))
         except Exception as error:
             answer = await self._failed(message, error)
@@ -172,9 +172,9 @@ class Hand:
 
 
 @contextlib.asynccontextmanager
-async def in_hand(bus: Bus, durable: str, ack_wait: float) -> AsyncIterator[Hand]:
+async def open_in_flight(bus: Bus, durable: str, ack_wait: float) -> AsyncIterator[InFlight]:
     """What is still in hand at the end is given back."""
-    hand = Hand(bus, durable)
+    hand = InFlight(bus, durable)
     keeper = asyncio.create_task(hand.keep(ack_wait / 3))
     try:
         yield hand

@@ -287,7 +287,7 @@ class JetStream(abc.ABC):
         if reply.error is not None:
             if reply.error.err_code == _NO_MESSAGE:
                 return None
-            raise _refused(reply.error, stream)
+            raise _translate_error(reply.error, stream)
         assert reply.message is not None
         found = reply.message
         headers, sequence = _stored_headers(found.hdrs), first_of(stream) + found.seq
@@ -306,7 +306,7 @@ class JetStream(abc.ABC):
                 return
             reply = await self._api_reply("STREAM.UPDATE", name, body=config)
         if reply.error is not None:
-            raise _refused(reply.error, name)
+            raise _translate_error(reply.error, name)
 
     async def create_stream(self, name: str, **options: Any) -> None:
         """The same for a stream that is not there yet. Raises ConflictError where one is that has other options."""
@@ -314,7 +314,7 @@ class JetStream(abc.ABC):
         if reply.error is not None and reply.error.err_code == _NAME_IN_USE:
             raise ConflictError(f"there is a stream {name}")
         if reply.error is not None:
-            raise _refused(reply.error, name)
+            raise _translate_error(reply.error, name)
 
     async def ensure_consumer(self, stream: str, name: str, **options: Any) -> int:
         """Creates or updates a consumer; returns how many messages wait for it. Durations are in seconds."""
@@ -348,7 +348,7 @@ class JetStream(abc.ABC):
             return
         gone = reply.error.err_code in _NOT_DELETED and await self.get(stream, sequence) is None
         if not gone:
-            raise _refused(reply.error, stream)
+            raise _translate_error(reply.error, stream)
 
     async def delete_stream(self, stream: str) -> None:
         """Idempotent."""
@@ -371,11 +371,11 @@ class JetStream(abc.ABC):
         except msgspec.DecodeError as error:
             raise UnavailableError("JetStream answered with something other than an acknowledgement") from error
         if ack.error is not None:
-            raise self._refused(ack.error)
+            raise self._note_refusal(ack.error)
         return ack
 
-    def _refused(self, error: _ApiError) -> CrucibleError:
-        refusal = _refused(error, "message")
+    def _note_refusal(self, error: _ApiError) -> CrucibleError:
+        refusal = _translate_error(error, "message")
         if isinstance(refusal, StorageFullError):
             self.storage.refused(refusal.detail)
         return refusal
@@ -383,12 +383,12 @@ class JetStream(abc.ABC):
     async def _delete(self, operation: str, *tokens: str) -> None:
         reply = await self._api_reply(operation, *tokens)
         if reply.error is not None and reply.error.code != 404:
-            raise _refused(reply.error, tokens[-1])
+            raise _translate_error(reply.error, tokens[-1])
 
     async def _api(self, operation: str, *tokens: str, body: Mapping[str, Any] | None = None) -> _Reply:
         reply = await self._api_reply(operation, *tokens, body=body)
         if reply.error is not None:
-            raise _refused(reply.error, tokens[-1] if tokens else operation)
+            raise _translate_error(reply.error, tokens[-1] if tokens else operation)
         return reply
 
     async def _api_reply(self, operation: str, *tokens: str, body: Mapping[str, Any] | None = None) -> _Reply:
@@ -411,7 +411,7 @@ def _parts(messages: Sequence[Outgoing]) -> Iterator[list[Outgoing]]:
         yield part
 
 
-def _refused(error: _ApiError, what: str) -> CrucibleError:
+def _translate_error(error: _ApiError, what: str) -> CrucibleError:
     """JetStream's error as ours."""
     if error.err_code in _WRONG_LAST_SEQUENCE:
         return ConflictError(f"another event was first: {error.description}")

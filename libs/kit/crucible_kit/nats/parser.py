@@ -30,7 +30,7 @@ class Rest(Protocol):
     def reset(self) -> None: ...
 
 
-class Wire:
+class Parser:
     """The protocol of docs.nats.io/reference/reference-protocols/nats-protocol, as a client reads it."""
 
     def __init__(self, rest: Rest, undirected: Undirected, broken: Callable[[], None]) -> None:

@@ -27,7 +27,7 @@ _LONGEST_PAUSE_S = 5.0
 _WORKED_S = 10.0
 
 
-class Lost(Exception):
+class LostError(Exception):
     """The consumer has gone or skipped something: begin again after the last message that was handed on."""
 
 
@@ -80,10 +80,10 @@ class Pull:
                 async with asyncio.timeout(_LOST_AFTER_S if self.outstanding else None):
                     await self._news.wait()
             except TimeoutError as error:
-                raise Lost("no heartbeat") from error
+                raise LostError("no heartbeat") from error
         self._news.clear()
         if self._trouble is not None:
-            raise Lost(self._trouble)
+            raise LostError(self._trouble)
 
     def nudge(self) -> None:
         self._news.set()
@@ -138,7 +138,7 @@ async def open_pull(bus: Bus, stream: str, consumer: str, take: Receiver) -> Asy
         pull.close()
 
 
-class Resumption:
+class Backoff:
     """The pauses before going on: short after what had worked for a while, longer while nothing does."""
 
     def __init__(self, bus: Bus, what: str) -> None:

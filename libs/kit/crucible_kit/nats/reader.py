@@ -10,7 +10,7 @@ from crucible_core.errors import CrucibleError, NotFoundError
 from crucible_core.position import in_stream
 from crucible_kit.nats.bus import Bus
 from crucible_kit.nats.message import Message
-from crucible_kit.nats.pull import Lost, Resumption, open_pull
+from crucible_kit.nats.pull import Backoff, LostError, open_pull
 
 
 async def read(
@@ -35,8 +35,8 @@ async def read(
     Raises NotFoundError when there is no such stream, or when it is no longer the one that was read: it was made anew,
     or lost its end. Nothing that is derived from it holds then.
     """
-    place = _Place(after, since_ms, last_per_subject)
-    resumption = Resumption(bus, f"reading {stream}")
+    place = _ReadPosition(after, since_ms, last_per_subject)
+    resumption = Backoff(bus, f"reading {stream}")
     caught_up = False
     while True:
         try:
@@ -59,7 +59,7 @@ async def read(
                         yield []
         except NotFoundError:
             raise
-        except (Lost, CrucibleError) as error:
+        except (LostError, CrucibleError) as error:
             await resumption.after(error)
 
 
@@ -68,7 +68,7 @@ def _last_of(waiting: int, message: Message) -> bool:
     return message.pending == 0 or message.consumer_sequence >= waiting
 
 
-class _Place:
+class _ReadPosition:
     """How far a reader has come, and what tells it that the stream is still the same."""
 
     def __init__(self, after: int, since_ms: int | None, last_per_subject: bool) -> None:
@@ -156,9 +156,9 @@ async def _batches(bus: Bus, stream: str, consumer: str, batch: int) -> AsyncGen
             del arrived[:batch]
             for message in messages:
                 if message.consumer_sequence != seen + 1:
-                    raise Lost(f"message {seen + 1} of the consumer is missing")
+                    raise LostError(f"message {seen + 1} of the consumer is missing")
                 seen += 1
             if messages or pull.idle_at == seen:
                 yield messages
             elif pull.idle_at is not None and pull.idle_at > seen:
-                raise Lost(f"message {seen + 1} of the consumer did not arrive")
+                raise LostError(f"message {seen + 1} of the consumer did not arrive")

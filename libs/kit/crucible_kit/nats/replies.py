@@ -19,7 +19,7 @@ Doubt = Callable[[], Awaitable[CrucibleError]]
 """Returns, with the error that says so, once there is nobody left who could answer."""
 
 
-class Waiting:
+class PendingReply:
     """The wait for one answer, or for the first that says something where those may be empty (`skip_empty`).
 
     `silence` is how long it may be without a sign that somebody works on it. `arrived` is called when it is known that
@@ -88,7 +88,7 @@ class Waiting:
 
     def drop(self) -> None:
         """It was not sent after all."""
-        self.end(deadline.late(self._what))
+        self.end(deadline.late_error(self._what))
 
     def late(self) -> CrucibleError:
         return self.unanswered(f"{self._what} did not answer within {self._patience:g} s", retry_after=1)
@@ -107,19 +107,19 @@ class Waiting:
         self.end(await doubt())
 
 
-class Sweep:
+class TimeoutSweep:
     """Looks at all waits, again and again as long as there are any."""
 
     def __init__(self) -> None:
-        self._waits: set[Waiting] = set()
+        self._waits: set[PendingReply] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    def add(self, waiting: Waiting) -> None:
+    def add(self, waiting: PendingReply) -> None:
         self._waits.add(waiting)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(SWEEP_S, self._look)
 
-    def remove(self, waiting: Waiting) -> None:
+    def remove(self, waiting: PendingReply) -> None:
         self._waits.discard(waiting)
         waiting.close()
 

@@ -51,7 +51,7 @@ from crucible_events.retention import Retention
 from crucible_events.worlds.registry import Places
 from crucible_kit.clock import fresh_id, fresh_ids, timestamp
 from crucible_kit.eventlog import event_at
-from crucible_kit.fairness import Places as Seats
+from crucible_kit.fairness import Slots
 from crucible_kit.nats.bus import MAX_BATCH, Bus, DuplicateError, Message, Stored
 from crucible_kit.rpc import Context
 from crucible_kit.tasks import Turn
@@ -90,7 +90,7 @@ class Appender:
         self._places = places
         self._retention = retention
         self._committer = committer
-        self._judging = Seats(JUDGED_AT_ONCE, JUDGED_AT_ONCE // 4)
+        self._judging = Slots(JUDGED_AT_ONCE, JUDGED_AT_ONCE // 4)
         self._most = min(MAX_EVENT_BYTES, bus.max_payload - _HEADERS_ROOM)
         appended = metrics.counter("events_appended", "Events that were committed", ("category",))
         self._appended_of = functools.cache(appended.labels)

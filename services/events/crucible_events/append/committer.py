@@ -167,7 +167,7 @@ class Committer:
             if pending.after is not None and (error := _missed(pending.after)):
                 _fail(pending, error)
             if pending.caller is not None and pending.caller.gone:
-                _fail(pending, deadline.late("the commit"))
+                _fail(pending, deadline.late_error("the commit"))
             if not pending.outcome.done() and taken:
                 # JetStream checks each expectation of a batch against the stream as it was before the batch, and
                 # refuses a batch that has an id twice.
@@ -228,7 +228,7 @@ class Committer:
     async def _batch(self, taken: list[Pending]) -> None:
         try:
             messages = [message for pending in taken for message in pending.messages]
-            with deadline.on_behalf_of(deadline.soonest([pending.caller for pending in taken])):
+            with deadline.on_behalf_of(deadline.earliest_caller([pending.caller for pending in taken])):
                 stored = map(Stored, await self._bus.commit(messages))
         except UnavailableError:
             raise

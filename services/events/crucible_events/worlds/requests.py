@@ -45,7 +45,7 @@ from crucible_events.worlds.registry import Places
 from crucible_kit.buckets import Bucket, Entry
 from crucible_kit.clock import timestamp
 from crucible_kit.nats.bus import Bus
-from crucible_kit.pages import page
+from crucible_kit.pages import list_page
 from crucible_kit.rpc import Context, Endpoint, call_all
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class Worlds:
         scope, all_records = context.scope, self._places.records.values()
         present = (record for record in all_records if record.deleted_at is None and scope.has_place(record.id))
         view = partial(records.view_of, scope=scope)
-        shown, cursor = page(present, lambda record: record.id, view, request, self._most_bytes)
+        shown, cursor = list_page(present, lambda record: record.id, view, request, self._most_bytes)
         return WorldList(worlds=shown, next_cursor=cursor)
 
     async def place(self, request: PlaceRequest, context: Context) -> PlaceRequest:

@@ -31,8 +31,8 @@ from crucible_hooks.actions.scripts import SPELLINGS, VARIABLES, bound, modules,
 from crucible_hooks.errors import AbsentError, RunError
 from crucible_hooks.expressions.cel import plain
 from crucible_hooks.stopwatch import Stopwatch
-from crucible_kit.fairness import Places
-from crucible_kit.isolation import Exhausted, Isolated
+from crucible_kit.fairness import Slots
+from crucible_kit.isolation import ExhaustedError, WorkerPool
 
 _FIELD = "_field_of"
 _PRELUDE = f"""def {_FIELD}(value, name):
@@ -171,13 +171,13 @@ class Sandbox:
     together: the scripts of others run on.
     """
 
-    def __init__(self, stack: contextlib.AsyncExitStack, isolated: Isolated, workers: int, memory_mb: int) -> None:
+    def __init__(self, stack: contextlib.AsyncExitStack, isolated: WorkerPool, workers: int, memory_mb: int) -> None:
         self._stack = stack
         self._isolated = isolated
         self._workers = workers
         self._memory = memory_mb * 1024 * 1024
         self._pools: dict[str, AsyncMonty] = {}
-        self._places = {pool: Places(workers, workers // 4) for pool in ("pre", "post")}
+        self._places = {pool: Slots(workers, workers // 4) for pool in ("pre", "post")}
         self._adapted: dict[str, Adapted] = {}
         self._starting = asyncio.Lock()
 
@@ -246,7 +246,7 @@ class Sandbox:
             try:
                 async with watch.entered(self._isolated.worker(name)) as worker:
                     found = await worker.run(adapted, source)
-            except Exhausted as error:
+            except ExhaustedError as error:
                 raise RunError(f"the script cannot be parsed: {error}") from None
             if len(self._adapted) >= _MOST_ADAPTED:
                 self._adapted.clear()
@@ -262,7 +262,7 @@ class Sandbox:
 
 
 @contextlib.asynccontextmanager
-async def open_sandbox(isolated: Isolated, workers: int, memory_mb: int) -> AsyncIterator[Sandbox]:
+async def open_sandbox(isolated: WorkerPool, workers: int, memory_mb: int) -> AsyncIterator[Sandbox]:
     async with contextlib.AsyncExitStack() as stack:
         # pydantic-monty's threads outlive the pool for a moment; the interpreter aborts if it ends before they do.
         stack.push_async_callback(asyncio.sleep, _EXIT_PAUSE_S)

@@ -16,7 +16,7 @@ from crucible_core.suggest import nearest
 from crucible_hooks.errors import RunError
 from crucible_hooks.expressions import cel
 from crucible_hooks.stopwatch import Stopwatch
-from crucible_kit.isolation import Exhausted, Isolated
+from crucible_kit.isolation import ExhaustedError, WorkerPool
 
 Context = Mapping[str, Any]
 """What expressions see: `event` and `inputs`."""
@@ -61,7 +61,7 @@ def check(source: str, at: str) -> cel.Syntax:
 
 
 class Evaluator:
-    def __init__(self, isolated: Isolated) -> None:
+    def __init__(self, isolated: WorkerPool) -> None:
         self._isolated = isolated
 
     async def values(
@@ -79,7 +79,7 @@ class Evaluator:
         try:
             async with watch.entered(self._isolated.worker(hook)) as worker:
                 found = await worker.run(_evaluate_apart, sources, msgspec.json.encode(context))
-        except Exhausted as error:
+        except ExhaustedError as error:
             raise RunError(f"{sources[0].strip()[:200]}: {error}") from None
         return msgspec.json.decode(found)  # type: ignore[no-any-return]
 

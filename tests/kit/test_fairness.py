@@ -4,13 +4,13 @@ import asyncio
 
 import pytest
 
-from crucible_kit.fairness import Places
+from crucible_kit.fairness import Slots
 
 
 class Holders:
     """Takes places in tasks, which hold theirs until they are released."""
 
-    def __init__(self, places: Places) -> None:
+    def __init__(self, places: Slots) -> None:
         self.places = places
         self.inside: list[str] = []
         self._ends: dict[str, list[asyncio.Event]] = {}
@@ -43,7 +43,7 @@ async def settle() -> None:
 
 @pytest.fixture
 async def holders() -> Holders:
-    return Holders(Places(4, 2))
+    return Holders(Slots(4, 2))
 
 
 async def test_one_key_never_holds_all(holders: Holders) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from crucible_core import subjects
 from crucible_kit.nats.message import Message
-from crucible_kit.nats.parser import Wire, headers_of
+from crucible_kit.nats.parser import Parser, headers_of
 
 FRAMES = (
     b"MSG a.b 1 5\r\nhello\r\n"
@@ -39,9 +39,9 @@ class Library:
         self.messages.append((subscription, subject, reply, data))
 
 
-def wired() -> tuple[Wire, Library, list[Message]]:
+def wired() -> tuple[Parser, Library, list[Message]]:
     library, arrived = Library(), list[Message]()
-    wire = Wire(library, library.undirected, lambda: None)
+    wire = Parser(library, library.undirected, lambda: None)
     wire.receivers[1] = arrived.append
     return wire, library, arrived
 
