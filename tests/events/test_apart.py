@@ -7,7 +7,7 @@ from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, 
 from crucible_kit.rpc import call
 
 from .conftest import Asker, Running, new
-from .test_guards import bucket, definition, deny, hooks, put
+from .test_prehooks import bucket, definition, deny, hooks, put
 
 __all__ = ["bucket", "put"]
 
@@ -26,11 +26,11 @@ async def test_events_that_need_nothing_more_are_committed_in_order(running: Run
         ]
 
 
-async def test_an_event_that_hooks_judge_is_left(running: Running, ask: Asker, put: Any) -> None:
+async def test_an_event_of_a_pre_hook_is_left(running: Running, ask: Asker, put: Any) -> None:
     await put("gate", definition(filter={"n": 5}))
     async with running(), hooks(ask.bus, deny) as asked:
-        one, guarded, other = await apart(ask, *(new(payload={"n": n}) for n in (4, 5, 6)))
-        assert (one.sequence, guarded, other.sequence) == (1, Appended(alone=True), 2)
+        one, hooked, other = await apart(ask, *(new(payload={"n": n}) for n in (4, 5, 6)))
+        assert (one.sequence, hooked, other.sequence) == (1, Appended(alone=True), 2)
         assert not asked
         denied = await ask.one(new(payload={"n": 5}))
         assert denied.error is not None

@@ -32,7 +32,7 @@ from crucible_kit.telemetry.metrics import Metrics
 from tests.places import make_world
 
 from .conftest import Asker, Running, delete_index, eventually, index_files, new, until
-from .test_guards import allow, change, definition, deny, hooks
+from .test_prehooks import allow, change, definition, deny, hooks
 from .test_retention import put, rule, told
 
 SECRET = "the colour of the vault is vermilion"

@@ -12,7 +12,7 @@ from crucible_core.protocol.retention import PutRetention, RetentionRule, Retent
 from crucible_core.subjects import KEEP, TTL
 from crucible_core.times import format_keep, parse_keep
 from crucible_events import store
-from crucible_events.append.lifetime import DEFAULT, FOREVER, Keeping, expiry_of, keeping
+from crucible_events.append.lifetime import DEFAULT, FOREVER, Lifetime, expiry_of, lifetime_of
 from crucible_events.retention import RetentionRequest
 from crucible_events.settings import Settings
 from crucible_kit.buckets import open_bucket
@@ -70,9 +70,9 @@ def test_times_are_written_the_short_way() -> None:
 
 
 def test_what_jetstream_is_told() -> None:
-    assert keeping(None, 60) == FOREVER
-    assert keeping(60, 60) == Keeping("60s")
-    assert keeping(61, 60) == Keeping("never", 61)
+    assert lifetime_of(None, 60) == FOREVER
+    assert lifetime_of(60, 60) == Lifetime("60s")
+    assert lifetime_of(61, 60) == Lifetime("never", 61)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ async def stream(ask: Asker) -> set[str]:
 
 
 async def test_default_keeping_costs_no_header(service: Starlette, ask: Asker) -> None:
-    assert Keeping() == DEFAULT
+    assert Lifetime() == DEFAULT
     assert await told(ask, (await ask.one(new())).sequence) == (None, None)
 
 

@@ -446,7 +446,7 @@ async def test_what_is_not_registered_cannot_be_deleted(service: Starlette, type
         assert caught.value.errors[0].suggestion == near
 
 
-# ---- guards ----------------------------------------------------------------------------------------------------------
+# ---- Pre hooks -------------------------------------------------------------------------------------------------------
 
 
 def gate(*types: str) -> bytes:
@@ -454,10 +454,10 @@ def gate(*types: str) -> bytes:
     return msgspec.json.encode(HookRecord(name="gate", definition=definition))
 
 
-async def test_pre_hook_on_a_type_guards_it_from_its_first_event(
+async def test_pre_hook_on_a_type_decides_from_its_first_event(
     service: Starlette, bus: Bus, ask: Asker, types: Catalogue
 ) -> None:
-    """While the type is not known its hook stands in nobody's way; then it judges, though no hooks service answers."""
+    """While the type is not known its hook stands in nobody's way; then it decides, though no hooks service answers."""
     bucket = await open_bucket(bus, "hooks")
     revision = await bucket.put("gate", gate("Order.Placed", "Parcel.*", "new_order"))
     await call_all(bus, OPERATOR, "events", "guarded", GuardedRequest(revision=revision))
@@ -474,7 +474,7 @@ async def test_pre_hook_on_a_type_guards_it_from_its_first_event(
     assert (await ask.one(new("Custom.note", {"amount": 1}))).error is None
 
 
-async def test_a_schema_that_closes_a_custom_type_does_not_make_its_guard_deny_everything(
+async def test_a_schema_that_closes_a_custom_type_does_not_make_its_hook_deny_everything(
     service: Starlette, bus: Bus, ask: Asker, types: Catalogue
 ) -> None:
     bucket = await open_bucket(bus, "hooks")

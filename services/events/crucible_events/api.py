@@ -34,9 +34,9 @@ from crucible_core.protocol.retention import PutRetention, ReachedRequest, Reten
 from crucible_events import retention, store
 from crucible_events.append.appends import Appender
 from crucible_events.append.entries import check_repeats
-from crucible_events.append.lookup import Indexed, missing
-from crucible_events.append.prehooks import Guards
-from crucible_events.append.stamp import EVENTS, scoped_key, who
+from crucible_events.append.lookup import IndexLookup, no_event
+from crucible_events.append.prehooks import PreHooks
+from crucible_events.append.stamp import EVENTS, identify, scoped_key
 from crucible_events.query import counts, query, scan, tree
 from crucible_events.retention import Retention
 from crucible_events.types import Registry
@@ -93,11 +93,11 @@ def reached(places: Places, rules: Retention | None, purging: Purger | None) -> 
     return Endpoint(ReachedRequest, reach, every_replica=True)
 
 
-def appends(bus: Bus, appender: Appender, guards: Guards, rules: Retention) -> Mapping[str, Endpoint]:
+def appends(bus: Bus, appender: Appender, prehooks: PreHooks, rules: Retention) -> Mapping[str, Endpoint]:
     """Of the role `append`, by operation; see `crucible_core.protocol` for what each takes and gives."""
 
     async def guarded(request: GuardedRequest, context: Context) -> GuardedRequest:
-        await guards.reach(request.revision)
+        await prehooks.reach(request.revision)
         return request
 
     async def put_retention(request: PutRetention, context: Context) -> RetentionView:
@@ -114,7 +114,7 @@ def appends(bus: Bus, appender: Appender, guards: Guards, rules: Retention) -> M
     }
 
 
-def queries(bus: Bus, index: Index, lookup: Indexed, types: Types, places: Places) -> Mapping[str, Endpoint]:
+def queries(bus: Bus, index: Index, lookup: IndexLookup, types: Types, places: Places) -> Mapping[str, Endpoint]:
     """The same of the role `query`."""
     room = room_for(bus)
     answers = Budget(_ANSWERS_BYTES)
@@ -138,12 +138,12 @@ def queries(bus: Bus, index: Index, lookup: Indexed, types: Types, places: Place
     async def get(request: GetRequest, context: Context) -> bytes:
         found = await lookup.find(request.id)
         if not context.scope.everything and not context.scope.sees(decode(found)):
-            raise missing(request.id)
+            raise no_event(request.id)
         return found
 
     async def keyed(request: KeyedRequest, context: Context) -> Appended:
-        key = scoped_key(request.key, who(request.source, request.actor)[1], request.world_id)
-        first = (await lookup.known([key], settled=True)).get(key)
+        key = scoped_key(request.key, identify(request.source, request.actor)[1], request.world_id)
+        first = (await lookup.find_known([key], settled=True)).get(key)
         if first is None:
             return Appended()
         check_repeats(request.fingerprint, first)

@@ -14,8 +14,8 @@ from crucible_core.protocol.parts import Trouble
 from crucible_events import api, store
 from crucible_events.append.appends import Appender
 from crucible_events.append.committer import Committer
-from crucible_events.append.lookup import Asked, Indexed, Lookup
-from crucible_events.append.prehooks import Guards
+from crucible_events.append.lookup import IndexLookup, Lookup, RemoteLookup
+from crucible_events.append.prehooks import PreHooks
 from crucible_events.audit import Audit, lost_ends
 from crucible_events.redaction import Eraser, Redacting
 from crucible_events.replay.registry import Replays
@@ -95,9 +95,9 @@ def create_app(settings: Settings | None = None) -> Starlette:
                 index.telemetry = telemetry
                 index.measure(metrics)
             service = await _service(settings, bus, index, telemetry, metrics)
-            lookup: Lookup = Asked(bus)
+            lookup: Lookup = RemoteLookup(bus)
             if index is not None:
-                lookup = Indexed(bus, index, settings.duplicate_window_s)
+                lookup = IndexLookup(bus, index, settings.duplicate_window_s)
                 await _add_query(app, service, index, lookup, losses)
             if settings.events_role != "query":
                 await _add_append(service, lookup)
@@ -165,29 +165,29 @@ async def _service(
 
 
 async def _add_append(service: _Service, lookup: Lookup) -> None:
-    """Stamps, validates, asks the guards and commits. What it holds is in memory, and there within a moment."""
+    """Stamps, validates, asks the Pre hooks and commits. All that it holds is in memory, and there within a moment."""
     bus, types, places, metrics = service.bus, service.types, service.places, service.metrics
     settings = service.settings
-    guards = Guards(bus, await service.bucket("hooks"), types, service.principals, metrics)
+    prehooks = PreHooks(bus, await service.bucket("hooks"), types, service.principals, metrics)
     rules = service.rules = Retention(
         bus, await service.bucket(RETENTION), places, types, settings.retention_days * DAY_S
     )
     committer = Committer(bus, service.telemetry, metrics, settings.events_queue, settings.events_queue_mib * _MIB)
-    appender = Appender(bus, lookup, types, guards, places, rules, committer, metrics)
+    appender = Appender(bus, lookup, types, prehooks, places, rules, committer, metrics)
     making_room = partial(appender.append, spare=True)
     registry = requests.Worlds(bus, service.atlas, places, appender.append, making_room, api.room_for(bus))
     redacting = Redacting(bus, lookup, appender)
-    service.views |= {"hooks": guards.view, "retention": rules.view}
-    service.troubles.append(guards.troubles)
-    service.running += [guards.view.follow, rules.view.follow, committer.run, registry.resume]
+    service.views |= {"hooks": prehooks.view, "retention": rules.view}
+    service.troubles.append(prehooks.troubles)
+    service.running += [prehooks.view.follow, rules.view.follow, committer.run, registry.resume]
     service.answers |= {
-        **api.appends(bus, appender, guards, rules),
+        **api.appends(bus, appender, prehooks, rules),
         **registry.endpoints(),
         **redacting.endpoints(),
     }
 
 
-async def _add_query(app: Starlette, service: _Service, index: Index, lookup: Indexed, losses: Losses) -> None:
+async def _add_query(app: Starlette, service: _Service, index: Index, lookup: IndexLookup, losses: Losses) -> None:
     """Fills the index and answers from it, compares it with the log, and works on replays."""
     bus, types, places, metrics = service.bus, service.types, service.places, service.metrics
     projection = store.Projection(metrics)

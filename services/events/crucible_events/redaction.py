@@ -15,8 +15,8 @@ from crucible_core.protocol.events import IndexedRequest, NewEvent, RedactReques
 from crucible_core.redaction import MAX_REASON, Place, mark, place_of, tombstone, type_of
 from crucible_events import store
 from crucible_events.append.appends import Appender
-from crucible_events.append.lifetime import kept_as
-from crucible_events.append.lookup import Lookup, missing
+from crucible_events.append.lifetime import lifetime_in
+from crucible_events.append.lookup import Lookup, no_event
 from crucible_events.append.stamp import EVENTS, stored_key
 from crucible_kit.eventlog import event_at
 from crucible_kit.index.index import Index, unwritable
@@ -118,7 +118,7 @@ class Redacting:
         found = await self._lookup.find(request.id)
         event = decode(found)
         if not context.scope.sees(event):
-            raise missing(request.id)
+            raise no_event(request.id)
         sequence = event.sequence or 0
         message = await event_at(self._bus, sequence)
         if message is None:
@@ -126,10 +126,10 @@ class Redacting:
             end = await self._bus.last_sequence(self._bus.names.stream_at(sequence))
             found = await self._lookup.find(request.id, end)
             if decode(found).redacted is UNSET:
-                raise missing(request.id)
+                raise no_event(request.id)
             return found
         if not holds(message, request.id):
-            raise missing(request.id)
+            raise no_event(request.id)
         if decode(message.data).redacted is not UNSET:  # it came so, with an import
             return found
         told = await self._tell(request, message, context)
@@ -145,8 +145,8 @@ class Redacting:
         event = decode(message.data, message.sequence)
         new = _tombstone(event, request, message)
         place = Place(message.sequence, message.time_ms, stored_key(message.headers) or "")
-        kept = kept_as(message.headers)
-        appended = await self._appender.append_own(new, mark(place), kept, context.traceparent)
+        lifetime = lifetime_in(message.headers)
+        appended = await self._appender.append_own(new, mark(place), lifetime, context.traceparent)
         assert appended.sequence is not None
         if appended.duplicate:
             await self._check_first(appended.sequence, request.id, place)

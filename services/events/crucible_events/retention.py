@@ -22,7 +22,7 @@ from crucible_core.subjects import first_of
 from crucible_core.times import format_keep, parse_keep
 from crucible_core.types.catalogue import CATALOGUE, Catalogue
 from crucible_events import store
-from crucible_events.append.lifetime import DEFAULT, Keeping, expiry_of, keeping
+from crucible_events.append.lifetime import DEFAULT, Lifetime, expiry_of, lifetime_of
 from crucible_events.append.stamp import EVENTS
 from crucible_events.worlds.registry import Places
 from crucible_kit.buckets import Bucket, Change, View
@@ -48,7 +48,7 @@ class Rule(msgspec.Struct, frozen=True):
 
     types: frozenset[str] | None
     world_id: str | None
-    keeping: Keeping
+    lifetime: Lifetime
 
     def fits(self, event: Event) -> bool:
         if self.world_id is not None and self.world_id != event.metadata.world_id:
@@ -59,7 +59,7 @@ class Rule(msgspec.Struct, frozen=True):
 def compile_rule(rule: RetentionRule, at: str, max_age_s: float, catalogue: Catalogue = CATALOGUE) -> Rule:
     """Raises InvalidError with paths below `at`."""
     types = catalogue.expand(rule.type, f"{at}.type")
-    return Rule(types, rule.world_id, keeping(parse_keep(rule.keep, f"{at}.keep"), max_age_s))
+    return Rule(types, rule.world_id, lifetime_of(parse_keep(rule.keep, f"{at}.keep"), max_age_s))
 
 
 class RetentionRequest(msgspec.Struct):
@@ -79,7 +79,7 @@ class Retention:
         self._rules: Sequence[Rule] = ()
         self._written: Sequence[RetentionRule] = ()
         self._revision = 0
-        self._found: dict[tuple[str, str], Keeping] = {}
+        self._found: dict[tuple[str, str], Lifetime] = {}
         self.view = View(bucket, self._changed)
         types.changed.append(lambda _: self._compile())
 
@@ -90,7 +90,7 @@ class Retention:
         """Raises UnavailableError while the rules are not known."""
         await self.view.reach(0, _PATIENCE_S)
 
-    def of(self, event: Event) -> Keeping:
+    def of(self, event: Event) -> Lifetime:
         """What the first rule that fits says of an event."""
         if not self._rules:
             return DEFAULT
@@ -99,7 +99,7 @@ class Retention:
         if found is None:
             if len(self._found) >= _REMEMBERED:
                 self._found.clear()
-            found = next((rule.keeping for rule in self._rules if rule.fits(event)), DEFAULT)
+            found = next((rule.lifetime for rule in self._rules if rule.fits(event)), DEFAULT)
             self._found[key] = found
         return found
 

@@ -54,7 +54,7 @@ CREATE INDEX IF NOT EXISTS erasures_due ON erasures (sequence) WHERE NOT done;
 CREATE TABLE IF NOT EXISTS streams (name TEXT PRIMARY KEY, created TEXT NOT NULL, last INTEGER NOT NULL) WITHOUT ROWID;
 """
 """`time` is microseconds; `message_id` stands for an idempotency key, if there is one; `forever` and `expires_ms` are
-as `keeping.expiry_of` gives them. `spans` has the least and the greatest time of each 1,024 sequences: a query by time
+as `lifetime.expiry_of` gives them. `spans` has the least and the greatest time of each 1,024 sequences: a query by time
 finds its place in the log with it, without an index on time. Every index has one column, after which SQLite puts the
 sequence: it is read in the log's order without sorting. `erasures` has the redacted events; `done` says that their
 bytes are nowhere any more (see `erasing`)."""
@@ -251,8 +251,8 @@ async def select(index: Index, statement: str, values: Sequence[Any] = ()) -> li
     return await index.reader.execute_fetchall(statement, values)
 
 
-async def known(index: Index, message_ids: Sequence[str]) -> dict[str, Known]:
-    """By id and by what stands for a key (see `stamping.key_of`), the events that the log has already."""
+async def find_known(index: Index, message_ids: Sequence[str]) -> dict[str, Known]:
+    """The events that the log has already, by id or by the hash of a key (see `stamp.key_of`)."""
     found: dict[str, Known] = {}
     for start in range(0, len(message_ids), _AT_ONCE):
         part = message_ids[start : start + _AT_ONCE]
@@ -264,8 +264,8 @@ async def known(index: Index, message_ids: Sequence[str]) -> dict[str, Known]:
     return found
 
 
-async def chains(index: Index, ids: Sequence[str]) -> dict[str, Chain]:
-    """How deep in which chain some events are, by their ids; without those that the log does not have."""
+async def find_chains(index: Index, ids: Sequence[str]) -> dict[str, Chain]:
+    """The depth and correlation of some events, by their ids, without those that the log does not have."""
     found: dict[str, Chain] = {}
     for start in range(0, len(ids), _AT_ONCE):
         part = ids[start : start + _AT_ONCE]

@@ -22,7 +22,7 @@ from crucible_core.types.catalogue import ANY_CUSTOM, Catalogue, UnknownTypeErro
 from crucible_core.types.registration import check_request, registered
 from crucible_events import store
 from crucible_events.append.stamp import EVENTS
-from crucible_events.append.validation import compiled
+from crucible_events.append.validation import compile_schema
 from crucible_events.query import counts, query
 from crucible_kit.clock import timestamp
 from crucible_kit.eventlog import log_end
@@ -155,7 +155,7 @@ class Registry:
 def _checked(request: RegisterType, catalogue: Catalogue, owner: str) -> TypeRecord | None:
     """The record to store, or None where it is stored already. For a thread: to compare two schemas takes seconds."""
     check_request(request, catalogue)
-    compiled(request.schema)
+    compile_schema(request.schema)
     return registered(request, catalogue, timestamp(), owner)
 
 

@@ -1,4 +1,5 @@
-"""Group commit: appends that wait at the same time share one atomic batch, and each caller gets his own outcome."""
+"""Group commit: appends that wait at the same time share one atomic batch, and each caller gets his own outcome. Also
+the commit that expects versions of entities that share a subject."""
 
 import asyncio
 import logging
@@ -10,8 +11,17 @@ from typing import Any
 
 import msgspec
 
-from crucible_core.errors import CrucibleError, LimitedError, UnavailableError, UnknownOutcomeError, untried
+from crucible_core.errors import (
+    ConflictError,
+    CrucibleError,
+    LimitedError,
+    UnavailableError,
+    UnknownOutcomeError,
+    untried,
+)
 from crucible_core.subjects import EXPECTED_SEQUENCE
+from crucible_events.append.entries import Entry, entities_of
+from crucible_events.append.lookup import Lookup
 from crucible_kit import deadline
 from crucible_kit.deadline import Caller
 from crucible_kit.nats.bus import MAX_BATCH, Bus, Stored
@@ -29,7 +39,7 @@ more than as many single stores take, synced or not."""
 _OVERHEAD = 256
 """Bytes of headers and subject, about."""
 _SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-
+_ATTEMPTS = 100
 
 Outcome = Stored | CrucibleError
 
@@ -60,14 +70,13 @@ class Pending(msgspec.Struct, eq=False):
         return [message.msg_id for message in self.messages]
 
 
-class _Line:
-    """What waits for one stream of the log."""
+class _Queue:
+    """The appends that wait for one stream of the log."""
 
     def __init__(self) -> None:
         self.waiting: deque[Pending] = deque()
         self.wake = asyncio.Event()
-        self.under_way = 0
-        """The bytes that are being committed."""
+        self.committing_bytes = 0
 
 
 class Committer:
@@ -80,7 +89,7 @@ class Committer:
         self._telemetry = telemetry
         self._most_events = most_events
         self._most_bytes = most_bytes
-        self._lines = {stream: _Line() for stream in bus.names.log_streams}
+        self._queues = {stream: _Queue() for stream in bus.names.log_streams}
         self._events = 0
         self._bytes = 0
         self._sizes = metrics.histogram("events_commit_events", "Events of a commit", buckets=_SIZES)
@@ -88,8 +97,8 @@ class Committer:
 
     @property
     def held_bytes(self) -> int:
-        """What waits for its commit, or is being committed."""
-        return self._bytes + sum(line.under_way for line in self._lines.values())
+        """The bytes that wait for their commit, or are being committed."""
+        return self._bytes + sum(queue.committing_bytes for queue in self._queues.values())
 
     def submit(self, messages: Sequence[Outgoing], entities: Collection[str] = ()) -> "asyncio.Future[list[Stored]]":
         """Asks for messages of one stream to be stored, several of them atomically (at most 1,000).
@@ -123,38 +132,38 @@ class Committer:
         if full and self._events:
             raise LimitedError("too many events are waiting for their commit", retry_after=1)
         outcome: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        line = self._lines[self._bus.names.stream_with(messages[0].subject)]
-        line.waiting.append(Pending(messages, outcome, size, entities, each, after, deadline.caller()))
+        queue = self._queues[self._bus.names.stream_with(messages[0].subject)]
+        queue.waiting.append(Pending(messages, outcome, size, entities, each, after, deadline.caller()))
         self._events += len(messages)
         self._bytes += size
-        line.wake.set()
+        queue.wake.set()
         return outcome
 
     async def run(self) -> None:
         """Commits until cancelled; what still waits then is refused."""
         try:
             # Not a task group, which cancels only once its own task runs again: a commit would be begun meanwhile.
-            await asyncio.gather(*(self._commit_to(stream, line) for stream, line in self._lines.items()))
+            await asyncio.gather(*(self._commit_to(stream, queue) for stream, queue in self._queues.items()))
         finally:
-            for line in self._lines.values():
-                for pending in line.waiting:
+            for queue in self._queues.values():
+                for pending in queue.waiting:
                     _fail(pending, UnavailableError("events is shutting down", retry_after=1))
 
-    async def _commit_to(self, stream: str, line: _Line) -> None:
+    async def _commit_to(self, stream: str, queue: _Queue) -> None:
         taken: list[Pending] = []
         try:
             while True:
-                await line.wake.wait()
-                taken = self._take(line.waiting)
+                await queue.wake.wait()
+                taken = self._take(queue.waiting)
                 if taken:
-                    await self._commit(stream, line, taken)
-                elif not line.waiting:
-                    line.wake.clear()
+                    await self._commit(stream, queue, taken)
+                elif not queue.waiting:
+                    queue.wake.clear()
         finally:
             for pending in taken:
                 _fail(pending, UnknownOutcomeError("events was shut down during the commit", retry_after=1))
 
-    # ---- what goes together
+    # ---- batches
 
     def _take(self, waiting: deque[Pending]) -> list[Pending]:
         """The next batch: all that waits, in order, as far as it fits together."""
@@ -164,7 +173,7 @@ class Committer:
         count = size = 0
         while waiting:
             pending = waiting[0]
-            if pending.after is not None and (error := _missed(pending.after)):
+            if pending.after is not None and (error := _failure_before(pending.after)):
                 _fail(pending, error)
             if pending.caller is not None and pending.caller.gone:
                 _fail(pending, deadline.late_error("the commit"))
@@ -193,26 +202,28 @@ class Committer:
 
     # ---- storing
 
-    async def _commit(self, stream: str, line: _Line, taken: list[Pending]) -> None:
+    async def _commit(self, stream: str, queue: _Queue, taken: list[Pending]) -> None:
         count = sum(len(pending.messages) for pending in taken)
         started = time.perf_counter()
-        line.under_way = sum(pending.size for pending in taken)
+        queue.committing_bytes = sum(pending.size for pending in taken)
         messages = (message for pending in taken for message in pending.messages)
         try:
             with self._telemetry.batch("send", stream, messages, count=count) as span:
-                await self._stored(taken, count)
-                if span is not None and (missed := next(filter(None, (_missed(one.outcome) for one in taken)), None)):
+                await self._store(taken, count)
+                if span is not None and (
+                    missed := next(filter(None, (_failure_before(one.outcome) for one in taken)), None)
+                ):
                     span.fail(missed.code, missed.detail)
         except Exception as error:
             if not isinstance(error, CrucibleError):
                 log.exception("a commit of %d events failed", count)
             for pending in taken:
                 _fail(pending, error)
-        line.under_way = 0
+        queue.committing_bytes = 0
         self._sizes.observe(count)
         self._seconds.observe(time.perf_counter() - started)
 
-    async def _stored(self, taken: list[Pending], count: int) -> None:
+    async def _store(self, taken: list[Pending], count: int) -> None:
         if taken[0].whole:
             await self._whole(taken[0])
         elif count > FEW:
@@ -261,6 +272,44 @@ class Committer:
             return error.as_value()
 
 
+async def commit_expecting(
+    bus: Bus, lookup: Lookup, committer: Committer, entries: Sequence[Entry], *, whole: bool = False
+) -> list[Stored]:
+    """Commits entries together, again and again while only neighbours of their entities come between: JetStream checks
+    that nothing came to a shared subject, and the index that the entity's last event was the expected one before.
+
+    Raises ConflictError where an expectation does not hold; with `whole` it names the event.
+    """
+    expectations = await _expectations(bus, lookup, entries, whole)
+    for _ in range(_ATTEMPTS):
+        left = dict(expectations)
+        messages = [entry.outgoing(bus.names, left) for entry in entries]
+        try:
+            return await committer.submit(messages, entities_of(entries))
+        except ConflictError:
+            before, expectations = expectations, await _expectations(bus, lookup, entries, whole)
+            if expectations == before:  # the conflict is another one
+                raise
+    raise UnavailableError("too many appends come between; try again", retry_after=1)
+
+
+async def _expectations(bus: Bus, lookup: Lookup, entries: Sequence[Entry], whole: bool) -> dict[str, int]:
+    """The last sequence of each shared subject, after which nothing may have come to it. Raises ConflictError."""
+    found: dict[str, int] = {}
+    for entry in entries:
+        if not entry.shares_subject:
+            continue
+        about, subject = entry.stamped.event.metadata, entry.versions(bus.names)
+        if subject not in found:
+            last = await bus.last(bus.names.stream_of(about.world_id), subject)
+            found[subject] = last.sequence if last else 0
+        entity = about.world_id, entry.stamped.event.type, about.entity or ""
+        current = await lookup.last_of(*entity, through=found[subject])
+        if current != entry.stamped.expected_sequence:
+            raise entry.conflict(current, whole)
+    return found
+
+
 def _resolve(pending: Pending, outcomes: Sequence[Outcome]) -> None:
     if pending.outcome.done():
         return
@@ -270,8 +319,8 @@ def _resolve(pending: Pending, outcomes: Sequence[Outcome]) -> None:
         pending.outcome.set_result(list(outcomes))
 
 
-def _missed(before: "asyncio.Future[list[Any]]") -> CrucibleError | None:
-    """Why something of what was submitted could not be stored for now; None where it was, or was refused for good."""
+def _failure_before(before: "asyncio.Future[list[Any]]") -> CrucibleError | None:
+    """The error of a message that could not be stored for now; None where all were stored, or refused for good."""
     if not before.done() or before.cancelled():
         return None
     error = before.exception()

@@ -1,5 +1,5 @@
-"""An event on its way into the log: stamped, with the message that commits it; and what holds among those of one
-atomic request. Pure."""
+"""Entries of an append: each a stamped event with the message that commits it; and the rules between the entries of one
+request: order, chains, streams, atomicity. Pure."""
 
 from collections.abc import Mapping, Sequence
 
@@ -28,7 +28,7 @@ from crucible_core.subjects import (
     VERSIONED,
     Names,
 )
-from crucible_events.append.lifetime import DEFAULT, Keeping
+from crucible_events.append.lifetime import DEFAULT, Lifetime
 from crucible_events.append.stamp import Defaults, Stamped, stamp
 from crucible_events.append.validation import Payloads
 from crucible_kit.nats.bus import MAX_BATCH
@@ -37,41 +37,42 @@ from crucible_kit.nats.frames import Outgoing
 _MOST_ERRORS = 100
 
 
-class Candidate(msgspec.Struct, frozen=True):
-    """An event of a request, with what is needed to stamp it again when a hook has changed its payload. `headers` are
-    those of the service's own events: such an event is not changed by hooks. `scope` is what who sends it may see."""
+class Entry(msgspec.Struct, frozen=True):
+    """The event at `index` of a request, and the parts to stamp it again when a hook changes its payload. Only the
+    service's own events have `headers`, and no hook changes these. `scope` is the sender's."""
 
-    position: int
+    index: int
     new: NewEvent
     defaults: Defaults
     stamped: Stamped
     most: int
     payloads: Payloads
-    keeping: Keeping = DEFAULT
+    lifetime: Lifetime = DEFAULT
     headers: Mapping[str, str] = {}
     scope: Scope = EVERYTHING
 
     @property
-    def brought(self) -> list[str]:
-        """The ids by which the log may know the event already, its key first; none where it got them here."""
+    def client_ids(self) -> list[str]:
+        """The ids from the client, by which the log may have the event already: its key first."""
         ids = (self.stamped.key, self.new.id)
         return list(dict.fromkeys(id for id in ids if id is not None))
 
     @property
     def entity(self) -> str | None:
-        """What names the subject of the event's entity; None where it has none of its own."""
+        """A name of the subject of the event's entity; None where the entity has no subject of its own."""
         event = self.stamped.event
         return self.about if event.type in VERSIONED and event.data.event != ACCESSED else None
 
     @property
     def about(self) -> str | None:
-        """What names the event's entity."""
+        """A name of the event's entity."""
         event, about = self.stamped.event, self.stamped.event.metadata
         return None if about.entity is None else f"{about.world_id}\n{event.type}\n{about.entity}"
 
     @property
-    def shares(self) -> bool:
-        """Whether its entity's expected sequence is one that JetStream alone cannot check: see `pinning`."""
+    def shares_subject(self) -> bool:
+        """True where JetStream alone cannot check the expected sequence: the entity shares its subject with others. See
+        `committer.commit_expecting`."""
         return self.stamped.expected_sequence is not None and self.stamped.event.type not in VERSIONED
 
     def versions(self, names: Names) -> str:
@@ -80,27 +81,26 @@ class Candidate(msgspec.Struct, frozen=True):
         return names.versions(about.world_id, self.stamped.event.type, about.entity or "")
 
     def conflict(self, current: int, whole: bool = False) -> ConflictError:
-        """That its entity's last event is another than expected; `whole` says which event of the request it is."""
-        place = f"events.{self.position}: " if whole else ""
+        """The error for another last event of its entity than expected; `whole` names the event of the request."""
+        at = f"events.{self.index}: " if whole else ""
         about = f"the last event of {self.stamped.event.metadata.entity} has sequence {current}"
-        return ConflictError(f"{place}{about}, not {self.stamped.expected_sequence}", current_sequence=current)
+        return ConflictError(f"{at}{about}, not {self.stamped.expected_sequence}", current_sequence=current)
 
     def refusal(self) -> ForbiddenError:
         event = self.stamped.event
         where = f"{event.dotted} in the world {event.metadata.world_id[:64]}, room {event.metadata.room_id[:64]}"
         return forbidden("events:write", f"nothing may be written there: {where}").as_value()
 
-    def committed(self, sequence: int) -> Appended:
+    def appended(self, sequence: int) -> Appended:
         event, about = self.stamped.event, self.stamped.event.metadata
         return Appended(id=about.id, sequence=sequence, type=event.dotted, correlation_id=about.correlation_id)
 
     def check_repeats(self, first: Known) -> None:
-        """Raises InvalidError where the event that has its idempotency key was another request's."""
         check_repeats(self.new.fingerprint, first)
 
-    def outgoing(self, names: Names, pins: dict[str, int] | None = None) -> Outgoing:
-        """The message that commits it. It takes its bucket's pin, if there is one: only the first message of an atomic
-        batch may say what it expects of a subject."""
+    def outgoing(self, names: Names, expectations: dict[str, int] | None = None) -> Outgoing:
+        """The message that commits it. It takes the expectation of its shared subject away from `expectations`: only
+        the first message of an atomic batch may have one for a subject."""
         stamped, event, about = self.stamped, self.stamped.event, self.stamped.event.metadata
         headers = dict(self.headers)
         if not self.new.react or self.new.redacted is not None:  # it is only recorded
@@ -111,62 +111,63 @@ class Candidate(msgspec.Struct, frozen=True):
             headers[KEY] = stamped.key
         expected = stamped.expected_sequence
         if event.type not in VERSIONED:
-            expected = pins.pop(self.versions(names), None) if pins else None
+            expected = expectations.pop(self.versions(names), None) if expectations else None
         if expected is not None:
             headers[EXPECTED_SEQUENCE] = str(names.expected(about.world_id, expected))
             headers[EXPECTED_SUBJECT] = self.versions(names)
         subject = names.event(about.world_id, about.room_id, event.type, event.data.event, about.entity)
-        if self.keeping.keep_s is not None:
-            headers[KEEP] = str(self.keeping.keep_s)
-        return Outgoing(subject, stamped.raw, headers, stamped.message_id, self.keeping.ttl)
+        if self.lifetime.remove_after_s is not None:
+            headers[KEEP] = str(self.lifetime.remove_after_s)
+        return Outgoing(subject, stamped.raw, headers, stamped.message_id, self.lifetime.ttl)
 
-    def changed(self, payload: bytes) -> "Candidate":
+    def with_payload(self, payload: bytes) -> "Entry":
         """The same event with another payload. Raises as `stamp` does."""
         new = msgspec.structs.replace(self.new, payload=msgspec.Raw(payload))
         return msgspec.structs.replace(self, stamped=stamp(new, self.defaults, self.payloads, self.most))
 
 
 def check_repeats(fingerprint: str | None, first: Known) -> None:
+    """Raises InvalidError where an idempotency key was used for a request with another fingerprint."""
     if fingerprint and first.fingerprint and fingerprint != first.fingerprint:
         message = f"was used for another request, which made {first.id} at sequence {first.sequence}"
         raise InvalidError(f"Idempotency-Key: {message}", errors=[FieldError("Idempotency-Key", message)])
 
 
-def runs(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+def batches(entries: Sequence[Entry]) -> list[list[Entry]]:
     """Neighbours that can be committed in one go: they expect no sequence, and none has another's message id."""
-    found: list[list[Candidate]] = []
+    found: list[list[Entry]] = []
     ids: set[str] = set()
-    for candidate in candidates:
-        stamped = candidate.stamped
+    for entry in entries:
+        stamped = entry.stamped
         alone = stamped.expected_sequence is not None
         if alone or not ids or stamped.message_id in ids or len(ids) == MAX_BATCH:
             found.append([])
             ids.clear()
-        found[-1].append(candidate)
+        found[-1].append(entry)
         if not alone:
             ids.add(stamped.message_id)
     return found
 
 
-def entities_of(candidates: Sequence[Candidate]) -> set[str]:
-    """What names the subjects of their entities; one name for all that share a subject with others."""
-    return {candidate.entity or "" for candidate in candidates}
+def entities_of(entries: Sequence[Entry]) -> set[str]:
+    """The names of the subjects of their entities; one name for all that share a subject with others."""
+    return {entry.entity or "" for entry in entries}
 
 
-State = Candidate | Appended | CrucibleError
+State = Entry | Appended | CrucibleError
 """How far an event has come: it is on its way, or has its outcome."""
 ALONE = Appended(alone=True)
 """The outcome of an event that others would have to wait for."""
 
 
 def continues(new: NewEvent) -> bool:
-    """Whether an event's place in a chain is to be taken from the cause that it names: services say it themselves."""
+    """True where an event takes its depth and correlation from the cause that it names; services set these
+    themselves."""
     return new.causation_id is not None and new.outside and new.react and not (new.hop and new.correlation_id)
 
 
 def continue_chain(new: NewEvent, chains: Mapping[str, Chain]) -> None:
-    """Makes an event one effect deeper than its cause. One that is not known, as another system's is not, changes
-    nothing."""
+    """Makes an event one effect deeper than its cause; a cause that the log does not have changes nothing."""
     cause = chains.get(new.causation_id or "") if continues(new) else None
     if cause is not None:
         new.hop = new.hop or cause.hop + 1
@@ -175,95 +176,95 @@ def continue_chain(new: NewEvent, chains: Mapping[str, Chain]) -> None:
 
 def remember_chain(state: State, chains: dict[str, Chain]) -> None:
     """An event may be the cause of a later one of its request."""
-    if isinstance(state, Candidate) and state.new.id is not None:
+    if isinstance(state, Entry) and state.new.id is not None:
         about = state.stamped.event.metadata
         chains.setdefault(state.new.id, Chain(about.hop, about.correlation_id))
 
 
-def within(scope: Scope, state: State) -> State:
-    """The event, or its refusal where it is none that its sender may write. Nothing is told of what there is."""
-    if scope.everything or not isinstance(state, Candidate):
+def apply_scope(scope: Scope, state: State) -> State:
+    """The entry, or its refusal where its sender may not write it. The refusal tells nothing about the log."""
+    if scope.everything or not isinstance(state, Entry):
         return state
     if not scope.sees(decode(state.stamped.raw)):
         return state.refusal()
     return msgspec.structs.replace(state, scope=scope)
 
 
-def under_way(states: Sequence[State]) -> list[Candidate]:
-    return [state for state in states if isinstance(state, Candidate)]
+def entries_in(states: Sequence[State]) -> list[Entry]:
+    return [state for state in states if isinstance(state, Entry)]
 
 
-def all_of(states: list[State]) -> list[Candidate]:
-    """The events of an atomic request. Raises where one of them is refused."""
-    refused = {place: state for place, state in enumerate(states) if isinstance(state, CrucibleError)}
+def require_all(states: list[State]) -> list[Entry]:
+    """The entries of an atomic request. Raises where one of them is refused."""
+    refused = {index: state for index, state in enumerate(states) if isinstance(state, CrucibleError)}
     if refused:
-        raise as_one(refused)
-    return under_way(states)
+        raise _merge(refused)
+    return entries_in(states)
 
 
-def hold_back(sent: Sequence[Candidate], states: list[State]) -> None:
-    """Keeps the order of an entity's events, of those that were `sent`: what comes after one that cannot be committed
-    for now waits with it for the repetition of the request."""
+def hold_back(sent: Sequence[Entry], states: list[State]) -> None:
+    """Keeps the order of each entity's events: a later one of those that were `sent` fails with the one before it that
+    cannot be committed for now, and both wait for the repetition of the request."""
     missed: set[str | None] = set()
-    for candidate in sent:
-        state = states[candidate.position]
-        if candidate.about is None:
+    for entry in sent:
+        state = states[entry.index]
+        if entry.about is None:
             continue
         if isinstance(state, LimitedError | UnavailableError):
-            missed.add(candidate.about)
-        elif isinstance(state, Candidate) and candidate.about in missed:
+            missed.add(entry.about)
+        elif isinstance(state, Entry) and entry.about in missed:
             message = "an earlier event of its entity could not be committed"
-            states[candidate.position] = UnavailableError(message, retry_after=1)
+            states[entry.index] = UnavailableError(message, retry_after=1)
 
 
-def check_apart(candidates: Sequence[Candidate]) -> None:
-    """Raises InvalidError where events of an atomic request stand in each other's way."""
+def check_independent(entries: Sequence[Entry]) -> None:
+    """Raises InvalidError where events of an atomic request have one id, or one expects the version of another."""
     ids: set[str] = set()
     entities: set[str | None] = {None}
     errors = []
-    for candidate in candidates:
-        at = f"events.{candidate.position}"
-        if candidate.stamped.message_id in ids:
+    for entry in entries:
+        at = f"events.{entry.index}"
+        if entry.stamped.message_id in ids:
             errors.append(FieldError(f"{at}.id", "another event of the request has the same id"))
-        if candidate.stamped.expected_sequence is not None and candidate.about in entities:
+        if entry.stamped.expected_sequence is not None and entry.about in entities:
             message = "belongs to the first event that the request has of an entity: it is about what is committed"
             errors.append(FieldError(f"{at}.expected_sequence", message))
-        ids.add(candidate.stamped.message_id)
-        entities.add(candidate.about)
+        ids.add(entry.stamped.message_id)
+        entities.add(entry.about)
     if errors:
         raise InvalidError(f"{errors[0].path}: {errors[0].message}", errors=errors)
 
 
-def by_stream(candidates: list[Candidate], names: Names) -> list[list[Candidate]]:
-    """Those of each stream of the log, in their order."""
+def by_stream(entries: list[Entry], names: Names) -> list[list[Entry]]:
+    """The entries of each stream of the log, in their order."""
     if names.streams == 1:
-        return [candidates]
-    found: dict[str, list[Candidate]] = {}
-    for candidate in candidates:
-        found.setdefault(names.stream_of(candidate.stamped.event.metadata.world_id), []).append(candidate)
+        return [entries]
+    found: dict[str, list[Entry]] = {}
+    for entry in entries:
+        found.setdefault(names.stream_of(entry.stamped.event.metadata.world_id), []).append(entry)
     return list(found.values())
 
 
-def check_one_stream(candidates: list[Candidate], names: Names) -> None:
+def check_one_stream(entries: list[Entry], names: Names) -> None:
     """Raises InvalidError where an atomic request is about worlds of several streams: JetStream commits one stream's
     messages together."""
-    _, *others = by_stream(candidates, names) or [[]]
-    strangers = sorted(candidate.position for some in others for candidate in some)
+    _, *others = by_stream(entries, names) or [[]]
+    strangers = sorted(entry.index for some in others for entry in some)
     if strangers:
         message = "its world is in another stream of the log than that of the first event: append it by itself"
-        errors = [FieldError(f"events.{place}.world_id", message) for place in strangers[:_MOST_ERRORS]]
+        errors = [FieldError(f"events.{index}.world_id", message) for index in strangers[:_MOST_ERRORS]]
         raise InvalidError(f"{errors[0].path}: {message}", errors=errors)
 
 
-def as_one(refused: Mapping[int, CrucibleError]) -> CrucibleError:
-    """The refusal of an atomic request, from those of its events by position: of the first one's kind. Each of these
-    has its place among the errors."""
-    place, first = min(refused.items())
-    alike = {place: error for place, error in refused.items() if error.code == first.code}
+def _merge(refused: Mapping[int, CrucibleError]) -> CrucibleError:
+    """The refusal of an atomic request, from those of its events by index: of the first one's kind, with the errors of
+    all of that kind."""
+    index, first = min(refused.items())
+    alike = {index: error for index, error in refused.items() if error.code == first.code}
     errors = [
-        msgspec.structs.replace(field, path=f"events.{place}.{field.path}".rstrip("."))
-        for place, error in alike.items()
+        msgspec.structs.replace(field, path=f"events.{index}.{field.path}".rstrip("."))
+        for index, error in alike.items()
         for field in error.errors or [FieldError("", error.detail)]
     ]
-    detail = f"events.{place}: {first.detail}"
+    detail = f"events.{index}: {first.detail}"
     return type(first)(detail, errors=errors[:_MOST_ERRORS], **first.extra)

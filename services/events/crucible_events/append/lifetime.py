@@ -1,4 +1,4 @@
-"""How long an event is kept: what JetStream is told of it, and how the index reads that. Pure."""
+"""An event's lifetime: the headers that tell JetStream how long to keep it, and the reading of these headers. Pure."""
 
 from collections.abc import Mapping
 
@@ -7,27 +7,28 @@ import msgspec
 from crucible_core.subjects import KEEP, TTL
 
 
-class Keeping(msgspec.Struct, frozen=True):
-    """How JetStream is told: by a TTL of its own, or none; where `keep_s` is set, it is `events` that removes it."""
+class Lifetime(msgspec.Struct, frozen=True):
+    """`ttl` is JetStream's own, None for the limit of the stream; after `remove_after_s`, `events` removes the
+    event."""
 
     ttl: str | None = None
-    keep_s: int | None = None
+    remove_after_s: int | None = None
 
 
-DEFAULT = Keeping()
-FOREVER = Keeping("never")
+DEFAULT = Lifetime()
+FOREVER = Lifetime("never")
 
 
-def keeping(seconds: int | None, max_age_s: float) -> Keeping:
-    """A TTL does not go past the stream's own limit, except `never`: what is to be kept longer is kept for ever, and
-    removed when its time has come."""
+def lifetime_of(seconds: int | None, max_age_s: float) -> Lifetime:
+    """The lifetime of so many seconds, None for ever. JetStream takes no TTL past the stream's own limit except
+    `never`: such an event is stored for ever, and removed by `events`."""
     if seconds is None:
         return FOREVER
-    return Keeping(f"{seconds}s") if seconds <= max_age_s else Keeping("never", seconds)
+    return Lifetime(f"{seconds}s") if seconds <= max_age_s else Lifetime("never", seconds)
 
 
 def expiry_of(headers: Mapping[str, str], stored_ms: int) -> tuple[bool, int | None]:
-    """Whether the stream's limit passes a message by, and its own end (Unix ms) where it has one."""
+    """(forever, expires_ms): the stream's limit spares a message, and its own end (Unix ms) where it has one."""
     ttl = headers.get(TTL)
     if ttl is None:
         return False, None
@@ -36,7 +37,7 @@ def expiry_of(headers: Mapping[str, str], stored_ms: int) -> tuple[bool, int | N
     return never, stored_ms + int(seconds) * 1000 if seconds.isdecimal() and len(seconds) <= 12 else None
 
 
-def kept_as(headers: Mapping[str, str]) -> Keeping:
-    """The keeping that a stored message was given."""
+def lifetime_in(headers: Mapping[str, str]) -> Lifetime:
+    """The lifetime that a stored message has."""
     seconds = headers.get(KEEP, "")
-    return Keeping(headers.get(TTL), int(seconds) if seconds.isdecimal() and len(seconds) <= 12 else None)
+    return Lifetime(headers.get(TTL), int(seconds) if seconds.isdecimal() and len(seconds) <= 12 else None)

@@ -1,4 +1,4 @@
-"""Pre hooks: which events they watch, known in process from the `hooks` bucket, and asking `hooks` for its verdict."""
+"""Pre hooks of the append path: a copy of the `hooks` bucket, the match in process, and the request for a decision."""
 
 import contextlib
 import logging
@@ -25,16 +25,15 @@ from crucible_kit.types import Types
 log = logging.getLogger(__name__)
 
 RUN_RECORDS = frozenset({"Hook.Triggered", "Hook.Executed", "Hook.Failed"})
-"""What `hooks` itself appends; only a filter that names the category sees them, not a bare `*`."""
+"""Types that `hooks` itself appends; only a filter that names the category sees them, not a bare `*`."""
 
-_PATIENCE_S = 5.0
+_READY_S = 5.0
 _record = msgspec.json.Decoder(HookRecord)
 
 
-class Guard(msgspec.Struct, frozen=True):
-    """One enabled Pre hook. `broken` says why its stored form cannot be read: then it denies what it might watch, like
-    any gate that fails. `partial`: it names types that this process does not know, of which nothing can be appended
-    here until it does."""
+class PreHook(msgspec.Struct, frozen=True):
+    """One enabled Pre hook. `broken` says why its record cannot be read: then it denies every event that it might
+    watch. A `partial` one names types that this process does not know; it appends no events of these until it does."""
 
     name: str
     filters: CompiledFilters
@@ -45,8 +44,8 @@ class Guard(msgspec.Struct, frozen=True):
     partial: bool = False
 
 
-def read_guard(key: str, value: bytes, catalogue: Catalogue) -> Guard | None:
-    """The guard that an entry of the `hooks` bucket describes; None where it is disabled, inert or a Post hook."""
+def read_prehook(key: str, value: bytes, catalogue: Catalogue) -> PreHook | None:
+    """The Pre hook of an entry of the `hooks` bucket; None where it is disabled, inert or a Post hook."""
     try:
         record = _record.decode(value)
         if not record.enabled or record.definition is None or definition.timing(record.definition) != "Pre":
@@ -55,13 +54,13 @@ def read_guard(key: str, value: bytes, catalogue: Catalogue) -> Guard | None:
         known = [one for one in wanted if _is_known(one, catalogue)]
         filters = compile_filters(known, catalogue=catalogue, any_path=True)
         fails_open = definition.failure_policy(record.definition) == "allow"
-        return Guard(record.name, filters, record.definition, record, fails_open, partial=len(known) < len(wanted))
+        return PreHook(record.name, filters, record.definition, record, fails_open, partial=len(known) < len(wanted))
     except (msgspec.DecodeError, InvalidError, KeyError, TypeError, AttributeError) as error:
-        return _unreadable(key, value, catalogue, str(error))
+        return _broken_prehook(key, value, catalogue, str(error))
 
 
-def _unreadable(key: str, value: bytes, catalogue: Catalogue, error: str) -> Guard | None:
-    """A guard that denies all that a record may watch, as far as that can be told from what can be read of it."""
+def _broken_prehook(key: str, value: bytes, catalogue: Catalogue, error: str) -> PreHook | None:
+    """A Pre hook that denies every event that its record may watch, by the parts of the record that can be read."""
     try:
         found = msgspec.json.decode(value)
     except msgspec.DecodeError:
@@ -70,20 +69,20 @@ def _unreadable(key: str, value: bytes, catalogue: Catalogue, error: str) -> Gua
         case {"enabled": False} | {"definition": None} | {"definition": {"trigger": {"timing": "Post"}}}:
             return None
         case {"definition": {"trigger": {"events": [*events]}}}:
-            types = {_around(one, catalogue) for one in events}
+            types = {_widest_type(one, catalogue) for one in events}
         case _:
             types = set[str]()
-    told = found if isinstance(found, dict) else {}
-    owned = Owned(**{name: told[name] for name in ("owner", "world_id") if isinstance(told.get(name), str)})
-    name = told["name"] if isinstance(told.get("name"), str) else key
+    fields = found if isinstance(found, dict) else {}
+    owned = Owned(**{name: fields[name] for name in ("owner", "world_id") if isinstance(fields.get(name), str)})
+    name = fields["name"] if isinstance(fields.get("name"), str) else key
     wanted = [TypeFilter(event_type=type) for type in sorted(types or {"*"})]
     log.error(
         "hook %s cannot be read, so that %s is denied: %s", name, ", ".join(one.event_type for one in wanted), error
     )
-    return Guard(name, compile_filters(wanted, catalogue=catalogue), {}, owned, broken=error)
+    return PreHook(name, compile_filters(wanted, catalogue=catalogue), {}, owned, broken=error)
 
 
-def _around(wanted: Any, catalogue: Catalogue) -> str:
+def _widest_type(wanted: Any, catalogue: Catalogue) -> str:
     """The type that an entry of a trigger names, its category where that is unknown, or everything."""
     match wanted:
         case {"type": str(type), "event": str(event)}:
@@ -100,8 +99,8 @@ def _around(wanted: Any, catalogue: Catalogue) -> str:
 
 
 def _is_known(wanted: TypeFilter, catalogue: Catalogue) -> bool:
-    """Whether this process knows the type that is wanted. Raises InvalidError for one of Crucible's own categories:
-    that is of a newer version, where it may stand for a type that is known here by another name."""
+    """True where this process has the type of a filter. Raises InvalidError for one of Crucible's own categories: a
+    newer version has it, where it may stand for a type that has another name here."""
     try:
         catalogue.expand(wanted.event_type)
     except InvalidError:
@@ -111,113 +110,113 @@ def _is_known(wanted: TypeFilter, catalogue: Catalogue) -> bool:
     return True
 
 
-class Guards:
-    """This process's copy of the Pre hooks. It is never asked before it has seen all of them."""
+class PreHooks:
+    """This process's copy of the Pre hooks. No append asks it before it holds all of them (`ready`)."""
 
     def __init__(self, bus: Bus, bucket: Bucket, types: Types, principals: Principals, metrics: Metrics) -> None:
         self._bus = bus
         self._event_types = types
         self._principals = principals
         self._values: dict[str, bytes] = {}
-        self._guards: dict[str, Guard] = {}
+        self._hooks: dict[str, PreHook] = {}
         self._matcher: Matcher[str] = Matcher()
-        self._known = metrics.gauge("events_pre_hooks", "Enabled Pre hooks that this process knows")
-        self._asked = metrics.counter("events_intercepts", "Events that Pre hooks judged", ("verdict",))
+        self._enabled = metrics.gauge("events_pre_hooks", "Enabled Pre hooks that this process knows")
+        self._decisions = metrics.counter("events_intercepts", "Events that Pre hooks decided on", ("verdict",))
         self.view = View(bucket, self._changed)
         types.changed.append(self._type_changed)
 
     def _changed(self, change: Change) -> None:
-        guard = None
+        hook = None
         self._values.pop(change.key, None)
         if change.value is not None:
-            guard = read_guard(change.key, change.value, self._event_types.catalogue)
-        if guard is None or change.value is None:
-            self._guards.pop(change.key, None)
+            hook = read_prehook(change.key, change.value, self._event_types.catalogue)
+        if hook is None or change.value is None:
+            self._hooks.pop(change.key, None)
             self._matcher.drop(change.key)
         else:
-            self._guards[change.key] = guard
+            self._hooks[change.key] = hook
             self._values[change.key] = change.value
-            self._matcher.put(change.key, guard.filters)
-        self._known.set(len(self._guards))
+            self._matcher.put(change.key, hook.filters)
+        self._enabled.set(len(self._hooks))
 
     def _type_changed(self, dotted: str) -> None:
-        """What a guard's filters mean may be another thing now."""
+        """Compiles anew the filters that may mean something else now."""
         category = dotted.partition(".")[0]
-        for key, guard in list(self._guards.items()):
-            if guard.partial or guard.filters.names_category(category):
+        for key, hook in list(self._hooks.items()):
+            if hook.partial or hook.filters.names_category(category):
                 self._changed(Change(key, self._values[key], self.view.revision))
 
     async def reach(self, revision: int) -> None:
-        """Returns once the guards are those of a revision of the bucket, with every type that they name and all that
-        their owners may see."""
+        """Returns once this copy is at a revision of the bucket, and has every type that the hooks name and the grants
+        of their owners."""
         await self.view.reach(revision)
         await self._principals.view.refresh()
-        if any(guard.partial for guard in self._guards.values()):
+        if any(hook.partial for hook in self._hooks.values()):
             await self._event_types.view.refresh()
 
     async def ready(self) -> None:
-        """Raises UnavailableError while it is not known which Pre hooks there are, and what their owners may see."""
-        await self.view.reach(0, _PATIENCE_S)
-        await self._principals.view.reach(0, _PATIENCE_S)
+        """Raises UnavailableError until this copy holds every Pre hook and the grants of their owners."""
+        await self.view.reach(0, _READY_S)
+        await self._principals.view.reach(0, _READY_S)
 
     def troubles(self) -> list[Trouble]:
-        """Each hook that denies events since nobody can read it."""
+        """One for each hook that denies events because its record cannot be read."""
         return [
             Trouble(
                 "hooks",
-                f"the record of hook {guard.name} cannot be read, so what it may watch is denied ({guard.broken}). "
-                f"Register it again, or remove it: crucible hooks delete {guard.name}",
+                f"the record of hook {hook.name} cannot be read, so what it may watch is denied ({hook.broken}). "
+                f"Register it again, or remove it: crucible hooks delete {hook.name}",
             )
-            for guard in self._guards.values()
-            if guard.broken
+            for hook in self._hooks.values()
+            if hook.broken
         ]
 
-    def match(self, event: Event) -> list[Guard]:
-        """The guards that watch a stamped event, whose payload is `msgspec.Raw`; most events have none."""
+    def match(self, event: Event) -> list[PreHook]:
+        """The Pre hooks that watch a stamped event, whose payload is `msgspec.Raw`; most events have none."""
         if not self._matcher.may_want(event.type, event.data.event):
             return []
         payload = read(msgspec.json.decode, bytes(event.data.payload))
         decoded = msgspec.structs.replace(event, data=Data(event.data.event, payload))
-        found = [self._guards[key] for key in self._matcher.match(decoded)]
-        matched = [guard for guard in found if self._principals.shows(guard.record, decoded)]
+        found = [self._hooks[key] for key in self._matcher.match(decoded)]
+        matched = [hook for hook in found if self._principals.shows(hook.record, decoded)]
         if event.dotted in RUN_RECORDS:
-            return [guard for guard in matched if guard.filters.names_category("Hook")]
+            return [hook for hook in matched if hook.filters.names_category("Hook")]
         return matched
 
-    async def judge(self, matched: list[Guard], raw: bytes, traceparent: str | None) -> bytes | None:
-        """What the guards that match an event say of it: the payload to put in place of its own, or None.
+    async def decide(self, matched: list[PreHook], raw: bytes, traceparent: str | None) -> bytes | None:
+        """The decision of the Pre hooks that match an event: the payload that replaces its own, or None to keep it.
 
-        DeniedError is a hook's veto; UnavailableError says that the hooks cannot be asked, and one of them must be.
+        Raises DeniedError for a veto, UnavailableError where the hooks cannot be asked and one of them fails closed.
         """
-        for guard in matched:
-            if guard.broken:
-                self._asked.labels("denied").inc()
-                reason = f"its record cannot be read: {guard.broken}"
-                raise DeniedError(f"hook {guard.name} denied the event: {reason}", hook=guard.name, reason=reason)
+        for hook in matched:
+            if hook.broken:
+                self._decisions.labels("denied").inc()
+                reason = f"its record cannot be read: {hook.broken}"
+                raise DeniedError(f"hook {hook.name} denied the event: {reason}", hook=hook.name, reason=reason)
         try:
             payload = await self._ask(matched, raw, traceparent)
         except DeniedError:
-            self._asked.labels("denied").inc()
+            self._decisions.labels("denied").inc()
             raise
         except CrucibleError as error:
-            self._asked.labels("failed").inc()
-            if all(guard.fails_open for guard in matched):
+            self._decisions.labels("failed").inc()
+            if all(hook.fails_open for hook in matched):
                 log.warning("pre hooks %s cannot be asked, and let the event pass: %s", _names(matched), error)
                 return None
-            message = f"the event needs the verdict of {_names(matched)}, which cannot be had: {error.detail}"
+            message = f"the event needs the decision of {_names(matched)}, and hooks cannot be asked: {error.detail}"
             raise UnavailableError(message, retry_after=2) from error
-        self._asked.labels("allowed" if payload is None else "changed").inc()
+        self._decisions.labels("allowed" if payload is None else "changed").inc()
         return payload
 
-    async def _ask(self, matched: list[Guard], raw: bytes, traceparent: str | None) -> bytes | None:
-        names = [guard.name for guard in matched]
+    async def _ask(self, matched: list[PreHook], raw: bytes, traceparent: str | None) -> bytes | None:
+        names = [hook.name for hook in matched]
         request = InterceptRequest(event=msgspec.Raw(raw), hooks=names, revision=self.view.revision)
-        patience = definition.intercept_budget_s(guard.definition for guard in matched)
+        timeout = definition.intercept_budget_s(hook.definition for hook in matched)
         reply = await call(
-            self._bus, EVENTS, "hooks", "intercept", request, InterceptReply, timeout=patience, traceparent=traceparent
+            self._bus, EVENTS, "hooks", "intercept", request, InterceptReply, timeout=timeout, traceparent=traceparent
         )
         return None if reply.payload is msgspec.UNSET else bytes(reply.payload)
 
 
-def _names(guards: list[Guard]) -> str:
-    return ", ".join(guard.name for guard in guards)
+def _names(hooks: list[PreHook]) -> str:
+    return ", ".join(hook.name for hook in hooks)

@@ -1,4 +1,4 @@
-"""From what somebody wants committed to an event: names and payload checked, metadata filled in."""
+"""Stamping: a requested event becomes the event to commit, its names and payload checked, its metadata filled in."""
 
 import hashlib
 import re
@@ -30,7 +30,7 @@ MAX_ENTITY = 4096
 
 SYSTEM = Source("system", "crucible")
 EVENTS = service_principal("events")
-"""Who asks where this service acts for nobody else."""
+"""The principal of this service's own requests."""
 
 # The payload fields that name what an event is about, the first that is a text counts.
 ENTITY_FIELDS = {
@@ -62,7 +62,7 @@ _VERSION = re.compile(r"\d{1,9}\.\d{1,9}\.\d{1,9}(?:[-+][0-9A-Za-z.+-]{1,64})?",
 
 
 class _Moments(msgspec.Struct):
-    """When something happened, by a built-in type's payload: RFC 3339 or Unix seconds."""
+    """The times that a built-in type's payload may have: RFC 3339 or Unix seconds."""
 
     at: Any = None
     started_at: Any = None
@@ -74,7 +74,7 @@ _MOMENT_NAMES = tuple(f'"{name}"'.encode() for name in _Moments.__struct_fields_
 
 
 class Defaults(msgspec.Struct, frozen=True):
-    """What an event gets that did not bring it."""
+    """Values for the metadata that an event comes without."""
 
     id: str
     timestamp: str
@@ -83,14 +83,14 @@ class Defaults(msgspec.Struct, frozen=True):
 
 
 class Stamped(msgspec.Struct, frozen=True):
-    """An event, its stored form, and what JetStream knows it by: its id where a client brought that, else `key`, which
-    stands for its idempotency key (see `key_of`), else the id that it was given. With `brought`, the log may know it
-    already. The event's payload is `msgspec.Raw`."""
+    """An event, its stored form, and its `message_id` in JetStream: the id from the client, else `key`, the hash of its
+    idempotency key (see `key_of`), else a fresh id. With `may_repeat`, the log may have it already. The event's payload
+    is `msgspec.Raw`."""
 
     event: Event
     raw: bytes
     message_id: str
-    brought: bool
+    may_repeat: bool
     key: str | None = None
     expected_sequence: int | None = None
     forever: bool = False
@@ -101,17 +101,18 @@ class HopsError(InvalidError):
 
 
 def stamp(new: NewEvent, defaults: Defaults, payloads: Payloads, most: int = MAX_EVENT_BYTES) -> Stamped:
-    """The event to commit; `most` is the stored bytes that it may have.
+    """The event to commit; `most` is the limit of its stored bytes.
 
     Raises InvalidError with every mistake in the envelope, or the payload's; MalformedError and TooLargeError; and
-    UnknownTypeError for a type or version that `payloads` does not have; ForbiddenError for one that Crucible writes.
+    UnknownTypeError for a type or version that `payloads` does not have; ForbiddenError for one that only Crucible
+    writes.
     """
     if len(new.payload) > most:
         raise _too_large(most)
     dotted = payloads.resolve(new)
     if new.outside and new.react:
         _check_writer(dotted)
-    if mistakes := _mistakes(new) + _of_the_future(new, defaults):
+    if mistakes := _field_errors(new) + _future_times(new, defaults):
         raise _invalid(mistakes)
     if new.hop > MAX_HOPS:
         message = f"{new.hop} effects deep; chains end at {MAX_HOPS}"
@@ -124,7 +125,7 @@ def stamp(new: NewEvent, defaults: Defaults, payloads: Payloads, most: int = MAX
         checked_empty(payload)
         version = new.version or BUILT_IN
     category, _, name = dotted.partition(".")
-    named = _named(category, payload, value)
+    named = _entity_texts(category, payload, value)
     usable = [text for _, text in named if _is_name(text, MAX_ENTITY)]
     metadata = _metadata(new, defaults, version, usable[0] if usable else None)
     data = Data(name, msgspec.Raw(one_line(payload)))
@@ -140,7 +141,7 @@ def stamp(new: NewEvent, defaults: Defaults, payloads: Payloads, most: int = MAX
         event=event,
         raw=raw,
         message_id=event.metadata.id if new.id is not None or key is None else key,
-        brought=new.id is not None or key is not None,
+        may_repeat=new.id is not None or key is not None,
         key=key,
         expected_sequence=new.expected_sequence,
         forever=new.retention == "forever",
@@ -148,7 +149,7 @@ def stamp(new: NewEvent, defaults: Defaults, payloads: Payloads, most: int = MAX
 
 
 def _check_writer(dotted: str) -> None:
-    """Raises ForbiddenError for an event that says what Crucible has done: only Crucible knows."""
+    """Raises ForbiddenError for an event that reports an act of Crucible itself."""
     category = dotted.partition(".")[0]
     if category in OURS:
         message = f"{category} events are written by Crucible alone; an import (?react=false) may bring them back"
@@ -162,12 +163,12 @@ def key_of(new: NewEvent, event: Event) -> str | None:
 
 
 def scoped_key(key: str, actor: str, world_id: str) -> str:
-    """What stands for an idempotency key: a hash of it and of who used it where."""
+    """The hash that stands for an idempotency key, of one actor in one world."""
     return f"key:{hashlib.sha256(chr(31).join([actor, world_id, key]).encode()).hexdigest()}"
 
 
 def stored_key(headers: Mapping[str, str]) -> str | None:
-    """What stands for the idempotency key of a stored event; where it has none, its id."""
+    """The hash of a stored event's idempotency key; where it has none, its id."""
     return headers.get(KEY) or headers.get(MSG_ID)
 
 
@@ -178,7 +179,7 @@ def one_line(payload: bytes) -> bytes:
     return payload
 
 
-def who(source: Source | None, actor: str | None) -> tuple[Source, str]:
+def identify(source: Source | None, actor: str | None) -> tuple[Source, str]:
     """Source and actor, each from the other where only one is known; Crucible itself where none is."""
     if source is None and actor is None:
         source = SYSTEM
@@ -191,7 +192,7 @@ def who(source: Source | None, actor: str | None) -> tuple[Source, str]:
 
 
 def _metadata(new: NewEvent, defaults: Defaults, version: str, entity: str | None) -> Metadata:
-    source, actor = who(new.source, new.actor)
+    source, actor = identify(new.source, new.actor)
     timestamp = defaults.timestamp if new.timestamp is None else format_time(parse_time(new.timestamp, "timestamp"))
     return Metadata(
         id=new.id or defaults.id,
@@ -210,9 +211,9 @@ def _metadata(new: NewEvent, defaults: Defaults, version: str, entity: str | Non
     )
 
 
-def _named(category: str, payload: bytes, value: Any) -> list[tuple[str, str]]:
-    """The fields that may name what an event is about, and their texts; the first that is a name does. `value` is what
-    the payload was decoded to, None where nothing is left of it."""
+def _entity_texts(category: str, payload: bytes, value: Any) -> list[tuple[str, str]]:
+    """The fields that may name the event's entity, and their texts; the first valid name is the entity. `value` is the
+    decoded payload, None for a redacted event."""
     known = category if category in CATEGORIES else "Custom"
     fields = ENTITY_FIELDS.get(known)
     if fields is None or value is None:
@@ -225,7 +226,7 @@ def _named(category: str, payload: bytes, value: Any) -> list[tuple[str, str]]:
 
 
 def _check_entity(event: Event, field: str, name: str, defaults: Defaults) -> None:
-    """An event of a versioned entity must stand on its subject: there its version is checked, and it is looked for.
+    """An event of a versioned entity must have the entity's subject, where its version is checked and it is found.
     `field` of the payload has its `name`. Raises InvalidError."""
     if event.data.event == "Created" and is_after(name, _latest(defaults) // 1000):
         raise _invalid([_ahead(f"payload.{field}", defaults)])
@@ -250,10 +251,10 @@ _NAMES = (
     ("idempotency_key", MAX_NAME),
     ("entity", MAX_ENTITY),
 )
-"""Paths of an event, in the order of `_mistakes`, and the most characters of each."""
+"""Paths of an event, in the order of `_field_errors`, and the most characters of each."""
 
 
-def _mistakes(new: NewEvent) -> list[FieldError]:
+def _field_errors(new: NewEvent) -> list[FieldError]:
     found: list[FieldError] = []
     if new.id is not None and not is_id("evt", new.id):
         found.append(FieldError("id", "an event's id is evt_ and up to 64 letters, digits, _ or -"))
@@ -267,9 +268,9 @@ def _mistakes(new: NewEvent) -> list[FieldError]:
         new.idempotency_key,
         new.entity,
     )
-    given = [name for name in names if name is not None]
-    together = "".join(given)
-    in_order = len(together) <= MAX_NAME and together.isprintable() and all(given)  # as nearly always
+    present = [name for name in names if name is not None]
+    together = "".join(present)
+    in_order = len(together) <= MAX_NAME and together.isprintable() and all(present)  # as nearly always
     for (path, most), value in () if in_order else zip(_NAMES, names, strict=True):
         if value is not None and not _is_name(value, most):
             found.append(FieldError(path, f"must be 1 to {most} characters, none of them a control character"))
@@ -280,12 +281,12 @@ def _mistakes(new: NewEvent) -> list[FieldError]:
     if new.expected_sequence is not None and not 0 <= new.expected_sequence < 2**63:
         found.append(FieldError("expected_sequence", "must be a sequence, or 0 for an entity without events"))
     if new.extensions:
-        found += _extension_mistakes(new.extensions)
+        found += _extension_errors(new.extensions)
     return found
 
 
-def _of_the_future(new: NewEvent, defaults: Defaults) -> list[FieldError]:
-    """Times of the envelope that cannot have been yet; one that is no time is not looked at here."""
+def _future_times(new: NewEvent, defaults: Defaults) -> list[FieldError]:
+    """Errors for times of the envelope that are still to come; a text that is no time has its error elsewhere."""
     if new.id is None and new.timestamp is None and new.redacted is None:
         return []
     times = {"timestamp": new.timestamp, "redacted.at": new.redacted.at if new.redacted else None}
@@ -297,7 +298,7 @@ def _of_the_future(new: NewEvent, defaults: Defaults) -> list[FieldError]:
 
 
 def _check_moments(dotted: str, payload: bytes, defaults: Defaults) -> None:
-    """The same for the payload's words about when something happened. Raises InvalidError."""
+    """The same for the times in the payload. Raises InvalidError."""
     if dotted.partition(".")[0] not in CATEGORIES or not any(name in payload for name in _MOMENT_NAMES):
         return
     found, latest = _moments.decode(payload), _latest(defaults)
@@ -323,7 +324,7 @@ def _ahead(path: str, defaults: Defaults) -> FieldError:
     return FieldError(path, f"is more than a day ahead of the clock, which says {defaults.timestamp[:19]}Z")
 
 
-def _extension_mistakes(extensions: Extensions) -> list[FieldError]:
+def _extension_errors(extensions: Extensions) -> list[FieldError]:
     if sum(not is_kept(name) for name in extensions) > MAX_EXTENSIONS:
         return [FieldError("extensions", f"must be at most {MAX_EXTENSIONS}")]
     checked = ((name, mistake(name, value)) for name, value in extensions.items())
@@ -331,7 +332,7 @@ def _extension_mistakes(extensions: Extensions) -> list[FieldError]:
 
 
 def _is_name(value: str, most: int) -> bool:
-    # What is printable has no control characters; the opposite does not follow.
+    # Printable text has no control characters; the opposite does not follow.
     return 0 < len(value) <= most and (value.isprintable() or not _CONTROL.search(value))
 
 

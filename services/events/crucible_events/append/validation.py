@@ -1,4 +1,4 @@
-"""What a payload must be: the catalogue's own checks, and the JSON Schemas that users registered, compiled."""
+"""Validation of payloads: the catalogue's own checks, and the compiled JSON Schemas that users registered."""
 
 from collections.abc import Callable, Iterable
 from itertools import islice
@@ -16,12 +16,12 @@ from crucible_core.types.catalogue import Catalogue, Registered, UnknownTypeErro
 from crucible_core.types.kinds import BUILT_IN
 
 _REGEX_BYTES = 256 * 1024
-"""What one pattern may take when it is compiled: it bounds how long it can take to match."""
+"""The size of one compiled pattern, which bounds the time of a match."""
 _MOST_ERRORS = 20
 _ALL_ERRORS_UNTIL = 64 * 1024
-"""Bytes of a payload up to which all its mistakes are looked for; of a larger one the first is told."""
-_TOLD_UNTIL = 2_000
-"""Steps of a check up to which all the mistakes of alternatives are told: it takes about 0.1 ms for each."""
+"""Bytes of a payload up to which a refusal lists every mistake; for a larger one it names the first."""
+_LISTED_UNTIL = 2_000
+"""Steps of a check up to which a refusal lists the mistakes of alternatives: each takes about 0.1 ms."""
 _COSTLY = (
     f"its values, and the alternatives for each, take more than {SCHEMA_STEPS:,} steps to check: make it smaller or "
     "flatter, or the type's schema simpler"
@@ -32,7 +32,7 @@ _SHOWN = 300
 _VALUE = "the value"
 
 
-def compiled(schema: dict[str, Any]) -> jsonschema_rs.Draft202012Validator:
+def compile_schema(schema: dict[str, Any]) -> jsonschema_rs.Draft202012Validator:
     """Raises InvalidError, with paths `schema.…`, for a schema whose words are not well-formed."""
     try:
         return jsonschema_rs.Draft202012Validator(
@@ -53,8 +53,7 @@ def compiled(schema: dict[str, Any]) -> jsonschema_rs.Draft202012Validator:
 
 
 class Payloads:
-    """Checks payloads against the types of the catalogue that there is at the moment. Validators are compiled once for
-    each version."""
+    """Checks payloads against the current catalogue. Validators are compiled once for each version."""
 
     def __init__(self, catalogue: Callable[[], Catalogue]) -> None:
         self._catalogue = catalogue
@@ -73,8 +72,8 @@ class Payloads:
         return found
 
     def check(self, dotted: str, version: str | None, payload: bytes) -> tuple[str, bytes, Any]:
-        """The version that a payload of a canonical type is of, the payload under canonical names, and what it was
-        decoded to: the latest version, or `version`, which for a registered type must be one of its own.
+        """(version, payload under canonical names, decoded payload) of a payload of a canonical type. The version is
+        the latest, or `version`, which a registered type must have.
 
         Raises MalformedError, and InvalidError with paths `payload.…`; UnknownTypeError for another version.
         """
@@ -83,10 +82,10 @@ class Payloads:
         if kind is None:
             value, payload = catalogue.read(dotted, payload)
             return version or BUILT_IN, payload, value
-        wanted = _version(kind, version)
+        checked = _version(kind, version)
         decoded = catalogue.validate(dotted, payload)
-        self._validator(kind, wanted).check(decoded, dotted, payload)
-        return wanted.version, payload, decoded
+        self._validator(kind, checked).check(decoded, dotted, payload)
+        return checked.version, payload, decoded
 
     def _validator(self, kind: Registered, version: TypeVersion) -> "Validator":
         key = kind.dotted, version.version
@@ -110,24 +109,24 @@ def _version(kind: Registered, version: str | None) -> TypeVersion:
 
 
 class Validator:
-    """A schema, compiled, and how long it takes to check a value by it."""
+    """A compiled schema, and the cost of a check by it."""
 
     def __init__(self, schema: dict[str, Any]) -> None:
         self._schema = schema
-        self._compiled = compiled(schema)
+        self._compiled = compile_schema(schema)
         self._steps = steps(schema)
-        all_of_it = (place.schema for place in dialect.places(schema) if isinstance(place.schema, dict))
-        self._has_alternatives = any("anyOf" in inner or "oneOf" in inner for inner in all_of_it)
+        inner_schemas = (one.schema for one in dialect.places(schema) if isinstance(one.schema, dict))
+        self._has_alternatives = any("anyOf" in inner or "oneOf" in inner for inner in inner_schemas)
 
     def check(self, payload: Any, dotted: str, raw: bytes) -> None:
         """Raises InvalidError with paths `payload.…`."""
-        if len(raw) * max(self._steps) > SCHEMA_STEPS and self._needed(payload) > SCHEMA_STEPS:
+        if len(raw) * max(self._steps) > SCHEMA_STEPS and self._steps_of(payload) > SCHEMA_STEPS:
             raise InvalidError(
                 f"{dotted[:100]} is refused: payload: {_COSTLY}", errors=[FieldError("payload", _COSTLY)]
             )
         if self._compiled.is_valid(payload):
             return
-        if self._has_alternatives and self._needed(payload) > _TOLD_UNTIL:
+        if self._has_alternatives and self._steps_of(payload) > _LISTED_UNTIL:
             # The mistakes of each alternative would be listed, and in each those of its own alternatives.
             errors = [FieldError("payload", "does not fit the type's schema; it is too large to be told where")]
         else:
@@ -137,8 +136,8 @@ class Validator:
         text = f"{dotted[:100]} is refused: {first.path}: {first.message}{asked}"
         raise InvalidError(text, errors=errors[:_MOST_ERRORS])
 
-    def _needed(self, payload: Any) -> int:
-        """The steps that it takes at most, or more than are allowed."""
+    def _steps_of(self, payload: Any) -> int:
+        """The steps of a check at most; more than the limit where it passes that."""
         needed, values = 0, [payload]
         for each in self._steps:
             needed += each * len(values)
@@ -189,7 +188,7 @@ def _path(*segments: str) -> str:
 
 
 def _declared(schema: Any, way: list[str | int]) -> list[str]:
-    """The fields that are declared where a word of the schema refused a field."""
+    """The fields that the schema declares beside a refused one."""
     for segment in way[:-1]:
         if isinstance(schema, list) and isinstance(segment, int) and segment < len(schema):
             schema = schema[segment]

@@ -12,7 +12,7 @@ from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD
 from crucible_core.errors import FieldError, InvalidError
 from crucible_core.protocol.worlds import WorldRecord
 from crucible_core.suggest import nearest
-from crucible_events.append.entries import Candidate, State, under_way
+from crucible_events.append.entries import Entry, State, entries_in
 from crucible_kit.buckets import Bucket, Change, View
 
 log = logging.getLogger(__name__)
@@ -59,17 +59,17 @@ class Places:
 
     async def admit(self, states: list[State]) -> None:
         """Puts the refusal in the place of each event that names no open world and room."""
-        strangers = [one for one in under_way(states) if not self.has(one)]
+        strangers = [one for one in entries_in(states) if not self.has(one)]
         if strangers:
             await self.view.refresh()  # it may be so new that this copy does not have it
         for stranger in strangers:
             if not self.has(stranger):
                 about = stranger.stamped.event.metadata
-                states[stranger.position] = self._refusal(about.world_id, about.room_id, stranger.scope)
+                states[stranger.index] = self._refusal(about.world_id, about.room_id, stranger.scope)
 
-    def has(self, candidate: Candidate) -> bool:
+    def has(self, entry: Entry) -> bool:
         """Whether this copy has the open world and room that an event names."""
-        about = candidate.stamped.event.metadata
+        about = entry.stamped.event.metadata
         return about.room_id in self._open.get(about.world_id, _NOWHERE)
 
     @contextlib.contextmanager

@@ -11,7 +11,7 @@ from crucible_core.envelope import decode
 from crucible_core.errors import DeniedError, NotFoundError
 from crucible_core.protocol.hooks import HookRecord, InterceptReply, InterceptRequest
 from crucible_core.types.catalogue import CATALOGUE
-from crucible_events.append.prehooks import Guards
+from crucible_events.append.prehooks import PreHooks
 from crucible_events.append.stamp import Defaults, stamp
 from crucible_events.append.validation import Payloads
 from crucible_kit.buckets import Bucket, open_bucket
@@ -24,7 +24,7 @@ from crucible_kit.types import open_types
 
 from .conftest import Asker, Running, eventually, new
 
-Verdict = Callable[[InterceptRequest], Awaitable[InterceptReply]]
+Decide = Callable[[InterceptRequest], Awaitable[InterceptReply]]
 
 
 def definition(type: str = "Custom.*", timing: str = "Pre", policy: str = "deny", **more: Any) -> dict[str, Any]:
@@ -49,13 +49,13 @@ def put(bucket: Bucket, ask: Asker) -> Callable[..., Awaitable[None]]:
 
 
 @contextlib.asynccontextmanager
-async def hooks(bus: Bus, verdict: Verdict) -> AsyncIterator[list[InterceptRequest]]:
+async def hooks(bus: Bus, decide: Decide) -> AsyncIterator[list[InterceptRequest]]:
     """A hooks service of one function, and what it was asked."""
     asked: list[InterceptRequest] = []
 
     async def intercept(request: InterceptRequest, context: Context) -> InterceptReply:
         asked.append(request)
-        return await verdict(request)
+        return await decide(request)
 
     async with serve(bus, "hooks", {"intercept": Endpoint(InterceptRequest, intercept)}, open_telemetry("t", {})):
         yield asked
@@ -69,7 +69,7 @@ async def deny(request: InterceptRequest) -> InterceptReply:
     raise DeniedError("no", hook="gate", reason="no")
 
 
-def change(payload: Any) -> Verdict:
+def change(payload: Any) -> Decide:
     async def changed(request: InterceptRequest) -> InterceptReply:
         return InterceptReply(payload=msgspec.Raw(msgspec.json.encode(payload)))
 
@@ -140,7 +140,7 @@ async def test_without_hooks_a_gate_keeps_its_events_out(running: Running, ask: 
         assert kept.error.code == "unavailable"
 
 
-async def test_what_comes_after_an_event_that_waits_for_its_verdict_waits_too(
+async def test_what_comes_after_an_event_that_waits_for_its_decision_waits_too(
     running: Running, ask: Asker, put: Any
 ) -> None:
     """Otherwise it would be before it once the request comes again."""
@@ -271,13 +271,13 @@ async def test_gates_hold_at_any_depth(running: Running, ask: Asker, put: Any) -
 async def test_nothing_passes_before_the_hooks_are_known(bus: Bus, bucket: Bucket, put: Any) -> None:
     await put("gate", definition())
     principals = await open_principals(bus, 1)
-    guards = Guards(bus, bucket, await open_types(bus, 1), principals, Metrics("events"))
-    waiting = asyncio.create_task(guards.ready())
+    prehooks = PreHooks(bus, bucket, await open_types(bus, 1), principals, Metrics("events"))
+    waiting = asyncio.create_task(prehooks.ready())
     await asyncio.sleep(0)
     assert not waiting.done()
-    followed = [asyncio.create_task(view.follow()) for view in (guards.view, principals.view)]
+    followed = [asyncio.create_task(view.follow()) for view in (prehooks.view, principals.view)]
     await waiting
     stamped = stamp(new(), Defaults("evt_1", "2026-11-21T10:00:00.000000Z", "cor_1"), Payloads(lambda: CATALOGUE))
-    assert [guard.name for guard in guards.match(stamped.event)] == ["gate"]
+    assert [hook.name for hook in prehooks.match(stamped.event)] == ["gate"]
     for following in followed:
         following.cancel()
