@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crucible_core.errors import InvalidError
-from crucible_kit.http.egress import LOOPBACK, kind_of, open_guard, parse_target
+from crucible_kit.http.egress import LOOPBACK, address_kind, open_guard, parse_target
 
 READ = [
     ("https://example.com", "example.com", 443),
@@ -143,12 +143,12 @@ def test_number_in_another_form_is_refused_with_the_usual_one(host: str, address
 
 @pytest.mark.parametrize("text", CLOSED)
 def test_address_is_not_public(text: str) -> None:
-    assert kind_of(ipaddress.ip_address(text))
+    assert address_kind(ipaddress.ip_address(text))
 
 
 @pytest.mark.parametrize("text", PUBLIC)
 def test_address_is_public(text: str) -> None:
-    assert kind_of(ipaddress.ip_address(text)) is None
+    assert address_kind(ipaddress.ip_address(text)) is None
 
 
 @pytest.mark.parametrize(
@@ -205,4 +205,4 @@ def test_any_text_is_a_target_or_refused(text: str) -> None:
 def test_what_passes_for_public_is_global_for_python_too(
     address: ipaddress.IPv4Address | ipaddress.IPv6Address,
 ) -> None:
-    assert kind_of(address) or (address.is_global and not address.is_multicast)
+    assert address_kind(address) or (address.is_global and not address.is_multicast)

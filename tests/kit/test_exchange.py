@@ -118,7 +118,7 @@ async def test_name_of_a_closed_address_is_not_connected_to(address: str, reachi
     async with open_exchanger(open_guard([]), Names([address]), sockets) as exchanger:
         with pytest.raises(ExchangeError, match=r"h.example leads to .* address, which CRUCIBLE_EGRESS_ALLOW"):
             await (
-                exchanger.reach(parse_target("https://h.example/"), 5)
+                exchanger.check_reachable(parse_target("https://h.example/"), 5)
                 if reaching
                 else post(exchanger, "http://h.example/")
             )
@@ -131,7 +131,7 @@ async def test_only_what_is_open_of_all_answers_is_connected_to(reaching: bool) 
     async with open_exchanger(open_guard([]), names, sockets) as exchanger:
         with pytest.raises(ExchangeError, match="the connection was refused"):
             await (
-                exchanger.reach(parse_target("http://h.example/"), 5)
+                exchanger.check_reachable(parse_target("http://h.example/"), 5)
                 if reaching
                 else post(exchanger, "http://h.example/")
             )
@@ -144,7 +144,7 @@ async def test_name_that_changes_its_address_is_judged_where_it_leads_to() -> No
     async with open_exchanger(open_guard([]), names, sockets) as exchanger:
         for _ in range(3):
             with pytest.raises(ExchangeError):
-                await exchanger.reach(parse_target("http://h.example/"), 5)
+                await exchanger.check_reachable(parse_target("http://h.example/"), 5)
     assert set(sockets.addresses) == {"93.184.215.14"}
 
 
@@ -153,7 +153,7 @@ async def test_closed_address_in_a_url_is_not_connected_to(host: str) -> None:
     sockets, names = Sockets(), Names(["93.184.215.14"])
     async with open_exchanger(open_guard([]), names, sockets) as exchanger:
         target = parse_target(f"http://{host}:9/")
-        for asked in (exchanger.send("POST", target, {}, b"", 5.0), exchanger.reach(target, 5.0)):
+        for asked in (exchanger.send("POST", target, {}, b"", 5.0), exchanger.check_reachable(target, 5.0)):
             with pytest.raises(ExchangeError, match="CRUCIBLE_EGRESS_ALLOW"):
                 await asked
     assert (sockets.addresses, names.asked) == ([], [])
@@ -172,7 +172,7 @@ async def test_address_of_six_is_reached_as_it_is_written() -> None:
         pytest.skip("this machine has no IPv6")
     async with server, open_exchanger(HERE) as exchanger:
         port = server.sockets[0].getsockname()[1]
-        await exchanger.reach(parse_target(f"http://[0:0::1]:{port}/"), 5.0)
+        await exchanger.check_reachable(parse_target(f"http://[0:0::1]:{port}/"), 5.0)
         with pytest.raises(ExchangeError, match="closed without an answer"):
             await post(exchanger, f"http://[::1]:{port}/")
 
@@ -184,9 +184,9 @@ async def test_redirect_is_an_answer() -> None:
 
 async def test_dry_run_reaches_an_endpoint_that_listens() -> None:
     async with serving(saying(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as port, open_exchanger(HERE) as exchanger:
-        await exchanger.reach(parse_target(f"http://127.0.0.1:{port}/"), 5.0)
+        await exchanger.check_reachable(parse_target(f"http://127.0.0.1:{port}/"), 5.0)
         with pytest.raises(ExchangeError, match="TLS: the other side does not speak it at this port"):
-            await exchanger.reach(parse_target(f"https://127.0.0.1:{port}/"), 5.0)
+            await exchanger.check_reachable(parse_target(f"https://127.0.0.1:{port}/"), 5.0)
 
 
 # ---- How much it reads

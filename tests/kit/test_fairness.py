@@ -80,11 +80,11 @@ async def test_who_is_cancelled_at_the_moment_of_its_turn_gives_it_back(holders:
 
 async def test_greedy_keys_leave_half_to_the_others(holders: Holders) -> None:
     for key in ("x", "y", "z"):
-        holders.places.judge(key, greedy=True)
+        holders.places.record_turn(key, greedy=True)
     await holders.come("x", "x", "y", "z", "good", "better")
     assert holders.inside == ["x", "y", "good", "better"]
     await holders.leave("good")
     assert holders.inside == ["x", "y", "better"]
-    holders.places.judge("z", greedy=False)
+    holders.places.record_turn("z", greedy=False)
     await settle()
     assert holders.inside == ["x", "y", "better", "z"]

@@ -99,7 +99,7 @@ async def test_what_comes_one_after_another_is_there_for_whoever_waits_for_it(
                 await index.reach(n)
                 assert await rows(index) == numbers(*range(1, n + 1))
         await fill(bus, 101)
-        await index.take_gathered()
+        await index.flush_gathered()
         await until(lambda: index.position.covers(101))
         assert await rows(index) == numbers(*range(1, 102))
 

@@ -42,16 +42,19 @@ def event(world: str) -> Event:
 
 
 def seen(principals: Principals, record: Owned) -> str:
-    return "".join(world for world in "abc" if principals.shows(record, event(world)))
+    return "".join(world for world in "abc" if principals.may_receive(record, event(world)))
 
 
 async def test_an_owner_may_see_what_any_of_its_keys_may(principals: Principals, bucket: Bucket) -> None:
     mine = Owned(owner="agent:x")
-    assert (seen(principals, mine), principals.powerless(mine)) == ("", "its owner agent:x may see nothing any more")
+    assert (seen(principals, mine), principals.powerless_reason(mine)) == (
+        "",
+        "its owner agent:x may see nothing any more",
+    )
     for key, worlds in (("one", "a"), ("two", "b")):
         await put(bucket, key, "agent:x", *worlds)
     await principals.view.refresh()
-    assert (seen(principals, mine), principals.powerless(mine)) == ("ab", None)
+    assert (seen(principals, mine), principals.powerless_reason(mine)) == ("ab", None)
     assert seen(principals, Owned(owner="agent:x", world_id="b")) == "b"
     assert seen(principals, Owned(owner="agent:x", world_id="c")) == ""
     await put(bucket, "two", "agent:x", "c")
@@ -82,4 +85,4 @@ async def test_the_operator_may_see_all_whatever_keys_there_are(principals: Prin
     assert principals.of("") is principals.of(OPERATOR.id) is OPERATOR
     assert seen(principals, Owned()) == "abc"
     assert principals.holder("two") is None
-    assert principals.powerless(Owned()) is None
+    assert principals.powerless_reason(Owned()) is None

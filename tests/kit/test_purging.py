@@ -42,12 +42,12 @@ async def test_what_is_noted_is_forgotten_once(bus: Bus, tmp_path: Path) -> None
         for world, through in (("a", 3), ("b", 5), ("a", 3)):
             purging.note(world, through)
         async with running(purging):
-            await asyncio.wait_for(purging.settled(), 10)
+            await asyncio.wait_for(purging.wait_done(), 10)
             purging.note("a", 3)
             purging.note("a", 2)
-            await asyncio.wait_for(purging.settled(), 10)
+            await asyncio.wait_for(purging.wait_done(), 10)
             purging.note("a", 4)
-            await asyncio.wait_for(purging.settled(), 10)
+            await asyncio.wait_for(purging.wait_done(), 10)
     assert sorted(told) == [("a", 3), ("a", 4), ("b", 5)]
 
 
@@ -89,5 +89,5 @@ async def test_the_bucket_tells_what_is_purged(bus: Bus, tmp_path: Path) -> None
         ):
             record_purge(purging, Change("key", value, 1))
         async with running(purging):
-            await asyncio.wait_for(purging.settled(), 10)
+            await asyncio.wait_for(purging.wait_done(), 10)
     assert noted == [("gone", 9)]

@@ -34,7 +34,7 @@ async def test_what_was_redacted_before_and_since_is_known(bus: Bus, nats_url: s
     redacted = RedactedEvents(bus, 60)
     following = asyncio.create_task(redacted.follow())
     async with asyncio.timeout(10):
-        await redacted.complete()
+        await redacted.wait_complete()
         assert [n in redacted for n in (1, 2, 3)] == [True, False, False]
         await tell(bus, 3)
         while 3 not in redacted:  # noqa: ASYNC110 - another task

@@ -47,7 +47,7 @@ async def test_replica_that_stood_still_while_it_wrote_keeps_its_shards(bus: Bus
         await asyncio.sleep(0.1)
         stand_still()
         async with asyncio.timeout(10):
-            await ownership.surely()
+            await ownership.wait_alive()
     lost = list(dropped)  # what it gives up at its end comes after
     for task in reversed(running):
         task.cancel()

@@ -39,7 +39,7 @@ def test_room_is_there_by_size(tmp_path: Path) -> None:
     storage.check()
     with pytest.raises(StorageFullError):
         storage.check(2**60)
-    assert Storage(str(tmp_path / "missing"), 1e9).lack() is None
+    assert Storage(str(tmp_path / "missing"), 1e9).shortage() is None
     assert Storage().troubles() == []
 
 
@@ -54,9 +54,9 @@ async def test_a_limit_of_jetstream_is_no_room_and_is_asked_for_again(tmp_path: 
             await asyncio.gather(*filling)
         with pytest.raises(StorageFullError):
             await bus.commit([Outgoing(subject, bytes(MIB // 4))] * 2)
-        assert "JetStream has no room" in (bus.storage.lack() or "")
+        assert "JetStream has no room" in (bus.storage.shortage() or "")
         await asyncio.sleep(0)
         await bus.purge(stream, subject)
-        await until(lambda: bus.storage.lack() is None)
+        await until(lambda: bus.storage.shortage() is None)
         await bus.store(Outgoing(subject, b"x"))
         watching.cancel()

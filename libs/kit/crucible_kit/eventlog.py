@@ -28,14 +28,14 @@ class LogState(msgspec.Struct, frozen=True):
     one of the same name."""
 
     end: Position
-    made: tuple[str, ...]
+    created: tuple[str, ...]
 
-    def placed(self, position: Position, made: Sequence[str]) -> Position:
+    def translate(self, position: Position, made: Sequence[str]) -> Position:
         """A place in a log whose streams were `made` then (none: it is not known), as it is in this one: of a stream
         that is another one its start, of one that has lost its end the end."""
         ends = [
             base_of(number) if made and list(made[number : number + 1]) != [now] else min(position.end_of(number), end)
-            for number, (now, end) in enumerate(zip(self.made, self.end.ends, strict=True))
+            for number, (now, end) in enumerate(zip(self.created, self.end.ends, strict=True))
         ]
         return joined(ends)
 

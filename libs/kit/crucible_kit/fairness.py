@@ -32,7 +32,7 @@ class Slots:
         finally:
             self._release(key)
 
-    def judge(self, key: str, *, greedy: bool) -> None:
+    def record_turn(self, key: str, *, greedy: bool) -> None:
         """Says whether the key's last turn used up its time."""
         if greedy:
             self._greedy.add(key)

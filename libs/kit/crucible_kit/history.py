@@ -58,20 +58,20 @@ class History:
         """Runs until cancelled."""
         while True:
             try:
-                await self.once()
+                await self.compare()
             except CrucibleError as error:
                 log.info("the history is not compared with its index for now: %s", error)
                 await asyncio.sleep(_PAUSE_S)
                 continue
             await asyncio.sleep(EVERY_S)
 
-    async def once(self) -> list[Loss]:
+    async def compare(self) -> list[Loss]:
         """Compares all, and keeps what is lost."""
         state = await self._bus.stream_state(self._stream)
         await self._index.reach(state.last_sequence)
         found = [loss for run in await self._compared(state) for loss in await self._lost(run, state)]
         if found:
-            await self._losses.note(found)
+            await self._losses.record(found)
         return found
 
     async def _compared(self, state: StreamState) -> list[Gap]:

@@ -56,7 +56,7 @@ class WorkerPool:
             try:
                 yield worker
             finally:
-                self._places.judge(key, greedy=worker.exhausted)
+                self._places.record_turn(key, greedy=worker.exhausted)
                 if worker.usable:
                     self._idle.append(worker)
                     worker.idle = asyncio.get_running_loop().call_later(_IDLE_S, self._retire, worker)

@@ -28,7 +28,7 @@ class Losses:
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
         self.all: Sequence[Loss] = ()
-        self.accepted: Callable[[], None] = lambda: None
+        self.on_accepted: Callable[[], None] = lambda: None
         """Called where somebody has accepted some."""
         self.view = View(bucket, self._changed)
 
@@ -45,7 +45,7 @@ class Losses:
         told = [_summary(stream, [loss for loss in found if loss.stream == stream]) for stream in streams]
         return [Trouble("losses", f"{'; '.join(told)}; `crucible doctor` says what to do")]
 
-    async def note(self, found: Iterable[Loss]) -> None:
+    async def record(self, found: Iterable[Loss]) -> None:
         """Keeps what was found and is not known yet."""
         new = list(found)
 
@@ -94,7 +94,7 @@ class Losses:
             if loss not in before:
                 log.error("%s has lost %s", loss.stream or "the log", describe_loss(loss))
         if before and not self.open:
-            self.accepted()
+            self.on_accepted()
 
 
 def _summary(stream: str, found: Sequence[Loss]) -> str:

@@ -45,13 +45,13 @@ class Principals:
             found = self._known[owner] = Principal(owner, every)
         return found
 
-    def shows(self, record: Owned, event: Event) -> bool:
+    def may_receive(self, record: Owned, event: Event) -> bool:
         """Whether a handler may be given an event, with its payload decoded: its owner sees it, and it is of the
         handler's world."""
         here = record.world_id is None or record.world_id == event.metadata.world_id
         return here and self.of(record.owner).scope.sees(event)
 
-    def powerless(self, record: Owned) -> str | None:
+    def powerless_reason(self, record: Owned) -> str | None:
         """Why a handler can be given nothing at all."""
         views = self.of(record.owner).scope.views
         return None if views or not self.view.ready else f"its owner {record.owner} may see nothing any more"

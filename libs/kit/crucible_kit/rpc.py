@@ -91,7 +91,7 @@ async def call(
     caller of what it is part of."""
     until = time.monotonic() + deadline.limit_timeout(timeout)
     data = msgspec.json.encode(request)
-    share = await _room_for(bus, service, len(data), until) if len(data) > LARGE_BYTES else None
+    share = await _take_outflow(bus, service, len(data), until) if len(data) > LARGE_BYTES else None
     timeout = until - time.monotonic()
     headers = {
         subjects.DEADLINE: str(math.ceil(timeout * 1000)),
@@ -110,7 +110,7 @@ async def call(
             headers=headers,
             effect=True,
             arrived=share.release if share else None,
-            doubt=partial(_gone, bus, service, operation),
+            doubt=partial(_wait_for_no_replica, bus, service, operation),
         )
     finally:
         if share is not None:
@@ -123,7 +123,7 @@ async def call(
         raise UnavailableError(f"{service}.{operation} answered what cannot be read: another version?") from error
 
 
-async def _room_for(bus: Bus, service: str, size: int, until: float) -> Share:
+async def _take_outflow(bus: Bus, service: str, size: int, until: float) -> Share:
     """Waits while too much is on its way to a service. Raises UnavailableError."""
     try:
         async with asyncio.timeout(until - time.monotonic()):
@@ -174,7 +174,7 @@ async def serve(bus: Bus, service: str, endpoints: Mapping[str, Endpoint], telem
     awake = asyncio.Event()
     replica = secrets.token_hex(8)
     async with contextlib.AsyncExitStack() as stack:
-        signs = asyncio.create_task(_look_after(bus, tasks, awake))
+        signs = asyncio.create_task(_supervise(bus, tasks, awake))
         stack.callback(signs.cancel)
         for operation in endpoints:
             stack.push_async_callback(await bus.listen(bus.names.rpc_alive(service, operation), _ignore, service))
@@ -215,7 +215,7 @@ def _receiver(
         headers: dict[str, str] = {}
         with contextlib.ExitStack() as held:
             if len(message.data) > LARGE_BYTES:
-                held.callback(asyncio.create_task(_receipt(bus, message)).cancel)
+                held.callback(asyncio.create_task(_acknowledge_arrival(bus, message)).cancel)
             if named:
                 await _reply(bus, message, b"", {subjects.WORKING: "1", **named})
             try:
@@ -248,7 +248,7 @@ def _receiver(
     return received
 
 
-async def _gone(bus: Bus, service: str, operation: str) -> CrucibleError:
+async def _wait_for_no_replica(bus: Bus, service: str, operation: str) -> CrucibleError:
     """Returns as soon as no replica is left that could give an answer: NATS says so at once where nobody listens. One
     that drains takes no more requests, and listens still."""
     with contextlib.suppress(CrucibleError):  # a connection that breaks, the request hears by itself
@@ -267,7 +267,7 @@ def _ignore(message: Message) -> None:
     """Nothing is to be said."""
 
 
-async def _look_after(bus: Bus, tasks: Mapping[asyncio.Task[None], Caller], awake: asyncio.Event) -> None:
+async def _supervise(bus: Bus, tasks: Mapping[asyncio.Task[None], Caller], awake: asyncio.Event) -> None:
     """Ends what nobody waits for any more, and tells those who wait for long that their request is being worked on."""
     while True:
         if not tasks:
@@ -283,7 +283,7 @@ async def _look_after(bus: Bus, tasks: Mapping[asyncio.Task[None], Caller], awak
                     caller.heard = caller.signed = time.monotonic()
 
 
-async def _receipt(bus: Bus, message: Message) -> None:
+async def _acknowledge_arrival(bus: Bus, message: Message) -> None:
     """Says that a large request has arrived, once those that are worked on leave room for another; until cancelled."""
     with await bus.flow.requests.take(len(message.data)):
         with contextlib.suppress(CrucibleError):

@@ -44,23 +44,23 @@ class Types:
             self._catalogue = _catalogue(self._registered.values())
         return self._catalogue
 
-    async def settle(self, make: Callable[[Catalogue], T]) -> T:
+    async def resolve(self, make: Callable[[Catalogue], T]) -> T:
         """What `make` makes of the catalogue. Where it refuses (InvalidError) it is asked again once this process knows
         every type that anybody has been told is registered."""
         try:
             return make(self.catalogue)
         except InvalidError:
-            if not await self.renewed():
+            if not await self.refresh():
                 raise
         return make(self.catalogue)
 
-    async def renewed(self) -> bool:
+    async def refresh(self) -> bool:
         """Whether there is more to know than a moment ago: everything that was acknowledged to anybody is known now."""
         before = self.view.revision
         await self.view.refresh()
         return self.view.revision != before
 
-    async def learn(self, names: Iterable[str]) -> None:
+    async def ensure_known(self, names: Iterable[str]) -> None:
         """Refreshes where one of these canonical names, of committed events, is not known: it was registered since."""
         catalogue = self.catalogue
         if not all(map(catalogue.has, names)):

@@ -87,7 +87,7 @@ def reached(places: Places, rules: Retention | None, purging: Purger | None) -> 
             if purging is not None:
                 with contextlib.suppress(TimeoutError):  # a large one goes on by itself
                     async with asyncio.timeout(requests.SETTLE_S):
-                        await purging.settled()
+                        await purging.wait_done()
         return request
 
     return Endpoint(ReachedRequest, reach, every_replica=True)
@@ -121,7 +121,7 @@ def queries(bus: Bus, index: Index, lookup: IndexLookup, types: Types, places: P
     registry = Registry(bus, types, index)
 
     async def find(request: QueryRequest, context: Context) -> QueryReply:
-        checked = await types.settle(lambda catalogue: query.checked(request, catalogue, context.scope))
+        checked = await types.resolve(lambda catalogue: query.checked(request, catalogue, context.scope))
         await places.check_readable(request.world_id, request.room_id, context.scope)
         await _caught_up(bus, index, request.min_sequence)
         context.held.enter_context(await answers.take(min(room, checked.limit * MAX_EVENT_BYTES)))
@@ -130,7 +130,7 @@ def queries(bus: Bus, index: Index, lookup: IndexLookup, types: Types, places: P
     async def count(request: CountRequest, context: Context) -> CountReply:
         wanted = {name: getattr(request, name) for name in EventsWanted.__struct_fields__}
         asked = QueryRequest(**wanted)
-        checked = await types.settle(lambda catalogue: query.checked(asked, catalogue, context.scope))
+        checked = await types.resolve(lambda catalogue: query.checked(asked, catalogue, context.scope))
         await places.check_readable(request.world_id, request.room_id, context.scope)
         await _caught_up(bus, index, request.min_sequence)
         return await counts.count(index, checked, request.by)
@@ -203,7 +203,7 @@ async def _caught_up(bus: Bus, index: Index, place: Encoded | None) -> None:
     if not index.caught_up:
         await index.reach(await log_end(bus))
     if place is None:
-        await index.take_gathered()
+        await index.flush_gathered()
     elif isinstance(place, tuple):
         await index.reach(bus.names.position(place))
     elif not index.position.covers(place):

@@ -76,7 +76,7 @@ class _Service(msgspec.Struct, kw_only=True):
     def ready_parts(self) -> dict[str, bool]:
         parts = {"event types": self.types.view.ready} | {name: view.ready for name, view in self.views.items()}
         if self.index is not None:
-            parts[self.index.place] = self.index.caught_up
+            parts[self.index.progress] = self.index.caught_up
         return parts
 
 
@@ -93,7 +93,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             if settings.events_role != "append":
                 index = await stack.enter_async_context(_open_index(settings, bus, losses))
                 index.telemetry = telemetry
-                index.measure(metrics)
+                index.export_metrics(metrics)
             service = await _service(settings, bus, index, telemetry, metrics)
             lookup: Lookup = RemoteLookup(bus)
             if index is not None:
@@ -113,11 +113,11 @@ def create_app(settings: Settings | None = None) -> Starlette:
 async def _open_index(settings: Settings, bus: Bus, losses: Losses) -> AsyncIterator[Index]:
     async def from_snapshot(path: Path, identity: str) -> bool:
         restored = await restore(_snapshots(settings, bus), path, identity)
-        await losses.note(await lost_ends(path, bus))  # it may know more of the log than is left
+        await losses.record(await lost_ends(path, bus))  # it may know more of the log than is left
         return restored
 
     path = Path(settings.data_dir) / "events.sqlite"
-    await losses.note(await lost_ends(path, bus))
+    await losses.record(await lost_ends(path, bus))
     async with open_index(path, bus, bus.names.log_streams, store.VERSION, store.SCHEMA, from_snapshot) as index:
         yield index
 

@@ -93,7 +93,7 @@ class Audit:
         self._difference: int | None = None
         self._reader = reader
         self._asked = asyncio.Event()
-        losses.accepted = self._asked.set
+        losses.on_accepted = self._asked.set
 
     def endpoints(self) -> Mapping[str, Endpoint]:
         return {"losses": Endpoint(LossesRequest, self.show), "accept_losses": Endpoint(LossesRequest, self.accept)}
@@ -116,7 +116,7 @@ class Audit:
         while True:
             try:
                 await self._damage.look()
-                await self._index.current(self._bus, EVERY_S)
+                await self._index.reach_recent(self._bus, EVERY_S)
                 if clock() >= whole_at or self._asked.is_set() or await self._differs():
                     self._asked.clear()
                     began = clock()
@@ -144,7 +144,7 @@ class Audit:
                 return []
             found += await self._verified(runs, state) if runs.all else []
         if found:
-            await self._losses.note(found)
+            await self._losses.record(found)
         self._difference = await self._settled_difference()
         return found
 

@@ -50,7 +50,7 @@ class Damage:
                 found += _losses(stream, state.created, await self._bus.unreadable(stream))
                 self._left.discard(stream)
         if found:
-            await self._losses.note(found)
+            await self._losses.record(found)
         await self._remember(states)
 
     async def _ends(self, states: Mapping[str, StreamState]) -> list[Loss]:

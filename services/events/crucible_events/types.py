@@ -80,7 +80,7 @@ class Registry:
         """One type by its name or an alias, with how many events of it may be seen. Raises NotFoundError with the
         nearest known type."""
         try:
-            found = await self._types.settle(lambda catalogue: catalogue.type(name))
+            found = await self._types.resolve(lambda catalogue: catalogue.type(name))
         except UnknownTypeError as error:
             raise NotFoundError(error.detail, errors=error.errors) from None
         kind = self._types.catalogue.registered.get(found.type)

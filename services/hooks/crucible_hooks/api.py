@@ -85,7 +85,7 @@ def endpoints(
 
     async def registered(definition: HookDefinition, context: Context) -> HookView:
         principal = context.principal
-        hook = await registry.types.settle(lambda catalogue: compile_hook(definition, catalogue=catalogue))
+        hook = await registry.types.resolve(lambda catalogue: compile_hook(definition, catalogue=catalogue))
         # A command may do what this process may: that is nobody's to give away but the operator's.
         check_permitted(definition, settings.hooks_allow_api_shell and principal.admin)
         await reviewer.review(hook, registry.types.catalogue)

@@ -70,7 +70,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             streams = bus.names.attempts, *bus.names.log_streams
             indexing = open_index(path, bus, streams, store.VERSION, store.SCHEMA)
             index = await stack.enter_async_context(indexing)
-            index.measure(metrics)
+            index.export_metrics(metrics)
             isolated = await stack.enter_async_context(open_worker_pool(cpu_s=EXPRESSION_CPU_MS / 1000))
             opening = open_sandbox(isolated, settings.hooks_script_workers, settings.hooks_script_memory_mb)
             sandbox = await stack.enter_async_context(opening)
@@ -90,7 +90,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             # Ends in the opposite order: requests first, then the engine, and the recorder when all is told.
             await stack.enter_async_context(running([recorder.run]))
             await stack.enter_async_context(running([redacted.follow]))
-            await redacted.complete()
+            await redacted.wait_complete()
             registry.stored = engine.tell_all
             registry.changed += [partial(note_change, engine)]
             registry.reloaded += [lambda name: note_change(engine, name, None, registry.records[name], 0)]
@@ -150,6 +150,6 @@ def ready_parts(registry: Registry, index: Index, directory: Directory | None) -
     return {
         "hooks": registry.view.ready,
         "event types": registry.types.view.ready,
-        index.place: index.caught_up,
+        index.progress: index.caught_up,
         "hook files": directory is None or directory.synced,
     }

@@ -186,7 +186,7 @@ class Registry:
 
     def shows(self, hook: Known | Hook, event: Event) -> bool:
         """Whether its owner sees the event, and it is of the hook's world."""
-        return self.principals.shows(self._known[hook.name], event)
+        return self.principals.may_receive(self._known[hook.name], event)
 
     def hook(self, name: str) -> Hook | None:
         """Ready to run; None where there is none, or it cannot run."""
@@ -254,7 +254,7 @@ class Registry:
         record = self.get(name)
         if not record.enabled:
             return "disabled"
-        if powerless := self.principals.powerless(record):
+        if powerless := self.principals.powerless_reason(record):
             return f"inert: {powerless}"
         reason = record.error or self.broken.get(name)
         if reason is None:
@@ -321,7 +321,7 @@ class Registry:
         await self.view.refresh()
         if self.broken:
             await self.types.view.refresh()
-        await self.types.learn(event.dotted for event in events)
+        await self.types.ensure_known(event.dotted for event in events)
         if self._owned:
             await self.principals.view.refresh()
 

@@ -250,7 +250,7 @@ class Runner:
             try:
                 yield
             finally:
-                places.judge(work.hook.name, greedy=work.watch.expired)
+                places.record_turn(work.hook.name, greedy=work.watch.expired)
 
 
 class _Attempt(msgspec.Struct, frozen=True):

@@ -187,7 +187,7 @@ async def runs(index: Index, key: str, limit: int, cursor: str | None) -> RunLis
     if cursor is not None and not _CURSOR.fullmatch(cursor):
         raise InvalidError("cursor is not one of ours", errors=[FieldError("cursor", "is not one of ours")])
     before = cursor.split(".") if cursor else (2**62, 0)
-    await index.take_gathered()
+    await index.flush_gathered()
     query = "SELECT record, at_ms, sequence FROM runs WHERE hook = ? AND (at_ms, sequence) < (?, ?)"
     values = (key, *map(int, before), limit + 1)
     rows = await index.reader.execute_fetchall(f"{query} ORDER BY at_ms DESC, sequence DESC LIMIT ?", values)

@@ -98,7 +98,7 @@ class Api:
             if request.min_sequence is not None:
                 await settle(self._bus, self._index, request.min_sequence)
             else:
-                await self._index.take_gathered()
+                await self._index.flush_gathered()
             found = await search(self._searcher, wanted, self._room)
         self._uses.note(found.memories, request.text, context.traceparent)
         return found

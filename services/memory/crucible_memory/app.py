@@ -50,10 +50,10 @@ def create_app(settings: Settings | None = None) -> Starlette:
             searcher = await open_searcher(index)
             answering = asyncio.Event()
             report_readiness(
-                app, bus, lambda: {index.place: index.caught_up, "answers": answering.is_set()}, index.troubles
+                app, bus, lambda: {index.progress: index.caught_up, "answers": answering.is_set()}, index.troubles
             )
             skipped = metrics.counter("memory_skipped_events", "Memory events that could not be read")
-            index.measure(metrics)
+            index.export_metrics(metrics)
             purging = Purger(index, partial(store.forget_world, index))
             shards = await open_bucket(bus, "shards", settings.stream_replicas)
             worlds = View(await open_bucket(bus, "worlds", settings.stream_replicas), partial(record_purge, purging))

@@ -45,7 +45,7 @@ class Refolding:
                 rests = await self._once()
             except CrucibleError as error:
                 log.warning("memories with redacted events stay as they are for now: %s", error)
-            await (self._index.moved_from(seen) if rests else asyncio.sleep(_PAUSE_S))
+            await (self._index.wait_for_change(seen) if rests else asyncio.sleep(_PAUSE_S))
 
     async def _once(self) -> bool:
         """Whether there was nothing to do."""

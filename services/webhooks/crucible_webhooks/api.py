@@ -62,7 +62,7 @@ def endpoints(
     async def create(request: CreateWebhook, context: Context) -> WebhookView:
         id, now, timeout_ms = fresh_id("whk"), timestamp(), settings.webhooks_timeout_ms
         since = await log_end(bus)
-        record = await registry.types.settle(
+        record = await registry.types.resolve(
             lambda catalogue: make_record(request, id, now, timeout_ms, exchanger.guard, catalogue)
         )
         record.since, record.owner = since.encoded, context.principal.id
@@ -111,7 +111,7 @@ def endpoints(
     async def update(request: UpdateWebhook, context: Context) -> WebhookView:
         await registry.view.refresh()
         record, timeout_ms = registry.own(request.id, context.principal), settings.webhooks_timeout_ms
-        wanted = await registry.types.settle(
+        wanted = await registry.types.resolve(
             lambda catalogue: patched(record, request.patch, timeout_ms, exchanger.guard, catalogue)
         )
         await check_world(wanted.world_id, context)

@@ -82,12 +82,12 @@ async def _running(
             path = Path(settings.data_dir) / "webhooks.sqlite"
             opening = open_index(path, bus, (bus.names.attempts,), store.VERSION, store.SCHEMA)
             index = await stack.enter_async_context(opening)
-            index.measure(metrics)
+            index.export_metrics(metrics)
         report_readiness(app, bus, lambda: ready_parts(registry, index), *([index.troubles] if index else []))
         async with asyncio.TaskGroup() as tasks:
             redacted = RedactedEvents(bus, settings.retention_days * DAY_S)
             running = [tasks.create_task(redacted.follow())]
-            await redacted.complete()
+            await redacted.wait_complete()
             engine: Engine | None = None
             if delivers:
                 deliveries = Deliveries(bus, registry, redacted, exchanger, telemetry, metrics)
@@ -122,5 +122,5 @@ def ready_parts(registry: Registry, index: Index | None) -> dict[str, bool]:
     return {
         "webhooks": registry.view.ready,
         "event types": registry.types.view.ready,
-        index.place if index else "index": index is None or index.caught_up,
+        index.progress if index else "index": index is None or index.caught_up,
     }

@@ -89,7 +89,7 @@ async def _connected(record: WebhookRecord, exchanger: Exchanger) -> CheckStep:
     step = "endpoint accepts connections"
     try:
         target = parse_target(record.url)
-        await exchanger.reach(target, min(record.options.timeout_ms / 1000, _CONNECT_S))
+        await exchanger.check_reachable(target, min(record.options.timeout_ms / 1000, _CONNECT_S))
     except ExchangeError as error:
         return CheckStep(step=step, ok=False, detail=str(error))
     except InvalidError as error:

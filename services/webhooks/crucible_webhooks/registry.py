@@ -86,10 +86,10 @@ class Registry:
 
     def may_get(self, record: Owned, event: Event) -> bool:
         """Whether its owner sees the event, and it is of the webhook's world."""
-        return self.principals.shows(record, event)
+        return self.principals.may_receive(record, event)
 
     def why_inert(self, record: Known | WebhookRecord) -> str | None:
-        return self.inert.get(record.id) or self.principals.powerless(record)
+        return self.inert.get(record.id) or self.principals.powerless_reason(record)
 
     def home_of(self, record: Owned) -> str:
         """The world that hears of it."""
@@ -179,7 +179,7 @@ class Registry:
         await self.view.refresh()
         if self.inert:
             await self.types.view.refresh()
-        await self.types.learn(event.dotted for event in events)
+        await self.types.ensure_known(event.dotted for event in events)
         if self._owned:
             await self.principals.view.refresh()
 

@@ -67,7 +67,7 @@ async def attempts(index: Index, webhook_id: str, limit: int, cursor: str | None
     if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
         raise InvalidError("cursor is not one of ours", errors=[FieldError("cursor", "is not one of ours")])
     before = int(cursor) if cursor else 2**62
-    await index.take_gathered()
+    await index.flush_gathered()
     query = "SELECT sequence, record FROM attempts WHERE webhook_id = ? AND sequence < ? ORDER BY sequence DESC LIMIT ?"
     rows = list(await index.reader.execute_fetchall(query, (webhook_id, before, limit + 1)))
     page = rows[:limit]

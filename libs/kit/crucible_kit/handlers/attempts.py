@@ -183,7 +183,7 @@ class Attempts:
         failures = 0
         pause_s = _FIRST_PAUSE_S
         while True:
-            await self._shards.surely()
+            await self._shards.wait_alive()
             job.tries += 1
             try:
                 return await self._service.attempt(job)

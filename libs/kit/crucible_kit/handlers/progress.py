@@ -20,7 +20,7 @@ class Progress:
 
     def __init__(self, shard: Shard, service: Service, names: Names, log: LogState) -> None:
         record = shard.record
-        at = log.placed(names.position(record.position), record.log)
+        at = log.translate(names.position(record.position), record.log)
         self._log = log
         self._service = service
         self._names = names
@@ -34,7 +34,7 @@ class Progress:
         self._fired = dict(record.fired)
         """When the last event was committed that a handler without a lane was given."""
         for handler, place in record.lanes.items():
-            lane = self.open(handler, log.placed(names.position(place), record.log))
+            lane = self.open(handler, log.translate(names.position(place), record.log))
             lane.behind = not lane.fed.is_near(at, NEAR) or self._is_kept(handler)
             lane.suspects = self._held_by_the_dead(handler) if shard.dead else 0
 
@@ -48,11 +48,11 @@ class Progress:
 
     def start_over(self, log: LogState, read_to: Position) -> list[Job]:
         """Takes its place in another log, or in what is left of it. Returns what is not to be done any more."""
-        before, self._log = self._log.made, log
-        self.ahead = log.placed(self.at(read_to), before)
+        before, self._log = self._log.created, log
+        self.ahead = log.translate(self.at(read_to), before)
         dropped = []
         for lane in self.lanes.values():
-            dropped += lane.start_over(log.placed(lane.fed, before))
+            dropped += lane.start_over(log.translate(lane.fed, before))
         return dropped
 
     def stop(self, read_to: Position) -> None:
@@ -101,7 +101,7 @@ class Progress:
         began = min((lane.began_ms for lane in lanes if lane.began_ms), default=now_ms())
         self._forget_old(bus_now_ms - CLOCKS_DIFFER_MS)
         fired = self._fired | {lane.handler: lane.fired_ms for lane in lanes if lane.fired_ms}
-        return ShardRecord(before.owner, at.encoded, places, fired, began, log=list(self._log.made))
+        return ShardRecord(before.owner, at.encoded, places, fired, began, log=list(self._log.created))
 
     def _forget_old(self, before_ms: float) -> None:
         """Nothing can come too soon any more after what was given so long ago."""

@@ -100,7 +100,7 @@ class Ownership:
         self._writing = asyncio.Lock()
 
     @property
-    def sure(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether the others take this replica for alive: after it was stopped for a while, it must look first."""
         return time.monotonic() - self._beaten < DEAD_S
 
@@ -110,9 +110,9 @@ class Ownership:
         heard = time.monotonic() - self._listening > _HEARD_S
         return heard and self.begun.is_set() and self._living() <= {self.replica}
 
-    async def surely(self) -> None:
+    async def wait_alive(self) -> None:
         """Returns once this replica has looked at what is still its own."""
-        while not self.sure:
+        while not self.is_alive:
             self._looked.clear()
             await self._looked.wait()
 
@@ -122,7 +122,7 @@ class Ownership:
             self._listening = time.monotonic()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._beat())
-                await self.surely()
+                await self.wait_alive()
                 if await self._is_owned():
                     await asyncio.sleep(_HEARD_S)  # the others are heard of before it is decided what is ours
                 try:
@@ -133,7 +133,7 @@ class Ownership:
     async def _keep(self) -> None:
         checkpointed = time.monotonic()
         while True:
-            await self.surely()  # who has not been heard of, himself included, would have no shard left
+            await self.wait_alive()  # who has not been heard of, himself included, would have no shard left
             try:
                 await self._reconcile()
                 self.begun.set()
@@ -178,7 +178,7 @@ class Ownership:
         while True:
             try:
                 await self._bus.publish(self._subject, f"alive {self.replica}".encode())
-                if self._beaten and not self.sure:
+                if self._beaten and not self.is_alive:
                     log.warning("%s: this replica stood still; it looks at what is still its own", self._service)
                     await self._verify()
                 self._beaten = time.monotonic()

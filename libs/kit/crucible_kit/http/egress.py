@@ -96,7 +96,7 @@ class Guard(msgspec.Struct, frozen=True):
 
     def refusal(self, host: str, address: Address) -> str | None:
         """Why no connection to this address of that host may be made; None where it may."""
-        kind = kind_of(address)
+        kind = address_kind(address)
         if kind is None or any(fnmatchcase(host, glob) for glob in self.hosts):
             return None
         if any(address.version == network.version and address in network for network in self.networks):
@@ -123,7 +123,7 @@ def open_guard(allow: Sequence[str]) -> Guard:
 
 
 @functools.lru_cache(maxsize=1024)  # asked before each request to a URL that has an address in it
-def kind_of(address: Address) -> str | None:
+def address_kind(address: Address) -> str | None:
     """What an address is that is not public ("a loopback address"); None of a public one."""
     for network, kind in _KINDS:
         if address.version == network.version and address in network:

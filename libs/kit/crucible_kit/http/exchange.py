@@ -113,7 +113,7 @@ class Exchanger:
             without_frames(error)  # uvloop's keep it, and it would keep ours, with the body
             raise ExchangeError(reason, kind) from None
 
-    async def reach(self, target: Target, timeout_s: float) -> None:
+    async def check_reachable(self, target: Target, timeout_s: float) -> None:
         """Connects, to where `send` would, and hangs up. Raises ExchangeError."""
         self._check(target)
         try:

@@ -69,7 +69,7 @@ class RedactedEvents:
                 if not messages:
                     self._complete.set()
 
-    async def complete(self, timeout: float = 30.0) -> None:
+    async def wait_complete(self, timeout: float = 30.0) -> None:
         """Returns once everything is known that was redacted before this process began to follow. Raises
         UnavailableError when that takes too long."""
         try:
@@ -129,7 +129,7 @@ class Purger:
             for world, through in list(self._wanted.items()):
                 await self._purge(world, through)
 
-    async def settled(self) -> None:
+    async def wait_done(self) -> None:
         """Returns once everything that was noted is forgotten."""
         async with self._changed:
             await self._changed.wait_for(lambda: not self._wanted)

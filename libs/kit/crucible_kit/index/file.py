@@ -29,12 +29,12 @@ class Trial(NamedTuple):
     sequence: int = 0
     ended: int = 0
 
-    def of(self, sequence: int) -> "Trial":
+    def for_message(self, sequence: int) -> "Trial":
         """The trial of a message, this being the last one of a process that has ended."""
         return Trial(sequence, self.ended if sequence == self.sequence else 0)
 
     @property
-    def verdict(self) -> str:
+    def reason(self) -> str:
         """Why the message is passed over; empty where it is tried once more."""
         return f"{self.ended} processes ended while they worked on it" if self.ended >= MAX_CRASHES else ""
 

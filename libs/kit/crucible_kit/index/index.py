@@ -242,14 +242,14 @@ class Index:
                     await self._wanted.wait()
             self._wanted.set()
 
-    async def take_gathered(self) -> None:
+    async def flush_gathered(self) -> None:
         """Returns once what is being gathered is in the index, or soon: whoever has just been answered finds it."""
         if not self._wanted.is_set():
             seen = self.position
             self._wanted.set()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_GATHER_S):
-                    await self.moved_from(seen)
+                    await self.wait_for_change(seen)
 
     async def reach(self, wanted: Position | int, timeout: float = 5.0) -> None:
         """Returns once the index holds everything up to a position, or to a sequence in its stream. Raises
@@ -280,7 +280,7 @@ class Index:
         """The end of its streams."""
         return joined([numbered(place, await bus.last_sequence(stream)) for place, stream in enumerate(self.streams)])
 
-    async def current(self, bus: Bus, within_s: float) -> None:
+    async def reach_recent(self, bus: Bus, within_s: float) -> None:
         """Returns once the index holds everything that the streams held `within_s` seconds ago, for which it seldom has
         to ask. Raises UnavailableError when it takes too long: it is being built, or cannot be written."""
         if not self.caught_up or _now() - min(self._current_at.values()) > within_s:
@@ -292,7 +292,7 @@ class Index:
     def lag(self) -> int:
         return sum(self._lags.values())
 
-    def measure(self, metrics: Metrics) -> None:
+    def export_metrics(self, metrics: Metrics) -> None:
         """Shows by the same names in each service how far it has come."""
         metrics.gauge("index_lag", "Messages of its stream that the index has still to read").set_function(
             lambda: self.lag
@@ -302,7 +302,7 @@ class Index:
         ).set_function(lambda: self.position.count)
 
     @property
-    def place(self) -> str:
+    def progress(self) -> str:
         """How far it is while it is built, for those who wait for it."""
         return f"index at {self.position.count:,} of {self._end.count:,}"
 
@@ -321,7 +321,7 @@ class Index:
             return False
         return True
 
-    async def moved_from(self, seen: Position) -> None:
+    async def wait_for_change(self, seen: Position) -> None:
         """Returns once the index holds something else than at that place."""
         async with self._moved:
             await self._moved.wait_for(lambda: self.position != seen)
@@ -362,8 +362,8 @@ class Index:
     async def _take_one(self, message: Message, apply: Apply, on_trial: bool) -> None:
         reason = ""
         if on_trial and self._trial is not None:
-            tried = self._trial.of(message.sequence)
-            reason = tried.verdict
+            tried = self._trial.for_message(message.sequence)
+            reason = tried.reason
             await self._note(tried.note)
         if not reason:
             try:

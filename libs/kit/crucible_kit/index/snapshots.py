@@ -126,21 +126,21 @@ class SnapshotStore:
         store, nuid, digest = self._name(number), secrets.token_hex(11), hashlib.sha256()
         size = chunks = 0
         with await asyncio.to_thread(path.open, "rb") as file:
-            while parts := await asyncio.to_thread(_parts, file, digest):
+            while parts := await asyncio.to_thread(_read_chunks, file, digest):
                 await self._bus.store_all([Outgoing(object_chunks(store, nuid), part) for part in parts])
                 chunks, size = chunks + len(parts), size + sum(map(len, parts))
-        info = SnapshotInfo(_INDEX, store, nuid, size, chunks, _written(digest), metadata)
+        info = SnapshotInfo(_INDEX, store, nuid, size, chunks, _digest_text(digest), metadata)
         await self._bus.store(Outgoing(object_info(store, _INDEX), msgspec.json.encode(info)))
 
     async def fetch(self, info: SnapshotInfo, path: Path) -> None:
         """Writes a snapshot to a path. Raises InvalidError where it is broken, NotFoundError where it is gone."""
         digest, size, chunks = hashlib.sha256(), 0, 0
-        with await asyncio.to_thread(_made, path) as file:
+        with await asyncio.to_thread(_create_file, path) as file:
             async with contextlib.aclosing(self._chunks(info)) as batches:
                 async for parts in batches:
-                    await asyncio.to_thread(_write, file, digest, parts)
+                    await asyncio.to_thread(_write_chunks, file, digest, parts)
                     chunks, size = chunks + len(parts), size + sum(map(len, parts))
-        if (chunks, size, _written(digest)) != (info.chunks, info.size, info.digest):
+        if (chunks, size, _digest_text(digest)) != (info.chunks, info.size, info.digest):
             raise InvalidError(f"it has {size:,} of {info.size:,} bytes, or others than it should")
 
     async def _chunks(self, info: SnapshotInfo) -> AsyncGenerator[list[bytes], None]:
@@ -161,7 +161,7 @@ class SnapshotStore:
         for one in await self.all():
             await self.remove(one.number)
 
-    def check_room(self, size: int) -> None:
+    def check_space(self, size: int) -> None:
         """Raises StorageFullError."""
         self._bus.storage.check(size)
 
@@ -257,7 +257,7 @@ class Snapshots:
             return
         if any(one.info is None and not self._store.is_stale(one) for one in there):
             raise ConflictError("it is being made")
-        self._store.check_room(2 * await self._index.size())
+        self._store.check_space(2 * await self._index.size())
         number = max((one.number for one in there), default=0) + 1
         removals = self._removals
         await self._store.begin(number)
@@ -281,7 +281,7 @@ class Snapshots:
         return position
 
 
-def _written(digest: Any) -> str:
+def _digest_text(digest: Any) -> str:
     return f"SHA-256={base64.urlsafe_b64encode(digest.digest()).decode()}"
 
 
@@ -290,19 +290,19 @@ def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _made(path: Path) -> Any:
+def _create_file(path: Path) -> Any:
     path.unlink(missing_ok=True)
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb")
 
 
-def _parts(file: Any, digest: Any) -> list[bytes]:
+def _read_chunks(file: Any, digest: Any) -> list[bytes]:
     parts = [part for _ in range(_AT_ONCE) if (part := file.read(_CHUNK_BYTES))]
     for part in parts:
         digest.update(part)
     return parts
 
 
-def _write(file: Any, digest: Any, parts: list[bytes]) -> None:
+def _write_chunks(file: Any, digest: Any, parts: list[bytes]) -> None:
     for part in parts:
         file.write(part)
         digest.update(part)

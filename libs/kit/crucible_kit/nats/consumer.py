@@ -148,7 +148,7 @@ class _Workers:
                     # Not for each place that becomes free: every open request has heartbeats of its own.
                     if room > 0 and pull.outstanding <= self._concurrency // 2 and not self._hand.full:
                         await pull.ask(room)
-                    await pull.news()
+                    await pull.wait()
             except asyncio.CancelledError:
                 self._closing = True
                 raise
@@ -172,7 +172,7 @@ class _Workers:
     def _end(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if self._pull is not None:
-            self._pull.nudge()
+            self._pull.wake()
 
 
 class _Batches:
@@ -194,7 +194,7 @@ class _Batches:
                 if pull.outstanding + len(self._waiting) <= self._most // 2:
                     await pull.ask(self._most)
                 if not self._waiting:
-                    await pull.news()
+                    await pull.wait()
                 messages = self._waiting[: self._most]
                 del self._waiting[: self._most]
                 if messages:

@@ -377,7 +377,7 @@ class JetStream(abc.ABC):
     def _note_refusal(self, error: _ApiError) -> CrucibleError:
         refusal = _translate_error(error, "message")
         if isinstance(refusal, StorageFullError):
-            self.storage.refused(refusal.detail)
+            self.storage.record_refusal(refusal.detail)
         return refusal
 
     async def _delete(self, operation: str, *tokens: str) -> None:

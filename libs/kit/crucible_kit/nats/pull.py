@@ -46,8 +46,8 @@ class Pull:
         """The bytes that the next message is known to need at most; 0 where nothing is known of it."""
         self._share: Share | None = None
         self._came = False
-        self._news = asyncio.Event()
-        self._trouble: str | None = None
+        self._arrived = asyncio.Event()
+        self._failure: str | None = None
         self.reply = ""
         self.outstanding = 0
         """Messages that were asked for and have not come."""
@@ -72,21 +72,21 @@ class Pull:
             self._share.release()
             self._share = None
 
-    async def news(self) -> None:
-        """Returns when something has arrived or `nudge` was called. Raises Lost when not even a heartbeat comes."""
-        if self._trouble is None and not self._news.is_set():
+    async def wait(self) -> None:
+        """Returns when something has arrived or `wake` was called. Raises LostError when not even a heartbeat comes."""
+        if self._failure is None and not self._arrived.is_set():
             # With no request open nothing is due, not even a heartbeat.
             try:
                 async with asyncio.timeout(_LOST_AFTER_S if self.outstanding else None):
-                    await self._news.wait()
+                    await self._arrived.wait()
             except TimeoutError as error:
                 raise LostError("no heartbeat") from error
-        self._news.clear()
-        if self._trouble is not None:
-            raise LostError(self._trouble)
+        self._arrived.clear()
+        if self._failure is not None:
+            raise LostError(self._failure)
 
-    def nudge(self) -> None:
-        self._news.set()
+    def wake(self) -> None:
+        self._arrived.set()
 
     def received(self, message: Message) -> None:
         if message.status is None:
@@ -98,10 +98,10 @@ class Pull:
                 self._settle(large and 2 * len(message.data) > self._bus.flow.pull_bytes)
             self._take(message)
         else:
-            self._told(message.status, message)
-        self._news.set()
+            self._handle_status(message.status, message)
+        self._arrived.set()
 
-    def _told(self, status: str, message: Message) -> None:
+    def _handle_status(self, status: str, message: Message) -> None:
         unsent = message.headers.get(subjects.PENDING_MESSAGES, "")
         if status == "100":
             self.idle_at = int(message.headers.get(subjects.LAST_CONSUMER, -1))
@@ -112,7 +112,7 @@ class Pull:
             self._settle(too_small and not self._came, larger=self._share is not None)
             self._came = False
         else:
-            self._trouble = f"status {status} {message.headers.get(subjects.DESCRIPTION, '').strip()}"
+            self._failure = f"status {status} {message.headers.get(subjects.DESCRIPTION, '').strip()}"
 
     def _settle(self, large: bool, larger: bool = False) -> None:
         """What is known of the next message: it is `large`, or `larger` than was thought."""

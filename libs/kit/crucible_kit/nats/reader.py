@@ -151,7 +151,7 @@ async def _batches(bus: Bus, stream: str, consumer: str, batch: int) -> AsyncGen
             if pull.outstanding + len(arrived) <= batch:
                 await pull.ask(batch)
             if not arrived:
-                await pull.news()
+                await pull.wait()
             messages = arrived[:batch]
             del arrived[:batch]
             for message in messages:

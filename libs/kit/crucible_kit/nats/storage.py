@@ -33,10 +33,10 @@ class Storage:
     def check(self, size: int = 0) -> None:
         """Raises StorageFullError where there is no room for `size` bytes more. It looks at the disk each time: that is
         a system call of two microseconds, and a second is long enough to fill a small disk."""
-        if (lack := self.lack(size)) is not None:
-            raise StorageFullError(lack, retry_after=_RETRY_S)
+        if (shortage := self.shortage(size)) is not None:
+            raise StorageFullError(shortage, retry_after=_RETRY_S)
 
-    def lack(self, size: int = 0) -> str | None:
+    def shortage(self, size: int = 0) -> str | None:
         """Why there is no room, for people; None where there is some."""
         if not self._path:
             return self._refusal or None
@@ -52,10 +52,10 @@ class Storage:
 
     def troubles(self) -> list[Trouble]:
         """What /readyz says of it."""
-        lack = self.lack()
-        return [] if lack is None else [Trouble("storage", f"nothing more is stored: {lack}")]
+        shortage = self.shortage()
+        return [] if shortage is None else [Trouble("storage", f"nothing more is stored: {shortage}")]
 
-    def refused(self, reason: str) -> None:
+    def record_refusal(self, reason: str) -> None:
         """JetStream has said itself that it has no room."""
         self._refusal = reason
         self._refused.set()

@@ -296,7 +296,7 @@ class Appender:
         if apart:
             for index in unknown:
                 states[index] = ALONE
-        elif unknown and await self._types.renewed():
+        elif unknown and await self._types.refresh():
             for count, index in enumerate(unknown):
                 about = index, events[index], fresh[index], now, traceparent, count < _SUGGESTED
                 states[index] = self._stamp(*about)

@@ -80,7 +80,7 @@ class IndexLookup:
         if settled:
             await self._settle()
         else:  # the index must have all that JetStream has forgotten
-            await self._index.current(self._bus, self._dedup_s / 2)
+            await self._index.reach_recent(self._bus, self._dedup_s / 2)
         return await store.find_known(self._index, ids)
 
     async def find_chains(self, ids: Sequence[str]) -> Mapping[str, Chain]:

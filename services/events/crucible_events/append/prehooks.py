@@ -178,7 +178,7 @@ class PreHooks:
         payload = read(msgspec.json.decode, bytes(event.data.payload))
         decoded = msgspec.structs.replace(event, data=Data(event.data.event, payload))
         found = [self._hooks[key] for key in self._matcher.match(decoded)]
-        matched = [hook for hook in found if self._principals.shows(hook.record, decoded)]
+        matched = [hook for hook in found if self._principals.may_receive(hook.record, decoded)]
         if event.dotted in RUN_RECORDS:
             return [hook for hook in matched if hook.filters.names_category("Hook")]
         return matched

@@ -111,7 +111,7 @@ class Job:
             return
         await self._principals.view.refresh()
         scope = self._principals.of(record.principal).scope
-        selection = await self._types.settle(
+        selection = await self._types.resolve(
             lambda known: select(record.filters, record.world_id, record.room_id, names, known, scope)
         )
         reading = read_log(self._bus, after=looked_to, filters=selection.subjects, batch=_READ)

@@ -125,7 +125,7 @@ class Replaying:
         filters = _EVERYTHING if request.filters is None else request.filters
         world_id, room_id, names = request.world_id, request.room_id, self._bus.names
         scope = context.scope
-        selection = await self._types.settle(lambda known: select(filters, world_id, room_id, names, known, scope))
+        selection = await self._types.resolve(lambda known: select(filters, world_id, room_id, names, known, scope))
         await self._places.check_readable(world_id, room_id, scope)
         if request.rate is not None and not (math.isfinite(request.rate) and 0 < request.rate <= MAX_RATE):
             message = f"must be more than 0 and at most {MAX_RATE} events a second"

@@ -158,7 +158,7 @@ class Session:
 
     async def _subscribe(self, wish: Subscribe) -> None:
         self._check_room()
-        filters = await self._types.settle(
+        filters = await self._types.resolve(
             lambda catalogue: compile_filters(wish.filters, at="filters", catalogue=catalogue)
         )
         warning = self._types.catalogue.warning(entry.event_type for entry in wish.filters)

@@ -62,7 +62,9 @@ async def stream_events(request: Http) -> Response[Any]:
     params = read_params(request.scope["query_string"], StreamParams)
     spec = filter_param(params.filter)
     filters = [TypeFilter(event_type=name, filter=spec or {}) for name in params.type or ["*"]]
-    compiled = await gateway.types.settle(lambda catalogue: compile_filters(filters, at="filters", catalogue=catalogue))
+    compiled = await gateway.types.resolve(
+        lambda catalogue: compile_filters(filters, at="filters", catalogue=catalogue)
+    )
     wanted = Wanted(compiled, params.world_id, params.room_id, gateway.keys.sight(request.headers))
     await check_place(gateway.bus, principal, params.world_id, params.room_id)
     start = await _start(request.headers, params.start, gateway.hub)

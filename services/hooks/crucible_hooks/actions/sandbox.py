@@ -212,7 +212,7 @@ class Sandbox:
                 raise away[-1] from None
             raise _failure(error, _told(error, name, source, script)) from None
         finally:
-            self._places[pool].judge(name, greedy=greedy or watch.expired)
+            self._places[pool].record_turn(name, greedy=greedy or watch.expired)
 
     async def check(self, source: str, at: str) -> None:
         """Raises InvalidError for syntax that the sandbox does not know: it reads a whole script before it runs any."""
