@@ -21,7 +21,7 @@ from crucible_core.protocol.parts import TypeFilter
 from crucible_core.times import parse_time
 from crucible_core.types.catalogue import CATALOGUE
 from crucible_hooks.actions.http import compile_http
-from crucible_hooks.actions.shell import MAX_OUTPUT, compile_shell, printed, run_shell, working_directory
+from crucible_hooks.actions.shell import MAX_OUTPUT, compile_shell, decode_output, run_shell, working_directory
 from crucible_hooks.check import synthetic
 from crucible_hooks.errors import RunError
 from crucible_hooks.expressions.expression import evaluate_all
@@ -42,7 +42,7 @@ async def shell(command: str, text: str, directory: Path, **env: Any) -> Any:
     context = {"event": event_view(event), "inputs": {}}
     found = evaluate_all([one.source for one in compiled.values.expressions], context)
     values = compiled.values.fill(iter(msgspec.json.decode(found)))
-    return printed(await run_shell(compiled, values, b'{"the": "event"}', "00-1-2-01", str(directory)))
+    return decode_output(await run_shell(compiled, values, b'{"the": "event"}', "00-1-2-01", str(directory)))
 
 
 @pytest.mark.parametrize("value", EVIL)

@@ -27,7 +27,7 @@ from crucible_core.subjects import Names
 from crucible_events.app import create_app as create_events
 from crucible_events.settings import Settings as EventsSettings
 from crucible_hooks import store
-from crucible_hooks.records import run_event, stored
+from crucible_hooks.records import attempt_message, run_event
 from crucible_hooks.settings import Settings
 from crucible_kit.clock import fresh_id, now_ms, timestamp
 from crucible_kit.nats.bus import Bus, open_bus
@@ -146,7 +146,7 @@ async def test_answers_that_an_older_version_has_kept_twice_count_once(stopped: 
         await until(lambda: has(stopped, "gate", 2))
         runs, counters = await stopped.runs("gate"), (await stopped.view("gate")).counters
         for run in runs[::-1]:  # it was the order in which they ended
-            await stopped.bus.store(stored(stopped.bus.names, run))
+            await stopped.bus.store(attempt_message(stopped.bus.names, run))
     for _ in range(2):
         async with stopped.running():
             assert await stopped.runs("gate") == runs

@@ -6,7 +6,7 @@ import pytest
 
 from crucible_core.errors import DeniedError
 from crucible_hooks.errors import RunError
-from crucible_hooks.runner import Decision, decision, read_answer
+from crucible_hooks.runner import Decision, read_answer, read_decision
 from tests.cases import each_of
 
 from .conftest import System
@@ -58,9 +58,9 @@ VALUES: list[tuple[Any, Decision | None]] = [
 def test_value(answer: Any, means: Decision | None) -> None:
     if means is None:
         with pytest.raises(RunError):
-            decision(answer)
+            read_decision(answer)
     else:
-        assert decision(answer) == means
+        assert read_decision(answer) == means
 
 
 @pytest.mark.parametrize("raw", [b"", b" \n\t\n"])

@@ -16,7 +16,7 @@ from crucible_core.errors import ConflictError
 from crucible_core.protocol.hooks import HookRecord, HookView, RegisterHook
 from crucible_core.protocol.parts import EnableHook, GetRequest
 from crucible_core.protocol.worlds import ChangeWorld
-from crucible_hooks.directory import Found, plan, read_file, stamp
+from crucible_hooks.directory import HookFile, plan, read_file, stamp
 from crucible_hooks.texts import read_texts
 from crucible_kit.rpc import call
 from tests.places import make_world
@@ -287,7 +287,7 @@ def test_hooks_below_a_directory_that_cannot_be_read_stay() -> None:
     kept = HookRecord(name="kept", origin="/h/locked/kept.md")
     gone = HookRecord(name="gone", origin="/h/open/gone.md")
     assert plan([], {"kept": kept, "gone": gone}, "/h", "t", ["/h/locked"]) == ([], ["gone"])
-    other = Found("/h/open/kept.md", "kept", {"name": "kept"})
+    other = HookFile("/h/open/kept.md", "kept", {"name": "kept"})
     writes, _ = plan([other], {"kept": kept}, "/h", "t", ["/h/locked"])
     assert [(record.name, record.error) for record in writes] == [
         ("open/kept.md", "the name kept is taken by /h/locked/kept.md")
@@ -378,7 +378,7 @@ async def test_many_files_at_once(system: System) -> None:
 
 def test_plan_is_empty_when_nothing_changed() -> None:
     definition = {"name": "note", "enabled": True}
-    found = [Found("/h/note.md", "note", definition)]
+    found = [HookFile("/h/note.md", "note", definition)]
     writes, deletes = plan(found, {}, "/h", "t1")
     assert [record.name for record in writes] == ["note"]
     assert deletes == []

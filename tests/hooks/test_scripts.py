@@ -11,7 +11,7 @@ from pydantic_monty import AsyncMonty, MontyError
 from crucible_core.errors import InvalidError
 from crucible_core.limits import SCRIPT_BYTES
 from crucible_hooks.actions.functions import EFFECTS, READING, signatures
-from crucible_hooks.actions.sandbox import adapted
+from crucible_hooks.actions.sandbox import adapt
 from crucible_hooks.actions.scripts import BUILTINS, MODULES, check
 from tests.cases import each_of
 
@@ -27,7 +27,7 @@ async def monty() -> AsyncIterator[AsyncMonty]:
 
 async def ran(pool: AsyncMonty, script: str, **values: Any) -> Any:
     async with pool.checkout() as session:
-        return await session.feed_run(adapted(script).source, inputs=values)
+        return await session.feed_run(adapt(script).source, inputs=values)
 
 
 async def test_names_are_those_that_the_sandbox_knows(monty: AsyncMonty) -> None:
@@ -78,7 +78,7 @@ async def test_both_spellings_are_one(monty: AsyncMonty, script: str, value: Any
 
 def test_script_without_the_other_spelling_is_run_as_it_is_written() -> None:
     source = "# a comment\nx = event['payload']  # kept\nlen(x)"
-    assert adapted(source).source == source
+    assert adapt(source).source == source
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from crucible_hooks.errors import RunError
 from crucible_hooks.expressions.expression import evaluate_all
 from crucible_hooks.expressions.templates import Template, compile_text, compile_value
 from crucible_hooks.runs import next_delay_ms
-from crucible_hooks.store import counted
+from crucible_hooks.store import count_run
 
 CONTEXT = {"event": {"payload": {"id": "m1", "n": 3, "tags": ["a", "b"], "none": None}}, "inputs": {"who": "me"}}
 
@@ -121,4 +121,4 @@ def test_what_a_record_counts(outcome: str, attempt: int, output: Any, counts: t
         duration_ms=1,
         output=output,
     )
-    assert counted(record)[:5] == counts
+    assert count_run(record)[:5] == counts

@@ -3,8 +3,8 @@
 import pytest
 
 from crucible_core.errors import InvalidError
-from crucible_webhooks.outcome import Response, judge
-from crucible_webhooks.signing import body_of, new_secret, sign, signing_key
+from crucible_webhooks.outcome import Response, classify
+from crucible_webhooks.signing import encode_body, new_secret, sign, signing_key
 
 DELAYS = [2.0, 4.0, 8.0, 16.0]
 
@@ -38,34 +38,34 @@ def test_new_secrets_are_usable_and_differ() -> None:
 
 
 def test_body_keeps_the_event_bytes() -> None:
-    assert body_of(b'{"a": 1 }') == b'{"event":{"a": 1 }}'
+    assert encode_body(b'{"a": 1 }') == b'{"event":{"a": 1 }}'
 
 
 @pytest.mark.parametrize("status", [200, 201, 204, 299])
 def test_2xx_is_delivered(status: int) -> None:
-    assert judge(Response(status), 1, DELAYS).outcome == "delivered"
+    assert classify(Response(status), 1, DELAYS).outcome == "delivered"
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 599, 408, 425, 429])
 def test_retried_statuses_wait_as_scheduled(status: int) -> None:
-    waits = [judge(Response(status), attempt, DELAYS).delay_s for attempt in (1, 2, 3, 4)]
+    waits = [classify(Response(status), attempt, DELAYS).delay_s for attempt in (1, 2, 3, 4)]
     assert waits == DELAYS
-    assert judge(Response(status), 5, DELAYS).outcome == "exhausted"
+    assert classify(Response(status), 5, DELAYS).outcome == "exhausted"
 
 
 def test_broken_connection_is_retried() -> None:
-    assert judge(Response(error="refused"), 1, DELAYS).outcome == "retrying"
+    assert classify(Response(error="refused"), 1, DELAYS).outcome == "retrying"
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 400, 401, 404, 422])
 def test_other_answers_fail_for_good(status: int) -> None:
-    assert judge(Response(status), 1, DELAYS).outcome == "failed"
+    assert classify(Response(status), 1, DELAYS).outcome == "failed"
 
 
 def test_gone_is_final() -> None:
-    assert judge(Response(410), 1, DELAYS).outcome == "failed"
+    assert classify(Response(410), 1, DELAYS).outcome == "failed"
 
 
 def test_retry_after_lengthens_but_never_shortens_a_wait() -> None:
-    assert judge(Response(503, retry_after_s=30), 1, DELAYS).delay_s == 30
-    assert judge(Response(503, retry_after_s=1), 2, DELAYS).delay_s == 4
+    assert classify(Response(503, retry_after_s=30), 1, DELAYS).delay_s == 30
+    assert classify(Response(503, retry_after_s=1), 2, DELAYS).delay_s == 4

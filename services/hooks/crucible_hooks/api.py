@@ -1,4 +1,4 @@
-"""The requests that hooks answers."""
+"""The requests of the hooks service."""
 
 import asyncio
 from collections.abc import Mapping
@@ -28,9 +28,9 @@ from crucible_core.protocol.replays import ReplayBatch
 from crucible_core.protocol.worlds import PlaceRequest
 from crucible_hooks import store
 from crucible_hooks.check import Checker
-from crucible_hooks.hook import check_permitted, compile_hook, handler_key, no_files, typed
+from crucible_hooks.hook import check_permitted, compile_hook, handler_key, read_definition, refuse_files
 from crucible_hooks.intercept import Interceptor
-from crucible_hooks.registry import API, Known, Registry
+from crucible_hooks.registry import API, HookEntry, Registry
 from crucible_hooks.replays import Replayer
 from crucible_hooks.review import Reviewer
 from crucible_hooks.settings import Settings
@@ -51,42 +51,42 @@ def endpoints(
     reviewer: Reviewer,
     settings: Settings,
 ) -> Mapping[str, Endpoint]:
-    """By operation; see `crucible_core.protocol` for what each takes and gives."""
+    """By operation; see `crucible_core.protocol` for requests and replies."""
 
     async def list_all(request: ListRequest, context: Context) -> HookList:
         await registry.view.refresh()
-        known = await store.known(index)
+        statistics = await store.statistics(index)
         shown, cursor = list_page(
-            registry.seen_by(context.principal),
-            lambda one: _place(registry, one),
-            lambda one: view(registry, one.record, known),
+            registry.visible_to(context.principal),
+            lambda one: _list_key(registry, one),
+            lambda one: view(registry, one.record, statistics),
             request,
             answer_bytes(bus),
         )
         return HookList(hooks=shown, next_cursor=cursor)
 
-    async def shown(record: HookRecord) -> HookView:
-        return view(registry, record, await store.known(index, handler_key(record.name, record.id)))
+    async def view_of(record: HookRecord) -> HookView:
+        return view(registry, record, await store.statistics(index, handler_key(record.name, record.id)))
 
     async def get(request: GetRequest, context: Context) -> HookView:
         await registry.view.refresh()
-        return await shown(registry.get(request.id, context.principal))
+        return await view_of(registry.get(request.id, context.principal))
 
     async def register(request: RegisterHook, context: Context) -> HookView:
-        return await registered(typed(await _given(request), no_files), context)
+        return await save_definition(read_definition(await _read_registration(request), refuse_files), context)
 
     async def update(request: UpdateHook, context: Context) -> HookView:
         await registry.view.refresh()
         before = registry.own(request.name, context.principal)
-        definition = typed(merge_patch(before.definition or {}, request.changes), no_files)
+        definition = read_definition(merge_patch(before.definition or {}, request.changes), refuse_files)
         if definition.name != before.name:
             raise InvalidError("name: a hook keeps its name", errors=[FieldError("name", "cannot be changed")])
-        return await registered(definition, context)
+        return await save_definition(definition, context)
 
-    async def registered(definition: HookDefinition, context: Context) -> HookView:
+    async def save_definition(definition: HookDefinition, context: Context) -> HookView:
         principal = context.principal
         hook = await registry.types.resolve(lambda catalogue: compile_hook(definition, catalogue=catalogue))
-        # A command may do what this process may: that is nobody's to give away but the operator's.
+        # A command may do all that this process may, so that only the operator may allow it.
         check_permitted(definition, settings.hooks_allow_api_shell and principal.admin)
         await reviewer.review(hook, registry.types.catalogue)
         await registry.principals.view.refresh()
@@ -112,36 +112,36 @@ def endpoints(
             world_id=definition.world_id,
         )
         await registry.save(record)
-        return await shown(registry.records.get(record.name, record))
+        return await view_of(registry.records.get(record.name, record))
 
     async def delete(request: GetRequest, context: Context) -> HookView:
         await registry.view.refresh()
         record = registry.own(request.id, context.principal)
         if record.origin != API and _is_watched(record.origin, settings.root):
             raise ConflictError(f"hook {record.name} comes from {record.origin}: delete the file, or disable the hook")
-        shown_last = await shown(record)
+        deleted = await view_of(record)
         await registry.delete(request.id)
-        return shown_last
+        return deleted
 
     async def enable(request: EnableHook, context: Context) -> HookView:
         await registry.view.refresh()
         record = registry.own(request.name, context.principal)
-        return await shown(await registry.set_enabled(record.name, request.enabled))
+        return await view_of(await registry.set_enabled(record.name, request.enabled))
 
     async def runs(request: RunsRequest, context: Context) -> RunList:
         await registry.view.refresh()
         record = registry.get(request.name, context.principal)
         found = await store.runs(index, handler_key(record.name, record.id), request.limit, request.cursor)
-        return RunList(runs=_shown(found, context), next_cursor=found.next_cursor)
+        return RunList(runs=_visible_runs(found, context), next_cursor=found.next_cursor)
 
     async def run(request: GetRequest, context: Context) -> RunList:
         mine: list[str] | None = None
         if not context.principal.admin:
             await registry.view.refresh()
-            mine = [known.key for known in registry.seen_by(context.principal)]
-        runs = _shown(await store.run(index, request.id, mine), context)
+            mine = [entry.key for entry in registry.visible_to(context.principal)]
+        runs = _visible_runs(await store.run(index, request.id, mine), context)
         if not runs:
-            raise store.no_run(request.id)
+            raise store.no_run_error(request.id)
         return RunList(runs=runs)
 
     async def test(request: TestRequest, context: Context) -> Check:
@@ -151,10 +151,9 @@ def endpoints(
 
     async def test_all(request: ListRequest, context: Context) -> Checks:
         await registry.catch_up(())
-
         return await check_page(
             registry.owned_by(context.principal),
-            lambda one: _place(registry, one),
+            lambda one: _list_key(registry, one),
             lambda one: one.name,
             lambda one: checker.check(TestRequest(id=one.name)),
             request,
@@ -178,14 +177,14 @@ def endpoints(
     }
 
 
-def _shown(found: RunList, context: Context) -> list[RunRecord]:
+def _visible_runs(found: RunList, context: Context) -> list[RunRecord]:
     return [run for run in found.runs if context.scope.may_show(run.world_id, run.room_id, run.event_type)]
 
 
-def view(registry: Registry, record: HookRecord, known: store.Known) -> HookView:
+def view(registry: Registry, record: HookRecord, statistics: store.Statistics) -> HookView:
     """A hook as users see it; `order` counts from 1."""
     key, state = handler_key(record.name, record.id), registry.state(record.name)
-    if state == "active" and (reason := known.failing(key, record.updated_at)):
+    if state == "active" and (reason := statistics.failing(key, record.updated_at)):
         state = f"failing: {reason}"
     trigger = (record.definition or {}).get("trigger", {})
     return HookView(
@@ -195,7 +194,7 @@ def view(registry: Registry, record: HookRecord, known: store.Known) -> HookView
         priority=trigger.get("priority"),
         origin=record.origin,
         definition=record.definition,
-        counters=known.counters.get(key, Counters()),
+        counters=statistics.counters.get(key, Counters()),
         updated_at=record.updated_at,
         id=record.id,
         owner=record.owner or OPERATOR_ID,
@@ -205,20 +204,20 @@ def view(registry: Registry, record: HookRecord, known: store.Known) -> HookView
     )
 
 
-def _place(registry: Registry, known: Known) -> list[Any]:
-    """In the list: Pre hooks first, in their order, then all others by name."""
-    return [0, known.pre, known.name] if known.name in registry.order else [1, 0, known.name]
+def _list_key(registry: Registry, entry: HookEntry) -> list[Any]:
+    """The order of lists: Pre hooks first, in their own order, then all others by name."""
+    return [0, entry.pre, entry.name] if entry.name in registry.order else [1, 0, entry.name]
 
 
-async def _given(request: RegisterHook) -> dict[str, Any]:
+async def _read_registration(request: RegisterHook) -> dict[str, Any]:
     if request.definition is not None:
         return request.definition
     if request.markdown is None:
         raise InvalidError("definition or markdown is needed")
-    given = await asyncio.to_thread(read_hook, request.markdown)
-    if given is None:
+    definition = await asyncio.to_thread(read_hook, request.markdown)
+    if definition is None:
         raise InvalidError(NO_HOOK)
-    return given
+    return definition
 
 
 def _is_watched(origin: str, root: str | None) -> bool:

@@ -1,4 +1,4 @@
-"""The wiring of hooks: what is opened, what runs, and when it is ready."""
+"""The wiring of the hooks service: resources, tasks and readiness."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ from crucible_hooks.expressions.expression import Evaluator
 from crucible_hooks.hook import handler_key
 from crucible_hooks.intercept import Interceptor
 from crucible_hooks.records import Recorder
-from crucible_hooks.registry import Changed, Registry
+from crucible_hooks.registry import Registry
 from crucible_hooks.replays import Replayer
 from crucible_hooks.review import Reviewer
 from crucible_hooks.runner import Runner
@@ -87,13 +87,13 @@ def create_app(settings: Settings | None = None) -> Starlette:
             directory = Directory(Path(root), registry, reviewer) if (root := settings.root) else None
             report_readiness(app, bus, lambda: ready_parts(registry, index, directory), index.troubles)
 
-            # Ends in the opposite order: requests first, then the engine, and the recorder when all is told.
+            # All of it ends in the opposite order: requests first, then the engine, and the recorder last.
             await stack.enter_async_context(running([recorder.run]))
             await stack.enter_async_context(running([redacted.follow]))
             await redacted.wait_complete()
             registry.stored = engine.tell_all
-            registry.changed += [partial(note_change, engine)]
-            registry.reloaded += [lambda name: note_change(engine, name, None, registry.records[name], 0)]
+            registry.changed += [partial(note_handler, engine)]
+            registry.reloaded += [lambda name: note_handler(engine, name, None, registry.records[name], 0)]
             following = [
                 types.view.follow,
                 principals.view.follow,
@@ -103,7 +103,8 @@ def create_app(settings: Settings | None = None) -> Starlette:
             ]
             await stack.enter_async_context(running(following))
             await registry.view.reach(0, timeout=_START_S)
-            registry.changed += told_of_changes(recorder, directory)
+            # Only from here on: changes before the start were recorded when they were made.
+            registry.changed += [recorder.record_change, *([directory.registry_changed] if directory else [])]
             await upgrade(bus, shards, runs, registry)
             watching = [directory.follow] if directory else []
             await stack.enter_async_context(running([engine.run, history.run, *watching]))
@@ -135,15 +136,10 @@ async def running(functions: Sequence[Callable[[], Coroutine[Any, Any, None]]]) 
             task.cancel()
 
 
-def note_change(engine: Engine, name: str, before: HookRecord | None, after: HookRecord | None, revision: int) -> None:
-    """A hook that takes a deleted one's name is another handler."""
+def note_handler(engine: Engine, name: str, before: HookRecord | None, after: HookRecord | None, revision: int) -> None:
+    """Notes the change of a hook's handler: a hook that takes a deleted one's name is another handler."""
     for key in {handler_key(name, record.id) for record in (before, after) if record is not None}:
         engine.note(key)
-
-
-def told_of_changes(recorder: Recorder, directory: Directory | None) -> list[Changed]:
-    """Who hears of changes, once the state at the start is known: that was told when it came to be."""
-    return [recorder.registry_changed, *([directory.registry_changed] if directory else [])]
 
 
 def ready_parts(registry: Registry, index: Index, directory: Directory | None) -> dict[str, bool]:

@@ -1,4 +1,5 @@
-"""Trying a hook out: a synthetic event that it listens to, sent through the real queue to who serves it, dry."""
+"""The test of a hook: a synthetic event that its filters accept, and a dry run of it, which goes through the real queue
+for a Post hook."""
 
 import asyncio
 import contextlib
@@ -21,8 +22,8 @@ from crucible_hooks.errors import RunError, brief
 from crucible_hooks.expressions.cel import plain
 from crucible_hooks.hook import Hook, handler_key
 from crucible_hooks.registry import Registry
-from crucible_hooks.runner import Runner, decision
-from crucible_hooks.runs import Trial
+from crucible_hooks.runner import Runner, read_decision
+from crucible_hooks.runs import TestReply
 from crucible_kit.clock import fresh_id, timestamp
 from crucible_kit.handlers.pointers import trial
 from crucible_kit.index.index import Index
@@ -31,12 +32,14 @@ from crucible_kit.nats.bus import Bus
 _ANYTHING = "Memory.Created"
 _PAYLOAD_ROOTS = ("event.payload.", "event.data.payload.")
 _FILLER = "Crucible tries this hook with a synthetic event whose words mean nothing at all. "
+_SPARE_S = 2.0
+_SHOWN = 300
 
 
 def synthetic(
     filters: Sequence[TypeFilter], payload: dict[str, Any] | None, catalogue: Catalogue, world: str = DEFAULT_WORLD
 ) -> Event:
-    """An event for the first of `filters`: with `payload` where one is given, else with one made to fit."""
+    """An event for the first of `filters`, with `payload`, or with one that fits where it is None."""
     wanted = filters[0]
     dotted = one_type(wanted.event_type, catalogue)
     category, _, event = dotted.partition(".")
@@ -53,11 +56,11 @@ def synthetic(
         payload = catalogue.example(dotted)
         fit(wanted.filter, payload, fields, catalogue.fields(dotted))
     known = {name: value for name, value in fields.items() if name in Metadata.__struct_fields__}
-    return Event(category, Data(event, payload), _replaced(metadata, known))
+    return Event(category, Data(event, payload), _replace_fields(metadata, known))
 
 
 def one_type(pattern: str, catalogue: Catalogue) -> str:
-    """One type out of those that a pattern stands for."""
+    """One of the types that a pattern stands for."""
     types = catalogue.expand(pattern)
     if types is None or _ANYTHING in types:
         return _ANYTHING
@@ -66,7 +69,7 @@ def one_type(pattern: str, catalogue: Catalogue) -> str:
 
 
 def fit(spec: Mapping[str, Any], payload: dict[str, Any], metadata: dict[str, Any], shape: Shape | None) -> None:
-    """Writes into `payload` and `metadata` what `spec` asks for. What it cannot make is left as it is."""
+    """Writes values into `payload` and `metadata` that `spec` accepts; a field that it cannot fit stays as it is."""
     for path, wanted in spec.items():
         if path == "$and":
             for part in wanted:
@@ -93,7 +96,7 @@ def _fit_path(
 
 
 def _value(operator: str, operand: Any, target: dict[str, Any], path: str, shape: Shape | None) -> Any:
-    """A value that the operator accepts. Raises KeyError for an operator that asks for nothing that could be made."""
+    """A value that the operator accepts. Raises KeyError for an operator that no value is made for."""
     present = target.get(path)
     match operator:
         case "equals" | "gte" | "lte":
@@ -128,13 +131,9 @@ def _write(target: dict[str, Any], segments: list[str], value: Any) -> None:
     target[last] = value
 
 
-def _replaced(metadata: Metadata, fields: Mapping[str, Any]) -> Metadata:
+def _replace_fields(metadata: Metadata, fields: Mapping[str, Any]) -> Metadata:
     values = {name: getattr(metadata, name) for name in Metadata.__struct_fields__} | dict(fields)
     return Metadata(**values)
-
-
-_SPARE_S = 2.0
-_SHOWN = 300
 
 
 class Checker:
@@ -151,42 +150,45 @@ class Checker:
         state = self._registry.state(record.name)
         hook = self._registry.hook(record.name)
         if state != "active" or hook is None:
-            verdict, _, reason = state.partition(": ")
-            return Check(name=record.name, verdict=verdict, reason=reason or state)
+            state, _, reason = state.partition(": ")
+            return Check(name=record.name, verdict=state, reason=reason or state)
         began = time.perf_counter()
         steps = [CheckStep(step="registered", ok=True, detail=record.origin)]
         catalogue, world = self._registry.types.catalogue, self._registry.home_of(record)
         event = synthetic(trigger_filters(record.definition or {}), request.payload, catalogue, world)
-        steps.append(matched(hook, event))
-        steps += await (self._asked(hook, event) if hook.pre else self._queued(hook, event, request.dry_run))
-        verdict = "inert" if not all(step.ok for step in steps) else "live"
+        steps.append(match_step(hook, event))
+        steps += await (self._test_pre(hook, event) if hook.pre else self._test_post(hook, event, request.dry_run))
+        state = "inert" if not all(step.ok for step in steps) else "live"
         key = handler_key(record.name, record.id)
         if failing := await store.failing(self._index, key, record.updated_at):
             steps.append(CheckStep(step="its latest runs", ok=False, detail=failing))
-            verdict = "failing"
+            state = "failing"
         broken = next((step for step in steps if not step.ok), None)
         return Check(
             name=record.name,
-            verdict=verdict,
+            verdict=state,
             reason=f"{broken.step}: {broken.detail}" if broken else None,
             duration_ms=round((time.perf_counter() - began) * 1000, 3),
             steps=steps,
         )
 
-    async def _asked(self, hook: Hook, event: Event) -> list[CheckStep]:
-        """A Pre hook is asked as an interception does it, and its answer read the same way."""
+    async def _test_pre(self, hook: Hook, event: Event) -> list[CheckStep]:
+        """Runs a Pre hook, and reads its decision, as an interception does."""
         try:
             result = await self._runner.attempt(hook, event, fresh_id("run"), 1, dry_run=True)
             if result.outcome == "ok" and not _is_dry(hook):
-                answer = decision(result.output)
+                answer = read_decision(result.output)
                 result.output = (
                     f"denies: {answer.deny}" if answer.deny else "changes it" if answer.payload else "allows"
                 )
         except (CrucibleError, RunError) as error:
-            result = self._runner.failed(event, str(error))
-        return [_condition(result.condition), _action(result.outcome, result.error, result.output, result.effects)]
+            result = self._runner.failed_result(event, str(error))
+        return [
+            _condition_step(result.condition),
+            _action_step(result.outcome, result.error, result.output, result.effects),
+        ]
 
-    async def _queued(self, hook: Hook, event: Event, dry_run: bool) -> list[CheckStep]:
+    async def _test_post(self, hook: Hook, event: Event, dry_run: bool) -> list[CheckStep]:
         began = time.perf_counter()
         answer = await self._through_queue(hook, event, dry_run)
         if answer is None:
@@ -196,37 +198,35 @@ class Checker:
         record = answer.record
         return [
             CheckStep(step="queued and picked up", ok=True, detail=f"answered after {took:.0f} ms"),
-            _condition(answer.condition),
-            _action(record.outcome, record.error, record.output, record.effects, dry=dry_run),
+            _condition_step(answer.condition),
+            _action_step(record.outcome, record.error, record.output, record.effects, dry=dry_run),
         ]
 
-    async def _through_queue(self, hook: Hook, event: Event, dry_run: bool) -> Trial | None:
+    async def _through_queue(self, hook: Hook, event: Event, dry_run: bool) -> TestReply | None:
         run = fresh_id("run")
         async with self._bus.inbox() as (reply, answers):
             headers = {subjects.REPLY_TO: reply} | ({subjects.DRY_RUN: "1"} if dry_run else {})
             await self._bus.store(trial(self._bus.names, subjects.RUN, hook.key, run, encode(event), headers))
             try:
                 async with asyncio.timeout(hook.timeout_ms / 1000 + _SPARE_S):
-                    return msgspec.json.decode((await answers.get()).data, type=Trial)
+                    return msgspec.json.decode((await answers.get()).data, type=TestReply)
             except TimeoutError:
                 return None
 
 
-def matched(hook: Hook, event: Event) -> CheckStep:
+def match_step(hook: Hook, event: Event) -> CheckStep:
     if hook.filters.matches(event):
         return CheckStep(step="matches a synthetic event", ok=True, detail=event.dotted)
     detail = f"{event.dotted}: the type; no event could be made up that its filter accepts"
     return CheckStep(step="matches a synthetic event", ok=True, detail=detail)
 
 
-def _condition(came_to: str) -> CheckStep:
-    detail = {"none": "none", "true": "true"}.get(
-        came_to, f"{came_to} for this event; the action is tried all the same"
-    )
+def _condition_step(value: str) -> CheckStep:
+    detail = {"none": "none", "true": "true"}.get(value, f"{value} for this event; the action is tried all the same")
     return CheckStep(step="condition", ok=True, detail=detail)
 
 
-def _action(outcome: str, error: str | None, output: Any, effects: list[str], *, dry: bool = True) -> CheckStep:
+def _action_step(outcome: str, error: str | None, output: Any, effects: list[str], *, dry: bool = True) -> CheckStep:
     step = "action ran (dry run)" if dry else "action ran"
     if outcome not in ("ok", "skipped"):
         return CheckStep(step=step, ok=False, detail=brief(error or outcome)[-_SHOWN:])
@@ -236,5 +236,5 @@ def _action(outcome: str, error: str | None, output: Any, effects: list[str], *,
 
 
 def _is_dry(hook: Hook) -> bool:
-    """Whether a dry run of this action answers in words, as nothing was sent or started."""
+    """True where a dry run of the action answers in words, as it sends and starts nothing."""
     return hook.definition.action.__struct_config__.tag != "Script"

@@ -1,4 +1,4 @@
-"""The watched directory: hook files, and the records in the bucket that follow from them."""
+"""The watched directory of hook files: walking, reading and watching it, and the plan of the records that follow."""
 
 import asyncio
 import contextlib
@@ -18,26 +18,31 @@ from crucible_core.limits import HOOK_FILE_BYTES, HOOK_FILES
 from crucible_core.protocol.hooks import HookRecord
 from crucible_core.text import decode_text
 from crucible_core.types.catalogue import CATALOGUE, Catalogue
-from crucible_hooks.hook import Hook, compile_hook, typed
+from crucible_hooks.hook import Hook, compile_hook, read_definition
 from crucible_hooks.registry import API, Registry
 from crucible_hooks.review import Reviewer
 from crucible_kit.clock import timestamp
 
+log = logging.getLogger(__name__)
+
+
 _STEP_MS = 150
 _GATHER_MS = 150
 _RESCAN_MS = 1000
-"""How often the files are looked at anyway: network mounts tell nothing of their changes."""
+"""The interval at which the files are read anyway: network mounts report no changes."""
 _AGAIN_S = 0.3
 _MOST_FOLDERS = 1000
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-"""Opening a pipe that nobody writes to would wait for ever."""
+"""The flags with which opening a pipe that nobody writes to does not wait for ever."""
 
 Stamp = tuple[str, int, int, int]
-"""A file as it was: path, time of its last change (its permissions' too), size, inode."""
+"""The state of a file: path, time of its last change (also of its permissions), size, inode."""
+_PAUSE_S = 1.0
+_MAX_WARNED = 1000
 
 
 class OtherKindError(Exception):
-    """What has the name of a file is a pipe, a socket or a device."""
+    """The path is that of a pipe, a socket or a device."""
 
 
 class Tree(NamedTuple):
@@ -103,9 +108,9 @@ def _read(path: str, most: int) -> bytes | None:
         return None if status.st_size > most else file.read(most)
 
 
-async def hints(root: str) -> AsyncGenerator[None, None]:
-    """Yields when something may have changed below `root`, and every second anyway. Ends where the system's watch does,
-    there are other directories, or another one is at that path: all is to be read then, and watched again."""
+async def watch_changes(root: str) -> AsyncGenerator[None, None]:
+    """Yields when something may have changed below `root`, and every second anyway. Ends with the system's watch, with
+    other directories, or with another one at that path: then all is to be read and watched again."""
     watched = stamp(root)[3]
     folders = await _folders(root)
     watch = awatch(
@@ -126,12 +131,12 @@ async def hints(root: str) -> AsyncGenerator[None, None]:
                 yield
     except Exception as error:
         # A name that is not UTF-8 ends the watch, and so does a system that grants no more watches.
-        log.info("%s is looked at, not watched: %s", root, _first(error))
+        log.info("%s is read at intervals, not watched: %s", root, _first(error))
         await asyncio.sleep(_AGAIN_S)
 
 
 async def _folders(root: str) -> list[str]:
-    """What is watched: a bounded number, as the system grants no more."""
+    """The watched directories: a bounded number, as the system grants no more."""
     return (await asyncio.to_thread(walk, root)).folders[:_MOST_FOLDERS]
 
 
@@ -139,14 +144,8 @@ def _first(error: BaseException) -> BaseException:
     return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
 
 
-log = logging.getLogger(__name__)
-
-_PAUSE_S = 1.0
-_MAX_TOLD = 1000
-
-
-class Found(msgspec.Struct, frozen=True):
-    """One hook file: its definition, or why there is none. `name` is what it calls itself, as far as that is known."""
+class HookFile(msgspec.Struct, frozen=True):
+    """A hook file: its definition, or the error. `name` is the one that it gives itself, where that can be read."""
 
     origin: str
     name: str | None
@@ -159,10 +158,10 @@ class Directory:
         self._root = root
         self._reviewer = reviewer
         self._registry = registry
-        self._read: dict[str, tuple[tuple[Stamp, ...], Found | None]] = {}
+        self._read: dict[str, tuple[tuple[Stamp, ...], HookFile | None]] = {}
         self._unread: list[str] = []
-        self._told: set[tuple[str, str]] = set()
-        self._settled: list[Found] | None = None
+        self._warned: set[tuple[str, str]] = set()
+        self._settled: list[HookFile] | None = None
         self._catalogue = registry.types.catalogue
         self.synced = False
 
@@ -178,14 +177,14 @@ class Directory:
                 if not self._has_records():
                     await asyncio.to_thread(self._root.mkdir, parents=True, exist_ok=True)
                 await self.sync()
-                async with contextlib.aclosing(hints(root)) as changes:
+                async with contextlib.aclosing(watch_changes(root)) as changes:
                     async for _ in changes:
                         await self.sync()
                 continue
             except (OSError, ValueError) as error:
                 # A directory that is away, such as one that is not mounted, says nothing of its hooks: all are kept.
                 self.synced = False
-                self._tell(root, f"it cannot be read, and its hooks stay as they are: {error}")
+                self._warn_once(root, f"it cannot be read, and its hooks stay as they are: {error}")
             except CrucibleError as error:
                 log.info("hook files are read again: %s", error)
             except Exception:
@@ -220,12 +219,12 @@ class Directory:
         origin = f"{self._root}/"
         return any(record.origin.startswith(origin) for record in self._registry.records.values())
 
-    def _tell(self, path: str, reason: str) -> None:
-        """Says once why a path is passed over."""
-        if (path, reason) not in self._told:
-            if len(self._told) >= _MAX_TOLD:
-                self._told.clear()
-            self._told.add((path, reason))
+    def _warn_once(self, path: str, reason: str) -> None:
+        """Logs once the reason for which a path is passed over."""
+        if (path, reason) not in self._warned:
+            if len(self._warned) >= _MAX_WARNED:
+                self._warned.clear()
+            self._warned.add((path, reason))
             log.warning("%s: %s", os.fsencode(path).decode(errors="backslashreplace"), reason)
 
     def _paths(self) -> list[str]:
@@ -233,17 +232,17 @@ class Directory:
         tree = walk(str(self._root))
         self._unread = tree.unread
         for folder in tree.unread:
-            self._tell(folder, "it cannot be read, and its hooks stay as they are")
+            self._warn_once(folder, "it cannot be read, and its hooks stay as they are")
         found = [path for path in tree.paths if is_hook_file(path)]
         for path in found:
             if not _is_unicode(path):
-                self._tell(path, "its name is not UTF-8, and it is passed over: rename it")
+                self._warn_once(path, "its name is not UTF-8, and it is passed over: rename it")
         found = [path for path in found if _is_unicode(path)]
         if len(found) > HOOK_FILES:
-            self._tell(str(self._root), f"it has more than {HOOK_FILES} hook files, and the rest is passed over")
+            self._warn_once(str(self._root), f"it has more than {HOOK_FILES} hook files, and the rest is passed over")
         return found[:HOOK_FILES]
 
-    def _scan(self, catalogue: Catalogue, check: Callable[[Hook], None]) -> list[Found]:
+    def _scan(self, catalogue: Catalogue, check: Callable[[Hook], None]) -> list[HookFile]:
         root = os.path.realpath(self._root)
         paths = self._paths()
         known, self._read = self._read, {}
@@ -255,19 +254,19 @@ class Directory:
             if not stamps or tuple(stamp(name) for name, *_ in stamps) != stamps:
                 stamps, one = read_file(path, root, catalogue, check)
                 if one is None:
-                    self._tell(path, "it is no hook file, and it is passed over")
+                    self._warn_once(path, "it is no hook file, and it is passed over")
             self._read[path] = (stamps, one)
         return [one for _, one in self._read.values() if one is not None]
 
 
 def read_file(
     path: str, root: str, catalogue: Catalogue = CATALOGUE, check: Callable[[Hook], None] = lambda hook: None
-) -> tuple[tuple[Stamp, ...], Found | None]:
-    """What a file holds, and the stamp of every file that it was made of; None for what is no hook. `check` raises
+) -> tuple[tuple[Stamp, ...], HookFile | None]:
+    """The hook of a file, None where it is none, and the stamps of all files that it is made of. `check` raises
     InvalidError for a hook that cannot work."""
     # Stamped before they are read: a change in between is found the next time.
     used = [stamp(path)]
-    given: dict[str, object] | None = None
+    source: dict[str, object] | None = None
 
     def read_script(name: str) -> str:
         script = os.path.realpath(os.path.join(os.path.dirname(path), name))
@@ -282,13 +281,13 @@ def read_file(
     error = None
     definition = None
     try:
-        given = read_hook(read_text(path, HOOK_FILE_BYTES))
-        if given is None:
+        source = read_hook(read_text(path, HOOK_FILE_BYTES))
+        if source is None:
             if not path.lower().endswith((".md", ".markdown")) or os.path.basename(path).lower() == "readme.md":
                 return tuple(used), None
             raise InvalidError(NO_HOOK)
-        given = with_default_name(given, path)
-        checked = typed(given, read_script)
+        source = with_default_name(source, path)
+        checked = read_definition(source, read_script)
         check(compile_hook(checked, os.path.dirname(path), catalogue=catalogue))
         definition = msgspec.to_builtins(checked)
     except OtherKindError:
@@ -298,42 +297,42 @@ def read_file(
     except Exception:
         log.exception("%s cannot be read", path)
         error = "the file cannot be read; the log of the hooks service says why"
-    name = (given or with_default_name({}, path))["name"] if definition is None else definition["name"]
-    return tuple(used), Found(path, name if isinstance(name, str) else None, definition, error)
+    name = (source or with_default_name({}, path))["name"] if definition is None else definition["name"]
+    return tuple(used), HookFile(path, name if isinstance(name, str) else None, definition, error)
 
 
 def plan(
-    found: Sequence[Found], records: Mapping[str, HookRecord], root: str, now: str, unread: Sequence[str] = ()
+    found: Sequence[HookFile], records: Mapping[str, HookRecord], root: str, now: str, unread: Sequence[str] = ()
 ) -> tuple[list[HookRecord], list[str]]:
     """The records to write and the names to delete, so that the bucket follows the files under `root`. The records of
     files below the directories in `unread` stay as they are.
 
     A broken file keeps the last definition that was good. Of two that claim one name the one that has it keeps it; the
-    other is inert under its path. Whether a hook is enabled is the file's to say when it is new or says so anew, and
-    otherwise stays what the API has made of it.
+    other is inert under its path. A file that is new, or whose `enabled` has changed, enables or disables its
+    hook; otherwise the API's last word stays.
     """
     mine = {record.origin: record for record in records.values() if _inside(record.origin, root)}
     mine = {origin: record for origin, record in mine.items() if not any(_inside(origin, away) for away in unread)}
-    kept: dict[str, HookRecord] = {}
+    planned: dict[str, HookRecord] = {}
     for one in sorted(found, key=lambda one: (not _holds(one, records), one.origin)):
         before = mine.get(one.origin)
         name = _name(one, before)
-        holder = kept.get(name) or records.get(name)
-        taken = holder is not None and holder.origin != one.origin and (name in kept or holder not in mine.values())
+        holder = planned.get(name) or records.get(name)
+        taken = holder is not None and holder.origin != one.origin and (name in planned or holder not in mine.values())
         if taken and holder is not None:
             where = "over the API" if holder.origin == API else f"by {holder.origin}"
-            one = Found(one.origin, None, error=f"the name {name} is taken {where}")
+            one = HookFile(one.origin, None, error=f"the name {name} is taken {where}")
             name, before = os.path.relpath(one.origin, root), None
         elif before is None and name in records:
             before = records[name]  # the file has been moved
         record = _record(one, name, before, now, records[name].id if name in records else "")
-        kept[record.name] = record
-    writes = [record for record in kept.values() if _differs(record, records.get(record.name))]
-    deletes = [record.name for record in mine.values() if record.name not in kept]
+        planned[record.name] = record
+    writes = [record for record in planned.values() if _differs(record, records.get(record.name))]
+    deletes = [record.name for record in mine.values() if record.name not in planned]
     return writes, deletes
 
 
-def _record(one: Found, name: str, before: HookRecord | None, now: str, id: str) -> HookRecord:
+def _record(one: HookFile, name: str, before: HookRecord | None, now: str, id: str) -> HookRecord:
     earlier = before.definition if before else None
     definition = one.definition or (earlier if before and before.name == name else None)
     enabled, world = bool((definition or {}).get("enabled", True)), (definition or {}).get("world_id")
@@ -351,14 +350,14 @@ def _record(one: Found, name: str, before: HookRecord | None, now: str, id: str)
     )
 
 
-def _name(one: Found, before: HookRecord | None) -> str:
+def _name(one: HookFile, before: HookRecord | None) -> str:
     """A file that cannot be read keeps the name that it had."""
     if one.definition is not None:
         return str(one.definition["name"])
     return before.name if before else (one.name or Path(one.origin).stem)[:200]
 
 
-def _holds(one: Found, records: Mapping[str, HookRecord]) -> bool:
+def _holds(one: HookFile, records: Mapping[str, HookRecord]) -> bool:
     record = records.get(one.name or "")
     return record is not None and record.origin == one.origin
 
@@ -374,7 +373,7 @@ def _inside(origin: str, root: str) -> bool:
 
 
 def _is_unicode(path: str) -> bool:
-    """Whether a path can be written down: one that is not UTF-8 has half a surrogate pair for each odd byte."""
+    """False for a path that is not UTF-8: it has half a surrogate pair for each odd byte."""
     try:
         path.encode()
     except UnicodeEncodeError:

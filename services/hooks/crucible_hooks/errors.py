@@ -1,8 +1,8 @@
-"""What can go wrong in a run, as exceptions whose text is the reason that the run's record keeps."""
+"""Failures of a run, as exceptions whose text is the error of the run's record."""
 
 import re
 
-_PLACE = re.compile(r'^  File ".*", line (\d+)', re.MULTILINE)
+_LINE = re.compile(r'^  File ".*", line (\d+)', re.MULTILINE)
 
 
 class RunError(Exception):
@@ -18,8 +18,8 @@ class AbsentError(RunError):
 
 
 def brief(error: str) -> str:
-    """A failure on one line: of a traceback the last one, and the script's line. The run keeps it whole."""
-    if not (places := _PLACE.findall(error)):
+    """A failure on one line: the last line of a traceback, with the number of the script's line."""
+    if not (lines := _LINE.findall(error)):
         return error
     which = "condition: " if error.startswith("condition: ") else ""
-    return f"{which}line {places[-1]}: {error.splitlines()[-1]}"
+    return f"{which}line {lines[-1]}: {error.splitlines()[-1]}"

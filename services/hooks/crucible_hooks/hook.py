@@ -1,4 +1,5 @@
-"""A hook ready to run: its definition with filters and templates compiled, expressions and scripts told apart."""
+"""Definitions of hooks: read from requests and files with their scripts inlined, checked, and compiled to hooks that
+are ready to run."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -32,8 +33,10 @@ from crucible_hooks.texts import Text
 
 _PRE_ONLY_DECIDES = "a Pre hook only decides; effects belong into a Post hook, which runs once the event is committed"
 _NO_SHELL = "hooks that arrive over the API may not use Shell unless CRUCIBLE_HOOKS_ALLOW_API_SHELL permits it"
-_TYPE_PLACE = re.compile(r"^(trigger\.events\.\d+)\.event_type")
+_TYPE_PATH = re.compile(r"^(trigger\.events\.\d+)\.event_type")
 _FLOWS = "TriggerFlow is not available yet: use Script, HTTP or Shell"
+ReadScript = Callable[[str], str]
+"""Returns the text of a script file; raises InvalidError where it cannot be read."""
 
 
 class Script(msgspec.Struct, frozen=True):
@@ -41,7 +44,7 @@ class Script(msgspec.Struct, frozen=True):
 
 
 class Hook(msgspec.Struct, frozen=True):
-    """`condition` holds always where it is None. `directory` is where a Shell command runs."""
+    """A hook that is ready to run. A `condition` of None holds always; a Shell command runs in `directory`."""
 
     name: str
     definition: HookDefinition
@@ -85,8 +88,8 @@ def compile_hook(
     catalogue: Catalogue = CATALOGUE,
     filters: CompiledFilters | None = None,
 ) -> Hook:
-    """Raises InvalidError with the path of what is refused in the definition. What its expressions and scripts say is
-    for `review` to judge. `filters` are the definition's where they were compiled before."""
+    """Raises InvalidError with the path of what is refused in the definition. `review`
+    checks its expressions and scripts. `filters` are the definition's where they were compiled before."""
     plain = msgspec.to_builtins(definition)
     _check_options(definition)
     hook = Hook(
@@ -106,8 +109,8 @@ def compile_hook(
 
 
 def handler_key(name: str, id: str) -> str:
-    """By which a hook is served, and to which its runs belong as long as it is registered. One from before there were
-    ids has a name alone."""
+    """The key by which the engine serves a hook and its runs are indexed. A hook from before there were ids has a name
+    alone."""
     return id or name
 
 
@@ -131,7 +134,7 @@ def load_hook(
 
 
 def check_permitted(definition: HookDefinition, allow_shell: bool) -> None:
-    """What a hook may not do when it arrives over the API. Raises InvalidError."""
+    """Raises InvalidError for a hook that may not arrive over the API."""
     if isinstance(definition.action, ShellAction) and not allow_shell:
         raise _refused("action.type", _NO_SHELL)
 
@@ -141,7 +144,7 @@ def _filters(definition: Mapping[str, Any], catalogue: Catalogue) -> CompiledFil
         return compile_filters(trigger_filters(definition), at="trigger.events", catalogue=catalogue)
     except InvalidError as refused:
         errors = [
-            msgspec.structs.replace(error, path=_TYPE_PLACE.sub(r"\1.type", error.path)) for error in refused.errors
+            msgspec.structs.replace(error, path=_TYPE_PATH.sub(r"\1.type", error.path)) for error in refused.errors
         ]
         first = errors[0]
         hint = f' (did you mean "{first.suggestion}"?)' if first.suggestion else ""
@@ -179,8 +182,8 @@ def _templates(action: Script | Shell | Http) -> tuple[Expression, ...]:
 
 
 def _check_options(definition: HookDefinition) -> None:
-    given = definition.options.timeout_ms
-    if definition.trigger.timing == "Pre" and given is not None and given > MAX_PRE_TIMEOUT_MS:
+    timeout = definition.options.timeout_ms
+    if definition.trigger.timing == "Pre" and timeout is not None and timeout > MAX_PRE_TIMEOUT_MS:
         raise _refused(
             "options.timeout_ms", f"a Pre hook may take {MAX_PRE_TIMEOUT_MS} ms, since a writer waits for it"
         )
@@ -190,34 +193,30 @@ def _refused(at: str, message: str) -> InvalidError:
     return InvalidError(f"{at}: {message}", errors=[FieldError(at, message)])
 
 
-ReadScript = Callable[[str], str]
-"""The text of a script file; raises InvalidError where it cannot be had."""
-
-
-def typed(given: Mapping[str, Any], read_script: ReadScript) -> HookDefinition:
-    """The definition in `given`, with the files that it names inlined. Raises InvalidError with the path of each field
+def read_definition(source: Mapping[str, Any], read_script: ReadScript) -> HookDefinition:
+    """The definition in `source`, with its script files inlined. Raises InvalidError with the path of each field
     that is refused and the nearest known name."""
-    return convert(_inlined(_normal(given), read_script), HookDefinition, what="hook")
+    return convert(_inline_scripts(_normalize(source), read_script), HookDefinition, what="hook")
 
 
-def no_files(name: str) -> str:
-    """For definitions that do not come from a directory."""
+def refuse_files(name: str) -> str:
+    """The `ReadScript` of definitions that do not come from a directory."""
     _check_language(name)
     raise InvalidError(f"{name} is a file: a hook that arrives over the API carries its script itself")
 
 
-def _normal(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The other spellings that are accepted, as the one that is kept."""
-    hook = dict(given)
+def _normalize(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Replaces other accepted spellings by the one that is stored."""
+    hook = dict(source)
     if type(hook.get("version")) in (int, float):
         hook["version"] = str(hook["version"])
     action = hook.get("action")
     if isinstance(action, dict):
-        hook["action"] = _normal_action(action)
+        hook["action"] = _normalize_action(action)
     return hook
 
 
-def _normal_action(action: dict[str, Any]) -> dict[str, Any]:
+def _normalize_action(action: dict[str, Any]) -> dict[str, Any]:
     if action.get("type") == "RuneScript":
         return {**action, "type": "Script"}
     if action.get("type") == "TriggerFlow" and "flow_name" in action and "flow" not in action:
@@ -225,23 +224,19 @@ def _normal_action(action: dict[str, Any]) -> dict[str, Any]:
     return action
 
 
-def _inlined(hook: dict[str, Any], read_script: ReadScript) -> dict[str, Any]:
+def _inline_scripts(hook: dict[str, Any], read_script: ReadScript) -> dict[str, Any]:
     for part in ("action", "condition"):
         holder = hook.get(part)
         if not isinstance(holder, dict) or not isinstance(holder.get("script"), str):
             continue
         if name := script_file(holder["script"]):
             try:
-                hook = {**hook, part: {**holder, "script": _read(name, read_script)}}
+                _check_language(name)
+                hook = {**hook, part: {**holder, "script": read_script(name)}}
             except InvalidError as error:
                 where = f"{part}.script"
                 raise InvalidError(f"{where}: {error.detail}", errors=[FieldError(where, error.detail)]) from None
     return hook
-
-
-def _read(name: str, read_script: ReadScript) -> str:
-    _check_language(name)
-    return read_script(name)
 
 
 def _check_language(name: str) -> None:

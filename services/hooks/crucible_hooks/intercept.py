@@ -1,9 +1,8 @@
-"""Pre hooks: what they make of an event before it is committed.
+"""Interception: Pre hooks allow, change or deny an event before it is committed.
 
-They are asked in one order (priority, then name), each seeing the payload as the one before left it. A hook that
-changes the payload is a modifier; one that only allows is a gate. Gates judge the result: when a later hook has changed
-the payload, every gate that the final event matches is asked again, and one that would now change it is an error. Which
-of the two a hook is shows in what it answers, so hooks need not be declared as one or the other.
+They run in one order (priority, then name), each on the payload as the one before left it. Once a hook has changed the
+payload, every earlier hook that did not, and that the final event matches, runs again on the result: it may deny, and
+fails where it would change it now.
 """
 
 from collections.abc import Mapping
@@ -18,9 +17,18 @@ from crucible_core.types.catalogue import CATALOGUE
 from crucible_core.types.payloads import CATEGORIES
 from crucible_hooks.errors import RunError, brief
 from crucible_hooks.hook import Hook
-from crucible_hooks.records import Recorder, Told, bounded_error, bounded_output, run_event, run_id, run_record, stored
+from crucible_hooks.records import (
+    Recorder,
+    RunEvent,
+    attempt_message,
+    bounded_error,
+    bounded_output,
+    run_event,
+    run_id,
+    run_record,
+)
 from crucible_hooks.registry import Registry
-from crucible_hooks.runner import Decision, Result, Runner, decision
+from crucible_hooks.runner import Decision, Result, Runner, read_decision
 from crucible_kit.deadline import check_deadline
 from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import Context
@@ -52,32 +60,32 @@ class Interceptor:
     async def _chain(self, event: Event, named: frozenset[str]) -> Event:
         self._check_loaded(named)
         order = self._registry.pre
-        first, modifiers, last_change = event, set[str](), -1
-        for place, hook in enumerate(order):
+        first, changed_by, last_change = event, set[str](), -1
+        for index, hook in enumerate(order):
             if not (hook.name in named if event is first else self._registry.wants(hook, event)):
                 continue
             payload = await self._ask(hook, event)
             if payload is not None:
-                event, last_change = _with_payload(event, payload), place
-                modifiers.add(hook.name)
+                event, last_change = _replace_payload(event, payload), index
+                changed_by.add(hook.name)
         for hook in order[: max(last_change, 0)]:
-            if hook.name not in modifiers and self._registry.wants(hook, event):
-                await self._ask(hook, event, judging=True)
+            if hook.name not in changed_by and self._registry.wants(hook, event):
+                await self._ask(hook, event, recheck=True)
         return event
 
     def _check_loaded(self, named: frozenset[str]) -> None:
-        """A hook that `events` knows and this replica cannot load is a gate that fails. Raises DeniedError."""
+        """A Pre hook that `events` knows and this replica cannot load denies the event. Raises DeniedError."""
         for name in sorted(named):
-            reason = self._registry.unloaded(name)
+            reason = self._registry.load_error(name)
             if reason is not None:
                 reason = f"the hook cannot be loaded: {reason}"
                 raise DeniedError(f"hook {name} denied the event: {reason}", hook=name, reason=reason)
 
-    async def _ask(self, hook: Hook, event: Event, *, judging: bool = False) -> dict[str, Any] | None:
-        """The changed payload, or None. Raises DeniedError, UnavailableError where nobody waits for the answer."""
+    async def _ask(self, hook: Hook, event: Event, *, recheck: bool = False) -> dict[str, Any] | None:
+        """The changed payload, or None. Raises DeniedError, and UnavailableError where nobody waits for the answer."""
         check_deadline(f"hook {hook.name}")
-        run = run_id(hook.key, event, "judge" if judging else "pre")
-        result, answer = await self._answer(hook, event, run, judging)
+        run = run_id(hook.key, event, "judge" if recheck else "pre")
+        result, answer = await self._answer(hook, event, run, recheck)
         await self._record(hook, event, run, result)
         if result.outcome == "failed" and hook.definition.options.failure_policy == "deny":
             raise _denied(hook, f"the hook failed: {brief(result.error or '')}")
@@ -85,14 +93,14 @@ class Interceptor:
             raise _denied(hook, answer.deny)
         return answer.payload
 
-    async def _answer(self, hook: Hook, event: Event, run: str, judging: bool) -> tuple[Result, Decision]:
+    async def _answer(self, hook: Hook, event: Event, run: str, recheck: bool) -> tuple[Result, Decision]:
         result = await self._attempt(hook, event, run)
         if result.outcome != "ok":
             return result, Decision()
         try:
-            answer = decision(result.output)
+            answer = read_decision(result.output)
             if answer.payload is not None:
-                answer = _checked(answer.payload, event, judging)
+                answer = _validate_change(answer.payload, event, recheck)
         except (RunError, CrucibleError) as error:
             result.outcome, result.error = "failed", str(error)
             return result, Decision()
@@ -104,33 +112,35 @@ class Interceptor:
         try:
             return await self._runner.attempt(hook, event, run, 1)
         except UnavailableError as error:
-            return self._runner.failed(event, f"something that it needs is away: {error.detail}")
+            return self._runner.failed_result(event, f"something that it needs is away: {error.detail}")
 
     async def _record(self, hook: Hook, event: Event, run: str, result: Result) -> None:
         record = run_record(hook, event, run, 1, result.outcome, result.started_at)
         record.duration_ms, record.error = result.duration_ms, bounded_error(result.error)
         record.output, record.log = bounded_output(result.output), result.log
-        # A guard of the hooks' own records would otherwise make a record for each record, without end.
-        told = None if event.type == "Hook" else run_event(record, event, action_of(hook), result.traceparent)
-        await self._recorder.tell(stored(self._bus.names, record) if told is None else Told(told, record))
+        # A Pre hook of the hooks' own records would otherwise make a record of each record, without end.
+        executed = None if event.type == "Hook" else run_event(record, event, action_of(hook), result.traceparent)
+        await self._recorder.add(
+            attempt_message(self._bus.names, record) if executed is None else RunEvent(executed, record)
+        )
 
 
 def action_of(hook: Hook) -> str:
     return str(hook.definition.action.__struct_config__.tag)
 
 
-def _checked(payload: Mapping[str, Any], event: Event, judging: bool) -> Decision:
-    """A change that is one, and valid. Raises InvalidError, or RunError for one that comes too late."""
+def _validate_change(payload: Mapping[str, Any], event: Event, recheck: bool) -> Decision:
+    """The decision for a valid payload. Raises InvalidError, or RunError for a change that comes too late."""
     if payload == event.data.payload:
         return Decision()
-    if judging:
+    if recheck:
         raise RunError("it would change the event again after a later hook has changed it")
     if event.type in CATEGORIES:  # of the types that users registered `events` has the validators
         payload = msgspec.json.decode(CATALOGUE.canonical(event.dotted, msgspec.json.encode(payload)))
     return Decision(payload=dict(payload))
 
 
-def _with_payload(event: Event, payload: dict[str, Any]) -> Event:
+def _replace_payload(event: Event, payload: dict[str, Any]) -> Event:
     return msgspec.structs.replace(event, data=Data(event.data.event, payload))
 
 

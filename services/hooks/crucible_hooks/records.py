@@ -1,5 +1,5 @@
-"""What is kept of a run: its record in ATTEMPTS, and the Hook event that the log hears of it, which is the record of a
-Pre hook's answer."""
+"""Records of hooks: ids of runs, run records for ATTEMPTS, the Hook events of the log, and the background writer of
+both: a bounded queue, drained at shutdown."""
 
 import asyncio
 import contextlib
@@ -22,15 +22,24 @@ from crucible_kit.events import append as append_events
 from crucible_kit.nats.bus import Bus
 from crucible_kit.nats.frames import Outgoing
 
+log = logging.getLogger(__name__)
+
+
 MAX_OUTPUT = 64 * 1024
 _MAX_ERROR = 4000
 FINAL = frozenset({"ok", "denied", "failed", "parked", "stopped"})
-"""Outcomes that the log hears of. A run that is retried is told once it is over; one that was skipped never
-began, and one that was dry changed nothing."""
+"""Outcomes of which an event is appended. A run that is retried has one event, once it is over; one that was skipped
+never began, and a dry one changed nothing."""
+MAX_WAITING = 10_000
+_BATCH = 200
+_GATHER_S = 0.01
+"""Items that come within this time share one write, unless somebody waits for one: nobody does for a Pre hook's."""
+_PAUSE_S = 0.5
+_DRAIN_S = 5.0
 
 
 def run_id(key: str, event: Event, *extra: str) -> str:
-    """One run's id: the same hook's key and event make the same one."""
+    """The id of a run: the same for the same hook's key and event."""
     return derive_id("run", moment_ms(event), key, event.metadata.id, *extra)
 
 
@@ -53,7 +62,7 @@ def run_record(hook: Hook, event: Event, run: str, attempt: int, outcome: str, s
 
 
 def bounded_output(output: Any) -> Any:
-    """The output, or what is worth keeping of one that is too large."""
+    """The output, or the beginning of one that is too large."""
     encoded = msgspec.json.encode(output)
     if len(encoded) <= MAX_OUTPUT:
         return output
@@ -64,7 +73,7 @@ def bounded_error(error: str | None) -> str | None:
     return error[:_MAX_ERROR] if error else None
 
 
-def stored(names: Names, record: RunRecord) -> Outgoing:
+def attempt_message(names: Names, record: RunRecord) -> Outgoing:
     subject = names.attempt(RUN, handler_key(record.hook, record.hook_id), record.run_id)
     return Outgoing(subject, msgspec.json.encode(record), msg_id=f"{record.run_id}:{record.attempt}:{record.outcome}")
 
@@ -72,13 +81,23 @@ def stored(names: Names, record: RunRecord) -> Outgoing:
 def run_event(record: RunRecord, event: Event, action: str, traceparent: str) -> NewEvent | None:
     """Hook.Executed or Hook.Failed, caused by the event that triggered the run; None while it is not over.
 
-    The end of a chain is not told where the event itself is about a hook: telling would never end.
+    The end of a chain has none where the event itself is about a hook: events would follow without end.
     """
     if record.outcome not in FINAL or (record.outcome == "stopped" and event.type == "Hook"):
         return None
     metadata = event.metadata
-    kept = ("hook", "run_id", "timing", "event_id", "event_type", "correlation_id", "attempt", "outcome", "started_at")
-    payload = {name: getattr(record, name) for name in (*kept, "duration_ms", "effects", "log", "output")}
+    fields = (
+        "hook",
+        "run_id",
+        "timing",
+        "event_id",
+        "event_type",
+        "correlation_id",
+        "attempt",
+        "outcome",
+        "started_at",
+    )
+    payload = {name: getattr(record, name) for name in (*fields, "duration_ms", "effects", "log", "output")}
     payload |= {"action": action, "event_sequence": event.sequence, "hop": metadata.hop}
     payload["replay"] = True if record.replay else None
     payload["hook_id"] = record.hook_id or None
@@ -90,9 +109,9 @@ def run_event(record: RunRecord, event: Event, action: str, traceparent: str) ->
         source=Source("system", "hooks"),
         actor=f"hook:{record.hook}",
         correlation_id=metadata.correlation_id,
-        # A denied event never comes into the log: what is known of its cause is the cause of the denial.
+        # A denied event is never in the log: the cause of the denial is the cause of that event.
         causation_id=metadata.causation_id if record.outcome == "denied" else metadata.id,
-        # The record of the last run of a chain is as deep as a chain may be.
+        # The event of a chain's last run is as deep as a chain may be.
         hop=min(metadata.hop + 1, MAX_HOPS),
         world_id=metadata.world_id,
         room_id=metadata.room_id,
@@ -116,23 +135,23 @@ class _Metadata(msgspec.Struct):
     room_id: str
 
 
-class _Told(msgspec.Struct):
+class _StoredEvent(msgspec.Struct):
     data: _Data
     metadata: _Metadata
 
 
-_read_told = msgspec.json.Decoder(_Told).decode
+_decode_event = msgspec.json.Decoder(_StoredEvent).decode
 
 
 def read_answer(stored: bytes) -> RunRecord | None:
     """The record that a Pre hook's `run_event` is in the log; None for another hook's. Raises `msgspec.DecodeError`."""
-    told = _read_told(stored)
-    found = told.data.payload
+    event = _decode_event(stored)
+    found = event.data.payload
     if found.timing != "Pre":
         return None
     fields = {name: getattr(found, name) for name in RunRecord.__struct_fields__}
     fields |= {"error": found.reason or found.error, "replay": None}
-    return RunRecord(**fields | {"world_id": told.metadata.world_id, "room_id": told.metadata.room_id})
+    return RunRecord(**fields | {"world_id": event.metadata.world_id, "room_id": event.metadata.room_id})
 
 
 def trigger_event(hook: Hook, event: Event, run: str) -> NewEvent | None:
@@ -168,7 +187,7 @@ def trigger_event(hook: Hook, event: Event, run: str) -> NewEvent | None:
 
 
 def registry_event(event: str, record: HookRecord, revision: int, at_ms: int, world_id: str) -> NewEvent:
-    """Hook.Registered or Hook.Unregistered, told in a world; the same change of the bucket makes the same id on every
+    """Hook.Registered or Hook.Unregistered, in a world; the same change of the bucket makes the same id on every
     replica."""
     definition = record.definition or {}
     trigger = definition.get("trigger") or {}
@@ -193,10 +212,7 @@ def registry_event(event: str, record: HookRecord, revision: int, at_ms: int, wo
     )
 
 
-log = logging.getLogger(__name__)
-
-
-class Told(NamedTuple):
+class RunEvent(NamedTuple):
     """An event of a run, and the run's `record` where nothing else holds that: it goes into the history while the
     event cannot be in the log."""
 
@@ -204,54 +220,48 @@ class Told(NamedTuple):
     record: RunRecord | None = None
 
 
-Item = Outgoing | Told | asyncio.Future[None]
-"""The future of whoever waits until everything before it is stored."""
-MAX_WAITING = 10_000
-_BATCH = 200
-_GATHER_S = 0.01
-"""What comes within this time shares one write, unless somebody waits for it: who asks a Pre hook does not."""
-_PAUSE_S = 0.5
-_DRAIN_S = 5.0
+Item = Outgoing | RunEvent | asyncio.Future[None]
+"""A future ends once everything before it is stored."""
 
 
 class Recorder:
-    """Stores what it is told, in order, and keeps trying while something is away. At the end it drains."""
+    """Stores messages and events in order, in the background, and retries while something is away. Ends drained."""
 
     def __init__(self, bus: Bus, home_of: Callable[[HookRecord], str]) -> None:
-        """`home_of` names the world that hears of a hook."""
+        """`home_of` names the world into which changes of a hook are recorded."""
         self._bus = bus
         self._home_of = home_of
         self._waiting: asyncio.Queue[Item] = asyncio.Queue(MAX_WAITING)
         self._wanted = asyncio.Event()
-        """Set once somebody waits for what is gathered."""
+        """Set once somebody waits for a gathered item."""
 
-    async def tell(self, item: Outgoing | Told) -> None:
-        """Waits only while the queue is full: then telling is as slow as storing."""
+    async def add(self, item: Outgoing | RunEvent) -> None:
+        """Waits only while the queue is full."""
         await self._waiting.put(item)
 
     async def store(self, *events: NewEvent) -> None:
         """Returns once the events are in the log, or refused for good."""
         stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         for event in events:
-            await self.tell(Told(event))
+            await self.add(RunEvent(event))
         await self._waiting.put(stored)
         self._wanted.set()
         await stored
 
-    def registry_changed(self, name: str, before: HookRecord | None, after: HookRecord | None, revision: int) -> None:
-        """Tells of a hook that was added, replaced or removed."""
+    def record_change(self, name: str, before: HookRecord | None, after: HookRecord | None, revision: int) -> None:
+        """Records that a hook was added, replaced or removed."""
         record = after or before
         if record is None:
             return
         name, at_ms, world = "Registered" if after else "Unregistered", _ms(record.updated_at), self._home_of(record)
         event = registry_event(name, record, revision, at_ms, world)
         try:
-            self._waiting.put_nowait(Told(event))
+            self._waiting.put_nowait(RunEvent(event))
         except asyncio.QueueFull:
-            log.warning("the change of hook %s is not told: too much waits", name)
+            log.warning("the change of hook %s is not recorded: too much waits", name)
 
     async def run(self) -> None:
-        """Runs until cancelled; then what waits is stored, if that takes only a moment."""
+        """Runs until cancelled; then it stores the rest, for some seconds at most."""
         held: list[Item] = []
         try:
             while True:
@@ -274,29 +284,29 @@ class Recorder:
 
     async def _store(self, held: Sequence[Item]) -> None:
         records = [item for item in held if isinstance(item, Outgoing)]
-        told = [item for item in held if isinstance(item, Told)]
-        while records or told:
+        events = [item for item in held if isinstance(item, RunEvent)]
+        while records or events:
             try:
                 if records:
                     await self._bus.store_all(records)
                     records = []
-                if told:
-                    records, told = self._records_of(await append(self._bus, told)), []
+                if events:
+                    records, events = self._records_of(await append(self._bus, events)), []
             except (LimitedError, UnavailableError) as error:
                 log.info("records wait: %s", error)
-                if not records and (records := self._records_of(told)):  # the log will have them a second time
-                    told = [Told(one.event) for one in told]
+                if not records and (records := self._records_of(events)):  # the log will have them a second time
+                    events = [RunEvent(one.event) for one in events]
                 else:
                     await asyncio.sleep(_PAUSE_S)
             except CrucibleError as error:
                 log.warning("%d records are refused: %s", len(held), error)
-                records, told = ([], told) if records else (self._records_of(told), [])
+                records, events = ([], events) if records else (self._records_of(events), [])
         for item in held:
             if isinstance(item, asyncio.Future) and not item.done():
                 item.set_result(None)
 
-    def _records_of(self, told: Sequence[Told]) -> list[Outgoing]:
-        return [stored(self._bus.names, one.record) for one in told if one.record is not None]
+    def _records_of(self, events: Sequence[RunEvent]) -> list[Outgoing]:
+        return [attempt_message(self._bus.names, one.record) for one in events if one.record is not None]
 
     async def _drain(self, held: Sequence[Item]) -> None:
         try:
@@ -306,13 +316,13 @@ class Recorder:
             log.warning("%d records were not stored before the end", len(held))
 
 
-async def append(bus: Bus, told: Sequence[Told], timeout_s: float = 10.0) -> list[Told]:
-    """Appends events that have ids of their own, so that it may be repeated. Returns those that are refused for good.
-    Raises UnavailableError."""
-    events = [one.event for one in told]
+async def append(bus: Bus, pending: Sequence[RunEvent], timeout_s: float = 10.0) -> list[RunEvent]:
+    """Appends events with ids of their own, so that it may be repeated. Returns those that are refused for good. Raises
+    UnavailableError."""
+    events = [one.event for one in pending]
     results = await append_events(bus, HOOKS, events, timeout=timeout_s, traceparent=events[0].traceparent)
     refused = []
-    for one, result in zip(told, results, strict=False):
+    for one, result in zip(pending, results, strict=False):
         if result.error is None:
             continue
         if result.error.code == UnavailableError.code:

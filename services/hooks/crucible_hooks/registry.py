@@ -1,4 +1,4 @@
-"""The hooks of the installation: the KV bucket's records and this process's compiled copy of them."""
+"""The registry of hooks: the records of the KV bucket, a compiled copy of them, and their changes."""
 
 import logging
 from collections import defaultdict
@@ -32,13 +32,13 @@ log = logging.getLogger(__name__)
 
 API = "api"
 HOOKS = service_principal("hooks")
-"""Who asks where this service acts for nobody else."""
+"""The principal of this service, where it acts for nobody else."""
 _START_S = 30.0
 _COMPILED = 1024
-"""Hooks that are kept ready to run. Any other is compiled when it is to run, within some 50 µs."""
+"""The number of hooks that stay ready to run. Any other is compiled when it is to run, within some 50 µs."""
 _RUN_RECORDS = frozenset({"Executed", "Failed", "Triggered"})
 MOST_SWITCHED = 64
-"""Places at which a hook was switched on or off that are kept: what waits from before is not run any more."""
+"""The number of positions at which a hook was switched on or off that its record has: older work is not run."""
 Changed = Callable[[str, HookRecord | None, HookRecord | None, int], None]
 """Called with a hook's name, its record before and after (None: it is gone), and the bucket's revision."""
 
@@ -46,21 +46,20 @@ Changed = Callable[[str, HookRecord | None, HookRecord | None, int], None]
 _record = msgspec.json.Decoder(HookRecord)
 
 
-class _Named(msgspec.Struct):
-    """What can be read of nearly every record."""
+class _Identity(msgspec.Struct):
+    """The part that can be read of nearly every record."""
 
     name: str
     id: str = ""
 
 
-class Known(Owned, kw_only=True):
-    """What is at hand of each hook: 100,000 idle ones cost hardly more than their records' JSON, `value`. `place` is
-    its key in the bucket, which a record that cannot be read may have for its name. `switched` is the record's;
-    `filters` is None where the hook cannot run; `is_on`: events are for it that are committed from now on. `pre` is a
-    Pre hook's priority."""
+class HookEntry(Owned, kw_only=True):
+    """A hook of the copy: 100,000 idle ones cost hardly more than their records' JSON, `value`. A record that cannot be
+    read may have its `bucket_key` for its name. `switched` is the record's; `filters` is None where the hook cannot
+    run; `is_on`: events that are committed from now on are for it. `pre` is a Pre hook's priority."""
 
     name: str
-    place: str
+    bucket_key: str
     id: str
     value: bytes
     enabled: bool
@@ -81,22 +80,22 @@ class Known(Owned, kw_only=True):
 
 
 class Records(Mapping[str, HookRecord]):
-    """The records by name, each decoded when it is asked for."""
+    """The records by name, each decoded when it is read."""
 
-    def __init__(self, known: Mapping[str, Known]) -> None:
-        self._known = known
+    def __init__(self, entries: Mapping[str, HookEntry]) -> None:
+        self._entries = entries
 
     def __getitem__(self, name: str) -> HookRecord:
-        return self._known[name].record
+        return self._entries[name].record
 
     def __contains__(self, name: object) -> bool:
-        return name in self._known
+        return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._known)
+        return iter(self._entries)
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._entries)
 
 
 class Registry:
@@ -111,94 +110,94 @@ class Registry:
         self._bucket = bucket
         self._revisions: dict[str, int] = {}
         self._names: dict[str, str] = {}
-        """By their keys in the bucket, where these are others."""
-        self._known: dict[str, Known] = {}
-        self._by_key: dict[str, Known] = {}
+        """The names of hooks by their keys in the bucket, where the two differ."""
+        self._entries: dict[str, HookEntry] = {}
+        self._by_key: dict[str, HookEntry] = {}
         self._since: dict[int, Position] | None = None
         self._unreadable: set[str] = set()
         self._nameless: set[str] = set()
-        """Keys of the bucket whose records do not even tell which hook they are of."""
+        """Keys of the bucket whose records do not even have the name of their hook."""
         self._matcher: Matcher[str] = Matcher()
         self._pre: list[Hook] | None = None
         self._order: dict[str, int] | None = None
         self.view = View(bucket, self._take)
-        self.records: Mapping[str, HookRecord] = Records(self._known)
+        self.records: Mapping[str, HookRecord] = Records(self._entries)
         self._compiled: dict[str, Hook] = {}
         self._pre_hooks: set[str] = set()
         self._owned: set[str] = set()
-        """Those of others than the operator."""
+        """The hooks of others than the operator."""
         self.broken: dict[str, str] = {}
-        """Why a record's definition cannot be run."""
+        """By name, the reason for which a definition cannot be run."""
         self.stored: Callable[[int], Awaitable[None]]
         """Awaited with the revision of each change of this process: returns once all replicas know it."""
         self.changed: list[Changed] = []
         self.reloaded: list[Callable[[str], None]] = []
-        """Called with the name of a hook that means another thing since an event type was registered or deleted."""
+        """Called with the name of a hook that was compiled anew, since an event type was registered or deleted."""
         types.changed.append(self._type_changed)
 
     # ---- what runs
 
     @property
     def order(self) -> Mapping[str, int]:
-        """The places of the enabled Pre hooks in that order, from 1 on, by name."""
+        """The numbers of the enabled Pre hooks in that order, from 1 on, by name."""
         if self._order is None:
-            self._order = {hook.name: place for place, hook in enumerate(self.pre, 1)}
+            self._order = {hook.name: number for number, hook in enumerate(self.pre, 1)}
         return self._order
 
     @property
     def pre(self) -> list[Hook]:
-        """The enabled Pre hooks in the order in which they are asked: priority, then name."""
+        """The enabled Pre hooks in the order in which they run: priority, then name."""
         if self._pre is None:
-            found = [known for name in self._pre_hooks if (known := self._known[name]).enabled]
-            found.sort(key=lambda known: (known.pre, known.name))
-            self._pre = [self._hook(known) for known in found]
+            found = [entry for name in self._pre_hooks if (entry := self._entries[name]).enabled]
+            found.sort(key=lambda entry: (entry.pre, entry.name))
+            self._pre = [self._hook(entry) for entry in found]
         return self._pre
 
-    def match(self, event: Event) -> list[Known]:
-        """The Post hooks that this event triggers, among them such as were enabled when it was committed."""
-        found = [self._known[name] for name in self._matcher.match(event)]
-        return [known for known in found if self._was_on(known, event) and self.hears(known, event)]
+    def match(self, event: Event) -> list[HookEntry]:
+        """The Post hooks that this event triggers, with those that were enabled when it was committed."""
+        found = [self._entries[name] for name in self._matcher.match(event)]
+        return [entry for entry in found if self._was_enabled(entry, event) and self.is_triggered(entry, event)]
 
     def triggers(self, key: str, event: Event) -> bool:
-        """Whether it triggers the one of a key."""
-        known = self._by_key.get(key)
-        if known is None or known.filters is None or known.pre is not None or not known.filters.matches(event):
+        """True where the event triggers the Post hook of a key."""
+        entry = self._by_key.get(key)
+        if entry is None or entry.filters is None or entry.pre is not None or not entry.filters.matches(event):
             return False
-        return self._was_on(known, event) and self.hears(known, event)
+        return self._was_enabled(entry, event) and self.is_triggered(entry, event)
 
-    def _was_on(self, known: Known, event: Event) -> bool:
-        """Whether events were for a hook when this one was committed."""
-        if not known.switched:
-            return known.enabled
+    def _was_enabled(self, entry: HookEntry, event: Event) -> bool:
+        """True where the hook was enabled when the event was committed."""
+        if not entry.switched:
+            return entry.enabled
         position = self._bus.names.position
-        return sum(not position(place).covers(event.sequence or 0) for place in known.switched) % 2 == 1
+        return sum(not position(switch).covers(event.sequence or 0) for switch in entry.switched) % 2 == 1
 
-    def hears(self, hook: Known | Hook, event: Event) -> bool:
-        """Whether a hook whose filters match is triggered: its owner sees the event. A record of a run triggers only
-        hooks that name its category: one that listens to everything would hear of itself for ever."""
+    def is_triggered(self, hook: HookEntry | Hook, event: Event) -> bool:
+        """True where a hook whose filters match is triggered: its owner sees the event. A record of a run triggers only
+        hooks that name its category: one that listens to everything would trigger itself for ever."""
         own = event.type == "Hook" and event.data.event in _RUN_RECORDS
         heard = not own or (hook.filters is not None and hook.filters.names_category("Hook"))
         return heard and self.shows(hook, event)
 
     def wants(self, hook: Hook, event: Event) -> bool:
-        """Whether a Pre hook judges an event that is on its way."""
+        """True where a Pre hook decides on an event that is not committed yet."""
         return hook.filters.matches(event) and self.shows(hook, event)
 
-    def shows(self, hook: Known | Hook, event: Event) -> bool:
-        """Whether its owner sees the event, and it is of the hook's world."""
-        return self.principals.may_receive(self._known[hook.name], event)
+    def shows(self, hook: HookEntry | Hook, event: Event) -> bool:
+        """True where the owner sees the event, and the event is of the hook's world."""
+        return self.principals.may_receive(self._entries[hook.name], event)
 
     def hook(self, name: str) -> Hook | None:
-        """Ready to run; None where there is none, or it cannot run."""
-        known = self._known.get(name)
-        return None if known is None or known.filters is None else self._hook(known)
+        """The hook, ready to run; None where there is none, or it cannot run."""
+        entry = self._entries.get(name)
+        return None if entry is None or entry.filters is None else self._hook(entry)
 
-    def _hook(self, known: Known) -> Hook:
-        hook = self._compiled.get(known.name)
+    def _hook(self, entry: HookEntry) -> Hook:
+        hook = self._compiled.get(entry.name)
         if hook is None:
             if len(self._compiled) >= _COMPILED:
                 del self._compiled[next(iter(self._compiled))]
-            hook = self._compiled[known.name] = self._compile(known.record, known.filters)
+            hook = self._compiled[entry.name] = self._compile(entry.record, entry.filters)
         return hook
 
     def _compile(self, record: HookRecord, filters: CompiledFilters | None = None) -> Hook:
@@ -208,47 +207,47 @@ class Registry:
         return load_hook(definition, beside, record.id, record.owner, catalogue=catalogue, filters=filters)
 
     @property
-    def types_wanted(self) -> Set[str] | None:
+    def wanted_types(self) -> Set[str] | None:
         return self._matcher.types
 
     def may_want(self, category: str, event: str) -> bool:
-        """Whether an event of a type may trigger a hook, whatever is in it."""
+        """True where an event of a type may trigger a hook, whatever is in it."""
         return self._matcher.may_want(category, event)
 
     def by_key(self, key: str) -> Hook | None:
         """The hook that the work engine serves by a key; None where there is none, or it cannot run."""
-        known = self._by_key.get(key)
-        return None if known is None else self.hook(known.name)
+        entry = self._by_key.get(key)
+        return None if entry is None else self.hook(entry.name)
 
     def plan(self, key: str) -> Plan | None:
         """How the work engine is to serve the hook of a key; None where there is none."""
-        known = self._by_key.get(key)
-        if known is None:
+        entry = self._by_key.get(key)
+        if entry is None:
             return Plan(1, held=True) if self._nameless else None
-        since = self._since_of(known)
-        if known.filters is None or known.pre is not None or not known.enabled:
-            return Plan(1, since, held=True, keeps=known.filters is None and self._is_due(known))
-        return Plan(known.concurrency, since, types=known.filters.types, apart_ms=known.apart_ms)
+        since = self._since_of(entry)
+        if entry.filters is None or entry.pre is not None or not entry.enabled:
+            return Plan(1, since, held=True, keeps=entry.filters is None and self._is_due(entry))
+        return Plan(entry.concurrency, since, types=entry.filters.types, apart_ms=entry.apart_ms)
 
     def unmatched(self) -> list[str]:
-        """The keys of hooks that events are for and that cannot be matched here."""
-        return [key for key, known in self._by_key.items() if known.filters is None and self._is_due(known)]
+        """The keys of enabled hooks that cannot be matched here."""
+        return [key for key, entry in self._by_key.items() if entry.filters is None and self._is_due(entry)]
 
     def since(self, shard: int) -> Position | None:
-        """The place in the log after which the first hook of a shard wants events; None where there is none."""
+        """The position in the log after which the first hook of a shard wants events; None without hooks."""
         if self._since is None:
-            places: defaultdict[int, list[Position]] = defaultdict(list)
-            for key, known in self._by_key.items():
-                if known.switched:
-                    places[shard_of(key)].append(self._since_of(known))
-            self._since = {number: first.least(*others) for number, (first, *others) in places.items()}
+            positions: defaultdict[int, list[Position]] = defaultdict(list)
+            for key, entry in self._by_key.items():
+                if entry.switched:
+                    positions[shard_of(key)].append(self._since_of(entry))
+            self._since = {number: first.least(*others) for number, (first, *others) in positions.items()}
         return self._since.get(shard)
 
-    def _since_of(self, known: Known) -> Position:
-        return self._bus.names.position(known.switched[0] if known.switched else 0)
+    def _since_of(self, entry: HookEntry) -> Position:
+        return self._bus.names.position(entry.switched[0] if entry.switched else 0)
 
-    def _is_due(self, known: Known) -> bool:
-        return known.is_on or known.name in self._unreadable
+    def _is_due(self, entry: HookEntry) -> bool:
+        return entry.is_on or entry.name in self._unreadable
 
     def state(self, name: str) -> str:
         record = self.get(name)
@@ -262,16 +261,16 @@ class Registry:
         return f"inert: {reason}" + ("; the last good version still runs" if self._runs(name) else "")
 
     def warnings(self, name: str) -> list[str]:
-        """What keeps a hook that can run from firing."""
+        """The reasons for which a hook that can run may never be triggered."""
         if not self._runs(name):
             return []
         record = self.records[name]
-        wanted = trigger_filters(record.definition or {})
-        found = self.types.catalogue.warning(filter.event_type for filter in wanted)
+        filters = trigger_filters(record.definition or {})
+        found = self.types.catalogue.warning(filter.event_type for filter in filters)
         return [warning for warning in (found, self.worlds.warning(record)) if warning]
 
-    def unloaded(self, name: str) -> str | None:
-        """Why an enabled Pre hook that must not be passed over cannot run here; None for one that can, or need not."""
+    def load_error(self, name: str) -> str | None:
+        """The reason for which an enabled Pre hook with `failure_policy: deny` cannot run here; None for any other."""
         record = self.records.get(name)
         if record is None or not record.enabled or self._runs(name):
             return None
@@ -294,23 +293,23 @@ class Registry:
         principal.check_owns(record, f"hook {name}")
         return record
 
-    def seen_by(self, principal: Principal) -> list[Known]:
-        return [known for known in self._known.values() if principal.may_see(known)]
+    def visible_to(self, principal: Principal) -> list[HookEntry]:
+        return [entry for entry in self._entries.values() if principal.may_see(entry)]
 
-    def owned_by(self, principal: Principal) -> list[Known]:
-        return [known for known in self._known.values() if principal.owns(known)]
+    def owned_by(self, principal: Principal) -> list[HookEntry]:
+        return [entry for entry in self._entries.values() if principal.owns(entry)]
 
     def _runs(self, name: str) -> bool:
-        return self._known[name].filters is not None
+        return self._entries[name].filters is not None
 
     def home_of(self, record: Owned) -> str:
-        """The world that hears of it."""
+        """The world into which its changes are recorded."""
         return record.world_id or self.principals.of(record.owner).home
 
     # ---- changes
 
     async def follow(self) -> None:
-        """Runs until cancelled. Filters name types, and records owners, so that these are known first."""
+        """Runs until cancelled. Filters name types, and records owners, so that these are read first."""
         await self.types.view.reach(0, _START_S)
         await self.principals.view.reach(0, _START_S)
         await self.view.follow()
@@ -326,8 +325,8 @@ class Registry:
             await self.principals.view.refresh()
 
     async def save(self, record: HookRecord) -> None:
-        """Returns once every replica works with it, for a Pre hook each of `events`: it has to do with the next event.
-        Raises ConflictError where somebody else was first."""
+        """Returns once every replica works with it, for a Pre hook every replica of `events`: it decides on the next
+        event. Raises ConflictError where somebody else was first."""
         key, before = token(record.name), self.records.get(record.name)
         revision = self._revisions.get(key)
         id = record.id if record.id or before else fresh_id("hok")
@@ -337,19 +336,19 @@ class Registry:
         stored = await put
         await self.view.reach(stored)
         if record.definition and timing(record.definition) == "Pre":
-            # Where no replica answers, none guards: each learns of the hook before it commits anything.
+            # A replica that does not answer commits nothing before it has learned of the hook.
             await call_all(self._bus, HOOKS, "events", "guarded", GuardedRequest(revision=stored))
         else:
             await self.stored(stored)
 
     async def _switched(self, before: HookRecord | None, after: HookRecord) -> list[Encoded]:
-        was, places = before is not None and _is_on(before), list(before.switched) if before else []
-        if was == _is_on(after):
-            return places
-        if was and not places:
-            places = [0]
-        places.append((await log_end(self._bus)).encoded)
-        return places[max(0, len(places) - MOST_SWITCHED) // 2 * 2 :]
+        was, positions = before is not None and _gets_new_events(before), list(before.switched) if before else []
+        if was == _gets_new_events(after):
+            return positions
+        if was and not positions:
+            positions = [0]
+        positions.append((await log_end(self._bus)).encoded)
+        return positions[max(0, len(positions) - MOST_SWITCHED) // 2 * 2 :]
 
     async def set_enabled(self, name: str, enabled: bool) -> HookRecord:
         record = self.get(name)
@@ -360,7 +359,7 @@ class Registry:
 
     async def delete(self, name: str) -> HookRecord:
         record = self.get(name)
-        await self._bucket.delete(self._known[name].place)
+        await self._bucket.delete(self._entries[name].bucket_key)
         await self.view.refresh()
         await forget(self._bus, RUN, self._bus.names.hook_runs, handler_key(record.name, record.id))
         return record
@@ -377,7 +376,7 @@ class Registry:
         self._owned.discard(name)
         if before is not None:
             self._by_key.pop(handler_key(name, before.id), None)
-            del self._known[name]
+            del self._entries[name]
         self._names.pop(change.key, None)
         if record is None or value is None:
             self._revisions.pop(change.key, None)
@@ -392,8 +391,7 @@ class Registry:
             listener(name, before, record, change.revision)
 
     def _read(self, key: str, name: str, value: bytes) -> tuple[HookRecord, bytes]:
-        """One that cannot be read, of a newer version perhaps, is not deleted: it is inert, and what waits for it
-        waits."""
+        """The record, and its bytes. One that cannot be read, perhaps of a newer version, is inert; its work waits."""
         self._unreadable.discard(name)
         self._nameless.discard(key)
         try:
@@ -402,25 +400,25 @@ class Registry:
             log.error("the record of hook %s cannot be read: %s", key, error)
             reason = f"its record cannot be read: {error}"
         try:
-            known = msgspec.json.decode(value, type=_Named)
+            identity = msgspec.json.decode(value, type=_Identity)
         except msgspec.DecodeError:
             self._nameless.add(key)
-            known = _Named(name)
-        self._unreadable.add(known.name)
-        record = HookRecord(name=known.name, error=reason, id=known.id)
+            identity = _Identity(name)
+        self._unreadable.add(identity.name)
+        record = HookRecord(name=identity.name, error=reason, id=identity.id)
         return record, msgspec.json.encode(record)
 
     def _type_changed(self, dotted: str) -> None:
-        """A hook that named a type in vain can run now; one whose type is gone, or has closed, cannot."""
+        """Compiles the hooks anew that name a type of its category: some can run now, others cannot any more."""
         category = dotted.partition(".")[0]
-        for name, known in list(self._known.items()):
-            filters = known.filters
+        for name, entry in list(self._entries.items()):
+            filters = entry.filters
             if filters is None and name not in self.broken:
                 continue
             if filters is not None and not filters.names_category(category):
                 continue
             self._unload(name)
-            self._load(known.record, known.value, known.place)
+            self._load(entry.record, entry.value, entry.bucket_key)
             if (filters is None) == self._runs(name):
                 log.info("hook %s is %s, since %s has changed", name, self.state(name), dotted)
             for listener in self.reloaded:
@@ -433,19 +431,19 @@ class Registry:
         self._compiled.pop(name, None)
         self.broken.pop(name, None)
 
-    def _load(self, record: HookRecord, value: bytes, place: str) -> None:
-        known = self._known[record.name] = Known(
+    def _load(self, record: HookRecord, value: bytes, bucket_key: str) -> None:
+        entry = self._entries[record.name] = HookEntry(
             name=record.name,
-            place=place,
+            bucket_key=bucket_key,
             id=record.id,
             owner=record.owner,
             world_id=record.world_id,
             value=value,
             enabled=record.enabled,
-            is_on=_is_on(record),
+            is_on=_gets_new_events(record),
             switched=tuple(record.switched),
         )
-        self._by_key[known.key] = known
+        self._by_key[entry.key] = entry
         if not is_operators(record):
             self._owned.add(record.name)
         if record.definition is None:
@@ -457,14 +455,14 @@ class Registry:
             log.warning("hook %s cannot run: %s", record.name, error.detail)
             return
         options = hook.definition.options
-        known.filters, known.concurrency, known.apart_ms = hook.filters, options.concurrency, options.debounce_ms
+        entry.filters, entry.concurrency, entry.apart_ms = hook.filters, options.concurrency, options.debounce_ms
         if hook.pre:
-            known.pre = hook.definition.trigger.priority
+            entry.pre = hook.definition.trigger.priority
             self._pre_hooks.add(record.name)
         else:
             self._matcher.put(record.name, hook.filters)
 
 
-def _is_on(record: HookRecord) -> bool:
-    """Whether events are for it that are committed from now on."""
+def _gets_new_events(record: HookRecord) -> bool:
+    """True where events that are committed from now on are for the hook."""
     return record.enabled and record.definition is not None and timing(record.definition) == "Post"

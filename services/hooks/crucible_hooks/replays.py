@@ -1,4 +1,4 @@
-"""Replays into hooks: stored events become runs of their own of one Post hook, past its debounce."""
+"""Replays into hooks: stored events become new runs of one Post hook, past its debounce."""
 
 from crucible_core.access import Principal
 from crucible_core.envelope import MAX_HOPS, Event
@@ -39,7 +39,7 @@ class Replayer:
         return Replayable(id=name)
 
     async def replay(self, request: ReplayBatch, context: Context) -> ReplayTaken:
-        """Returns once the runs are stored. May be repeated: message ids and run ids tell what was done.
+        """Returns once the runs are stored. May be repeated: message ids and run ids prevent doubles.
 
         Raises NotFoundError where the hook is gone, UnavailableError where it cannot be loaded here.
         """
@@ -63,9 +63,9 @@ class Replayer:
         return taken
 
     def _takes(self, hook: Hook, event: Event) -> bool:
-        """Whether the event would trigger the hook: a replay goes past debounce, and past nothing else."""
-        wanted = hook.definition.options.replay != "skip" and event.metadata.hop < MAX_HOPS
-        return wanted and hook.filters.matches(event) and self._registry.hears(hook, event)
+        """True where the event would trigger the hook: a replay goes past debounce, and past nothing else."""
+        takes_replays = hook.definition.options.replay != "skip" and event.metadata.hop < MAX_HOPS
+        return takes_replays and hook.filters.matches(event) and self._registry.is_triggered(hook, event)
 
     def _hook(self, name: str, principal: Principal) -> Hook | None:
         """The principal's Post hook of that name; None where its definition cannot be run."""
@@ -73,13 +73,15 @@ class Replayer:
         if record is None or not principal.owns(record):
             if record is not None and principal.may_see(record):
                 principal.check_owns(record, f"hook {name}")
-            suggestion = nearest(name, [seen.name for seen in self._registry.seen_by(principal)])
+            suggestion = nearest(name, [entry.name for entry in self._registry.visible_to(principal)])
             hint = f' (did you mean "{suggestion}"?)' if suggestion else ""
             error = FieldError(_AT, "there is no such hook", suggestion)
             raise NotFoundError(f"there is no hook {name[:100]!r}{hint}", errors=[error])
         hook = self._registry.hook(name)
         if hook is not None and hook.pre:
-            raise _refused(f"hook {name} is a Pre hook: it judges events before their commit, and these are committed")
+            raise _refused(
+                f"hook {name} is a Pre hook: it decides on events before their commit, and these are committed"
+            )
         return hook
 
 

@@ -1,5 +1,5 @@
 """The review of a hook before it is registered: its texts are parsed in a worker process, and the fields that they read
-are held against the types that the hook listens to."""
+are checked against the types of the hook's events."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -10,11 +10,11 @@ from crucible_core.suggest import nearest
 from crucible_core.types.catalogue import Catalogue
 from crucible_hooks.actions.sandbox import Sandbox
 from crucible_hooks.hook import Hook
-from crucible_hooks.texts import Reads, invalid, read_texts
+from crucible_hooks.texts import FieldRead, invalid, read_texts
 from crucible_kit.isolation import ExhaustedError, WorkerPool
 
 _OWN = ("id", "replay", "payload", "data", "metadata", "redacted")
-"""What the view of an event has at its top and no filter knows by itself."""
+"""The top fields of an event's view that filters do not have."""
 
 
 class Reviewer:
@@ -23,7 +23,7 @@ class Reviewer:
         self._sandbox = sandbox
 
     async def review(self, hook: Hook, catalogue: Catalogue) -> None:
-        """Raises InvalidError for expressions and scripts that cannot work, with the nearest thing that does."""
+        """Raises InvalidError for expressions and scripts that cannot work, with the nearest name that does."""
         texts = hook.texts()
         if not texts:
             return
@@ -39,28 +39,28 @@ class Reviewer:
                 await self._sandbox.check(text.source, text.at)
 
 
-def _wrong_fields(hook: Hook, reads: Iterable[Reads], catalogue: Catalogue) -> Iterator[FieldError]:
-    """Fields that no event which the hook listens to can have."""
+def _wrong_fields(hook: Hook, reads: Iterable[FieldRead], catalogue: Catalogue) -> Iterator[FieldError]:
+    """The errors of fields that no event of the hook can have."""
     for one in reads:
-        if len(one.place) < 2:
+        if len(one.path) < 2:
             continue
         try:
-            if one.place[0] == "event":
-                _check_event(hook, one.place[1:], catalogue)
+            if one.path[0] == "event":
+                _check_event(hook, one.path[1:], catalogue)
             else:
-                _check_input(hook, one.place[1:], one.at)
+                _check_input(hook, one.path[1:], one.at)
         except InvalidError as refused:
             first = refused.errors[0]
             line = f"line {one.line}: " if one.line else ""
-            yield FieldError(one.at, f"{line}{'.'.join(one.place)[:200]}: {first.message}", first.suggestion)
+            yield FieldError(one.at, f"{line}{'.'.join(one.path)[:200]}: {first.message}", first.suggestion)
 
 
-def _check_input(hook: Hook, place: tuple[str, ...], at: str) -> None:
+def _check_input(hook: Hook, path: tuple[str, ...], at: str) -> None:
     """Raises InvalidError."""
     if at.startswith(("condition.", "action.inputs.")):
         raise _absent("inputs are there for the action only; an event's fields are in event")
     there: Any = hook.definition.action.inputs
-    for name in place:
+    for name in path:
         if not isinstance(there, dict):
             return
         if name not in there:
@@ -68,27 +68,27 @@ def _check_input(hook: Hook, place: tuple[str, ...], at: str) -> None:
         there = there[name]
 
 
-def _check_event(hook: Hook, place: tuple[str, ...], catalogue: Catalogue) -> None:
+def _check_event(hook: Hook, path: tuple[str, ...], catalogue: Catalogue) -> None:
     """Raises InvalidError."""
-    if place[:2] == ("data", "payload"):
-        place = place[1:]
-    if place[0] == "payload":
-        inner = place[1:]
+    if path[:2] == ("data", "payload"):
+        path = path[1:]
+    if path[0] == "payload":
+        inner = path[1:]
         if inner and all(name and "." not in name for name in inner):
             catalogue.check_path(hook.filters.types, ".".join(inner), stored=True)
-    elif place[0] not in _OWN or len(place) > 1:
-        _check_metadata(place)
+    elif path[0] not in _OWN or len(path) > 1:
+        _check_metadata(path)
 
 
-def _check_metadata(place: tuple[str, ...]) -> None:
-    """Raises InvalidError for a place outside of the payload that no event has."""
-    if place[0] == "redacted" or place[:2] == ("metadata", "extensions") or place == ("metadata", "source"):
+def _check_metadata(path: tuple[str, ...]) -> None:
+    """Raises InvalidError for a path outside of the payload that no event has."""
+    if path[0] == "redacted" or path[:2] == ("metadata", "extensions") or path == ("metadata", "source"):
         return
     try:
-        event_place(None, ".".join(("event", *place)))
+        event_place(None, ".".join(("event", *path)))
     except InvalidError as refused:
         error = refused.errors[0]
-        near = nearest(place[0], [*_OWN, "type", "sequence"]) if len(place) == 1 else None
+        near = nearest(path[0], [*_OWN, "type", "sequence"]) if len(path) == 1 else None
         raise _absent(error.message, f"event.{near}" if near else error.suggestion) from None
 
 

@@ -1,4 +1,5 @@
-"""One attempt at one run: the condition, then the action, under the hook's time-out, and what came of it."""
+"""One attempt at a run: the event as hooks see it, the condition and the action under the hook's time-out, the decision
+of a Pre hook, and the result."""
 
 import contextlib
 import logging
@@ -14,9 +15,9 @@ from crucible_core.errors import CrucibleError, UnavailableError
 from crucible_core.limits import HOOK_COMMANDS, HOOK_REQUESTS
 from crucible_core.subjects import TRACEPARENT
 from crucible_hooks.actions.functions import Effects
-from crucible_hooks.actions.http import Http, answered, build_request, send
+from crucible_hooks.actions.http import Http, build_request, decode_answer, send
 from crucible_hooks.actions.sandbox import Sandbox
-from crucible_hooks.actions.shell import MAX_OUTPUT, Shell, printed, run_shell
+from crucible_hooks.actions.shell import MAX_OUTPUT, Shell, decode_output, run_shell
 from crucible_hooks.errors import AbsentError, RunError
 from crucible_hooks.expressions.expression import Context, Evaluator, Expression
 from crucible_hooks.expressions.templates import Template
@@ -29,6 +30,14 @@ from crucible_kit.nats.bus import Bus
 from crucible_kit.principals import Principals
 from crucible_kit.telemetry.metrics import Metrics
 from crucible_kit.telemetry.spans import Attribute, Span, Telemetry, message_attributes
+
+log = logging.getLogger(__name__)
+
+
+_FORMS = 'a Pre hook answers nothing, {"deny": "reason"} or {"payload": {…}}'
+_MAX_REASON = 2000
+_SHOWN = 200
+INTERNAL = "the run failed inside the hooks service, whose log says why"
 
 
 def event_view(event: Event, replay: bool = False) -> dict[str, Any]:
@@ -44,11 +53,6 @@ def event_bytes(event: Event, replay: bool = False) -> bytes:
     return b'%b,"replay":true}' % encoded[:-1] if replay else encoded
 
 
-_FORMS = 'a Pre hook answers nothing, {"deny": "reason"} or {"payload": {…}}'
-_MAX_REASON = 2000
-_SHOWN = 200
-
-
 class Decision(msgspec.Struct, frozen=True):
     """Allowed where both are None."""
 
@@ -57,8 +61,8 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 def read_answer(raw: bytes, *, complete: bool, what: str) -> Any:
-    """What a command has printed or an endpoint has sent: None for nothing, or the value of the one JSON document that
-    it is. Raises RunError for anything else, such as words beside the JSON; `what` names it."""
+    """The value of a command's output or an endpoint's answer, which is one JSON document; None for nothing. Raises
+    RunError for anything else, such as words beside the JSON; `what` names it."""
     if not complete:
         raise RunError(f"{what} is larger than an answer may be")
     if not raw.strip():
@@ -75,7 +79,7 @@ def read_answer(raw: bytes, *, complete: bool, what: str) -> Any:
     return found
 
 
-def decision(output: Any) -> Decision:
+def read_decision(output: Any) -> Decision:
     """Raises RunError for an answer that is not understood."""
     if output is None:
         return Decision()
@@ -99,13 +103,9 @@ def _kind(output: Any) -> str:
     return {bool: "true or false", str: "a text", list: "a list", type(None): "null"}.get(type(output), "a number")
 
 
-log = logging.getLogger(__name__)
-
-INTERNAL = "the run failed inside the hooks service, whose log says why"
-
-
 class Result(msgspec.Struct, kw_only=True):
-    """`outcome` is ok, failed or skipped (the condition is false). `condition` says what the condition came to."""
+    """The result of an attempt. `outcome` is ok, failed or skipped (the condition is false); `condition` is the
+    value of the condition in words."""
 
     outcome: str
     started_at: str
@@ -120,7 +120,7 @@ class Result(msgspec.Struct, kw_only=True):
 
 
 class Runner:
-    """What every run needs; Pre and Post hooks run alike."""
+    """Runs the attempts of Pre and Post hooks."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class Runner:
         self.evaluator = evaluator
         self._sandbox = sandbox
         self._exchanger = exchanger
-        self._places = {
+        self._slots = {
             (kind, pre): Slots(total, total // 4)
             for kind, total in (("requests", HOOK_REQUESTS), ("commands", HOOK_COMMANDS))
             for pre in (True, False)
@@ -151,8 +151,8 @@ class Runner:
     ) -> Result:
         """Never fails for what the hook does. Raises UnavailableError where a service that it needs is away.
 
-        A dry run has no effects; of an event that is made up, as all are but replayed ones, it tries the action
-        whatever the condition says.
+        A dry run has no effects; with a synthetic event, as all are but replayed ones, it runs the action whatever
+        the condition says.
         """
         began, started_at = time.perf_counter(), timestamp()
         timing = hook.definition.trigger.timing
@@ -182,7 +182,7 @@ class Runner:
                 log.exception("a run of %s failed", hook.name)
                 _fail(result, INTERNAL, span, "internal")
             span.set("crucible.outcome", result.outcome)
-        result.effects, result.log = effects.made, effects.lines
+        result.effects, result.log = effects.effects, effects.lines
         result.duration_ms = round((time.perf_counter() - began) * 1000, 3)
         if not dry_run:
             self._runs.labels(timing, result.outcome).inc()
@@ -190,7 +190,7 @@ class Runner:
         return result
 
     def _span(self, hook: Hook, event: Event, run: str, about: dict[str, Attribute | None], *, queued: bool) -> Span:
-        """What comes from the queue is a message's processing; what somebody waits for is a part of their work."""
+        """The span of an attempt: the processing of a message from the queue, or a part of its caller's work."""
         parent = event.metadata.traceparent
         if not queued:
             return self._telemetry.span("hook.run", parent, "internal", {"crucible.run": run, **about})
@@ -198,8 +198,8 @@ class Runner:
         about |= message_attributes("process", queue, message_id=run, group=self._bus.names.durable(hook.name))
         return self._telemetry.span(f"process {queue}", parent, "consumer", about, [parent])
 
-    def failed(self, event: Event, error: str) -> Result:
-        """The result of an attempt that could not be made."""
+    def failed_result(self, event: Event, error: str) -> Result:
+        """The result of an attempt that cannot be made."""
         return Result(
             outcome="failed",
             started_at=timestamp(),
@@ -227,30 +227,30 @@ class Runner:
         if work.dry_run:
             self._exchanger.guard.check(request.target)
             return f"would send {request.method} to {request.target.host}"
-        async with self._place("requests", work):
-            # The time-out of the whole run comes first, and tells more.
+        async with self._slot("requests", work):
+            # The time-out of the whole run comes first, with a better message.
             body = await send(self._exchanger, request, work.hook.timeout_ms / 1000 + 1)
-        return read_answer(body, complete=True, what="the answer") if work.hook.pre else answered(body)
+        return read_answer(body, complete=True, what="the answer") if work.hook.pre else decode_answer(body)
 
     async def command(self, shell: Shell, values: Any, event: bytes, work: "_Attempt") -> Any:
         if work.dry_run:
             return "would run the command"
-        async with self._place("commands", work):
+        async with self._slot("commands", work):
             directory, pre = work.hook.directory, work.hook.pre
             output = await run_shell(shell, values, event, work.traceparent, directory, answers=pre)
         if not work.hook.pre:
-            return printed(output)
+            return decode_output(output)
         return read_answer(output, complete=len(output) <= MAX_OUTPUT, what="what the command printed")
 
     @contextlib.asynccontextmanager
-    async def _place(self, kind: str, work: "_Attempt") -> AsyncIterator[None]:
-        """A place for a request or a command. Pre hooks have places of their own: a writer waits for them."""
-        places = self._places[kind, work.hook.pre]
-        async with work.watch.entered(places.take(work.hook.name)):
+    async def _slot(self, kind: str, work: "_Attempt") -> AsyncIterator[None]:
+        """A slot for a request or a command. Pre hooks have slots of their own: a writer waits for them."""
+        slots = self._slots[kind, work.hook.pre]
+        async with work.watch.enter(slots.take(work.hook.name)):
             try:
                 yield
             finally:
-                places.record_turn(work.hook.name, greedy=work.watch.expired)
+                slots.record_turn(work.hook.name, greedy=work.watch.expired)
 
 
 class _Attempt(msgspec.Struct, frozen=True):
@@ -270,7 +270,7 @@ class _Attempt(msgspec.Struct, frozen=True):
         if not holds and (self.replay or not self.dry_run):
             result.outcome = "skipped"
             return
-        context = {"event": view, "inputs": await self._filled(self.hook.inputs, {"event": view, "inputs": {}})}
+        context = {"event": view, "inputs": await self._fill(self.hook.inputs, {"event": view, "inputs": {}})}
         result.output = await self._action(context)
 
     async def _condition(self, context: Context, result: Result) -> bool:
@@ -283,7 +283,7 @@ class _Attempt(msgspec.Struct, frozen=True):
             else:
                 value = await self.runner.script(condition, context, self, reading=True)
         except AbsentError as error:
-            # As in a filter, what is not there fulfils nothing. A guard must not be passed that way.
+            # As in a filter, an absent field fulfils nothing. A Pre hook must not be evaded that way.
             if self.hook.pre:
                 raise RunError(f"condition: {error}") from None
             result.condition = f"false: {error}"
@@ -295,7 +295,7 @@ class _Attempt(msgspec.Struct, frozen=True):
         result.condition = str(value).lower()
         return value
 
-    async def _filled(self, template: Template, context: Context) -> Any:
+    async def _fill(self, template: Template, context: Context) -> Any:
         found = await self.runner.evaluator.values(template.expressions, context, self.hook.name, self.watch)
         return template.fill(iter(found))
 
@@ -303,7 +303,7 @@ class _Attempt(msgspec.Struct, frozen=True):
         action = self.hook.action
         if isinstance(action, Script):
             return await self.runner.script(action, context, self, reading=self.hook.pre)
-        values = await self._filled(action.values, context)
+        values = await self._fill(action.values, context)
         event = event_bytes(self.event, self.replay)
         if isinstance(action, Http):
             return await self.runner.request(action, values, event, self)

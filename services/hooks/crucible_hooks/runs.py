@@ -1,4 +1,5 @@
-"""Runs of Post hooks: one attempt at one, what its outcome means, and what is recorded and told of it."""
+"""Runs of Post hooks for the work engine: the attempt, the delay before the next one, its record and events; tests of
+hooks that go through the queue; and the upgrade of work that older versions have left."""
 
 import logging
 from collections.abc import Mapping, Sequence, Set
@@ -18,13 +19,13 @@ from crucible_hooks.hook import Hook
 from crucible_hooks.intercept import action_of
 from crucible_hooks.records import (
     Recorder,
-    Told,
+    RunEvent,
+    attempt_message,
     bounded_error,
     bounded_output,
     run_event,
     run_id,
     run_record,
-    stored,
     trigger_event,
 )
 from crucible_hooks.registry import HOOKS, Registry
@@ -40,7 +41,12 @@ from crucible_kit.nats.frames import Outgoing
 from crucible_kit.telemetry.metrics import Metrics
 from crucible_kit.telemetry.spans import Telemetry
 
+log = logging.getLogger(__name__)
+
+
 MAX_DELAY_MS = 3_600_000
+_GIVE_UP_AFTER = 8
+"""The tries after which the absence of another service is the run's failure."""
 
 
 def next_delay_ms(retry: Retry, attempt: int) -> int | None:
@@ -51,21 +57,15 @@ def next_delay_ms(retry: Retry, attempt: int) -> int | None:
     return min(retry.delay_ms * factor, MAX_DELAY_MS)
 
 
-log = logging.getLogger(__name__)
-
-_GIVE_UP_AFTER = 8
-"""Tries after which something that stays away is the run's failure."""
-
-
-class Trial(msgspec.Struct):
-    """What is answered to whoever tries a hook out: what its condition came to, and the run's record."""
+class TestReply(msgspec.Struct):
+    """The answer to the test of a hook: the value of its condition, and the run's record."""
 
     condition: str
     record: RunRecord
 
 
 class Runs:
-    """What the work engine asks of hooks (`crucible_kit.handlers.service.Service`): each is served by its key."""
+    """The `crucible_kit.handlers.service.Service` of hooks: the hook's key is the handler."""
 
     name, kind = "hooks", RUN
 
@@ -96,7 +96,7 @@ class Runs:
         return self._registry.since(shard)
 
     def types(self) -> Set[str] | None:
-        return self._registry.types_wanted
+        return self._registry.wanted_types
 
     def changed_ms(self) -> int:
         return self._registry.view.changed_ms
@@ -135,20 +135,20 @@ class Runs:
     # ---- attempts
 
     def held_back(self, first: Job, count: int) -> Outgoing:
-        """Its output tells how many there were."""
-        hook = self._loaded(first.handler)
+        """The output of the record has their number."""
+        hook = self._find_hook(first.handler)
         self._debounced.inc(count)
         record = run_record(hook, first.event, run_id(hook.key, first.event, "debounced"), 0, "skipped", timestamp())
         record.error = f"debounced: the last trigger was less than {hook.definition.options.debounce_ms} ms before"
         record.output = {"events": count}
-        return stored(self._bus.names, record)
+        return attempt_message(self._bus.names, record)
 
     async def attempt(self, job: Job) -> Outcome:
         if self._registry.by_key(job.handler) is None:
             return Outcome()
-        hook = self._loaded(job.handler)
+        hook = self._find_hook(job.handler)
         if subjects.DRY_RUN in job.headers:
-            await self._answer(job, await self._tried_out(hook, job))
+            await self._answer(job, await self._test(hook, job))
             return Outcome()
         if job.sequence in self._redacted or job.event.redacted is not msgspec.UNSET:
             record = run_record(hook, job.event, job.id, job.attempt, "skipped", timestamp())
@@ -159,14 +159,14 @@ class Runs:
         elif _is_from_log(job) and job.event.metadata.hop >= MAX_HOPS:
             record = self._stop(hook, job)
         else:
-            record = await self._made(hook, job)
+            record = await self._run(hook, job)
         return self._outcome(hook, job, record)
 
     async def again(self, job: Job, record: bytes) -> Outcome:
         hook = self._registry.by_key(job.handler)
         if hook is None:
             return Outcome()
-        return Outcome(follows=partial(self._tell, hook, job, msgspec.json.decode(record, type=RunRecord)))
+        return Outcome(follows=partial(self._append_events, hook, job, msgspec.json.decode(record, type=RunRecord)))
 
     async def parked(self, job: Job, reason: str) -> Outcome:
         hook = self._registry.by_key(job.handler)
@@ -176,7 +176,7 @@ class Runs:
         record.error = f"put aside: {reason}"
         return self._outcome(hook, job, record)
 
-    def _loaded(self, handler: str) -> Hook:
+    def _find_hook(self, handler: str) -> Hook:
         """Raises UnavailableError."""
         hook = self._registry.by_key(handler)
         if hook is None:
@@ -188,24 +188,26 @@ class Runs:
         retry_at_ms = None
         if record.outcome == "retrying":
             retry_at_ms = parse_time(record.next_attempt_at or "", "next_attempt_at") // 1000
-        return Outcome(stored(self._bus.names, record), retry_at_ms, partial(self._tell, hook, job, record))
+        return Outcome(
+            attempt_message(self._bus.names, record), retry_at_ms, partial(self._append_events, hook, job, record)
+        )
 
-    async def _made(self, hook: Hook, job: Job) -> RunRecord:
+    async def _run(self, hook: Hook, job: Job) -> RunRecord:
         replay = subjects.REPLAY in job.headers
         dry = replay and hook.definition.options.replay == "dry"
         if _is_from_log(job) and job.tries == 1:
             self._triggered.inc()
-            if told := trigger_event(hook, job.event, job.id):
-                await self._recorder.tell(Told(told))
+            if triggered := trigger_event(hook, job.event, job.id):
+                await self._recorder.add(RunEvent(triggered))
         try:
             result = await self._runner.attempt(hook, job.event, job.id, job.attempt, dry_run=dry, replay=replay)
         except UnavailableError as error:
             if job.tries < _GIVE_UP_AFTER:
-                raise  # not the hook's failure: it is tried again, and effects are not made twice
-            result = self._runner.failed(job.event, f"something that it needs stays away: {error.detail}")
+                raise  # not the hook's failure: the engine tries again, and effects are not repeated
+            result = self._runner.failed_result(job.event, f"something that it needs stays away: {error.detail}")
         if dry and result.outcome != "skipped":
             result.outcome = "dry"
-        record = _finished(hook, job.event, job.id, job.attempt, result)
+        record = _result_record(hook, job.event, job.id, job.attempt, result)
         failed = result.outcome == "failed"
         delay_ms = next_delay_ms(hook.definition.options.retry, job.attempt) if failed else None
         if delay_ms is not None:
@@ -214,7 +216,7 @@ class Runs:
         return record
 
     def _stop(self, hook: Hook, job: Job) -> RunRecord:
-        """The end of a chain, recorded."""
+        """Records the end of a chain that is too deep."""
         event = job.event
         record = run_record(hook, event, job.id, 0, "stopped", timestamp())
         record.error = (
@@ -225,35 +227,35 @@ class Runs:
             log.warning("hook %s: %s", hook.name, record.error, extra={"event": event.metadata.id})
         return record
 
-    async def _tell(self, hook: Hook, job: Job, record: RunRecord) -> None:
-        """What the log hears of it, and whoever asked for this run, if they still listen. Safe to do twice."""
+    async def _append_events(self, hook: Hook, job: Job, record: RunRecord) -> None:
+        """Appends the events of a run, and answers the test that waits for it. Safe to do twice."""
         events = [run_event(record, job.event, action_of(hook), job.traceparent)]
         if not job.tries and _is_from_log(job) and record.outcome != "stopped":  # another process began with it
             events.insert(0, trigger_event(hook, job.event, job.id))
-        # What this process has told of it before is stored then, too.
+        # This also stores the events of the run that this process has recorded before.
         await self._recorder.store(*(event for event in events if event is not None))
         if subjects.REPLY_TO in job.headers:
-            await self._answer(job, Trial("none", record))
+            await self._answer(job, TestReply("none", record))
 
-    # ---- trials
+    # ---- tests
 
-    async def _tried_out(self, hook: Hook, job: Job) -> Trial:
-        """A dry run, of which nothing is recorded."""
+    async def _test(self, hook: Hook, job: Job) -> TestReply:
+        """Makes a dry run, and records nothing."""
         try:
             result = await self._runner.attempt(hook, job.event, job.id, 1, dry_run=True)
         except UnavailableError as error:
-            result = self._runner.failed(job.event, error.detail)
-        return Trial(result.condition, _finished(hook, job.event, job.id, 1, result))
+            result = self._runner.failed_result(job.event, error.detail)
+        return TestReply(result.condition, _result_record(hook, job.event, job.id, 1, result))
 
-    async def _answer(self, job: Job, trial: Trial) -> None:
-        await self._bus.publish(job.headers[subjects.REPLY_TO], msgspec.json.encode(trial))
+    async def _answer(self, job: Job, reply: TestReply) -> None:
+        await self._bus.publish(job.headers[subjects.REPLY_TO], msgspec.json.encode(reply))
 
 
 def _is_from_log(job: Job) -> bool:
     return job.pointer is None
 
 
-def _finished(hook: Hook, event: Event, run: str, attempt: int, result: Result) -> RunRecord:
+def _result_record(hook: Hook, event: Event, run: str, attempt: int, result: Result) -> RunRecord:
     record = run_record(hook, event, run, attempt, result.outcome, result.started_at)
     record.duration_ms, record.effects, record.log = result.duration_ms, result.effects, result.log
     record.output, record.error = bounded_output(result.output), bounded_error(result.error)
@@ -270,23 +272,23 @@ class Mark(msgspec.Struct, frozen=True):
 
 
 async def upgrade(bus: Bus, shards: Bucket, runs: Runs, registry: Registry) -> None:
-    """Returns once nothing of it is left. Safe to break off and to do twice."""
-    names = {token(known.name): known for known in registry.seen_by(HOOKS)}
+    """Brings over the work and the debounce marks of versions before the work engine. Safe to interrupt and repeat."""
+    names = {token(entry.name): entry for entry in registry.visible_to(HOOKS)}
 
     def find(found: Message) -> str | None:
-        known = names.get(bus.names.old_handler_of(found.subject))
-        tried_out = DRY_RUN in found.headers or EVENT_SEQUENCE not in found.headers
-        if known is None or tried_out or known.id != found.headers.get(REGISTRATION, ""):
+        entry = names.get(bus.names.old_handler_of(found.subject))
+        is_test = DRY_RUN in found.headers or EVENT_SEQUENCE not in found.headers
+        if entry is None or is_test or entry.id != found.headers.get(REGISTRATION, ""):
             return None
-        return known.key
+        return entry.key
 
-    async def fired() -> Mapping[str, int]:
+    async def read_marks() -> Mapping[str, int]:
         marks: dict[str, int] = {}
-        for key, entry in (await (await open_bucket(bus, "marks")).entries()).items():
-            known = names.get(key)
-            mark = msgspec.json.decode(entry.value, type=Mark) if known is not None else None
-            if known is not None and mark is not None and mark.hook_id == known.id:
-                marks[known.key] = mark.at_ms
+        for key, stored in (await (await open_bucket(bus, "marks")).entries()).items():
+            if (entry := names.get(key)) is not None:
+                mark = msgspec.json.decode(stored.value, type=Mark)
+                if mark.hook_id == entry.id:
+                    marks[entry.key] = mark.at_ms
         return marks
 
-    await migrate(bus, shards, runs, find, fired)
+    await migrate(bus, shards, runs, find, read_marks)

@@ -1,4 +1,4 @@
-"""The time of one attempt, which stands still while it waits for a place among others."""
+"""The time-out of one attempt, which stands still while the attempt waits for a slot."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Stopwatch:
-    """Ends what runs in it with TimeoutError after `seconds`, as `asyncio.timeout` does, less what it stood still."""
+    """Raises TimeoutError after `seconds`, as `asyncio.timeout` does, without the time for which it stood still."""
 
     def __init__(self, seconds: float) -> None:
         self._timeout = asyncio.timeout(seconds)
@@ -26,15 +26,15 @@ class Stopwatch:
         return self._timeout.expired()
 
     @contextlib.asynccontextmanager
-    async def entered(self, place: contextlib.AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
-        """The context `place`, whose entering is a wait for others."""
+    async def enter(self, slot: contextlib.AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
+        """Enters the context `slot`; the time stands still until then."""
         clock = asyncio.get_running_loop().time
         left = (self._timeout.when() or clock()) - clock()
         if not self.expired:
             self._timeout.reschedule(None)
         async with contextlib.AsyncExitStack() as stack:
             try:
-                held = await stack.enter_async_context(place)
+                held = await stack.enter_async_context(slot)
             finally:
                 if not self.expired:
                     self._timeout.reschedule(clock() + left)

@@ -1,5 +1,5 @@
-"""What is remembered of runs: an SQLite index by the hook that owns them, newest first, and counters. It is made of two
-sources: the answers of Pre hooks are read from the log, all else from ATTEMPTS."""
+"""The SQLite index of runs: by hook, newest first, their counters, and streaks of failures. The runs of Pre hooks are
+read from the log, all others from ATTEMPTS."""
 
 import json
 import logging
@@ -61,8 +61,8 @@ _SHOWN = 300
 
 
 class Streak(msgspec.Struct, frozen=True):
-    """The latest runs of a hook, all of which failed the same way: why, when each of them began (the last ten), and
-    when the last run began that went well: those before are no part of it."""
+    """The latest runs of a hook, all of which failed the same way: the reason, the times at which the last ten began,
+    and the beginning of the last run that went well, before which none counts."""
 
     reason: str
     times: list[str]
@@ -74,25 +74,25 @@ class Streak(msgspec.Struct, frozen=True):
 
 
 def sources(names: Names) -> list[str]:
-    """Wildcards over what the index is made of."""
-    told = [names.events_of("Hook", event) for event in ("Executed", "Failed")]
-    return [names.attempts_of(RUN), *told, names.events_of("System", REDACTED)]
+    """The subjects of which the index is made, as wildcards."""
+    runs = [names.events_of("Hook", event) for event in ("Executed", "Failed")]
+    return [names.attempts_of(RUN), *runs, names.events_of("System", REDACTED)]
 
 
 def wants(message: Message) -> bool:
-    """Whether the index has a use for a message: not for what the log is told of a Post hook's run."""
-    told = stream_number(message.sequence) and place_of(message.headers) is None
-    return not told or b'"timing":"Pre"' in message.data
+    """False for the event of a Post hook's run, which the index has from ATTEMPTS."""
+    is_run = stream_number(message.sequence) and place_of(message.headers) is None
+    return not is_run or b'"timing":"Pre"' in message.data
 
 
 def apply(writer: sqlite3.Connection, messages: list[Message]) -> None:
     """Writes runs, in whatever order the two sources come, and each once: versions before this one have put answers of
-    Pre hooks into both. What cannot be decoded is passed over and logged."""
+    Pre hooks into both. A message that cannot be decoded is passed over and logged."""
     for message in messages:
         number = stream_number(message.sequence)
         if (erased := place_of(message.headers)) is not None:
             writer.execute("DELETE FROM runs WHERE sequence = ?", (numbered(number, erased.sequence),))
-        elif NO_REACTION not in message.headers:  # what an import brings back is not this installation's
+        elif NO_REACTION not in message.headers:  # the runs of an import are not this installation's
             try:
                 record = read_answer(message.data) if number else msgspec.json.decode(message.data, type=RunRecord)
             except msgspec.DecodeError as error:
@@ -104,54 +104,54 @@ def apply(writer: sqlite3.Connection, messages: list[Message]) -> None:
 
 def _write(writer: sqlite3.Connection, message: Message, record: RunRecord) -> None:
     hook = handler_key(record.hook, record.hook_id)
-    place = (message.sequence, message.time_ms, hook, record.run_id, record.attempt, record.outcome)
-    kept = msgspec.json.encode(record) if stream_number(message.sequence) else message.data
-    if writer.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)", (*place, kept)).rowcount:
+    columns = (message.sequence, message.time_ms, hook, record.run_id, record.attempt, record.outcome)
+    value = msgspec.json.encode(record) if stream_number(message.sequence) else message.data
+    if writer.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)", (*columns, value)).rowcount:
         well = record.outcome in ("ok", "denied")
         declined = record.outcome == "skipped" and record.error == "condition: false"
         ends = (record.started_at if well else "", record.started_at if declined else "")
-        writer.execute(_COUNT, (hook, *counted(record), *ends))
-        _note_failure(writer, hook, record)
+        writer.execute(_COUNT, (hook, *count_run(record), *ends))
+        _continue_streak(writer, hook, record)
 
 
-def _note_failure(writer: sqlite3.Connection, hook: str, record: RunRecord) -> None:
-    """Continues the streak of a hook's failures, or begins one. Whatever order runs come in, the same is left: the
+def _continue_streak(writer: sqlite3.Connection, hook: str, record: RunRecord) -> None:
+    """Continues the streak of a hook's failures, or begins one. The result is the same in whatever order runs come: the
     times of the latest way of failing, since the last failure of another one."""
     error, at = record.error or "", record.started_at
     if record.attempt == 1 and (record.outcome in _FAILURES or error.startswith("condition: false: ")):
         reason = brief(error)[-_SHOWN:]
         way = _VARYING.sub("#", reason)
         row = writer.execute("SELECT way, reason, times, since FROM streaks WHERE hook = ?", (hook,)).fetchone()
-        before, kept, times, since = (*row[:2], json.loads(row[2]), row[3]) if row else (way, reason, [], "")
+        before, latest, times, since = (*row[:2], json.loads(row[2]), row[3]) if row else (way, reason, [], "")
         last = max(times, default=since)
         if before == way:
             times.append(at)
         elif at > last:
             times, since = [at], last
         else:
-            way, reason, since = before, kept, max(since, at)
+            way, reason, since = before, latest, max(since, at)
         times = json.dumps(sorted(time for time in times if time > since)[-FAILING_AFTER:])
         writer.execute("INSERT OR REPLACE INTO streaks VALUES (?, ?, ?, ?, ?)", (hook, way, reason, times, since))
 
 
-class Known(msgspec.Struct, frozen=True):
-    """What is known of hooks from their runs, by key."""
+class Statistics(msgspec.Struct, frozen=True):
+    """Counters and streaks of failures, by the key of the hook."""
 
     counters: dict[str, Counters]
     streaks: dict[str, Streak]
 
     def failing(self, key: str, changed_at: str) -> str | None:
-        """Why a hook fails again and again; None where it does not, or was changed since."""
+        """The reason for which a hook fails again and again; None where it does not, or was changed since."""
         streak = self.streaks.get(key)
         return streak.since(changed_at) if streak else None
 
 
 async def failing(index: Index, key: str, changed_at: str) -> str | None:
-    """The same of one hook."""
-    return (await known(index, key)).failing(key, changed_at)
+    """The same for one hook."""
+    return (await statistics(index, key)).failing(key, changed_at)
 
 
-async def known(index: Index, key: str | None = None) -> Known:
+async def statistics(index: Index, key: str | None = None) -> Statistics:
     """Of all hooks, or of one."""
     one = ("", ()) if key is None else (" WHERE hook = ?", (key,))
     rows = await index.reader.execute_fetchall(_STREAKS + one[0], one[1])
@@ -159,14 +159,14 @@ async def known(index: Index, key: str | None = None) -> Known:
     query = "SELECT hook, matched, invoked, ok, failed, skipped, nullif(last_fired, '') FROM counters"
     rows = await index.reader.execute_fetchall(query + one[0], one[1])
     names = ("matched", "invoked", "ok", "failed", "skipped", "last_fired")
-    return Known({row[0]: Counters(**dict(zip(names, row[1:], strict=True))) for row in rows}, streaks)
+    return Statistics({row[0]: Counters(**dict(zip(names, row[1:], strict=True))) for row in rows}, streaks)
 
 
-def counted(record: RunRecord) -> tuple[int, int, int, int, int, str]:
-    """What one record adds to matched, invoked, ok, failed and skipped, and when the hook fired, if it did.
+def count_run(record: RunRecord) -> tuple[int, int, int, int, int, str]:
+    """The addition of one record to matched, invoked, ok, failed and skipped, and when the hook fired, if so.
 
-    `matched` counts triggers, `invoked` attempts. A denial is a gate's success. A trigger that debounce or a condition
-    held back, the depth limit stopped, or a dry replay only tried, is matched and not invoked.
+    `matched` counts triggers, `invoked` attempts. A denial is a Pre hook's success. A trigger that debounce or a
+    condition held back, the depth limit stopped, or a dry replay only tested, is matched and not invoked.
     """
     if record.outcome == "skipped":
         held = record.output.get("events", 1) if isinstance(record.output, dict) else 1
@@ -195,7 +195,7 @@ async def runs(index: Index, key: str, limit: int, cursor: str | None) -> RunLis
     return RunList(runs=records, next_cursor="{1}.{2}".format(*rows[limit - 1]) if len(rows) > limit else None)
 
 
-def no_run(beginning: str) -> NotFoundError:
+def no_run_error(beginning: str) -> NotFoundError:
     return NotFoundError(f"no run has an id that begins with {beginning}")
 
 
@@ -208,7 +208,7 @@ async def run(index: Index, beginning: str, owners: list[str] | None = None) -> 
     ids = [row[0] for row in await index.reader.execute_fetchall(query, values)]
     found = [id for id in ids if id == beginning] or ids
     if not found:
-        raise no_run(beginning)
+        raise no_run_error(beginning)
     if len(found) > 1:
         raise ConflictError(f"{beginning} may be any of {', '.join(found)}{' …' if len(found) > 3 else ''}")
     query = "SELECT record FROM runs WHERE run_id = ? ORDER BY at_ms DESC, sequence DESC LIMIT ?"

@@ -1,4 +1,4 @@
-"""The texts of a hook that are parsed before they run, and what a worker process reads in them."""
+"""The expressions and scripts of a hook, as a worker process parses them: their mistakes, and the fields they read."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from inspect import Signature
@@ -13,8 +13,8 @@ _MOST_ERRORS = 20
 
 
 class Text(msgspec.Struct, frozen=True):
-    """An expression, or a script: that has `functions` that it is given, each with how it is called, and others that
-    are `forbidden` to it, with the reason. `at` is its path in the definition."""
+    """An expression, or a script: a script has `functions`, each with its signature, and `forbidden` ones with the
+    reason. `at` is its path in the definition."""
 
     at: str
     source: str
@@ -22,22 +22,22 @@ class Text(msgspec.Struct, frozen=True):
     forbidden: Mapping[str, str] = {}
 
 
-class Reads(msgspec.Struct, frozen=True):
-    """A place of `event` or `inputs` that a text reads, as names that begin with the variable; a "0" stands for any
+class FieldRead(msgspec.Struct, frozen=True):
+    """A path of `event` or `inputs` that a text reads, as names that begin with the variable; a "0" stands for any
     element of a list. `line` is 0 in an expression."""
 
     at: str
-    place: tuple[str, ...]
+    path: tuple[str, ...]
     line: int = 0
 
 
-def read_texts(texts: Sequence[Text]) -> list[Reads]:
-    """What all of them read. Raises InvalidError with the mistakes of all.
+def read_texts(texts: Sequence[Text]) -> list[FieldRead]:
+    """The fields that they read. Raises InvalidError with the mistakes of all.
 
-    A parser may take long over what it is given, and worse: call it in a worker process.
+    A parser may take long over a text from outside, and worse: call it in a worker process.
     """
     errors: list[FieldError] = []
-    reads: list[Reads] = []
+    reads: list[FieldRead] = []
     for text in texts:
         try:
             reads += _reads(text)
@@ -48,13 +48,13 @@ def read_texts(texts: Sequence[Text]) -> list[Reads]:
     return reads
 
 
-def _reads(text: Text) -> Iterator[Reads]:
+def _reads(text: Text) -> Iterator[FieldRead]:
     if text.functions is None:
-        for place in expression.check(text.source, text.at).fields:
-            yield Reads(text.at, place)
+        for path in expression.check(text.source, text.at).fields:
+            yield FieldRead(text.at, path)
     else:
-        for place, line in scripts.check(text.source, text.at, text.functions, text.forbidden).fields:
-            yield Reads(text.at, place, line)
+        for path, line in scripts.check(text.source, text.at, text.functions, text.forbidden).fields:
+            yield FieldRead(text.at, path, line)
 
 
 def invalid(errors: Sequence[FieldError]) -> InvalidError:

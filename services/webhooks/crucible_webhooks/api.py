@@ -1,4 +1,4 @@
-"""The requests that webhooks answers."""
+"""The requests of the webhooks service."""
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -39,8 +39,8 @@ from crucible_kit.pages import answer_bytes, check_page, list_page
 from crucible_kit.rpc import Context, Endpoint, call
 from crucible_webhooks import store
 from crucible_webhooks.check import check
-from crucible_webhooks.records import make_record, patched, rotated, told_url, view
-from crucible_webhooks.registry import WEBHOOKS, Known, Registry
+from crucible_webhooks.records import make_record, patch_record, replace_secret, url_origin, view
+from crucible_webhooks.registry import WEBHOOKS, Registry, WebhookEntry
 from crucible_webhooks.replays import Replayer
 from crucible_webhooks.settings import Settings
 
@@ -56,7 +56,7 @@ def endpoints(
     settings: Settings,
     waiting: Callable[[str], Awaitable[int]],
 ) -> Mapping[str, Endpoint]:
-    """By operation; see `crucible_core.protocol` for what each takes and gives. `waiting` counts a webhook's
+    """By operation; see `crucible_core.protocol` for requests and replies. `waiting` counts a webhook's
     deliveries that are not over."""
 
     async def create(request: CreateWebhook, context: Context) -> WebhookView:
@@ -68,35 +68,35 @@ def endpoints(
         record.since, record.owner = since.encoded, context.principal.id
         await check_world(record.world_id, context)
         await registry.create(record)
-        await told("Webhook.Registered", record, context)
-        made = seen(record, Counters())
-        made.secret = record.auth.secret or ""
-        return made
+        await append_change("Webhook.Registered", record, context)
+        created = webhook_view(record, Counters())
+        created.secret = record.auth.secret or ""
+        return created
 
     async def check_world(world_id: str | None, context: Context) -> None:
-        """Raises InvalidError where there is no such world, or it may not be seen. What the owner may see is known."""
+        """Raises InvalidError where there is no such world, or it may not be seen."""
         if not context.principal.admin:
             await registry.principals.view.refresh()
         if world_id is not None:
             await call(bus, context.principal, "events", "place", PlaceRequest(world_id=world_id), bytes)
             await registry.worlds.view.refresh()
 
-    async def told(event_type: str, record: WebhookRecord, context: Context) -> None:
-        await tell(bus, event_type, record, registry.home_of(record), context)
+    async def append_change(event_type: str, record: WebhookRecord, context: Context) -> None:
+        await append_webhook_event(bus, event_type, record, registry.home_of(record), context)
 
-    def seen(record: WebhookRecord, counters: Counters) -> WebhookView:
+    def webhook_view(record: WebhookRecord, counters: Counters) -> WebhookView:
         return view(record, counters, registry.why_inert(record), registry.warnings(record))
 
-    async def shown(record: WebhookRecord) -> WebhookView:
-        return seen(record, (await store.counters(index, record.id)).get(record.id, Counters()))
+    async def counted_view(record: WebhookRecord) -> WebhookView:
+        return webhook_view(record, (await store.counters(index, record.id)).get(record.id, Counters()))
 
     async def list_all(request: ListRequest, context: Context) -> WebhookList:
         await registry.view.refresh()
         counted = await store.counters(index)
         shown, cursor = list_page(
-            registry.seen_by(context.principal),
+            registry.visible_to(context.principal),
             _id,
-            lambda known: seen(known.record, counted.get(known.id, Counters())),
+            lambda entry: webhook_view(entry.record, counted.get(entry.id, Counters())),
             request,
             answer_bytes(bus),
         )
@@ -104,7 +104,7 @@ def endpoints(
 
     async def get(request: GetRequest, context: Context) -> WebhookView:
         await registry.view.refresh()
-        found = await shown(registry.find(request.id, context.principal))
+        found = await counted_view(registry.find(request.id, context.principal))
         found.waiting = await waiting(found.id)
         return found
 
@@ -112,25 +112,25 @@ def endpoints(
         await registry.view.refresh()
         record, timeout_ms = registry.own(request.id, context.principal), settings.webhooks_timeout_ms
         wanted = await registry.types.resolve(
-            lambda catalogue: patched(record, request.patch, timeout_ms, exchanger.guard, catalogue)
+            lambda catalogue: patch_record(record, request.patch, timeout_ms, exchanger.guard, catalogue)
         )
         await check_world(wanted.world_id, context)
         catalogue = registry.types.catalogue
         changed = await registry.change(
-            record.id, lambda now: patched(now, request.patch, timeout_ms, exchanger.guard, catalogue)
+            record.id, lambda now: patch_record(now, request.patch, timeout_ms, exchanger.guard, catalogue)
         )
-        await told("Webhook.Registered", changed, context)
-        return await shown(changed)
+        await append_change("Webhook.Registered", changed, context)
+        return await counted_view(changed)
 
     async def rotate_secret(request: RotateSecret, context: Context) -> WebhookView:
         await registry.view.refresh()
         now_us = now_ms() * 1000
         record = await registry.change(
             registry.own(request.id, context.principal).id,
-            lambda now: rotated(now, request.secret, request.grace_s, now_us),
+            lambda now: replace_secret(now, request.secret, request.grace_s, now_us),
         )
-        await told("Webhook.Registered", record, context)
-        found = await shown(record)
+        await append_change("Webhook.Registered", record, context)
+        found = await counted_view(record)
         found.secret = record.auth.secret or ""
         return found
 
@@ -138,7 +138,7 @@ def endpoints(
         await registry.view.refresh()
         record = await registry.delete(registry.own(request.id, context.principal).id)
         await forget(bus, DLV, bus.names.deliveries, record.id)
-        await told("Webhook.Unregistered", record, context)
+        await append_change("Webhook.Unregistered", record, context)
         return view(record, Counters())
 
     async def enable(request: EnableWebhook, context: Context) -> WebhookView:
@@ -148,7 +148,7 @@ def endpoints(
         if request.enabled and request.missed == "skip" and not (record.enabled and not record.paused):
             since = (await log_end(bus)).encoded
             await forget(bus, DLV, bus.names.deliveries, record.id)
-        return await shown(await registry.set_enabled(record.id, request.enabled, since=since))
+        return await counted_view(await registry.set_enabled(record.id, request.enabled, since=since))
 
     async def attempts(request: AttemptsRequest, context: Context) -> AttemptList:
         await registry.view.refresh()
@@ -160,22 +160,22 @@ def endpoints(
     async def traced(request: TracedRequest, context: Context) -> TracedDeliveries:
         latest = await store.latest_attempts(index, request.correlation_id)
         if not context.principal.admin:
-            seen = {record.id for record in registry.seen_by(context.principal)}
+            seen = {record.id for record in registry.visible_to(context.principal)}
             latest = [one for one in latest if one.webhook_id in seen and _may_show(one, context)]
-        return TracedDeliveries(deliveries=[_traced(attempt) for attempt in latest])
+        return TracedDeliveries(deliveries=[_traced_delivery(attempt) for attempt in latest])
 
     async def test(request: TestRequest, context: Context) -> Check:
         await registry.catch_up(())
-        return await tried(registry.own(request.id, context.principal), request)
+        return await test_one(registry.own(request.id, context.principal), request)
 
-    async def tried(record: WebhookRecord, request: TestRequest) -> Check:
+    async def test_one(record: WebhookRecord, request: TestRequest) -> Check:
         inert, world = registry.why_inert(record), registry.home_of(record)
         return await check(record, request, exchanger, inert, registry.types.catalogue, world)
 
     async def test_all(request: ListRequest, context: Context) -> Checks:
         await registry.catch_up(())
-        mine = [known for known in registry.known.values() if context.principal.owns(known)]
-        return await check_page(mine, _id, _id, lambda known: tried(known.record, TestRequest(id=known.id)), request)
+        mine = [entry for entry in registry.entries.values() if context.principal.owns(entry)]
+        return await check_page(mine, _id, _id, lambda entry: test_one(entry.record, TestRequest(id=entry.id)), request)
 
     return {
         "create": Endpoint(CreateWebhook, create, stores=True),
@@ -196,7 +196,7 @@ def endpoints(
     }
 
 
-def _id(record: Known) -> str:
+def _id(record: WebhookEntry) -> str:
     return record.id
 
 
@@ -204,7 +204,7 @@ def _may_show(attempt: AttemptRecord, context: Context) -> bool:
     return context.scope.may_show(attempt.world_id, attempt.room_id, attempt.event_type)
 
 
-def _traced(attempt: AttemptRecord) -> TracedDelivery:
+def _traced_delivery(attempt: AttemptRecord) -> TracedDelivery:
     ended = parse_time(attempt.started_at, "started_at") + int(attempt.duration_ms * 1000)
     return TracedDelivery(
         delivery_id=attempt.delivery_id,
@@ -219,9 +219,11 @@ def _traced(attempt: AttemptRecord) -> TracedDelivery:
     )
 
 
-async def tell(bus: Bus, event_type: str, record: WebhookRecord, world_id: str, context: Context) -> None:
-    """The log hears of a change of configuration; the change itself is durable already."""
-    payload = {"id": record.id, "name": record.name, "url": told_url(record.url)}
+async def append_webhook_event(
+    bus: Bus, event_type: str, record: WebhookRecord, world_id: str, context: Context
+) -> None:
+    """Appends the event of a change of configuration; the change itself is durable already."""
+    payload = {"id": record.id, "name": record.name, "url": url_origin(record.url)}
     event = NewEvent(
         type=event_type,
         payload=msgspec.Raw(msgspec.json.encode(payload)),

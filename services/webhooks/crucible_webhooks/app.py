@@ -1,4 +1,4 @@
-"""The wiring of webhooks: what is opened, what runs, and when it is ready."""
+"""The wiring of the webhooks service: resources, tasks and readiness."""
 
 import asyncio
 import contextlib

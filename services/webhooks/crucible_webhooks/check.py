@@ -1,4 +1,4 @@
-"""Trying a webhook out: a synthetic event, matched and signed as a real one, that is really sent only when asked."""
+"""The test of a webhook: a synthetic event is matched and signed as a real one is, and sent unless it is a dry run."""
 
 import time
 from typing import Any
@@ -14,9 +14,9 @@ from crucible_kit.deadline import check_deadline
 from crucible_kit.http.egress import parse_target
 from crucible_kit.http.exchange import ExchangeError, Exchanger
 from crucible_webhooks.delivery import request_headers
-from crucible_webhooks.outcome import judge, post
-from crucible_webhooks.records import compiled, state
-from crucible_webhooks.signing import body_of
+from crucible_webhooks.outcome import classify, post
+from crucible_webhooks.records import compile_record_filters, state
+from crucible_webhooks.signing import encode_body
 
 _FALLBACK = "Custom.Test"
 _CONNECT_S = 5.0
@@ -30,27 +30,30 @@ async def check(
     catalogue: Catalogue,
     world: str = DEFAULT_WORLD,
 ) -> Check:
-    """Live when the event matches the webhook's types, can be signed, and the endpoint answers 2xx; a dry run finds out
-    only whether it accepts connections. A disabled or inert webhook is only reported. Raises InvalidError for a type
+    """Live when the event matches the webhook's types, can be signed, and the endpoint answers 2xx; a dry run only
+    connects to it. A disabled or inert webhook is only reported. Raises InvalidError for a type
     that there is not."""
     if inert or not record.enabled:
-        verdict = "inert" if inert else "disabled"
-        return Check(name=record.name, verdict=verdict, reason=inert or state(record))
+        state_name = "inert" if inert else "disabled"
+        return Check(name=record.name, verdict=state_name, reason=inert or state(record))
     began = time.perf_counter()
     steps = [CheckStep(step="registered", ok=True, detail=record.id)]
-    filters = compiled(record, catalogue)
+    filters = compile_record_filters(record, catalogue)
     event = synthetic(filters, request.payload, catalogue, request.type, world)
-    steps.append(_matched(filters, event))
+    steps.append(_match_step(filters, event))
     if not steps[-1].ok:
-        return _verdict(record, steps, began)
+        return _result(record, steps, began)
     try:
-        body = body_of(encode(event))
+        body = encode_body(encode(event))
         headers = request_headers(record, event, fresh_id("dlv"), body, int(time.time()))
         steps.append(CheckStep(step="signed", ok=True, detail=headers["webhook-signature"][:16] + "…"))
     except CrucibleError as error:
-        return _verdict(record, [*steps, CheckStep(step="signed", ok=False, detail=error.detail)], began)
-    steps.append(await (_connected(record, exchanger) if request.dry_run else _sent(record, exchanger, headers, body)))
-    return _verdict(record, steps, began, "accepts connections" if request.dry_run else "live")
+        return _result(record, [*steps, CheckStep(step="signed", ok=False, detail=error.detail)], began)
+    if request.dry_run:
+        steps.append(await _connection_step(record, exchanger))
+        return _result(record, steps, began, "accepts connections")
+    steps.append(await _delivery_step(record, exchanger, headers, body))
+    return _result(record, steps, began)
 
 
 def synthetic(
@@ -76,7 +79,7 @@ def synthetic(
     return Event(category, Data(event, payload if payload is not None else catalogue.example(name)), metadata)
 
 
-def _matched(filters: CompiledFilters, event: Event) -> CheckStep:
+def _match_step(filters: CompiledFilters, event: Event) -> CheckStep:
     if filters.matches(event):
         return CheckStep(step="matches", ok=True, detail=f"a synthetic {event.dotted}")
     if not filters.wants_type(event):
@@ -85,7 +88,7 @@ def _matched(filters: CompiledFilters, event: Event) -> CheckStep:
     return CheckStep(step="matches", ok=True, detail=f"{event.dotted}: the type; the filter wants other values")
 
 
-async def _connected(record: WebhookRecord, exchanger: Exchanger) -> CheckStep:
+async def _connection_step(record: WebhookRecord, exchanger: Exchanger) -> CheckStep:
     step = "endpoint accepts connections"
     try:
         target = parse_target(record.url)
@@ -97,16 +100,18 @@ async def _connected(record: WebhookRecord, exchanger: Exchanger) -> CheckStep:
     return CheckStep(step=step, ok=True, detail=f"{target.host}:{target.port}")
 
 
-async def _sent(record: WebhookRecord, exchanger: Exchanger, headers: dict[str, str], body: bytes) -> CheckStep:
+async def _delivery_step(
+    record: WebhookRecord, exchanger: Exchanger, headers: dict[str, str], body: bytes
+) -> CheckStep:
     check_deadline("the delivery")
     response = await post(exchanger, record.url, headers, body, record.options.timeout_ms / 1000)
-    delivered = judge(response, 1, []).outcome == "delivered"
+    delivered = classify(response, 1, []).outcome == "delivered"
     return CheckStep(
         step="delivered", ok=delivered, detail=response.error or f"the endpoint answered {response.status}"
     )
 
 
-def _verdict(record: WebhookRecord, steps: list[CheckStep], began: float, good: str = "live") -> Check:
+def _result(record: WebhookRecord, steps: list[CheckStep], began: float, good: str = "live") -> Check:
     broken = next((step for step in steps if not step.ok), None)
     took = round((time.perf_counter() - began) * 1000, 3)
     if broken is None:

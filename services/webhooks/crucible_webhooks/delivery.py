@@ -1,4 +1,4 @@
-"""Deliveries: one attempt at one, what its outcome means, and what is recorded and told of it."""
+"""Deliveries of events to webhooks: the attempt, its record in the history, and the events and changes that follow."""
 
 import contextlib
 import logging
@@ -26,22 +26,22 @@ from crucible_kit.nats.bus import Bus, Message
 from crucible_kit.nats.frames import Outgoing
 from crucible_kit.telemetry.metrics import Metrics
 from crucible_kit.telemetry.spans import Attribute, Telemetry, message_attributes
-from crucible_webhooks.outcome import GONE, HIDDEN, SKIPPED, Response, Verdict, judge, post
-from crucible_webhooks.records import keys, told_url
-from crucible_webhooks.registry import WEBHOOKS, Known, Registry
-from crucible_webhooks.signing import USER_AGENT, authorization, body_of, sign
+from crucible_webhooks.outcome import GONE, HIDDEN, SKIPPED, Response, Result, classify, post
+from crucible_webhooks.records import signing_keys, url_origin
+from crucible_webhooks.registry import WEBHOOKS, Registry, WebhookEntry
+from crucible_webhooks.signing import USER_AGENT, authorization, encode_body, sign
 
 log = logging.getLogger(__name__)
 
-REPLAYED = "X-Crucible-Replay"
+REPLAY_HEADER = "X-Crucible-Replay"
 """The header of a replayed event's request."""
 _UNREADABLE = Plan(concurrency=1, held=True)
-_TOLD_OF = frozenset({"failed", "exhausted"})
-"""Outcomes that the log hears of."""
+_REPORTED = frozenset({"failed", "exhausted"})
+"""Outcomes of which an event is appended."""
 
 
 class Deliveries:
-    """What the work engine asks of webhooks (`crucible_kit.handlers.service.Service`): each is served by its id."""
+    """The `crucible_kit.handlers.service.Service` of webhooks: the id is the handler."""
 
     name, kind = "webhooks", DLV
 
@@ -59,7 +59,7 @@ class Deliveries:
         self._registry = registry
         self._redacted = redacted
         self._exchanger = exchanger
-        self._plans: dict[str, tuple[Known, Plan]] = {}
+        self._plans: dict[str, tuple[WebhookEntry, Plan]] = {}
         self._telemetry = telemetry
         self._attempts = metrics.counter("webhook_attempts", "Attempts by outcome", ("outcome",))
         self._seconds = metrics.histogram("webhook_attempt_seconds", "How long an exchange with an endpoint took")
@@ -71,7 +71,7 @@ class Deliveries:
         return found[0].least(*found) if found else None
 
     def types(self) -> Set[str] | None:
-        return self._registry.types_wanted
+        return self._registry.wanted_types
 
     def changed_ms(self) -> int:
         return self._registry.view.changed_ms
@@ -80,19 +80,19 @@ class Deliveries:
         return self._registry.may_want(category, event)
 
     def plan(self, handler: str) -> Plan | None:
-        known = self._registry.known.get(handler)
-        if known is None:
+        entry = self._registry.entries.get(handler)
+        if entry is None:
             self._plans.pop(handler, None)
             return None if self._registry.is_deleted(handler) else _UNREADABLE
-        types, made = None if known.filters is None else known.filters.types, self._plans.get(handler)
-        if made is not None and made[0] is known and made[1].types is types:
-            return made[1]
-        plan = Plan(known.concurrency, self._bus.names.position(known.since or 0), known.is_held, types=types)
-        self._plans[handler] = known, plan
+        types, cached = None if entry.filters is None else entry.filters.types, self._plans.get(handler)
+        if cached is not None and cached[0] is entry and cached[1].types is types:
+            return cached[1]
+        plan = Plan(entry.concurrency, self._bus.names.position(entry.since or 0), entry.is_held, types=types)
+        self._plans[handler] = entry, plan
         return plan
 
     def unreadable(self) -> list[str]:
-        return [id for id in self._registry.inert if id not in self._registry.known]
+        return [id for id in self._registry.inert if id not in self._registry.entries]
 
     async def reach(self, revision: int) -> None:
         await self._registry.view.reach(revision)
@@ -129,58 +129,58 @@ class Deliveries:
             raise UnavailableError(f"webhook {job.handler} cannot be read by this replica")
         gone = job.sequence in self._redacted or job.event.redacted is not msgspec.UNSET
         if gone or not self._registry.may_get(record, job.event):
-            verdict = SKIPPED if gone else HIDDEN
-            made = _attempt_record(record, job, timestamp(), Response(), verdict)
+            result = SKIPPED if gone else HIDDEN
+            attempt = _attempt_record(record, job, timestamp(), Response(), result)
         else:
-            made, verdict = await self._made(record, job)
-        self._attempts.labels(verdict.outcome).inc()
-        return self._outcome(record, job, made, verdict)
+            attempt, result = await self._deliver(record, job)
+        self._attempts.labels(result.outcome).inc()
+        return self._outcome(record, job, attempt, result)
 
     async def again(self, job: Job, record: bytes) -> Outcome:
         webhook = self._registry.record(job.handler)
         if webhook is None:
             return Outcome()
-        made = msgspec.json.decode(record, type=AttemptRecord)
-        return Outcome(follows=partial(self._tell_of, webhook, job.event, made))
+        attempt = msgspec.json.decode(record, type=AttemptRecord)
+        return Outcome(follows=partial(self._report_failure, webhook, job.event, attempt))
 
     async def parked(self, job: Job, reason: str) -> Outcome:
         record = self._registry.record(job.handler)
         if record is None:
             return Outcome()
-        verdict = Verdict("failed", reason=f"put aside: {reason}")
-        return self._outcome(record, job, _attempt_record(record, job, timestamp(), Response(), verdict), verdict)
+        result = Result("failed", reason=f"put aside: {reason}")
+        return self._outcome(record, job, _attempt_record(record, job, timestamp(), Response(), result), result)
 
-    def _outcome(self, record: WebhookRecord, job: Job, made: AttemptRecord, verdict: Verdict) -> Outcome:
+    def _outcome(self, record: WebhookRecord, job: Job, attempt: AttemptRecord, result: Result) -> Outcome:
         retry_at_ms = None
-        if verdict.outcome == "retrying":
-            retry_at_ms = now_ms() + int(verdict.delay_s * 1000)
-            made.next_attempt_at = timestamp(retry_at_ms)
+        if result.outcome == "retrying":
+            retry_at_ms = now_ms() + int(result.delay_s * 1000)
+            attempt.next_attempt_at = timestamp(retry_at_ms)
         subject = self._bus.names.attempt(DLV, record.id, job.id)
-        stored = Outgoing(subject, msgspec.json.encode(made), msg_id=f"{job.id}:{job.attempt}")
-        told = made.outcome in _TOLD_OF
-        return Outcome(stored, retry_at_ms, partial(self._tell_of, record, job.event, made) if told else None)
+        stored = Outgoing(subject, msgspec.json.encode(attempt), msg_id=f"{job.id}:{job.attempt}")
+        follows = partial(self._report_failure, record, job.event, attempt) if attempt.outcome in _REPORTED else None
+        return Outcome(stored, retry_at_ms, follows)
 
-    async def _made(self, record: WebhookRecord, job: Job) -> tuple[AttemptRecord, Verdict]:
-        """One attempt, and what its outcome means; a dry one is none."""
+    async def _deliver(self, record: WebhookRecord, job: Job) -> tuple[AttemptRecord, Result]:
+        """Makes one attempt; a dry one sends nothing."""
         began, started_at = time.perf_counter(), timestamp()
         if subjects.REPLAY in job.headers and record.options.replay == "dry":
-            dry = Verdict("dry")
+            dry = Result("dry")
             return _attempt_record(record, job, started_at, Response(), dry), dry
         parent, queue = job.traceparent, self.queue
-        about = self._about(record, job) if self._telemetry.recording else None
+        about = self._span_attributes(record, job) if self._telemetry.recording else None
         with self._telemetry.span(f"process {queue}", parent, "consumer", about, [parent]) as span:
             response = await self._exchange(record, job, span.traceparent)
             took = time.perf_counter() - began
-            verdict = judge(response, job.attempt, record.options.retry_delays_s)
-            span.set("crucible.outcome", verdict.outcome)
-            if verdict.outcome != "delivered":
-                span.fail(str(response.status or "no_answer"), verdict.reason or "")
+            result = classify(response, job.attempt, record.options.retry_delays_s)
+            span.set("crucible.outcome", result.outcome)
+            if result.outcome != "delivered":
+                span.fail(str(response.status or "no_answer"), result.reason or "")
         self._seconds.observe(took)
-        made = _attempt_record(record, job, started_at, response, verdict)
-        made.duration_ms = round(took * 1000, 3)
-        return made, verdict
+        attempt = _attempt_record(record, job, started_at, response, result)
+        attempt.duration_ms = round(took * 1000, 3)
+        return attempt, result
 
-    def _about(self, record: WebhookRecord, job: Job) -> dict[str, Attribute | None]:
+    def _span_attributes(self, record: WebhookRecord, job: Job) -> dict[str, Attribute | None]:
         return {
             **message_attributes("process", self.queue, message_id=job.id, group=record.id, size=len(job.raw)),
             "crucible.webhook.id": record.id,
@@ -190,26 +190,26 @@ class Deliveries:
 
     async def _exchange(self, record: WebhookRecord, job: Job, traceparent: str) -> Response:
         replay = subjects.REPLAY in job.headers
-        body = body_of(job.raw, replay)
+        body = encode_body(job.raw, replay)
         headers = request_headers(record, job.event, job.id, body, now_ms() // 1000)
-        headers |= {subjects.TRACEPARENT: traceparent} | ({REPLAYED: "true"} if replay else {})
+        headers |= {subjects.TRACEPARENT: traceparent} | ({REPLAY_HEADER: "true"} if replay else {})
         return await post(self._exchanger, record.url, headers, body, record.options.timeout_ms / 1000)
 
-    async def _tell_of(self, record: WebhookRecord, event: Event, outcome: AttemptRecord) -> None:
-        """What a final failure means for the webhook and the log. Safe to do twice."""
+    async def _report_failure(self, record: WebhookRecord, event: Event, outcome: AttemptRecord) -> None:
+        """Disables a webhook that is gone, and appends the event of a final failure. Safe to do twice."""
         if outcome.status == GONE:
             with contextlib.suppress(NotFoundError):  # deleted meanwhile
                 if self._registry.get(record.id).enabled:
                     await self._registry.set_enabled(record.id, False, outcome.error)
-            await self._tell("Webhook.Disabled", record, event, outcome)
-        elif outcome.outcome in _TOLD_OF and event.type != "Webhook":
-            # Of the delivery of such an event nothing is told: webhooks that fail would tell each other without end.
-            await self._tell("Webhook.Exhausted", record, event, outcome)
+            await self._append("Webhook.Disabled", record, event, outcome)
+        elif outcome.outcome in _REPORTED and event.type != "Webhook":
+            # Never for an event about webhooks: two that fail would report each other's failures without end.
+            await self._append("Webhook.Exhausted", record, event, outcome)
 
-    async def _tell(self, event_type: str, record: WebhookRecord, cause: Event, outcome: AttemptRecord) -> None:
-        """Raises LimitedError or UnavailableError: then the message comes again, and this with it."""
+    async def _append(self, event_type: str, record: WebhookRecord, cause: Event, outcome: AttemptRecord) -> None:
+        """Raises LimitedError or UnavailableError: then the engine calls again."""
         try:
-            await append_one(self._bus, WEBHOOKS, effect(event_type, record, cause, outcome))
+            await append_one(self._bus, WEBHOOKS, failure_event(event_type, record, cause, outcome))
         except (LimitedError, UnavailableError):
             raise
         except CrucibleError as error:
@@ -217,7 +217,7 @@ class Deliveries:
 
 
 def _attempt_record(
-    record: WebhookRecord, job: Job, started_at: str, response: Response, verdict: Verdict
+    record: WebhookRecord, job: Job, started_at: str, response: Response, result: Result
 ) -> AttemptRecord:
     return AttemptRecord(
         delivery_id=job.id,
@@ -227,11 +227,11 @@ def _attempt_record(
         event_sequence=job.sequence,
         correlation_id=job.event.metadata.correlation_id,
         attempt=job.attempt,
-        outcome=verdict.outcome,
+        outcome=result.outcome,
         started_at=started_at,
         duration_ms=0.0,
         status=response.status,
-        error=verdict.reason,
+        error=result.reason,
         response=response.body or None,
         replay=job.headers.get(subjects.REPLAY),
         webhook=record.name,
@@ -248,18 +248,18 @@ def request_headers(record: WebhookRecord, event: Event, delivery: str, body: by
         "X-Crucible-Event-Id": event.metadata.id,
         "X-Crucible-Event-Type": event.dotted,
         "X-Crucible-Delivery": delivery,
-        **sign(keys(record, at_s * 1_000_000), body, event.metadata.id, at_s),
+        **sign(signing_keys(record, at_s * 1_000_000), body, event.metadata.id, at_s),
         **authorization(record.auth),
         **chain_headers(event.metadata),
     }
 
 
-def effect(event_type: str, record: WebhookRecord, cause: Event, outcome: AttemptRecord) -> NewEvent:
-    """What the log hears of a webhook, caused by the event whose delivery it was."""
+def failure_event(event_type: str, record: WebhookRecord, cause: Event, outcome: AttemptRecord) -> NewEvent:
+    """The event of a failed delivery, caused by the event that was to be delivered."""
     payload = {
         "id": record.id,
         "name": record.name,
-        "url": told_url(record.url),
+        "url": url_origin(record.url),
         "reason": outcome.error or "",
         "delivery_id": outcome.delivery_id,
         "event_id": cause.metadata.id,

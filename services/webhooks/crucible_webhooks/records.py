@@ -1,4 +1,4 @@
-"""Webhook records: checked and made from requests, and shown without their secrets. Pure."""
+"""Webhook records: made from requests, checked, and shown without their secrets. Pure."""
 
 import re
 import unicodedata
@@ -17,7 +17,7 @@ from crucible_core.protocol.webhooks import Auth, CreateWebhook, OldSecret, Webh
 from crucible_core.times import format_time, parse_time
 from crucible_core.types.catalogue import Catalogue
 from crucible_kit.http.egress import Guard, parse_target
-from crucible_webhooks.signing import new_secret, secret_mistake, signing_key
+from crucible_webhooks.signing import new_secret, secret_error, signing_key
 
 MAX_NAME = 200
 MAX_FILTERS = 100
@@ -33,14 +33,14 @@ _ALL_CREDENTIALS = ("token", "username", "password")
 def make_record(
     wanted: CreateWebhook, webhook_id: str, now: str, default_timeout_ms: int, guard: Guard, catalogue: Catalogue
 ) -> WebhookRecord:
-    """The record of a new webhook, with a secret made where none is given. Raises InvalidError with every mistake."""
+    """The record of a new webhook, with a new secret unless it brings one. Raises InvalidError with every mistake."""
     auth = wanted.auth or Auth()
     options = wanted.options or WebhookOptions(timeout_ms=default_timeout_ms)
     _check(wanted, auth, options, guard, catalogue)
     auth.secret = auth.secret or new_secret()
     return WebhookRecord(
         id=webhook_id,
-        name=one_spelling(wanted.name),
+        name=normalize_name(wanted.name),
         url=wanted.url,
         event_filters=wanted.event_filters,
         auth=auth,
@@ -52,7 +52,7 @@ def make_record(
     )
 
 
-def patched(
+def patch_record(
     record: WebhookRecord, patch: Mapping[str, Any], default_timeout_ms: int, guard: Guard, catalogue: Catalogue
 ) -> WebhookRecord:
     """The record with a merge patch applied, checked as a new one is. Raises InvalidError with every mistake."""
@@ -73,7 +73,7 @@ def patched(
     _check(wanted, auth, options, guard, catalogue)
     return msgspec.structs.replace(
         record,
-        name=one_spelling(wanted.name),
+        name=normalize_name(wanted.name),
         url=wanted.url,
         event_filters=wanted.event_filters,
         auth=auth,
@@ -83,17 +83,17 @@ def patched(
     )
 
 
-def one_spelling(name: str) -> str:
-    """A name as it is kept and looked for (NFC): two that look alike to everybody are one."""
+def normalize_name(name: str) -> str:
+    """The name in the form (NFC) that is stored and compared: two that look alike are one."""
     return unicodedata.normalize("NFC", name[: MAX_NAME + 1])
 
 
-def rotated(record: WebhookRecord, secret: str | None, grace_s: float, now_us: int) -> WebhookRecord:
+def replace_secret(record: WebhookRecord, secret: str | None, grace_s: float, now_us: int) -> WebhookRecord:
     """The record with another secret, beside which the present one signs for a while. Raises InvalidError."""
     if not 0 <= grace_s <= SECRET_GRACE_S:
         message = f"must be 0 to {SECRET_GRACE_S} seconds"
         raise InvalidError(f"grace_s: {message}", errors=[FieldError("grace_s", message)])
-    if secret is not None and (wrong := secret_mistake(secret)):
+    if secret is not None and (wrong := secret_error(secret)):
         raise InvalidError(f"secret: {wrong}", errors=[FieldError("secret", wrong)])
     old = [OldSecret(record.auth.secret or "", format_time(now_us + round(grace_s * 1_000_000)))]
     kept = [one for one in (*old, *record.old_secrets) if parse_time(one.until, "until") > now_us]
@@ -101,8 +101,8 @@ def rotated(record: WebhookRecord, secret: str | None, grace_s: float, now_us: i
     return msgspec.structs.replace(record, auth=auth, old_secrets=kept[:SECRETS_KEPT])
 
 
-def keys(record: WebhookRecord, now_us: int) -> list[bytes]:
-    """The keys that sign at a moment, the present one first."""
+def signing_keys(record: WebhookRecord, now_us: int) -> list[bytes]:
+    """The keys that sign at `now_us`, the present one first."""
     old = [one.secret for one in record.old_secrets if parse_time(one.until, "until") > now_us]
     return [signing_key(secret) for secret in (record.auth.secret or "", *old)]
 
@@ -125,7 +125,7 @@ def _check(wanted: CreateWebhook, auth: Auth, options: WebhookOptions, guard: Gu
         raise InvalidError(f"{errors[0].path}: {errors[0].message}", errors=errors)
 
 
-def compiled(record: WebhookRecord, catalogue: Catalogue) -> CompiledFilters:
+def compile_record_filters(record: WebhookRecord, catalogue: Catalogue) -> CompiledFilters:
     return compile_filters(record.event_filters, catalogue=catalogue)
 
 
@@ -160,8 +160,8 @@ def view(
     )
 
 
-def told_url(url: str) -> str:
-    """What the log hears of an endpoint: its origin. The rest may be a secret, as that of a chat's webhook is."""
+def url_origin(url: str) -> str:
+    """The part of an endpoint's URL that events show: the rest may be a secret, as that of a chat's webhook is."""
     try:
         return parse_target(url).origin
     except InvalidError:  # of a version that read URLs otherwise
@@ -188,7 +188,7 @@ def _auth_errors(auth: Auth) -> list[FieldError]:
             errors.append(FieldError(f"auth.{name}", f"must have 1 to {SECRET_MOST} characters, no control characters"))
     if ":" in (auth.username or ""):
         errors.append(FieldError("auth.username", "must not hold a colon: it ends the name"))
-    if auth.secret is not None and (wrong := secret_mistake(auth.secret)):
+    if auth.secret is not None and (wrong := secret_error(auth.secret)):
         errors.append(FieldError("auth.secret", wrong))
     return errors
 

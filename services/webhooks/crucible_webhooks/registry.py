@@ -1,4 +1,4 @@
-"""The webhooks of the installation: the KV bucket's records, this process's compiled copy, and changes to them."""
+"""The registry of webhooks: the records of the KV bucket, a compiled copy of them, and their changes."""
 
 import asyncio
 import contextlib
@@ -23,23 +23,23 @@ from crucible_kit.clock import timestamp
 from crucible_kit.principals import Principals
 from crucible_kit.types import Types
 from crucible_kit.worlds import Worlds
-from crucible_webhooks.records import MAX_NAME, compiled, one_spelling
+from crucible_webhooks.records import MAX_NAME, compile_record_filters, normalize_name
 
 WEBHOOKS = service_principal("webhooks")
-"""Who asks where this service acts for nobody else."""
+"""The principal of this service, where it acts for nobody else."""
 log = logging.getLogger(__name__)
 
 _START_S = 30.0
 _COMPARED = 200
-"""Names that a misspelt one is compared with."""
+"""The number of names that a misspelt one is compared with."""
 
 
 _record = msgspec.json.Decoder(WebhookRecord)
 
 
-class Known(Owned, kw_only=True):
-    """What is at hand of each webhook: 100,000 idle ones cost hardly more than their records' JSON, `value`. `filters`
-    is None where it cannot be matched."""
+class WebhookEntry(Owned, kw_only=True):
+    """A webhook of the copy: 100,000 idle ones cost hardly more than their records' JSON, `value`. `filters` is None
+    for one that cannot be matched."""
 
     id: str
     name: str
@@ -63,16 +63,16 @@ class Registry:
         self.principals = principals
         self.worlds = worlds
         self._owned: set[str] = set()
-        """Those of others than the operator."""
+        """The webhooks of others than the operator."""
         self._matcher: Matcher[str] = Matcher()
         self._revisions: dict[str, int] = {}
         self._named: dict[str, str] = {}
         self._naming = asyncio.Lock()
         self._since: dict[int, list[Encoded]] | None = None
         self.view = View(bucket, self._take)
-        self.known: dict[str, Known] = {}
+        self.entries: dict[str, WebhookEntry] = {}
         self.inert: dict[str, str] = {}
-        """Why a webhook that is enabled can not be matched."""
+        """By id, the reason for which an enabled webhook cannot be matched."""
         self._gone: set[str] = set()
         self.changed: Callable[[str], None] = lambda _: None
         self.stored: Callable[[int], Awaitable[None]]
@@ -82,49 +82,49 @@ class Registry:
     def match(self, event: Event) -> list[str]:
         """The webhooks that this event goes to, disabled ones too: their deliveries wait in the log."""
         found = self._matcher.match(event)
-        return [id for id in found if not _is_about(id, event) and self.may_get(self.known[id], event)]
+        return [id for id in found if not _is_about(id, event) and self.may_get(self.entries[id], event)]
 
     def may_get(self, record: Owned, event: Event) -> bool:
-        """Whether its owner sees the event, and it is of the webhook's world."""
+        """True where the owner sees the event, and the event is of the webhook's world."""
         return self.principals.may_receive(record, event)
 
-    def why_inert(self, record: Known | WebhookRecord) -> str | None:
+    def why_inert(self, record: WebhookEntry | WebhookRecord) -> str | None:
         return self.inert.get(record.id) or self.principals.powerless_reason(record)
 
     def home_of(self, record: Owned) -> str:
-        """The world that hears of it."""
+        """The world into which its changes are recorded."""
         return record.world_id or self.principals.of(record.owner).home
 
-    def seen_by(self, principal: Principal) -> list[Known]:
-        return [known for known in self.known.values() if principal.may_see(known)]
+    def visible_to(self, principal: Principal) -> list[WebhookEntry]:
+        return [entry for entry in self.entries.values() if principal.may_see(entry)]
 
     def wants(self, webhook_id: str, event: Event) -> bool:
-        """Whether the event goes to this one of them."""
-        known = self.known.get(webhook_id)
-        if known is None or known.filters is None or not known.filters.matches(event):
+        """True where the event goes to this webhook."""
+        entry = self.entries.get(webhook_id)
+        if entry is None or entry.filters is None or not entry.filters.matches(event):
             return False
-        return not _is_about(webhook_id, event) and self.may_get(known, event)
+        return not _is_about(webhook_id, event) and self.may_get(entry, event)
 
     def warnings(self, record: WebhookRecord) -> list[str]:
-        """Why a webhook that is active may wait for ever."""
+        """The reasons for which an active webhook may wait for ever."""
         types = self.types.catalogue.warning(entry.event_type for entry in record.event_filters)
         return [warning for warning in (types, self.worlds.warning(record)) if warning]
 
     @property
-    def types_wanted(self) -> Set[str] | None:
+    def wanted_types(self) -> Set[str] | None:
         return self._matcher.types
 
     def may_want(self, category: str, event: str) -> bool:
-        """Whether one of them may want an event of a type, whatever is in it."""
+        """True where a webhook may want an event of a type, whatever is in it."""
         return self._matcher.may_want(category, event)
 
     def since(self, shard: int) -> list[Encoded]:
-        """The places in the log after which the webhooks of a shard want events."""
+        """The positions in the log after which the webhooks of a shard want events."""
         if self._since is None:
             self._since = {}
-            for known in self.known.values():
-                if known.since is not None:
-                    self._since.setdefault(shard_of(known.id), []).append(known.since)
+            for entry in self.entries.values():
+                if entry.since is not None:
+                    self._since.setdefault(shard_of(entry.id), []).append(entry.since)
         return self._since.get(shard, [])
 
     def is_deleted(self, webhook_id: str) -> bool:
@@ -132,8 +132,8 @@ class Registry:
         return webhook_id not in self._revisions
 
     def record(self, webhook_id: str) -> WebhookRecord | None:
-        known = self.known.get(webhook_id)
-        return None if known is None else known.record
+        entry = self.entries.get(webhook_id)
+        return None if entry is None else entry.record
 
     def get(self, webhook_id: str) -> WebhookRecord:
         """By id. Raises NotFoundError."""
@@ -144,11 +144,11 @@ class Registry:
 
     def find(self, name: str, principal: Principal, path: str = "id") -> WebhookRecord:
         """By id, or by name. Raises NotFoundError with the nearest that the principal may see, at `path`."""
-        wanted = one_spelling(name)
-        id = next((id for id in (name, self._named.get(name), self._named.get(wanted)) if id in self.known), None)
-        if id is None or not principal.may_see(self.known[id]):
+        normalized = normalize_name(name)
+        id = next((id for id in (name, self._named.get(name), self._named.get(normalized)) if id in self.entries), None)
+        if id is None or not principal.may_see(self.entries[id]):
             raise self._missing(name, path, principal)
-        return self.known[id].record
+        return self.entries[id].record
 
     def own(self, name: str, principal: Principal, path: str = "id") -> WebhookRecord:
         """The same, to change it. Raises ForbiddenError where it is somebody else's."""
@@ -160,15 +160,15 @@ class Registry:
         if name in self._gone and principal.admin:
             return NotFoundError(f"webhook {name} was deleted", errors=[FieldError(path, "was deleted")])
         # An id is not misspelt, and what is compared is bounded: this runs on the event loop.
-        seen = (known.name for known in self.known.values() if principal.may_see(known))
-        known = () if is_id("whk", name) else islice(seen, _COMPARED)
-        suggestion = nearest(name[:MAX_NAME], known)
+        visible = (entry.name for entry in self.entries.values() if principal.may_see(entry))
+        names = () if is_id("whk", name) else islice(visible, _COMPARED)
+        suggestion = nearest(name[:MAX_NAME], names)
         hint = f' (did you mean "{suggestion}"?)' if suggestion else ""
         error = FieldError(path, "there is no such webhook", suggestion)
         return NotFoundError(f"there is no webhook {name[:100]!r}{hint}", errors=[error])
 
     async def follow(self) -> None:
-        """Runs until cancelled. Filters name types, and records owners, so that these are known first."""
+        """Runs until cancelled. Filters name types, and records owners, so that these are read first."""
         await self.types.view.reach(0, _START_S)
         await self.principals.view.reach(0, _START_S)
         await self.view.follow()
@@ -224,7 +224,7 @@ class Registry:
     async def set_enabled(
         self, webhook_id: str, enabled: bool, reason: str | None = None, since: Encoded | None = None
     ) -> WebhookRecord:
-        """One that is enabled is paused no more; with `since`, it gets nothing from before that place in the log.
+        """One that is enabled is paused no more; with `since`, it gets nothing from before that position in the log.
         Raises NotFoundError where the webhook was deleted."""
 
         def changed(record: WebhookRecord) -> WebhookRecord:
@@ -240,11 +240,11 @@ class Registry:
         return await self.change(webhook_id, changed)
 
     def _check_name(self, record: WebhookRecord) -> None:
-        other = self.known.get(self._named.get(record.name, record.id))
+        other = self.entries.get(self._named.get(record.name, record.id))
         if other is not None and other.id != record.id:
-            told = other.owner == record.owner or is_operators(record)
-            message = f"{other.id if told else 'another webhook'} has the name {record.name[:100]!r} already"
-            about = {"id": other.id} if told else {}
+            visible = other.owner == record.owner or is_operators(record)
+            message = f"{other.id if visible else 'another webhook'} has the name {record.name[:100]!r} already"
+            about = {"id": other.id} if visible else {}
             raise ConflictError(f"name: {message}", errors=[FieldError("name", message)], **about)
 
     async def delete(self, webhook_id: str) -> WebhookRecord:
@@ -257,7 +257,7 @@ class Registry:
         self._since = None
         self._matcher.drop(change.key)
         self.inert.pop(change.key, None)
-        before = self.known.pop(change.key, None)
+        before = self.entries.pop(change.key, None)
         if before is not None and self._named.get(before.name) == change.key:
             del self._named[before.name]
         self._owned.discard(change.key)
@@ -278,7 +278,7 @@ class Registry:
             log.error("webhook %s cannot be read: %s", key, error)
             self.inert[key] = f"its record cannot be read: {error}"
             return
-        self.known[key] = known = Known(
+        self.entries[key] = entry = WebhookEntry(
             id=key,
             name=record.name,
             owner=record.owner,
@@ -291,26 +291,26 @@ class Registry:
         self._named[record.name] = key
         if not is_operators(record):
             self._owned.add(key)
-        self._compile(known, record)
+        self._compile(entry, record)
 
     def _type_changed(self, dotted: str) -> None:
-        """A webhook that named a type in vain gets its events now; one whose type is gone is inert."""
+        """Compiles the webhooks anew that name a type of its category: some work now, others have become inert."""
         category = dotted.partition(".")[0]
-        for key, known in self.known.items():
-            if known.filters is None or known.filters.names_category(category):
+        for key, entry in self.entries.items():
+            if entry.filters is None or entry.filters.names_category(category):
                 self._matcher.drop(key)
                 self.inert.pop(key, None)
-                self._compile(known, known.record)
+                self._compile(entry, entry.record)
 
-    def _compile(self, known: Known, record: WebhookRecord) -> None:
-        known.filters = None
+    def _compile(self, entry: WebhookEntry, record: WebhookRecord) -> None:
+        entry.filters = None
         try:
-            known.filters = compiled(record, self.types.catalogue)
-            self._matcher.put(known.id, known.filters)
+            entry.filters = compile_record_filters(record, self.types.catalogue)
+            self._matcher.put(entry.id, entry.filters)
         except CrucibleError as error:
-            self.inert[known.id] = error.detail
+            self.inert[entry.id] = error.detail
 
 
 def _is_about(webhook_id: str, event: Event) -> bool:
-    """A webhook never hears of itself: a failing endpoint that wants `*` must not be sent its own failures."""
+    """True for an event about the webhook itself: an endpoint that wants `*` must not be sent its own failures."""
     return event.type == "Webhook" and event.data.payload.get("id") == webhook_id

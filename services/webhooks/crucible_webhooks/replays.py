@@ -1,4 +1,4 @@
-"""Replays into webhooks, and resending: stored events become deliveries of their own of one webhook."""
+"""Replays into webhooks, and resends: stored events become new deliveries of one webhook."""
 
 import msgspec
 
@@ -33,8 +33,8 @@ class Replayer:
         await self._registry.view.refresh()
         record = self._registry.own(request.webhook, context.principal, "webhook")
         self._check_active(record, "webhook", "an event is sent to it")
-        asked = GetRequest(id=request.event_id)
-        raw = await call(self._bus, context.principal, "events", "get", asked, bytes, traceparent=context.traceparent)
+        wanted = GetRequest(id=request.event_id)
+        raw = await call(self._bus, context.principal, "events", "get", wanted, bytes, traceparent=context.traceparent)
         event = decode(raw)
         if not self._registry.may_get(record, event):
             raise _refused("webhook", f"the owner of webhook {record.name} may not see {event.metadata.id}")
@@ -58,7 +58,7 @@ class Replayer:
         return Replayable(id=record.id)
 
     async def replay(self, request: ReplayBatch, context: Context) -> ReplayTaken:
-        """Returns once the deliveries are stored. May be repeated: message ids and delivery ids tell what was done.
+        """Returns once the deliveries are stored. May be repeated: message ids and delivery ids prevent doubles.
 
         Raises NotFoundError where the webhook is gone, UnavailableError where it cannot be read here.
         """

@@ -32,8 +32,8 @@ def signing_key(secret: str) -> bytes:
         raise InvalidError(f"auth.secret {reason}", errors=[FieldError("auth.secret", reason)]) from error
 
 
-def secret_mistake(secret: str) -> str | None:
-    """Why a secret cannot be taken: what is too short is found by trying; None where it can."""
+def secret_error(secret: str) -> str | None:
+    """The reason for which a secret is refused, None for a good one. One that is too short can be guessed."""
     if len(secret) > SECRET_MOST:
         return f"must have at most {SECRET_MOST} characters"
     try:
@@ -49,7 +49,7 @@ def secret_mistake(secret: str) -> str | None:
     return f"must be base64 of {SECRET_KEY_BYTES} to {SECRET_KEY_MOST} bytes after {PREFIX}, not of {len(key)}"
 
 
-def body_of(event: bytes, replay: bool = False) -> bytes:
+def encode_body(event: bytes, replay: bool = False) -> bytes:
     """`{"event": …}` around the stored event, whose bytes are untouched; beside it `"replay": true` in a replay."""
     return b'{"event":%b,"replay":true}' % event if replay else b'{"event":%b}' % event
 

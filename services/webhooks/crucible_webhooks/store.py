@@ -1,4 +1,4 @@
-"""What is remembered of attempts: an SQLite index of ATTEMPTS, by webhook, newest first, and counters."""
+"""The SQLite index of delivery attempts: by webhook, newest first, and their counters."""
 
 import logging
 import sqlite3
@@ -29,7 +29,7 @@ CREATE TABLE IF NOT EXISTS counters (
 ) WITHOUT ROWID;
 """
 _FINAL_FAILURES = ("failed", "exhausted")
-_NOT_MADE = ("dry", "skipped")
+_NOT_SENT = ("dry", "skipped")
 
 
 def apply(writer: sqlite3.Connection, messages: list[Message]) -> None:
@@ -52,10 +52,10 @@ def apply(writer: sqlite3.Connection, messages: list[Message]) -> None:
             (
                 record.webhook_id,
                 record.attempt == 1,
-                record.outcome not in _NOT_MADE,
+                record.outcome not in _NOT_SENT,
                 record.outcome == "delivered",
                 record.outcome in _FINAL_FAILURES,
-                None if record.outcome in _NOT_MADE else record.started_at,
+                None if record.outcome in _NOT_SENT else record.started_at,
             ),
         )
 
@@ -86,7 +86,7 @@ async def latest_attempts(index: Index, correlation_id: str) -> list[AttemptReco
 
 
 async def scheduled(index: Index, webhook_id: str, now: str) -> int:
-    """How many deliveries wait for the time of their next attempt, counted over the latest attempts."""
+    """The number of deliveries that wait for the time of their next attempt, over the latest attempts."""
     query = (
         "SELECT count(*) FROM"
         " (SELECT outcome, record FROM attempts WHERE webhook_id = ? ORDER BY sequence DESC LIMIT ?)"

@@ -1,4 +1,4 @@
-"""The functions that scripts are given, each effect with its cause and a key that makes it idempotent."""
+"""The functions of scripts: their log, reads and effects, each effect with its cause and an idempotency key."""
 
 import hashlib
 import inspect
@@ -21,9 +21,9 @@ from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import call
 
 READING = ("log", "memory_get", "memory_query")
-"""What Pre hooks and conditions may call."""
+"""The functions of Pre hooks and conditions."""
 EFFECTS = ("emit", "memory_link", "memory_tag")
-"""What the actions of Post hooks may call besides."""
+"""The further functions of Post hooks' actions."""
 MAX_LOG_LINES = 200
 MAX_LOG_LINE = 1000
 MAX_EFFECTS = 1000
@@ -31,8 +31,8 @@ _SHOWN = 200
 
 
 class Effects:
-    """The effects and the log of one attempt. In a dry run effects are only noted, and memories that are not there are
-    made up, since a synthetic event speaks of some that never were."""
+    """The effects and the log of one attempt, with the rights of the hook's `owner`. A dry run only notes effects, and
+    invents memories that are absent, since a synthetic event names some that never existed."""
 
     def __init__(
         self,
@@ -44,7 +44,6 @@ class Effects:
         traceparent: str,
         dry_run: bool,
     ) -> None:
-        """They are made with the rights of the hook's `owner`."""
         self._bus = bus
         self._owner = owner
         self._event = event
@@ -52,12 +51,12 @@ class Effects:
         self._run_id = run_id
         self._traceparent = traceparent
         self._dry_run = dry_run
-        self._seen: Counter[str] = Counter()
-        self.made: list[str] = []
+        self._repeats: Counter[str] = Counter()
+        self.effects: list[str] = []
         self.lines: list[str] = []
 
     def functions(self, *, reading: bool) -> Mapping[str, Callable[..., Awaitable[Any]]]:
-        """What a script is given."""
+        """The functions of a script, by name."""
         return {name: getattr(self, name) for name in (READING if reading else (*READING, *EFFECTS))}
 
     async def log(self, *values: Any) -> None:
@@ -103,7 +102,7 @@ class Effects:
         except (NotFoundError, UnavailableError):
             if not self._dry_run:
                 raise
-            return {"content": "", "tags": [], "entities": [], "links": [], "metadata": {}, **self._made_up(id)}
+            return self._synthetic_memory(id)
         return dict(plain(found))
 
     async def memory_query(
@@ -113,7 +112,7 @@ class Effects:
         limit: int = 10,
         filter: dict[str, Any] | None = None,
     ) -> list[dict[str, Any]]:
-        """Memories, the best match first; the triggering event is among what is searched."""
+        """Memories, the best match first; the triggering event is searched too."""
         query = MemoryQuery(
             text=text,
             tags=tags or [],
@@ -169,25 +168,25 @@ class Effects:
     def _key(self, *what: Any) -> str:
         """The same for the same effect of the same run, in every attempt at it; a repetition inside one attempt counts.
 
-        Made of what is done, not of how many effects came before: a second attempt may do other things first.
+        Made of the effect itself, not of the number of effects before it: a second attempt may do other things first.
         """
         digest = hashlib.sha256(msgspec.json.encode(plain(what))).hexdigest()[:24]
-        self._seen[digest] += 1
-        return f"{self._run_id}:{digest}:{self._seen[digest]}"
+        self._repeats[digest] += 1
+        return f"{self._run_id}:{digest}:{self._repeats[digest]}"
 
     def _note(self, effect: str) -> None:
-        if len(self.made) >= MAX_EFFECTS:
+        if len(self.effects) >= MAX_EFFECTS:
             raise RuntimeError(f"a run may have {MAX_EFFECTS} effects")
-        self.made.append(effect[:_SHOWN])
+        self.effects.append(effect[:_SHOWN])
 
-    def _made_up(self, id: str) -> dict[str, Any]:
+    def _synthetic_memory(self, id: str) -> dict[str, Any]:
         payload = self._event.data.payload
-        known = ("content", "tags", "entities", "links", "metadata")
-        return {"id": id, **{name: payload[name] for name in known if payload.get(name) is not None}}
+        empty = {"content": "", "tags": [], "entities": [], "links": [], "metadata": {}}
+        return empty | {"id": id} | {name: payload[name] for name in empty if payload.get(name) is not None}
 
 
 def signatures(names: Iterable[str]) -> dict[str, inspect.Signature]:
-    """How each of the functions is called."""
+    """The signature of each function."""
     found = {}
     for name in names:
         parameters = list(inspect.signature(getattr(Effects, name)).parameters.values())[1:]

@@ -12,7 +12,7 @@ from crucible_core.errors import FieldError, InvalidError
 from crucible_core.limits import ANSWER_BYTES
 from crucible_core.times import parse_retry_after
 from crucible_hooks.errors import RunError
-from crucible_hooks.expressions.templates import Template, compile_text, compile_value, gathered
+from crucible_hooks.expressions.templates import Template, combine, compile_text, compile_value
 from crucible_kit.clock import now_ms
 from crucible_kit.http.egress import Target, parse_target
 from crucible_kit.http.exchange import Answer, ExchangeError, Exchanger
@@ -25,7 +25,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _FRAMING = frozenset(
     {"connection", "content-length", "expect", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
 )
-"""The headers that say where a request goes and where it ends: those are ours."""
+"""The headers that direct and delimit a request, which are the service's own."""
 
 
 class Http(msgspec.Struct, frozen=True):
@@ -42,13 +42,13 @@ class Request(msgspec.Struct, frozen=True):
     body: bytes | None
 
     @property
-    def place(self) -> str:
+    def label(self) -> str:
         """Method and URL without what may be secret in it."""
         return f"{self.method} {self.target.url.with_query(None)}"[:_SHOWN]
 
 
 def compile_http(action: HttpAction, at: str) -> Http:
-    """Values inside a URL are percent-encoded, so that they stay in their place of it; a URL that is one template is
+    """Values inside a URL are percent-encoded, so that they stay in their part of it; a URL that is one template is
     taken as it is. Raises InvalidError."""
     where = f"{at}.url"
     if "{{" not in action.url:
@@ -60,7 +60,7 @@ def compile_http(action: HttpAction, at: str) -> Http:
     if errors := _header_errors(action.headers, f"{at}.headers"):
         raise InvalidError(f"{errors[0].path}: {errors[0].message}", errors=errors)
     body = {} if action.body is None else {"body": compile_value(action.body, f"{at}.body")}
-    return Http(action.method, gathered({"url": url, "headers": gathered(headers), **body}))
+    return Http(action.method, combine({"url": url, "headers": combine(headers), **body}))
 
 
 def build_request(
@@ -83,12 +83,12 @@ async def send(exchanger: Exchanger, request: Request, timeout_s: float) -> byte
     try:
         answer = await exchanger.send(request.method, request.target, request.headers, request.body, timeout_s)
     except ExchangeError as error:
-        raise RunError(f"{request.place}: {error}") from None
+        raise RunError(f"{request.label}: {error}") from None
     if not 200 <= answer.status < 300 or answer.status == _PARTIAL:
         said = answer.body.decode(errors="replace")[:_SHOWN]
         hint = "; redirects are not followed" if 300 <= answer.status < 400 else f": {said}"
         wish = parse_retry_after(answer.headers.get("retry-after"), now_ms() / 1000)
-        raise RunError(f"{request.place} answered {answer.status}{hint}", wish or 0.0)
+        raise RunError(f"{request.label} answered {answer.status}{hint}", wish or 0.0)
     return _whole(answer)
 
 
@@ -107,7 +107,7 @@ def _whole(answer: Answer) -> bytes:
     return answer.body
 
 
-def answered(body: bytes) -> Any:
+def decode_answer(body: bytes) -> Any:
     """The answer's JSON, or its text; None where it is empty."""
     if not body.strip():
         return None
@@ -134,5 +134,5 @@ def _name_errors(name: str, at: str) -> list[FieldError]:
 
 
 def _one_line(value: str) -> str:
-    """What an event holds may not end a header, and begin one of its own (RFC 9110, 5.5)."""
+    """The value on one line: a value from an event must not end a header and begin another (RFC 9110, 5.5)."""
     return _CONTROL.sub(" ", value).strip()

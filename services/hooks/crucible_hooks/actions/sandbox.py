@@ -1,4 +1,5 @@
-"""The sandbox: hook scripts in `monty` worker processes, with the functions that they are given and nothing else."""
+"""The sandbox: hook scripts, adapted to it, in `monty` worker processes with their functions and nothing else; and the
+errors of scripts as their authors read them."""
 
 import ast
 import asyncio
@@ -38,28 +39,49 @@ _FIELD = "_field_of"
 _PRELUDE = f"""def {_FIELD}(value, name):
     return value[name] if isinstance(value, dict) else getattr(value, name)
 """
+Function = Callable[..., Awaitable[Any]]
+Printed = Callable[[str], None]
+_SHOWN = 2000
+_INPUT = "<python-input-0>"
+"""The file name of a script in monty's tracebacks."""
+_FRAME_LINE = re.compile(r'File ".*", line (\d+)')
+_FRAME = re.compile(
+    r'(?P<before>  File ".*", line )(?P<line>\d+)(?P<after>.*)\n(?:    .*\n)?(?:    [ ~^]*\n)?', re.MULTILINE
+)
+_ABSENT = re.compile(r"(?:KeyError|IndexError): .*")
+_LIMITS = ("TimeoutError", "time limit", "MemoryError", "sleep limit", "duration")
+_CHECK_S = 5.0
+_CHECKED = "StopIteration"
+_MOST_ADAPTED = 1024
+_EXIT_PAUSE_S = 0.1
+_BUILTIN: Mapping[type[CrucibleError], type[Exception]] = {
+    NotFoundError: LookupError,
+    InvalidError: ValueError,
+    ForbiddenError: PermissionError,
+}
+"""The exceptions that scripts catch for our errors; RuntimeError for all others."""
 
 
-class Adapted(msgspec.Struct, frozen=True):
-    """What the sandbox runs; `lines` has the line of the script for each of its lines, None where they are the same."""
+class AdaptedScript(msgspec.Struct, frozen=True):
+    """A script as the sandbox runs it; `lines` has the author's line for each of its own, None where they are equal."""
 
     source: str
     lines: Mapping[int, int] | None = None
 
 
-def adapted(source: str) -> Adapted:
-    """The script as the sandbox runs it. One that cannot be parsed is left as it is: the sandbox says why."""
+def adapt(source: str) -> AdaptedScript:
+    """The script as the sandbox runs it. One that cannot be parsed stays as it is: the sandbox reports the error."""
     try:
         tree = parsed(source, "")
     except InvalidError:
-        return Adapted(source)
-    spelling = _Spelling(tree)
-    changed = ast.fix_missing_locations(spelling.visit(tree))
-    if not spelling.changes:
-        return Adapted(source)
-    prelude = _PRELUDE if spelling.uses_prelude else ""
+        return AdaptedScript(source)
+    rewriter = _Rewriter(tree)
+    changed = ast.fix_missing_locations(rewriter.visit(tree))
+    if not rewriter.changes:
+        return AdaptedScript(source)
+    prelude = _PRELUDE if rewriter.uses_prelude else ""
     text = ast.unparse(changed)
-    return Adapted(prelude + text, _lines(changed, text, prelude.count("\n")))
+    return AdaptedScript(prelude + text, _lines(changed, text, prelude.count("\n")))
 
 
 def _lines(changed: ast.AST, text: str, before: int) -> dict[int, int]:
@@ -71,8 +93,8 @@ def _lines(changed: ast.AST, text: str, before: int) -> dict[int, int]:
     return lines
 
 
-class _Spelling(ast.NodeTransformer):
-    """Attributes of objects as their elements, and the methods of CEL as Python's."""
+class _Rewriter(ast.NodeTransformer):
+    """Rewrites attributes of objects as their elements, and the methods of CEL as Python's."""
 
     def __init__(self, tree: ast.Module) -> None:
         self.changes = 0
@@ -131,37 +153,13 @@ class _Spelling(ast.NodeTransformer):
         return self._body(node)
 
     def _body(self, node: Any) -> Any:
-        """What is run; decorators, annotations, bases and patterns are names of types, and stay."""
+        """Rewrites the statements; decorators, annotations, bases and patterns are names of types, and stay."""
         node.body = [self.visit(statement) for statement in node.body]
         return node
 
 
 def _at(old: ast.expr, new: ast.expr) -> ast.expr:
     return ast.copy_location(new, old)
-
-
-Function = Callable[..., Awaitable[Any]]
-Printed = Callable[[str], None]
-
-_SHOWN = 2000
-_INPUT = "<python-input-0>"
-"""What monty calls a script in its tracebacks."""
-_FRAME_LINE = re.compile(r'File ".*", line (\d+)')
-_FRAME = re.compile(
-    r'(?P<before>  File ".*", line )(?P<line>\d+)(?P<after>.*)\n(?:    .*\n)?(?:    [ ~^]*\n)?', re.MULTILINE
-)
-_ABSENT = re.compile(r"(?:KeyError|IndexError): .*")
-_LIMITS = ("TimeoutError", "time limit", "MemoryError", "sleep limit", "duration")
-_CHECK_S = 5.0
-_CHECKED = "StopIteration"
-_MOST_ADAPTED = 1024
-_EXIT_PAUSE_S = 0.1
-_BUILTIN: Mapping[type[CrucibleError], type[Exception]] = {
-    NotFoundError: LookupError,
-    InvalidError: ValueError,
-    ForbiddenError: PermissionError,
-}
-"""What a script can catch in the place of our errors; RuntimeError for all others."""
 
 
 class Sandbox:
@@ -177,8 +175,8 @@ class Sandbox:
         self._workers = workers
         self._memory = memory_mb * 1024 * 1024
         self._pools: dict[str, AsyncMonty] = {}
-        self._places = {pool: Slots(workers, workers // 4) for pool in ("pre", "post")}
-        self._adapted: dict[str, Adapted] = {}
+        self._slots = {pool: Slots(workers, workers // 4) for pool in ("pre", "post")}
+        self._adapted: dict[str, AdaptedScript] = {}
         self._starting = asyncio.Lock()
 
     async def run(
@@ -199,20 +197,20 @@ class Sandbox:
         `timeout_s` bounds the script's own computing; `watch` stands still while it waits for a worker. The worker of a
         cancelled script is replaced.
         """
-        script = await self._adapt(source, name, watch)
+        script = await self._adapt_once(source, name, watch)
         away: list[UnavailableError] = []
-        lookup = {called: _guarded(function, away) for called, function in functions.items()}
+        lookup = {called: _translate_errors(function, away) for called, function in functions.items()}
         greedy = False
         try:
-            async with watch.entered(self._worker(pool, name, timeout_s)) as session:
+            async with watch.enter(self._worker(pool, name, timeout_s)) as session:
                 return plain(await _drive(session, script.source, values, lookup, printed))
         except MontyError as error:
-            greedy = _used_up(error)
+            greedy = _exceeded_limit(error)
             if away:
                 raise away[-1] from None
-            raise _failure(error, _told(error, name, source, script)) from None
+            raise _failure(error, _traceback(error, name, source, script)) from None
         finally:
-            self._places[pool].record_turn(name, greedy=greedy or watch.expired)
+            self._slots[pool].record_turn(name, greedy=greedy or watch.expired)
 
     async def check(self, source: str, at: str) -> None:
         """Raises InvalidError for syntax that the sandbox does not know: it reads a whole script before it runs any."""
@@ -223,7 +221,7 @@ class Sandbox:
             text = error.display() if isinstance(error, MontyRuntimeError) else str(error)
             if text.strip().endswith(_CHECKED):
                 return
-            message = _told_first(text)
+            message = _syntax_error(text)
             raise InvalidError(f"{at}: {message}", errors=[FieldError(at, message)]) from None
 
     @contextlib.asynccontextmanager
@@ -236,16 +234,16 @@ class Sandbox:
             "max_total_sleep_secs": timeout_s,
         }
         workers = await self._pool(pool)
-        async with self._places[pool].take(name), workers.checkout(limits=limits) as session:
+        async with self._slots[pool].take(name), workers.checkout(limits=limits) as session:
             yield session
 
-    async def _adapt(self, source: str, name: str, watch: Stopwatch) -> Adapted:
+    async def _adapt_once(self, source: str, name: str, watch: Stopwatch) -> AdaptedScript:
         """The script as it is run: parsed once, in a worker process."""
         found = self._adapted.get(source)
         if found is None:
             try:
-                async with watch.entered(self._isolated.worker(name)) as worker:
-                    found = await worker.run(adapted, source)
+                async with watch.enter(self._isolated.worker(name)) as worker:
+                    found = await worker.run(adapt, source)
             except ExhaustedError as error:
                 raise RunError(f"the script cannot be parsed: {error}") from None
             if len(self._adapted) >= _MOST_ADAPTED:
@@ -295,8 +293,8 @@ async def _answer(function: Function, args: tuple[Any, ...], kwargs: dict[str, A
         return {"exception": error}
 
 
-def _guarded(function: Function, away: list[UnavailableError]) -> Function:
-    """The function, whose errors are exceptions of the kinds that a script knows."""
+def _translate_errors(function: Function, away: list[UnavailableError]) -> Function:
+    """The function, with errors that are exceptions a script knows."""
 
     async def call(*args: Any, **kwargs: Any) -> Any:
         try:
@@ -311,20 +309,20 @@ def _guarded(function: Function, away: list[UnavailableError]) -> Function:
     return call
 
 
-def _failure(error: MontyError, told: str) -> RunError:
-    """What is not there is told apart, as in an expression."""
-    absent = _ABSENT.fullmatch(told.rpartition("\n")[2])
-    return AbsentError(told) if absent and isinstance(error, MontyRuntimeError) else RunError(told)
+def _failure(error: MontyError, text: str) -> RunError:
+    """AbsentError for a missing key or element, as in an expression; RunError for any other error."""
+    absent = _ABSENT.fullmatch(text.rpartition("\n")[2])
+    return AbsentError(text) if absent and isinstance(error, MontyRuntimeError) else RunError(text)
 
 
-def _used_up(error: MontyError) -> bool:
-    """Whether a script ended because it used up what it may."""
+def _exceeded_limit(error: MontyError) -> bool:
+    """True where a script ended at one of its limits."""
     text = str(error)
     return not isinstance(error, MontyRuntimeError) or any(word in text for word in _LIMITS)
 
 
-def _told(error: MontyError, name: str, source: str, script: Adapted) -> str:
-    """The error as its author reads it: with the lines of the script, not those of what was run in its place."""
+def _traceback(error: MontyError, name: str, source: str, script: AdaptedScript) -> str:
+    """The error as its author reads it: with the lines of the script, not those of the adapted one."""
     text = error.display() if isinstance(error, MontyRuntimeError) else str(error)
     if script.lines is not None:
         text = _FRAME.sub(lambda frame: _frame(frame, source.splitlines(), script.lines or {}), text)
@@ -339,8 +337,8 @@ def _frame(frame: re.Match[str], source: Sequence[str], lines: Mapping[int, int]
     return f"{frame['before']}{line}{frame['after']}\n    {shown}\n"
 
 
-def _told_first(text: str) -> str:
-    """The last line of what is told of a script that another line was put before, with the script's own line."""
+def _syntax_error(text: str) -> str:
+    """The last line of an error of a script with one line before it, with the script's own line number."""
     lines = _FRAME_LINE.findall(text)
     where = f"line {int(lines[-1]) - 1}: " if lines and int(lines[-1]) > 1 else ""
     return where + (text.strip().splitlines() or ["not a script"])[-1].replace(" monty syntax parser", " sandbox")[:300]

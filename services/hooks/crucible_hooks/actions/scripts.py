@@ -1,5 +1,5 @@
-"""Scripts: what is refused in one, and which fields it reads. All of it looks at the syntax tree, in a worker process:
-a text from outside can take the parser as long as it likes."""
+"""The check of scripts, on their syntax trees: mistakes, and the fields that they read. Call it in a worker process: a
+text from outside can keep the parser busy without end."""
 
 import ast
 import builtins
@@ -29,7 +29,7 @@ MODULES = frozenset(
     re sys time typing
     """.split()  # noqa: SIM905 - a table of words
 )
-"""What the sandbox can import."""
+"""The modules that the sandbox can import."""
 BUILTINS = frozenset(
     """
     ArithmeticError AssertionError AttributeError BaseException Ellipsis Exception FileExistsError FileNotFoundError
@@ -42,7 +42,7 @@ BUILTINS = frozenset(
     __name__ __file__ __debug__
     """.split()  # noqa: SIM905 - a table of words
 )
-"""The names that the sandbox knows by itself."""
+"""The names that the sandbox has by itself."""
 SPELLINGS = {"startsWith": "startswith", "endsWith": "endswith", "starts_with": "startswith", "ends_with": "endswith"}
 """CEL's methods of texts, and Python's."""
 _OURS = ("contains", "size")
@@ -72,21 +72,20 @@ _ANY_ITEM = "0"
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _READING = (ast.Name, ast.Attribute, ast.Subscript, ast.Call, ast.Compare)
 _OBJECTS = (("event",), ("event", "payload"), ("event", "data", "payload"), ("event", "metadata"))
-"""Places whose members are known to be fields: `"x" in …` asks for one of them."""
+"""Paths of objects whose members are fields: `"x" in …` reads one of them."""
 
-_Place = tuple[str, ...]
+_Path = tuple[str, ...]
 
 
 class Reading(msgspec.Struct, frozen=True):
-    """The places of `event` and `inputs` that a script reads, as `cel.Syntax.fields` has them, each with its line."""
+    """The paths of `event` and `inputs` that a script reads, as `cel.Syntax.fields` has them, each with its line."""
 
-    fields: tuple[tuple[_Place, int], ...]
+    fields: tuple[tuple[_Path, int], ...]
 
 
 def check(source: str, at: str, known: Mapping[str, inspect.Signature], forbidden: Mapping[str, str]) -> Reading:
-    """What a script reads. Raises InvalidError for what is no Python, for names and arguments that are not there
-    (`known` are the functions that it is given) and for a call of a `forbidden` function, with the reason that is given
-    for it.
+    """The fields that a script reads. Raises InvalidError for a text that is no Python, for unknown names and arguments
+    (`known` are its functions), and for a call of a `forbidden` function, with the reason.
 
     It can take as long as it likes: call it in a worker process.
     """
@@ -100,7 +99,7 @@ def check(source: str, at: str, known: Mapping[str, inspect.Signature], forbidde
         first = errors[0]
         hint = f' (did you mean "{first.suggestion}"?)' if first.suggestion else ""
         raise InvalidError(f"{at}: {first.message}{hint}", errors=errors)
-    return Reading(tuple(_Fields(nodes).found()))
+    return Reading(tuple(_Fields(nodes).paths()))
 
 
 def parsed(source: str, at: str) -> ast.Module:
@@ -117,7 +116,7 @@ def parsed(source: str, at: str) -> ast.Module:
 
 
 def _depth(tree: ast.AST) -> int:
-    """How deep the tree is; a chain of `elif`, which the tree nests, is as deep as one."""
+    """The depth of the tree; a chain of `elif`, which the tree nests, is as deep as one."""
     deepest, waiting = 0, [(tree, 0)]
     while waiting:
         node, depth = waiting.pop()
@@ -161,7 +160,7 @@ def _refused(at: str, message: str, suggestion: str | None = None) -> InvalidErr
 
 
 class _Names:
-    """The names of a script against those that there are."""
+    """Checks the names of a script against those that exist."""
 
     def __init__(
         self, nodes: Sequence[ast.AST], known: Mapping[str, inspect.Signature], forbidden: Mapping[str, str]
@@ -175,8 +174,8 @@ class _Names:
         self._classes = any(isinstance(node, ast.ClassDef) for node in nodes)
 
     def mistakes(self) -> Iterator[tuple[int, str, str | None]]:
-        """Each with its line, and what was perhaps meant."""
-        guarded = {id(inner) for node in self._nodes if isinstance(node, ast.Try) for inner in node.body}
+        """Each mistake with its line, and the nearest name."""
+        in_try = {id(inner) for node in self._nodes if isinstance(node, ast.Try) for inner in node.body}
         for node in self._nodes:
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
                 yield from self._name(node)
@@ -184,7 +183,7 @@ class _Names:
                 yield from self._method(node.func)
             elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 yield from self._call(node, node.func.id)
-            elif isinstance(node, ast.Import | ast.ImportFrom) and id(node) not in guarded:
+            elif isinstance(node, ast.Import | ast.ImportFrom) and id(node) not in in_try:
                 yield from self._import(node)
 
     def _name(self, node: ast.Name) -> Iterator[tuple[int, str, str | None]]:
@@ -198,22 +197,22 @@ class _Names:
             yield node.lineno, f'there is no "{name[:80]}"', _NAMES_ELSEWHERE.get(name) or nearest(name, others)
 
     def _call(self, node: ast.Call, name: str) -> Iterator[tuple[int, str, str | None]]:
-        """Arguments that no call of a function has; of those in `*` and `**` nothing is known."""
+        """Yields arguments that a function does not have; those in `*` and `**` are unknown."""
         if name in self._bound:
             return
         signature = self._functions.get(name) or _builtin(name)
         if signature is None:
             return
         names = [one.name for one in signature.parameters.values() if one.kind in _NAMED]
-        given = [keyword.arg for keyword in node.keywords if keyword.arg is not None]
-        unknown = [one for one in given if one not in names]
+        used = [keyword.arg for keyword in node.keywords if keyword.arg is not None]
+        unknown = [one for one in used if one not in names]
         for one in unknown:
             yield node.lineno, f'{name} has no argument "{one[:80]}"', nearest(one, names)
-        open_ended = len(given) < len(node.keywords) or any(isinstance(one, ast.Starred) for one in node.args)
+        open_ended = len(used) < len(node.keywords) or any(isinstance(one, ast.Starred) for one in node.args)
         if unknown or open_ended:
             return
         try:
-            signature.bind(*node.args, **dict.fromkeys(given))
+            signature.bind(*node.args, **dict.fromkeys(used))
         except TypeError as error:
             yield node.lineno, f"{name}: {error}", f"{name}({', '.join(names)})" if names else None
 
@@ -235,7 +234,7 @@ class _Names:
 
 @cache
 def _builtin(name: str) -> inspect.Signature | None:
-    """How a builtin of the sandbox is called, where Python itself knows."""
+    """The signature of a builtin, where Python has one."""
     found = getattr(builtins, name, None) if name in BUILTINS else None
     if found is None or isinstance(found, type):
         return None
@@ -273,7 +272,7 @@ def bound(nodes: Iterable[ast.AST]) -> Iterator[str]:
 
 
 def modules(nodes: Iterable[ast.AST]) -> Iterator[str]:
-    """The names of what it imports."""
+    """The names that it imports."""
     for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.asname or alias.name.partition(".")[0] for alias in node.names)
@@ -292,36 +291,36 @@ def root(node: ast.expr) -> str | None:
 
 
 class _Fields:
-    """The places of `event` and `inputs` that a script reads, as far as its text tells: through names that are bound
-    once, and the elements of lists."""
+    """Finds the paths of `event` and `inputs` that a script reads: through names that are bound once, and the elements
+    of lists."""
 
     def __init__(self, nodes: Sequence[ast.AST]) -> None:
         self._nodes = nodes
         counted = collections.Counter(bound(nodes))
         self._once = {name for name, times in counted.items() if times == 1}
-        self._places: dict[str, _Place] = {name: (name,) for name in VARIABLES if name not in counted}
+        self._paths: dict[str, _Path] = {name: (name,) for name in VARIABLES if name not in counted}
 
-    def found(self) -> Iterator[tuple[_Place, int]]:
+    def paths(self) -> Iterator[tuple[_Path, int]]:
         for node in self._nodes:
             self._bind(node)
         called = {id(node.func) for node in self._nodes if isinstance(node, ast.Call)}
-        seen: set[_Place] = set()
+        seen: set[_Path] = set()
         for node in self._nodes:
-            if not isinstance(node, _READING) or id(node) in called or (place := self._place(node)) is None:
+            if not isinstance(node, _READING) or id(node) in called or (path := self._path(node)) is None:
                 continue
             # A loop over an object goes over its keys: an item by itself says only that its whole is there.
-            while place[-1] == _ANY_ITEM:
-                place = place[:-1]
-            if place not in seen:
-                seen.add(place)
-                yield place, node.lineno
+            while path[-1] == _ANY_ITEM:
+                path = path[:-1]
+            if path not in seen:
+                seen.add(path)
+                yield path, node.lineno
 
     def _bind(self, node: ast.AST) -> None:
         match node:
             case ast.Assign(targets=[ast.Name(id=name)], value=value) if name in self._once:
-                self._name(name, self._place(value))
+                self._name(name, self._path(value))
             case ast.NamedExpr(target=ast.Name(id=name), value=value) if name in self._once:
-                self._name(name, self._place(value))
+                self._name(name, self._path(value))
             case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=values)) if not any(
                 isinstance(one, ast.Starred) for one in (*targets, *values)
             ):
@@ -330,17 +329,17 @@ class _Fields:
             case (
                 ast.For(target=ast.Name(id=name), iter=over) | ast.comprehension(target=ast.Name(id=name), iter=over)
             ) if name in self._once:
-                place = self._place(over)
-                self._name(name, (*place, _ANY_ITEM) if place else None)
+                path = self._path(over)
+                self._name(name, (*path, _ANY_ITEM) if path else None)
 
-    def _name(self, name: str, place: _Place | None) -> None:
-        if place and name not in VARIABLES:
-            self._places[name] = place
+    def _name(self, name: str, path: _Path | None) -> None:
+        if path and name not in VARIABLES:
+            self._paths[name] = path
 
-    def _place(self, node: ast.expr) -> _Place | None:
+    def _path(self, node: ast.expr) -> _Path | None:
         match node:
             case ast.Name(id=name):
-                return self._places.get(name)
+                return self._paths.get(name)
             case ast.Attribute(value=value, attr=name, ctx=ast.Load()):
                 return self._below(value, name)
             case ast.Subscript(value=value, slice=ast.Constant(value=str(name)), ctx=ast.Load()):
@@ -348,19 +347,19 @@ class _Fields:
             case ast.Subscript(value=value, slice=ast.Constant(value=int()) | ast.UnaryOp(), ctx=ast.Load()):
                 return self._below(value, _ANY_ITEM)
             case ast.Subscript(value=value, slice=ast.Slice(), ctx=ast.Load()):
-                return self._place(value)
+                return self._path(value)
             case ast.BoolOp(op=ast.Or(), values=[first, *_]):
-                return self._place(first)
+                return self._path(first)
             case ast.NamedExpr(value=value):
-                return self._place(value)
+                return self._path(value)
             case ast.Call(func=ast.Attribute(value=value, attr="get"), args=[ast.Constant(value=str(name)), *_]):
                 return self._below(value, name)
             case ast.Call(func=ast.Name(id="getattr"), args=[value, ast.Constant(value=str(name)), *_]):
                 return self._below(value, name)
             case ast.Compare(left=ast.Constant(value=str(name)), ops=[ast.In() | ast.NotIn()], comparators=[value]):
-                return self._below(value, name) if self._place(value) in _OBJECTS else None
+                return self._below(value, name) if self._path(value) in _OBJECTS else None
         return None
 
-    def _below(self, value: ast.expr, name: str) -> _Place | None:
-        place = self._place(value)
-        return (*place, name) if place else None
+    def _below(self, value: ast.expr, name: str) -> _Path | None:
+        path = self._path(value)
+        return (*path, name) if path else None

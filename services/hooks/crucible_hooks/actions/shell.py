@@ -15,7 +15,7 @@ from crucible_core.errors import FieldError, InvalidError
 from crucible_core.limits import SCRIPT_BYTES
 from crucible_hooks.errors import RunError
 from crucible_hooks.expressions.expression import Expression
-from crucible_hooks.expressions.templates import Template, compile_text, gathered, parse, text_of
+from crucible_hooks.expressions.templates import Template, combine, compile_text, parse, text_of
 
 MAX_OUTPUT = 64 * 1024
 _MAX_ARGUMENT = 120 * 1024
@@ -23,13 +23,13 @@ _MAX_ARGUMENT = 120 * 1024
 _SHOWN = 500
 _LINGER_S = 0.2
 _ANSWER_S = 1.0
-"""How long an answer's end is waited for once its command has exited."""
+"""The wait for the end of an answer once its command has exited."""
 _POLL_S = 0.02
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _WORD = re.compile(r"[^\s;|&()<>`$'\"]+")
 _HOLE = "\0"
-"""What stands for a template while a command is looked at."""
+"""The character that stands for a template while a command is parsed."""
 _SEPARATOR = re.compile(r"\|\||&&|[;&\n]")
 _PASSES_ON = re.compile(r"[>={}]|\b(?:for|read|tee|set|export|case)\b")
 """A statement that may leave a value to others: in a file, in a variable, or in the arguments of a function."""
@@ -38,7 +38,7 @@ _RUN = re.compile(
     r"(?:^|[|(`{])\s*(?:(?:then|do|else|elif|if|while|until|exec|command|time|!)\s+)*"
     r"(?:[A-Za-z_]\w*=\S*\s+)*([^\s;|&()<>`$'\"{}]+)"
 )
-"""What a statement runs: the first word of each command in it, past variables that are set for it."""
+"""The first word of each command in a statement, past variables that are set for it."""
 _SOURCES = re.compile(r"(?:^|[;&|(`{]|\bthen\b|\bdo\b)\s*\.\s")
 _REPARSERS = frozenset(
     """
@@ -53,7 +53,7 @@ _INTERPRETER = re.compile(r"python[\d.]*|pypy[\d.]*|perl[\d.]+|lua[\d.]+|ruby[\d
 
 
 class Shell(msgspec.Struct, frozen=True):
-    """`command` has a positional parameter in each template's place; `values` come to the `arguments`, in order, and
+    """`command` has a positional parameter for each template; `values` come to the `arguments`, in order, and
     to `env`."""
 
     command: str
@@ -80,12 +80,12 @@ def compile_shell(action: ShellAction, at: str) -> Shell:
     env = {name: compile_text(text_of(value), f"{at}.env.{name}") for name, value in action.env.items()}
     expressions = tuple(part for part in parts if isinstance(part, Expression))
     arguments = Template(expressions, lambda values: [next(values) for _ in expressions])
-    return Shell(_command(parts), gathered({"arguments": arguments, "env": gathered(env)}))
+    return Shell(_command(parts), combine({"arguments": arguments, "env": combine(env)}))
 
 
 def working_directory(action: ShellAction, beside: str | None, at: str) -> str | None:
-    """Where the command runs: `beside`, the hook file's directory, unless the hook names another. None: where the
-    service does. Raises InvalidError for a name that says nothing without a file."""
+    """The directory of the command: `beside`, the hook file's, unless the hook names another; None for the service's.
+    Raises InvalidError for a name that says nothing without a file."""
     if action.cwd is None:
         return beside
     named = os.path.expanduser(action.cwd)
@@ -96,7 +96,7 @@ def working_directory(action: ShellAction, beside: str | None, at: str) -> str |
 
 
 def _reader(parts: tuple[str | Expression, ...]) -> str | None:
-    """What in a command may read a value as a program once more; None where nothing does. Rather too strict.
+    """The part of a command that may read a value as a program once more; None where there is none. Rather too strict.
 
     Of a statement with a template every word counts. Of the others only what they run does, and only where a value can
     have come there: by a variable, or by a file.
@@ -155,29 +155,29 @@ def _enter(text: str, inside: list[str], *, comment: bool) -> None:
 
     A mistake here can split a value into words, but never make a command of it. `comment`: a `#` may begin one at once.
     """
-    place = 0
-    while place < len(text):
-        char, top = text[place], inside[-1]
+    index = 0
+    while index < len(text):
+        char, top = text[index], inside[-1]
         if top == "'":
             if char == "'":
                 inside.pop()
         elif char == "\\":
-            place += 1
+            index += 1
         elif char in '"`':
             inside.pop() if top == char else inside.append(char)
-        elif top == '"' and not text.startswith("$(", place):
+        elif top == '"' and not text.startswith("$(", index):
             pass
         elif char in "'(":
             inside.append(char)
-        elif char == "$" and text.startswith("$(", place):
+        elif char == "$" and text.startswith("$(", index):
             inside.append("(")
-            place += 1
+            index += 1
         elif char == ")" and top == "(":
             inside.pop()
-        elif char == "#" and (text[place - 1] in " \t\n;&|(" if place else comment):
-            end = text.find("\n", place)
-            place = len(text) if end < 0 else end
-        place += 1
+        elif char == "#" and (text[index - 1] in " \t\n;&|(" if index else comment):
+            end = text.find("\n", index)
+            index = len(text) if end < 0 else end
+        index += 1
 
 
 async def run_shell(
@@ -273,10 +273,10 @@ async def _feed(pipe: asyncio.StreamWriter, data: bytes) -> None:
         pipe.close()
 
 
-async def _read(pipe: asyncio.StreamReader, kept: bytearray) -> None:
+async def _read(pipe: asyncio.StreamReader, beginning: bytearray) -> None:
     """Keeps the beginning and drops the rest, so that a command that writes without end never waits for us."""
     while chunk := await pipe.read(65_536):
-        kept += chunk[: MAX_OUTPUT + 1 - len(kept)]
+        beginning += chunk[: MAX_OUTPUT + 1 - len(beginning)]
 
 
 def _checked(value: str) -> str:
@@ -291,8 +291,8 @@ def _ending(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
-def printed(output: bytes) -> Any:
-    """What a command printed, decoded where it is a JSON object; None where that is nothing."""
+def decode_output(output: bytes) -> Any:
+    """The output of a command, decoded where it is a JSON object; None where it is empty."""
     text = output[:MAX_OUTPUT].decode(errors="replace").strip()
     if text.startswith("{"):
         with contextlib.suppress(msgspec.DecodeError, RecursionError):

@@ -1,4 +1,4 @@
-"""CEL by Google's runtime: what an expression is made of, and its value. Nothing here bounds the time that it takes."""
+"""CEL by Google's runtime: the syntax of an expression, and its value. Nothing here bounds the time that it takes."""
 
 import math
 import re
@@ -24,7 +24,7 @@ _HEAVY = frozenset({"matches"})
 _SHOWN = 200
 _MOST_INTEGER = 2**64 - 1
 _LEAST_INTEGER = -(2**63)
-_KEPT = 4096
+_CACHED = 4096
 _NUL, _NO_NUL = "\0", "\U0010ffff"
 """The runtime takes texts to end at NUL; Unicode keeps the other for a program's own use."""
 
@@ -35,7 +35,7 @@ _CODE = re.compile(r"^(?:[A-Z_]+: )+")
 
 
 class Syntax(msgspec.Struct, frozen=True):
-    """What an expression is made of. `fields` are the places of `event` and `inputs` that it reads, each as a tuple of
+    """The syntax of an expression. `fields` are the paths of `event` and `inputs` that it reads, each as a tuple of
     names that begins with the variable; a number stands for any element of a list."""
 
     nodes: int
@@ -45,31 +45,31 @@ class Syntax(msgspec.Struct, frozen=True):
 
     @property
     def linear(self) -> bool:
-        """Whether it costs at most (nodes² times the size of what it sees) steps: it has no loop, and no function that
-        searches by a pattern."""
+        """True where it costs at most (nodes² times the size of its variables) steps: it has no loop, and no function
+        that searches by a pattern."""
         return not self.loops and not self.functions & _HEAVY
 
 
 def check(source: str) -> None:
-    """Raises ValueError for what is no CEL, for unknown names, and for operators between types that never fit."""
+    """Raises ValueError for a text that is no CEL, unknown names, and operators between types that never fit."""
     try:
         _environment().compile(source)
     except RuntimeError as error:
         raise ValueError(str(error)) from None
 
 
-@lru_cache(_KEPT)
+@lru_cache(_CACHED)
 def syntax(source: str) -> Syntax:
-    """Raises ValueError for what cannot be parsed."""
+    """Raises ValueError for a text that cannot be parsed."""
     return _Reading().read(_program(source).serialize())
 
 
 def evaluate(source: str, activation: Any) -> Any:
-    """The value, made of JSON's types. Raises AbsentError for a field that is not there, RunError for all else."""
+    """The value, made of JSON's types. Raises AbsentError for an absent field, RunError for any other failure."""
     try:
         value = _program(source).eval(activation)
         if value.type() != cel.Type.ERROR:
-            return _restored(plain(value.plain_value()))
+            return _decode_value(plain(value.plain_value()))
         message = str(value.plain_value())
     except (RuntimeError, ValueError, OverflowError) as error:
         raise RunError(f"{_shown(source)}: {first_line(error)}") from None
@@ -79,8 +79,8 @@ def evaluate(source: str, activation: Any) -> Any:
 
 
 def activation(context: Mapping[str, Any]) -> Any:
-    """`event` and `inputs` as the runtime wants them, for all the expressions of one moment."""
-    return _environment().Activation({name: _fitting(context.get(name)) for name in VARIABLES})
+    """`event` and `inputs` as the runtime takes them, for all expressions that run on them."""
+    return _environment().Activation({name: _encode_value(context.get(name)) for name in VARIABLES})
 
 
 def plain(value: Any) -> Any:
@@ -97,7 +97,7 @@ def plain(value: Any) -> Any:
 
 
 def _check_numbers(value: Any) -> None:
-    """Raises ValueError for what JSON has no number for, and msgspec writes as null."""
+    """Raises ValueError for a number that JSON does not have and msgspec writes as null."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"there is no number {value}")
     if isinstance(value, dict):
@@ -112,7 +112,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:_SHOWN]
 
 
-@lru_cache(_KEPT)
+@lru_cache(_CACHED)
 def _program(source: str) -> Any:
     try:
         return _environment().compile(source, disable_check=True)
@@ -170,26 +170,26 @@ def _has_item(items: Sequence[Any], wanted: Any) -> bool:
     return any(isinstance(item, bool) is truth and bool(item == wanted) for item in items)
 
 
-def _fitting(value: Any) -> Any:
+def _encode_value(value: Any) -> Any:
     """The value as the runtime can take it: without NUL, at which it would end a text, and with an integer that CEL has
     no type for as the nearest number that it has."""
     if isinstance(value, str):
         return value.replace(_NUL, _NO_NUL) if _NUL in value else value
     if isinstance(value, dict):
-        return {_fitting(key): _fitting(item) for key, item in value.items()}
+        return {_encode_value(key): _encode_value(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_fitting(item) for item in value]
+        return [_encode_value(item) for item in value]
     if isinstance(value, int) and not _LEAST_INTEGER <= value <= _MOST_INTEGER:
         return float(value)
     return value
 
 
-def _restored(value: Any) -> Any:
+def _decode_value(value: Any) -> Any:
     if isinstance(value, str):
         return value.replace(_NO_NUL, _NUL) if _NO_NUL in value else value
     if isinstance(value, dict):
-        return {_restored(key): _restored(item) for key, item in value.items()}
-    return [_restored(item) for item in value] if isinstance(value, list) else value
+        return {_decode_value(key): _decode_value(item) for key, item in value.items()}
+    return [_decode_value(item) for item in value] if isinstance(value, list) else value
 
 
 def _shown(source: str) -> str:
@@ -202,13 +202,12 @@ _CHECKED = b"CheckedExpr"
 _CONSTANT, _NAME, _SELECT, _CALL, _LIST, _OBJECT, _LOOP = 3, 4, 5, 6, 7, 8, 9
 _INTEGER, _UNSIGNED, _TEXT = 3, 4, 6
 _ANY_ITEM = "0"
-
 _Message = dict[int, list[Any]]
-_Place = tuple[str, ...] | None
+_Path = tuple[str, ...] | None
 
 
 class _Reading:
-    """Walks a tree and notes what is in it."""
+    """Walks a syntax tree, and collects its functions, loops and fields."""
 
     def __init__(self) -> None:
         self._nodes = 0
@@ -222,8 +221,8 @@ class _Reading:
         self._note(self._walk(_message(outer[2][0])[number][0], {name: (name,) for name in VARIABLES}))
         return Syntax(self._nodes, self._loops, frozenset(self._functions), tuple(self._fields))
 
-    def _walk(self, data: bytes, scope: Mapping[str, _Place]) -> _Place:
-        """Notes what the node reads. The place that it stands for itself is noted by whoever does not go on from it."""
+    def _walk(self, data: bytes, scope: Mapping[str, _Path]) -> _Path:
+        """Notes the fields that the node reads, and returns its own path, which the caller notes or extends."""
         node = _message(data)
         self._nodes += 1
         if _NAME in node:
@@ -239,17 +238,17 @@ class _Reading:
             self._note(self._walk(part, scope))
         return None
 
-    def _call(self, call: _Message, scope: Mapping[str, _Place]) -> _Place:
+    def _call(self, call: _Message, scope: Mapping[str, _Path]) -> _Path:
         name = _text(call, 2)
         self._functions.add(name)
-        places = [self._walk(part, scope) for part in (*call.get(1, ()), *call.get(3, ()))]
+        paths = [self._walk(part, scope) for part in (*call.get(1, ()), *call.get(3, ()))]
         if name == "_[_]" and (key := _key(call[3][1])) is not None:
-            return self._below(places[0], key)
-        for place in places:
-            self._note(place)
+            return self._below(paths[0], key)
+        for path in paths:
+            self._note(path)
         return None
 
-    def _loop(self, loop: _Message, scope: Mapping[str, _Place]) -> None:
+    def _loop(self, loop: _Message, scope: Mapping[str, _Path]) -> None:
         self._loops = True
         over = self._walk(loop[2][0], scope)
         self._note(over)
@@ -258,15 +257,15 @@ class _Reading:
             for part in loop.get(number, ()):
                 self._note(self._walk(part, inside))
 
-    def _below(self, place: _Place, name: str) -> _Place:
-        return None if place is None else (*place, name)
+    def _below(self, path: _Path, name: str) -> _Path:
+        return None if path is None else (*path, name)
 
-    def _note(self, place: _Place) -> None:
+    def _note(self, path: _Path) -> None:
         # A loop over an object goes over its keys: an item by itself says only that its whole is there.
-        while place and place[-1] == _ANY_ITEM:
-            place = place[:-1]
-        if place is not None:
-            self._fields[place] = None
+        while path and path[-1] == _ANY_ITEM:
+            path = path[:-1]
+        if path is not None:
+            self._fields[path] = None
 
 
 def _parts(node: _Message) -> Iterator[bytes]:
@@ -293,25 +292,25 @@ def _text(message: _Message, number: int = 1) -> str:
 def _message(data: bytes) -> _Message:
     """The fields of a protobuf message by number, undecoded."""
     found: _Message = {}
-    place = 0
-    while place < len(data):
-        tag, place = _varint(data, place)
+    index = 0
+    while index < len(data):
+        tag, index = _varint(data, index)
         kind, values = tag & 7, found.setdefault(tag >> 3, [])
         if kind == 0:
-            number, place = _varint(data, place)
+            number, index = _varint(data, index)
             values.append(number)
         else:
-            length, place = _varint(data, place) if kind == 2 else ({1: 8, 5: 4}[kind], place)
-            values.append(data[place : place + length])
-            place += length
+            length, index = _varint(data, index) if kind == 2 else ({1: 8, 5: 4}[kind], index)
+            values.append(data[index : index + length])
+            index += length
     return found
 
 
-def _varint(data: bytes, place: int) -> tuple[int, int]:
+def _varint(data: bytes, index: int) -> tuple[int, int]:
     value = shift = 0
     while True:
-        byte = data[place]
+        byte = data[index]
         value |= (byte & 127) << shift
-        place, shift = place + 1, shift + 7
+        index, shift = index + 1, shift + 7
         if byte < 128:
-            return value, place
+            return value, index

@@ -19,7 +19,7 @@ from crucible_hooks.stopwatch import Stopwatch
 from crucible_kit.isolation import ExhaustedError, WorkerPool
 
 Context = Mapping[str, Any]
-"""What expressions see: `event` and `inputs`."""
+"""The variables of expressions: `event` and `inputs`."""
 
 _QUICK_CHARACTERS = 2048
 """Of all sources together: they are compiled here the first time, in about 5 ms at the worst."""
@@ -42,14 +42,14 @@ class Expression(msgspec.Struct, frozen=True):
 
 
 def expression(source: str, at: str) -> Expression:
-    """Raises InvalidError, its path `at`, for one that is too long; what it says is for `check` to judge."""
+    """Raises InvalidError, its path `at`, for one that is too long; `check` looks at its text."""
     if len(source) > EXPRESSION_CHARACTERS:
         raise refused(at, f"an expression may have {EXPRESSION_CHARACTERS} characters")
     return Expression(source, at)
 
 
 def check(source: str, at: str) -> cel.Syntax:
-    """What an expression is made of. Raises InvalidError for what is no CEL and for unknown names.
+    """The syntax of an expression. Raises InvalidError for a text that is no CEL and for unknown names.
 
     It takes milliseconds, at the worst a second: call it in a worker process.
     """
@@ -69,7 +69,7 @@ class Evaluator:
     ) -> list[Any]:
         """The values, of JSON's types, in order. Waiting for a worker is not counted as the hook's time.
 
-        Raises AbsentError for a field that is not there; RunError for all else, also for what takes too much.
+        Raises AbsentError for a field that is not there; RunError for any other failure, also for too high a cost.
         """
         if not expressions:
             return []
@@ -77,7 +77,7 @@ class Evaluator:
         if _is_quick(sources, context):
             return msgspec.json.decode(evaluate_all(sources, context))  # type: ignore[no-any-return]
         try:
-            async with watch.entered(self._isolated.worker(hook)) as worker:
+            async with watch.enter(self._isolated.worker(hook)) as worker:
                 found = await worker.run(_evaluate_apart, sources, msgspec.json.encode(context))
         except ExhaustedError as error:
             raise RunError(f"{sources[0].strip()[:200]}: {error}") from None
@@ -102,7 +102,7 @@ def _evaluate_apart(sources: Sequence[str], context: bytes) -> bytes:
 
 
 def _is_quick(sources: Sequence[str], context: Context) -> bool:
-    """Whether they take at most some milliseconds, whatever the event holds.
+    """True where they take at most some milliseconds, whatever the event holds.
 
     Without loops each node is computed once, from values that together hold at most `nodes` times what the context
     holds: that is the bound.
@@ -112,7 +112,7 @@ def _is_quick(sources: Sequence[str], context: Context) -> bool:
     try:
         found = [cel.syntax(source) for source in sources]
     except ValueError:
-        return True  # it cannot be parsed, which is told at once
+        return True  # it cannot be parsed, which fails at once
     if not all(one.linear for one in found):
         return False
     steps = sum(one.nodes**2 for one in found)
@@ -121,7 +121,7 @@ def _is_quick(sources: Sequence[str], context: Context) -> bool:
 
 
 def _size(waiting: list[Any], most: int) -> int:
-    """How many values there are, where a long text counts as several; it stops past `most`."""
+    """The number of values, of which a long text counts as several; counting stops past `most`."""
     found = 0
     while waiting and found <= most:
         value = waiting.pop()
@@ -137,7 +137,7 @@ def _size(waiting: list[Any], most: int) -> int:
     return found
 
 
-# ---- what is wrong with an expression --------------------------------------------------------------------------------
+# ---- errors of expressions -----------------------------------------------------------------------------------------
 
 
 def _problem(source: str, at: str, text: str) -> InvalidError:

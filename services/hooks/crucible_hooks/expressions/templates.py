@@ -1,4 +1,4 @@
-"""Templates: `{{ expression }}` in the values of a hook, taken apart once, filled in from the event of each run."""
+"""Templates: `{{ expression }}` in the values of a hook, parsed once, filled in from the event of each run."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -26,16 +26,16 @@ def parse(text: str, at: str) -> tuple[Part, ...]:
     """Literal text and expressions, in order. Raises InvalidError for an expression that is too long or does not end,
     and for too many of them."""
     parts: list[Part] = []
-    place = 0
-    while (start := text.find(_OPEN, place)) >= 0:
+    index = 0
+    while (start := text.find(_OPEN, index)) >= 0:
         end = text.find(_CLOSE, start)
         if end < 0:
             raise refused(at, "a {{ without its }}")
-        parts += [text[place:start], expression(text[start + 2 : end], at)]
+        parts += [text[index:start], expression(text[start + 2 : end], at)]
         if len(parts) > 2 * TEMPLATES:
             raise refused(at, f"a hook may have {TEMPLATES} templates")
-        place = end + 2
-    return tuple(part for part in (*parts, text[place:]) if part != "")
+        index = end + 2
+    return tuple(part for part in (*parts, text[index:]) if part != "")
 
 
 def compile_value(value: Any, at: str) -> Template:
@@ -44,7 +44,7 @@ def compile_value(value: Any, at: str) -> Template:
     A text that is one template becomes the expression's own value; elsewhere values are written into the text.
     """
     if isinstance(value, dict):
-        return gathered({key: compile_value(item, f"{at}.{key}") for key, item in value.items()})
+        return combine({key: compile_value(item, f"{at}.{key}") for key, item in value.items()})
     if isinstance(value, list):
         items = [compile_value(item, f"{at}.{i}") for i, item in enumerate(value)]
         return Template(_expressions(items), lambda values: [item.fill(values) for item in items])
@@ -52,18 +52,18 @@ def compile_value(value: Any, at: str) -> Template:
         parts = parse(value, at)
         if len(parts) == 1 and isinstance(parts[0], Expression):
             return Template((parts[0],), next)
-        return _joined(parts, str)
+        return _join(parts, str)
     return Template((), lambda values: value)
 
 
 def compile_text(text: str, at: str, escape: Callable[[str], str] = str) -> Template:
     """Always a text; `escape` is applied to the values that are written between the author's own words."""
     parts = parse(text, at)
-    return _joined(parts, escape if len(parts) > 1 else str)
+    return _join(parts, escape if len(parts) > 1 else str)
 
 
-def gathered(templates: Mapping[str, Template]) -> Template:
-    """Several as one, whose value is an object of theirs."""
+def combine(templates: Mapping[str, Template]) -> Template:
+    """One template of several, whose value is an object of theirs."""
     return Template(
         _expressions(list(templates.values())),
         lambda values: {key: template.fill(values) for key, template in templates.items()},
@@ -81,7 +81,7 @@ def _expressions(templates: Sequence[Template]) -> tuple[Expression, ...]:
     return tuple(one for template in templates for one in template.expressions)
 
 
-def _joined(parts: tuple[Part, ...], escape: Callable[[str], str]) -> Template:
+def _join(parts: tuple[Part, ...], escape: Callable[[str], str]) -> Template:
     return Template(
         tuple(part for part in parts if isinstance(part, Expression)),
         lambda values: "".join(part if isinstance(part, str) else escape(text_of(next(values))) for part in parts),
