@@ -19,7 +19,7 @@ from crucible_gateway.settings import Settings
 
 DUMP = (
     "import sys; from crucible_gateway.app import create_app; from crucible_gateway.settings import Settings; "
-    "from crucible_gateway.routes.reference import openapi_bytes; "
+    "from crucible_gateway.routes.ops import openapi_bytes; "
     "sys.stdout.buffer.write(openapi_bytes(create_app(Settings())))"
 )
 

@@ -1,23 +1,29 @@
-"""The wiring of the gateway: what is opened, what runs, and which handlers answer."""
+"""The wiring of the gateway: what it opens, what runs, and which handlers answer."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
-from functools import partial
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import cached_property, partial
+from typing import Any
 
-from litestar import Litestar, Router
+from litestar import Litestar, Request, Router
 from litestar.datastructures import MutableScopeHeaders, State
-from litestar.handlers import BaseRouteHandler
-from litestar.types import Message, Scope
+from litestar.plugins import PluginProtocol
+from litestar.plugins.core import MsgspecDIPlugin
+from litestar.types import LifeSpanReceive, LifeSpanScope, LifeSpanSend, Message, Receive, Scope, Send
 
 from crucible_gateway.appends import Appends
 from crucible_gateway.auth import Authenticating, Keys
+from crucible_gateway.body.body import Http
 from crucible_gateway.context import Gateway
-from crucible_gateway.correlation import show_correlation
+from crucible_gateway.correlation import HEADER, correlation_of, show_correlation
 from crucible_gateway.live.hub import Hub
 from crucible_gateway.live.replays import Audience
-from crucible_gateway.middleware import Counting, Observing
-from crucible_gateway.problems import exception_handlers, keep_refusal, show_refusal
+from crucible_gateway.middleware import Counting, Observing, status_of
+from crucible_gateway.openapi import Operation
+from crucible_gateway.params import NoParams, read_params
+from crucible_gateway.problems import exception_handlers, keep_refusal, refusal, show_refusal
 from crucible_gateway.routes import (
     events,
     export,
@@ -32,9 +38,9 @@ from crucible_gateway.routes import (
     webhooks,
     worlds,
 )
-from crucible_gateway.routes.replies import Door
 from crucible_gateway.settings import Settings
 from crucible_kit.buckets import open_bucket
+from crucible_kit.http.asgi import Rendered
 from crucible_kit.lifecycle import announce_lifecycle
 from crucible_kit.losses import BUCKET as LOSSES
 from crucible_kit.losses import Losses
@@ -45,26 +51,24 @@ from crucible_kit.settings import load
 from crucible_kit.telemetry.metrics import Metrics
 from crucible_kit.types import open_types
 
-_NOT_ALLOWED = 405
-
-
-async def show_methods(message: Message, scope: Scope) -> None:
-    """A `before_send` hook."""
-    if message["type"] != "http.response.start":
-        return
-    if scope.get("method") == "OPTIONS" or message["status"] == _NOT_ALLOWED:
-        headers = MutableScopeHeaders.from_message(message)
-        template = scope.get("path_template")
-        routes = [route for route in scope["litestar_app"].routes if route.path_format == template]
-        methods = {method for route in routes for method in getattr(route, "methods", ())}
-        known = methods or {method.strip() for method in headers.get("Allow", "").split(",")}
-        if "GET" in known:
-            known.add("HEAD")
-        if allowed := sorted(method for method in known if method.isupper()):
-            headers["Allow"] = ", ".join(allowed)
-
-
 SERVICE = "gateway"
+OPEN_HANDLERS = (*ops.OPEN_HANDLERS, *stream.OPEN_HANDLERS)
+HANDLERS = (
+    *events.HANDLERS,
+    *export.HANDLERS,
+    *types.HANDLERS,
+    *redaction.HANDLERS,
+    *stream.HANDLERS,
+    *replays.HANDLERS,
+    *hooks.HANDLERS,
+    *webhooks.HANDLERS,
+    *memory.HANDLERS,
+    *worlds.HANDLERS,
+    *retention.HANDLERS,
+    *ops.HANDLERS,
+)
+"""The handlers that need a key."""
+_NOT_ALLOWED = 405
 
 
 def create_app(settings: Settings | None = None) -> Litestar:
@@ -73,8 +77,9 @@ def create_app(settings: Settings | None = None) -> Litestar:
     metrics = Metrics(SERVICE)
     observing = Observing(metrics)
     counting = Counting(metrics)
-    app = Door(
-        route_handlers=[*_open_handlers(), _api()],
+    api = Router("/", route_handlers=HANDLERS, middleware=[Authenticating()], before_request=refuse_params)
+    app = App(
+        route_handlers=[*OPEN_HANDLERS, api],
         lifespan=[_lifespan(settings, metrics)],
         middleware=[observing],
         before_send=[show_refusal, show_correlation, show_methods, counting],
@@ -87,90 +92,12 @@ def create_app(settings: Settings | None = None) -> Litestar:
         logging_config=None,
         debug=False,
     )
-    app.plain = {
+    app.plain_posts = {
         "/api/v1/events": events.append_any,
         "/api/v1/events/batch": partial(events.append_any, batch=True),
     }
     app.observing, app.counting = observing, counting
     return app
-
-
-def _open_handlers() -> list[BaseRouteHandler]:
-    """Paths that need no key, or (the socket) check it themselves, since a handshake is refused in its own way."""
-    return [
-        ops.index,
-        ops.healthz,
-        ops.readyz,
-        ops.metrics,
-        ops.openapi_json,
-        ops.docs_page,
-        stream.stream_socket,
-    ]
-
-
-def _api() -> Router:
-    handlers: list[BaseRouteHandler] = [
-        events.append_event,
-        events.append_batch,
-        events.query_events,
-        events.count_events,
-        export.export_events,
-        events.get_event,
-        events.trace_events,
-        types.list_event_types,
-        types.register_event_type,
-        types.get_event_type,
-        types.delete_event_type,
-        redaction.redact_event,
-        stream.stream_events,
-        replays.start_replay,
-        replays.list_replays,
-        replays.get_replay,
-        replays.pause_replay,
-        replays.resume_replay,
-        replays.cancel_replay,
-        hooks.list_hooks,
-        hooks.check_hooks,
-        hooks.register_hook,
-        hooks.get_hook,
-        hooks.update_hook,
-        hooks.delete_hook,
-        hooks.enable_hook,
-        hooks.disable_hook,
-        hooks.list_runs,
-        hooks.get_run,
-        hooks.check_hook,
-        webhooks.create_webhook,
-        webhooks.list_webhooks,
-        webhooks.check_webhooks,
-        webhooks.get_webhook,
-        webhooks.update_webhook,
-        webhooks.delete_webhook,
-        webhooks.enable_webhook,
-        webhooks.disable_webhook,
-        webhooks.rotate_secret,
-        webhooks.list_attempts,
-        webhooks.check_webhook,
-        webhooks.resend_event,
-        memory.create_memory,
-        memory.get_memory,
-        memory.update_memory,
-        memory.delete_memory,
-        memory.query_memory,
-        memory.memory_status,
-        worlds.create_world,
-        worlds.list_worlds,
-        worlds.get_world,
-        worlds.delete_world,
-        worlds.create_room,
-        worlds.list_rooms,
-        worlds.delete_room,
-        retention.get_retention,
-        retention.put_retention,
-        ops.list_losses,
-        ops.accept_losses,
-    ]
-    return Router(path="/", route_handlers=handlers, middleware=[Authenticating()])
 
 
 def _lifespan(
@@ -202,3 +129,83 @@ def _lifespan(
                     task.cancel()
 
     return lifespan
+
+
+class App(Litestar):
+    """Litestar, but for POST to the hottest paths, those of `plain_posts`: they are authenticated, observed, counted
+    and refused as all others are. Litestar has routes for them too, which describe them and answer other spellings."""
+
+    plain_posts: Mapping[str, Callable[[Http], Awaitable[Rendered]]]
+    observing: Observing
+    counting: Counting
+
+    @staticmethod
+    def _get_default_plugins(plugins: list[PluginProtocol]) -> list[PluginProtocol]:
+        """None for whatever else is installed: pydantic, which only the CLI needs, would cost 7 MB and a third of a
+        second."""
+        return [*plugins, MsgspecDIPlugin()]
+
+    async def __call__(
+        self, scope: Scope | LifeSpanScope, receive: Receive | LifeSpanReceive, send: Send | LifeSpanSend
+    ) -> None:
+        http: Any = scope
+        handler = self.plain_posts.get(http["path"]) if http["type"] == "http" and http["method"] == "POST" else None
+        if handler is None:
+            await super().__call__(scope, receive, send)
+        else:
+            await self._answer(handler, http, receive, send)  # type: ignore[arg-type]
+
+    async def _answer(
+        self, handler: Callable[[Http], Awaitable[Rendered]], scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        scope["app"] = scope["litestar_app"] = self
+        scope["path_template"] = scope["path"]
+        scope.setdefault("state", {})
+        started = time.perf_counter()
+        with self.observing.span(scope) as span:
+            try:
+                request = PlainRequest(scope, receive, send)
+                keys: Keys = self.state.gateway.keys
+                scope["user"] = keys.authenticate(request.headers)
+                status, fields, body = await handler(request)
+            except Exception as error:
+                self.observing.answered(scope, span, status_of(error), started)
+                status, fields, body = refusal(error, scope)
+            else:
+                self.observing.answered(scope, span, status, started)
+        self.counting.count(scope, status)
+        fields = {**fields, HEADER: correlation_of(scope), "Content-Length": str(len(body))}
+        headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in fields.items()]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+class PlainRequest(Request[Any, Any, Any]):
+    """Its headers are a dict, made once: the first of each name."""
+
+    @cached_property
+    def headers(self) -> Mapping[str, str]:  # type: ignore[override]
+        return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed([*self.scope["headers"]])}
+
+
+async def refuse_params(request: Http) -> None:
+    """A `before_request` hook: a route that describes no parameters refuses all. Raises InvalidError."""
+    operation: Operation | None = request.scope["route_handler"].opt.get("operation")
+    if operation is not None and operation.params is NoParams:
+        read_params(request, NoParams)
+
+
+async def show_methods(message: Message, scope: Scope) -> None:
+    """A `before_send` hook."""
+    if message["type"] != "http.response.start":
+        return
+    if scope.get("method") == "OPTIONS" or message["status"] == _NOT_ALLOWED:
+        headers = MutableScopeHeaders.from_message(message)
+        template = scope.get("path_template")
+        routes = [route for route in scope["litestar_app"].routes if route.path_format == template]
+        methods = {method for route in routes for method in getattr(route, "methods", ())}
+        known = methods or {method.strip() for method in headers.get("Allow", "").split(",")}
+        if "GET" in known:
+            known.add("HEAD")
+        if allowed := sorted(method for method in known if method.isupper()):
+            headers["Allow"] = ", ".join(allowed)

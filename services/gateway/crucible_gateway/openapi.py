@@ -66,7 +66,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     reply: Any = None
     reply_type: str = _JSON
     example: Any = None
-    refusals: Sequence[str] = ()
+    errors: Sequence[str] = ()
     versioned: bool = False
     open: bool = False
 
@@ -82,11 +82,6 @@ class ProblemDocument(msgspec.Struct, kw_only=True, omit_defaults=True):
     correlation_id: str | None = None
     hook: str | None = None
     reason: str | None = None
-
-
-def described(operation: Operation) -> dict[str, Any]:
-    """A handler's `opt`."""
-    return {_KEY: operation}
 
 
 def openapi(app: Litestar, title: str, version: str, description: str) -> dict[str, Any]:
@@ -195,7 +190,7 @@ def _instead(operation: Operation) -> dict[str, Any]:
 def _codes(method: str, operation: Operation) -> list[str]:
     """The operation's own words, and those that its kind brings: a key, parameters that are read strictly, a body, a
     write."""
-    codes = [*operation.refusals]
+    codes = [*operation.errors]
     if not operation.open:
         codes += _EVERYWHERE
         codes += () if method == "GET" else _OF_WRITES

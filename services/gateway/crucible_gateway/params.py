@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
+from litestar.connection import ASGIConnection
 from msgspec import Meta
 
 from crucible_core.decode import decode, refused
@@ -114,8 +115,10 @@ class StreamParams(Params, frozen=True, rename={"start": "from"}):
     room_id: Name | None = None
 
 
-def read_params(query: bytes, kind: type[T]) -> T:
-    """Raises InvalidError, whose paths are the parameters' names, with the nearest known name for an unknown one."""
+def read_params(connection: ASGIConnection[Any, Any, Any, Any], kind: type[T]) -> T:
+    """The query of a request or handshake as `kind`. Raises InvalidError, whose paths are the parameters' names, with
+    the nearest name for an unknown one."""
+    query = connection.scope["query_string"]
     if not query:
         return kind()
     found: dict[str, Any] = {}

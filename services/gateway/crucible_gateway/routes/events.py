@@ -47,19 +47,11 @@ from crucible_gateway.body.events import Origin, SentEvent, idempotency_key, lin
 from crucible_gateway.context import ask, gateway_of
 from crucible_gateway.correlation import CHAIN, correlation_of, sent_correlation, sent_hop
 from crucible_gateway.middleware import traceparent_of
-from crucible_gateway.openapi import Body, Operation, described
-from crucible_gateway.params import (
-    AppendParams,
-    CountParams,
-    EventParams,
-    NoParams,
-    TraceParams,
-    read_params,
-    wanted_fields,
-)
+from crucible_gateway.openapi import Body, Operation
+from crucible_gateway.params import AppendParams, CountParams, EventParams, TraceParams, read_params, wanted_fields
 from crucible_gateway.problems import answer
 from crucible_gateway.routes.headers import rest_of_path
-from crucible_gateway.routes.replies import encoded, passed
+from crucible_gateway.routes.replies import forward, reply_bytes, reply_json
 from crucible_kit.http.asgi import Rendered
 
 TAG = "Events"
@@ -88,28 +80,26 @@ _APPEND_REFUSALS = ("malformed", "conflict", "too_large", "unsupported", "invali
 
 @post(
     "/api/v1/events",
-    opt=described(
-        Operation(
-            summary="Append one event, or a batch",
-            description=(
-                "One event, in the short form or the long one, is answered with 201 and its place in the log, or with "
-                '200 and `"duplicate": true` if its id or Idempotency-Key was there. CloudEvents are read in '
-                "structured and binary mode. An event may have 1 MiB. All that `append_batch` takes, an array among "
-                "it, is taken here too, and answered in the same way."
-            ),
-            tag=TAG,
-            status=201,
-            instead="The event was there already",
-            params=AppendParams,
-            headers=_APPEND_HEADERS,
-            bodies={
-                JSON: Body(SentEvent, examples.SHORT_EVENT),
-                STRUCTURED: Body(CloudEvent, examples.CLOUD_EVENT, open=True),
-            },
-            reply=AppendedEvent,
-            example=examples.APPENDED,
-            refusals=_APPEND_REFUSALS,
-        )
+    operation=Operation(
+        summary="Append one event, or a batch",
+        description=(
+            "One event, in the short form or the long one, is answered with 201 and its place in the log, or with "
+            '200 and `"duplicate": true` if its id or Idempotency-Key was there. CloudEvents are read in '
+            "structured and binary mode. An event may have 1 MiB. All that `append_batch` takes, an array among "
+            "it, is taken here too, and answered in the same way."
+        ),
+        tag=TAG,
+        status=201,
+        instead="The event was there already",
+        params=AppendParams,
+        headers=_APPEND_HEADERS,
+        bodies={
+            JSON: Body(SentEvent, examples.SHORT_EVENT),
+            STRUCTURED: Body(CloudEvent, examples.CLOUD_EVENT, open=True),
+        },
+        reply=AppendedEvent,
+        example=examples.APPENDED,
+        errors=("conflict",),
     ),
 )
 async def append_event(request: Http) -> Response[bytes]:
@@ -118,25 +108,23 @@ async def append_event(request: Http) -> Response[bytes]:
 
 @post(
     "/api/v1/events/batch",
-    opt=described(
-        Operation(
-            summary="Append a batch of events",
-            description=(
-                "An array or NDJSON, answered with `committed` and a result for each event, in order; likewise a "
-                "CloudEvents batch (`application/cloudevents-batch+json`). At most 100,000 events and 64 MiB; "
-                "if `atomic`, 1,000 events and 4 MiB."
-            ),
-            tag=TAG,
-            params=AppendParams,
-            headers=_APPEND_HEADERS,
-            bodies={
-                JSON: Body(list[SentEvent], [examples.SHORT_EVENT]),
-                NDJSON[0]: Body({"type": "string", "description": "One event a line"}, examples.NDJSON),
-            },
-            reply=Committed,
-            example={"committed": 1, "results": [examples.APPENDED]},
-            refusals=_APPEND_REFUSALS,
-        )
+    operation=Operation(
+        summary="Append a batch of events",
+        description=(
+            "An array or NDJSON, answered with `committed` and a result for each event, in order; likewise a "
+            "CloudEvents batch (`application/cloudevents-batch+json`). At most 100,000 events and 64 MiB; "
+            "if `atomic`, 1,000 events and 4 MiB."
+        ),
+        tag=TAG,
+        params=AppendParams,
+        headers=_APPEND_HEADERS,
+        bodies={
+            JSON: Body(list[SentEvent], [examples.SHORT_EVENT]),
+            NDJSON[0]: Body({"type": "string", "description": "One event a line"}, examples.NDJSON),
+        },
+        reply=Committed,
+        example={"committed": 1, "results": [examples.APPENDED]},
+        errors=("conflict",),
     ),
 )
 async def append_batch(request: Http) -> Response[bytes]:
@@ -145,7 +133,7 @@ async def append_batch(request: Http) -> Response[bytes]:
 
 async def append_any(request: Http, batch: bool = False) -> Rendered:
     """Raises MalformedError where one event is sent for a batch."""
-    params, headers = read_params(request.scope["query_string"], AppendParams), request.headers
+    params, headers = read_params(request, AppendParams), request.headers
     origin = Origin(
         principal=principal_of(request),
         traceparent=traceparent_of(request.scope),
@@ -212,31 +200,29 @@ async def _append(request: Http, events: AppendRequest) -> AppendReply:
 
 @get(
     "/api/v1/events",
-    opt=described(
-        Operation(
-            summary="Query the log",
-            description=(
-                "`min_sequence` is the sequence of an append: the answer then has that event. With `Accept: "
-                "application/cloudevents-batch+json` it is a batch of CloudEvents, whose next page is the answer's "
-                '`Link` with `rel="next"`.'
-            ),
-            tag=TAG,
-            params=EventParams,
-            reply=QueryReply,
-            example=examples.EVENT_PAGE,
-            refusals=("malformed", "not_acceptable", "invalid"),
-        )
+    operation=Operation(
+        summary="Query the log",
+        description=(
+            "`min_sequence` is the sequence of an append: the answer then has that event. With `Accept: "
+            "application/cloudevents-batch+json` it is a batch of CloudEvents, whose next page is the answer's "
+            '`Link` with `rel="next"`.'
+        ),
+        tag=TAG,
+        params=EventParams,
+        reply=QueryReply,
+        example=examples.EVENT_PAGE,
+        errors=("malformed", "not_acceptable"),
     ),
 )
 async def query_events(request: Http) -> Response[bytes]:
     form = asked_for_many(accept_of(request.headers))
-    params = read_params(request.scope["query_string"], EventParams)
+    params = read_params(request, EventParams)
     query = QueryRequest(**wanted_fields(params), order=params.order, limit=params.limit, cursor=params.cursor)
     if form == "native":
-        return passed(await ask(request, "events", "query", query, bytes), headers=_VARIES)
+        return reply_bytes(await ask(request, "events", "query", query, bytes), headers=_VARIES)
     reply = await ask(request, "events", "query", query, QueryReply)
     headers = _VARIES | _next_page(request, reply.next_cursor)
-    return passed(writer.batch(map(bytes, reply.events)), headers=headers, media_type=BATCH)
+    return reply_bytes(writer.batch(map(bytes, reply.events)), headers=headers, media_type=BATCH)
 
 
 def _next_page(request: Http, cursor: str | None) -> dict[str, str]:
@@ -248,72 +234,65 @@ def _next_page(request: Http, cursor: str | None) -> dict[str, str]:
 
 @get(
     "/api/v1/events/count",
-    opt=described(
-        Operation(
-            summary="Count events",
-            description=(
-                "By the parameters of a query. A log too long for one answer is counted in parts: where `complete` is "
-                "false, ask again with `after` set to `counted_to`, and add up."
-            ),
-            tag=TAG,
-            params=CountParams,
-            reply=CountReply,
-            example=examples.COUNTED,
-            refusals=("malformed", "invalid"),
-        )
+    operation=Operation(
+        summary="Count events",
+        description=(
+            "By the parameters of a query. A log too long for one answer is counted in parts: where `complete` is "
+            "false, ask again with `after` set to `counted_to`, and add up."
+        ),
+        tag=TAG,
+        params=CountParams,
+        reply=CountReply,
+        example=examples.COUNTED,
+        errors=("malformed",),
     ),
 )
 async def count_events(request: Http) -> Response[bytes]:
-    params = read_params(request.scope["query_string"], CountParams)
+    params = read_params(request, CountParams)
     count = CountRequest(**wanted_fields(params), by=params.by)
-    return passed(await ask(request, "events", "count", count, bytes))
+    return await forward(request, "events", "count", count)
 
 
 @get(
     "/api/v1/events/{id:str}",
-    opt=described(
-        Operation(
-            summary="One event",
-            description=(
-                "With `Accept: application/cloudevents+json` it is a CloudEvent, with `;mode=binary` behind that one "
-                "in binary mode."
-            ),
-            tag=TAG,
-            reply=Event,
-            example=examples.EVENT,
-            refusals=("not_found", "not_acceptable", "invalid"),
-        )
+    operation=Operation(
+        summary="One event",
+        description=(
+            "With `Accept: application/cloudevents+json` it is a CloudEvent, with `;mode=binary` behind that one "
+            "in binary mode."
+        ),
+        tag=TAG,
+        reply=Event,
+        example=examples.EVENT,
+        errors=("not_found", "not_acceptable"),
     ),
 )
 async def get_event(request: Http) -> Response[bytes]:
-    read_params(request.scope["query_string"], NoParams)
     form = asked_for_one(accept_of(request.headers))
     raw = await ask(request, "events", "get", GetRequest(request.path_params["id"]), bytes)
     if form == "binary" and (sent := writer.binary(raw)) is not None:
         headers, kind, body = sent
-        return passed(body, headers=_VARIES | headers | ({"Content-Type": kind} if kind else {}))
+        return reply_bytes(body, headers=_VARIES | headers | ({"Content-Type": kind} if kind else {}))
     if form == "batch":
-        return passed(writer.batch([raw]), headers=_VARIES, media_type=BATCH)
+        return reply_bytes(writer.batch([raw]), headers=_VARIES, media_type=BATCH)
     if form != "native":
-        return passed(writer.structured(raw), headers=_VARIES, media_type=STRUCTURED)
-    return passed(raw, headers=_VARIES)
+        return reply_bytes(writer.structured(raw), headers=_VARIES, media_type=STRUCTURED)
+    return reply_bytes(raw, headers=_VARIES)
 
 
 @get(
     "/api/v1/events/trace/{correlation_id:path}",
-    opt=described(
-        Operation(
-            summary="Everything with one cause, as a tree",
-            tag=TAG,
-            params=TraceParams,
-            reply=TraceReply,
-            example=examples.TRACE,
-            refusals=("not_found", "invalid"),
-        )
+    operation=Operation(
+        summary="Everything with one cause, as a tree",
+        tag=TAG,
+        params=TraceParams,
+        reply=TraceReply,
+        example=examples.TRACE,
+        errors=("not_found",),
     ),
 )
 async def trace_events(request: Http) -> Response[bytes]:
-    params = read_params(request.scope["query_string"], TraceParams)
+    params = read_params(request, TraceParams)
     correlation_id = rest_of_path(request, "trace")
     asked = TraceRequest(correlation_id=correlation_id, min_sequence=params.min_sequence)
     trace = await ask(request, "events", "trace", asked, TraceReply)
@@ -323,7 +302,7 @@ async def trace_events(request: Http) -> Response[bytes]:
         trace.complete = False
     else:
         _attach(trace, found.deliveries)
-    return encoded(trace)
+    return reply_json(trace)
 
 
 class _Stamp(msgspec.Struct):
@@ -358,3 +337,6 @@ def _nodes(nodes: list[TraceNode]) -> Iterator[TraceNode]:
 
 def _stamp(node: TraceNode) -> _Stamp:
     return msgspec.json.decode(node.event, type=_Stamped).metadata
+
+
+HANDLERS = (append_event, append_batch, query_events, count_events, get_event, trace_events)

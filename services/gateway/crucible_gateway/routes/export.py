@@ -14,7 +14,7 @@ from crucible_core.protocol.events import QueryReply, QueryRequest
 from crucible_gateway import examples
 from crucible_gateway.body.body import Http
 from crucible_gateway.context import ask, gateway_of
-from crucible_gateway.openapi import Operation, described
+from crucible_gateway.openapi import Operation
 from crucible_gateway.params import WantedParams, read_params, wanted_fields
 
 log = logging.getLogger(__name__)
@@ -75,26 +75,24 @@ NDJSON = "application/x-ndjson"
 
 @get(
     "/api/v1/events/export",
-    opt=described(
-        Operation(
-            summary="Export events",
-            description=(
-                "What a query finds of all that was committed before the request, in its order, an event a "
-                'line, with `"retention": "forever"` where it is kept for ever. `POST /api/v1/events` takes the lines '
-                "back: the same ids, times and places. A complete export ends with an empty line; one that fails on "
-                "the way breaks the connection. `after` the last sequence received goes on with it."
-            ),
-            tag=TAG,
-            params=WantedParams,
-            reply={"type": "string", "description": "One event a line, and an empty line"},
-            reply_type=NDJSON,
-            example=examples.EXPORT,
-            refusals=("malformed", "invalid"),
-        )
+    operation=Operation(
+        summary="Export events",
+        description=(
+            "What a query finds of all that was committed before the request, in its order, an event a "
+            'line, with `"retention": "forever"` where it is kept for ever. `POST /api/v1/events` takes the lines '
+            "back: the same ids, times and places. A complete export ends with an empty line; one that fails on "
+            "the way breaks the connection. `after` the last sequence received goes on with it."
+        ),
+        tag=TAG,
+        params=WantedParams,
+        reply={"type": "string", "description": "One event a line, and an empty line"},
+        reply_type=NDJSON,
+        example=examples.EXPORT,
+        errors=("malformed",),
     ),
 )
 async def export_events(request: Http) -> Response[Any]:
-    wanted = wanted_fields(read_params(request.scope["query_string"], WantedParams))
+    wanted = wanted_fields(read_params(request, WantedParams))
     gateway = gateway_of(request)
     head = await gateway.hub.head()
     # What was committed before the request is in the export, and what comes meanwhile does not prolong it.
@@ -111,3 +109,6 @@ async def export_events(request: Http) -> Response[Any]:
         "X-Accel-Buffering": "no",
     }
     return Stream(lines, media_type=NDJSON, headers=headers)
+
+
+HANDLERS = (export_events,)

@@ -26,10 +26,9 @@ from crucible_gateway.auth import principal_of
 from crucible_gateway.body.body import JSON, MERGE_PATCH, Http, expect, read, strictly, whole
 from crucible_gateway.body.events import idempotency_key
 from crucible_gateway.context import Nothing, ask, check_place, gateway_of
-from crucible_gateway.openapi import Body, Operation, described
-from crucible_gateway.params import NoParams, read_params
+from crucible_gateway.openapi import Body, Operation
 from crucible_gateway.routes.headers import IF_MATCH, IF_NONE_MATCH, cause_of, etag, if_match, is_known
-from crucible_gateway.routes.replies import encoded, passed
+from crucible_gateway.routes.replies import forward, reply_bytes, reply_json
 
 TAG = "Memory"
 T = TypeVar("T", bound=msgspec.Struct)
@@ -73,23 +72,19 @@ class _Versioned(msgspec.Struct):
 
 @post(
     "/api/v1/memory",
-    opt=described(
-        Operation(
-            summary="Keep a memory",
-            tag=TAG,
-            status=201,
-            instead="The same Idempotency-Key has made it before",
-            headers={"Idempotency-Key": "The same key again is answered with the first memory"},
-            bodies={JSON: Body(SentMemory, examples.MEMORY)},
-            reply=Written,
-            versioned=True,
-            example=examples.WRITTEN,
-            refusals=("malformed", "too_large", "unsupported", "invalid"),
-        )
+    operation=Operation(
+        summary="Keep a memory",
+        tag=TAG,
+        status=201,
+        instead="The same Idempotency-Key has made it before",
+        headers={"Idempotency-Key": "The same key again is answered with the first memory"},
+        bodies={JSON: Body(SentMemory, examples.MEMORY)},
+        reply=Written,
+        versioned=True,
+        example=examples.WRITTEN,
     ),
 )
 async def create_memory(request: Http) -> Response[bytes]:
-    read_params(request.scope["query_string"], NoParams)
     key = idempotency_key(request.headers.get("idempotency-key"))
     sent = await _read(request, SentMemory)
     fields = msgspec.structs.asdict(sent) | {"links": _links(sent.links)}
@@ -102,56 +97,43 @@ async def create_memory(request: Http) -> Response[bytes]:
 
 @get(
     "/api/v1/memory/{id:str}",
-    opt=described(
-        Operation(
-            summary="One memory",
-            description="Its ETag is the sequence of its last event.",
-            tag=TAG,
-            headers=IF_NONE_MATCH,
-            reply=MemoryView,
-            versioned=True,
-            example=examples.MEMORY_VIEW,
-            refusals=("not_found",),
-        )
+    operation=Operation(
+        summary="One memory",
+        description="Its ETag is the sequence of its last event.",
+        tag=TAG,
+        headers=IF_NONE_MATCH,
+        reply=MemoryView,
+        versioned=True,
+        example=examples.MEMORY_VIEW,
+        errors=("not_found",),
     ),
 )
 async def get_memory(request: Http) -> Response[bytes]:
-    read_params(request.scope["query_string"], NoParams)
     raw = await ask(request, "memory", "get", GetRequest(request.path_params["id"]), bytes)
     version = msgspec.json.decode(raw, type=_Versioned).sequence
     if is_known(request, version):
         return Response(b"", status_code=304, headers=etag(version))
-    return passed(raw, headers=etag(version))
+    return reply_bytes(raw, headers=etag(version))
 
 
 @patch(
     "/api/v1/memory/{id:str}",
-    opt=described(
-        Operation(
-            summary="Change a memory",
-            description=(
-                "A merge patch (RFC 7396): fields that are left out stay as they are, `null` empties one, and "
-                "`metadata` is merged key by key, of which `null` removes one."
-            ),
-            tag=TAG,
-            headers=IF_MATCH,
-            bodies={kind: Body(SentChanges, examples.MEMORY_PATCH) for kind in (JSON, MERGE_PATCH)},
-            reply=Written,
-            versioned=True,
-            example=examples.WRITTEN,
-            refusals=(
-                "malformed",
-                "not_found",
-                "conflict",
-                "too_large",
-                "unsupported",
-                "invalid",
-            ),
-        )
+    operation=Operation(
+        summary="Change a memory",
+        description=(
+            "A merge patch (RFC 7396): fields that are left out stay as they are, `null` empties one, and "
+            "`metadata` is merged key by key, of which `null` removes one."
+        ),
+        tag=TAG,
+        headers=IF_MATCH,
+        bodies={kind: Body(SentChanges, examples.MEMORY_PATCH) for kind in (JSON, MERGE_PATCH)},
+        reply=Written,
+        versioned=True,
+        example=examples.WRITTEN,
+        errors=("not_found", "conflict"),
     ),
 )
 async def update_memory(request: Http) -> Response[bytes]:
-    read_params(request.scope["query_string"], NoParams)
     sent = await _read(request, SentChanges, JSON, MERGE_PATCH)
     links = _links(sent.links) if isinstance(sent.links, list) else sent.links
     update = UpdateMemory(**msgspec.structs.asdict(sent) | {"links": links})
@@ -163,18 +145,11 @@ async def update_memory(request: Http) -> Response[bytes]:
 
 @delete(
     "/api/v1/memory/{id:str}",
-    opt=described(
-        Operation(
-            summary="Remove a memory",
-            tag=TAG,
-            status=204,
-            headers=IF_MATCH,
-            refusals=("not_found", "conflict", "invalid"),
-        )
+    operation=Operation(
+        summary="Remove a memory", tag=TAG, status=204, headers=IF_MATCH, errors=("not_found", "conflict")
     ),
 )
 async def delete_memory(request: Http) -> None:
-    read_params(request.scope["query_string"], NoParams)
     id = request.path_params["id"]
     wanted = WriteMemory(id=id, expected_sequence=if_match(request), anywhere=True, cause=cause_of(request))
     await ask(request, "memory", "delete", wanted, bytes)
@@ -182,43 +157,36 @@ async def delete_memory(request: Http) -> None:
 
 @get(
     "/api/v1/memory/status",
-    opt=described(
-        Operation(
-            summary="How far the index of memories is",
-            description="`skipped` counts the Memory events that cannot be read; `latest` has the last of them.",
-            tag=TAG,
-            reply=MemoryStatus,
-            example=examples.MEMORY_STATUS,
-        )
+    operation=Operation(
+        summary="How far the index of memories is",
+        description="`skipped` counts the Memory events that cannot be read; `latest` has the last of them.",
+        tag=TAG,
+        reply=MemoryStatus,
+        example=examples.MEMORY_STATUS,
     ),
 )
 async def memory_status(request: Http) -> Response[bytes]:
-    read_params(request.scope["query_string"], NoParams)
-    return passed(await ask(request, "memory", "status", Nothing(), bytes))
+    return await forward(request, "memory", "status", Nothing())
 
 
 @post(
     "/api/v1/memory/query",
-    opt=described(
-        Operation(
-            summary="The memories that fit best",
-            tag=TAG,
-            bodies={JSON: Body(MemoryQuery, examples.MEMORY_QUERY)},
-            reply=MemoryList,
-            example=examples.MEMORY_LIST,
-            refusals=("malformed", "unsupported", "invalid"),
-        )
+    operation=Operation(
+        summary="The memories that fit best",
+        tag=TAG,
+        bodies={JSON: Body(MemoryQuery, examples.MEMORY_QUERY)},
+        reply=MemoryList,
+        example=examples.MEMORY_LIST,
     ),
 )
 async def query_memory(request: Http) -> Response[bytes]:
-    read_params(request.scope["query_string"], NoParams)
     query = await read(request, MemoryQuery)
     await check_place(gateway_of(request).bus, principal_of(request), query.world_id, query.room_id)
-    return passed(await ask(request, "memory", "query", query, bytes))
+    return await forward(request, "memory", "query", query)
 
 
 def _written(written: WrittenMemory, status: int) -> Response[bytes]:
-    return encoded(Written(written.id, written.sequence, written.duplicate), status, headers=etag(written.sequence))
+    return reply_json(Written(written.id, written.sequence, written.duplicate), status, headers=etag(written.sequence))
 
 
 async def _read(request: Http, kind: type[T], *media_types: str) -> T:
@@ -234,3 +202,6 @@ def _links(sent: list[str | Reference]) -> list[Link]:
         Link(target=link) if isinstance(link, str) else Link(target=link.to, type=link.type, weight=link.strength)
         for link in sent
     ]
+
+
+HANDLERS = (create_memory, get_memory, update_memory, delete_memory, query_memory, memory_status)

@@ -13,10 +13,10 @@ from crucible_core.protocol.losses import LossesRequest, LossList
 from crucible_core.protocol.parts import Readiness
 from crucible_gateway import examples
 from crucible_gateway.body.body import JSON, Http
-from crucible_gateway.context import ask, gateway_of
-from crucible_gateway.openapi import Operation, described, openapi
-from crucible_gateway.params import NoParams, ReadyParams, read_params
-from crucible_gateway.routes.replies import encoded, passed
+from crucible_gateway.context import gateway_of
+from crucible_gateway.openapi import Operation, openapi
+from crucible_gateway.params import ReadyParams
+from crucible_gateway.routes.replies import forward, reply_bytes, reply_json
 from crucible_kit.http.asgi import readiness
 from crucible_kit.telemetry.metrics import CONTENT_TYPE
 
@@ -24,7 +24,7 @@ TAG = "Operations"
 _OBJECT = {"type": "object"}
 
 
-@get("/", opt=described(Operation(summary="Where everything is", tag=TAG, reply=_OBJECT, open=True)))
+@get("/", operation=Operation(summary="Where everything is", tag=TAG, reply=_OBJECT, open=True))
 async def index(request: Http) -> Response[bytes]:
     links = {
         "docs": "/docs",
@@ -39,37 +39,35 @@ async def index(request: Http) -> Response[bytes]:
         "ready": "/readyz",
         "metrics": "/metrics",
     }
-    return encoded({"name": "crucible", "links": links})
+    return reply_json({"name": "crucible", "links": links})
 
 
-@get("/healthz", opt=described(Operation(summary="Whether the process answers", tag=TAG, reply=_OBJECT, open=True)))
+@get("/healthz", operation=Operation(summary="Whether the process answers", tag=TAG, reply=_OBJECT, open=True))
 async def healthz(request: Http) -> Response[bytes]:
-    return encoded({"status": "ok", "service": "gateway"})
+    return reply_json({"status": "ok", "service": "gateway"})
 
 
 @get(
     "/readyz",
-    opt=described(
-        Operation(
-            summary="Whether it can serve",
-            description="503 also where something is wrong that does not pass by itself: no room to store more, say.",
-            tag=TAG,
-            params=ReadyParams,
-            reply=Readiness,
-            open=True,
-        )
+    operation=Operation(
+        summary="Whether it can serve",
+        description="503 also where something is wrong that does not pass by itself: no room to store more, say.",
+        tag=TAG,
+        params=ReadyParams,
+        reply=Readiness,
+        open=True,
     ),
 )
 async def readyz(request: Http) -> Response[bytes]:
     gateway = gateway_of(request)
     status, body = readiness(gateway.waiting_for(), gateway.troubles(), request.query_params.getall("exclude", []))
-    return passed(body, status)
+    return reply_bytes(body, status)
 
 
 @get(
     "/metrics",
-    opt=described(
-        Operation(summary="Prometheus metrics", tag=TAG, reply={"type": "string"}, reply_type=CONTENT_TYPE, open=True)
+    operation=Operation(
+        summary="Prometheus metrics", tag=TAG, reply={"type": "string"}, reply_type=CONTENT_TYPE, open=True
     ),
 )
 async def metrics(request: Http) -> Response[bytes]:
@@ -79,43 +77,37 @@ async def metrics(request: Http) -> Response[bytes]:
 
 @get(
     "/api/v1/losses",
-    opt=described(
-        Operation(
-            summary="What the log has lost",
-            description=(
-                "Acknowledged events that are not in the log any more, by their sequences: a disk that was damaged, or "
-                "a store that was put back. `/readyz` says 503 as long as there are any that nobody has accepted."
-            ),
-            tag=TAG,
-            reply=LossList,
-            example=examples.LOSSES,
-        )
+    operation=Operation(
+        summary="What the log has lost",
+        description=(
+            "Acknowledged events that are not in the log any more, by their sequences: a disk that was damaged, or "
+            "a store that was put back. `/readyz` says 503 as long as there are any that nobody has accepted."
+        ),
+        tag=TAG,
+        reply=LossList,
+        example=examples.LOSSES,
     ),
 )
 async def list_losses(request: Http) -> Response[bytes]:
-    read_params(request.scope["query_string"], NoParams)
-    return passed(await ask(request, "events", "losses", LossesRequest(), bytes))
+    return await forward(request, "events", "losses", LossesRequest())
 
 
 @post(
     "/api/v1/losses/accept",
     status_code=200,
-    opt=described(
-        Operation(
-            summary="Accept what the log has lost",
-            description=(
-                "Takes it for given: `/readyz` is silent about it from then on, and queries show no more what only "
-                "their index has. Export that first. Answers what was accepted."
-            ),
-            tag=TAG,
-            reply=LossList,
-            example=examples.LOSSES,
-        )
+    operation=Operation(
+        summary="Accept what the log has lost",
+        description=(
+            "Takes it for given: `/readyz` is silent about it from then on, and queries show no more what only "
+            "their index has. Export that first. Answers what was accepted."
+        ),
+        tag=TAG,
+        reply=LossList,
+        example=examples.LOSSES,
     ),
 )
 async def accept_losses(request: Http) -> Response[bytes]:
-    read_params(request.scope["query_string"], NoParams)
-    return passed(await ask(request, "events", "accept_losses", LossesRequest(), bytes))
+    return await forward(request, "events", "accept_losses", LossesRequest())
 
 
 REFERENCE_TAG = "Operations"
@@ -129,7 +121,7 @@ _INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 @get(
     "/openapi.json",
-    opt=described(Operation(summary="This document", tag=REFERENCE_TAG, reply={"type": "object"}, open=True)),
+    operation=Operation(summary="This document", tag=REFERENCE_TAG, reply={"type": "object"}, open=True),
 )
 async def openapi_json(request: Http) -> Response[bytes]:
     state = request.app.state
@@ -144,14 +136,8 @@ def openapi_bytes(app: Litestar) -> bytes:
 
 @get(
     "/docs",
-    opt=described(
-        Operation(
-            summary="This document, to read",
-            tag=REFERENCE_TAG,
-            reply={"type": "string"},
-            reply_type="text/html",
-            open=True,
-        )
+    operation=Operation(
+        summary="This document, to read", tag=REFERENCE_TAG, reply={"type": "string"}, reply_type="text/html", open=True
     ),
 )
 async def docs_page(request: Http) -> Response[str]:
@@ -166,3 +152,7 @@ def content_policy(page: str) -> str:
         "default-src 'none'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
         f"script-src 'sha256-{hashes['script'].decode()}'; style-src 'sha256-{hashes['style'].decode()}'"
     )
+
+
+OPEN_HANDLERS = (index, healthz, readyz, metrics, openapi_json, docs_page)
+HANDLERS = (list_losses, accept_losses)

@@ -12,12 +12,10 @@ from crucible_core.redaction import MAX_REASON
 from crucible_gateway import examples
 from crucible_gateway.auth import principal_of
 from crucible_gateway.body.body import JSON, Http, read_if_any
-from crucible_gateway.context import ask
 from crucible_gateway.correlation import sent_correlation, sent_hop
-from crucible_gateway.openapi import Body, Operation, described
-from crucible_gateway.params import NoParams, read_params
+from crucible_gateway.openapi import Body, Operation
 from crucible_gateway.routes.events import TAG
-from crucible_gateway.routes.replies import passed
+from crucible_gateway.routes.replies import forward
 
 
 class RedactBody(msgspec.Struct):
@@ -28,25 +26,22 @@ class RedactBody(msgspec.Struct):
 
 @post(
     "/api/v1/events/{id:str}/redact",
-    opt=described(
-        Operation(
-            summary="Erase an event's payload for good",
-            description=(
-                "Its envelope stays in its place, with `redacted`, and a tombstone (`Memory.Redacted`, `Graph.Redacted`"
-                " or `System.Redacted`) is committed. Answered once the payload is gone from the log; the same request "
-                "again is answered the same. A Pre hook on the tombstone's type may deny it."
-            ),
-            tag=TAG,
-            bodies={JSON: Body(RedactBody, {"reason": "asked for by the author"})},
-            body_required=False,
-            reply=Event,
-            example=examples.REDACTED,
-            refusals=("malformed", "not_found", "conflict", "too_large", "unsupported", "invalid"),
-        )
+    operation=Operation(
+        summary="Erase an event's payload for good",
+        description=(
+            "Its envelope stays in its place, with `redacted`, and a tombstone (`Memory.Redacted`, `Graph.Redacted`"
+            " or `System.Redacted`) is committed. Answered once the payload is gone from the log; the same request "
+            "again is answered the same. A Pre hook on the tombstone's type may deny it."
+        ),
+        tag=TAG,
+        bodies={JSON: Body(RedactBody, {"reason": "asked for by the author"})},
+        body_required=False,
+        reply=Event,
+        example=examples.REDACTED,
+        errors=("not_found", "conflict"),
     ),
 )
 async def redact_event(request: Http) -> Response[bytes]:
-    read_params(request.scope["query_string"], NoParams)
     body = await read_if_any(request, RedactBody)
     principal = principal_of(request)
     asked = RedactRequest(
@@ -57,4 +52,7 @@ async def redact_event(request: Http) -> Response[bytes]:
         correlation_id=sent_correlation(request.headers),
         hop=sent_hop(request.headers),
     )
-    return passed(await ask(request, "events", "redact", asked, bytes))
+    return await forward(request, "events", "redact", asked)
+
+
+HANDLERS = (redact_event,)

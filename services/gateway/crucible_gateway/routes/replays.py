@@ -13,9 +13,9 @@ from crucible_gateway.auth import principal_of
 from crucible_gateway.body.body import JSON, Http, read
 from crucible_gateway.body.events import idempotency_key
 from crucible_gateway.context import Nothing, ask
-from crucible_gateway.openapi import Body, Operation, described
-from crucible_gateway.params import Name, NoParams, read_params
-from crucible_gateway.routes.replies import encoded, passed
+from crucible_gateway.openapi import Body, Operation
+from crucible_gateway.params import Name
+from crucible_gateway.routes.replies import forward, reply_json
 
 TAG = "Replays"
 
@@ -35,26 +35,23 @@ class ReplayBody(msgspec.Struct, rename={"start": "from"}):
 
 @post(
     "/api/v1/events/replay",
-    opt=described(
-        Operation(
-            summary="Replay events into one hook, webhook or live subscription",
-            description=(
-                "Answered once the replay is durable; it goes on by itself, across restarts. Its events are marked: "
-                '`event.replay` in hooks, `X-Crucible-Replay: true` and `"replay": true` in deliveries and frames.'
-            ),
-            tag=TAG,
-            status=202,
-            instead="The same Idempotency-Key has started it before",
-            headers={"Idempotency-Key": "The same key again is answered with the replay that it started"},
-            bodies={JSON: Body(ReplayBody, examples.REPLAY_BODY)},
-            reply=Replay,
-            example=examples.REPLAY,
-            refusals=("malformed", "not_found", "too_large", "unsupported", "invalid", "limited"),
-        )
+    operation=Operation(
+        summary="Replay events into one hook, webhook or live subscription",
+        description=(
+            "Answered once the replay is durable; it goes on by itself, across restarts. Its events are marked: "
+            '`event.replay` in hooks, `X-Crucible-Replay: true` and `"replay": true` in deliveries and frames.'
+        ),
+        tag=TAG,
+        status=202,
+        instead="The same Idempotency-Key has started it before",
+        headers={"Idempotency-Key": "The same key again is answered with the replay that it started"},
+        bodies={JSON: Body(ReplayBody, examples.REPLAY_BODY)},
+        reply=Replay,
+        example=examples.REPLAY,
+        errors=("not_found",),
     ),
 )
 async def start_replay(request: Http) -> Response[bytes]:
-    read_params(request.scope["query_string"], NoParams)
     key = idempotency_key(request.headers.get("idempotency-key"))
     body = await read(request, ReplayBody)
     asked = StartReplay(
@@ -68,48 +65,38 @@ async def start_replay(request: Http) -> Response[bytes]:
         idempotency_key=None if key is None else f"{principal_of(request).id} {key}",
     )
     replay = await ask(request, "events", "replay", asked, Replay)
-    return encoded(replay, 200 if replay.duplicate else 202)
+    return reply_json(replay, 200 if replay.duplicate else 202)
 
 
 @get(
     "/api/v1/replays",
-    opt=described(
-        Operation(summary="All replays, the newest first", tag=TAG, reply=ReplayList, example=examples.REPLAY_LIST)
+    operation=Operation(
+        summary="All replays, the newest first", tag=TAG, reply=ReplayList, example=examples.REPLAY_LIST
     ),
 )
 async def list_replays(request: Http) -> Response[bytes]:
-    read_params(request.scope["query_string"], NoParams)
-    return passed(await ask(request, "events", "replays", Nothing(), bytes))
+    return await forward(request, "events", "replays", Nothing())
 
 
 @get(
     "/api/v1/replays/{id:str}",
-    opt=described(
-        Operation(
-            summary="One replay, with its progress",
-            tag=TAG,
-            reply=Replay,
-            example=examples.REPLAY,
-            refusals=("not_found",),
-        )
+    operation=Operation(
+        summary="One replay, with its progress", tag=TAG, reply=Replay, example=examples.REPLAY, errors=("not_found",)
     ),
 )
 async def get_replay(request: Http) -> Response[bytes]:
-    read_params(request.scope["query_string"], NoParams)
-    return passed(await ask(request, "events", "replay_get", GetRequest(request.path_params["id"]), bytes))
+    return await forward(request, "events", "replay_get", GetRequest(request.path_params["id"]))
 
 
 @post(
     "/api/v1/replays/{id:str}/pause",
-    opt=described(
-        Operation(
-            summary="Pause a replay",
-            description="What its target's queue holds already still goes out.",
-            tag=TAG,
-            reply=Replay,
-            example=examples.REPLAY,
-            refusals=("not_found", "conflict"),
-        )
+    operation=Operation(
+        summary="Pause a replay",
+        description="What its target's queue holds already still goes out.",
+        tag=TAG,
+        reply=Replay,
+        example=examples.REPLAY,
+        errors=("not_found", "conflict"),
     ),
 )
 async def pause_replay(request: Http) -> Response[bytes]:
@@ -118,14 +105,12 @@ async def pause_replay(request: Http) -> Response[bytes]:
 
 @post(
     "/api/v1/replays/{id:str}/resume",
-    opt=described(
-        Operation(
-            summary="Go on with a replay that is paused or has failed",
-            tag=TAG,
-            reply=Replay,
-            example=examples.REPLAY,
-            refusals=("not_found", "conflict"),
-        )
+    operation=Operation(
+        summary="Go on with a replay that is paused or has failed",
+        tag=TAG,
+        reply=Replay,
+        example=examples.REPLAY,
+        errors=("not_found", "conflict"),
     ),
 )
 async def resume_replay(request: Http) -> Response[bytes]:
@@ -134,15 +119,13 @@ async def resume_replay(request: Http) -> Response[bytes]:
 
 @post(
     "/api/v1/replays/{id:str}/cancel",
-    opt=described(
-        Operation(
-            summary="End a replay",
-            description="What its target's queue holds already still goes out.",
-            tag=TAG,
-            reply=Replay,
-            example=examples.REPLAY,
-            refusals=("not_found", "conflict"),
-        )
+    operation=Operation(
+        summary="End a replay",
+        description="What its target's queue holds already still goes out.",
+        tag=TAG,
+        reply=Replay,
+        example=examples.REPLAY,
+        errors=("not_found", "conflict"),
     ),
 )
 async def cancel_replay(request: Http) -> Response[bytes]:
@@ -150,6 +133,8 @@ async def cancel_replay(request: Http) -> Response[bytes]:
 
 
 async def _steer(request: Http, action: Literal["pause", "resume", "cancel"]) -> Response[bytes]:
-    read_params(request.scope["query_string"], NoParams)
     asked = SteerReplay(id=request.path_params["id"], action=action)
-    return passed(await ask(request, "events", "replay_steer", asked, bytes))
+    return await forward(request, "events", "replay_steer", asked)
+
+
+HANDLERS = (start_replay, list_replays, get_replay, pause_replay, resume_replay, cancel_replay)

@@ -8,58 +8,53 @@ from crucible_core.protocol.retention import PutRetention, RetentionRules, Reten
 from crucible_gateway import examples
 from crucible_gateway.body.body import JSON, Http, read
 from crucible_gateway.context import Nothing, ask
-from crucible_gateway.openapi import Body, Operation, described
-from crucible_gateway.params import NoParams, read_params
+from crucible_gateway.openapi import Body, Operation
 from crucible_gateway.routes.headers import IF_MATCH, etag, if_match
-from crucible_gateway.routes.replies import encoded
+from crucible_gateway.routes.replies import reply_json
 
 TAG = "Retention"
 
 
 @get(
     "/api/v1/retention",
-    opt=described(
-        Operation(
-            summary="How long events are kept",
-            description="Its ETag goes into the If-Match of a change.",
-            tag=TAG,
-            reply=RetentionView,
-            versioned=True,
-            example=examples.RETENTION,
-            refusals=("invalid",),
-        )
+    operation=Operation(
+        summary="How long events are kept",
+        description="Its ETag goes into the If-Match of a change.",
+        tag=TAG,
+        reply=RetentionView,
+        versioned=True,
+        example=examples.RETENTION,
     ),
 )
 async def get_retention(request: Http) -> Response[Any]:
-    read_params(request.scope["query_string"], NoParams)
     return _shown(await ask(request, "events", "get_retention", Nothing(), RetentionView))
 
 
 @put(
     "/api/v1/retention",
-    opt=described(
-        Operation(
-            summary="Change how long events are kept",
-            description=(
-                "The rules take the place of all before them, and hold for events that are written from now on. The "
-                "first that fits an event counts; an event's own `forever` goes before them."
-            ),
-            tag=TAG,
-            headers=IF_MATCH,
-            bodies={JSON: Body(RetentionRules, examples.RETENTION_RULES)},
-            reply=RetentionView,
-            versioned=True,
-            example=examples.RETENTION,
-            refusals=("malformed", "conflict", "too_large", "unsupported", "invalid"),
-        )
+    operation=Operation(
+        summary="Change how long events are kept",
+        description=(
+            "The rules take the place of all before them, and hold for events that are written from now on. The "
+            "first that fits an event counts; an event's own `forever` goes before them."
+        ),
+        tag=TAG,
+        headers=IF_MATCH,
+        bodies={JSON: Body(RetentionRules, examples.RETENTION_RULES)},
+        reply=RetentionView,
+        versioned=True,
+        example=examples.RETENTION,
+        errors=("conflict",),
     ),
 )
 async def put_retention(request: Http) -> Response[Any]:
-    read_params(request.scope["query_string"], NoParams)
     wanted = await read(request, RetentionRules)
     change = PutRetention(rules=wanted.rules, revision=if_match(request))
     return _shown(await ask(request, "events", "put_retention", change, RetentionView))
 
 
 def _shown(view: RetentionView) -> Response[bytes]:
-    return encoded(view, headers=etag(view.revision))
+    return reply_json(view, headers=etag(view.revision))
+
+
+HANDLERS = (get_retention, put_retention)

@@ -21,7 +21,7 @@ from crucible_gateway.live.follow import follow
 from crucible_gateway.live.hub import Hub
 from crucible_gateway.live.subscription import Start, Wanted, read_start
 from crucible_gateway.live.websocket import Client, Session
-from crucible_gateway.openapi import Operation, described
+from crucible_gateway.openapi import Operation
 from crucible_gateway.params import NoParams, StreamParams, filter_param, read_params, restore_plus
 from crucible_kit.http.websocket import WRITABLE
 from crucible_kit.tasks import Turn
@@ -32,34 +32,32 @@ PATH = "/api/v1/events/stream"
 
 @get(
     PATH,
-    opt=described(
-        Operation(
-            summary="Live events, server-sent",
-            description=(
-                "For every `Accept` that `text/event-stream` fits, also one of any type, and for none. Frames: "
-                "`subscribed` (with `from=now`, or `warnings` of types that nobody emits), `event` (its `id` is the "
-                "sequence), `caught_up`, `gap` and "
-                "`error`; with `frames=unnamed`, an event is a frame without a name, as `EventSource.onmessage` takes "
-                "it. `Last-Event-ID` resumes. The same path is a WebSocket: send "
-                '`{"action": "subscribe", "filters": [{"event_type": "Memory.*", "filter": {}}], "from": "now"}`, '
-                '`{"action": "replay", "from": 0, "to": "now", "filters": […]}`, '
-                '`{"action": "unsubscribe", "subscription": "sub_…"}` or `{"action": "ping"}`.'
-            ),
-            tag=TAG,
-            params=StreamParams,
-            headers={"Last-Event-ID": "The last sequence seen; goes before `from`"},
-            reply={"type": "string"},
-            reply_type=sse.MEDIA_TYPE,
-            example=examples.SSE_FRAMES,
-            refusals=("malformed", "not_acceptable", "invalid"),
-        )
+    operation=Operation(
+        summary="Live events, server-sent",
+        description=(
+            "For every `Accept` that `text/event-stream` fits, also one of any type, and for none. Frames: "
+            "`subscribed` (with `from=now`, or `warnings` of types that nobody emits), `event` (its `id` is the "
+            "sequence), `caught_up`, `gap` and "
+            "`error`; with `frames=unnamed`, an event is a frame without a name, as `EventSource.onmessage` takes "
+            "it. `Last-Event-ID` resumes. The same path is a WebSocket: send "
+            '`{"action": "subscribe", "filters": [{"event_type": "Memory.*", "filter": {}}], "from": "now"}`, '
+            '`{"action": "replay", "from": 0, "to": "now", "filters": […]}`, '
+            '`{"action": "unsubscribe", "subscription": "sub_…"}` or `{"action": "ping"}`.'
+        ),
+        tag=TAG,
+        params=StreamParams,
+        headers={"Last-Event-ID": "The last sequence seen; goes before `from`"},
+        reply={"type": "string"},
+        reply_type=sse.MEDIA_TYPE,
+        example=examples.SSE_FRAMES,
+        errors=("malformed", "not_acceptable"),
     ),
 )
 async def stream_events(request: Http) -> Response[Any]:
     if preferred(accept_of(request.headers), [sse.MEDIA_TYPE]) is None:
         raise NotAcceptableError(f'send "Accept: {sse.MEDIA_TYPE}" for server-sent events, or open a WebSocket')
     gateway, principal = gateway_of(request), principal_of(request)
-    params = read_params(request.scope["query_string"], StreamParams)
+    params = read_params(request, StreamParams)
     spec = filter_param(params.filter)
     filters = [TypeFilter(event_type=name, filter=spec or {}) for name in params.type or ["*"]]
     compiled = await gateway.types.resolve(
@@ -97,7 +95,7 @@ async def _start(headers: Headers, asked: str, hub: Hub) -> Start:
 async def stream_socket(socket: WebSocket[Any, Any, Any]) -> None:
     gateway = gateway_of(socket)
     principal = gateway.keys.authenticate(socket.headers)
-    read_params(socket.scope["query_string"], NoParams)
+    read_params(socket, NoParams)
     await socket.accept()
     sockets = gateway.metrics.gauge("open_sockets", "Open WebSockets")
     sockets.inc()
@@ -141,3 +139,8 @@ async def _heard(socket: WebSocket[Any, Any, Any]) -> bytes | None:
         return None
     text = message.get("text")
     return message.get("bytes") or b"" if text is None else text.encode("utf-8", "surrogatepass")
+
+
+OPEN_HANDLERS = (stream_socket,)
+"""It authenticates by itself: a handshake is refused in its own way."""
+HANDLERS = (stream_events,)

@@ -24,9 +24,9 @@ from crucible_core.protocol.webhooks import (
 from crucible_gateway import examples
 from crucible_gateway.body.body import JSON, Http, expect, read, read_if_any, strictly, whole
 from crucible_gateway.context import ask
-from crucible_gateway.openapi import Body, Operation, described
-from crucible_gateway.params import HandlersParams, NoParams, PageParams, read_params
-from crucible_gateway.routes.replies import passed
+from crucible_gateway.openapi import Body, Operation
+from crucible_gateway.params import HandlersParams, PageParams, read_params
+from crucible_gateway.routes.replies import forward
 
 TAG = "Webhooks"
 MERGE_PATCH = "application/merge-patch+json"
@@ -93,242 +93,223 @@ class ResendBody(msgspec.Struct):
 
 @post(
     "/api/v1/webhooks",
-    opt=described(
-        Operation(
-            summary="Register an endpoint",
-            description="The answer has the `secret` that signs the deliveries, this once.",
-            tag=TAG,
-            status=201,
-            bodies={JSON: Body(CreateWebhook, examples.WEBHOOK)},
-            reply=WebhookView,
-            example=examples.WEBHOOK_VIEW,
-            refusals=("malformed", "conflict", "too_large", "unsupported", "invalid"),
-        )
+    operation=Operation(
+        summary="Register an endpoint",
+        description="The answer has the `secret` that signs the deliveries, this once.",
+        tag=TAG,
+        status=201,
+        bodies={JSON: Body(CreateWebhook, examples.WEBHOOK)},
+        reply=WebhookView,
+        example=examples.WEBHOOK_VIEW,
+        errors=("conflict",),
     ),
 )
 async def create_webhook(request: Http) -> Response[bytes]:
-    read_params(request.scope["query_string"], NoParams)
-    return passed(await ask(request, "webhooks", "create", await read(request, CreateWebhook), bytes), 201)
+    return await forward(request, "webhooks", "create", await read(request, CreateWebhook), 201)
 
 
 @get(
     "/api/v1/webhooks",
-    opt=described(
-        Operation(
-            summary="The webhooks, with their states and counters, in the order of their ids",
-            tag=TAG,
-            params=HandlersParams,
-            reply=WebhookList,
-            refusals=("invalid",),
-        )
+    operation=Operation(
+        summary="The webhooks, with their states and counters, in the order of their ids",
+        tag=TAG,
+        params=HandlersParams,
+        reply=WebhookList,
     ),
 )
 async def list_webhooks(request: Http) -> Response[bytes]:
-    params = read_params(request.scope["query_string"], HandlersParams)
+    params = read_params(request, HandlersParams)
     asked = ListRequest(limit=params.limit, cursor=params.cursor)
-    return passed(await ask(request, "webhooks", "list", asked, bytes))
+    return await forward(request, "webhooks", "list", asked)
 
 
 @get(
     "/api/v1/webhooks/{id:str}",
-    opt=described(
-        Operation(
-            summary="One webhook",
-            description="By its id or name. `waiting` counts the deliveries that wait, now or for their time.",
-            tag=TAG,
-            reply=WebhookView,
-            refusals=("not_found",),
-        )
+    operation=Operation(
+        summary="One webhook",
+        description="By its id or name. `waiting` counts the deliveries that wait, now or for their time.",
+        tag=TAG,
+        reply=WebhookView,
+        errors=("not_found",),
     ),
 )
 async def get_webhook(request: Http) -> Response[bytes]:
-    read_params(request.scope["query_string"], NoParams)
-    return passed(await ask(request, "webhooks", "get", GetRequest(request.path_params["id"]), bytes))
+    return await forward(request, "webhooks", "get", GetRequest(request.path_params["id"]))
 
 
 @patch(
     "/api/v1/webhooks/{id:str}",
-    opt=described(
-        Operation(
-            summary="Change a webhook",
-            description="A merge patch, whose result is checked as a new webhook is.",
-            tag=TAG,
-            bodies={
-                JSON: Body(WebhookPatch, examples.WEBHOOK_PATCH),
-                MERGE_PATCH: Body(WebhookPatch, examples.WEBHOOK_PATCH),
-            },
-            reply=WebhookView,
-            refusals=("malformed", "not_found", "conflict", "too_large", "unsupported", "invalid"),
-        )
+    operation=Operation(
+        summary="Change a webhook",
+        description="A merge patch, whose result is checked as a new webhook is.",
+        tag=TAG,
+        bodies={
+            JSON: Body(WebhookPatch, examples.WEBHOOK_PATCH),
+            MERGE_PATCH: Body(WebhookPatch, examples.WEBHOOK_PATCH),
+        },
+        reply=WebhookView,
+        errors=("not_found", "conflict"),
     ),
 )
 async def update_webhook(request: Http) -> Response[bytes]:
-    read_params(request.scope["query_string"], NoParams)
     expect(request, JSON, MERGE_PATCH)
     wanted = strictly(await whole(request), WebhookPatch)
     asked = UpdateWebhook(id=request.path_params["id"], patch=msgspec.to_builtins(wanted))
-    return passed(await ask(request, "webhooks", "update", asked, bytes))
+    return await forward(request, "webhooks", "update", asked)
 
 
 @delete(
     "/api/v1/webhooks/{id:str}",
-    opt=described(
-        Operation(
-            summary="Remove a webhook",
-            description="What waits for it is not delivered any more. Its attempts stay.",
-            tag=TAG,
-            status=204,
-            refusals=("not_found",),
-        )
+    operation=Operation(
+        summary="Remove a webhook",
+        description="What waits for it is not delivered any more. Its attempts stay.",
+        tag=TAG,
+        status=204,
+        errors=("not_found",),
     ),
 )
 async def delete_webhook(request: Http) -> None:
-    read_params(request.scope["query_string"], NoParams)
     await ask(request, "webhooks", "delete", GetRequest(request.path_params["id"]), bytes)
 
 
 @post(
     "/api/v1/webhooks/{id:str}/enable",
-    opt=described(
-        Operation(
-            summary="Deliver again",
-            description="What has waited while the webhook was disabled or paused is delivered, or skipped.",
-            tag=TAG,
-            bodies={JSON: Body(EnableBody, {"missed": "deliver"})},
-            body_required=False,
-            reply=WebhookView,
-            refusals=("malformed", "not_found", "invalid"),
-        )
+    operation=Operation(
+        summary="Deliver again",
+        description="What has waited while the webhook was disabled or paused is delivered, or skipped.",
+        tag=TAG,
+        bodies={JSON: Body(EnableBody, {"missed": "deliver"})},
+        body_required=False,
+        reply=WebhookView,
+        errors=("not_found",),
     ),
 )
 async def enable_webhook(request: Http) -> Response[bytes]:
-    read_params(request.scope["query_string"], NoParams)
     body = await read_if_any(request, EnableBody)
     return await _enable(request, EnableWebhook(id=request.path_params["id"], enabled=True, missed=body.missed))
 
 
 @post(
     "/api/v1/webhooks/{id:str}/disable",
-    opt=described(
-        Operation(
-            summary="Deliver nothing for now",
-            description="What the webhook wants waits for it.",
-            tag=TAG,
-            reply=WebhookView,
-            refusals=("not_found",),
-        )
+    operation=Operation(
+        summary="Deliver nothing for now",
+        description="What the webhook wants waits for it.",
+        tag=TAG,
+        reply=WebhookView,
+        errors=("not_found",),
     ),
 )
 async def disable_webhook(request: Http) -> Response[bytes]:
-    read_params(request.scope["query_string"], NoParams)
     return await _enable(request, EnableWebhook(id=request.path_params["id"], enabled=False))
 
 
 async def _enable(request: Http, asked: EnableWebhook) -> Response[bytes]:
-    return passed(await ask(request, "webhooks", "enable", asked, bytes))
+    return await forward(request, "webhooks", "enable", asked)
 
 
 @post(
     "/api/v1/webhooks/{id:str}/rotate-secret",
-    opt=described(
-        Operation(
-            summary="Sign with another secret",
-            description=(
-                "The answer has the new `secret`, this once. Until `old_secret_until` each request has a signature of "
-                "both, with a space between them."
-            ),
-            tag=TAG,
-            bodies={JSON: Body(RotateBody, {"grace_s": 86_400})},
-            body_required=False,
-            reply=WebhookView,
-            example=examples.WEBHOOK_VIEW,
-            refusals=("malformed", "not_found", "invalid"),
-        )
+    operation=Operation(
+        summary="Sign with another secret",
+        description=(
+            "The answer has the new `secret`, this once. Until `old_secret_until` each request has a signature of "
+            "both, with a space between them."
+        ),
+        tag=TAG,
+        bodies={JSON: Body(RotateBody, {"grace_s": 86_400})},
+        body_required=False,
+        reply=WebhookView,
+        example=examples.WEBHOOK_VIEW,
+        errors=("not_found",),
     ),
 )
 async def rotate_secret(request: Http) -> Response[bytes]:
-    read_params(request.scope["query_string"], NoParams)
     body = await read_if_any(request, RotateBody)
     asked = RotateSecret(id=request.path_params["id"], grace_s=body.grace_s, secret=body.secret)
-    return passed(await ask(request, "webhooks", "rotate_secret", asked, bytes))
+    return await forward(request, "webhooks", "rotate_secret", asked)
 
 
 @get(
     "/api/v1/webhooks/{id:str}/attempts",
-    opt=described(
-        Operation(
-            summary="The attempts at a webhook's deliveries, the latest first",
-            tag=TAG,
-            params=PageParams,
-            reply=AttemptList,
-            example=examples.ATTEMPT_LIST,
-            refusals=("not_found", "invalid"),
-        )
+    operation=Operation(
+        summary="The attempts at a webhook's deliveries, the latest first",
+        tag=TAG,
+        params=PageParams,
+        reply=AttemptList,
+        example=examples.ATTEMPT_LIST,
+        errors=("not_found",),
     ),
 )
 async def list_attempts(request: Http) -> Response[bytes]:
-    params = read_params(request.scope["query_string"], PageParams)
+    params = read_params(request, PageParams)
     asked = AttemptsRequest(id=request.path_params["id"], limit=params.limit, cursor=params.cursor)
-    return passed(await ask(request, "webhooks", "attempts", asked, bytes))
+    return await forward(request, "webhooks", "attempts", asked)
 
 
 @post(
     "/api/v1/webhooks/{id:str}/test",
-    opt=described(
-        Operation(
-            summary="Fire one synthetic event through a webhook",
-            description="It is sent, unless it is a dry run: that only connects to the endpoint.",
-            tag=TAG,
-            bodies={JSON: Body(WebhookTest, {"dry_run": True})},
-            body_required=False,
-            reply=Check,
-            refusals=("malformed", "not_found", "invalid"),
-        )
+    operation=Operation(
+        summary="Fire one synthetic event through a webhook",
+        description="It is sent, unless it is a dry run: that only connects to the endpoint.",
+        tag=TAG,
+        bodies={JSON: Body(WebhookTest, {"dry_run": True})},
+        body_required=False,
+        reply=Check,
+        errors=("not_found",),
     ),
 )
 async def check_webhook(request: Http) -> Response[bytes]:
-    read_params(request.scope["query_string"], NoParams)
     body = await read_if_any(request, WebhookTest)
     asked = TestRequest(id=request.path_params["id"], dry_run=body.dry_run, payload=body.payload, type=body.type)
-    return passed(await ask(request, "webhooks", "test", asked, bytes))
+    return await forward(request, "webhooks", "test", asked)
 
 
 @post(
     "/api/v1/webhooks/test",
-    opt=described(
-        Operation(
-            summary="Try all webhooks, page by page",
-            description="As `doctor` does: each with a synthetic event, dry. A page may have fewer than `limit`.",
-            tag=TAG,
-            params=HandlersParams,
-            reply=Checks,
-            refusals=("invalid",),
-        )
+    operation=Operation(
+        summary="Try all webhooks, page by page",
+        description="As `doctor` does: each with a synthetic event, dry. A page may have fewer than `limit`.",
+        tag=TAG,
+        params=HandlersParams,
+        reply=Checks,
     ),
 )
 async def check_webhooks(request: Http) -> Response[bytes]:
-    params = read_params(request.scope["query_string"], HandlersParams)
+    params = read_params(request, HandlersParams)
     asked = ListRequest(limit=params.limit, cursor=params.cursor)
-    return passed(await ask(request, "webhooks", "test_all", asked, bytes))
+    return await forward(request, "webhooks", "test_all", asked)
 
 
 @post(
     "/api/v1/events/{id:str}/resend",
-    opt=described(
-        Operation(
-            summary="Send one event to one webhook once more",
-            description="A delivery of its own, whatever the webhook's filters say; its `webhook-id` is the event's.",
-            tag=TAG,
-            status=202,
-            bodies={JSON: Body(ResendBody, {"webhook": "ci"})},
-            reply=Resent,
-            example=examples.RESENT,
-            refusals=("malformed", "not_found", "unsupported", "invalid"),
-        )
+    operation=Operation(
+        summary="Send one event to one webhook once more",
+        description="A delivery of its own, whatever the webhook's filters say; its `webhook-id` is the event's.",
+        tag=TAG,
+        status=202,
+        bodies={JSON: Body(ResendBody, {"webhook": "ci"})},
+        reply=Resent,
+        example=examples.RESENT,
+        errors=("not_found",),
     ),
 )
 async def resend_event(request: Http) -> Response[bytes]:
-    read_params(request.scope["query_string"], NoParams)
     body = await read(request, ResendBody)
     asked = ResendEvent(event_id=request.path_params["id"], webhook=body.webhook)
-    return passed(await ask(request, "webhooks", "resend", asked, bytes), 202)
+    return await forward(request, "webhooks", "resend", asked, 202)
+
+
+HANDLERS = (
+    create_webhook,
+    list_webhooks,
+    check_webhooks,
+    get_webhook,
+    update_webhook,
+    delete_webhook,
+    enable_webhook,
+    disable_webhook,
+    rotate_secret,
+    list_attempts,
+    check_webhook,
+    resend_event,
+)
