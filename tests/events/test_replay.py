@@ -22,8 +22,8 @@ from crucible_core.protocol.replays import (
     StartReplay,
     SteerReplay,
 )
+from crucible_events.replay.api import MAX_UNFINISHED
 from crucible_events.replay.registry import MOST_KEPT
-from crucible_events.replay.requests import MAX_UNFINISHED
 from crucible_kit.clock import fresh_id, now_ms, timestamp
 from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import Context, Endpoint, call, serve

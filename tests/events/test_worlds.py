@@ -27,8 +27,8 @@ from crucible_core.protocol.worlds import (
 from crucible_core.subjects import token
 from crucible_events.app import create_app
 from crucible_events.settings import Settings
-from crucible_events.worlds.registry import Places
-from crucible_events.worlds.requests import Worlds, ensure_default
+from crucible_events.worlds.api import Worlds
+from crucible_events.worlds.registry import Places, ensure_default
 from crucible_kit.buckets import Bucket, open_bucket
 from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import Context, Endpoint, call, serve

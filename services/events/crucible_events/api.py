@@ -40,7 +40,7 @@ from crucible_events.append.stamp import EVENTS, identify, scoped_key
 from crucible_events.query import counts, query, scan, tree
 from crucible_events.retention import Retention
 from crucible_events.types import Registry
-from crucible_events.worlds import requests
+from crucible_events.worlds import registry as worlds
 from crucible_events.worlds.registry import Places
 from crucible_kit.eventlog import log_end, wait_for_sequence
 from crucible_kit.events import append
@@ -78,15 +78,15 @@ def reached(places: Places, rules: Retention | None, purging: Purger | None) -> 
     """Answered once this replica works by what was asked for. Raises UnavailableError."""
 
     async def reach(request: ReachedRequest, context: Context) -> ReachedRequest:
-        if request.bucket == requests.BUCKET:
+        if request.bucket == worlds.BUCKET:
             await places.view.reach(request.revision)
         elif request.bucket == retention.BUCKET and rules is not None:
             await rules.view.reach(request.revision)
         if request.settle:
-            await places.quiet(requests.SETTLE_S)
+            await places.drain(worlds.SETTLE_S)
             if purging is not None:
                 with contextlib.suppress(TimeoutError):  # a large one goes on by itself
-                    async with asyncio.timeout(requests.SETTLE_S):
+                    async with asyncio.timeout(worlds.SETTLE_S):
                         await purging.wait_done()
         return request
 

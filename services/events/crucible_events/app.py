@@ -18,13 +18,15 @@ from crucible_events.append.lookup import IndexLookup, Lookup, RemoteLookup
 from crucible_events.append.prehooks import PreHooks
 from crucible_events.audit import Audit, lost_ends
 from crucible_events.redaction import Eraser, Redacting
+from crucible_events.replay.api import ReplayApi
+from crucible_events.replay.jobs import Jobs
 from crucible_events.replay.registry import Replays
-from crucible_events.replay.requests import Replaying
 from crucible_events.retention import BUCKET as RETENTION
 from crucible_events.retention import Expiry, Retention
 from crucible_events.settings import Settings
-from crucible_events.worlds import requests
-from crucible_events.worlds.registry import Places
+from crucible_events.worlds.api import Worlds
+from crucible_events.worlds.registry import BUCKET as WORLDS
+from crucible_events.worlds.registry import Places, ensure_default
 from crucible_kit.backlog import ParkedMessages
 from crucible_kit.buckets import Bucket, View, open_bucket
 from crucible_kit.http.asgi import ops_app
@@ -58,7 +60,7 @@ class _Service(msgspec.Struct, kw_only=True):
     telemetry: Telemetry
     metrics: Metrics
     types: Types
-    atlas: Bucket
+    worlds_bucket: Bucket
     places: Places
     principals: Principals
     snapshots: Snapshots | None
@@ -136,8 +138,8 @@ async def _forget_world(index: Index, snapshots: Snapshots, world_id: str, throu
 async def _service(
     settings: Settings, bus: Bus, index: Index | None, telemetry: Telemetry, metrics: Metrics
 ) -> _Service:
-    atlas = await open_bucket(bus, requests.BUCKET, settings.stream_replicas)
-    await requests.ensure_default(atlas)
+    worlds_bucket = await open_bucket(bus, WORLDS, settings.stream_replicas)
+    await ensure_default(worlds_bucket)
     types = await open_types(bus, settings.stream_replicas)
     principals = await open_principals(bus, settings.stream_replicas)
     snapshots = purging = None
@@ -145,14 +147,14 @@ async def _service(
         copy = Path(settings.data_dir) / "events.sqlite.snapshot"
         snapshots = Snapshots(index, _snapshots(settings, bus), copy, settings.events_snapshot_every, metrics)
         purging = Purger(index, partial(_forget_world, index, snapshots))
-    places = Places(atlas, purging.note if purging else lambda world, through: None)
+    places = Places(worlds_bucket, purging.note if purging else lambda world, through: None)
     return _Service(
         settings=settings,
         bus=bus,
         telemetry=telemetry,
         metrics=metrics,
         types=types,
-        atlas=atlas,
+        worlds_bucket=worlds_bucket,
         places=places,
         principals=principals,
         snapshots=snapshots,
@@ -174,8 +176,8 @@ async def _add_append(service: _Service, lookup: Lookup) -> None:
     )
     committer = Committer(bus, service.telemetry, metrics, settings.events_queue, settings.events_queue_mib * _MIB)
     appender = Appender(bus, lookup, types, prehooks, places, rules, committer, metrics)
-    making_room = partial(appender.append, spare=True)
-    registry = requests.Worlds(bus, service.atlas, places, appender.append, making_room, api.room_for(bus))
+    append_deletion = partial(appender.append, spare=True)
+    registry = Worlds(bus, service.worlds_bucket, places, appender.append, append_deletion, api.room_for(bus))
     redacting = Redacting(bus, lookup, appender)
     service.views |= {"hooks": prehooks.view, "retention": rules.view}
     service.troubles.append(prehooks.troubles)
@@ -196,7 +198,7 @@ async def _add_query(app: Starlette, service: _Service, index: Index, lookup: In
     assert service.snapshots is not None
     eraser = Eraser(bus, index, service.snapshots.remove)
     replays = app.state.replays = Replays(await service.bucket("replays"))
-    replaying = Replaying(bus, replays, types, places, service.principals, metrics)
+    jobs = Jobs(bus, replays, types, service.principals, metrics)
     service.views |= {"replays": replays.view}
     service.running += [
         lambda: index.follow(bus, projection.apply),
@@ -207,7 +209,7 @@ async def _add_query(app: Starlette, service: _Service, index: Index, lookup: In
         ParkedMessages(bus, metrics).watch,
         service.purging.run,
         service.snapshots.run,
-        replaying.run,
+        jobs.run,
         eraser.run,
     ]
     service.troubles += [index.troubles, losses.troubles]
@@ -215,7 +217,7 @@ async def _add_query(app: Starlette, service: _Service, index: Index, lookup: In
         **api.queries(bus, index, lookup, types, places),
         **eraser.endpoints(),
         **audit.endpoints(),
-        **replaying.endpoints(),
+        **ReplayApi(bus, replays, types, places).endpoints(),
     }
 
 

@@ -1,4 +1,4 @@
-"""Which events of the log a replay is about: the subjects to read, and what is asked of each message read."""
+"""Extent of a replay: its range of the log, the subjects to read, and the test of each message."""
 
 import contextlib
 import secrets
@@ -23,11 +23,14 @@ MAX_FILTERS = 100
 _MOST_SUBJECTS = 20
 """Past so many types whole categories are read."""
 _WHOLE = "*"
+_MAX_SEQUENCE = 2**63 - 1
+_WORDS = ("start", "now")
 
 
 class Selection(msgspec.Struct, frozen=True):
-    """`kinds` are (category, event) tokens of subjects, None where all that is read is wanted; `filters` is None where
-    the type says everything, so that no event need be decoded. `scope` is what whoever asked for the replay may see."""
+    """`kinds` are (category, event) tokens of subjects, None to take every message that is read; `filters` is None
+    where the type decides alone, so that no event is decoded. `scope` is that of the principal who started the
+    replay."""
 
     subjects: list[str]
     kinds: frozenset[tuple[str, str]] | None
@@ -71,19 +74,6 @@ def select(
     return Selection(subjects, None if read == kinds else kinds, compiled if decoded else None, scope)
 
 
-def _kinds(types: frozenset[str] | None) -> frozenset[tuple[str, str]] | None:
-    """No two overlap: a consumer's filter subjects must not."""
-    if types is None:
-        return None
-    parts = [name.partition(".") for name in types]
-    whole = {category for category, _, event in parts if event == _WHOLE}
-    return frozenset((category, _WHOLE if category in whole else token(event)) for category, _, event in parts)
-
-
-_MAX_SEQUENCE = 2**63 - 1
-_WORDS = ("start", "now")
-
-
 class Moment(NamedTuple):
     """Unix microseconds."""
 
@@ -91,7 +81,7 @@ class Moment(NamedTuple):
 
 
 class Range(NamedTuple):
-    """After the first place in the log, up to the second."""
+    """After the first position in the log, up to the second."""
 
     after: Position
     to: Position
@@ -99,7 +89,7 @@ class Range(NamedTuple):
 
 async def resolve(bus: Bus, start: int | str, to: int | str) -> Range:
     """Sequences, times (of the commit), `start` and `now` (the log's end at this moment). Raises InvalidError."""
-    begin, end = place(start, "from"), place(to, "to")
+    begin, end = _parse(start, "from"), _parse(to, "to")
     if end == "start":
         raise _refused("to", "must be a sequence, a time or now")
     if isinstance(begin, Moment) and isinstance(end, Moment) and begin.at > end.at:
@@ -113,33 +103,42 @@ async def resolve(bus: Bus, start: int | str, to: int | str) -> Range:
     return Range(after, last)
 
 
-def place(given: int | str, path: str) -> int | Moment | str:
-    """A sequence, a time, `start` or `now`, as it was written. Raises InvalidError."""
-    if isinstance(given, str):
-        if given in _WORDS:
-            return given
-        if not given.isdecimal() or not given.isascii():
-            if not given[:1].isdecimal():
-                raise _refused(path, f'"{given[:64]}" is neither a sequence nor a time, start or now')
-            return Moment(parse_time(given, path))
-        given = int(given) if len(given) < 20 else -1
-    if not 0 <= given <= _MAX_SEQUENCE:
-        raise _refused(path, f"must be a sequence, 0 to {_MAX_SEQUENCE}")
-    return given
-
-
 async def count(bus: Bus, within: Range, subjects: Sequence[str]) -> int:
     """How many messages of some subjects are in a range; a little less where the log grows meanwhile."""
     total = 0
     for number, stream in enumerate(bus.names.log_streams):
-        if wanted := bus.names.subjects_in(stream, subjects):
-            after, to = [await _waiting(bus, stream, place.end_of(number), wanted) for place in within]
+        if read := bus.names.subjects_in(stream, subjects):
+            after, to = [await _count_after(bus, stream, position.end_of(number), read) for position in within]
             total += max(0, after - to)
     return total
 
 
+def _parse(text: int | str, path: str) -> int | Moment | str:
+    """A sequence, a time, `start` or `now`, as it was written. Raises InvalidError."""
+    if isinstance(text, str):
+        if text in _WORDS:
+            return text
+        if not text.isdecimal() or not text.isascii():
+            if not text[:1].isdecimal():
+                raise _refused(path, f'"{text[:64]}" is neither a sequence nor a time, start or now')
+            return Moment(parse_time(text, path))
+        text = int(text) if len(text) < 20 else -1
+    if not 0 <= text <= _MAX_SEQUENCE:
+        raise _refused(path, f"must be a sequence, 0 to {_MAX_SEQUENCE}")
+    return text
+
+
+def _kinds(types: frozenset[str] | None) -> frozenset[tuple[str, str]] | None:
+    """No two overlap: a consumer's filter subjects must not."""
+    if types is None:
+        return None
+    parts = [name.partition(".") for name in types]
+    whole = {category for category, _, event in parts if event == _WHOLE}
+    return frozenset((category, _WHOLE if category in whole else token(event)) for category, _, event in parts)
+
+
 async def _position(bus: Bus, wanted: int | Moment | str, head: Position, later_ms: int) -> Position:
-    """The place of a sequence, or before a moment, `later_ms` after it."""
+    """The position of a sequence, or just before a moment, `later_ms` after it."""
     if isinstance(wanted, int):
         return await position_of(bus, wanted)
     if isinstance(wanted, str):
@@ -147,7 +146,7 @@ async def _position(bus: Bus, wanted: int | Moment | str, head: Position, later_
     return head.least(await position_at(bus, wanted.at // 1000 + later_ms))
 
 
-async def _waiting(bus: Bus, stream: str, after: int, subjects: Sequence[str]) -> int:
+async def _count_after(bus: Bus, stream: str, after: int, subjects: Sequence[str]) -> int:
     name = f"count-{secrets.token_hex(8)}"
     try:
         return await bus.ensure_consumer(

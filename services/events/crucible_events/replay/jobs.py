@@ -1,13 +1,13 @@
-"""The work of a replay: reading the log, handing on what it picks, batch by batch, and saying how far it has come.
+"""Jobs of replays: each reads the log, sends the selected events to the target in batches, and stores its position.
 
-A job is a record; whichever replica of `events` has its lease works on it. One that dies lets the lease run out, and
-another goes on at the position that was written last: what was handed on after it is handed on twice, and known by its
-ids.
+A job is a record; the replica of `events` that has its lease works on it. One that dies lets the lease run out, and
+another goes on at the stored position: events after it are sent twice, and the target knows them by their ids.
 """
 
 import asyncio
 import contextlib
 import logging
+import secrets
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -22,13 +22,19 @@ from crucible_kit.clock import now_ms, timestamp
 from crucible_kit.eventlog import passed, read_log
 from crucible_kit.nats.bus import Bus, Message
 from crucible_kit.principals import Principals
-from crucible_kit.tasks import Turn
-from crucible_kit.telemetry.metrics import Counter
+from crucible_kit.tasks import Turn, finish
+from crucible_kit.telemetry.metrics import Counter, Metrics
 from crucible_kit.types import Types
 
 log = logging.getLogger(__name__)
 
+MAX_RUNNING = 16
+"""Jobs of one replica; others wait."""
 LEASE_S = 10.0
+_START_S = 30.0
+_LOOK_S = 1.0
+_TIDY_S = 60.0
+_GRACE_S = 5.0
 _CHECKPOINT_S = 0.25
 """Not after each batch: every checkpoint is synced to disk."""
 _READ = 1000
@@ -40,15 +46,15 @@ _RATE_S = 0.25
 _FIRST_REST_S = 0.05
 _LONGEST_REST_S = 1.0
 _GONE_S = 5.0
-"""How long a subscriber may not be there: its gateway may be connecting again."""
+"""The time that a subscriber may be away: its gateway may be connecting again."""
 
 
-class Stopped(Exception):
-    """The replay is no longer this job's to go on with: it was paused or cancelled, or somebody else has it."""
+class StoppedError(Exception):
+    """This job must not go on: the replay was paused or cancelled, or another replica has it."""
 
 
 class Job:
-    """One replay, while this process works on it. `nudge` wakes it where it waits, to see what has changed."""
+    """One replay, while this process works on it. `nudge` wakes it, to read the changed record."""
 
     def __init__(
         self,
@@ -58,7 +64,7 @@ class Job:
         principals: Principals,
         record: Record,
         me: str,
-        handed_on: Counter,
+        sent: Counter,
     ) -> None:
         self._bus = bus
         self._types = types
@@ -66,31 +72,31 @@ class Job:
         self._replays = replays
         self._record = record
         self._me = me
-        self._handed_on = handed_on.labels(record.target.kind)
+        self._sent = sent.labels(record.target.kind)
         self._trouble: str | None = None
         self._nudged = asyncio.Event()
         self._stopping = False
         self._saving = asyncio.Lock()
         self._saved_at = 0.0
         self._next_at = 0.0
-        self._heard_at = _loop_time()
+        self._answered_at = _loop_time()
         self._rest_s = _FIRST_REST_S
 
     def nudge(self) -> None:
         self._nudged.set()
 
     def stop(self) -> None:
-        """It ends at the next batch, and another replica may go on."""
+        """Ends the job at the next batch; another replica may go on."""
         self._stopping = True
         self._nudged.set()
 
     async def run(self) -> None:
-        """Never fails: what goes wrong ends the replay, and is its error."""
-        keeper = asyncio.create_task(self._keep_lease())
+        """Never fails: an exception ends the replay, and is its error."""
+        renewal = asyncio.create_task(self._renew_lease())
         try:
-            await self._hand_on_all()
+            await self._send_all()
             await self._end(DONE)
-        except Stopped:
+        except StoppedError:
             pass
         except CrucibleError as error:
             await self._end(FAILED, error.detail)
@@ -98,43 +104,43 @@ class Job:
             log.exception("replay %s failed", self._record.id)
             await self._end(FAILED, "it failed inside the events service, whose log says why")
         finally:
-            keeper.cancel()
-            with contextlib.suppress(CrucibleError, Stopped):
+            renewal.cancel()
+            with contextlib.suppress(CrucibleError, StoppedError):
                 await self._save(release=True)
 
-    # ---- the way through the log
+    # ---- the log
 
-    async def _hand_on_all(self) -> None:
+    async def _send_all(self) -> None:
         record, names = self._record, self._bus.names
-        looked_to, to = names.position(record.position), names.position(record.to)
-        if looked_to.reaches(to):
+        position, to = names.position(record.position), names.position(record.to)
+        if position.reaches(to):
             return
         await self._principals.view.refresh()
         scope = self._principals.of(record.principal).scope
         selection = await self._types.resolve(
             lambda known: select(record.filters, record.world_id, record.room_id, names, known, scope)
         )
-        reading = read_log(self._bus, after=looked_to, filters=selection.subjects, batch=_READ)
+        reading = read_log(self._bus, after=position, filters=selection.subjects, batch=_READ)
         async with contextlib.aclosing(reading) as batches:
             async for messages in batches:
                 within = [message for message in messages if to.covers(message.sequence)]
                 if within:
-                    await self._hand_on(within, await _picked(selection, within))
-                looked_to = passed(looked_to, messages)
-                if not messages or looked_to.reaches(to):
+                    await self._send(within, await _select(selection, within))
+                position = passed(position, messages)
+                if not messages or position.reaches(to):
                     return
 
-    async def _hand_on(self, messages: Sequence[Message], picked: Sequence[Message]) -> None:
-        """Returns once the target has taken, or refused, what is picked of some neighbouring messages."""
-        seen, at = self._record.seen, {message.sequence: place for place, message in enumerate(messages)}
+    async def _send(self, messages: Sequence[Message], picked: Sequence[Message]) -> None:
+        """Returns once the target has taken, or refused, the `picked` ones of some neighbouring messages."""
+        seen, at = self._record.seen, {message.sequence: index for index, message in enumerate(messages)}
         before = self._bus.names.position(self._record.position)
         for part in self._parts(picked):
             waiting = part
             while waiting:
                 await self._rest_until(self._next_at)
-                taken = await self._taken(waiting)
+                taken = await self._send_batch(waiting)
                 waiting = waiting[taken.taken :]
-                # Everything before the next one that waits is dealt with.
+                # All messages before the next one that waits are done.
                 done = at[waiting[0].sequence] if waiting else at[part[-1].sequence] + 1
                 self._advance(passed(before, messages[:done]), seen + done, taken)
                 await self._checkpoint()
@@ -144,26 +150,26 @@ class Job:
         self._advance(passed(before, messages), seen + len(messages))
         await self._checkpoint()
 
-    async def _taken(self, messages: Sequence[Message]) -> ReplayTaken:
+    async def _send_batch(self, messages: Sequence[Message]) -> ReplayTaken:
         target = self._record.target
         try:
-            taken = await registry.hand_on(self._bus, target, self._record.id, messages)
+            taken = await registry.send(self._bus, target, self._record.id, messages)
         except (UnavailableError, LimitedError) as error:
             if not self._bus.connected:
-                self._heard_at = _loop_time()  # nobody could be heard
-            elif target.kind == "subscription" and _loop_time() - self._heard_at > _GONE_S:
+                self._answered_at = _loop_time()  # no answer could arrive
+            elif target.kind == "subscription" and _loop_time() - self._answered_at > _GONE_S:
                 raise CrucibleError("the subscriber has gone") from error
             self._trouble = error.detail
             return ReplayTaken(taken=0, sent=0, skipped=0)
-        self._heard_at = _loop_time()
+        self._answered_at = _loop_time()
         self._trouble = taken.waiting
-        self._handed_on.inc(taken.sent)
+        self._sent.inc(taken.sent)
         if self._record.rate is not None:
             self._next_at = max(self._next_at, _loop_time() - _RATE_S) + taken.sent / self._record.rate
         return taken
 
     def _parts(self, messages: Sequence[Message]) -> Iterator[list[Message]]:
-        """Batches that a request may hold and the rate allows."""
+        """Batches within the limits of a request and the rate."""
         most, rate = _MOST[self._record.target.kind], self._record.rate
         if rate is not None:
             most = max(1, min(most, int(rate * _RATE_S)))
@@ -183,7 +189,7 @@ class Job:
     def _check(self) -> None:
         now = self._replays.records.get(self._record.id)
         if self._stopping or now is None or now.state != RUNNING or now.owner != self._me:
-            raise Stopped
+            raise StoppedError
 
     async def _rest(self, moving: bool) -> None:
         """Longer each time that the target takes nothing."""
@@ -191,7 +197,7 @@ class Job:
         await self._rest_until(_loop_time() + self._rest_s)
 
     async def _rest_until(self, at: float) -> None:
-        """Raises Stopped, as soon as there is a reason to."""
+        """Raises StoppedError as soon as the job must not go on."""
         while True:
             self._check()
             if at <= _loop_time():
@@ -220,19 +226,19 @@ class Job:
             with contextlib.suppress(UnavailableError):  # the work goes on; the lease tells when it must not
                 await self._save()
 
-    async def _keep_lease(self) -> None:
+    async def _renew_lease(self) -> None:
         while True:
             await asyncio.sleep(LEASE_S / 3)
-            with contextlib.suppress(CrucibleError, Stopped):
+            with contextlib.suppress(CrucibleError, StoppedError):
                 await self._save()
 
     async def _end(self, state: str, error: str | None = None) -> None:
-        with contextlib.suppress(Stopped):
+        with contextlib.suppress(StoppedError):
             if state == DONE:
                 self._advance(self._bus.names.position(self._record.to), self._record.seen)
-            await self._save_surely(state, error)
+            await self._save_until_stored(state, error)
 
-    async def _save_surely(self, state: str, error: str | None) -> None:
+    async def _save_until_stored(self, state: str, error: str | None) -> None:
         while True:
             try:
                 await self._save(state=state, error=error)
@@ -242,11 +248,11 @@ class Job:
                 return
 
     async def _save(self, *, state: str | None = None, error: str | None = None, release: bool = False) -> None:
-        """Writes how far it has come; `state` only over a running one. Raises Stopped where somebody else has it."""
+        """Stores the position; `state` only over a running one. Raises StoppedError where another replica has it."""
 
         def change(now: Record) -> Record:
             if now.owner != self._me:
-                raise Stopped
+                raise StoppedError
             ends = state is not None and now.state == RUNNING
             mine = self._record
             return msgspec.structs.replace(
@@ -268,10 +274,82 @@ class Job:
             saved = await self._replays.change(self._record.id, change)
             self._saved_at = _loop_time()
         if release and saved.state in (DONE, CANCELLED, FAILED):
-            await registry.say_goodbye(self._bus, saved.target, saved.id, saved.state, saved.sent)
+            await registry.announce_end(self._bus, saved.target, saved.id, saved.state, saved.sent)
 
 
-async def _picked(selection: Selection, messages: Sequence[Message]) -> list[Message]:
+class Jobs:
+    """The jobs of this replica, each of which holds a lease."""
+
+    def __init__(self, bus: Bus, replays: Replays, types: Types, principals: Principals, metrics: Metrics) -> None:
+        self._bus = bus
+        self._types = types
+        self._replays = replays
+        self._principals = principals
+        self._me = secrets.token_hex(8)
+        self._jobs: dict[str, tuple[Job, asyncio.Task[None]]] = {}
+        self._news = asyncio.Event()
+        self._sent = metrics.counter("replayed_events", "Events that replays handed on", ("target",))
+        metrics.gauge("replays_running", "Replays that this process works on").set_function(lambda: len(self._jobs))
+        replays.changed = self._wake
+
+    async def run(self) -> None:
+        """Works on replays until cancelled; then other replicas may go on with them."""
+        await self._replays.view.reach(0, timeout=_START_S)
+        tidy_at = 0.0
+        try:
+            while True:
+                self._news.clear()
+                with contextlib.suppress(CrucibleError):
+                    await self._begin()
+                    if (now := asyncio.get_running_loop().time()) >= tidy_at:
+                        tidy_at = now + _TIDY_S
+                        await self._replays.forget_old(now_ms())
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_S):
+                        await self._news.wait()
+        finally:
+            for job, _ in self._jobs.values():
+                job.stop()
+            await finish({task for _, task in self._jobs.values()}, _GRACE_S)
+
+    async def _begin(self) -> None:
+        for record in sorted(self._replays.records.values(), key=lambda record: record.created_at):
+            if len(self._jobs) >= MAX_RUNNING:
+                return
+            if record.id not in self._jobs and _is_free(record):
+                claimed = await self._replays.change(record.id, self._claim)
+                if claimed.owner == self._me:
+                    self._start(claimed)
+
+    def _claim(self, record: Record) -> Record | None:
+        if not _is_free(record):
+            return None
+        return msgspec.structs.replace(record, owner=self._me, lease_until_ms=now_ms() + int(LEASE_S * 1000))
+
+    def _start(self, record: Record) -> None:
+        job = Job(self._bus, self._replays, self._types, self._principals, record, self._me, self._sent)
+        task = asyncio.create_task(job.run())
+        self._jobs[record.id] = (job, task)
+        task.add_done_callback(lambda _: self._ended(record.id))
+
+    def _ended(self, replay: str) -> None:
+        self._jobs.pop(replay, None)
+        self._news.set()
+
+    def _wake(self, replay: str) -> None:
+        running = self._jobs.get(replay)
+        if running is not None:
+            running[0].nudge()
+        else:
+            self._news.set()
+
+
+def _is_free(record: Record) -> bool:
+    """True for a running replay that no replica works on: it has no owner, or the owner's lease has ended."""
+    return record.state == RUNNING and (not record.owner or record.lease_until_ms < now_ms())
+
+
+async def _select(selection: Selection, messages: Sequence[Message]) -> list[Message]:
     found, turn = [], Turn()
     for message in messages:
         if turn.over:

@@ -1,4 +1,5 @@
-"""The replays that there are: their records in the `replays` bucket, which every replica follows, and their changes."""
+"""Registry of replays: their records in the `replays` bucket, which every replica follows, their views, and the targets
+that they send to."""
 
 import contextlib
 import hashlib
@@ -20,11 +21,23 @@ from crucible_kit.clock import fresh_id
 from crucible_kit.nats.bus import Bus, Message
 from crucible_kit.rpc import call, call_all
 
-PATIENCE_S = 20.0
-"""How long a target may take over a batch."""
-_FAREWELL_S = 2.0
+log = logging.getLogger(__name__)
+
+MOST_KEPT = 100
+KEPT_MS = 7 * 86_400_000
+"""Finished replays: the newest so many, for so long."""
+_TOMBSTONE_TTL = "3600s"
+_KEYS = "key_"
+_KEYS_TTL = f"{KEPT_MS // 1000}s"
+"""Of entries of the bucket that hold the id of an idempotency key's replay."""
+
+SEND_S = 20.0
+"""The time that a target may take over a batch."""
+_END_S = 2.0
 _SERVICES = {"hook": "hooks", "webhook": "webhooks"}
 _KINDS = (*_SERVICES, "subscription")
+
+RUNNING, PAUSED, DONE, CANCELLED, FAILED = "running", "paused", "done", "cancelled", "failed"
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -39,59 +52,11 @@ class Target(msgspec.Struct, frozen=True):
         return (_SERVICES[self.kind], "replay") if self.kind in _SERVICES else ("gateway", self.id)
 
 
-async def find(bus: Bus, principal: Principal, wanted: ReplayTarget, traceparent: str) -> Target:
-    """Raises NotFoundError with the nearest name, InvalidError where it takes no replay, UnavailableError."""
-    given = [(kind, name) for kind in _KINDS if (name := getattr(wanted, kind)) is not None]
-    if len(given) != 1:
-        message = 'must be one of {"hook": name}, {"webhook": id or name} and {"subscription": id}'
-        raise InvalidError(f"target: {message}", errors=[FieldError("target", message)])
-    kind, name = given[0]
-    if kind in _SERVICES:
-        asked = GetRequest(id=name)
-        found = await call(bus, principal, _SERVICES[kind], "replayable", asked, Replayable, traceparent=traceparent)
-        return Target(kind, found.id)
-    if not is_id("sub", name) or not await call_all(bus, principal, "gateway", "attach", GetRequest(id=name)):
-        errors = [FieldError("target.subscription", "there is no such live subscription")]
-        raise NotFoundError(f"there is no live subscription {name[:100]!r}", errors=errors)
-    return Target(kind, name)
-
-
-async def hand_on(bus: Bus, target: Target, replay: str, messages: Sequence[Message]) -> ReplayTaken:
-    """Raises what the target answers, and UnavailableError where it does not."""
-    events = [
-        ReplayedEvent(sequence=message.sequence, time_ms=message.time_ms, event=msgspec.Raw(message.data))
-        for message in messages
-    ]
-    batch = ReplayBatch(replay=replay, target=target.id, events=events)
-    return await call(bus, EVENTS, *target.endpoint, batch, ReplayTaken, timeout=PATIENCE_S)
-
-
-async def say_goodbye(bus: Bus, target: Target, replay: str, state: str, sent: int) -> None:
-    """A subscriber hears how a replay ended, if it is still there."""
-    if target.kind == "subscription":
-        batch = ReplayBatch(replay=replay, target=target.id, end=state, sent=sent)
-        with contextlib.suppress(CrucibleError):
-            await call(bus, EVENTS, *target.endpoint, batch, ReplayTaken, timeout=_FAREWELL_S)
-
-
-log = logging.getLogger(__name__)
-
-MOST_KEPT = 100
-KEPT_MS = 7 * 86_400_000
-"""Finished replays: the newest so many, for so long."""
-_MARK_KEPT = "3600s"
-_KEYS = "key_"
-_KEYS_KEPT = f"{KEPT_MS // 1000}s"
-"""Of entries of the bucket that hold the id of an idempotency key's replay."""
-
-RUNNING, PAUSED, DONE, CANCELLED, FAILED = "running", "paused", "done", "cancelled", "failed"
-
-
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the bucket holds under a replay's id. `seen` counts the messages that are dealt with, up to `position`.
+    """The entry of the bucket under a replay's id. `seen` counts the messages that are done, up to `position`.
 
-    `owner` is the replica that works on it, until `lease_until_ms` (Unix) unless it says so again. It is handed on what
-    its `principal` may see, who asked for it; the operator where that is empty.
+    `owner` is the replica that works on it, until `lease_until_ms` (Unix) unless it renews the lease. The target gets
+    the events that `principal` may see, who started the replay; the operator where that is empty.
     """
 
     id: str
@@ -157,7 +122,7 @@ def view(record: Record, *, duplicate: bool = False) -> Replay:
 class Replays:
     """This process's copy of the bucket, and compare-and-set changes of its records.
 
-    `changed` is called with a replay's id after each change that this process hears of.
+    It calls `changed` with a replay's id after each change that reaches this process.
     """
 
     def __init__(self, bucket: Bucket) -> None:
@@ -179,11 +144,12 @@ class Replays:
         return [record for record in self.records.values() if principal.owns(record.owned)]
 
     async def id_of(self, idempotency_key: str) -> str:
-        """The id of the replay that a key stands for: made when the key is first used, and kept beside the records."""
+        """The id of the replay of an idempotency key: created when the key is first used, and stored beside the
+        records."""
         key = _KEYS + hashlib.sha256(idempotency_key.encode()).hexdigest()[:40]
         fresh = fresh_id("rpl")
         try:
-            await self._bucket.create(key, fresh.encode(), _KEYS_KEPT)
+            await self._bucket.create(key, fresh.encode(), _KEYS_TTL)
         except ConflictError:
             found = await self._bucket.get(key)
             return found.value.decode() if found else fresh
@@ -192,12 +158,12 @@ class Replays:
     async def create(self, record: Record) -> None:
         """Raises ConflictError where there is one with that id."""
         revision = await self._bucket.create(record.id, msgspec.json.encode(record))
-        self._keep(record, revision)
+        self._put(record, revision)
         self.changed(record.id)
 
     async def change(self, replay: str, change: Callable[[Record], Record | None]) -> Record:
-        """The record as it is afterwards. `change` is asked again with what somebody else has made of it meanwhile;
-        None changes nothing. Raises NotFoundError, and what `change` raises."""
+        """The record after the change. `change` is called again where another process changed the record meanwhile;
+        None changes nothing. Raises NotFoundError, and the errors of `change`."""
         while True:
             record = change(self.get(replay))
             if record is None:
@@ -208,7 +174,7 @@ class Replays:
             except ConflictError:
                 await self.view.refresh()
             else:
-                self._keep(record, revision)
+                self._put(record, revision)
                 self.changed(replay)
                 return record
 
@@ -216,9 +182,9 @@ class Replays:
         """Removes finished replays that are old, or of which there are many newer ones."""
         finished = [record for record in self.records.values() if record.finished]
         newest = sorted(finished, key=lambda record: record.changed_ms, reverse=True)
-        for place, record in enumerate(newest):
-            if place >= MOST_KEPT or record.changed_ms < now_ms - KEPT_MS:
-                await self._bucket.delete(record.id, _MARK_KEPT)
+        for index, record in enumerate(newest):
+            if index >= MOST_KEPT or record.changed_ms < now_ms - KEPT_MS:
+                await self._bucket.delete(record.id, _TOMBSTONE_TTL)
 
     def _take(self, change: Change) -> None:
         if change.key.startswith(_KEYS):
@@ -230,13 +196,48 @@ class Replays:
             self.records.pop(change.key, None)
             self._revisions.pop(change.key, None)
         else:
-            self._keep(record, change.revision)
+            self._put(record, change.revision)
         self.changed(change.key)
 
-    def _keep(self, record: Record, revision: int) -> None:
+    def _put(self, record: Record, revision: int) -> None:
         if revision >= self._revisions.get(record.id, 0):
             self.records[record.id] = record
             self._revisions[record.id] = revision
+
+
+async def find_target(bus: Bus, principal: Principal, wanted: ReplayTarget, traceparent: str) -> Target:
+    """Raises NotFoundError with the nearest name, InvalidError where it takes no replay, UnavailableError."""
+    named = [(kind, name) for kind in _KINDS if (name := getattr(wanted, kind)) is not None]
+    if len(named) != 1:
+        message = 'must be one of {"hook": name}, {"webhook": id or name} and {"subscription": id}'
+        raise InvalidError(f"target: {message}", errors=[FieldError("target", message)])
+    kind, name = named[0]
+    if kind in _SERVICES:
+        request = GetRequest(id=name)
+        found = await call(bus, principal, _SERVICES[kind], "replayable", request, Replayable, traceparent=traceparent)
+        return Target(kind, found.id)
+    if not is_id("sub", name) or not await call_all(bus, principal, "gateway", "attach", GetRequest(id=name)):
+        errors = [FieldError("target.subscription", "there is no such live subscription")]
+        raise NotFoundError(f"there is no live subscription {name[:100]!r}", errors=errors)
+    return Target(kind, name)
+
+
+async def send(bus: Bus, target: Target, replay: str, messages: Sequence[Message]) -> ReplayTaken:
+    """Raises what the target answers, and UnavailableError where it does not."""
+    events = [
+        ReplayedEvent(sequence=message.sequence, time_ms=message.time_ms, event=msgspec.Raw(message.data))
+        for message in messages
+    ]
+    batch = ReplayBatch(replay=replay, target=target.id, events=events)
+    return await call(bus, EVENTS, *target.endpoint, batch, ReplayTaken, timeout=SEND_S)
+
+
+async def announce_end(bus: Bus, target: Target, replay: str, state: str, sent: int) -> None:
+    """Tells a subscriber that its replay ended, if it is still there."""
+    if target.kind == "subscription":
+        batch = ReplayBatch(replay=replay, target=target.id, end=state, sent=sent)
+        with contextlib.suppress(CrucibleError):
+            await call(bus, EVENTS, *target.endpoint, batch, ReplayTaken, timeout=_END_S)
 
 
 def _record(key: str, value: bytes) -> Record | None:

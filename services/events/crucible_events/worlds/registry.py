@@ -1,4 +1,4 @@
-"""Which worlds and rooms there are: this process's copy of the `worlds` bucket, and the check of what events name."""
+"""Registry of worlds and rooms: this process's copy of the `worlds` bucket, and the check of the names in events."""
 
 import asyncio
 import contextlib
@@ -9,18 +9,23 @@ import msgspec
 
 from crucible_core.access import EVERYTHING, Scope
 from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD
-from crucible_core.errors import FieldError, InvalidError
+from crucible_core.errors import ConflictError, FieldError, InvalidError
 from crucible_core.protocol.worlds import WorldRecord
+from crucible_core.subjects import token
 from crucible_core.suggest import nearest
 from crucible_events.append.entries import Entry, State, entries_in
 from crucible_kit.buckets import Bucket, Change, View
+from crucible_kit.clock import timestamp
 
 log = logging.getLogger(__name__)
 
-_PATIENCE_S = 5.0
+BUCKET = "worlds"
+SETTLE_S = 4.0
+"""The time that a deletion waits for the appends that are under way, and for the indexes to forget."""
+_READY_S = 5.0
 _SHOWN = 64
 _COMPARED = 200
-"""Names that an unknown one is compared with: what anybody may ask as often as they like must be cheap."""
+"""Names that an unknown one is compared with: anybody may ask as often as they like."""
 _REMEMBERED = 1_000
 _NOWHERE: frozenset[str] = frozenset()
 _record = msgspec.json.Decoder(WorldRecord)
@@ -28,7 +33,14 @@ Rooms = Mapping[str, frozenset[str]]
 """By world."""
 
 
-class Turn:
+async def ensure_default(bucket: Bucket) -> None:
+    """Stores the record of the default world, where there is none."""
+    record = WorldRecord(id=DEFAULT_WORLD, created_at=timestamp())
+    with contextlib.suppress(ConflictError):
+        await bucket.create(token(DEFAULT_WORLD), msgspec.json.encode(record))
+
+
+class _Generation:
     """The appends that began between two changes of the worlds; `done` once all of them have their outcome."""
 
     def __init__(self) -> None:
@@ -40,25 +52,25 @@ class Places:
     """The worlds and rooms that can be written to, and those that can be read: the deleted ones as well."""
 
     def __init__(self, bucket: Bucket, purged: Callable[[str, int], None]) -> None:
-        """`purged` is told of each world without events up to a sequence."""
+        """`purged` is called with each purged world and the sequence up to which it has no events."""
         self._purged = purged
         self._open: dict[str, frozenset[str]] = {DEFAULT_WORLD: frozenset({DEFAULT_ROOM})}
         self._ever = dict(self._open)
         self._rooms_ever: frozenset[str] | None = None
         self._refusals: dict[tuple[str | None, str | None], InvalidError] = {}
-        self._turn = Turn()
-        self._turns: list[Turn] = []
+        self._generation = _Generation()
+        self._earlier: list[_Generation] = []
         self.records: dict[str, WorldRecord] = {}
         self.view = View(bucket, self._changed)
 
     async def ready(self) -> None:
-        """Raises UnavailableError while it is not known which worlds there are."""
-        await self.view.reach(0, _PATIENCE_S)
+        """Raises UnavailableError until this copy holds every world."""
+        await self.view.reach(0, _READY_S)
 
     # ---- writing
 
     async def admit(self, states: list[State]) -> None:
-        """Puts the refusal in the place of each event that names no open world and room."""
+        """Refuses each event that names no open world and room."""
         strangers = [one for one in entries_in(states) if not self.has(one)]
         if strangers:
             await self.view.refresh()  # it may be so new that this copy does not have it
@@ -68,32 +80,32 @@ class Places:
                 states[stranger.index] = self._refusal(about.world_id, about.room_id, stranger.scope)
 
     def has(self, entry: Entry) -> bool:
-        """Whether this copy has the open world and room that an event names."""
+        """True where this copy has the open world and room that an event names."""
         about = entry.stamped.event.metadata
         return about.room_id in self._open.get(about.world_id, _NOWHERE)
 
     @contextlib.contextmanager
     def appending(self) -> Iterator[None]:
         """Around an append, from its look at the worlds to its outcome."""
-        turn = self._turn
-        turn.count += 1
+        generation = self._generation
+        generation.count += 1
         try:
             yield
         finally:
-            turn.count -= 1
-            if not turn.count:
-                turn.done.set()
+            generation.count -= 1
+            if not generation.count:
+                generation.done.set()
 
-    async def quiet(self, patience_s: float) -> None:
-        """Returns once no append is under way that looked at an earlier state than the present one, or after a while:
-        one may wait for hooks."""
-        self._turn.done.clear()
-        self._turns = [turn for turn in (*self._turns, self._turn) if turn.count]
-        self._turn = Turn()
+    async def drain(self, timeout_s: float) -> None:
+        """Returns once every append that looked at an earlier state has ended, or after the timeout: one may wait for
+        hooks."""
+        self._generation.done.clear()
+        self._earlier = [each for each in (*self._earlier, self._generation) if each.count]
+        self._generation = _Generation()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(patience_s):
-                for turn in list(self._turns):
-                    await turn.done.wait()
+            async with asyncio.timeout(timeout_s):
+                for generation in list(self._earlier):
+                    await generation.done.wait()
 
     # ---- reading
 
@@ -128,26 +140,13 @@ class Places:
 
     def _refusal(self, world_id: str | None, room_id: str | None, scope: Scope = EVERYTHING) -> InvalidError:
         if not scope.everything:
-            return self._refused(world_id, room_id, _seen(self._open, scope), _seen(self._ever, scope))
+            return _refuse(world_id, room_id, _visible(self._open, scope), _visible(self._ever, scope))
         found = self._refusals.get((world_id, room_id))
         if found is None:
             if len(self._refusals) >= _REMEMBERED:
                 self._refusals.clear()
-            found = self._refusals[world_id, room_id] = self._refused(world_id, room_id, self._open, self._ever)
+            found = self._refusals[world_id, room_id] = _refuse(world_id, room_id, self._open, self._ever)
         return InvalidError(found.detail, errors=found.errors)
-
-    def _refused(self, world_id: str | None, room_id: str | None, there: Rooms, ever: Rooms) -> InvalidError:
-        if world_id is not None and world_id not in there:
-            gone = " any more" if world_id in ever else ""
-            message = f"there is no world {_shown(world_id)}{gone}"
-            hint = "create it with POST /api/v1/worlds or `crucible worlds add`"
-            return _error("world_id", message, hint, _like(world_id, there))
-        where = "" if world_id is None else f" in the world {_shown(world_id)}"
-        rooms = frozenset[str]().union(*ever.values()) if world_id is None else there[world_id]
-        gone = " any more" if world_id is not None and room_id in ever[world_id] else ""
-        message = f"there is no room {_shown(room_id or '')}{where}{gone}"
-        hint = f"create it with POST /api/v1/worlds/{world_id or '{world}'}/rooms or `crucible rooms add`"
-        return _error("room_id", message, hint, _like(room_id or "", rooms))
 
     # ---- the copy
 
@@ -179,13 +178,27 @@ class Places:
         return None
 
 
-def _seen(rooms: Rooms, scope: Scope) -> Rooms:
-    """The worlds and rooms in which there is something to see."""
+def _visible(rooms: Rooms, scope: Scope) -> Rooms:
+    """The worlds and rooms that a scope shows."""
     return {
         world: frozenset(room for room in inside if scope.has_place(world, room))
         for world, inside in rooms.items()
         if scope.has_place(world)
     }
+
+
+def _refuse(world_id: str | None, room_id: str | None, present: Rooms, ever: Rooms) -> InvalidError:
+    if world_id is not None and world_id not in present:
+        gone = " any more" if world_id in ever else ""
+        message = f"there is no world {_shown(world_id)}{gone}"
+        hint = "create it with POST /api/v1/worlds or `crucible worlds add`"
+        return _error("world_id", message, hint, _like(world_id, present))
+    where = "" if world_id is None else f" in the world {_shown(world_id)}"
+    rooms = frozenset[str]().union(*ever.values()) if world_id is None else present[world_id]
+    gone = " any more" if world_id is not None and room_id in ever[world_id] else ""
+    message = f"there is no room {_shown(room_id or '')}{where}{gone}"
+    hint = f"create it with POST /api/v1/worlds/{world_id or '{world}'}/rooms or `crucible rooms add`"
+    return _error("room_id", message, hint, _like(room_id or "", rooms))
 
 
 def _like(name: str, known: Collection[str]) -> str | None:

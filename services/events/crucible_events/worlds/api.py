@@ -1,4 +1,4 @@
-"""The requests about worlds and rooms: created and deleted in the `worlds` bucket, told in the log."""
+"""Requests about worlds and rooms: changes of the `worlds` bucket, each recorded in the log."""
 
 import asyncio
 import contextlib
@@ -41,7 +41,7 @@ from crucible_core.suggest import did_you_mean
 from crucible_core.times import parse_time
 from crucible_events.append.stamp import EVENTS
 from crucible_events.worlds import records
-from crucible_events.worlds.registry import Places
+from crucible_events.worlds.registry import BUCKET, SETTLE_S, Places
 from crucible_kit.buckets import Bucket, Entry
 from crucible_kit.clock import timestamp
 from crucible_kit.nats.bus import Bus
@@ -50,10 +50,7 @@ from crucible_kit.rpc import Context, Endpoint, call_all
 
 log = logging.getLogger(__name__)
 
-BUCKET = "worlds"
 WRITE = "worlds:write"
-SETTLE_S = 4.0
-"""How long a deletion waits for the appends that are under way, and for the indexes to forget."""
 _TRIES = 30
 _PAUSE_S = 0.02
 _RESUME_S = 5.0
@@ -63,16 +60,9 @@ Append = Callable[[AppendRequest, Context], Awaitable[AppendReply]]
 Decide = Callable[[WorldRecord | None], WorldRecord | None]
 
 
-async def ensure_default(bucket: Bucket) -> None:
-    """The default world has a record like all others. Idempotent."""
-    record = WorldRecord(id=DEFAULT_WORLD, created_at=timestamp())
-    with contextlib.suppress(ConflictError):
-        await bucket.create(token(DEFAULT_WORLD), msgspec.json.encode(record))
-
-
 class Worlds:
-    """Changes worlds. Whatever dies in between, the same request again completes it, and tells nothing twice: what is
-    told has an id that follows from the record."""
+    """Changes worlds. Whatever dies in between, the same request again completes it and appends no event twice: each
+    event's id follows from the record."""
 
     def __init__(
         self,
@@ -80,7 +70,7 @@ class Worlds:
         bucket: Bucket,
         places: Places,
         append: Append,
-        append_making_room: Append,
+        append_deletion: Append,
         most_bytes: int,
         most_deleted: int = MAX_WORLDS,
     ) -> None:
@@ -88,7 +78,7 @@ class Worlds:
         self._bucket = bucket
         self._places = places
         self._append = append
-        self._append_making_room = append_making_room
+        self._append_deletion = append_deletion
         self._most_bytes = most_bytes
         self._most_deleted = most_deleted
         self._turn = asyncio.Lock()
@@ -131,15 +121,15 @@ class Worlds:
         if not context.scope.has_whole(request.id):
             raise forbidden(WRITE, f"the world {request.id}")
         at, owner = timestamp(), context.principal.id
-        count = sum(record.deleted_at is None for record in self._places.records.values())
-        record = await self._change(request.id, lambda found: records.with_world(found, request, at, count, owner))
-        # The world first: whoever hears of it finds it.
+        worlds = sum(record.deleted_at is None for record in self._places.records.values())
+        record = await self._change(request.id, lambda old: records.with_world(old, request, at, worlds, owner))
+        # The world first: a reader of the event finds it.
         payload = {"world_id": record.id, "name": record.id, "description": record.description}
         try:
             if record.id != DEFAULT_WORLD:
-                await self._tell("WorldCreated", payload, record.created_at, request.cause, context)
+                await self._append_event("WorldCreated", payload, record.created_at, request.cause, context)
         except DeniedError:
-            await self._change(request.id, lambda found: records.without_world(found, record.created_at, at))
+            await self._change(request.id, lambda old: records.without_world(old, record.created_at, at))
             raise
         return WorldMade(world=records.view_of(record), created=record.created_at == at)
 
@@ -156,18 +146,18 @@ class Worlds:
         # The event first: a hook may say no, and then nothing has happened.
         payload = {"world_id": record.id, "name": record.id, **({"purged": True} if request.purge else {})}
         if record.deleted_at is None or request.purge:
-            await self._tell("WorldDeleted", payload, record.created_at, request.cause, context)
+            await self._append_event("WorldDeleted", payload, record.created_at, request.cause, context)
         at = timestamp()
-        await self._change(request.id, lambda found: records.without_world(found, record.created_at, at), settle=True)
+        await self._change(request.id, lambda old: records.without_world(old, record.created_at, at), settle=True)
         if request.purge:
             through = await self._bus.last_sequence(self._bus.names.stream_of(request.id))
-            await self._change(request.id, lambda found: records.to_purge(found, record.created_at, through))
+            await self._change(request.id, lambda old: records.with_purge(old, record.created_at, through))
             await self._purge(request.id)
         await self._prune()
         return request
 
     async def resume(self) -> None:
-        """Completes the purges that somebody began and did not end. Runs until cancelled."""
+        """Completes the purges that another process began. Runs until cancelled."""
         while True:
             try:
                 for record in list(self._places.records.values()):
@@ -181,10 +171,10 @@ class Worlds:
         record = self._places.records[token(world_id)]
         names = self._bus.names
         await self._bus.purge(names.stream_of(world_id), names.events_in(world_id), record.purge_through)
-        await self._change(world_id, lambda found: records.purged(found, record.purge_through), settle=True)
+        await self._change(world_id, lambda old: records.with_purge_done(old, record.purge_through), settle=True)
 
     async def _prune(self) -> None:
-        """Forgets that the oldest of very many deleted worlds ever were."""
+        """Removes the records of the oldest of very many deleted worlds."""
         for record in records.forgettable(self._places.records.values(), self._most_deleted):
             entry = await self._bucket.get(token(record.id))
             if entry is not None and _read(entry) == record:
@@ -200,14 +190,14 @@ class Worlds:
         self._world(request.world_id, context.scope)
         if not context.scope.has_place(request.world_id, request.id):
             raise forbidden(WRITE, f"the room {request.id}")
-        record = await self._change(request.world_id, lambda found: records.with_room(found, request, at))
+        record = await self._change(request.world_id, lambda old: records.with_room(old, request, at))
         room = records.room_of(record, request.id)
         if room.id != DEFAULT_ROOM:
             try:
-                await self._tell("RoomCreated", _about(request), room.created_at, request.cause, context)
+                await self._append_event("RoomCreated", _payload_of(request), room.created_at, request.cause, context)
             except DeniedError:
                 await self._change(
-                    request.world_id, lambda found: records.without_room(found, request.id, room.created_at, at)
+                    request.world_id, lambda old: records.without_room(old, request.id, room.created_at, at)
                 )
                 raise
         return RoomMade(room=room, created=room.created_at == at)
@@ -218,40 +208,40 @@ class Worlds:
         if request.id == DEFAULT_ROOM:
             raise ConflictError(f"the room {DEFAULT_ROOM} of a world always exists")
         rooms = [room for room in world.rooms if context.scope.has_place(world.id, room.id)]
-        found = next((room for room in rooms if room.id == request.id), None)
-        if found is None:
-            asked = did_you_mean(request.id, [room.id for room in rooms][:200])
-            raise NotFoundError(f"there is no room {request.id[:64]} in the world {world.id}{asked}")
+        room = next((room for room in rooms if room.id == request.id), None)
+        if room is None:
+            hint = did_you_mean(request.id, [room.id for room in rooms][:200])
+            raise NotFoundError(f"there is no room {request.id[:64]} in the world {world.id}{hint}")
         if not context.scope.has_whole(world.id):
-            raise forbidden(WRITE, f"the room {found.id}")
-        if found.deleted_at is None:
-            await self._tell("RoomDeleted", _about(request), found.created_at, request.cause, context)
+            raise forbidden(WRITE, f"the room {room.id}")
+        if room.deleted_at is None:
+            await self._append_event("RoomDeleted", _payload_of(request), room.created_at, request.cause, context)
         at = timestamp()
-        await self._change(world.id, lambda record: records.without_room(record, request.id, found.created_at, at))
+        await self._change(world.id, lambda record: records.without_room(record, request.id, room.created_at, at))
         return request
 
     # ---- the bucket
 
     async def _change(self, world_id: str, decide: Decide, settle: bool = False) -> WorldRecord:
-        """The record as `decide` made it, once every replica works by it; with `settle` also nothing is under way that
-        began before, and what is purged is forgotten. `decide` may be asked again."""
-        record, revision = await self._stored(world_id, decide)
+        """The new record, once every replica has it; with `settle` also once every append that began before has ended,
+        and the indexes have no purged event. `decide` may be called again."""
+        record, revision = await self._store(world_id, decide)
         await self._places.view.reach(revision)
-        asked = ReachedRequest(bucket=BUCKET, revision=revision, settle=settle)
-        await call_all(self._bus, EVENTS, "events", "reached", asked, patience=2 * SETTLE_S + 1)
+        request = ReachedRequest(bucket=BUCKET, revision=revision, settle=settle)
+        await call_all(self._bus, EVENTS, "events", "reached", request, patience=2 * SETTLE_S + 1)
         return record
 
-    async def _stored(self, world_id: str, decide: Decide) -> tuple[WorldRecord, int]:
+    async def _store(self, world_id: str, decide: Decide) -> tuple[WorldRecord, int]:
         key = token(world_id)
         async with self._turn:
             for _ in range(_TRIES):
                 entry = await self._bucket.get(key)
-                found = _read(entry) if entry else None
-                record = decide(found)
-                if record is None or record == found:
-                    if found is None or entry is None:
+                old = _read(entry) if entry else None
+                record = decide(old)
+                if record is None or record == old:
+                    if old is None or entry is None:
                         raise self._unknown(world_id)
-                    return found, entry.revision
+                    return old, entry.revision
                 value = msgspec.json.encode(record)
                 try:
                     if entry is None:
@@ -261,10 +251,10 @@ class Worlds:
                     await asyncio.sleep(random.uniform(0, _PAUSE_S))
         raise UnavailableError(f"the world {world_id} is being changed by others all the time", retry_after=1)
 
-    # ---- parts
+    # ---- events
 
-    async def _tell(self, event: str, payload: dict[str, Any], at: str, cause: Cause, context: Context) -> None:
-        """`at` is the creation of what the event is about: two of one name are told apart by it."""
+    async def _append_event(self, event: str, payload: dict[str, Any], at: str, cause: Cause, context: Context) -> None:
+        """`at` is the time when the world or room was created: it distinguishes two of one name."""
         parts = (f"System.{event}", *map(str, payload.values()), at)
         new = NewEvent(
             type=f"System.{event}",
@@ -276,10 +266,10 @@ class Worlds:
             hop=cause.hop,
             entity=payload["world_id"],
             traceparent=cause.traceparent,
-            retention="forever",  # or the same request, a month later, would tell it again
+            retention="forever",  # or the same request, a month later, would append it again
         )
-        append = self._append_making_room if event in _DELETIONS else self._append
-        # In the default world: whoever changes a world need not be one who may write there.
+        append = self._append_deletion if event in _DELETIONS else self._append
+        # As the service itself: the principal that changes a world need not be one that may write to the default world.
         reply = await append(AppendRequest(events=[new]), msgspec.structs.replace(context, principal=EVENTS))
         if reply.results[0].error is not None:
             raise from_problem(reply.results[0].error)
@@ -291,8 +281,8 @@ class Worlds:
         return record
 
     def _unknown(self, world_id: str, scope: Scope = EVERYTHING) -> NotFoundError:
-        there = (record.id for record in self._places.records.values() if record.deleted_at is None)
-        known = [id for id in there if scope.has_place(id)][:200]
+        present = (record.id for record in self._places.records.values() if record.deleted_at is None)
+        known = [id for id in present if scope.has_place(id)][:200]
         return NotFoundError(f"there is no world {world_id[:64]}{did_you_mean(world_id, known)}")
 
 
@@ -303,5 +293,5 @@ def _read(entry: Entry) -> WorldRecord:
         raise UnavailableError(f"the record of world {entry.key} cannot be read: is it of a later version?") from error
 
 
-def _about(request: ChangeRoom) -> dict[str, Any]:
+def _payload_of(request: ChangeRoom) -> dict[str, Any]:
     return {"world_id": request.world_id, "room_id": request.id, "name": request.id}
