@@ -25,7 +25,6 @@ from crucible_core.protocol.hooks import (
 )
 from crucible_core.protocol.parts import Check, Checks, Counters, EnableHook, GetRequest, ListRequest, TestRequest
 from crucible_core.protocol.replays import ReplayBatch
-from crucible_core.protocol.worlds import PlaceRequest
 from crucible_hooks import store
 from crucible_hooks.check import Checker
 from crucible_hooks.hook import check_permitted, compile_hook, handler_key, read_definition, refuse_files
@@ -38,7 +37,7 @@ from crucible_kit.clock import timestamp
 from crucible_kit.index.index import Index
 from crucible_kit.nats.bus import Bus
 from crucible_kit.pages import answer_bytes, check_page, list_page
-from crucible_kit.rpc import Context, Endpoint, call
+from crucible_kit.rpc import Context, Endpoint
 
 
 def endpoints(
@@ -89,10 +88,7 @@ def endpoints(
         # A command may do all that this process may, so that only the operator may allow it.
         check_permitted(definition, settings.hooks_allow_api_shell and principal.admin)
         await reviewer.review(hook, registry.types.catalogue)
-        await registry.principals.view.refresh()
-        if definition.world_id is not None:
-            await call(bus, principal, "events", "place", PlaceRequest(world_id=definition.world_id), bytes)
-            await registry.worlds.view.refresh()
+        await registry.check_world(definition.world_id, principal)
         await registry.view.refresh()
         before = registry.records.get(definition.name)
         if before is not None and not principal.owns(before):

@@ -40,13 +40,10 @@ from crucible_kit.lifecycle import announce_lifecycle
 from crucible_kit.losses import BUCKET as LOSSES
 from crucible_kit.losses import Losses
 from crucible_kit.nats.streams import DAY_S
-from crucible_kit.principals import open_principals
 from crucible_kit.rpc import serve
 from crucible_kit.service import open_service, report_readiness
 from crucible_kit.settings import load
 from crucible_kit.telemetry.metrics import Metrics
-from crucible_kit.types import open_types
-from crucible_kit.worlds import open_worlds
 
 SERVICE = "hooks"
 _START_S = 30.0
@@ -60,11 +57,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
             bus, telemetry = await stack.enter_async_context(open_service(SERVICE, settings, metrics))
-            types = await open_types(bus, settings.stream_replicas)
-            bucket = await open_bucket(bus, "hooks", settings.stream_replicas)
-            principals = await open_principals(bus, settings.stream_replicas)
-            worlds = await open_worlds(bus, settings.stream_replicas)
-            registry = Registry(bus, bucket, types, principals, worlds)
+            registry = await Registry.open(bus, "hooks", settings.stream_replicas)
             shards = await open_bucket(bus, "shards", settings.stream_replicas)
             path = Path(settings.data_dir) / "hooks.sqlite"
             streams = bus.names.attempts, *bus.names.log_streams
@@ -76,7 +69,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             sandbox = await stack.enter_async_context(opening)
             exchanger = await stack.enter_async_context(open_exchanger(open_guard(settings.egress_allow)))
             exchanger.telemetry = telemetry
-            runner = Runner(bus, principals, Evaluator(isolated), sandbox, exchanger, telemetry, metrics)
+            runner = Runner(bus, registry.principals, Evaluator(isolated), sandbox, exchanger, telemetry, metrics)
             reviewer = Reviewer(isolated, sandbox)
             recorder = Recorder(bus, registry.home_of)
             losses = Losses(await open_bucket(bus, LOSSES, settings.stream_replicas))
@@ -95,9 +88,6 @@ def create_app(settings: Settings | None = None) -> Starlette:
             registry.changed += [partial(note_handler, engine)]
             registry.reloaded += [lambda name: note_handler(engine, name, None, registry.records[name], 0)]
             following = [
-                types.view.follow,
-                principals.view.follow,
-                worlds.view.follow,
                 registry.follow,
                 lambda: index.follow(bus, store.apply, store.sources(bus.names), store.wants),
             ]

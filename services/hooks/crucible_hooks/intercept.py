@@ -46,7 +46,7 @@ class Interceptor:
     async def intercept(self, request: InterceptRequest, context: Context) -> InterceptReply:
         """Raises DeniedError, whose `extra` has `hook` and `reason`; UnavailableError where this replica is behind."""
         await self._registry.view.reach(request.revision, _WAIT_S)
-        if not self._registry.broken.keys().isdisjoint(request.hooks):
+        if not self._registry.inert.keys().isdisjoint(request.hooks):
             await self._registry.types.view.refresh()  # it may be that only an event type is not known here yet
         try:
             event = decode(bytes(request.event))

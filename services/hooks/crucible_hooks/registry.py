@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -11,16 +11,16 @@ from crucible_core.access import Principal, is_operators, service_principal
 from crucible_core.definition import failure_policy, timing, trigger_filters
 from crucible_core.envelope import Event
 from crucible_core.errors import CrucibleError, NotFoundError
-from crucible_core.filters.matcher import CompiledFilters, Matcher
+from crucible_core.filters.matcher import CompiledFilters
 from crucible_core.position import Encoded, Position
 from crucible_core.protocol.hooks import GuardedRequest, HookRecord
-from crucible_core.protocol.parts import Owned
 from crucible_core.subjects import RUN, shard_of, token
 from crucible_hooks.hook import Hook, handler_key, load_hook
-from crucible_kit.buckets import Bucket, Change, View
+from crucible_kit.buckets import Bucket, Change
 from crucible_kit.clock import fresh_id, timestamp
 from crucible_kit.eventlog import log_end
 from crucible_kit.handlers.pointers import forget
+from crucible_kit.handlers.registry import HandlerEntry, HandlerRegistry
 from crucible_kit.handlers.service import Plan
 from crucible_kit.nats.bus import Bus
 from crucible_kit.principals import Principals
@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 API = "api"
 HOOKS = service_principal("hooks")
 """The principal of this service, where it acts for nobody else."""
-_START_S = 30.0
 _COMPILED = 1024
 """The number of hooks that stay ready to run. Any other is compiled when it is to run, within some 50 µs."""
 _RUN_RECORDS = frozenset({"Executed", "Failed", "Triggered"})
@@ -53,19 +52,14 @@ class _Identity(msgspec.Struct):
     id: str = ""
 
 
-class HookEntry(Owned, kw_only=True):
-    """A hook of the copy: 100,000 idle ones cost hardly more than their records' JSON, `value`. A record that cannot be
-    read may have its `bucket_key` for its name. `switched` is the record's; `filters` is None where the hook cannot
-    run; `is_on`: events that are committed from now on are for it. `pre` is a Pre hook's priority."""
+class HookEntry(HandlerEntry, kw_only=True):
+    """A record that cannot be read may have its `bucket_key` for its name. `switched` is the record's; `is_on`: events
+    that are committed from now on are for it. `pre` is a Pre hook's priority."""
 
-    name: str
     bucket_key: str
-    id: str
-    value: bytes
     enabled: bool
     is_on: bool
     switched: tuple[Encoded, ...]
-    filters: CompiledFilters | None = None
     pre: int | None = None
     concurrency: int = 1
     apart_ms: int = 0
@@ -98,42 +92,26 @@ class Records(Mapping[str, HookRecord]):
         return len(self._entries)
 
 
-class Registry:
-    """Follows the bucket. Each hook is compiled once to see whether it can run, disabled ones too, so that enabling one
-    cannot fail."""
+class Registry(HandlerRegistry[HookEntry]):
+    """Has its entries by name. Each hook is compiled once, also a disabled one, so that enabling it cannot fail."""
 
     def __init__(self, bus: Bus, bucket: Bucket, types: Types, principals: Principals, worlds: Worlds) -> None:
-        self._bus = bus
-        self.types = types
-        self.principals = principals
-        self.worlds = worlds
-        self._bucket = bucket
-        self._revisions: dict[str, int] = {}
+        super().__init__(bus, bucket, types, principals, worlds)
         self._names: dict[str, str] = {}
         """The names of hooks by their keys in the bucket, where the two differ."""
-        self._entries: dict[str, HookEntry] = {}
         self._by_key: dict[str, HookEntry] = {}
         self._since: dict[int, Position] | None = None
         self._unreadable: set[str] = set()
         self._nameless: set[str] = set()
         """Keys of the bucket whose records do not even have the name of their hook."""
-        self._matcher: Matcher[str] = Matcher()
         self._pre: list[Hook] | None = None
         self._order: dict[str, int] | None = None
-        self.view = View(bucket, self._take)
-        self.records: Mapping[str, HookRecord] = Records(self._entries)
+        self.records: Mapping[str, HookRecord] = Records(self.entries)
         self._compiled: dict[str, Hook] = {}
         self._pre_hooks: set[str] = set()
-        self._owned: set[str] = set()
-        """The hooks of others than the operator."""
-        self.broken: dict[str, str] = {}
-        """By name, the reason for which a definition cannot be run."""
-        self.stored: Callable[[int], Awaitable[None]]
-        """Awaited with the revision of each change of this process: returns once all replicas know it."""
         self.changed: list[Changed] = []
         self.reloaded: list[Callable[[str], None]] = []
         """Called with the name of a hook that was compiled anew, since an event type was registered or deleted."""
-        types.changed.append(self._type_changed)
 
     # ---- what runs
 
@@ -148,14 +126,14 @@ class Registry:
     def pre(self) -> list[Hook]:
         """The enabled Pre hooks in the order in which they run: priority, then name."""
         if self._pre is None:
-            found = [entry for name in self._pre_hooks if (entry := self._entries[name]).enabled]
+            found = [entry for name in self._pre_hooks if (entry := self.entries[name]).enabled]
             found.sort(key=lambda entry: (entry.pre, entry.name))
             self._pre = [self._hook(entry) for entry in found]
         return self._pre
 
     def match(self, event: Event) -> list[HookEntry]:
         """The Post hooks that this event triggers, with those that were enabled when it was committed."""
-        found = [self._entries[name] for name in self._matcher.match(event)]
+        found = [self.entries[name] for name in self._matcher.match(event)]
         return [entry for entry in found if self._was_enabled(entry, event) and self.is_triggered(entry, event)]
 
     def triggers(self, key: str, event: Event) -> bool:
@@ -177,19 +155,18 @@ class Registry:
         hooks that name its category: one that listens to everything would trigger itself for ever."""
         own = event.type == "Hook" and event.data.event in _RUN_RECORDS
         heard = not own or (hook.filters is not None and hook.filters.names_category("Hook"))
-        return heard and self.shows(hook, event)
+        return heard and self.owner_sees(hook, event)
 
     def wants(self, hook: Hook, event: Event) -> bool:
         """True where a Pre hook decides on an event that is not committed yet."""
-        return hook.filters.matches(event) and self.shows(hook, event)
+        return hook.filters.matches(event) and self.owner_sees(hook, event)
 
-    def shows(self, hook: HookEntry | Hook, event: Event) -> bool:
-        """True where the owner sees the event, and the event is of the hook's world."""
-        return self.principals.may_receive(self._entries[hook.name], event)
+    def owner_sees(self, hook: HookEntry | Hook, event: Event) -> bool:
+        return self.may_receive(self.entries[hook.name], event)
 
     def hook(self, name: str) -> Hook | None:
         """The hook, ready to run; None where there is none, or it cannot run."""
-        entry = self._entries.get(name)
+        entry = self.entries.get(name)
         return None if entry is None or entry.filters is None else self._hook(entry)
 
     def _hook(self, entry: HookEntry) -> Hook:
@@ -205,14 +182,6 @@ class Registry:
         beside = None if record.origin == API else str(Path(record.origin).parent)
         definition, catalogue = record.definition or {}, self.types.catalogue
         return load_hook(definition, beside, record.id, record.owner, catalogue=catalogue, filters=filters)
-
-    @property
-    def wanted_types(self) -> Set[str] | None:
-        return self._matcher.types
-
-    def may_want(self, category: str, event: str) -> bool:
-        """True where an event of a type may trigger a hook, whatever is in it."""
-        return self._matcher.may_want(category, event)
 
     def by_key(self, key: str) -> Hook | None:
         """The hook that the work engine serves by a key; None where there is none, or it cannot run."""
@@ -255,7 +224,7 @@ class Registry:
             return "disabled"
         if powerless := self.principals.powerless_reason(record):
             return f"inert: {powerless}"
-        reason = record.error or self.broken.get(name)
+        reason = record.error or self.inert.get(name)
         if reason is None:
             return "active"
         return f"inert: {reason}" + ("; the last good version still runs" if self._runs(name) else "")
@@ -265,9 +234,7 @@ class Registry:
         if not self._runs(name):
             return []
         record = self.records[name]
-        filters = trigger_filters(record.definition or {})
-        found = self.types.catalogue.warning(filter.event_type for filter in filters)
-        return [warning for warning in (found, self.worlds.warning(record)) if warning]
+        return self._warnings(record, (one.event_type for one in trigger_filters(record.definition or {})))
 
     def load_error(self, name: str) -> str | None:
         """The reason for which an enabled Pre hook with `failure_policy: deny` cannot run here; None for any other."""
@@ -278,7 +245,7 @@ class Registry:
             return record.error
         if timing(record.definition) != "Pre" or failure_policy(record.definition) == "allow":
             return None
-        return self.broken.get(name)
+        return self.inert.get(name)
 
     def get(self, name: str, principal: Principal = HOOKS) -> HookRecord:
         """Raises NotFoundError, also where the principal may not see it."""
@@ -293,36 +260,10 @@ class Registry:
         principal.check_owns(record, f"hook {name}")
         return record
 
-    def visible_to(self, principal: Principal) -> list[HookEntry]:
-        return [entry for entry in self._entries.values() if principal.may_see(entry)]
-
-    def owned_by(self, principal: Principal) -> list[HookEntry]:
-        return [entry for entry in self._entries.values() if principal.owns(entry)]
-
     def _runs(self, name: str) -> bool:
-        return self._entries[name].filters is not None
-
-    def home_of(self, record: Owned) -> str:
-        """The world into which its changes are recorded."""
-        return record.world_id or self.principals.of(record.owner).home
+        return self.entries[name].filters is not None
 
     # ---- changes
-
-    async def follow(self) -> None:
-        """Runs until cancelled. Filters name types, and records owners, so that these are read first."""
-        await self.types.view.reach(0, _START_S)
-        await self.principals.view.reach(0, _START_S)
-        await self.view.follow()
-
-    async def catch_up(self, events: Iterable[Event]) -> None:
-        """Returns once the copy is as new as some committed events: each was committed after the hooks that wait for
-        it, and after its type was registered."""
-        await self.view.refresh()
-        if self.broken:
-            await self.types.view.refresh()
-        await self.types.ensure_known(event.dotted for event in events)
-        if self._owned:
-            await self.principals.view.refresh()
 
     async def save(self, record: HookRecord) -> None:
         """Returns once every replica works with it, for a Pre hook every replica of `events`: it decides on the next
@@ -359,7 +300,7 @@ class Registry:
 
     async def delete(self, name: str) -> HookRecord:
         record = self.get(name)
-        await self._bucket.delete(self._entries[name].bucket_key)
+        await self._bucket.delete(self.entries[name].bucket_key)
         await self.view.refresh()
         await forget(self._bus, RUN, self._bus.names.hook_runs, handler_key(record.name, record.id))
         return record
@@ -376,7 +317,7 @@ class Registry:
         self._owned.discard(name)
         if before is not None:
             self._by_key.pop(handler_key(name, before.id), None)
-            del self._entries[name]
+            del self.entries[name]
         self._names.pop(change.key, None)
         if record is None or value is None:
             self._revisions.pop(change.key, None)
@@ -408,31 +349,24 @@ class Registry:
         record = HookRecord(name=identity.name, error=reason, id=identity.id)
         return record, msgspec.json.encode(record)
 
-    def _type_changed(self, dotted: str) -> None:
-        """Compiles the hooks anew that name a type of its category: some can run now, others cannot any more."""
-        category = dotted.partition(".")[0]
-        for name, entry in list(self._entries.items()):
-            filters = entry.filters
-            if filters is None and name not in self.broken:
-                continue
-            if filters is not None and not filters.names_category(category):
-                continue
-            self._unload(name)
-            self._load(entry.record, entry.value, entry.bucket_key)
-            if (filters is None) == self._runs(name):
-                log.info("hook %s is %s, since %s has changed", name, self.state(name), dotted)
-            for listener in self.reloaded:
-                listener(name)
+    def _recompile(self, key: str, entry: HookEntry, type: str) -> None:
+        could_run = self._runs(key)
+        self._unload(key)
+        self._load(entry.record, entry.value, entry.bucket_key)
+        if could_run != self._runs(key):
+            log.info("hook %s is %s, since %s has changed", key, self.state(key), type)
+        for listener in self.reloaded:
+            listener(key)
 
     def _unload(self, name: str) -> None:
         self._pre = self._order = self._since = None
         self._matcher.drop(name)
         self._pre_hooks.discard(name)
         self._compiled.pop(name, None)
-        self.broken.pop(name, None)
+        self.inert.pop(name, None)
 
     def _load(self, record: HookRecord, value: bytes, bucket_key: str) -> None:
-        entry = self._entries[record.name] = HookEntry(
+        entry = self.entries[record.name] = HookEntry(
             name=record.name,
             bucket_key=bucket_key,
             id=record.id,
@@ -451,7 +385,7 @@ class Registry:
         try:
             hook = self._compile(record)
         except CrucibleError as error:
-            self.broken[record.name] = error.detail
+            self.inert[record.name] = error.detail
             log.warning("hook %s cannot run: %s", record.name, error.detail)
             return
         options = hook.definition.options

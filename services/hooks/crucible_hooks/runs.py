@@ -153,7 +153,7 @@ class Runs:
         if job.sequence in self._redacted or job.event.redacted is not msgspec.UNSET:
             record = run_record(hook, job.event, job.id, job.attempt, "skipped", timestamp())
             record.error = "not run: the event was redacted before"
-        elif subjects.REPLY_TO not in job.headers and not self._registry.shows(hook, job.event):
+        elif subjects.REPLY_TO not in job.headers and not self._registry.owner_sees(hook, job.event):
             record = run_record(hook, job.event, job.id, job.attempt, "skipped", timestamp())
             record.error = "not run: the hook's owner may not see the event any more"
         elif _is_from_log(job) and job.event.metadata.hop >= MAX_HOPS:

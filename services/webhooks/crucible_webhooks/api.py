@@ -25,7 +25,6 @@ from crucible_core.protocol.webhooks import (
     WebhookRecord,
     WebhookView,
 )
-from crucible_core.protocol.worlds import PlaceRequest
 from crucible_core.subjects import DLV
 from crucible_core.times import format_time, parse_time
 from crucible_kit.clock import fresh_id, now_ms, timestamp
@@ -36,7 +35,7 @@ from crucible_kit.http.exchange import Exchanger
 from crucible_kit.index.index import Index
 from crucible_kit.nats.bus import Bus
 from crucible_kit.pages import answer_bytes, check_page, list_page
-from crucible_kit.rpc import Context, Endpoint, call
+from crucible_kit.rpc import Context, Endpoint
 from crucible_webhooks import store
 from crucible_webhooks.check import check
 from crucible_webhooks.records import make_record, patch_record, replace_secret, url_origin, view
@@ -66,20 +65,12 @@ def endpoints(
             lambda catalogue: make_record(request, id, now, timeout_ms, exchanger.guard, catalogue)
         )
         record.since, record.owner = since.encoded, context.principal.id
-        await check_world(record.world_id, context)
+        await registry.check_world(record.world_id, context.principal)
         await registry.create(record)
         await append_change("Webhook.Registered", record, context)
         created = webhook_view(record, Counters())
         created.secret = record.auth.secret or ""
         return created
-
-    async def check_world(world_id: str | None, context: Context) -> None:
-        """Raises InvalidError where there is no such world, or it may not be seen."""
-        if not context.principal.admin:
-            await registry.principals.view.refresh()
-        if world_id is not None:
-            await call(bus, context.principal, "events", "place", PlaceRequest(world_id=world_id), bytes)
-            await registry.worlds.view.refresh()
 
     async def append_change(event_type: str, record: WebhookRecord, context: Context) -> None:
         await append_webhook_event(bus, event_type, record, registry.home_of(record), context)
@@ -114,7 +105,7 @@ def endpoints(
         wanted = await registry.types.resolve(
             lambda catalogue: patch_record(record, request.patch, timeout_ms, exchanger.guard, catalogue)
         )
-        await check_world(wanted.world_id, context)
+        await registry.check_world(wanted.world_id, context.principal)
         catalogue = registry.types.catalogue
         changed = await registry.change(
             record.id, lambda now: patch_record(now, request.patch, timeout_ms, exchanger.guard, catalogue)
@@ -174,7 +165,7 @@ def endpoints(
 
     async def test_all(request: ListRequest, context: Context) -> Checks:
         await registry.catch_up(())
-        mine = [entry for entry in registry.entries.values() if context.principal.owns(entry)]
+        mine = registry.owned_by(context.principal)
         return await check_page(mine, _id, _id, lambda entry: test_one(entry.record, TestRequest(id=entry.id)), request)
 
     return {

@@ -24,14 +24,11 @@ from crucible_kit.losses import BUCKET as LOSSES
 from crucible_kit.losses import Losses
 from crucible_kit.nats.bus import Bus
 from crucible_kit.nats.streams import DAY_S
-from crucible_kit.principals import open_principals
 from crucible_kit.rpc import serve
 from crucible_kit.service import open_service, report_readiness
 from crucible_kit.settings import load
 from crucible_kit.telemetry.metrics import Metrics
 from crucible_kit.telemetry.spans import Telemetry
-from crucible_kit.types import open_types
-from crucible_kit.worlds import open_worlds
 from crucible_webhooks import store
 from crucible_webhooks.api import endpoints
 from crucible_webhooks.delivery import Deliveries
@@ -50,11 +47,8 @@ def create_app(settings: Settings | None = None) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
             bus, telemetry = await stack.enter_async_context(open_service(SERVICE, settings, metrics))
-            types = await open_types(bus, settings.stream_replicas)
-            bucket = await open_bucket(bus, "webhooks", settings.stream_replicas)
             shards = await open_bucket(bus, "shards", settings.stream_replicas)
-            principals = await open_principals(bus, settings.stream_replicas)
-            registry = Registry(bucket, types, principals, await open_worlds(bus, settings.stream_replicas))
+            registry = await Registry.open(bus, "webhooks", settings.stream_replicas)
             await stack.enter_async_context(_running(app, settings, bus, registry, shards, telemetry, metrics))
             async with announce_lifecycle(app, bus, SERVICE):
                 yield
@@ -93,9 +87,6 @@ async def _running(
                 deliveries = Deliveries(bus, registry, redacted, exchanger, telemetry, metrics)
                 engine = Engine(bus, shards, deliveries, telemetry, metrics)
                 registry.changed = engine.note
-            running.append(tasks.create_task(registry.types.view.follow()))
-            running.append(tasks.create_task(registry.principals.view.follow()))
-            running.append(tasks.create_task(registry.worlds.view.follow()))
             running.append(tasks.create_task(registry.follow()))
             await registry.view.reach(0, timeout=30)
             if engine is not None:

@@ -128,7 +128,7 @@ class Deliveries:
                 return Outcome()
             raise UnavailableError(f"webhook {job.handler} cannot be read by this replica")
         gone = job.sequence in self._redacted or job.event.redacted is not msgspec.UNSET
-        if gone or not self._registry.may_get(record, job.event):
+        if gone or not self._registry.may_receive(record, job.event):
             result = SKIPPED if gone else HIDDEN
             attempt = _attempt_record(record, job, timestamp(), Response(), result)
         else:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Set
+from collections.abc import Callable
 from itertools import islice
 
 import msgspec
@@ -11,15 +11,15 @@ import msgspec
 from crucible_core.access import Principal, is_operators, service_principal
 from crucible_core.envelope import Event
 from crucible_core.errors import ConflictError, CrucibleError, FieldError, NotFoundError
-from crucible_core.filters.matcher import CompiledFilters, Matcher
 from crucible_core.ids import is_id
 from crucible_core.position import Encoded
-from crucible_core.protocol.parts import Owned
 from crucible_core.protocol.webhooks import WebhookRecord
 from crucible_core.subjects import shard_of
 from crucible_core.suggest import nearest
-from crucible_kit.buckets import Bucket, Change, View
+from crucible_kit.buckets import Bucket, Change
 from crucible_kit.clock import timestamp
+from crucible_kit.handlers.registry import HandlerEntry, HandlerRegistry
+from crucible_kit.nats.bus import Bus
 from crucible_kit.principals import Principals
 from crucible_kit.types import Types
 from crucible_kit.worlds import Worlds
@@ -29,7 +29,6 @@ WEBHOOKS = service_principal("webhooks")
 """The principal of this service, where it acts for nobody else."""
 log = logging.getLogger(__name__)
 
-_START_S = 30.0
 _COMPARED = 200
 """The number of names that a misspelt one is compared with."""
 
@@ -37,86 +36,44 @@ _COMPARED = 200
 _record = msgspec.json.Decoder(WebhookRecord)
 
 
-class WebhookEntry(Owned, kw_only=True):
-    """A webhook of the copy: 100,000 idle ones cost hardly more than their records' JSON, `value`. `filters` is None
-    for one that cannot be matched."""
-
-    id: str
-    name: str
-    value: bytes
+class WebhookEntry(HandlerEntry, kw_only=True):
     is_held: bool
     concurrency: int
     since: Encoded | None
-    filters: CompiledFilters | None = None
 
     @property
     def record(self) -> WebhookRecord:
         return _record.decode(self.value)
 
 
-class Registry:
-    """Follows the bucket. `changed` is called with a webhook's id after each change of it."""
+class Registry(HandlerRegistry[WebhookEntry]):
+    """Has its entries by id. `changed` is called with a webhook's id after each change of it."""
 
-    def __init__(self, bucket: Bucket, types: Types, principals: Principals, worlds: Worlds) -> None:
-        self._bucket = bucket
-        self.types = types
-        self.principals = principals
-        self.worlds = worlds
-        self._owned: set[str] = set()
-        """The webhooks of others than the operator."""
-        self._matcher: Matcher[str] = Matcher()
-        self._revisions: dict[str, int] = {}
+    def __init__(self, bus: Bus, bucket: Bucket, types: Types, principals: Principals, worlds: Worlds) -> None:
+        super().__init__(bus, bucket, types, principals, worlds)
         self._named: dict[str, str] = {}
         self._naming = asyncio.Lock()
         self._since: dict[int, list[Encoded]] | None = None
-        self.view = View(bucket, self._take)
-        self.entries: dict[str, WebhookEntry] = {}
-        self.inert: dict[str, str] = {}
-        """By id, the reason for which an enabled webhook cannot be matched."""
         self._gone: set[str] = set()
         self.changed: Callable[[str], None] = lambda _: None
-        self.stored: Callable[[int], Awaitable[None]]
-        """Awaited with the revision of each change of this process: returns once all replicas know it."""
-        types.changed.append(self._type_changed)
 
     def match(self, event: Event) -> list[str]:
         """The webhooks that this event goes to, disabled ones too: their deliveries wait in the log."""
         found = self._matcher.match(event)
-        return [id for id in found if not _is_about(id, event) and self.may_get(self.entries[id], event)]
-
-    def may_get(self, record: Owned, event: Event) -> bool:
-        """True where the owner sees the event, and the event is of the webhook's world."""
-        return self.principals.may_receive(record, event)
+        return [id for id in found if not _is_about(id, event) and self.may_receive(self.entries[id], event)]
 
     def why_inert(self, record: WebhookEntry | WebhookRecord) -> str | None:
         return self.inert.get(record.id) or self.principals.powerless_reason(record)
-
-    def home_of(self, record: Owned) -> str:
-        """The world into which its changes are recorded."""
-        return record.world_id or self.principals.of(record.owner).home
-
-    def visible_to(self, principal: Principal) -> list[WebhookEntry]:
-        return [entry for entry in self.entries.values() if principal.may_see(entry)]
 
     def wants(self, webhook_id: str, event: Event) -> bool:
         """True where the event goes to this webhook."""
         entry = self.entries.get(webhook_id)
         if entry is None or entry.filters is None or not entry.filters.matches(event):
             return False
-        return not _is_about(webhook_id, event) and self.may_get(entry, event)
+        return not _is_about(webhook_id, event) and self.may_receive(entry, event)
 
     def warnings(self, record: WebhookRecord) -> list[str]:
-        """The reasons for which an active webhook may wait for ever."""
-        types = self.types.catalogue.warning(entry.event_type for entry in record.event_filters)
-        return [warning for warning in (types, self.worlds.warning(record)) if warning]
-
-    @property
-    def wanted_types(self) -> Set[str] | None:
-        return self._matcher.types
-
-    def may_want(self, category: str, event: str) -> bool:
-        """True where a webhook may want an event of a type, whatever is in it."""
-        return self._matcher.may_want(category, event)
+        return self._warnings(record, (entry.event_type for entry in record.event_filters))
 
     def since(self, shard: int) -> list[Encoded]:
         """The positions in the log after which the webhooks of a shard want events."""
@@ -166,22 +123,6 @@ class Registry:
         hint = f' (did you mean "{suggestion}"?)' if suggestion else ""
         error = FieldError(path, "there is no such webhook", suggestion)
         return NotFoundError(f"there is no webhook {name[:100]!r}{hint}", errors=[error])
-
-    async def follow(self) -> None:
-        """Runs until cancelled. Filters name types, and records owners, so that these are read first."""
-        await self.types.view.reach(0, _START_S)
-        await self.principals.view.reach(0, _START_S)
-        await self.view.follow()
-
-    async def catch_up(self, events: Iterable[Event]) -> None:
-        """Returns once the copy is as new as some committed events: each was committed after the webhooks that wait for
-        it, and after its type was registered."""
-        await self.view.refresh()
-        if self.inert:
-            await self.types.view.refresh()
-        await self.types.ensure_known(event.dotted for event in events)
-        if self._owned:
-            await self.principals.view.refresh()
 
     async def create(self, record: WebhookRecord) -> None:
         """Returns once every replica works with it. Raises ConflictError where its name is taken, which holds over all
@@ -293,14 +234,10 @@ class Registry:
             self._owned.add(key)
         self._compile(entry, record)
 
-    def _type_changed(self, dotted: str) -> None:
-        """Compiles the webhooks anew that name a type of its category: some work now, others have become inert."""
-        category = dotted.partition(".")[0]
-        for key, entry in self.entries.items():
-            if entry.filters is None or entry.filters.names_category(category):
-                self._matcher.drop(key)
-                self.inert.pop(key, None)
-                self._compile(entry, entry.record)
+    def _recompile(self, key: str, entry: WebhookEntry, type: str) -> None:
+        self._matcher.drop(key)
+        self.inert.pop(key, None)
+        self._compile(entry, entry.record)
 
     def _compile(self, entry: WebhookEntry, record: WebhookRecord) -> None:
         entry.filters = None

@@ -36,7 +36,7 @@ class Replayer:
         wanted = GetRequest(id=request.event_id)
         raw = await call(self._bus, context.principal, "events", "get", wanted, bytes, traceparent=context.traceparent)
         event = decode(raw)
-        if not self._registry.may_get(record, event):
+        if not self._registry.may_receive(record, event):
             raise _refused("webhook", f"the owner of webhook {record.name} may not see {event.metadata.id}")
         if event.redacted is not msgspec.UNSET:
             raise _refused("event", f"{event.metadata.id} was redacted: nothing of it is left to send")
