@@ -1,5 +1,4 @@
-"""What waits in a work queue, as gauges: how much now, how much for its time, and how long the oldest has waited; and
-how many messages were put aside."""
+"""Gauges of the work queues: messages due now, messages scheduled, the age of the oldest, and parked messages."""
 
 import asyncio
 import contextlib
@@ -10,14 +9,14 @@ from crucible_kit.clock import now_ms
 from crucible_kit.nats.bus import Bus
 from crucible_kit.telemetry.metrics import Metrics
 
-LOOK_S = 10.0
-"""Two questions to NATS for each look; nothing for each handler or message."""
+MEASURE_EVERY_S = 10.0
+"""A measurement costs two requests to NATS, however many handlers and messages there are."""
 
 
 class Backlog:
-    """The work queue `stream`, whose messages on `work` are to be done now; the others are schedules.
+    """The work queue `stream`: its messages on `work` are due now, the others are schedules.
 
-    What is worked on at this moment counts as waiting: a message leaves the queue when all that follows is durable.
+    Work in progress counts as waiting: a message leaves the queue when everything that follows from it is durable.
     """
 
     def __init__(
@@ -28,7 +27,7 @@ class Backlog:
         metrics: Metrics,
         in_lanes: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
-        """`in_lanes` tells how much more there is that is no message of the queue, and since when (Unix ms)."""
+        """`in_lanes` returns the number of runs that wait outside the queue, and the time of the oldest (Unix ms)."""
         self._in_lanes = in_lanes
         self._bus = bus
         self._stream = stream
@@ -40,10 +39,10 @@ class Backlog:
     async def watch(self) -> None:
         while True:
             with contextlib.suppress(CrucibleError):
-                await self._look()
-            await asyncio.sleep(LOOK_S)
+                await self._measure()
+            await asyncio.sleep(MEASURE_EVERY_S)
 
-    async def _look(self) -> None:
+    async def _measure(self) -> None:
         waiting, scheduled = await self._bus.backlog(self._stream, self._work)
         oldest = await self._bus.next(self._stream, 1, self._work) if waiting else None
         more, since_ms = self._in_lanes()
@@ -54,19 +53,19 @@ class Backlog:
 
 
 class ParkedMessages:
-    """Those of all consumers and indexes, until ATTEMPTS forgets them."""
+    """The parked messages of all consumers and indexes, until ATTEMPTS drops them."""
 
     def __init__(self, bus: Bus, metrics: Metrics) -> None:
         self._bus = bus
-        self._kept = metrics.gauge("parked_messages", "Messages that were put aside and are kept in ATTEMPTS")
+        self._parked = metrics.gauge("parked_messages", "Messages that were put aside and are kept in ATTEMPTS")
 
     async def watch(self) -> None:
         while True:
             with contextlib.suppress(CrucibleError):
-                await self._look()
-            await asyncio.sleep(LOOK_S)
+                await self._measure()
+            await asyncio.sleep(MEASURE_EVERY_S)
 
-    async def _look(self) -> None:
+    async def _measure(self) -> None:
         names = self._bus.names
-        kept, _ = await self._bus.backlog(names.attempts, names.all_parked)
-        self._kept.set(kept)
+        parked, _ = await self._bus.backlog(names.attempts, names.all_parked)
+        self._parked.set(parked)

@@ -25,8 +25,8 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Change(msgspec.Struct, frozen=True):
-    """`value` is None where the key was deleted. The change with an empty key says: this was the state at the start.
-    `time_ms` is when it was stored (Unix)."""
+    """`value` is None where the key was deleted. The change with an empty key marks the end of the state at the start.
+    `time_ms` is the time of its storage (Unix)."""
 
     key: str
     value: bytes | None
@@ -35,13 +35,13 @@ class Change(msgspec.Struct, frozen=True):
 
 
 async def open_bucket(bus: Bus, name: str, replicas: int = 1) -> "Bucket":
-    """The bucket of that name, made when it is missing."""
+    """Opens the bucket of that name, and creates it when it is missing."""
     return Bucket(bus, await declare_bucket(bus, name, replicas))
 
 
 class Bucket:
-    """Keys are subject tokens joined by dots; make them with `subjects.token` where they come from users. InvalidError
-    where a key is none."""
+    """Keys are subject tokens joined by dots; make them with `subjects.token` where they come from users. Methods raise
+    InvalidError for any other key."""
 
     def __init__(self, bus: Bus, name: str) -> None:
         self._bus = bus
@@ -51,7 +51,7 @@ class Bucket:
 
     async def get(self, key: str) -> Entry | None:
         found = await self._bus.last(self._stream, self._subject(key))
-        if found is None or _deleted(found.headers):
+        if found is None or _is_deletion(found.headers):
             return None
         return Entry(key, found.data, found.sequence)
 
@@ -60,30 +60,31 @@ class Bucket:
         return (await self._bus.store(Outgoing(self._subject(key), value))).sequence
 
     async def create(self, key: str, value: bytes, ttl: str | None = None) -> int:
-        """Like put, but ConflictError where the key exists. `ttl` is a duration such as "30s", at least a second."""
+        """Like put, but raises ConflictError where the key exists. `ttl` is a duration such as "30s", at least a
+        second."""
         try:
             return await self._put_after(key, value, 0, ttl)
         except ConflictError:
             found = await self._bus.last(self._stream, self._subject(key))
-            if found is None or not _deleted(found.headers):
+            if found is None or not _is_deletion(found.headers):
                 raise
             return await self._put_after(key, value, found.sequence, ttl)
 
     async def update(self, key: str, value: bytes, revision: int) -> int:
-        """Like put, but ConflictError unless `revision` is the key's present one."""
+        """Like put, but raises ConflictError unless `revision` is the key's present one."""
         return await self._put_after(key, value, revision, None)
 
     async def change(self, key: str, value: bytes | None, revision: int) -> int:
-        """Puts, or deletes where `value` is None; ConflictError unless `revision` is that of the whole bucket, so that
-        what was decided on all of it still holds."""
+        """Puts, or deletes where `value` is None. Raises ConflictError unless `revision` is that of the whole bucket,
+        so that a decision that depends on all of it still holds."""
         headers = {subjects.EXPECTED_STREAM_SEQUENCE: str(revision)}
         if value is None:
             headers[subjects.KV_OPERATION] = "DEL"
         return (await self._bus.store(Outgoing(self._subject(key), value or b"", headers))).sequence
 
     async def delete(self, key: str, mark_ttl: str | None = None, revision: int | None = None) -> None:
-        """The mark of the deletion stays for ever, or for `mark_ttl`, a duration such as "3600s". ConflictError unless
-        `revision`, where it is given, is the key's present one."""
+        """The mark of the deletion stays for ever, or for `mark_ttl`, a duration such as "3600s". Raises ConflictError
+        where `revision` is set and is not the key's present one."""
         expected = {} if revision is None else {subjects.EXPECTED_SEQUENCE: str(revision)}
         headers = {subjects.KV_OPERATION: "DEL", **expected}
         await self._bus.store(Outgoing(self._subject(key), b"", headers, ttl=mark_ttl))
@@ -100,9 +101,9 @@ class Bucket:
         return found
 
     async def watch(self) -> AsyncGenerator[Change, None]:
-        """The state, then a change with an empty key, then every further change, for ever. Survives reconnects.
+        """Yields the state, a change with an empty key, then every further change, for ever. Survives reconnects.
 
-        A key that ends by its `ttl` makes no change. Raises NotFoundError when the bucket is replaced.
+        A key that expires by its `ttl` yields no change. Raises NotFoundError when the bucket is replaced.
         """
         # The newest revision may be that of a key whose `ttl` has ended: then it never comes.
         revision = await self.last_revision()
@@ -114,7 +115,7 @@ class Bucket:
                     yield Change("", None, revision)
                 for message in messages:
                     revision = max(revision, message.sequence)
-                    value = None if _deleted(message.headers) else message.data
+                    value = None if _is_deletion(message.headers) else message.data
                     yield Change(message.subject[self._prefix :], value, message.sequence, message.time_ms)
 
     async def last_revision(self) -> int:
@@ -132,7 +133,7 @@ class Bucket:
 
 
 class View:
-    """A process's own copy of a bucket, kept by `follow`, and how far it has come.
+    """A process's own copy of a bucket, kept up to date by `follow`.
 
     `changed` is called for each change; it must not raise.
     """
@@ -142,10 +143,10 @@ class View:
         self._changed = changed
         self._moved = asyncio.Condition()
         self._turn = asyncio.Lock()
-        self._asking: asyncio.Task[int] | None = None
+        self._refreshing: asyncio.Task[int] | None = None
         self.revision = 0
         self.changed_ms = 0
-        """When the change was stored that was taken last."""
+        """Storage time of the newest change in the copy."""
         self.ready = False
 
     async def follow(self) -> None:
@@ -160,7 +161,7 @@ class View:
                 self._moved.notify_all()
 
     async def reach(self, revision: int, timeout: float = 5.0) -> None:
-        """Returns once the copy holds everything up to a revision. Raises UnavailableError when it does not come."""
+        """Waits until the copy holds everything up to a revision. Raises UnavailableError when it does not come."""
         if self.ready and self.revision >= revision:
             return
         try:
@@ -170,19 +171,19 @@ class View:
             raise UnavailableError("the configuration on this replica lags behind", retry_after=1) from error
 
     async def refresh(self) -> None:
-        """Returns once the copy holds everything that was acknowledged to anybody before this call.
+        """Waits until the copy holds everything that was acknowledged to anybody before this call.
 
-        Callers share a look at the bucket that has not begun yet, so that many at once cost two looks.
+        Callers share a request that has not begun yet, so that many at once cost two requests.
         """
-        if self._asking is None:
-            self._asking = asyncio.create_task(self._ask())
-        await self.reach(await asyncio.shield(self._asking))
+        if self._refreshing is None:
+            self._refreshing = asyncio.create_task(self._read_revision())
+        await self.reach(await asyncio.shield(self._refreshing))
 
-    async def _ask(self) -> int:
+    async def _read_revision(self) -> int:
         async with self._turn:
-            self._asking = None
+            self._refreshing = None
             return await self._bucket.last_revision()
 
 
-def _deleted(headers: Mapping[str, str]) -> bool:
+def _is_deletion(headers: Mapping[str, str]) -> bool:
     return bool(headers) and (headers.get(subjects.KV_OPERATION) in ("DEL", "PURGE") or subjects.KV_MARKER in headers)

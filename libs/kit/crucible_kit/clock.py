@@ -1,4 +1,4 @@
-"""The clock and chance: the only place that asks for the time of day or for random ids."""
+"""The clock and chance: only this module reads the time of day and draws random ids."""
 
 import random
 import time
@@ -13,16 +13,16 @@ def now_ms() -> int:
 
 
 def timestamp(at_ms: int | None = None) -> str:
-    """RFC 3339 in UTC with microseconds and `Z`: of now, or of a Unix time in milliseconds."""
+    """Formats the present, or a Unix time in milliseconds, as RFC 3339 in UTC with microseconds and `Z`."""
     moment = datetime.now(UTC) if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC)
     return moment.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def fresh_id(prefix: str) -> str:
-    """A new TypeID of this moment. It is a name, not a secret: the generator need not be a cryptographic one."""
+    """Makes a TypeID of this moment. It is a name, not a secret: the generator need not be a cryptographic one."""
     return make_id(prefix, now_ms(), random.randbytes(10))
 
 
 def fresh_ids(prefix: str, count: int) -> list[str]:
-    """New TypeIDs of this moment, in order."""
+    """Makes TypeIDs of this moment, in order."""
     return make_ids(prefix, now_ms(), random.randbytes(10), count)

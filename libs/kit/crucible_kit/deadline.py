@@ -1,7 +1,7 @@
-"""How long the caller of a request waits: known to all that is done on its behalf, so that nothing is done after it.
+"""Deadlines of requests: everything that a task does on behalf of a caller knows its deadline, and stops after it.
 
-A process may be stopped at any moment, and go on half a minute later with a request whose caller has long been answered
-503. So everything with an effect asks here just before it has it, and the bus once more before it writes.
+A process may be stopped at any moment, and continue half a minute later with a request whose caller already has a 503.
+So code with an effect checks the deadline just before the effect, and the bus checks it again before it writes.
 """
 
 import contextlib
@@ -15,14 +15,14 @@ import msgspec
 from crucible_core.errors import UnavailableError
 
 SILENCE_S = 3.0
-"""Who works longer on a request than a second says so every second; who has said nothing for so long has gone."""
+"""A service reports every second that it still works on a request; after so long without a report it counts as gone."""
 _MARGIN_S = 0.5
-"""How much earlier the answerer takes it that its caller has given up: clocks and ways differ by less."""
+"""The answering side ends so much earlier than its caller: clocks and network delays differ by less."""
 
 
 class Caller(msgspec.Struct, eq=False):
-    """Who waits for an answer. `deadline` and `heard`, the last word that it had from us, are `time.monotonic()`, as is
-    when it was `signed` to last that its request is worked on."""
+    """The caller that waits for an answer. `deadline`, `heard` (its last word from us) and `signed` (our last report
+    that its request is worked on) are `time.monotonic()`."""
 
     deadline: float
     heard: float
@@ -31,7 +31,7 @@ class Caller(msgspec.Struct, eq=False):
 
     @property
     def until(self) -> float:
-        """The moment from which on it has given up."""
+        """The time at which it gives up."""
         return min(self.deadline, self.heard + SILENCE_S - _MARGIN_S)
 
     @property
@@ -44,7 +44,7 @@ _caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
 
 
 def caller() -> Caller | None:
-    """Who waits for what the present task does; None where nobody does, and it is done in any case."""
+    """The caller of the present task; None where nobody waits, and the task goes on in any case."""
     return _caller.get()
 
 
@@ -58,12 +58,12 @@ def on_behalf_of(who: Caller | None) -> Iterator[None]:
 
 
 def serve(who: Caller) -> None:
-    """All that the present task does from here on is on behalf of a caller."""
+    """Sets the caller of the present task."""
     _caller.set(who)
 
 
 def check_deadline(what: str) -> None:
-    """Raises UnavailableError where the caller has given up: what it was told failed must not be done after all."""
+    """Raises UnavailableError where the caller has given up: its request has failed, and must not take effect now."""
     who = _caller.get()
     if who is not None and who.gone:
         raise late_error(what)
@@ -74,12 +74,12 @@ def late_error(what: str) -> UnavailableError:
 
 
 def limit_timeout(timeout: float) -> float:
-    """`timeout` (seconds), or what the caller still waits where that is less."""
+    """Returns `timeout`, or the rest of the caller's time where that is less (seconds)."""
     who = _caller.get()
     return timeout if who is None else min(timeout, who.deadline - time.monotonic())
 
 
 def earliest_caller(callers: list[Caller | None]) -> Caller | None:
-    """Who gives up first, for what is done on behalf of them all."""
-    there = [who for who in callers if who is not None]
-    return Caller(min(who.until for who in there), math.inf) if there else None
+    """The caller that gives up first, for work on behalf of them all."""
+    waiting = [caller for caller in callers if caller is not None]
+    return Caller(min(caller.until for caller in waiting), math.inf) if waiting else None

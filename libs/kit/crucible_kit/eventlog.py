@@ -1,4 +1,4 @@
-"""The log, which is one stream or several: read, looked up and measured as one."""
+"""The log of one or several streams: reads, looks up and measures them as one."""
 
 import asyncio
 import contextlib
@@ -20,21 +20,23 @@ _PAUSE_S = 0.02
 _AHEAD = 1000
 """A reader who knows a sequence got it from the log: none that is farther ahead than this comes from there."""
 _MOST_WAITING = 2000
-"""Messages of a stream that wait until the others have been read as far."""
+"""Messages of a stream that wait until the readers of the others have come as far."""
 
 
 class LogState(msgspec.Struct, frozen=True):
-    """The log as it is at the moment: where it ends, and of each stream when it was made, which tells it from another
-    one of the same name."""
+    """The log at one moment: its end, and the creation time of each stream, which tells it from another one of the same
+    name."""
 
     end: Position
     created: tuple[str, ...]
 
-    def translate(self, position: Position, made: Sequence[str]) -> Position:
-        """A place in a log whose streams were `made` then (none: it is not known), as it is in this one: of a stream
-        that is another one its start, of one that has lost its end the end."""
+    def translate(self, position: Position, created: Sequence[str]) -> Position:
+        """Translates a position in a log whose streams were `created` then (empty: unknown) into this log: in a
+        replaced stream it is the start, in one that has lost its end the end."""
         ends = [
-            base_of(number) if made and list(made[number : number + 1]) != [now] else min(position.end_of(number), end)
+            base_of(number)
+            if created and list(created[number : number + 1]) != [now]
+            else min(position.end_of(number), end)
             for number, (now, end) in enumerate(zip(self.created, self.end.ends, strict=True))
         ]
         return joined(ends)
@@ -46,7 +48,7 @@ async def log_state(bus: Bus) -> LogState:
 
 
 async def log_end(bus: Bus) -> Position:
-    """The place after the last event."""
+    """The position after the last event."""
     return joined([await bus.last_sequence(stream) for stream in bus.names.log_streams])
 
 
@@ -57,7 +59,7 @@ async def event_at(bus: Bus, sequence: int) -> Message | None:
 
 
 async def last_events(bus: Bus, subject: str) -> list[Message]:
-    """The last event of a subject in each stream of the log that has one."""
+    """The last event of a subject, from each stream of the log that has one."""
     names = bus.names
     found = [
         await bus.last(stream, there) for stream in names.log_streams for there in names.subjects_in(stream, [subject])
@@ -66,14 +68,13 @@ async def last_events(bus: Bus, subject: str) -> list[Message]:
 
 
 async def position_at(bus: Bus, since_ms: int) -> Position:
-    """The place before the first event that was stored at a moment (Unix ms) or later."""
+    """The position before the first event that was stored at a time (Unix ms) or later."""
     return joined([await _last_before(bus, stream, since_ms) for stream in bus.names.log_streams])
 
 
 async def position_of(bus: Bus, sequence: int, early_ms: int = 0) -> Position:
-    """The place just after a sequence, which may be beyond the log's end. In the other streams it is where they were at
-    that event's time, or `early_ms` before: of two that were stored at one moment, that of the later stream is the
-    later one."""
+    """The position just after a sequence, which may be beyond the log's end. In the other streams it is their position
+    at that event's time, or `early_ms` before: of two events of one time, that of the later stream is the later one."""
     streams, number = bus.names.log_streams, stream_number(sequence)
     if len(streams) == 1:
         return Position((sequence,))
@@ -83,7 +84,7 @@ async def position_of(bus: Bus, sequence: int, early_ms: int = 0) -> Position:
     if message is None:
         return (await log_end(bus)).at(sequence)
     at_ms = message.time_ms - early_ms
-    ends = [await _last_before(bus, stream, at_ms + (place < number)) for place, stream in enumerate(streams)]
+    ends = [await _last_before(bus, stream, at_ms + (index < number)) for index, stream in enumerate(streams)]
     return joined(ends).at(sequence)
 
 
@@ -96,7 +97,7 @@ async def _last_before(bus: Bus, stream: str, since_ms: int) -> int:
 
 
 def passed(position: Position, messages: Sequence[Message]) -> Position:
-    """The place after a batch of the log that was read from `position` on."""
+    """The position after a batch that was read from `position` on."""
     return position.past([message.sequence for message in messages])
 
 
@@ -108,46 +109,46 @@ def read_log(
     batch: int = 500,
     since_ms: int | None = None,
 ) -> Batches:
-    """As `read`, of the whole log: `filters` are wildcards over events, and a stream in which none of them can match is
-    not read. What was there at the beginning comes in the order in which it was stored, as far as streams can be
-    compared; what comes later, as it arrives. A world's events are always in their own order."""
+    """Reads the whole log as `read` does one stream. `filters` are wildcards over events; a stream in which none of
+    them can match is not read. The events of the past come in the order of their storage times, later ones as they
+    arrive. A world's events always keep their order."""
     readings = []
     for number, stream in enumerate(bus.names.log_streams):
-        wanted = bus.names.subjects_in(stream, filters)
-        if wanted or not filters:
-            there = after.end_of(number)
-            readings.append(read(bus, stream, after=there, filters=wanted, batch=batch, since_ms=since_ms))
-    return readings[0] if len(readings) == 1 else _merged(readings)
+        subjects = bus.names.subjects_in(stream, filters)
+        if subjects or not filters:
+            sequence = after.end_of(number)
+            readings.append(read(bus, stream, after=sequence, filters=subjects, batch=batch, since_ms=since_ms))
+    return readings[0] if len(readings) == 1 else _merge(readings)
 
 
 class _Branch:
-    """One stream of a merge: what has come of it, each message with the time up to which it is told."""
+    """One stream of a merge: its messages that wait, each with the time by which it is ordered."""
 
     def __init__(self) -> None:
         self.waiting: list[tuple[int, Message]] = []
         self.behind = True
-        self.room = asyncio.Event()
-        """Not set while as much waits as may."""
-        self.room.set()
+        self.has_capacity = asyncio.Event()
+        """Not set while the limit of waiting messages is reached."""
+        self.has_capacity.set()
         self._time_ms = 0
 
-    def take(self, messages: list[Message]) -> None:
+    def add(self, messages: list[Message]) -> None:
         # A clock that was set back must not put a stream's events out of their order.
         times = list(accumulate((message.time_ms for message in messages), max, initial=self._time_ms))[1:]
         self.waiting += zip(times, messages, strict=True)
         self._time_ms = times[-1]
         if len(self.waiting) > _MOST_WAITING:
-            self.room.clear()
+            self.has_capacity.clear()
 
-    def upto(self, time_ms: int) -> list[tuple[int, Message]]:
+    def take_until(self, time_ms: int) -> list[tuple[int, Message]]:
         count = sum(time <= time_ms for time, _ in self.waiting)
         part = self.waiting[:count]
         del self.waiting[:count]
-        self.room.set()
+        self.has_capacity.set()
         return part
 
 
-async def _merged(readings: Sequence[Batches]) -> Batches:
+async def _merge(readings: Sequence[Batches]) -> Batches:
     branches = [_Branch() for _ in readings]
     arrived: asyncio.Queue[tuple[_Branch, list[Message] | Exception]] = asyncio.Queue(len(readings))
     pumps = [
@@ -160,7 +161,7 @@ async def _merged(readings: Sequence[Batches]) -> Batches:
             if isinstance(messages, Exception):
                 raise messages
             if messages:
-                branch.take(messages)
+                branch.add(messages)
             else:
                 branch.behind = False
             if merged := list(_in_order(branches)):
@@ -180,25 +181,25 @@ async def _pump(
     try:
         async with contextlib.aclosing(reading) as batches:
             async for messages in batches:
-                await branch.room.wait()
+                await branch.has_capacity.wait()
                 await arrived.put((branch, messages))
     except CrucibleError as error:
         await arrived.put((branch, error))
 
 
 def _in_order(branches: Sequence[_Branch]) -> Iterator[Message]:
-    """What nothing can come before any more, of the streams whose past is still being read."""
+    """Takes the messages that no stream can precede any more."""
     behind = [branch for branch in branches if branch.behind]
     if not all(branch.waiting for branch in behind):
         return
     horizon = min((branch.waiting[-1][0] for branch in behind), default=2**63)
-    parts = [branch.upto(horizon) for branch in branches]
+    parts = [branch.take_until(horizon) for branch in branches]
     for _, message in heapq.merge(*parts, key=lambda entry: entry[0]):
         yield message
 
 
 async def wait_for_sequence(bus: Bus, sequence: int, timeout: float = 5.0) -> None:
-    """Returns once the log has come to a sequence. Raises InvalidError where it does not, at once where the sequence is
+    """Waits until the log has come to a sequence. Raises InvalidError where it does not, at once where the sequence is
     too far ahead to be worth waiting for."""
     end = await log_end(bus)
     try:

@@ -1,4 +1,4 @@
-"""Places that many share: who holds the fewest is served first, and nobody holds them all."""
+"""Fair sharing of slots for concurrent work: the key with the fewest slots is served first, and none holds them all."""
 
 import asyncio
 import contextlib
@@ -8,10 +8,10 @@ from itertools import count
 
 
 class Slots:
-    """`total` places, of which one key holds at most `each`.
+    """`total` slots, of which one key holds at most `each`.
 
-    Greedy keys, those that used up their time of late, hold one each and at most half of all together: others always
-    find a place among the rest.
+    A greedy key, whose last turn used up its time, holds one slot, and all greedy keys together at most half of them:
+    the rest is always there for the others.
     """
 
     def __init__(self, total: int, each: int) -> None:
@@ -25,7 +25,7 @@ class Slots:
 
     @contextlib.asynccontextmanager
     async def take(self, key: str) -> AsyncIterator[None]:
-        """Waits for a place of this key, and holds it while the context is open."""
+        """Waits for a slot for this key, and holds it while the context is open."""
         await self._acquire(key)
         try:
             yield
@@ -33,7 +33,7 @@ class Slots:
             self._release(key)
 
     def record_turn(self, key: str, *, greedy: bool) -> None:
-        """Says whether the key's last turn used up its time."""
+        """Records whether the key's last turn used up its time."""
         if greedy:
             self._greedy.add(key)
         elif key in self._greedy:
@@ -66,17 +66,17 @@ class Slots:
             granted.set_result(None)
 
     def _next(self) -> str | None:
-        """The key to be served: of those that may have one more place the one with the fewest, then the first come."""
+        """The next key to serve: of those that may have one more slot the one with the fewest, then the first come."""
         for key, line in list(self._waiting.items()):
             while line and line[0][1].cancelled():
                 line.popleft()
             if not line:
                 del self._waiting[key]
-        greedy_room = sum(self._held[key] for key in self._greedy) < self._for_greedy
-        ready = (key for key in self._waiting if self._may_have(key, greedy_room))
+        greedy_may_take = sum(self._held[key] for key in self._greedy) < self._for_greedy
+        ready = (key for key in self._waiting if self._may_have(key, greedy_may_take))
         return min(ready, key=lambda key: (self._held[key], self._waiting[key][0][0]), default=None)
 
-    def _may_have(self, key: str, greedy_room: bool) -> bool:
+    def _may_have(self, key: str, greedy_may_take: bool) -> bool:
         if key in self._greedy:
-            return greedy_room and not self._held[key]
+            return greedy_may_take and not self._held[key]
         return self._held[key] < self._each

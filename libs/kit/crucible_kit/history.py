@@ -1,5 +1,5 @@
-"""Whether the history still holds what it acknowledged: what an index has of ATTEMPTS is compared with the stream, at
-the start and once a day. Records go from there by their age alone."""
+"""Check of the history for losses: compares an index of ATTEMPTS with the stream, at the start and once a day. Records
+leave the stream by their age alone."""
 
 import asyncio
 import contextlib
@@ -22,15 +22,15 @@ log = logging.getLogger(__name__)
 EVERY_S = 86_400.0
 _PAUSE_S = 5.0
 _BATCH = 1000
-_AT_ONCE_FREE = 20_000
+_UNPACED = 20_000
 """Messages that are looked at without a pause; after them a fifth of the time."""
 _SHARE = 4
 _SLACK_MS = 60_000
-_MOST_RUNS = 100
+_MAX_GAPS = 100
 
 
 class Gap(msgspec.Struct):
-    """Records that are missing one after another, as the index has them."""
+    """Records of the index that the stream lacks, one after another."""
 
     first: int
     last: int
@@ -38,8 +38,8 @@ class Gap(msgspec.Struct):
 
 
 class History:
-    """Of an index whose first stream is the history. `table` is the index's, with the column `sequence`; `started` says
-    in SQL when the work of a record began: before it was stored."""
+    """Compares an index whose first stream is the history. `table` has a column `sequence`; `started` is the SQL for
+    the start of a record's work, which precedes its storage."""
 
     def __init__(
         self, bus: Bus, index: Index, table: str, started: str, filters: Sequence[str], losses: Losses
@@ -66,17 +66,17 @@ class History:
             await asyncio.sleep(EVERY_S)
 
     async def compare(self) -> list[Loss]:
-        """Compares all, and keeps what is lost."""
+        """Compares all records. Records the losses, and returns them."""
         state = await self._bus.stream_state(self._stream)
         await self._index.reach(state.last_sequence)
-        found = [loss for run in await self._compared(state) for loss in await self._lost(run, state)]
+        found = [loss for gap in await self._find_gaps(state) for loss in await self._losses_in(gap, state)]
         if found:
             await self._losses.record(found)
         return found
 
-    async def _compared(self, state: StreamState) -> list[Gap]:
-        """What only the index has. Of very many runs the last ones are one."""
-        runs: list[Gap] = []
+    async def _find_gaps(self, state: StreamState) -> list[Gap]:
+        """The records that only the index has. Of very many gaps, the last ones become one."""
+        gaps: list[Gap] = []
         before = done = 0
         last, clock = state.last_sequence, asyncio.get_running_loop().time
         reading = read(self._bus, self._stream, filters=self._filters, batch=_BATCH, headers_only=True)
@@ -84,34 +84,34 @@ class History:
             began = clock()
             async for messages in batches:
                 to = messages[-1].sequence if messages and messages[-1].sequence < last else last
-                await self._compare(before, to, {message.sequence for message in messages}, runs)
+                await self._compare(before, to, {message.sequence for message in messages}, gaps)
                 before, done = to, done + len(messages)
                 if before >= last:
                     break
-                if done > _AT_ONCE_FREE:
+                if done > _UNPACED:
                     await asyncio.sleep(_SHARE * (clock() - began))
                 began = clock()
-        return runs
+        return gaps
 
-    async def _compare(self, before: int, to: int, seen: set[int], runs: list[Gap]) -> None:
+    async def _compare(self, before: int, to: int, seen: set[int], gaps: list[Gap]) -> None:
         joins = False
         while True:
             rows = [row[0] for row in await self._index.reader.execute_fetchall(self._rows, (before, to))]
             for sequence in rows:
                 missing = sequence not in seen
-                if missing and (joins or len(runs) >= _MOST_RUNS):
-                    runs[-1].last, runs[-1].count = sequence, runs[-1].count + 1
+                if missing and (joins or len(gaps) >= _MAX_GAPS):
+                    gaps[-1].last, gaps[-1].count = sequence, gaps[-1].count + 1
                 elif missing:
-                    runs.append(Gap(sequence, sequence))
+                    gaps.append(Gap(sequence, sequence))
                 joins = missing
             if len(rows) < _BATCH:
                 return
             before = rows[-1]
 
-    async def _lost(self, run: Gap, state: StreamState) -> list[Loss]:
-        """What of it is not so old that it may be gone."""
+    async def _losses_in(self, gap: Gap, state: StreamState) -> list[Loss]:
+        """The part of a gap that is too young to have expired."""
         oldest_ms = int(self._bus.now_ms()) - state.max_age_ms + _SLACK_MS if state.max_age_ms else 0
-        values = (run.first, run.last, timestamp(oldest_ms))
+        values = (gap.first, gap.last, timestamp(oldest_ms))
         young = [row[0] for row in await self._index.reader.execute_fetchall(self._young, values)]
         if not young or await self._bus.get(self._stream, young[0]) is not None:
             return []
@@ -120,7 +120,7 @@ class History:
             log=state.created,
             first=young[0],
             last=young[-1],
-            count=min(len(young), run.count),
+            count=min(len(young), gap.count),
             found_at=timestamp(),
             stream=self._stream,
         )
