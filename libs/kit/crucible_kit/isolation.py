@@ -1,8 +1,8 @@
-"""Work on what comes from outside, in worker processes that are killed when it takes more than it may.
+"""Worker processes for untrusted work, which the kernel kills when it exceeds its limits.
 
-A function of a module, with arguments that can be pickled, is called in a process that holds nothing: no connection, no
-settings, no event loop. The kernel ends it when it uses more processor time or memory than it may, and a caller that is
-cancelled ends it too, so that nothing from outside can stop the loop that serves others.
+A worker calls a function of a module, with arguments that can be pickled, and holds nothing: no connection, no
+settings, no event loop. It ends when it exceeds its processor time or memory, or when its caller is cancelled, so that
+no work can stop the event loop that serves others.
 """
 
 import asyncio
@@ -31,18 +31,18 @@ _SIGNALS = {"SIGPROF": "processor time", "SIGKILL": "memory", "SIGABRT": "memory
 
 
 class ExhaustedError(Exception):
-    """The work used more processor time or memory than it may, or ended its process."""
+    """The work exceeded its processor time or memory, or ended its process."""
 
 
 class WorkerPool:
-    """A pool of at most `workers` processes, begun when they are needed and ended when they idle.
+    """A pool of at most `workers` processes, which start on demand and end when they idle.
 
-    One call may use `cpu_s` seconds of processor time and, with the interpreter, `memory_mb` MiB. One key, such as a
-    hook's name, holds at most half of the workers, so that it never has others wait for long.
+    A call may use `cpu_s` seconds of processor time and, with the interpreter, `memory_mb` MiB. One key, such as a
+    hook's name, holds at most half of the workers, so that others never wait for long.
     """
 
     def __init__(self, workers: int = 2, *, cpu_s: float = 1.0, memory_mb: int = 768) -> None:
-        self._places = Slots(workers, workers // 2)
+        self._slots = Slots(workers, workers // 2)
         self._cpu_s = cpu_s
         self._memory_mb = memory_mb
         self._idle: list[Worker] = []
@@ -50,13 +50,13 @@ class WorkerPool:
 
     @contextlib.asynccontextmanager
     async def worker(self, key: str) -> AsyncIterator["Worker"]:
-        """A process that is ready, for as long as the context is open. To wait for it is not part of the work."""
-        async with self._places.take(key):
+        """A ready process, for as long as the context is open. The wait for it does not count as work."""
+        async with self._slots.take(key):
             worker = self._idle.pop() if self._idle else await self._start()
             try:
                 yield worker
             finally:
-                self._places.record_turn(key, greedy=worker.exhausted)
+                self._slots.record_turn(key, greedy=worker.exhausted)
                 if worker.usable:
                     self._idle.append(worker)
                     worker.idle = asyncio.get_running_loop().call_later(_IDLE_S, self._retire, worker)
@@ -102,11 +102,11 @@ class WorkerPool:
 
 @contextlib.asynccontextmanager
 async def open_worker_pool(workers: int = 2, *, cpu_s: float = 1.0, memory_mb: int = 768) -> AsyncIterator[WorkerPool]:
-    isolated = WorkerPool(workers, cpu_s=cpu_s, memory_mb=memory_mb)
+    pool = WorkerPool(workers, cpu_s=cpu_s, memory_mb=memory_mb)
     try:
-        yield isolated
+        yield pool
     finally:
-        await isolated.close()
+        await pool.close()
 
 
 class Worker:
@@ -162,25 +162,25 @@ class Worker:
 
 
 def _ready() -> None:
-    """The first call of each worker: it is there."""
+    """The first call of each worker, which shows that it has started."""
 
 
 # ---- inside the worker ----------------------------------------------------------------------------------------------
 
 
 def serve(cpu_s: float, memory_mb: int) -> None:
-    """Does the calls that come in until standard input ends."""
+    """Answers calls until standard input ends."""
     calls, answers = os.fdopen(0, "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    _limit(memory_mb)
+    _set_limits(memory_mb)
     while length := calls.read(_LENGTH):
         function, arguments = pickle.loads(calls.read(int.from_bytes(length)))
-        data = _called(cpu_s, function, arguments)
+        data = _call(cpu_s, function, arguments)
         answers.write(len(data).to_bytes(_LENGTH) + data)
         answers.flush()
 
 
-def _limit(memory_mb: int) -> None:
+def _set_limits(memory_mb: int) -> None:
     if hasattr(signal, "SIGPROF"):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C at the terminal is for those who started this
         signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process, whatever holds the interpreter's lock
@@ -190,7 +190,7 @@ def _limit(memory_mb: int) -> None:
             resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
 
 
-def _called(cpu_s: float, function: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
+def _call(cpu_s: float, function: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
     timed = hasattr(signal, "setitimer")
     if timed:
         signal.setitimer(signal.ITIMER_PROF, cpu_s)

@@ -1,4 +1,4 @@
-"""What a service tells the log of itself: that it started, what went wrong in it, and that it shuts down."""
+"""Lifecycle events of a service: it appends its start, its errors and its shutdown to the log."""
 
 import asyncio
 import contextlib
@@ -21,13 +21,13 @@ from crucible_kit.nats.bus import Bus
 
 log = logging.getLogger(__name__)
 
-TOLD_AGAIN_S = 60.0
-"""An error of the same place in the code is told once in so many seconds; the next time tells how often it happened."""
-MOST_TOLD = 100
-"""Errors that wait to be told; more are only logged."""
-_PLACES = 1000
+REPEAT_AFTER_S = 60.0
+"""One line of code appends an error once in so many seconds; the next event counts the errors in between."""
+MAX_WAITING = 100
+"""Errors that wait to be appended; more are only logged."""
+_MAX_LINES = 1000
 _PAUSE_S = 1.0
-_PATIENCE_S = 2.0
+_TIMEOUT_S = 2.0
 _SHOWN = 2000
 
 
@@ -35,27 +35,27 @@ _SHOWN = 2000
 async def announce_lifecycle(
     app: Any, bus: Bus, service: str, change: Mapping[str, Any] | None = None
 ) -> AsyncIterator[None]:
-    """System.Started, then System.Error for each error that is logged, then System.Shutdown, where the app runs as a
+    """Appends System.Started, a System.Error for each logged error, and System.Shutdown, where the app runs as a
     process of its own (`app.state.is_process`). Nothing waits for them: `events` may start later, and end earlier.
 
-    `change` is the payload of a System.ConfigChanged that the start made.
+    `change` is the payload of a System.ConfigChanged that results from the start.
     """
     if not getattr(app.state, "is_process", False):
         yield
         return
     life = _Life(bus, service)
     if change is not None:
-        life.note(life.event("ConfigChanged", change, "start"))
+        life.enqueue(life.event("ConfigChanged", change, "start"))
     handler = _ErrorHandler(life)
-    telling = asyncio.create_task(life.tell())
+    appending = asyncio.create_task(life.run())
     logging.getLogger().addHandler(handler)
     try:
         yield
     finally:
         logging.getLogger().removeHandler(handler)
-        telling.cancel()
+        appending.cancel()
         with contextlib.suppress(CrucibleError, TimeoutError):
-            async with asyncio.timeout(_PATIENCE_S):
+            async with asyncio.timeout(_TIMEOUT_S):
                 await life.append(life.event("Shutdown", {}))
 
 
@@ -69,11 +69,11 @@ class _Life:
         self._instance = fresh_id("ins")
         self._began_ms = now_ms()
         self._started = derive_id("evt", self._began_ms, self._instance, "Started")
-        self.errors: asyncio.Queue[NewEvent] = asyncio.Queue(MOST_TOLD)
+        self.errors: asyncio.Queue[NewEvent] = asyncio.Queue(MAX_WAITING)
         self.loop = asyncio.get_running_loop()
 
     def event(self, name: str, payload: Mapping[str, Any], at: str = "") -> NewEvent:
-        """The same event each time for the same `at`, so that it may be appended again."""
+        """Returns the same event for the same `at`, so that it may be appended again."""
         about = {"service": self._service}
         if name != "ConfigChanged":
             about |= {"instance": self._instance, "version": _version()}
@@ -88,7 +88,7 @@ class _Life:
             entity=self._service,
         )
 
-    async def tell(self) -> None:
+    async def run(self) -> None:
         """Runs until cancelled."""
         waiting = self.event("Started", {})
         while True:
@@ -103,43 +103,43 @@ class _Life:
                 waiting = await self.errors.get()
 
     async def append(self, event: NewEvent) -> None:
-        await append(self._bus, self._principal, [event], timeout=_PATIENCE_S)
+        await append(self._bus, self._principal, [event], timeout=_TIMEOUT_S)
 
-    def note(self, event: NewEvent) -> None:
+    def enqueue(self, event: NewEvent) -> None:
         with contextlib.suppress(asyncio.QueueFull):
             self.errors.put_nowait(event)
 
 
 class _ErrorHandler(logging.Handler):
-    """Makes System.Error of what our own code logs as an error. The text of an exception may hold what somebody sent,
-    and that may have to be redacted: its type is told, and the log has the rest."""
+    """Makes a System.Error of each error that our own code logs. The text of an exception may hold personal data, so
+    the event has only its type, and the log has the rest."""
 
     def __init__(self, life: _Life) -> None:
         super().__init__(logging.ERROR)
         self._life = life
-        self._told: dict[tuple[str, int], tuple[float, int]] = {}
+        self._reported: dict[tuple[str, int], tuple[float, int]] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         if not record.name.startswith("crucible"):
             return
-        place, now = (record.pathname, record.lineno), time.monotonic()
-        told_at, more = self._told.get(place, (float("-inf"), 0))
-        if now < told_at + TOLD_AGAIN_S:
-            self._told[place] = told_at, more + 1
+        line, now = (record.pathname, record.lineno), time.monotonic()
+        reported_at, more = self._reported.get(line, (float("-inf"), 0))
+        if now < reported_at + REPEAT_AFTER_S:
+            self._reported[line] = reported_at, more + 1
             return
-        if len(self._told) >= _PLACES:
-            self._told.clear()
-        self._told[place] = now, 0
+        if len(self._reported) >= _MAX_LINES:
+            self._reported.clear()
+        self._reported[line] = now, 0
         payload = {
             "message": " ".join(record.getMessage().split())[:_SHOWN],
             "code": record.name[:200],
             "error": record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else None,
             "metadata": {"not_told_before": more} if more else None,
         }
-        known = {name: value for name, value in payload.items() if value is not None}
-        event = self._life.event("Error", known, f"{record.created}:{record.lineno}")
+        present = {name: value for name, value in payload.items() if value is not None}
+        event = self._life.event("Error", present, f"{record.created}:{record.lineno}")
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._life.loop.call_soon_threadsafe(self._life.note, event)
+            self._life.loop.call_soon_threadsafe(self._life.enqueue, event)
 
 
 def _version() -> str:

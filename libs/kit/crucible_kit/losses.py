@@ -1,5 +1,5 @@
-"""What the log and the other streams have lost: kept in a bucket by whoever notices it, and said by /readyz until an
-operator accepts it."""
+"""Losses of the log and the other streams: a bucket keeps them, and /readyz reports them until an operator accepts
+them."""
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -16,46 +16,46 @@ log = logging.getLogger(__name__)
 
 BUCKET = "losses"
 MOST = 200
-"""Records of losses; with more, neighbours are told as one."""
+"""Records of losses; beyond it, neighbours become one record."""
 _KEY = "log"
 _TRIES = 20
 _SHOWN = 5
 
 
 class Losses:
-    """This process's copy, and its changes."""
+    """This process's copy of the bucket, and changes to it."""
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
         self.all: Sequence[Loss] = ()
         self.on_accepted: Callable[[], None] = lambda: None
-        """Called where somebody has accepted some."""
+        """Called once the last open loss is accepted."""
         self.view = View(bucket, self._changed)
 
     @property
     def open(self) -> list[Loss]:
-        """Those that nobody has accepted."""
+        """The losses that nobody has accepted."""
         return [loss for loss in self.all if loss.accepted_at is None]
 
     def troubles(self) -> list[Trouble]:
-        """What /readyz says of it."""
+        """The troubles that /readyz reports."""
         if not (found := self.open):
             return []
         streams = dict.fromkeys(loss.stream for loss in found)
-        told = [_summary(stream, [loss for loss in found if loss.stream == stream]) for stream in streams]
-        return [Trouble("losses", f"{'; '.join(told)}; `crucible doctor` says what to do")]
+        summaries = [_summary(stream, [loss for loss in found if loss.stream == stream]) for stream in streams]
+        return [Trouble("losses", f"{'; '.join(summaries)}; `crucible doctor` says what to do")]
 
     async def record(self, found: Iterable[Loss]) -> None:
-        """Keeps what was found and is not known yet."""
+        """Records the losses that are not known yet."""
         new = list(found)
 
         def change(known: Sequence[Loss]) -> Sequence[Loss]:
-            return _joined([*known, *(loss for loss in new if not any(_holds(one, loss) for one in known))])
+            return _limit_records([*known, *(loss for loss in new if not any(_covers(one, loss) for one in known))])
 
         await self._change(change)
 
     async def accept(self) -> list[Loss]:
-        """Returns those that were accepted by this."""
+        """Accepts all open losses, and returns them."""
         before: list[Loss] = []
         now = timestamp()
 
@@ -71,10 +71,10 @@ class Losses:
         for _ in range(_TRIES):
             entry = await self._bucket.get(_KEY)
             known = _read(entry.value) if entry else []
-            wanted = list(change(known))
-            if wanted == known:
+            changed = list(change(known))
+            if changed == known:
                 return
-            value = msgspec.json.encode(LossList(losses=wanted))
+            value = msgspec.json.encode(LossList(losses=changed))
             try:
                 if entry is None:
                     await self._bucket.create(_KEY, value)
@@ -107,7 +107,7 @@ def _summary(stream: str, found: Sequence[Loss]) -> str:
 
 
 def describe_loss(loss: Loss) -> str:
-    """For people."""
+    """Describes a loss to people."""
     if not loss.count:
         return f"{loss.bytes:,} bytes that JetStream cannot read"
     sequences = f"sequence {loss.first}" if loss.first == loss.last else f"sequences {loss.first} to {loss.last}"
@@ -117,31 +117,31 @@ def describe_loss(loss: Loss) -> str:
     return f"{sequences}{some}{of}"
 
 
-def _holds(known: Loss, loss: Loss) -> bool:
+def _covers(known: Loss, loss: Loss) -> bool:
     same = (known.stream, known.kind, known.log, known.bytes) == (loss.stream, loss.kind, loss.log, loss.bytes)
     return same and known.first <= loss.first and loss.last <= known.last
 
 
-def _joined(losses: list[Loss]) -> list[Loss]:
-    """At most so many: those that nobody has accepted are all told, the nearest neighbours as one."""
+def _limit_records(losses: list[Loss]) -> list[Loss]:
+    """Limits the number of records: all open losses stay, neighbours as one record where there are too many."""
     if len(losses) <= MOST:
         return losses
     opened = [loss for loss in losses if loss.accepted_at is None]
     accepted = [loss for loss in losses if loss.accepted_at is not None]
     if len(opened) <= MOST // 2:
         return accepted[-(MOST - len(opened)) :] + opened
-    return [*accepted[-MOST // 2 :], *map(_whole, _alike(opened))]
+    return [*accepted[-MOST // 2 :], *map(_merge, _group(opened))]
 
 
-def _alike(losses: list[Loss]) -> list[list[Loss]]:
-    """By stream, and by how they were noticed."""
+def _group(losses: list[Loss]) -> list[list[Loss]]:
+    """Groups losses by stream, kind and log."""
     found: dict[tuple[str, str, str], list[Loss]] = {}
     for loss in losses:
         found.setdefault((loss.stream, loss.kind, loss.log), []).append(loss)
     return list(found.values())
 
 
-def _whole(losses: list[Loss]) -> Loss:
+def _merge(losses: list[Loss]) -> Loss:
     return msgspec.structs.replace(
         losses[0],
         first=min(loss.first for loss in losses),

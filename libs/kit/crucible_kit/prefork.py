@@ -1,8 +1,8 @@
-"""Services forked from one process that has imported them: they share its memory, and start at once.
+"""Forking of services from one process that has imported them: they share its memory, and start at once.
 
 `python -m crucible_kit.prefork FD`, where FD is a Unix socket (`SOCK_SEQPACKET`). The first message is the modules to
-import. Each further one is a `Fork`, with the descriptor that its output goes to; the answers are `Forked`, and `Ended`
-once a service is over. A service that is forked dies with this process, for which Linux is needed.
+import. Each further one is a `Fork`, with the descriptor for its output; the answers are `Forked`, and `Ended` once a
+service has ended. A forked service dies with this process, which needs Linux.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ import msgspec
 from setproctitle import setproctitle
 
 MOST_BYTES = 128 * 1024
-"""Of one message: about what Linux lets through a socket."""
+"""Size limit of one message, near the limit of Linux for a socket."""
 _PR_SET_PDEATHSIG = 1
 _LATE = (
     "crucible_kit.http.server",
@@ -31,7 +31,7 @@ _LATE = (
     "anyio._backends._asyncio",
     "encodings.idna",
 )
-"""What a service imports once it runs: each would have 2 MB of it for itself."""
+"""Modules that a service imports once it runs: each service would hold 2 MB of its own."""
 
 
 class Fork(msgspec.Struct, tag=True):
@@ -67,14 +67,14 @@ def main() -> None:
             importlib.import_module(module)
     gc.collect()
     gc.freeze()  # the collector writes into each object that it looks at, and what is written is shared no more
-    asked = _serve(control)
-    if asked is not None:  # in the child
-        runpy.run_module(asked.module, run_name="__main__", alter_sys=True)
+    fork = _serve(control)
+    if fork is not None:  # in the child
+        runpy.run_module(fork.module, run_name="__main__", alter_sys=True)
 
 
 def _serve(control: socket.socket) -> Fork | None:
-    """Forks what it is asked to, and tells of those that end, until nobody asks any more. Returns in each child, with
-    what it is to be."""
+    """Forks services on request, and reports those that end, until the socket is closed. Returns its request in each
+    child, None in the parent."""
     woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
@@ -82,7 +82,7 @@ def _serve(control: socket.socket) -> Fork | None:
         ready, _, _ = select.select([control.fileno(), woken], [], [])
         if woken in ready:
             os.read(woken, 4096)
-            _tell_of_ends(control)
+            _report_ends(control)
         if control.fileno() in ready:
             message, descriptors, _, _ = socket.recv_fds(control, MOST_BYTES, 1)
             if not message:
@@ -95,13 +95,13 @@ def _serve(control: socket.socket) -> Fork | None:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 for descriptor in (control.detach(), woken, wake):
                     os.close(descriptor)
-                _become(fork, descriptors[0], parent)
+                _prepare_child(fork, descriptors[0], parent)
                 return fork
             os.close(descriptors[0])
             control.send(msgspec.json.encode(Forked(fork.number, pid)))
 
 
-def _tell_of_ends(control: socket.socket) -> None:
+def _report_ends(control: socket.socket) -> None:
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -112,8 +112,8 @@ def _tell_of_ends(control: socket.socket) -> None:
         control.send(msgspec.json.encode(Ended(pid, os.waitstatus_to_exitcode(status))))
 
 
-def _become(fork: Fork, output: int, parent: int) -> None:
-    """What `subprocess` does between fork and exec, for a process that goes on with what it has."""
+def _prepare_child(fork: Fork, output: int, parent: int) -> None:
+    """Prepares the child as `subprocess` does between fork and exec."""
     os.setsid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent:  # it died before we asked

@@ -1,5 +1,5 @@
-"""What principals may do: this process's copy of the `keys` bucket. So a handler's owner need not be there to be asked
-what it may see: what was taken away from it is missing from the next event on."""
+"""Permissions of principals: this process's copy of the `keys` bucket. A handler's owner need not be present to be
+checked: a permission that it loses is missing from the next event on."""
 
 import logging
 
@@ -26,16 +26,17 @@ class Principals:
     def __init__(self, bucket: Bucket) -> None:
         self.view = View(bucket, self._take)
         self._holders: dict[str, Principal] = {}
-        """By what the bucket holds a key under."""
+        """By key in the bucket."""
         self._keys: dict[str, set[str]] = {}
         self._known: dict[str, Principal] = {}
 
     def holder(self, key_hash: str) -> Principal | None:
-        """Whose a key is; None where there is none, or it is disabled."""
+        """The owner of an API key; None where there is no such key, or it is disabled."""
         return self._holders.get(key_hash)
 
     def of(self, owner: str) -> Principal:
-        """One that has no key any more may see nothing. Nobody's records are the operator's."""
+        """The principal of that id. Without a key it may see nothing. Records without an owner belong to the
+        operator."""
         if owner in ("", OPERATOR_ID):
             return OPERATOR
         found = self._known.get(owner)
@@ -46,13 +47,13 @@ class Principals:
         return found
 
     def may_receive(self, record: Owned, event: Event) -> bool:
-        """Whether a handler may be given an event, with its payload decoded: its owner sees it, and it is of the
+        """Returns True if a handler may receive an event, whose payload is decoded: its owner sees it, and it is of the
         handler's world."""
-        here = record.world_id is None or record.world_id == event.metadata.world_id
-        return here and self.of(record.owner).scope.sees(event)
+        in_world = record.world_id is None or record.world_id == event.metadata.world_id
+        return in_world and self.of(record.owner).scope.sees(event)
 
     def powerless_reason(self, record: Owned) -> str | None:
-        """Why a handler can be given nothing at all."""
+        """The reason why a handler can receive no event at all; None where it can."""
         views = self.of(record.owner).scope.views
         return None if views or not self.view.ready else f"its owner {record.owner} may see nothing any more"
 

@@ -17,12 +17,12 @@ from crucible_kit.telemetry.metrics import Metrics
 from crucible_kit.telemetry.spans import Telemetry, open_telemetry
 
 _CLOCK_S = 30.0
-"""How often the clock of the NATS server is looked at, by which requests are late."""
+"""Interval between comparisons with the clock of the NATS server, by which requests are late."""
 
 
 @contextlib.asynccontextmanager
 async def open_service(service: str, settings: KitSettings, metrics: Metrics) -> AsyncIterator[tuple[Bus, Telemetry]]:
-    """Raises UnavailableError when NATS stays away."""
+    """Opens the parts. Raises UnavailableError when NATS stays away."""
     async with contextlib.AsyncExitStack() as stack:
         telemetry = open_telemetry(service, metrics)
         stack.push_async_callback(asyncio.to_thread, telemetry.close)

@@ -28,7 +28,7 @@ _LISTS = (inspect.ListType, inspect.VarTupleType, inspect.SetType, inspect.Froze
 
 
 class KitSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What every service needs; a service's own Struct inherits from it and adds its fields."""
+    """Settings of every service; a service's own Struct inherits from it and adds its fields."""
 
     nats_url: Annotated[
         str, Meta(description="The NATS server's URL; it may hold user and password", extra={"secret": True})
@@ -94,7 +94,7 @@ class KitSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = ()
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        return [(field.name, _shown(field, getattr(self, field.name))) for field in msgspec.structs.fields(self)]
+        return [(field.name, _mask(field, getattr(self, field.name))) for field in msgspec.structs.fields(self)]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
@@ -139,7 +139,7 @@ def load(kind: type[S], environ: Mapping[str, str] = os.environ) -> S:
 
 def describe(kind: type[msgspec.Struct]) -> list[Setting]:
     """Every setting of `kind`, inherited ones first."""
-    inherited = {field.name: place for place, field in enumerate(msgspec.structs.fields(KitSettings))}
+    inherited = {field.name: index for index, field in enumerate(msgspec.structs.fields(KitSettings))}
     fields = sorted(msgspec.structs.fields(kind), key=lambda field: inherited.get(field.name, len(inherited)))
     return [_setting(field) for field in fields]
 
@@ -157,7 +157,7 @@ def _parse(text: str, kind: Any) -> Any:
     return parsed
 
 
-def _shown(field: msgspec.structs.FieldInfo, value: Any) -> Any:
+def _mask(field: msgspec.structs.FieldInfo, value: Any) -> Any:
     return "***" if value and _extra(field.type).get("secret") else value
 
 
@@ -170,11 +170,11 @@ def _setting(field: msgspec.structs.FieldInfo) -> Setting:
 
 def _default(field: msgspec.structs.FieldInfo) -> str:
     if field.default_factory is not msgspec.NODEFAULT:
-        return _written(field.default_factory())
-    return "" if field.default is msgspec.NODEFAULT else _written(field.default)
+        return _format(field.default_factory())
+    return "" if field.default is msgspec.NODEFAULT else _format(field.default)
 
 
-def _written(value: Any) -> str:
+def _format(value: Any) -> str:
     match value:
         case None:
             return ""
@@ -183,7 +183,7 @@ def _written(value: Any) -> str:
         case float():
             return f"{value:g}"
         case list() | tuple() | set() | frozenset():
-            return ",".join(_written(part) for part in value)
+            return ",".join(_format(part) for part in value)
     return str(value)
 
 
@@ -217,7 +217,7 @@ def _extra(kind: Any) -> dict[str, Any]:
 
 
 def credentials(url: str) -> dict[str, Any]:
-    """Those of the first server, for all: the other servers that a cluster tells of come without any."""
+    """The credentials of the first server, for all: a cluster announces its other servers without any."""
     parts = urlsplit(url if "://" in url else f"nats://{url}")
     if not parts.username:
         return {}

@@ -1,4 +1,4 @@
-"""Tasks that share an event loop: how they end, and how one that has much to do lets the others have their turn."""
+"""Tasks that share an event loop: ending them, and yielding to others during long work."""
 
 import asyncio
 import time
@@ -11,7 +11,7 @@ _CANCEL_S = 2.0
 
 
 class Turn:
-    """What one task may do at a stretch: `if turn.over: await turn.pass_on()`, between any two things that it does."""
+    """The time that one task may take at a stretch: `if turn.over: await turn.pass_on()` between its steps."""
 
     def __init__(self) -> None:
         self._end = time.monotonic() + TURN_S
@@ -26,7 +26,7 @@ class Turn:
 
 
 async def finish(tasks: "Collection[asyncio.Task[Any]]", grace: float) -> None:
-    """Waits until tasks are done; those that are not after `grace` seconds are cancelled. Never raises what they do."""
+    """Waits until tasks are done, and cancels the rest after `grace` seconds. Never raises their errors."""
     if tasks:
         try:
             await asyncio.wait(tasks, timeout=grace)

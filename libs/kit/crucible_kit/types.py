@@ -1,4 +1,4 @@
-"""The event types that this process knows: those that are built in, and those that users registered (`event_types`)."""
+"""Event types that this process knows: the built-in ones, and those that users registered (bucket `event_types`)."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -45,8 +45,8 @@ class Types:
         return self._catalogue
 
     async def resolve(self, make: Callable[[Catalogue], T]) -> T:
-        """What `make` makes of the catalogue. Where it refuses (InvalidError) it is asked again once this process knows
-        every type that anybody has been told is registered."""
+        """Returns `make(catalogue)`. After an InvalidError it calls it again, once this process knows every type whose
+        registration was acknowledged."""
         try:
             return make(self.catalogue)
         except InvalidError:
@@ -55,19 +55,19 @@ class Types:
         return make(self.catalogue)
 
     async def refresh(self) -> bool:
-        """Whether there is more to know than a moment ago: everything that was acknowledged to anybody is known now."""
+        """Waits for everything that was acknowledged to anybody. Returns True if there was something new."""
         before = self.view.revision
         await self.view.refresh()
         return self.view.revision != before
 
     async def ensure_known(self, names: Iterable[str]) -> None:
-        """Refreshes where one of these canonical names, of committed events, is not known: it was registered since."""
+        """Refreshes where one of these canonical names of committed events is not known yet."""
         catalogue = self.catalogue
         if not all(map(catalogue.has, names)):
             await self.view.refresh()
 
     def endpoints(self) -> Mapping[str, Endpoint]:
-        """What every service with types answers; see `KnowTypes`."""
+        """The endpoint of every service with types; see `KnowTypes`."""
 
         async def know(request: KnowTypes, context: Context) -> KnowTypes:
             await self.view.reach(request.revision)
@@ -97,7 +97,7 @@ def _read(key: str, value: bytes) -> Registered | None:
 
 
 def _catalogue(registered: Iterable[Registered]) -> Catalogue:
-    """What is built in comes first: a newer Crucible may have taken a name that somebody had registered."""
+    """Built-in types come first: a newer Crucible may have taken a name that a user had registered."""
     kinds = list(registered)
     try:
         return CATALOGUE.extended(kinds)

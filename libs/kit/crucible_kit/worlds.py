@@ -1,4 +1,4 @@
-"""Which worlds there are: a service's copy of the `worlds` bucket, for what it says of handlers that are for one."""
+"""Existing worlds: a service's copy of the `worlds` bucket, for its warnings about handlers of missing worlds."""
 
 import msgspec
 
@@ -24,7 +24,7 @@ class Worlds:
         self._open = {DEFAULT_WORLD}
 
     def warning(self, record: Owned) -> str | None:
-        """Why no event may ever be for a handler: its world is not there, or not yet."""
+        """A warning that a handler may never receive an event, as its world does not exist, or not yet."""
         if record.world_id is None or token(record.world_id) in self._open or not self.view.ready:
             return None
         return f"there is no world {record.world_id}, so no event is for it"
