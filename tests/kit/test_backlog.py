@@ -26,7 +26,7 @@ async def declared(bus: Bus) -> Bus:
 async def values(bus: Bus) -> dict[str, float]:
     metrics = Metrics("webhooks")
     backlog = Backlog(bus, bus.names.deliveries, bus.names.all_work(DLV), metrics)
-    await backlog._look()
+    await backlog._measure()
     lines = metrics.render().decode().splitlines()
     return {
         name: float(value)
@@ -75,5 +75,5 @@ async def test_messages_that_were_put_aside_are_counted(declared: Bus) -> None:
         await park(bus, durable, message, "no good")
         await park(bus, durable, message, "no good")  # told twice
     await bus.store(Outgoing(bus.names.attempt(RUN, "hook", "run_1"), b"{}"))
-    await ParkedMessages(bus, metrics)._look()
+    await ParkedMessages(bus, metrics)._measure()
     assert "crucible_parked_messages 3.0" in metrics.render().decode().splitlines()

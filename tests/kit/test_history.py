@@ -73,11 +73,11 @@ async def test_records_that_are_gone_are_a_loss_with_their_sequences(bus: Bus, l
     watching = asyncio.create_task(losses.view.follow())
     async with following(bus, tmp_path / "index") as index:
         comparing = history(bus, index, losses)
-        assert await comparing.once() == []
+        assert await comparing.compare() == []
         [rows] = zip(*await index.reader.execute_fetchall("SELECT sequence FROM rows ORDER BY sequence"), strict=True)
         for sequence in (*rows[:3], rows[1999], rows[2000], rows[-1]):
             await bus.remove(bus.names.attempts, sequence)
-        found = await comparing.once()
+        found = await comparing.compare()
         assert [(loss.first, loss.last, loss.count) for loss in found] == [
             (rows[0], rows[2], 3),
             (rows[1999], rows[2000], 2),
@@ -86,7 +86,7 @@ async def test_records_that_are_gone_are_a_loss_with_their_sequences(bus: Bus, l
         assert {(loss.kind, loss.stream) for loss in found} == {("missing", bus.names.attempts)}
         assert [loss.first for loss in await kept(losses)] == [rows[0], rows[1999], rows[-1]]
         await losses.accept()
-        await comparing.once()
+        await comparing.compare()
         assert await kept(losses) == []
     watching.cancel()
     await asyncio.wait({watching})
@@ -102,9 +102,9 @@ async def test_the_log_s_part_of_an_index_is_not_the_history(bus: Bus, losses: L
         following = asyncio.create_task(index.follow(bus, insert, filters))
         await index.reach(await index.end(bus))
         await bus.purge(bus.names.events, event)
-        assert await history(bus, index, losses).once() == []
+        assert await history(bus, index, losses).compare() == []
         await bus.remove(bus.names.attempts, 3)
-        assert [(loss.first, loss.stream) for loss in await history(bus, index, losses).once()] == [
+        assert [(loss.first, loss.stream) for loss in await history(bus, index, losses).compare()] == [
             (3, bus.names.attempts)
         ]
         following.cancel()
@@ -115,4 +115,4 @@ async def test_records_that_are_old_may_be_gone(bus: Bus, losses: Losses, tmp_pa
     await fill(bus, 20, now_ms() - OLD_MS)
     async with following(bus, tmp_path / "index") as index:
         await bus.purge(bus.names.attempts, bus.names.attempts_of(RUN))
-        assert await history(bus, index, losses).once() == []
+        assert await history(bus, index, losses).compare() == []

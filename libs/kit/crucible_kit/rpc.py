@@ -33,14 +33,14 @@ from crucible_kit.telemetry.spans import Telemetry
 log = logging.getLogger(__name__)
 
 MAX_AT_ONCE = 512
-"""Requests that one process works on at once; past that it refuses, rather than queue without bound."""
+"""Requests that one process works on at once; it refuses more, rather than queue without bound."""
 LARGE_BYTES = 32 * 1024
-"""Requests and answers beyond it are paced: as many as come at once would be too much for a connection to read."""
+"""Larger requests and answers are paced: too many at once would overrun the connection."""
 _OFFERED_S = 5.0
-"""How long a large answer waits to be asked for: its caller may be gone, and others wait for its room."""
+"""A large answer waits so long for its caller, who may be gone, while others wait for the budget."""
 _GRACE_S = 10.0
 _SIGN_EVERY_S = 1.0
-_LOOK_EVERY_S = 0.25
+_SUPERVISE_EVERY_S = 0.25
 _PROBE_S = 0.5
 _MOST_DIGITS = 15
 
@@ -49,8 +49,8 @@ _Refusal = tuple[bytes, dict[str, str]]
 
 
 class Context(msgspec.Struct, frozen=True):
-    """What comes with a request: the W3C trace context of the span that handles it, and on whose behalf it is asked.
-    `deadline` knows how long its caller waits. `held` is closed when the answer was sent."""
+    """The context of a request: the W3C trace context of the span that handles it, and the principal that it is on
+    behalf of. `held` is closed once the answer is sent. The module `deadline` knows how long the caller waits."""
 
     traceparent: str
     principal: Principal
@@ -58,15 +58,15 @@ class Context(msgspec.Struct, frozen=True):
 
     @property
     def scope(self) -> Scope:
-        """What may be shown and changed."""
+        """The part of the log that may be shown and changed."""
         return self.principal.scope
 
 
 class Endpoint(msgspec.Struct, frozen=True):
     """`handler(request, context)` gets the decoded request; it returns a Struct, or bytes that are the reply.
 
-    It is cancelled when its caller has stopped waiting, and not begun for one who has. With `every_replica` each
-    replica gets the request: `call_all`. What `stores` more is refused where there is no room for it.
+    It is cancelled when its caller stops waiting, and not begun for a caller that has. With `every_replica` each
+    replica gets the request (`call_all`). With `stores` it is refused while the storage is full.
     """
 
     request: type[Any]
@@ -86,9 +86,9 @@ async def call(
     timeout: float = 10.0,
     traceparent: str | None = None,
 ) -> Reply:
-    """Asks any replica of a service, on behalf of a principal. Raises the error that it answered, or UnavailableError:
-    UnknownOutcomeError where it may have done what was asked. `reply` may be `bytes`. It waits no longer than the
-    caller of what it is part of."""
+    """Sends a request to any replica of a service, on behalf of a principal, and returns its answer. Raises the error
+    in the answer, or UnavailableError; UnknownOutcomeError where the request may have taken effect. `reply` may be
+    `bytes`. It waits no longer than the caller of the present task."""
     until = time.monotonic() + deadline.limit_timeout(timeout)
     data = msgspec.json.encode(request)
     share = await _take_outflow(bus, service, len(data), until) if len(data) > LARGE_BYTES else None
@@ -124,7 +124,7 @@ async def call(
 
 
 async def _take_outflow(bus: Bus, service: str, size: int, until: float) -> Share:
-    """Waits while too much is on its way to a service. Raises UnavailableError."""
+    """Takes a share of the budget of bytes on their way to a service. Raises UnavailableError."""
     try:
         async with asyncio.timeout(until - time.monotonic()):
             return await bus.flow.outflow(service).take(size)
@@ -142,9 +142,9 @@ async def call_all(
     patience: float = 1.0,
     quiet: float = 0.05,
 ) -> int:
-    """Asks every replica, and returns how many answered. Waits `patience` seconds for the first word, for each replica
-    that has said it is there as long as somebody works on it, and `quiet` seconds for others to be heard of, since
-    nobody knows how many there are."""
+    """Sends a request to every replica, and returns the number of answers. Waits `patience` seconds for the first
+    message, for each replica that has announced itself as long as it works on the request, and `quiet` seconds for
+    others, since their number is not known."""
     answered = 0
     working: set[str] = set()
     async with bus.inbox() as (reply, arrived):
@@ -174,8 +174,8 @@ async def serve(bus: Bus, service: str, endpoints: Mapping[str, Endpoint], telem
     awake = asyncio.Event()
     replica = secrets.token_hex(8)
     async with contextlib.AsyncExitStack() as stack:
-        signs = asyncio.create_task(_supervise(bus, tasks, awake))
-        stack.callback(signs.cancel)
+        supervision = asyncio.create_task(_supervise(bus, tasks, awake))
+        stack.callback(supervision.cancel)
         for operation in endpoints:
             stack.push_async_callback(await bus.listen(bus.names.rpc_alive(service, operation), _ignore, service))
         stack.push_async_callback(finish, tasks, _GRACE_S)
@@ -197,7 +197,7 @@ def _receiver(
 ) -> Receiver:
     decoder = msgspec.json.Decoder(endpoint.request)
     about = {"rpc.system": "nats", "rpc.service": name.partition(".")[0], "rpc.method": name.partition(".")[2]}
-    # Who asks all waits for those whom he has heard of: each says at once that it is there, and which one answers.
+    # A caller of all replicas waits for those that it knows: each announces itself at once, by its name.
     named = {subjects.REPLICA: replica} if endpoint.every_replica else {}
 
     async def handle(message: Message, held: contextlib.ExitStack) -> bytes:
@@ -249,9 +249,9 @@ def _receiver(
 
 
 async def _wait_for_no_replica(bus: Bus, service: str, operation: str) -> CrucibleError:
-    """Returns as soon as no replica is left that could give an answer: NATS says so at once where nobody listens. One
-    that drains takes no more requests, and listens still."""
-    with contextlib.suppress(CrucibleError):  # a connection that breaks, the request hears by itself
+    """Waits until no replica is left that could answer: NATS says so at once where nobody listens. A replica that
+    drains takes no more requests, but still listens."""
+    with contextlib.suppress(CrucibleError):  # the request itself hears when the connection breaks
         async with bus.inbox() as (reply, nobody):
             silent = True
             while silent:
@@ -264,16 +264,16 @@ async def _wait_for_no_replica(bus: Bus, service: str, operation: str) -> Crucib
 
 
 def _ignore(message: Message) -> None:
-    """Nothing is to be said."""
+    """The caller only checks that somebody listens."""
 
 
 async def _supervise(bus: Bus, tasks: Mapping[asyncio.Task[None], Caller], awake: asyncio.Event) -> None:
-    """Ends what nobody waits for any more, and tells those who wait for long that their request is being worked on."""
+    """Cancels requests whose caller has given up, and reports to the other callers that the work goes on."""
     while True:
         if not tasks:
             awake.clear()
             await awake.wait()
-        await asyncio.sleep(_LOOK_EVERY_S)
+        await asyncio.sleep(_SUPERVISE_EVERY_S)
         for task, caller in list(tasks.items()):
             if caller.gone:
                 task.cancel()
@@ -284,7 +284,8 @@ async def _supervise(bus: Bus, tasks: Mapping[asyncio.Task[None], Caller], awake
 
 
 async def _acknowledge_arrival(bus: Bus, message: Message) -> None:
-    """Says that a large request has arrived, once those that are worked on leave room for another; until cancelled."""
+    """Confirms the arrival of a large request once the budget allows another one, and holds its share until
+    cancelled."""
     with await bus.flow.requests.take(len(message.data)):
         with contextlib.suppress(CrucibleError):
             await bus.publish(message.reply, b"", {subjects.RECEIVED: "1"})
@@ -292,7 +293,7 @@ async def _acknowledge_arrival(bus: Bus, message: Message) -> None:
 
 
 async def _reply(bus: Bus, message: Message, data: bytes, headers: dict[str, str] | None) -> None:
-    """Says nothing where nobody listens: a request without a reply subject, or a connection that broke."""
+    """Sends an answer, unless nobody listens: the request has no reply subject, or the connection broke."""
     if not message.reply:
         return
     with contextlib.suppress(CrucibleError):
@@ -306,19 +307,20 @@ async def _reply(bus: Bus, message: Message, data: bytes, headers: dict[str, str
 
 
 async def _offer(bus: Bus, reply: str, data: bytes, headers: dict[str, str] | None) -> None:
-    """Sends a large answer when its caller has room for it."""
+    """Offers a large answer, and sends it once its caller asks for it."""
     if len(data) > bus.max_payload:
         raise TooLargeError(f"an answer of {len(data)} bytes, at most {bus.max_payload}")
-    async with bus.inbox() as (here, asked):
+    async with bus.inbox() as (here, requests):
         await bus.publish(reply, b"", {subjects.SIZE: str(len(data))}, here)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_OFFERED_S):
-                wish = await asked.get()
+                wish = await requests.get()
                 await bus.publish(wish.reply, data, headers)
 
 
 def _caller(message: Message, now_ms: float) -> Caller:
-    """Who sent a request, by its headers: without them nobody knows how long it waits, and it is done in any case."""
+    """The caller of a request, by its headers; without them its deadline is unknown, and the request is done in any
+    case."""
     left_ms, sent_ms = _number(message, subjects.DEADLINE), _number(message, subjects.SENT)
     if left_ms is None:
         return Caller(math.inf, math.inf, message.reply)

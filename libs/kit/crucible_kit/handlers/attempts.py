@@ -1,4 +1,4 @@
-"""Attempts: each made, and what follows from it durable, before its job is over."""
+"""Attempts: runs each attempt of a job, and makes its outcome durable before the job is over."""
 
 import asyncio
 import contextlib
@@ -19,14 +19,14 @@ from crucible_kit.nats.frames import Outgoing
 from crucible_kit.nats.reader import read
 
 FEW = 12
-"""Up to so many are stored one by one, pipelined: to open a batch takes the server longer."""
+"""Up to so many messages are stored one by one, pipelined: the server takes longer to open a batch."""
 _GATHER_S = 0.01
-"""After a batch, how long more may come for the next one: each costs the server some files, and a sync of the disk that
+"""Pause after a batch, in which the next one gathers: each costs the server some files, and a sync of the disk that
 appends wait for, too."""
 
 
 class Outcomes:
-    """One write is under way at a time: what comes meanwhile is the next one."""
+    """Writer of outcome records: while one write is under way, the next batch gathers."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
@@ -34,8 +34,8 @@ class Outcomes:
         self._writing: asyncio.Task[None] | None = None
 
     async def store(self, message: Outgoing) -> None:
-        """Returns once the message, which has an id, is stored. Raises UnavailableError: it may be, and may be stored
-        again."""
+        """Returns once the message, which has an id, is stored. After an UnavailableError it may be stored, and may be
+        stored again."""
         stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((message, stored))
         if self._writing is None:
@@ -82,9 +82,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PARK_AFTER = 10
-"""Failures of the service itself after which a job is put aside."""
+"""A job is parked after so many failures of the service itself."""
 MAX_CRASHES = 2
-"""Processes that may end while they work on one job, the second time on it alone, before it is put aside."""
+"""A job is parked after so many processes have ended over it, the last of them with this job alone."""
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 15.0
 _SUSPECTS_AT_ONCE = 16
@@ -97,12 +97,12 @@ class Attempts:
         self._shards = shards
         self._outcomes = Outcomes(bus)
         self._recorded: dict[int, dict[str, tuple[int, bytes]]] = {}
-        """Of shards whose owner was killed: the last record of each job that may be begun again, and its attempt."""
+        """By shard whose owner was killed: the last record of each job that may begin again, and its attempt."""
         self._suspects = asyncio.Semaphore(_SUSPECTS_AT_ONCE)
         self._alone = asyncio.Lock()
 
     async def learn(self, shards: Sequence[Shard], slack_ms: int) -> None:
-        """Reads what the killed owners of shards have recorded that their shards' records do not tell yet."""
+        """Reads the outcomes that killed owners have recorded and that are not in the records of their shards yet."""
         dead = [shard for shard in shards if shard.dead]
         times = await asyncio.gather(*(self._began_ms(shard.record) for shard in dead))
         began = {shard.number: at_ms for shard, at_ms in zip(dead, times, strict=True) if at_ms is not None}
@@ -123,11 +123,11 @@ class Attempts:
         await reading.aclose()
 
     async def _began_ms(self, record: ShardRecord) -> int | None:
-        """Before that, nothing was begun with that the record does not tell of: neither before the commit of the first
-        event after its places, nor before it says so itself, which it does not as long as nothing is done."""
+        """The time before which no job began that the record does not cover: the commit of the first event after its
+        positions, or the record's own `began_ms` where that is later."""
         names = self._bus.names
-        places = [names.position(place) for place in (record.position, *record.lanes.values())]
-        first = places[0].least(*places)
+        positions = [names.position(encoded) for encoded in (record.position, *record.lanes.values())]
+        first = positions[0].least(*positions)
         found = [
             await self._bus.next(stream, first.end_of(number) + 1, ">")
             for number, stream in enumerate(names.log_streams)
@@ -136,14 +136,14 @@ class Attempts:
         return max(min(times), record.began_ms) if times else None
 
     def forget(self, shard: int) -> None:
-        """All that its killed owner may have begun with is over, or it is another's."""
+        """Drops the records of a shard, once the jobs of its killed owner are over or it has another owner."""
         self._recorded.pop(shard, None)
 
     def is_recorded(self, job: Job) -> bool:
         return job.id in self._recorded.get(shard_of(job.handler), ())
 
     async def make(self, job: Job) -> Outcome:
-        """One attempt, or what is left to do of one that was made already."""
+        """Runs one attempt, or finishes one that is recorded already."""
         found = await self._earlier(job)
         if found is not None:
             return await self._persist(job, lambda: self._service.again(job, found)) or Outcome()
@@ -158,7 +158,7 @@ class Attempts:
             await self.record(job, outcome.record)
 
     async def follow(self, job: Job, follows: Callable[[], Awaitable[None]]) -> None:
-        """Returns once what follows from a job has been done."""
+        """Runs the effects that follow from a job, until they succeed."""
         await self._persist(job, follows)
 
     async def record(self, job: Job, record: Outgoing) -> None:
@@ -167,7 +167,7 @@ class Attempts:
     # ---- one attempt
 
     async def _earlier(self, job: Job) -> bytes | None:
-        """The record of this attempt, where it was made already."""
+        """The record of this attempt, where there is one already."""
         if job.pointer is None:
             if not self._recorded:
                 return None
@@ -227,8 +227,8 @@ class Attempts:
     # ---- suspects
 
     async def _suspect(self, job: Job) -> Outcome:
-        """A job that a process was perhaps killed by. That is noted before it begins; one that was begun when a process
-        ended is begun alone the next time, so that of the second end it is known why."""
+        """Runs a job that may have killed a process. A mark is stored before it begins; a job whose process ended runs
+        alone the next time, so that the cause of a second end is known."""
         subject = self._bus.names.trial(self._service.name, job.id)
         last = await self._persist(job, lambda: self._bus.last(self._bus.names.attempts, subject))
         ended = int(last.data) if last else 0

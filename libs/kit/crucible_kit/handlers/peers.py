@@ -1,5 +1,5 @@
-"""Requests to the replicas that run the engine of a service: what waits in a lane, only its owner knows; and who has
-registered a handler is answered once every one of them knows it."""
+"""Requests between the replicas that run the engine of a service: the count of jobs in a lane, which only its owner
+knows, and the wait until every replica knows a registration."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from crucible_kit.telemetry.spans import Telemetry
 
 
 class Waiting(Message):
-    """What waits in the log for a handler, or is under way."""
+    """Number of jobs that wait in the log for a handler, or are under way."""
 
     count: int
 
@@ -49,19 +49,19 @@ async def answer(
 
 
 async def count_waiting(bus: Bus, shards: Bucket, service: str, kind: str, queue: str, handler: str) -> int:
-    """How much waits for a handler, now or for its time, or is under way."""
+    """Counts the jobs of a handler that wait, now or for their time, or are under way."""
     count = await waiting(bus, kind, queue, handler)
     entry = await shards.get(shard_key(service, shard_of(handler)))
     if entry is not None:
-        owner, asked = _name(service, read_shard(entry).owner), GetRequest(id=handler)
-        with contextlib.suppress(UnavailableError):  # it has just been killed: another one is about to take its place
-            count += (await call(bus, service_principal(service), owner, "waiting", asked, Waiting)).count
+        owner, request = _name(service, read_shard(entry).owner), GetRequest(id=handler)
+        with contextlib.suppress(UnavailableError):  # it has just been killed: another replica takes over
+            count += (await call(bus, service_principal(service), owner, "waiting", request, Waiting)).count
     return count
 
 
 async def tell_all(bus: Bus, service: str, revision: int) -> None:
-    """Returns once every replica works with a revision of the registry: where its owner learned of a handler later than
-    of an event, the event would be missed."""
+    """Waits until every replica works with a revision of the registry. An owner that learned of a handler later than of
+    an event would miss the event."""
     await call_all(bus, service_principal(service), _name(service), "reached", Reached(revision=revision))
 
 

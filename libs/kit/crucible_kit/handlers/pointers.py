@@ -1,6 +1,6 @@
-"""Pointers: messages of a work queue that say which event a job is about, without its bytes. Retries, replays and what
-else does not come from the log as it is committed. Only an event that the log does not have, to try a handler with,
-comes with them."""
+"""Pointers: messages of a work queue that name the event of a job, without its bytes. They carry retries, replays and
+all other jobs that do not come from the log at commit. Only a test event, which is not in the log, is in its
+pointer."""
 
 import asyncio
 import contextlib
@@ -33,25 +33,25 @@ _OWN_HEADERS = "Nats-"
 
 
 def pointer(names: Names, kind: str, handler: str, job: str, sequence: int, **more: str) -> Outgoing:
-    """The message of a job's first attempt, which says which event it is about; stored twice, it is there once."""
+    """The message of a job's first attempt, which names its event. Stored twice, it is there once."""
     headers = {subjects.JOB: job, subjects.ATTEMPT: "1", subjects.EVENT_SEQUENCE: str(sequence), **more}
     return Outgoing(names.work(kind, handler), b"", headers, job)
 
 
 def trial(names: Names, kind: str, handler: str, job: str, event: bytes, more: Mapping[str, str]) -> Outgoing:
-    """The same for an event that the log does not have."""
+    """The pointer of a test event, which it carries."""
     return msgspec.structs.replace(pointer(names, kind, handler, job, 0, **more), data=event)
 
 
 async def forget(bus: Bus, kind: str, queue: str, handler: str) -> None:
-    """Removes what waits in the queue for a handler, now or for its time. Safe to do twice."""
+    """Removes the jobs of a handler from the queue, due or scheduled. Safe to do twice."""
     names = bus.names
     for subject in (names.work(kind, handler), names.schedules_of(kind, handler), names.held(kind, handler)):
         await bus.purge(queue, subject)
 
 
 async def waiting(bus: Bus, kind: str, queue: str, handler: str) -> int:
-    """How much waits there for a handler, now or for its time."""
+    """Counts the jobs of a handler in the queue, due or scheduled."""
     names = bus.names
     found = (names.work(kind, handler), names.schedules_of(kind, handler), names.held(kind, handler))
     return sum([(await bus.backlog(queue, subject))[0] for subject in found])
@@ -60,7 +60,7 @@ async def waiting(bus: Bus, kind: str, queue: str, handler: str) -> int:
 class Pointers:
     """This replica's consumer of its service's work queue, over all shards that it owns.
 
-    Work of a lane that has no room, or is held, is moved to a subject that nobody consumes, and back later.
+    Work for a lane that is full, or is held, is moved to a subject that nobody consumes, and back later.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class Pointers:
         self._shards = shards
         self._accept, self._has_room = accept, has_room
         self._aside: set[str] = set()
-        """Handlers of which something was moved aside."""
+        """Handlers with work that was moved aside."""
         self._suspect_to = 0
         self._returning: set[asyncio.Task[None]] = set()
 
     async def learn(self, shards: Sequence[Shard]) -> None:
-        """Takes over what the owners of shards before left in the queue."""
+        """Takes over the work that the previous owners of shards left in the queue."""
         names, kind = self._bus.names, self._service.kind
         for dead in {shard.dead for shard in shards if shard.dead}:
             consumer = self._consumer(dead)
@@ -179,7 +179,7 @@ class Pointers:
         self.note(handler)
 
     async def _return(self, handler: str) -> None:
-        """Moves what was put aside for a handler back into the queue."""
+        """Moves a handler's work that was put aside back into the queue."""
         names, kind, queue = self._bus.names, self._service.kind, self._service.queue
         while self._has_room(handler):
             try:
@@ -198,14 +198,13 @@ class Pointers:
 
 
 MOST_WAITING = 1000
-"""Work of one handler, what is live among it, beyond which a replay waits."""
+"""A replay waits while its handler has so many jobs, live ones among them."""
 
 Work = Callable[[Event, ReplayedEvent], Outgoing | None]
 
 
 class Queue(msgspec.Struct, frozen=True):
-    """Where the work of one handler waits, now or put aside; `handler` and `work` name it in errors: "hook tidy",
-    "runs"."""
+    """The subjects where the work of one handler waits; `handler` and `work` name it in errors: "hook tidy", "runs"."""
 
     stream: str
     subjects: Sequence[str]
@@ -215,7 +214,7 @@ class Queue(msgspec.Struct, frozen=True):
 
 
 async def enqueue(bus: Bus, queue: Queue, request: ReplayBatch, work: Work) -> ReplayTaken:
-    """Stores what `work` makes of a batch's events, as far as there is room; None skips an event. It may be repeated
+    """Stores the messages that `work` makes of a batch's events, up to the limit; None skips an event. Safe to repeat
     where the messages have ids."""
     waiting = sum([(await bus.backlog(queue.stream, subject))[0] for subject in queue.subjects])
     messages: list[Outgoing] = []

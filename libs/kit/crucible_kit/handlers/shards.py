@@ -1,9 +1,9 @@
-"""Shards: the 64 parts of a service's handlers, each owned by one replica at a time, and how far each has come.
+"""Shards: the 64 parts of a service's handlers, each owned by one replica at a time, with its progress in the log.
 
-A shard's record, in the bucket `shards`, names its owner and is written on condition that nobody else wrote it: who has
-lost a shard learns so from its next write. Replicas tell each other by messages that nobody stores that they are alive.
-A shard goes to the replica that rendezvous hashing names (Thaler and Ravishankar, 1998), so that few move when one
-comes or goes.
+A shard's record, in the bucket `shards`, names its owner; a write fails if somebody else wrote it meanwhile, so an
+owner that lost a shard learns so from its next write. Replicas announce that they are alive by messages that nobody
+stores. A shard goes to the replica that rendezvous hashing names (Thaler and Ravishankar, 1998), so that few move when
+one comes or goes.
 """
 
 import asyncio
@@ -28,17 +28,17 @@ log = logging.getLogger(__name__)
 
 BEAT_S = 0.3
 DEAD_S = 1.2
-"""A replica that was not heard of for so long owns nothing any more, and knows it by its own clock."""
+"""A replica without a heartbeat for so long owns nothing any more, and knows it by its own clock."""
 CHECKPOINT_S = 1.0
 _HEARD_S = 2 * BEAT_S
-"""Within so long every replica that lives is heard of."""
+"""Within so long every replica that lives sends a heartbeat."""
 
 
 class ShardRecord(msgspec.Struct, omit_defaults=True):
-    """What the bucket holds of a shard. Every handler of it has had the log up to `position`, except for those in
-    `lanes`, which have had it up to theirs. `fired` is when (Unix ms) the last event up to there was committed that a
-    handler was given whose events must be some time apart. What was begun and is not over began at `began_ms` or
-    later. `released`: its owner has ended all that it had begun. `log` is when the log's streams were made."""
+    """The record of a shard in the bucket. Its handlers have had the log up to `position`, those in `lanes` up to
+    theirs. `fired` is the commit time (Unix ms) of the last event of each handler whose events must be some time apart.
+    Jobs that are not over began at `began_ms` or later. `released`: its owner has ended all its jobs. `log` has the
+    creation times of the log's streams."""
 
     owner: str
     position: Encoded
@@ -50,7 +50,7 @@ class ShardRecord(msgspec.Struct, omit_defaults=True):
 
 
 class Shard(msgspec.Struct, eq=False):
-    """A shard that this replica owns. `dead` is its owner before where that ended without a word."""
+    """A shard that this replica owns. `dead` is the previous owner where that was killed."""
 
     number: int
     record: ShardRecord
@@ -61,8 +61,8 @@ class Shard(msgspec.Struct, eq=False):
 class Ownership:
     """Keeps to the shards that are this replica's, until cancelled.
 
-    `taken` is awaited with shards that were claimed, before they are worked on; `dropped` with those to be given up: it
-    returns once nothing of them is worked on. `told` gives a shard's present record to be written.
+    `taken` is awaited with claimed shards, before they are worked on; `dropped` with shards to be given up: it returns
+    once no work on them is left. `told` returns a shard's present record.
     """
 
     def __init__(
@@ -76,15 +76,16 @@ class Ownership:
         first: Callable[[int], Awaitable[Position]],
         count: int = SHARDS,
     ) -> None:
-        """`first` gives the place where a shard begins that has never had an owner; `count` is how many there are."""
+        """`first` returns the position where a shard without a previous owner begins; `count` is the number of
+        shards."""
         self.replica = secrets.token_hex(6)
         self.owned: dict[int, Shard] = {}
         self._untaken: list[Shard] = []
-        """Shards that are claimed and not worked on yet."""
+        """Claimed shards that are not worked on yet."""
         self._doubtful: dict[int, str] = {}
-        """The owner that ended without a word, of shards that this replica has tried to claim."""
+        """The killed owner of each shard that this replica has tried to claim."""
         self.begun = asyncio.Event()
-        """Set once this replica has taken what nobody else had."""
+        """Set once this replica has claimed the shards that are free."""
         self.moved = asyncio.Event()
         """Set when `owned` has changed."""
         self._bus = bus
@@ -95,26 +96,26 @@ class Ownership:
         self._heard: dict[str, float] = {}
         self._beaten = 0.0
         self._listening = math.inf
-        self._looked = asyncio.Event()
+        self._checked = asyncio.Event()
         self._settled: tuple[frozenset[str], frozenset[int]] | None = None
         self._writing = asyncio.Lock()
 
     @property
     def is_alive(self) -> bool:
-        """Whether the others take this replica for alive: after it was stopped for a while, it must look first."""
+        """True while the others take this replica for alive. After a pause it must check its shards first."""
         return time.monotonic() - self._beaten < DEAD_S
 
     @property
     def alone(self) -> bool:
-        """Whether there is no other replica: each would have been heard of by now."""
+        """True if there is no other replica: it would have sent a heartbeat by now."""
         heard = time.monotonic() - self._listening > _HEARD_S
         return heard and self.begun.is_set() and self._living() <= {self.replica}
 
     async def wait_alive(self) -> None:
-        """Returns once this replica has looked at what is still its own."""
+        """Waits until this replica is alive, and has checked which shards it still owns."""
         while not self.is_alive:
-            self._looked.clear()
-            await self._looked.wait()
+            self._checked.clear()
+            await self._checked.wait()
 
     async def run(self) -> None:
         async with contextlib.AsyncExitStack() as stack:
@@ -124,7 +125,7 @@ class Ownership:
                 tasks.create_task(self._beat())
                 await self.wait_alive()
                 if await self._is_owned():
-                    await asyncio.sleep(_HEARD_S)  # the others are heard of before it is decided what is ours
+                    await asyncio.sleep(_HEARD_S)  # the heartbeats of the others come before the decision
                 try:
                     await self._keep()
                 finally:
@@ -133,7 +134,7 @@ class Ownership:
     async def _keep(self) -> None:
         checkpointed = time.monotonic()
         while True:
-            await self.wait_alive()  # who has not been heard of, himself included, would have no shard left
+            await self.wait_alive()  # without a heartbeat, its own included, it would have no shard left
             try:
                 await self._reconcile()
                 self.begun.set()
@@ -145,7 +146,7 @@ class Ownership:
             await asyncio.sleep(BEAT_S)
 
     async def _is_owned(self) -> bool:
-        """Whether some shard has an owner; where none has, there is nobody to be heard of first."""
+        """Returns True if some shard has an owner, whose heartbeat must be awaited first."""
         try:
             entries = await self._bucket.entries()
         except CrucibleError:
@@ -154,7 +155,7 @@ class Ownership:
         return not all(read_shard(entry).released for entry in found if entry is not None)
 
     async def checkpoint(self) -> None:
-        """Writes the records that have changed. A shard whose record somebody else has written is given up."""
+        """Writes the changed records. Gives up the shards whose records somebody else has written."""
         async with self._writing:
             shards = list(self.owned.values())
             lost = [shard for shard, kept in zip(shards, await _all(map(self._write, shards)), strict=True) if not kept]
@@ -183,7 +184,7 @@ class Ownership:
                     await self._verify()
                 self._beaten = time.monotonic()
                 self._heard[self.replica] = self._beaten
-                self._looked.set()
+                self._checked.set()
             except CrucibleError as error:
                 log.info("%s: the others are not told that this replica lives: %s", self._service, error)
             await asyncio.sleep(BEAT_S)
@@ -192,27 +193,27 @@ class Ownership:
         now = time.monotonic()
         return frozenset(replica for replica, heard in self._heard.items() if now - heard < DEAD_S)
 
-    def _wanted(self, living: frozenset[str]) -> frozenset[int]:
+    def _share_of(self, living: frozenset[str]) -> frozenset[int]:
         return frozenset(number for number in range(self._count) if _owner(number, living) == self.replica)
 
     # ---- taking and giving up
 
     async def _reconcile(self) -> None:
         living = self._living()
-        wanted = self._wanted(living)
-        if self._settled == (living, wanted):
+        own = self._share_of(living)
+        if self._settled == (living, own):
             return
-        surplus = [shard for number, shard in self.owned.items() if number not in wanted]
+        surplus = [shard for number, shard in self.owned.items() if number not in own]
         if surplus:
             await self._release(surplus)
-        missing = wanted - self.owned.keys()
+        missing = own - self.owned.keys()
         if missing:
             missing -= {shard.number for shard in await self._claim(missing, living)}
-        self._settled = None if missing else (living, wanted)
+        self._settled = None if missing else (living, own)
 
     async def _claim(self, numbers: frozenset[int], living: frozenset[str]) -> list[Shard]:
-        """Returns the shards that are this replica's from now on. Where something is away in the middle of it, nothing
-        is forgotten: what was claimed is taken the next time."""
+        """Claims free shards, and returns those that are this replica's from now on. After a failure halfway, the next
+        call takes the shards that are claimed already."""
         entries = await self._bucket.entries()
         untaken = {shard.number for shard in self._untaken}
         found = {n: entries.get(shard_key(self._service, n)) for n in sorted(numbers - untaken)}
@@ -236,11 +237,11 @@ class Ownership:
         return await self._put(shard, msgspec.structs.replace(shard.record, owner=self.replica, released=False))
 
     async def _free(self, number: int, entry: Entry | None, living: frozenset[str]) -> Shard | None:
-        """The shard, if nobody who lives has it."""
+        """The shard, if no living replica owns it."""
         if entry is None:
             return Shard(number, ShardRecord("", (await self._first(number)).encoded, released=True), 0)
         record = read_shard(entry)
-        if not record.released and record.owner == self.replica:  # whether the claim was stored was not known
+        if not record.released and record.owner == self.replica:  # the outcome of the claim was unknown
             return Shard(number, record, entry.revision, dead=self._doubtful.get(number, ""))
         if not record.released and record.owner in living:
             return None
@@ -262,7 +263,7 @@ class Ownership:
         await self._dropped(shards)
 
     async def _verify(self) -> None:
-        async with self._writing:  # what this replica is writing itself is no loss
+        async with self._writing:  # a write of this replica itself is no loss
             revisions = {key: entry.revision for key, entry in (await self._bucket.entries()).items()}
         owned = self.owned.values()
         lost = [one for one in owned if revisions.get(shard_key(self._service, one.number)) != one.revision]
@@ -279,7 +280,7 @@ class Ownership:
         return record == shard.record or await self._put(shard, record)
 
     async def _put(self, shard: Shard, record: ShardRecord) -> bool:
-        """False where the shard is somebody else's by now."""
+        """Writes a record. Returns False where the shard has another owner by now."""
         try:
             value = msgspec.json.encode(record)
             shard.revision = await self._bucket.update(shard_key(self._service, shard.number), value, shard.revision)
@@ -290,7 +291,7 @@ class Ownership:
 
 
 async def begin_at(bucket: Bucket, service: str, position: Position, fired: Mapping[str, int]) -> None:
-    """Gives those shards their place in the log that have never had an owner. Safe to do twice."""
+    """Sets the position of shards without a record. Safe to do twice."""
     for number in range(SHARDS):
         own = {handler: at_ms for handler, at_ms in fired.items() if shard_of(handler) == number}
         record = ShardRecord("", position.encoded, fired=own, released=True)
@@ -303,7 +304,7 @@ def shard_key(service: str, number: int) -> str:
 
 
 async def _all(writes: Iterable[Awaitable[bool]]) -> list[bool]:
-    """Pipelined; raises the first failure once all were tried."""
+    """Awaits all writes at once; raises the first failure once all have ended."""
     results = await asyncio.gather(*writes, return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):

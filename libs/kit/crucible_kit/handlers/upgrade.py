@@ -1,5 +1,5 @@
-"""Bringing over what a version before the work engine has left: how far its dispatcher had come, the work that waits
-(it becomes pointers to its events), and a consumer for each handler, which is none any more."""
+"""Migration from a version before the work engine: it takes over the dispatcher's position, turns waiting work into
+pointers to its events, and deletes the consumer of each handler."""
 
 import contextlib
 import logging
@@ -16,7 +16,7 @@ from crucible_kit.nats.frames import Outgoing
 log = logging.getLogger(__name__)
 
 _KEPT = (ATTEMPT, EVENT_SEQUENCE, REPLAY)
-_TOLD_EVERY = 1000
+_LOG_EVERY = 1000
 
 Find = Callable[[Message], str | None]
 Fired = Callable[[], Awaitable[Mapping[str, int]]]
@@ -27,13 +27,13 @@ async def _no_times() -> Mapping[str, int]:
 
 
 async def migrate(bus: Bus, shards: Bucket, service: Service, find: Find, fired: Fired = _no_times) -> None:
-    """Returns once nothing of it is left. `find` tells for whom a message is, None where that handler is gone; `fired`
-    when the last events were committed that handlers were given whose events must be some time apart. Safe to break
-    off and to do twice: what was brought over is gone from its old place, and has its id in the new one."""
+    """Migrates a service, and returns once nothing is left to do. `find` returns the handler of a message, None where
+    it is gone; `fired` the commit times of the last events of handlers whose events must be some time apart. Safe to
+    break off and to do twice: each message has its id in the new queue, and leaves the old one."""
     names, dispatcher = bus.names, bus.names.durable(f"{service.name}-dispatch")
     with contextlib.suppress(NotFoundError):
-        place = names.position(await bus.acknowledged(names.events, dispatcher))  # it knew one stream
-        await begin_at(shards, service.name, place, await fired())
+        position = names.position(await bus.acknowledged(names.events, dispatcher))  # it knew one stream
+        await begin_at(shards, service.name, position, await fired())
     own = names.durable(f"{service.name}-work-")
     for consumer in await bus.consumer_names(service.queue):
         if not consumer.startswith(own):
@@ -53,10 +53,10 @@ async def _move(bus: Bus, service: Service, find: Find) -> None:
             await bus.store(_pointer(bus, service.kind, handler, found))
         await bus.remove(service.queue, sequence)
         moved += 1
-        if moved % _TOLD_EVERY == 0:
-            log.info("%s: %d of what the version before has left are brought over", service.name, moved)
+        if moved % _LOG_EVERY == 0:
+            log.info("%s: %d messages of the previous version are migrated", service.name, moved)
     if moved:
-        log.info("%s: %d of what the version before has left were brought over", service.name, moved)
+        log.info("%s: %d messages of the previous version were migrated", service.name, moved)
 
 
 def _pointer(bus: Bus, kind: str, handler: str, found: Message) -> Outgoing:
