@@ -24,7 +24,7 @@ from crucible_events.append.validation import Payloads
 from crucible_gateway import examples
 from crucible_gateway.accept import preferred
 from crucible_gateway.body.cloudevents import content, reader, writer
-from crucible_gateway.body.cloudevents.forms import asked_for_many, asked_for_one
+from crucible_gateway.body.cloudevents.forms import negotiate_event, negotiate_events
 from tests.cases import each_of
 
 from .conftest import until
@@ -667,9 +667,9 @@ async def test_unknown_cloudevents_format_is_406(door: Door) -> None:
     ],
 )
 def test_accept(accept: str | None, one: str, many: str) -> None:
-    assert asked_for_one(accept) == one
+    assert negotiate_event(accept) == one
     if BINARY not in (accept or "") and "mode" not in (accept or ""):
-        assert asked_for_many(accept) == many
+        assert negotiate_events(accept) == many
 
 
 @given(st.text(alphabet="aplicton/*;q=01.,+json \"'", max_size=60))

@@ -1,4 +1,4 @@
-"""Content negotiation (RFC 9110, 12.5.1): which of several media types an Accept header wants most."""
+"""Content negotiation (RFC 9110, 12.5.1): the media type, of several, that an Accept header wants most."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -39,12 +39,12 @@ def preferred(accept: str | None, offers: Sequence[str]) -> str | None:
         return offers[0]
     ranges = list(_ranges(accept))
     ranked = []
-    for place, offer in enumerate(offers):
-        kind, parameters = _parsed(offer)
+    for index, offer in enumerate(offers):
+        kind, parameters = _parse(offer)
         matching = [(r.specificity, -order, r.weight) for order, r in enumerate(ranges) if r.matches(kind, parameters)]
         if matching:
             specificity, order, weight = max(matching)
-            ranked.append((weight, specificity, order, -place, offer))
+            ranked.append((weight, specificity, order, -index, offer))
     best = max(ranked, default=None)
     return best[-1] if best and best[0] > 0 else None
 
@@ -52,14 +52,14 @@ def preferred(accept: str | None, offers: Sequence[str]) -> str | None:
 def _ranges(accept: str) -> Iterator[Range]:
     """Parts that cannot be read are skipped."""
     for part in accept.lower().split(","):
-        kind, parameters = _parsed(part)
+        kind, parameters = _parse(part)
         weights = [name[2:] for name in parameters if name.startswith("q=")]
         weight = weights[0] if weights else "1"
         if ("/" in kind or kind == "*") and _WEIGHT.fullmatch(weight):
             yield Range(_ANY if kind == "*" else kind, parameters - {f"q={weight}"}, min(1.0, float(weight)))
 
 
-def _parsed(text: str) -> tuple[str, frozenset[str]]:
+def _parse(text: str) -> tuple[str, frozenset[str]]:
     kind, *parameters = text.split(";")
     plain = (re.sub(r'[\s"]', "", parameter) for parameter in parameters)
     return kind.strip(), frozenset(each for each in plain if each and not each.startswith("charset="))

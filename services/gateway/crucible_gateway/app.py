@@ -14,16 +14,16 @@ from litestar.plugins.core import MsgspecDIPlugin
 from litestar.types import LifeSpanReceive, LifeSpanScope, LifeSpanSend, Message, Receive, Scope, Send
 
 from crucible_gateway.appends import Appends
-from crucible_gateway.auth import Authenticating, Keys
-from crucible_gateway.body.body import Http
+from crucible_gateway.auth import Authentication, Keys
+from crucible_gateway.body.json import Http
 from crucible_gateway.context import Gateway
-from crucible_gateway.correlation import HEADER, correlation_of, show_correlation
+from crucible_gateway.correlation import HEADER, correlation_of, write_correlation
 from crucible_gateway.live.hub import Hub
-from crucible_gateway.live.replays import Audience
-from crucible_gateway.middleware import Counting, Observing, status_of
+from crucible_gateway.live.replays import Recipients
+from crucible_gateway.middleware import RequestCounter, RequestObserver, status_of
 from crucible_gateway.openapi import Operation
 from crucible_gateway.params import NoParams, read_params
-from crucible_gateway.problems import exception_handlers, keep_refusal, refusal, show_refusal
+from crucible_gateway.problems import exception_handlers, render_error, send_refusal, store_refusal
 from crucible_gateway.routes import (
     events,
     export,
@@ -75,15 +75,15 @@ def create_app(settings: Settings | None = None) -> Litestar:
     """`app.state.gateway` is what is open while it runs. Streams end once `app.state.stopping` is set."""
     settings = settings or load(Settings)
     metrics = Metrics(SERVICE)
-    observing = Observing(metrics)
-    counting = Counting(metrics)
-    api = Router("/", route_handlers=HANDLERS, middleware=[Authenticating()], before_request=refuse_params)
+    observer = RequestObserver(metrics)
+    counter = RequestCounter(metrics)
+    api = Router("/", route_handlers=HANDLERS, middleware=[Authentication()], before_request=refuse_params)
     app = App(
         route_handlers=[*OPEN_HANDLERS, api],
         lifespan=[_lifespan(settings, metrics)],
-        middleware=[observing],
-        before_send=[show_refusal, show_correlation, show_methods, counting],
-        after_exception=[keep_refusal],
+        middleware=[observer],
+        before_send=[send_refusal, write_correlation, write_allow, counter],
+        after_exception=[store_refusal],
         exception_handlers=exception_handlers(),
         state=State({"service": SERVICE, "stopping": asyncio.Event()}),
         # Bodies are limited and read in `bodies`, described in `openapi`, and errors logged in `problems`.
@@ -96,7 +96,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
         "/api/v1/events": events.append_any,
         "/api/v1/events/batch": partial(events.append_any, batch=True),
     }
-    app.observing, app.counting = observing, counting
+    app.observer, app.counter = observer, counter
     return app
 
 
@@ -113,12 +113,12 @@ def _lifespan(
             reading = await stack.enter_async_context(open_bus(settings.nats_url, bus.names, f"{SERVICE} reading"))
             hub = Hub(bus, reading, metrics)
             known = await open_types(bus, settings.stream_replicas)
-            audience = Audience(bus, telemetry)
-            stack.push_async_callback(audience.close)
+            recipients = Recipients(bus, telemetry)
+            stack.push_async_callback(recipients.close)
             lost = Losses(await open_bucket(bus, LOSSES, settings.stream_replicas))
             appends = Appends(bus, telemetry, settings.request_timeout_s)
-            app.state.gateway = Gateway(settings, bus, telemetry, metrics, keys, hub, audience, known, lost, appends)
-            answers = {**audience.endpoints(), **known.endpoints()}
+            app.state.gateway = Gateway(settings, bus, telemetry, metrics, keys, hub, recipients, known, lost, appends)
+            answers = {**recipients.endpoints(), **known.endpoints()}
             await stack.enter_async_context(serve(bus, SERVICE, answers, telemetry))
             async with asyncio.TaskGroup() as tasks:
                 following = (keys.follow, hub.run, known.view.follow, lost.view.follow)
@@ -136,8 +136,8 @@ class App(Litestar):
     and refused as all others are. Litestar has routes for them too, which describe them and answer other spellings."""
 
     plain_posts: Mapping[str, Callable[[Http], Awaitable[Rendered]]]
-    observing: Observing
-    counting: Counting
+    observer: RequestObserver
+    counter: RequestCounter
 
     @staticmethod
     def _get_default_plugins(plugins: list[PluginProtocol]) -> list[PluginProtocol]:
@@ -162,18 +162,18 @@ class App(Litestar):
         scope["path_template"] = scope["path"]
         scope.setdefault("state", {})
         started = time.perf_counter()
-        with self.observing.span(scope) as span:
+        with self.observer.span(scope) as span:
             try:
                 request = PlainRequest(scope, receive, send)
                 keys: Keys = self.state.gateway.keys
                 scope["user"] = keys.authenticate(request.headers)
                 status, fields, body = await handler(request)
             except Exception as error:
-                self.observing.answered(scope, span, status_of(error), started)
-                status, fields, body = refusal(error, scope)
+                self.observer.record_answer(scope, span, status_of(error), started)
+                status, fields, body = render_error(error, scope)
             else:
-                self.observing.answered(scope, span, status, started)
-        self.counting.count(scope, status)
+                self.observer.record_answer(scope, span, status, started)
+        self.counter.count(scope, status)
         fields = {**fields, HEADER: correlation_of(scope), "Content-Length": str(len(body))}
         headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in fields.items()]
         await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -195,7 +195,7 @@ async def refuse_params(request: Http) -> None:
         read_params(request, NoParams)
 
 
-async def show_methods(message: Message, scope: Scope) -> None:
+async def write_allow(message: Message, scope: Scope) -> None:
     """A `before_send` hook."""
     if message["type"] != "http.response.start":
         return

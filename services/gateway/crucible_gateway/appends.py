@@ -24,8 +24,8 @@ class _Request:
 
 
 class Appends:
-    """Nobody waits for what another's event needs: one that hooks judge, say, is left out of the answer, and asked for
-    alone."""
+    """Nobody waits for what another's event needs: one that Pre hooks decide on, say, is left out of the answer, and
+    asked for alone."""
 
     def __init__(self, bus: Bus, telemetry: Telemetry, timeout: float) -> None:
         self._bus = bus
@@ -45,14 +45,14 @@ class Appends:
         if shared is None or shared.bytes + size > LARGE_BYTES:
             shared = self._open[key] = _Request()
             shared.answer = asyncio.create_task(self._ask(key, shared, principal, traceparent))
-        place = len(shared.events)
+        index = len(shared.events)
         shared.events.append(event)
         shared.bytes += size
         assert shared.answer is not None
         answer = await asyncio.shield(shared.answer)
         if isinstance(answer, CrucibleError):
             raise from_problem(answer.problem())
-        return None if answer[place].alone else answer[place]
+        return None if answer[index].alone else answer[index]
 
     async def _ask(
         self, key: tuple[str, bool], shared: _Request, principal: Principal, traceparent: str
@@ -70,6 +70,6 @@ class Appends:
 
 
 def _is_special(event: NewEvent) -> bool:
-    """Whether an event may have to wait for what others need not: its cause, its entity's last event, its own past."""
+    """True if an event may have to wait for what others need not: its cause, its entity's last event, its own past."""
     both = event.id is not None and event.idempotency_key is not None
     return both or event.causation_id is not None or event.expected_sequence is not None or event.redacted is not None

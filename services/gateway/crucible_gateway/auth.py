@@ -1,4 +1,4 @@
-"""API keys: which exist, by a watch of the `keys` bucket, and whose a request's is."""
+"""API keys: those that exist, by a watch of the `keys` bucket, and the principal of each request."""
 
 import contextlib
 import hashlib
@@ -60,7 +60,7 @@ class Keys:
 
     def authenticate(self, headers: Mapping[str, str]) -> Principal:
         """Raises UnauthenticatedError, or UnavailableError while the keys are not known yet."""
-        key = _presented(headers)
+        key = _read_api_key(headers)
         if not self.caught_up:
             raise UnavailableError("the API keys are not read yet", retry_after=1)
         principal = self.principals.holder(key_hash(key))
@@ -70,7 +70,7 @@ class Keys:
 
     def sight(self, headers: Mapping[str, str]) -> Sight:
         """For what lasts longer than a request: a key that has ended shows nothing any more."""
-        key = key_hash(_presented(headers))
+        key = key_hash(_read_api_key(headers))
 
         def now() -> Scope:
             holder = self.principals.holder(key)
@@ -79,7 +79,7 @@ class Keys:
         return now
 
 
-def _presented(headers: Mapping[str, str]) -> str:
+def _read_api_key(headers: Mapping[str, str]) -> str:
     scheme, _, credentials = headers.get("authorization", "").partition(" ")
     key = credentials.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "").strip()
     if not key:
@@ -89,8 +89,8 @@ def _presented(headers: Mapping[str, str]) -> str:
     return key
 
 
-class Authenticating(ASGIMiddleware):
-    """Leaves the `Principal` in `scope["user"]`. A guard would cost a copy of the handler for each request."""
+class Authentication(ASGIMiddleware):
+    """Leaves the `Principal` in `scope["user"]`. A Litestar guard would cost a copy of the handler for each request."""
 
     async def handle(self, scope: Connected, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         keys: Keys = scope["litestar_app"].state.gateway.keys

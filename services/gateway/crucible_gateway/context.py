@@ -1,4 +1,4 @@
-"""A handler's surroundings: the running gateway, and a question to a service on behalf of a request."""
+"""The running gateway as route handlers see it, and their questions to services on behalf of a request."""
 
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ from crucible_core.protocol.worlds import PlaceRequest
 from crucible_gateway.appends import Appends
 from crucible_gateway.auth import Keys, principal_of
 from crucible_gateway.live.hub import Hub
-from crucible_gateway.live.replays import Audience
+from crucible_gateway.live.replays import Recipients
 from crucible_gateway.middleware import traceparent_of
 from crucible_gateway.settings import Settings
 from crucible_kit.http.asgi import unready
@@ -36,7 +36,7 @@ class Gateway(msgspec.Struct, frozen=True):
     metrics: Metrics
     keys: Keys
     hub: Hub
-    audience: Audience
+    recipients: Recipients
     types: Types
     losses: Losses
     appends: Appends

@@ -1,4 +1,4 @@
-"""The chain that a request belongs to: its correlation id, which every answer has, and how deep it is in it."""
+"""The chain of a request: its correlation id, which every answer has, and its depth."""
 
 import re
 from collections.abc import Mapping, MutableMapping
@@ -32,7 +32,7 @@ CHAIN = {
 """The headers of requests that bring events about."""
 
 
-def sent_correlation(headers: Mapping[str, str]) -> str | None:
+def read_correlation(headers: Mapping[str, str]) -> str | None:
     """The client's own id, if it is safe to repeat; else that of the delivery, or hook's request, which it answers."""
     sent = headers.get(_SENT)
     if sent and _VALID.fullmatch(sent):
@@ -43,9 +43,8 @@ def sent_correlation(headers: Mapping[str, str]) -> str | None:
     return continued if 0 < len(continued) <= MAX_NAME and not _CONTROL.search(continued) else None
 
 
-def sent_hop(headers: Mapping[str, str]) -> int:
-    """How deep in a chain of effects that is which the request brings about; 0 where it begins one. Raises
-    InvalidError."""
+def read_hop(headers: Mapping[str, str]) -> int:
+    """The depth, in a chain of effects, of the request's effects; 0 where it begins a chain. Raises InvalidError."""
     sent = headers.get(HOP.lower())
     if sent is None:
         return 0
@@ -60,12 +59,12 @@ def correlation_of(scope: Scope) -> str:
     kept: MutableMapping[str, Any] = scope["state"]
     if _KEY not in kept:
         headers = {_NAMES[name]: raw.decode("latin-1") for name, raw in scope["headers"] if name in _NAMES}
-        sent = sent_correlation(headers)
+        sent = read_correlation(headers)
         kept[_KEY] = sent if sent and _VALID.fullmatch(sent) else fresh_id("cor")
     return str(kept[_KEY])
 
 
-async def show_correlation(message: Message, scope: Scope) -> None:
+async def write_correlation(message: Message, scope: Scope) -> None:
     """A `before_send` hook: writes the id into the answer's headers."""
     if message["type"] in _ANSWERS:
         MutableScopeHeaders.from_message(message)[HEADER] = correlation_of(scope)

@@ -22,7 +22,7 @@ _FAULT = 500
 _SHOWN = 1000
 
 
-class Observing(ASGIMiddleware):
+class RequestObserver(ASGIMiddleware):
     """A server span and a duration for every routed request; a stream's span lasts as long as the stream."""
 
     def __init__(self, metrics: Metrics) -> None:
@@ -40,7 +40,7 @@ class Observing(ASGIMiddleware):
                 status = _status(message)
                 if status is not None and not begun:
                     begun = True
-                    self.answered(scope, span, status, started)
+                    self.record_answer(scope, span, status, started)
                 await send(message)
 
             try:
@@ -48,7 +48,7 @@ class Observing(ASGIMiddleware):
             except Exception as error:
                 # It becomes an answer outside of here, unless one has begun.
                 if not begun:
-                    self.answered(scope, span, status_of(error), started)
+                    self.record_answer(scope, span, status_of(error), started)
                 refusal = error
             else:
                 return
@@ -66,7 +66,7 @@ class Observing(ASGIMiddleware):
         scope["state"][_KEY] = span.traceparent
         return span
 
-    def answered(self, scope: Scope, span: Span, status: int, started: float) -> None:
+    def record_answer(self, scope: Scope, span: Span, status: int, started: float) -> None:
         """Records that the answer to a request begins that `started` (`time.perf_counter`) a while ago."""
         span.set("http.response.status_code", status)
         if status >= _FAULT:
@@ -105,7 +105,7 @@ def status_of(error: Exception) -> int:
     return error.status_code if isinstance(error, HTTPException) else _FAULT
 
 
-class Counting:
+class RequestCounter:
     """A `before_send` hook that counts the answers, those to unknown paths too."""
 
     def __init__(self, metrics: Metrics) -> None:

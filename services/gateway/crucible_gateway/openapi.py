@@ -10,7 +10,7 @@ from litestar.routes import HTTPRoute
 
 from crucible_core.errors import FieldError
 from crucible_gateway.params import NoParams, Params
-from crucible_gateway.schemas import Schema, components, reference, structs, tidied
+from crucible_gateway.schemas import Schema, components, schema_of, struct_types, tidy
 from crucible_kit.http.asgi import PROBLEM_JSON, PROBLEM_TYPES, STATUS, TITLES, WAITING
 
 _KEY = "operation"
@@ -21,12 +21,12 @@ TAGS: Mapping[str, str] = {
     "Events": "The log: append, query, follow and export events.",
     "Event types": "The catalogue of event types, and what users add to it.",
     "Replays": "Events of the log, handed to one handler again.",
-    "Hooks": "What judges events before they are committed, and what reacts to them afterwards.",
-    "Webhooks": "What tells other systems of events.",
+    "Hooks": "They decide on events before the commit, and react to them afterwards.",
+    "Webhooks": "Deliveries of events to other systems.",
     "Memory": "Memories: keep, change, find.",
     "Worlds": "Worlds and their rooms: the places of events.",
     "Retention": "How long events are kept.",
-    "Operations": "What needs no key: health, metrics, and this description.",
+    "Operations": "No key is needed: health, metrics, and this description.",
 }
 _HEADERS: Mapping[str, Schema] = {
     "Correlation": {
@@ -100,7 +100,7 @@ def openapi(app: Litestar, title: str, version: str, description: str) -> dict[s
         "components": {
             "schemas": _schemas([operation for *_, operation in found]),
             "headers": dict(_HEADERS),
-            "responses": {code: _refusal(code) for code in STATUS if code in used},
+            "responses": {code: _error_response(code) for code in STATUS if code in used},
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer", "description": "An API key"},
                 "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An API key"},
@@ -111,7 +111,7 @@ def openapi(app: Litestar, title: str, version: str, description: str) -> dict[s
 
 
 def operations(app: Litestar) -> Iterator[tuple[str, int, HTTPRouteHandler, Operation]]:
-    """Path, method (its place in the order), handler and description of every described handler."""
+    """Path, method (its index in the order), handler and description of every described handler."""
     for route in app.routes:
         if isinstance(route, HTTPRoute):
             for handler in route.route_handlers:
@@ -127,7 +127,11 @@ def _operation(path: str, method: str, handler: HTTPRouteHandler, operation: Ope
         "description": operation.description or f"{operation.summary}.",
         "tags": [operation.tag],
         "parameters": [*_path_parameters(path), *_query_parameters(operation.params), *_headers(operation.headers)],
-        "responses": {str(operation.status): _reply(operation), **_instead(operation), **_refusals(method, operation)},
+        "responses": {
+            str(operation.status): _reply(operation),
+            **_other_statuses(operation),
+            **_error_responses(method, operation),
+        },
     }
     if operation.bodies:
         content = {kind: _content(body.schema, body.example) for kind, body in operation.bodies.items()}
@@ -147,7 +151,7 @@ def _query_parameters(kind: type[Params]) -> list[dict[str, Any]]:
     found = []
     for name, inner in schema["properties"].items():
         # A parameter is left out, never null.
-        present = tidied(next(part for part in inner.get("anyOf", [inner]) if part.get("type") != "null"), name)
+        present = tidy(next(part for part in inner.get("anyOf", [inner]) if part.get("type") != "null"), name)
         text = inner.get("description") or present.pop("description", None)
         parameter = {"name": name, "in": "query", "required": False, "schema": present}
         found.append(parameter | ({"description": text} if text else {}))
@@ -164,11 +168,11 @@ def _headers(headers: Mapping[str, str]) -> list[dict[str, Any]]:
 def _reply(operation: Operation) -> dict[str, Any]:
     described: dict[str, Any] = {"description": operation.summary, "headers": _reply_headers(operation)}
     if operation.reply is not None:
-        described["content"] = {operation.reply_type: _content(operation.reply, _completed(operation))}
+        described["content"] = {operation.reply_type: _content(operation.reply, _complete_example(operation))}
     return described
 
 
-def _completed(operation: Operation) -> Any:
+def _complete_example(operation: Operation) -> Any:
     """The example as the answer is written: with the fields that it has by default."""
     if operation.example is None or isinstance(operation.reply, dict):
         return operation.example
@@ -181,15 +185,14 @@ def _reply_headers(operation: Operation) -> dict[str, Any]:
     return {name: {"$ref": f"#/components/headers/{header}"} for name, header in found.items()}
 
 
-def _instead(operation: Operation) -> dict[str, Any]:
+def _other_statuses(operation: Operation) -> dict[str, Any]:
     known = {"304": {"description": "The version in If-None-Match is still there"}}
     other = {"200": _reply(operation) | {"description": operation.instead}} if operation.instead else {}
     return other | (known if "If-None-Match" in operation.headers else {})
 
 
 def _codes(method: str, operation: Operation) -> list[str]:
-    """The operation's own words, and those that its kind brings: a key, parameters that are read strictly, a body, a
-    write."""
+    """The codes of an operation, and those of its kind: a key, strict parameters, a body, a write."""
     codes = [*operation.errors]
     if not operation.open:
         codes += _EVERYWHERE
@@ -199,13 +202,13 @@ def _codes(method: str, operation: Operation) -> list[str]:
     return codes
 
 
-def _refusals(method: str, operation: Operation) -> dict[str, Any]:
+def _error_responses(method: str, operation: Operation) -> dict[str, Any]:
     codes = _codes(method, operation)
     found = {str(STATUS[code]): {"$ref": f"#/components/responses/{code}"} for code in codes}
     return dict(sorted(found.items()))
 
 
-def _refusal(code: str) -> dict[str, Any]:
+def _error_response(code: str) -> dict[str, Any]:
     example = {"type": PROBLEM_TYPES + code, "title": TITLES[code], "status": STATUS[code], "detail": "…", "errors": []}
     headers = {"X-Correlation-Id": "Correlation"} | ({"Retry-After": "RetryAfter"} if code in WAITING else {})
     return {
@@ -216,7 +219,7 @@ def _refusal(code: str) -> dict[str, Any]:
 
 
 def _content(schema: Any, example: Any) -> dict[str, Any]:
-    described = {"schema": reference(schema)}
+    described = {"schema": schema_of(schema)}
     return described | ({"example": example} if example is not None else {})
 
 
@@ -225,4 +228,4 @@ def _schemas(operations: list[Operation]) -> dict[str, Any]:
     answered = [*(operation.reply for operation in operations), ProblemDocument]
     sent = [body.schema for body in bodies if not body.open]
     free = [body.schema for body in bodies if body.open]
-    return components(*([each for kind in kinds for each in structs(kind)] for kinds in (answered, sent, free)))
+    return components(*([each for kind in kinds for each in struct_types(kind)] for kinds in (answered, sent, free)))

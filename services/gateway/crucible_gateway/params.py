@@ -43,8 +43,8 @@ class AppendParams(Params, frozen=True):
     ] = True
 
 
-class WantedParams(Params, frozen=True):
-    """Which events of the log: what `wanted_fields` reads."""
+class SelectionParams(Params, frozen=True):
+    """A selection of the log's events: `selection_fields` reads it."""
 
     type: Annotated[list[str], Meta(description="Types, aliases or wildcards (`Memory.*`); repeatable")] = []
     actor: Name | None = None
@@ -63,13 +63,13 @@ class WantedParams(Params, frozen=True):
     min_sequence: Annotated[Sequence, _WAITS] | None = None
 
 
-class EventParams(WantedParams, frozen=True):
+class EventParams(SelectionParams, frozen=True):
     order: Literal["asc", "desc"] = "asc"
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
     cursor: Annotated[str, Meta(description="`next_cursor` of the page before")] | None = None
 
 
-class CountParams(WantedParams, frozen=True):
+class CountParams(SelectionParams, frozen=True):
     by: Annotated[CountBy, Meta(description="Also count by this, the largest group first; days are UTC's")] | None = (
         None
     )
@@ -132,9 +132,9 @@ def read_params(connection: ASGIConnection[Any, Any, Any, Any], kind: type[T]) -
         if name in lists:
             found.setdefault(name, []).append(value)
         elif name in found:
-            raise _wrong(name, "may be given only once")
+            raise _param_error(name, "may be given only once")
         elif value.lower() == "null" and name in _not_text(kind):
-            raise _wrong(name, "null is no value")
+            raise _param_error(name, "null is no value")
         else:
             found[name] = value
     try:
@@ -143,9 +143,9 @@ def read_params(connection: ASGIConnection[Any, Any, Any, Any], kind: type[T]) -
         raise refused(error, kind, "the query") from None
 
 
-def wanted_fields(params: WantedParams) -> dict[str, Any]:
+def selection_fields(params: SelectionParams) -> dict[str, Any]:
     """The parameters as the fields of `EventsWanted`. Raises MalformedError or InvalidError."""
-    fields = {name: getattr(params, name) for name in WantedParams.__struct_fields__}
+    fields = {name: getattr(params, name) for name in SelectionParams.__struct_fields__}
     times = {name: time_param(fields[name], name) for name in ("from_time", "to_time")}
     return fields | times | {"filter": filter_param(params.filter)}
 
@@ -157,7 +157,7 @@ def filter_param(text: str | None) -> dict[str, Any] | None:
     try:
         return decode(text.encode(), dict[str, Any], what="filter")
     except InvalidError as error:
-        raise _wrong("filter", error.errors[0].message) from None
+        raise _param_error("filter", error.errors[0].message) from None
     except MalformedError as error:
         inside = [msgspec.structs.replace(each, path=f"filter.{each.path}") for each in error.errors]
         raise MalformedError(error.detail, errors=inside) from None
@@ -176,7 +176,7 @@ def restore_plus(text: str) -> str:
     return _LOST_PLUS.sub("+", text)
 
 
-def _wrong(name: str, message: str) -> InvalidError:
+def _param_error(name: str, message: str) -> InvalidError:
     return InvalidError(f"{name}: {message}", errors=[FieldError(name, message)])
 
 

@@ -24,7 +24,7 @@ _TIMES = frozenset(
 _OBJECT: Schema = {"type": "object", "additionalProperties": True}
 _EVENT: Schema = {"$ref": REF.format(name=Event.__name__)}
 _LINKS: Schema = {"type": "array", "items": {"$ref": REF.format(name="SentLink")}}
-_SAID: Mapping[tuple[str, str], Schema] = {
+_OVERRIDES: Mapping[tuple[str, str], Schema] = {
     ("Data", "payload"): _OBJECT,
     ("SentData", "payload"): _OBJECT,
     ("SentEvent", "payload"): _OBJECT,
@@ -37,7 +37,7 @@ _SAID: Mapping[tuple[str, str], Schema] = {
 }
 """Schemas that the Structs do not have, since payloads and stored events pass through as bytes; and a name for what
 has none."""
-_NAMED: Mapping[str, Schema] = {
+_EXTRA: Mapping[str, Schema] = {
     "SentLink": {
         "description": "A memory's id, or a note's title or path; or an object that says more of the link.",
         "anyOf": [{"type": "string"}, {"$ref": REF.format(name="Reference")}],
@@ -54,21 +54,21 @@ def components(answered: Iterable[Any], sent: Iterable[Any], open: Iterable[Any]
     """
     kinds, wanted, free = [Event, *answered, *open], [*sent], {kind.__name__ for kind in open}
     _, found = msgspec.json.schema_components([*kinds, *wanted], ref_template=REF)
-    strict = set(_reachable([reference(kind) for kind in wanted], found))
+    strict = set(_reachable([schema_of(kind) for kind in wanted], found))
     whole = {kind.__name__: kind for node in map(type_info, [*kinds, *wanted]) for kind in structs_of(node)}
     made = {}
     for name, schema in sorted(found.items()):
-        made[name] = tidied(schema)
+        made[name] = tidy(schema)
         for field, inner in made[name].get("properties", {}).items():
-            made[name]["properties"][field] = _SAID.get((name, field)) or _without_default(inner, name in strict)
+            made[name]["properties"][field] = _OVERRIDES.get((name, field)) or _without_default(inner, name in strict)
         if name in free or (name in strict and schema.get("type") == "object"):
             made[name].setdefault("additionalProperties", name in free)
-        elif name in whole and (always := _always(whole[name])):
+        elif name in whole and (always := _required_fields(whole[name])):
             made[name]["required"] = always
-    return dict(sorted({**made, **_NAMED}.items()))
+    return dict(sorted({**made, **_EXTRA}.items()))
 
 
-def _always(kind: type[msgspec.Struct]) -> list[str]:
+def _required_fields(kind: type[msgspec.Struct]) -> list[str]:
     """The fields that are in every answer."""
     config = kind.__struct_config__
     return [
@@ -81,34 +81,34 @@ def _always(kind: type[msgspec.Struct]) -> list[str]:
 def _without_default(schema: Schema, sent: bool) -> Schema:
     made = {word: value for word, value in schema.items() if word != "default"}
     if sent and "default" in schema:
-        told = f"Default: {msgspec.json.encode(schema['default']).decode()}."
-        made["description"] = " ".join([*([made["description"]] if "description" in made else []), told])
+        default = f"Default: {msgspec.json.encode(schema['default']).decode()}."
+        made["description"] = " ".join([*([made["description"]] if "description" in made else []), default])
     return made
 
 
-def reference(kind: Any) -> Schema:
+def schema_of(kind: Any) -> Schema:
     """The schema of a type, which refers to `components`; a JSON Schema is taken as it is."""
     if isinstance(kind, dict):
         return {**kind}
     (schema,), _ = msgspec.json.schema_components([kind], ref_template=REF)
-    return tidied(schema)
+    return tidy(schema)
 
 
-def structs(kind: Any) -> list[Any]:
+def struct_types(kind: Any) -> list[Any]:
     return [] if kind is None or isinstance(kind, dict) else [kind]
 
 
-def tidied(schema: Schema, name: str = "") -> Schema:
+def tidy(schema: Schema, name: str = "") -> Schema:
     """The same schema: one type where null is another, enums with their type, times as times, texts without indents,
     and no default that says nothing or stands beside others."""
     made: Schema = {}
     for word, value in schema.items():
         if word == "properties":
-            made[word] = {field: tidied(inner, field) for field, inner in value.items()}
+            made[word] = {field: tidy(inner, field) for field, inner in value.items()}
         elif word in ("items", "additionalProperties") and isinstance(value, dict):
-            made[word] = tidied(value)
+            made[word] = tidy(value)
         elif word in ("anyOf", "prefixItems"):
-            made[word] = [tidied(inner, name) for inner in value]
+            made[word] = [tidy(inner, name) for inner in value]
         elif word == "pattern":
             made[word] = value.replace(r"\Z", "$")  # which in Python also stands before a last line break
         elif word == "description":

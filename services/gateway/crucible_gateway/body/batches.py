@@ -1,4 +1,5 @@
-"""Appending many events: in chunks that one request to `events` can carry, each event with an outcome of its own."""
+"""Appends of many events: the elements of an array as they arrive, chunks that one request to `events` can carry, and
+an outcome for each event."""
 
 import asyncio
 import itertools
@@ -20,7 +21,7 @@ from crucible_core.errors import (
     untried,
 )
 from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, NewEvent
-from crucible_gateway.body.events import MAX_EVENTS, MAX_SENT_BYTES, Origin, Taken, too_many
+from crucible_gateway.body.events import MAX_EVENTS, MAX_SENT_BYTES, Origin, SizedEvent, too_many
 from crucible_gateway.problems import document
 from crucible_kit.tasks import Turn
 
@@ -62,7 +63,7 @@ class Batch:
         self._position = 0
         self._results: list[bytes] = []
         self._committed = 0
-        self._away: UnavailableError | LimitedError | None = None
+        self._outage: UnavailableError | LimitedError | None = None
         self._committing: asyncio.Task[None] | None = None
 
     async def add(self, size: int, event: NewEvent | CrucibleError) -> None:
@@ -73,12 +74,12 @@ class Batch:
             await self._flush()
             raise too_many()
         if isinstance(event, NewEvent):
-            event = self._applied(event)
+            event = self._apply(event)
         self._waiting.append(event)
         self._bytes += size if isinstance(event, NewEvent) else 0
         self._position += 1
 
-    def _applied(self, event: NewEvent) -> NewEvent | CrucibleError:
+    def _apply(self, event: NewEvent) -> NewEvent | CrucibleError:
         try:
             return self._origin.apply(event, self._position)
         except CrucibleError as error:
@@ -88,8 +89,8 @@ class Batch:
         """The answer's body. Raises what was away, or too much, where nothing was committed because of it."""
         await self._flush()
         await self.settle()
-        if self._away is not None and not self._committed:
-            raise from_problem(self._away.problem())
+        if self._outage is not None and not self._committed:
+            raise from_problem(self._outage.problem())
         body = [b'{"committed":%d,"results":[' % self._committed]
         for result in self._results:
             body += (result, b",")
@@ -116,24 +117,24 @@ class Batch:
             self._results.append(b",".join(_encode(result, self._origin.request_id) for result in results))
 
     async def _outcomes(self, events: list[NewEvent]) -> list[Result | CrucibleError]:
-        if self._away is not None:
+        if self._outage is not None:
             # What was away a moment ago is not asked again for each chunk of a long body.
-            return [untried(self._away) for _ in events]
+            return [untried(self._outage) for _ in events]
         if not events:
             return []
         try:
             reply = await self._append(AppendRequest(events=events))
         except CrucibleError as error:
             if isinstance(error, UnavailableError | LimitedError):
-                self._away = error
+                self._outage = error
             return [error.as_value() for _ in events]
         outcomes = [outcome(appended) for appended in reply.results]
         # Where one has to come again, so do all that come after the chunk: those of its entity would be before it.
-        self._away = next((each for each in outcomes if isinstance(each, UnavailableError | LimitedError)), None)
+        self._outage = next((each for each in outcomes if isinstance(each, UnavailableError | LimitedError)), None)
         return outcomes
 
 
-async def append_each(append: Append, origin: Origin, events: AsyncIterator[Taken]) -> bytes:
+async def append_each(append: Append, origin: Origin, events: AsyncIterator[SizedEvent]) -> bytes:
     """Each event for itself; the answer's body. The events come one by one, and are held two chunks at a time.
 
     Raises what reading them raises; where some are committed by then, the error says how many.
@@ -153,7 +154,7 @@ async def append_each(append: Append, origin: Origin, events: AsyncIterator[Take
     return await batch.end()
 
 
-async def append_all(append: Append, origin: Origin, events: AsyncIterator[Taken]) -> bytes:
+async def append_all(append: Append, origin: Origin, events: AsyncIterator[SizedEvent]) -> bytes:
     """All or none; the answer's body. Raises the errors of every event that is refused, with its position."""
     kept: list[NewEvent] = []
     errors: list[FieldError] = []
@@ -178,7 +179,7 @@ async def append_all(append: Append, origin: Origin, events: AsyncIterator[Taken
     try:
         reply = await append(AppendRequest(events=kept, atomic=True)) if kept else AppendReply(results=[])
     except CrucibleError as error:
-        raise _as_sent(error) from None
+        raise _from_root(error) from None
     results = [result_of(appended) for appended in reply.results]
     return msgspec.json.encode({"committed": len(results), "results": results})
 
@@ -204,7 +205,7 @@ def _at(position: int, error: FieldError) -> FieldError:
     return msgspec.structs.replace(error, path=f"{position}.{error.path}" if error.path else str(position))
 
 
-def _as_sent(error: CrucibleError) -> CrucibleError:
+def _from_root(error: CrucibleError) -> CrucibleError:
     """The same error with paths from the root of what the client sent, an array, not of the request made of it."""
     root = "events."
     errors = [msgspec.structs.replace(each, path=each.path.removeprefix(root)) for each in error.errors]
@@ -247,7 +248,7 @@ async def elements(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 class Splitter:
-    """How far an array has been read: the depth of brackets, and the element that is begun."""
+    """The state of reading an array: the depth of brackets, and the element that has begun."""
 
     def __init__(self) -> None:
         self._depth = 0
@@ -274,8 +275,8 @@ class Splitter:
             position += 1
             if kind == _COMMA or kind in _CLOSING:
                 self._depth -= kind != _COMMA
-                self._keep(data, start, position - 1)
-                self._take(found, last=kind != _COMMA)
+                self._hold(data, start, position - 1)
+                self._finish_element(found, last=kind != _COMMA)
                 start = position
             elif kind == _QUOTE:
                 self._open_string(data)
@@ -285,7 +286,7 @@ class Splitter:
                     raise _too_deep()
         if self._ended and data[start:].strip():
             raise MalformedError("body is not JSON: trailing characters")
-        self._keep(data, start, len(data) - len(self._left))
+        self._hold(data, start, len(data) - len(self._left))
         return found
 
     def end(self) -> None:
@@ -294,7 +295,7 @@ class Splitter:
             raise MalformedError("body is not JSON: it ends too early")
 
     def _begin(self, data: bytes) -> int:
-        """Where the array's first element begins; the end of the data where there is no array yet, or no more."""
+        """The start of the array's first element; the end of the data where there is no array yet, or no more."""
         before = len(data) - len(data.lstrip())
         if before == len(data):
             return before
@@ -306,7 +307,7 @@ class Splitter:
         return before + 1
 
     def _stays_inside(self, data: bytes, position: int) -> bool:
-        """Whether the element, in which the data goes on, does not end in it either. Then its depth is that of the
+        """True if the element, in which the data goes on, does not end in it either. Then its depth is that of the
         data's end."""
         rest = unescaped(data[position:])
         walk = steps(rest)
@@ -318,7 +319,7 @@ class Splitter:
         return True
 
     def _leave(self, data: bytes, position: int) -> int:
-        """Where the element that ends in the data does so."""
+        """The end of the element that ends in the data."""
         while self._depth > 1:
             position = _end_of_whole(data, position)
             if data[position] in _CLOSING:
@@ -342,12 +343,12 @@ class Splitter:
             self._left = data[match.end() :]
         return match.end()
 
-    def _keep(self, data: bytes, start: int, end: int) -> None:
-        room = MAX_SENT_BYTES + 1 - len(self._begun)
-        if room > 0:
-            self._begun += memoryview(data)[start : min(end, start + room)]
+    def _hold(self, data: bytes, start: int, end: int) -> None:
+        free = MAX_SENT_BYTES + 1 - len(self._begun)
+        if free > 0:
+            self._begun += memoryview(data)[start : min(end, start + free)]
 
-    def _take(self, found: list[bytes], last: bool) -> None:
+    def _finish_element(self, found: list[bytes], last: bool) -> None:
         element = bytes(self._begun).strip()
         self._begun.clear()
         self._ended = last

@@ -1,4 +1,4 @@
-"""From what clients send to `NewEvent`s: the long and the short form of the contract, alone, in arrays and in lines."""
+"""Events as clients send them, made `NewEvent`s: the long and the short form, alone, in arrays and in lines."""
 
 import hashlib
 import re
@@ -105,9 +105,9 @@ class Origin(msgspec.Struct, frozen=True):
     hop: int = 0
 
     def apply(self, event: NewEvent, position: int | None = None) -> NewEvent:
-        """`event`, completed; `position` is its place in a batch, which tells it apart under one idempotency key.
+        """`event`, completed; `position` is its index in a batch, which tells it apart under one idempotency key.
 
-        In a batch the key is for events without a name of their own: their places change where a part comes again.
+        In a batch the key is for events without a name of their own: their positions change where a part comes again.
         Raises ForbiddenError for one in another's name.
         """
         if self.idempotency_key is not None and (position is None or not (event.id or event.idempotency_key)):
@@ -199,13 +199,11 @@ def _from_long(sent: SentEvent, data: SentData) -> NewEvent:
     )
 
 
-# ---- many ------------------------------------------------------------------------------------------------------------
-
-Taken = tuple[int, NewEvent | CrucibleError]
+SizedEvent = tuple[int, NewEvent | CrucibleError]
 """An event's size in bytes and the event, or why it is none."""
 
 
-def taken(raw: bytes) -> Taken:
+def read_sized(raw: bytes) -> SizedEvent:
     try:
         return len(raw), read_event(raw)
     except CrucibleError as error:

@@ -39,13 +39,13 @@ class Hub:
         self.pages = Pages(reading)
         self._reading = reading
         self._last = self._floor = bus.names.start
-        """Up to where it has offered the log, and the place after which all of that is in the window."""
+        """The position up to which it has offered the log, and the one after which the window has all of that."""
         self._window: deque[Record] = deque()
         self._weight = 0
         self._readers: dict[Reader, None] = {}
         self._matcher: Matcher[Reader] = Matcher()
         self._followers = 0
-        self._wanted = asyncio.Event()
+        self._needed = asyncio.Event()
         self._open = asyncio.Event()
         self._gaps = metrics.counter("live_overflows", "Subscriptions that fell behind their queue")
         self._following = metrics.gauge("live_subscriptions", "Open live subscriptions")
@@ -53,13 +53,13 @@ class Hub:
     async def run(self) -> None:
         """Keeps the hub going until cancelled."""
         while True:
-            await self._wanted.wait()
+            await self._needed.wait()
             listening = asyncio.create_task(self._listen())
             try:
                 while self._followers and not listening.done():
                     await asyncio.wait({listening}, timeout=_LINGER_S)
             finally:
-                self._wanted.clear()
+                self._needed.clear()
                 self._open.clear()
                 listening.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
@@ -75,7 +75,7 @@ class Hub:
         """The hub listens while this is open. Raises UnavailableError where it cannot begin."""
         self._followers += 1
         self._following.inc()
-        self._wanted.set()
+        self._needed.set()
         try:
             try:
                 async with asyncio.timeout(_OPENS_WITHIN_S):
@@ -89,11 +89,11 @@ class Hub:
 
     @property
     def reached(self) -> Position:
-        """The place after what was offered."""
+        """The position up to which it has offered the log."""
         return self._last
 
     def join(self, reader: Reader, after: Position, until: Position) -> bool:
-        """From now on `reader` is offered everything after a place in the log. False where that reaches further back
+        """From now on `reader` is offered everything after a position. False where that reaches further back
         than what is remembered, or where what was committed up to `until` has not all been heard yet: then the log must
         be read on first."""
         missed: list[Record] = []
@@ -103,14 +103,14 @@ class Hub:
             if not after.reaches(self._floor):
                 return False
             recent = (record for record in self._window if not after.covers(record.sequence))
-            missed = [record for record in recent if reader.wanted.matches(record.event())]
+            missed = [record for record in recent if reader.selection.matches(record.event())]
             if len(missed) > reader.limit:
                 return False
         reader.restart(after)
         for record in missed:
             reader.offer(record)
         self._readers[reader] = None
-        self._matcher.put(reader, reader.wanted.filters)
+        self._matcher.put(reader, reader.selection.filters)
         return True
 
     def leave(self, reader: Reader) -> None:
@@ -141,7 +141,7 @@ class Hub:
             await asyncio.sleep(_PAUSE_S)
 
     def _begin(self, head: Position) -> None:
-        """Who follows a log that was made anew goes on with what is new in it."""
+        """Readers of a log that was made anew go on with what is new in it."""
         self._last = head
         self._forget()
         for reader in self._readers:
@@ -171,7 +171,7 @@ class Hub:
         self._window.append(record)
         self._weight += record.weight
         for reader in self._matcher.match(event):
-            if reader.wanted.confines(event) and not reader.offer(record):
+            if reader.selection.contains(event) and not reader.offer(record):
                 self._gaps.inc()
                 self.leave(reader)
         self._shorten()

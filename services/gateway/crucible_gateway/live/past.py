@@ -11,7 +11,7 @@ import msgspec
 from crucible_core.errors import CrucibleError
 from crucible_core.limits import CATCH_UP_BYTES
 from crucible_core.position import Position
-from crucible_gateway.live.subscription import Record, Wanted
+from crucible_gateway.live.subscription import Record, Selection
 from crucible_kit.eventlog import log_end, position_at, read_log
 from crucible_kit.nats.bus import Bus, Message
 
@@ -26,7 +26,7 @@ _PAUSE_S = 0.25
 
 
 class Page:
-    """Matching events of the past, and the place in the log up to which there are no others."""
+    """Matching events of the past, and the position up to which there are no others."""
 
     def __init__(self, records: deque[Record], upto: Position) -> None:
         self.records = records
@@ -41,17 +41,17 @@ class Pages:
         self._turns = asyncio.Semaphore(_AT_ONCE)
         self._held = 0
 
-    async def read(self, wanted: Wanted, after: Position, since_ms: int | None) -> Page:
+    async def read(self, selection: Selection, after: Position, since_ms: int | None) -> Page:
         """The next events, at least one where there is any. It may take as long as NATS is away."""
-        subjects = wanted.subjects(self._bus.names)
+        subjects = selection.subjects(self._bus.names)
         records: deque[Record] = deque()
         size = seen = 0
         async with self._turns:
             most = max(_LEAST_PAGE_BYTES, min((CATCH_UP_BYTES - self._held) // 4, _MOST_PAGE_BYTES))
-            head = await self._patiently(log_end)
+            head = await self._retry(log_end)
             if since_ms is not None and self._bus.names.streams > 1:
                 moment_ms, since_ms = since_ms, None
-                after = await self._patiently(lambda bus: position_at(bus, moment_ms))
+                after = await self._retry(lambda bus: position_at(bus, moment_ms))
             upto = after
             batches = read_log(self._bus, after=after, filters=subjects, since_ms=since_ms)
             async with contextlib.aclosing(batches):
@@ -61,7 +61,7 @@ class Pages:
                     for message in messages:
                         seen += 1
                         upto = upto.after(message.sequence)
-                        if (record := _matching(wanted, message)) is not None:
+                        if (record := _matching(selection, message)) is not None:
                             records.append(record)
                             size += len(record.raw)
                         if size >= most:
@@ -71,10 +71,10 @@ class Pages:
         self._held += size
         return Page(records, upto)
 
-    def handed_on(self, record: Record) -> None:
+    def release(self, record: Record) -> None:
         self._held -= len(record.raw)
 
-    async def _patiently(self, ask: Callable[[Bus], Awaitable[Position]]) -> Position:
+    async def _retry(self, ask: Callable[[Bus], Awaitable[Position]]) -> Position:
         while True:
             try:
                 return await ask(self._bus)
@@ -83,10 +83,10 @@ class Pages:
                 await self._bus.wait_connected()
 
 
-def _matching(wanted: Wanted, message: Message) -> Record | None:
+def _matching(selection: Selection, message: Message) -> Record | None:
     record = Record(message.sequence, message.data)
     try:
-        return record if wanted.matches(record.event()) else None
+        return record if selection.matches(record.event()) else None
     except msgspec.DecodeError as error:
         log.error("event %d cannot be read: %s", message.sequence, error)
         return None

@@ -20,7 +20,7 @@ _SOON_S = 5.0
 """A batch that a slow client has not taken whole by then is answered with what it has taken."""
 
 
-class Member:
+class Recipient:
     """One subscription. Batches are sent one after another; what came already, of a batch that comes twice, is not."""
 
     def __init__(self, subscription: str, principal: Principal, sight: Sight, send: Send, start: Position) -> None:
@@ -54,7 +54,7 @@ class Member:
         until = clock() + _SOON_S
         reached, skipped = self._reached.get(request.replay, self._start), 0
         scope = self._sight()
-        for place, replayed in enumerate(request.events, 1):
+        for taken, replayed in enumerate(request.events, 1):
             if self.gone:
                 raise UnavailableError("the subscription has ended")
             if not scope.everything and not scope.sees(decode(bytes(replayed.event))):
@@ -63,7 +63,7 @@ class Member:
                 await self._send(_frame(self._name, replayed.sequence, bytes(replayed.event)))
                 reached = self._reached[request.replay] = reached.after(replayed.sequence)
             if clock() > until:
-                return ReplayTaken(taken=place, sent=place - skipped, skipped=skipped)
+                return ReplayTaken(taken=taken, sent=taken - skipped, skipped=skipped)
         return ReplayTaken(taken=len(request.events), sent=len(request.events) - skipped, skipped=skipped)
 
     async def _end(self, request: ReplayBatch) -> ReplayTaken:
@@ -74,54 +74,56 @@ class Member:
         return ReplayTaken(taken=0, sent=0, skipped=0)
 
 
-class Audience:
+class Recipients:
     """A subscription gets a subject of its own once a replay asks for it: most never need one."""
 
     def __init__(self, bus: Bus, telemetry: Telemetry) -> None:
         self._bus = bus
         self._telemetry = telemetry
-        self._members: dict[str, Member] = {}
+        self._recipients: dict[str, Recipient] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     def endpoints(self) -> Mapping[str, Endpoint]:
         return {"attach": Endpoint(GetRequest, self.attach, every_replica=True)}
 
-    def join(self, subscription: str, principal: Principal, sight: Sight, send: Send) -> Member:
+    def join(self, subscription: str, principal: Principal, sight: Sight, send: Send) -> Recipient:
         """It is handed nothing before it is `announced`."""
-        member = self._members[subscription] = Member(subscription, principal, sight, send, self._bus.names.start)
-        return member
+        recipient = self._recipients[subscription] = Recipient(
+            subscription, principal, sight, send, self._bus.names.start
+        )
+        return recipient
 
     def leave(self, subscription: str) -> None:
-        member = self._members.pop(subscription, None)
-        if member is not None:
-            member.gone = True
-            closing = asyncio.create_task(self._close(member))
+        recipient = self._recipients.pop(subscription, None)
+        if recipient is not None:
+            recipient.gone = True
+            closing = asyncio.create_task(self._close(recipient))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
-        for subscription in list(self._members):
+        for subscription in list(self._recipients):
             self.leave(subscription)
         await asyncio.gather(*self._closing, return_exceptions=True)
 
     async def attach(self, request: GetRequest, context: Context) -> GetRequest:
         """Answered once batches for the subscription arrive here. Raises NotFoundError where another process has it, or
         it is somebody else's."""
-        member = self._members.get(request.id)
-        if member is None or not context.principal.owns(Owned(owner=member.principal.id)):
+        recipient = self._recipients.get(request.id)
+        if recipient is None or not context.principal.owns(Owned(owner=recipient.principal.id)):
             raise NotFoundError("this gateway has no such subscription")
-        async with member.opening:
-            if member.inbox is None:
+        async with recipient.opening:
+            if recipient.inbox is None:
                 inbox = contextlib.AsyncExitStack()
-                endpoint = Endpoint(ReplayBatch, member.take, every_replica=True)
+                endpoint = Endpoint(ReplayBatch, recipient.take, every_replica=True)
                 await inbox.enter_async_context(serve(self._bus, "gateway", {request.id: endpoint}, self._telemetry))
-                member.inbox = inbox
+                recipient.inbox = inbox
         return request
 
-    async def _close(self, member: Member) -> None:
-        async with member.opening:
-            if member.inbox is not None:
-                await member.inbox.aclose()
+    async def _close(self, recipient: Recipient) -> None:
+        async with recipient.opening:
+            if recipient.inbox is not None:
+                await recipient.inbox.aclose()
 
 
 def _frame(subscription: bytes, sequence: int, raw: bytes) -> bytes:

@@ -10,8 +10,8 @@ import msgspec
 
 from crucible_core.errors import CrucibleError
 from crucible_core.position import Position
-from crucible_gateway.live.follow import Following
-from crucible_gateway.live.subscription import CaughtUp, Gap, Item, Record, Start, place_of
+from crucible_gateway.live.feed import Feed
+from crucible_gateway.live.subscription import CaughtUp, Gap, Item, Record, Start, position_fields
 from crucible_gateway.problems import document
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ _RETRY_MS = 1000
 
 
 async def frames(
-    opening: contextlib.AbstractAsyncContextManager[Following],
+    opening: contextlib.AbstractAsyncContextManager[Feed],
     start: Start,
     heartbeat_s: float,
     stopping: asyncio.Event,
@@ -35,13 +35,13 @@ async def frames(
     if warning or not start.past:
         yield _subscribed(start, warning)
     try:
-        async with opening as following, _woken_by(stopping, following):
+        async with opening as feed, _wake_on(stopping, feed):
             while not stopping.is_set():
-                if not await _ready(following, heartbeat_s):
+                if not await _ready(feed, heartbeat_s):
                     yield b": heartbeat\n\n"
                     continue
                 yield b""  # which waits until the client takes more: only then is there a frame to hold
-                if (written := await _next(following, named)) is not None:
+                if (written := await _next(feed, named)) is not None:
                     yield written
                     del written
                 await asyncio.sleep(0)  # a client that takes everything at once must not keep the others waiting
@@ -54,12 +54,12 @@ async def frames(
 
 
 def _subscribed(start: Start, warning: str | None) -> bytes:
-    """Where the stream begins at its end, the frame's id lets a client that loses the connection before the first event
-    miss none all the same."""
-    told: dict[str, Any] = {"warnings": [warning]} if warning else {}
+    """The frame's id lets a client that begins at the end, and loses the connection before the first event, miss
+    none."""
+    warnings: dict[str, Any] = {"warnings": [warning]} if warning else {}
     if start.past:
-        return b"event: subscribed\ndata: %b\n\n" % msgspec.json.encode({"type": "subscribed", **told})
-    data = msgspec.json.encode({"type": "subscribed", **place_of(start.after), **told})
+        return b"event: subscribed\ndata: %b\n\n" % msgspec.json.encode({"type": "subscribed", **warnings})
+    data = msgspec.json.encode({"type": "subscribed", **position_fields(start.after), **warnings})
     return b"id: %b\nevent: subscribed\ndata: %b\n\n" % (start.after.text.encode(), data)
 
 
@@ -69,10 +69,10 @@ def frame(item: Item, named: bool, position: Position) -> bytes:
     match item:
         case Record():
             name = b"event: event\n" if named else b""
-            place = id.encode() or b"%d" % item.sequence
-            return b"id: %b\n%bdata: %b\n\n" % (place, name, _one_line(item.public))
+            id_field = id.encode() or b"%d" % item.sequence
+            return b"id: %b\n%bdata: %b\n\n" % (id_field, name, _one_line(item.public))
         case CaughtUp():
-            data = msgspec.json.encode({"type": "caught_up", **place_of(item.position)})
+            data = msgspec.json.encode({"type": "caught_up", **position_fields(item.position)})
             return b"id: %b\nevent: caught_up\ndata: %b\n\n" % (item.position.text.encode(), data)
         case Gap(dropped):
             return b'event: gap\ndata: {"type":"gap","dropped":%d}\n\n' % dropped
@@ -83,26 +83,26 @@ def _one_line(raw: bytes) -> bytes:
     return msgspec.json.format(raw, indent=-1) if b"\n" in raw or b"\r" in raw else raw
 
 
-async def _next(following: Following, named: bool) -> bytes | None:
-    item = await following.next()
-    return None if item is None else frame(item, named, following.position)
+async def _next(feed: Feed, named: bool) -> bytes | None:
+    item = await feed.next()
+    return None if item is None else frame(item, named, feed.position)
 
 
-async def _ready(following: Following, within_s: float) -> bool:
-    """Whether there may be something to send; False where nothing came for so long."""
+async def _ready(feed: Feed, within_s: float) -> bool:
+    """True if there may be something to send; False where nothing came for so long."""
     try:
         async with asyncio.timeout(within_s):
-            await following.ready()
+            await feed.ready()
     except TimeoutError:
         return False
     return True
 
 
 @contextlib.asynccontextmanager
-async def _woken_by(stopping: asyncio.Event, following: Following) -> AsyncIterator[None]:
+async def _wake_on(stopping: asyncio.Event, feed: Feed) -> AsyncIterator[None]:
     async def wake() -> None:
         await stopping.wait()
-        following.wake()
+        feed.wake()
 
     waking = asyncio.create_task(wake())
     try:

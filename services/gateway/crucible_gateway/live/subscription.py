@@ -1,4 +1,4 @@
-"""A live client's wishes, and the events that wait for it."""
+"""A subscription: its selection and its start, and the records that wait for it."""
 
 import asyncio
 from collections import deque
@@ -71,7 +71,7 @@ Item = Record | CaughtUp | Gap
 
 
 class Start(msgspec.Struct, frozen=True):
-    """Where a subscription begins: after a place in the log, or at a time (Unix ms). `past` says that there may be a
+    """The start of a subscription: after a position in the log, or at a time (Unix ms). `past` says that there may be a
     past to read, whose end is worth telling; it ends no earlier than `head`, the log's end when this was asked."""
 
     after: Position
@@ -82,8 +82,8 @@ class Start(msgspec.Struct, frozen=True):
 
 async def read_start(text: str | int, bus: Bus, now: Position, path: str = "from") -> Start:
     """`now` (the log's end), `start`, a sequence, a position of several streams, or an RFC 3339 time. Raises
-    InvalidError at `path`, also for a place that the log has not reached: who goes on after it knows another log, and
-    would miss events."""
+    InvalidError at `path`, also for a position that the log has not reached: who goes on after it knows another log,
+    and would miss events."""
     start = bus.names.start
     if text == "now":
         return Start(now, start, past=False)
@@ -106,8 +106,8 @@ async def read_start(text: str | int, bus: Bus, now: Position, path: str = "from
     return Start(position, now)
 
 
-def place_of(position: Position) -> dict[str, Any]:
-    """A place in the log as frames tell it."""
+def position_fields(position: Position) -> dict[str, Any]:
+    """A position in the log as frames have it."""
     return {"sequence": position.greatest, **({"position": position.text} if position.several else {})}
 
 
@@ -115,7 +115,7 @@ def _refused(path: str, message: str) -> InvalidError:
     return InvalidError(f"{path}: {message}", errors=[FieldError(path, message)])
 
 
-class Wanted(msgspec.Struct, frozen=True):
+class Selection(msgspec.Struct, frozen=True):
     """The filters of one subscription, the world and room that it is confined to, and what its client may see."""
 
     filters: CompiledFilters
@@ -123,8 +123,8 @@ class Wanted(msgspec.Struct, frozen=True):
     room_id: str | None = None
     sight: Sight = lambda: EVERYTHING
 
-    def confines(self, event: Event) -> bool:
-        """Whether the event is in the world and room, and may be seen; its filters are not asked."""
+    def contains(self, event: Event) -> bool:
+        """True if the event is in the world and room, and the client may see it; the filters are not asked."""
         metadata = event.metadata
         return (
             (self.world_id is None or metadata.world_id == self.world_id)
@@ -133,7 +133,7 @@ class Wanted(msgspec.Struct, frozen=True):
         )
 
     def matches(self, event: Event) -> bool:
-        return self.confines(event) and self.filters.matches(event)
+        return self.contains(event) and self.filters.matches(event)
 
     def subjects(self, names: Names) -> list[str]:
         """The subjects of everything that can match: what to read of the past."""
@@ -149,8 +149,8 @@ class Wanted(msgspec.Struct, frozen=True):
 class Reader:
     """A live subscription's queue. One that overflows is emptied: its owner reads the log instead."""
 
-    def __init__(self, wanted: Wanted, limit: int) -> None:
-        self.wanted = wanted
+    def __init__(self, selection: Selection, limit: int) -> None:
+        self.selection = selection
         self.after = Position()
         self.dropped = 0
         self.limit = limit
@@ -163,11 +163,11 @@ class Reader:
         return self._records[0] if self._records else None
 
     def holds_until(self, position: Position) -> bool:
-        """Whether something waits that is before a place in the log."""
+        """True if a record before a position waits."""
         return any(position.covers(record.sequence) for record in self._records)
 
     def restart(self, after: Position) -> None:
-        """Ready for what comes after a place in the log."""
+        """Ready for what comes after a position."""
         self.after, self.dropped = after, 0
 
     def offer(self, record: Record) -> bool:
@@ -199,7 +199,7 @@ class Reader:
             record.waiting -= 1
         self._records.clear()
 
-    async def arrived(self) -> None:
+    async def wait_for_event(self) -> None:
         """Returns when there is something in it, when it has overflowed, and when it is woken."""
         if not self._records and not self.dropped:
             self._arrived.clear()

@@ -31,25 +31,34 @@ from crucible_gateway import examples
 from crucible_gateway.accept import accept_of
 from crucible_gateway.auth import principal_of
 from crucible_gateway.body.batches import Append, Committed, append_all, append_each, elements, result_of
-from crucible_gateway.body.body import JSON, Http, anything, array_or_one, expect_plain, media_type, pieces, whole
 from crucible_gateway.body.cloudevents import reader, writer
 from crucible_gateway.body.cloudevents.forms import (
     BATCH,
     STRUCTURED,
     CloudEvent,
     Form,
-    asked_for_many,
-    asked_for_one,
     form_of,
-    in_their_words,
+    name_attributes,
+    negotiate_event,
+    negotiate_events,
 )
-from crucible_gateway.body.events import Origin, SentEvent, idempotency_key, lines, read_event, taken
+from crucible_gateway.body.events import Origin, SentEvent, idempotency_key, lines, read_event, read_sized
+from crucible_gateway.body.json import (
+    JSON,
+    Http,
+    array_or_one,
+    expect_uncompressed,
+    media_type,
+    pieces,
+    read_body,
+    read_bytes,
+)
 from crucible_gateway.context import ask, gateway_of
-from crucible_gateway.correlation import CHAIN, correlation_of, sent_correlation, sent_hop
+from crucible_gateway.correlation import CHAIN, correlation_of, read_correlation, read_hop
 from crucible_gateway.middleware import traceparent_of
 from crucible_gateway.openapi import Body, Operation
-from crucible_gateway.params import AppendParams, CountParams, EventParams, TraceParams, read_params, wanted_fields
-from crucible_gateway.problems import answer
+from crucible_gateway.params import AppendParams, CountParams, EventParams, TraceParams, read_params, selection_fields
+from crucible_gateway.problems import to_response
 from crucible_gateway.routes.headers import rest_of_path
 from crucible_gateway.routes.replies import forward, reply_bytes, reply_json
 from crucible_kit.http.asgi import Rendered
@@ -58,7 +67,7 @@ TAG = "Events"
 
 
 class AppendedEvent(msgspec.Struct, omit_defaults=True):
-    """Where an event is in the log; with `duplicate`, since an earlier request."""
+    """An event's position in the log; with `duplicate`, since an earlier request."""
 
     id: str
     sequence: int
@@ -103,7 +112,7 @@ _APPEND_REFUSALS = ("malformed", "conflict", "too_large", "unsupported", "invali
     ),
 )
 async def append_event(request: Http) -> Response[bytes]:
-    return answer(await append_any(request))
+    return to_response(await append_any(request))
 
 
 @post(
@@ -128,7 +137,7 @@ async def append_event(request: Http) -> Response[bytes]:
     ),
 )
 async def append_batch(request: Http) -> Response[bytes]:
-    return answer(await append_any(request, batch=True))
+    return to_response(await append_any(request, batch=True))
 
 
 async def append_any(request: Http, batch: bool = False) -> Rendered:
@@ -137,11 +146,11 @@ async def append_any(request: Http, batch: bool = False) -> Rendered:
     origin = Origin(
         principal=principal_of(request),
         traceparent=traceparent_of(request.scope),
-        correlation_id=sent_correlation(headers),
+        correlation_id=read_correlation(headers),
         idempotency_key=idempotency_key(headers.get("idempotency-key")),
         request_id=correlation_of(request.scope),
         react=params.react,
-        hop=sent_hop(headers),
+        hop=read_hop(headers),
     )
     append: Append = functools.partial(_append, request)
     many = append_all if params.atomic else append_each
@@ -149,19 +158,19 @@ async def append_any(request: Http, batch: bool = False) -> Rendered:
     if batch and form in ("structured", "binary"):
         raise UnsupportedError(f"one CloudEvent is no batch; send {JSON}, {NDJSON[0]} or {BATCH}")
     if form != "native":
-        return await _append_cloud_events(request, form, origin, in_their_words(append), many)
+        return await _append_cloud_events(request, form, origin, name_attributes(append), many)
     kind = media_type(request)
     if kind in NDJSON:
         sent = lines(pieces(request))
-        return _json(await many(append, origin, (taken(line) async for line in sent)))
+        return _render_json(await many(append, origin, (read_sized(line) async for line in sent)))
     if kind != JSON:
         raise UnsupportedError(f"{kind[:100]} is not read here; send {JSON}, {NDJSON[0]}, {STRUCTURED} or {BATCH}")
     array, alone = await array_or_one(request)
     if array is not None:
-        return _json(await many(append, origin, (taken(raw) async for raw in elements(array))))
+        return _render_json(await many(append, origin, (read_sized(raw) async for raw in elements(array))))
     if batch:
         raise MalformedError("a batch is an array of events")
-    return await _one(append, origin, read_event(alone))
+    return await _append_one(append, origin, read_event(alone))
 
 
 async def _append_cloud_events(
@@ -169,23 +178,23 @@ async def _append_cloud_events(
 ) -> Rendered:
     catalogue = gateway_of(request).types.catalogue
     if form == "binary":
-        expect_plain(request)
-        event = reader.from_binary(request.scope["headers"], await anything(request), catalogue)
-        return await _one(append, origin, event)
+        expect_uncompressed(request)
+        event = reader.from_binary(request.scope["headers"], await read_bytes(request), catalogue)
+        return await _append_one(append, origin, event)
     media_type(request)
     if form == "batch":
         sent = elements(pieces(request))
-        return _json(await many(append, origin, (reader.taken(raw, catalogue) async for raw in sent)))
-    return await _one(append, origin, reader.from_structured(await whole(request), catalogue))
+        return _render_json(await many(append, origin, (reader.read_sized(raw, catalogue) async for raw in sent)))
+    return await _append_one(append, origin, reader.from_structured(await read_body(request), catalogue))
 
 
-async def _one(append: Append, origin: Origin, event: NewEvent) -> Rendered:
+async def _append_one(append: Append, origin: Origin, event: NewEvent) -> Rendered:
     reply = await append(AppendRequest(events=[origin.apply(event)]))
     result = result_of(reply.results[0])
-    return _json(msgspec.json.encode(result), 200 if result.duplicate else 201)
+    return _render_json(msgspec.json.encode(result), 200 if result.duplicate else 201)
 
 
-def _json(body: bytes, status: int = 200) -> Rendered:
+def _render_json(body: bytes, status: int = 200) -> Rendered:
     return status, {"Content-Type": JSON}, body
 
 
@@ -215,21 +224,21 @@ async def _append(request: Http, events: AppendRequest) -> AppendReply:
     ),
 )
 async def query_events(request: Http) -> Response[bytes]:
-    form = asked_for_many(accept_of(request.headers))
+    form = negotiate_events(accept_of(request.headers))
     params = read_params(request, EventParams)
-    query = QueryRequest(**wanted_fields(params), order=params.order, limit=params.limit, cursor=params.cursor)
+    query = QueryRequest(**selection_fields(params), order=params.order, limit=params.limit, cursor=params.cursor)
     if form == "native":
         return reply_bytes(await ask(request, "events", "query", query, bytes), headers=_VARIES)
     reply = await ask(request, "events", "query", query, QueryReply)
-    headers = _VARIES | _next_page(request, reply.next_cursor)
+    headers = _VARIES | _next_page_link(request, reply.next_cursor)
     return reply_bytes(writer.batch(map(bytes, reply.events)), headers=headers, media_type=BATCH)
 
 
-def _next_page(request: Http, cursor: str | None) -> dict[str, str]:
+def _next_page_link(request: Http, cursor: str | None) -> dict[str, str]:
     if cursor is None:
         return {}
-    asked = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
-    return {"Link": f'<{request.scope["path"]}?{urlencode([*asked, ("cursor", cursor)])}>; rel="next"'}
+    rest = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
+    return {"Link": f'<{request.scope["path"]}?{urlencode([*rest, ("cursor", cursor)])}>; rel="next"'}
 
 
 @get(
@@ -249,7 +258,7 @@ def _next_page(request: Http, cursor: str | None) -> dict[str, str]:
 )
 async def count_events(request: Http) -> Response[bytes]:
     params = read_params(request, CountParams)
-    count = CountRequest(**wanted_fields(params), by=params.by)
+    count = CountRequest(**selection_fields(params), by=params.by)
     return await forward(request, "events", "count", count)
 
 
@@ -268,7 +277,7 @@ async def count_events(request: Http) -> Response[bytes]:
     ),
 )
 async def get_event(request: Http) -> Response[bytes]:
-    form = asked_for_one(accept_of(request.headers))
+    form = negotiate_event(accept_of(request.headers))
     raw = await ask(request, "events", "get", GetRequest(request.path_params["id"]), bytes)
     if form == "binary" and (sent := writer.binary(raw)) is not None:
         headers, kind, body = sent
@@ -294,14 +303,14 @@ async def get_event(request: Http) -> Response[bytes]:
 async def trace_events(request: Http) -> Response[bytes]:
     params = read_params(request, TraceParams)
     correlation_id = rest_of_path(request, "trace")
-    asked = TraceRequest(correlation_id=correlation_id, min_sequence=params.min_sequence)
-    trace = await ask(request, "events", "trace", asked, TraceReply)
+    question = TraceRequest(correlation_id=correlation_id, min_sequence=params.min_sequence)
+    trace = await ask(request, "events", "trace", question, TraceReply)
     try:
         found = await ask(request, "webhooks", "traced", TracedRequest(correlation_id), TracedDeliveries)
     except UnavailableError:
         trace.complete = False
     else:
-        _attach(trace, found.deliveries)
+        _attach_deliveries(trace, found.deliveries)
     return reply_json(trace)
 
 
@@ -314,7 +323,7 @@ class _Stamped(msgspec.Struct):
     metadata: _Stamp
 
 
-def _attach(trace: TraceReply, deliveries: list[TracedDelivery]) -> None:
+def _attach_deliveries(trace: TraceReply, deliveries: list[TracedDelivery]) -> None:
     """Hangs each delivery under its event, with the time since the chain's first event."""
     if not deliveries or not trace.roots:
         return

@@ -1,4 +1,4 @@
-"""The request for an export of the log."""
+"""The export of the log: its request, and its lines, page by page."""
 
 import asyncio
 import logging
@@ -12,10 +12,10 @@ from litestar.response import Stream
 from crucible_core.errors import CrucibleError, LimitedError, UnavailableError
 from crucible_core.protocol.events import QueryReply, QueryRequest
 from crucible_gateway import examples
-from crucible_gateway.body.body import Http
+from crucible_gateway.body.json import Http
 from crucible_gateway.context import ask, gateway_of
 from crucible_gateway.openapi import Operation
-from crucible_gateway.params import WantedParams, read_params, wanted_fields
+from crucible_gateway.params import SelectionParams, read_params, selection_fields
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ _TRIES = 6
 _FIRST_WAIT_S = 0.25
 
 
-async def exported(
+async def export_lines(
     ask: Ask, query: QueryRequest, page: QueryReply, stopping: asyncio.Event
 ) -> AsyncGenerator[bytes, None]:
     """The lines of all pages from the first one on, each page asked for when the client has taken the one before.
@@ -38,7 +38,7 @@ async def exported(
     A failure that lasts is raised: the connection then breaks without the end that the client waits for.
     """
     while True:
-        written, cursor = _written(page), page.next_cursor
+        written, cursor = _page_lines(page), page.next_cursor
         del page
         yield written
         del written
@@ -48,14 +48,14 @@ async def exported(
         yield b""  # which waits until the client has taken most of it: only then is there another page to hold
         if stopping.is_set():
             raise UnavailableError("the gateway is stopping")
-        page = await _patiently(ask, msgspec.structs.replace(query, cursor=cursor, min_sequence=None))
+        page = await _ask_with_retries(ask, msgspec.structs.replace(query, cursor=cursor, min_sequence=None))
 
 
-def _written(page: QueryReply) -> bytes:
+def _page_lines(page: QueryReply) -> bytes:
     return b"".join(b"%b\n" % bytes(event) for event in page.events) or NOTHING_YET
 
 
-async def _patiently(ask: Ask, query: QueryRequest) -> QueryReply:
+async def _ask_with_retries(ask: Ask, query: QueryRequest) -> QueryReply:
     """A page, also where events is away for a moment: who has got half of an export would lose it all."""
     for attempt in range(_TRIES):
         try:
@@ -84,7 +84,7 @@ NDJSON = "application/x-ndjson"
             "the way breaks the connection. `after` the last sequence received goes on with it."
         ),
         tag=TAG,
-        params=WantedParams,
+        params=SelectionParams,
         reply={"type": "string", "description": "One event a line, and an empty line"},
         reply_type=NDJSON,
         example=examples.EXPORT,
@@ -92,17 +92,17 @@ NDJSON = "application/x-ndjson"
     ),
 )
 async def export_events(request: Http) -> Response[Any]:
-    wanted = wanted_fields(read_params(request, WantedParams))
+    selection = selection_fields(read_params(request, SelectionParams))
     gateway = gateway_of(request)
     head = await gateway.hub.head()
     # What was committed before the request is in the export, and what comes meanwhile does not prolong it.
-    until = wanted["min_sequence"] = head.after(wanted["min_sequence"] or 0).encoded
-    query = QueryRequest(**wanted, until=until, limit=PAGE, with_retention=True)
+    until = selection["min_sequence"] = head.after(selection["min_sequence"] or 0).encoded
+    query = QueryRequest(**selection, until=until, limit=PAGE, with_retention=True)
 
     async def page(query: QueryRequest) -> QueryReply:
         return await ask(request, "events", "query", query, QueryReply)
 
-    lines = exported(page, query, await page(query), request.app.state.stopping)
+    lines = export_lines(page, query, await page(query), request.app.state.stopping)
     headers = {
         "Content-Disposition": f'attachment; filename="crucible-events-{head.text}.ndjson"',
         "Cache-Control": "no-store",

@@ -1,4 +1,4 @@
-"""The words of a request beside its body: who asks, and which version was seen; and the version of an answer."""
+"""Headers and paths of requests: their cause and the version that they name; and the version of an answer."""
 
 import re
 from urllib.parse import unquote
@@ -6,8 +6,8 @@ from urllib.parse import unquote
 from crucible_core.errors import ConflictError, FieldError, InvalidError
 from crucible_core.protocol.memory import Cause
 from crucible_gateway.auth import principal_of
-from crucible_gateway.body.body import Http
-from crucible_gateway.correlation import correlation_of, sent_correlation, sent_hop
+from crucible_gateway.body.json import Http
+from crucible_gateway.correlation import correlation_of, read_correlation, read_hop
 from crucible_gateway.middleware import traceparent_of
 
 IF_MATCH = {"If-Match": "The ETag of the version to change; where another one is there, nothing changes (409)"}
@@ -22,8 +22,8 @@ def cause_of(request: Http, key: str | None = None, *, alone: bool = False) -> C
     return Cause(
         source=principal.source,
         actor=principal.id,
-        correlation_id=correlation_of(request.scope) if alone else sent_correlation(request.headers),
-        hop=sent_hop(request.headers),
+        correlation_id=correlation_of(request.scope) if alone else read_correlation(request.headers),
+        hop=read_hop(request.headers),
         traceparent=traceparent_of(request.scope),
         key=key,
     )
@@ -54,7 +54,7 @@ def if_match(request: Http) -> int | None:
     raise InvalidError(f"If-Match: {message}", errors=[FieldError("If-Match", message)])
 
 
-def is_known(request: Http, version: int) -> bool:
-    """Whether If-None-Match names the version that is there."""
+def matches_version(request: Http, version: int) -> bool:
+    """True if If-None-Match names the current version."""
     sent = request.headers.get("if-none-match", "")
     return sent.strip() == "*" or f'"{version}"' in [tag.strip().removeprefix("W/") for tag in sent.split(",")]

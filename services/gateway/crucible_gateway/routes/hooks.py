@@ -10,7 +10,15 @@ from crucible_core.protocol.hooks import HookList, HookView, RegisterHook, RunLi
 from crucible_core.protocol.parts import Check, Checks, EnableHook, GetRequest, ListRequest, TestRequest
 from crucible_core.text import decode_text
 from crucible_gateway import examples
-from crucible_gateway.body.body import JSON, Http, expect, read_if_any, strictly, whole
+from crucible_gateway.body.json import (
+    JSON,
+    MERGE_PATCH,
+    Http,
+    decode_strictly,
+    expect_type,
+    read_body,
+    read_optional_json,
+)
 from crucible_gateway.context import ask
 from crucible_gateway.openapi import Body, Operation
 from crucible_gateway.params import HandlersParams, PageParams, read_params
@@ -18,7 +26,6 @@ from crucible_gateway.routes.replies import forward
 
 TAG = "Hooks"
 MARKDOWN = "text/markdown"
-MERGE = "application/merge-patch+json"
 YAML = "text/yaml"
 TEXTS = (MARKDOWN, YAML, "application/yaml", "application/x-yaml", "text/x-yaml")
 """Media types of a hook file. RFC 9512 has application/yaml; the others are older and common."""
@@ -47,8 +54,8 @@ class HookChanges(msgspec.Struct):
 )
 async def list_hooks(request: Http) -> Response[bytes]:
     params = read_params(request, HandlersParams)
-    asked = ListRequest(limit=params.limit, cursor=params.cursor)
-    return await forward(request, "hooks", "list", asked)
+    question = ListRequest(limit=params.limit, cursor=params.cursor)
+    return await forward(request, "hooks", "list", question)
 
 
 @post(
@@ -69,13 +76,13 @@ async def list_hooks(request: Http) -> Response[bytes]:
     ),
 )
 async def register_hook(request: Http) -> Response[bytes]:
-    kind = expect(request, JSON, *TEXTS)
-    raw = await whole(request)
+    kind = expect_type(request, JSON, *TEXTS)
+    raw = await read_body(request)
     if kind == JSON:
-        asked = RegisterHook(definition=strictly(raw, dict[str, Any]))
+        question = RegisterHook(definition=decode_strictly(raw, dict[str, Any]))
     else:
-        asked = RegisterHook(markdown=decode_text(raw))
-    return await forward(request, "hooks", "register", asked, 201)
+        question = RegisterHook(markdown=decode_text(raw))
+    return await forward(request, "hooks", "register", question, 201)
 
 
 @get(
@@ -92,15 +99,15 @@ async def get_hook(request: Http) -> Response[bytes]:
         summary="Change a hook",
         description="A merge patch (RFC 7396) of the hook object: what is left out stays, `null` removes.",
         tag=TAG,
-        bodies={kind: Body(HookChanges, {"options": {"timeout_ms": 5000}}, open=True) for kind in (JSON, MERGE)},
+        bodies={kind: Body(HookChanges, {"options": {"timeout_ms": 5000}}, open=True) for kind in (JSON, MERGE_PATCH)},
         reply=HookView,
         example=examples.HOOK_VIEW,
         errors=("not_found", "conflict"),
     ),
 )
 async def update_hook(request: Http) -> Response[bytes]:
-    expect(request, JSON, MERGE)
-    changes = strictly(await whole(request), dict[str, Any])
+    expect_type(request, JSON, MERGE_PATCH)
+    changes = decode_strictly(await read_body(request), dict[str, Any])
     return await forward(request, "hooks", "update", UpdateHook(request.path_params["name"], changes))
 
 
@@ -129,8 +136,8 @@ async def disable_hook(request: Http) -> Response[bytes]:
 
 
 async def _enable(request: Http, enabled: bool) -> Response[bytes]:
-    asked = EnableHook(name=request.path_params["name"], enabled=enabled)
-    return await forward(request, "hooks", "enable", asked)
+    question = EnableHook(name=request.path_params["name"], enabled=enabled)
+    return await forward(request, "hooks", "enable", question)
 
 
 @get(
@@ -146,8 +153,8 @@ async def _enable(request: Http, enabled: bool) -> Response[bytes]:
 )
 async def list_runs(request: Http) -> Response[bytes]:
     params = read_params(request, PageParams)
-    asked = RunsRequest(name=request.path_params["name"], limit=params.limit, cursor=params.cursor)
-    return await forward(request, "hooks", "runs", asked)
+    question = RunsRequest(name=request.path_params["name"], limit=params.limit, cursor=params.cursor)
+    return await forward(request, "hooks", "runs", question)
 
 
 @get(
@@ -178,9 +185,9 @@ async def get_run(request: Http) -> Response[bytes]:
     ),
 )
 async def check_hook(request: Http) -> Response[bytes]:
-    body = await read_if_any(request, TestBody)
-    asked = TestRequest(id=request.path_params["name"], dry_run=body.dry_run, payload=body.payload)
-    return await forward(request, "hooks", "test", asked)
+    body = await read_optional_json(request, TestBody)
+    question = TestRequest(id=request.path_params["name"], dry_run=body.dry_run, payload=body.payload)
+    return await forward(request, "hooks", "test", question)
 
 
 @post(
@@ -195,8 +202,8 @@ async def check_hook(request: Http) -> Response[bytes]:
 )
 async def check_hooks(request: Http) -> Response[bytes]:
     params = read_params(request, HandlersParams)
-    asked = ListRequest(limit=params.limit, cursor=params.cursor)
-    return await forward(request, "hooks", "test_all", asked)
+    question = ListRequest(limit=params.limit, cursor=params.cursor)
+    return await forward(request, "hooks", "test_all", question)
 
 
 HANDLERS = (

@@ -23,11 +23,11 @@ from crucible_core.types.payloads import Reference
 from crucible_core.types.synonyms import renamed
 from crucible_gateway import examples
 from crucible_gateway.auth import principal_of
-from crucible_gateway.body.body import JSON, MERGE_PATCH, Http, expect, read, strictly, whole
 from crucible_gateway.body.events import idempotency_key
+from crucible_gateway.body.json import JSON, MERGE_PATCH, Http, decode_strictly, expect_type, read_body, read_json
 from crucible_gateway.context import Nothing, ask, check_place, gateway_of
 from crucible_gateway.openapi import Body, Operation
-from crucible_gateway.routes.headers import IF_MATCH, IF_NONE_MATCH, cause_of, etag, if_match, is_known
+from crucible_gateway.routes.headers import IF_MATCH, IF_NONE_MATCH, cause_of, etag, if_match, matches_version
 from crucible_gateway.routes.replies import forward, reply_bytes, reply_json
 
 TAG = "Memory"
@@ -86,13 +86,13 @@ class _Versioned(msgspec.Struct):
 )
 async def create_memory(request: Http) -> Response[bytes]:
     key = idempotency_key(request.headers.get("idempotency-key"))
-    sent = await _read(request, SentMemory)
+    sent = await _read_memory(request, SentMemory)
     fields = msgspec.structs.asdict(sent) | {"links": _links(sent.links)}
-    place = {name: fields.pop(name) for name in ("world_id", "room_id")}
-    cause = msgspec.structs.replace(cause_of(request, key), **place)
-    wanted = WriteMemory(create=CreateMemory(**fields), cause=cause)
-    written = await ask(request, "memory", "create", wanted, WrittenMemory)
-    return _written(written, 200 if written.duplicate else 201)
+    world_and_room = {name: fields.pop(name) for name in ("world_id", "room_id")}
+    cause = msgspec.structs.replace(cause_of(request, key), **world_and_room)
+    write = WriteMemory(create=CreateMemory(**fields), cause=cause)
+    written = await ask(request, "memory", "create", write, WrittenMemory)
+    return _reply_written(written, 200 if written.duplicate else 201)
 
 
 @get(
@@ -111,7 +111,7 @@ async def create_memory(request: Http) -> Response[bytes]:
 async def get_memory(request: Http) -> Response[bytes]:
     raw = await ask(request, "memory", "get", GetRequest(request.path_params["id"]), bytes)
     version = msgspec.json.decode(raw, type=_Versioned).sequence
-    if is_known(request, version):
+    if matches_version(request, version):
         return Response(b"", status_code=304, headers=etag(version))
     return reply_bytes(raw, headers=etag(version))
 
@@ -134,13 +134,13 @@ async def get_memory(request: Http) -> Response[bytes]:
     ),
 )
 async def update_memory(request: Http) -> Response[bytes]:
-    sent = await _read(request, SentChanges, JSON, MERGE_PATCH)
+    sent = await _read_memory(request, SentChanges, JSON, MERGE_PATCH)
     links = _links(sent.links) if isinstance(sent.links, list) else sent.links
     update = UpdateMemory(**msgspec.structs.asdict(sent) | {"links": links})
     cause = cause_of(request, idempotency_key(request.headers.get("idempotency-key")))
     id = request.path_params["id"]
-    wanted = WriteMemory(id=id, expected_sequence=if_match(request), update=update, anywhere=True, cause=cause)
-    return _written(await ask(request, "memory", "update", wanted, WrittenMemory), 200)
+    write = WriteMemory(id=id, expected_sequence=if_match(request), update=update, anywhere=True, cause=cause)
+    return _reply_written(await ask(request, "memory", "update", write, WrittenMemory), 200)
 
 
 @delete(
@@ -151,8 +151,8 @@ async def update_memory(request: Http) -> Response[bytes]:
 )
 async def delete_memory(request: Http) -> None:
     id = request.path_params["id"]
-    wanted = WriteMemory(id=id, expected_sequence=if_match(request), anywhere=True, cause=cause_of(request))
-    await ask(request, "memory", "delete", wanted, bytes)
+    write = WriteMemory(id=id, expected_sequence=if_match(request), anywhere=True, cause=cause_of(request))
+    await ask(request, "memory", "delete", write, bytes)
 
 
 @get(
@@ -180,21 +180,21 @@ async def memory_status(request: Http) -> Response[bytes]:
     ),
 )
 async def query_memory(request: Http) -> Response[bytes]:
-    query = await read(request, MemoryQuery)
+    query = await read_json(request, MemoryQuery)
     await check_place(gateway_of(request).bus, principal_of(request), query.world_id, query.room_id)
     return await forward(request, "memory", "query", query)
 
 
-def _written(written: WrittenMemory, status: int) -> Response[bytes]:
+def _reply_written(written: WrittenMemory, status: int) -> Response[bytes]:
     return reply_json(Written(written.id, written.sequence, written.duplicate), status, headers=etag(written.sequence))
 
 
-async def _read(request: Http, kind: type[T], *media_types: str) -> T:
+async def _read_memory(request: Http, kind: type[T], *media_types: str) -> T:
     """A JSON body as `kind`, its links under any of their fields' names."""
-    expect(request, *(media_types or (JSON,)))
-    raw = await whole(request)
+    expect_type(request, *(media_types or (JSON,)))
+    raw = await read_body(request)
     sent = renamed(kind, raw, at="")
-    return strictly(raw if sent is None else sent.payload, kind)
+    return decode_strictly(raw if sent is None else sent.payload, kind)
 
 
 def _links(sent: list[str | Reference]) -> list[Link]:

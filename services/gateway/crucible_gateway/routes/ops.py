@@ -1,4 +1,4 @@
-"""Requests of operators and newcomers: health, readiness, metrics, what the log has lost, and where everything is."""
+"""Requests that need no key (health, readiness, metrics, the API's description), and those about losses of the log."""
 
 import base64
 import hashlib
@@ -12,7 +12,7 @@ from litestar import Litestar, Response, get, post
 from crucible_core.protocol.losses import LossesRequest, LossList
 from crucible_core.protocol.parts import Readiness
 from crucible_gateway import examples
-from crucible_gateway.body.body import JSON, Http
+from crucible_gateway.body.json import JSON, Http
 from crucible_gateway.context import gateway_of
 from crucible_gateway.openapi import Operation, openapi
 from crucible_gateway.params import ReadyParams
@@ -51,7 +51,7 @@ async def healthz(request: Http) -> Response[bytes]:
     "/readyz",
     operation=Operation(
         summary="Whether it can serve",
-        description="503 also where something is wrong that does not pass by itself: no room to store more, say.",
+        description="503 also where something is wrong that does not pass by itself: no space to store more, say.",
         tag=TAG,
         params=ReadyParams,
         reply=Readiness,
@@ -110,7 +110,6 @@ async def accept_losses(request: Http) -> Response[bytes]:
     return await forward(request, "events", "accept_losses", LossesRequest())
 
 
-REFERENCE_TAG = "Operations"
 _TITLE = "Crucible"
 _DESCRIPTION = (
     "Memory and automation for agents and knowledge bases, on one durable event log. Errors are problem documents "
@@ -121,7 +120,7 @@ _INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 @get(
     "/openapi.json",
-    operation=Operation(summary="This document", tag=REFERENCE_TAG, reply={"type": "object"}, open=True),
+    operation=Operation(summary="This document", tag=TAG, reply={"type": "object"}, open=True),
 )
 async def openapi_json(request: Http) -> Response[bytes]:
     state = request.app.state
@@ -137,7 +136,7 @@ def openapi_bytes(app: Litestar) -> bytes:
 @get(
     "/docs",
     operation=Operation(
-        summary="This document, to read", tag=REFERENCE_TAG, reply={"type": "string"}, reply_type="text/html", open=True
+        summary="This document, to read", tag=TAG, reply={"type": "string"}, reply_type="text/html", open=True
     ),
 )
 async def docs_page(request: Http) -> Response[str]:

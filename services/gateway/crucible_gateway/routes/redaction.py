@@ -11,8 +11,8 @@ from crucible_core.protocol.events import RedactRequest
 from crucible_core.redaction import MAX_REASON
 from crucible_gateway import examples
 from crucible_gateway.auth import principal_of
-from crucible_gateway.body.body import JSON, Http, read_if_any
-from crucible_gateway.correlation import sent_correlation, sent_hop
+from crucible_gateway.body.json import JSON, Http, read_optional_json
+from crucible_gateway.correlation import read_correlation, read_hop
 from crucible_gateway.openapi import Body, Operation
 from crucible_gateway.routes.events import TAG
 from crucible_gateway.routes.replies import forward
@@ -42,17 +42,17 @@ class RedactBody(msgspec.Struct):
     ),
 )
 async def redact_event(request: Http) -> Response[bytes]:
-    body = await read_if_any(request, RedactBody)
+    body = await read_optional_json(request, RedactBody)
     principal = principal_of(request)
-    asked = RedactRequest(
+    question = RedactRequest(
         id=request.path_params["id"],
         reason=body.reason,
         source=principal.source,
         actor=principal.id,
-        correlation_id=sent_correlation(request.headers),
-        hop=sent_hop(request.headers),
+        correlation_id=read_correlation(request.headers),
+        hop=read_hop(request.headers),
     )
-    return await forward(request, "events", "redact", asked)
+    return await forward(request, "events", "redact", question)
 
 
 HANDLERS = (redact_event,)

@@ -10,8 +10,8 @@ from crucible_core.protocol.parts import GetRequest, TypeFilter
 from crucible_core.protocol.replays import Replay, ReplayList, ReplayTarget, StartReplay, SteerReplay
 from crucible_gateway import examples
 from crucible_gateway.auth import principal_of
-from crucible_gateway.body.body import JSON, Http, read
 from crucible_gateway.body.events import idempotency_key
+from crucible_gateway.body.json import JSON, Http, read_json
 from crucible_gateway.context import Nothing, ask
 from crucible_gateway.openapi import Body, Operation
 from crucible_gateway.params import Name
@@ -53,8 +53,8 @@ class ReplayBody(msgspec.Struct, rename={"start": "from"}):
 )
 async def start_replay(request: Http) -> Response[bytes]:
     key = idempotency_key(request.headers.get("idempotency-key"))
-    body = await read(request, ReplayBody)
-    asked = StartReplay(
+    body = await read_json(request, ReplayBody)
+    question = StartReplay(
         target=body.target,
         start=body.start,
         to=body.to,
@@ -64,7 +64,7 @@ async def start_replay(request: Http) -> Response[bytes]:
         room_id=body.room_id,
         idempotency_key=None if key is None else f"{principal_of(request).id} {key}",
     )
-    replay = await ask(request, "events", "replay", asked, Replay)
+    replay = await ask(request, "events", "replay", question, Replay)
     return reply_json(replay, 200 if replay.duplicate else 202)
 
 
@@ -133,8 +133,8 @@ async def cancel_replay(request: Http) -> Response[bytes]:
 
 
 async def _steer(request: Http, action: Literal["pause", "resume", "cancel"]) -> Response[bytes]:
-    asked = SteerReplay(id=request.path_params["id"], action=action)
-    return await forward(request, "events", "replay_steer", asked)
+    question = SteerReplay(id=request.path_params["id"], action=action)
+    return await forward(request, "events", "replay_steer", question)
 
 
 HANDLERS = (start_replay, list_replays, get_replay, pause_replay, resume_replay, cancel_replay)

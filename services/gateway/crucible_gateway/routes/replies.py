@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 from litestar import Response
 
-from crucible_gateway.body.body import JSON, Http
+from crucible_gateway.body.json import JSON, Http
 from crucible_gateway.context import ask
 
 

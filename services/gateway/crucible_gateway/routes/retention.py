@@ -6,7 +6,7 @@ from litestar import Response, get, put
 
 from crucible_core.protocol.retention import PutRetention, RetentionRules, RetentionView
 from crucible_gateway import examples
-from crucible_gateway.body.body import JSON, Http, read
+from crucible_gateway.body.json import JSON, Http, read_json
 from crucible_gateway.context import Nothing, ask
 from crucible_gateway.openapi import Body, Operation
 from crucible_gateway.routes.headers import IF_MATCH, etag, if_match
@@ -27,7 +27,7 @@ TAG = "Retention"
     ),
 )
 async def get_retention(request: Http) -> Response[Any]:
-    return _shown(await ask(request, "events", "get_retention", Nothing(), RetentionView))
+    return _reply_view(await ask(request, "events", "get_retention", Nothing(), RetentionView))
 
 
 @put(
@@ -48,12 +48,12 @@ async def get_retention(request: Http) -> Response[Any]:
     ),
 )
 async def put_retention(request: Http) -> Response[Any]:
-    wanted = await read(request, RetentionRules)
-    change = PutRetention(rules=wanted.rules, revision=if_match(request))
-    return _shown(await ask(request, "events", "put_retention", change, RetentionView))
+    body = await read_json(request, RetentionRules)
+    change = PutRetention(rules=body.rules, revision=if_match(request))
+    return _reply_view(await ask(request, "events", "put_retention", change, RetentionView))
 
 
-def _shown(view: RetentionView) -> Response[bytes]:
+def _reply_view(view: RetentionView) -> Response[bytes]:
     return reply_json(view, headers=etag(view.revision))
 
 

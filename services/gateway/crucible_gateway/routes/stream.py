@@ -13,13 +13,13 @@ from crucible_core.protocol.parts import TypeFilter
 from crucible_gateway import examples
 from crucible_gateway.accept import accept_of, preferred
 from crucible_gateway.auth import principal_of
-from crucible_gateway.body.body import Http
+from crucible_gateway.body.json import Http
 from crucible_gateway.context import check_place, gateway_of
 from crucible_gateway.correlation import correlation_of
 from crucible_gateway.live import sse
-from crucible_gateway.live.follow import follow
+from crucible_gateway.live.feed import follow
 from crucible_gateway.live.hub import Hub
-from crucible_gateway.live.subscription import Start, Wanted, read_start
+from crucible_gateway.live.subscription import Selection, Start, read_start
 from crucible_gateway.live.websocket import Client, Session
 from crucible_gateway.openapi import Operation
 from crucible_gateway.params import NoParams, StreamParams, filter_param, read_params, restore_plus
@@ -63,12 +63,12 @@ async def stream_events(request: Http) -> Response[Any]:
     compiled = await gateway.types.resolve(
         lambda catalogue: compile_filters(filters, at="filters", catalogue=catalogue)
     )
-    wanted = Wanted(compiled, params.world_id, params.room_id, gateway.keys.sight(request.headers))
+    selection = Selection(compiled, params.world_id, params.room_id, gateway.keys.sight(request.headers))
     await check_place(gateway.bus, principal, params.world_id, params.room_id)
     start = await _start(request.headers, params.start, gateway.hub)
-    following = follow(gateway.hub, wanted, start, gateway.settings.stream_queue)
+    feed = follow(gateway.hub, selection, start, gateway.settings.stream_queue)
     frames = sse.frames(
-        following,
+        feed,
         start,
         gateway.settings.stream_heartbeat_s,
         request.app.state.stopping,
@@ -80,7 +80,7 @@ async def stream_events(request: Http) -> Response[Any]:
     return Stream(frames, media_type=sse.MEDIA_TYPE, headers=headers)
 
 
-async def _start(headers: Headers, asked: str, hub: Hub) -> Start:
+async def _start(headers: Headers, start: str, hub: Hub) -> Start:
     head = await hub.head()
     seen = headers.get("last-event-id", "").strip()
     if seen:
@@ -88,7 +88,7 @@ async def _start(headers: Headers, asked: str, hub: Hub) -> Start:
             message = "must be the id of an event of this stream"
             raise InvalidError(f"Last-Event-ID: {message}", errors=[FieldError("Last-Event-ID", message)])
         return await read_start(seen, hub.bus, head, "Last-Event-ID")
-    return await read_start(restore_plus(asked), hub.bus, head)
+    return await read_start(restore_plus(start), hub.bus, head)
 
 
 @websocket(PATH)
@@ -102,7 +102,7 @@ async def stream_socket(socket: WebSocket[Any, Any, Any]) -> None:
     queue, correlation_id = gateway.settings.stream_queue, correlation_of(socket.scope)
     session = Session(
         gateway.hub,
-        gateway.audience,
+        gateway.recipients,
         gateway.types,
         principal,
         gateway.keys.sight(socket.headers),
@@ -112,8 +112,8 @@ async def stream_socket(socket: WebSocket[Any, Any, Any]) -> None:
     )
     turn = Turn()
     try:
-        while (raw := await _heard(socket)) is not None:
-            await session.hear(raw)
+        while (raw := await _receive(socket)) is not None:
+            await session.handle(raw)
             if turn.over:
                 await turn.pass_on()
     finally:
@@ -132,7 +132,7 @@ def _client(socket: WebSocket[Any, Any, Any]) -> Client:
     return Client(send, extensions[WRITABLE]["wait"])
 
 
-async def _heard(socket: WebSocket[Any, Any, Any]) -> bytes | None:
+async def _receive(socket: WebSocket[Any, Any, Any]) -> bytes | None:
     """The next message; None when the client has left."""
     message: Any = await socket.receive()
     if message["type"] != "websocket.receive":

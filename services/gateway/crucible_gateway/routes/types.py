@@ -12,7 +12,7 @@ from crucible_core.protocol.events import (
 )
 from crucible_core.protocol.parts import GetRequest
 from crucible_gateway import examples
-from crucible_gateway.body.body import JSON, Http, read
+from crucible_gateway.body.json import JSON, Http, read_json
 from crucible_gateway.context import ask
 from crucible_gateway.openapi import Body, Operation
 from crucible_gateway.routes.replies import forward, reply_json
@@ -60,7 +60,7 @@ async def list_event_types(request: Http) -> Response[bytes]:
     ),
 )
 async def register_event_type(request: Http) -> Response[bytes]:
-    registered = await ask(request, "events", "register_type", await read(request, RegisterType), RegisteredType)
+    registered = await ask(request, "events", "register_type", await read_json(request, RegisterType), RegisteredType)
     return reply_json(registered.type, 201 if registered.created else 200)
 
 

@@ -22,14 +22,22 @@ from crucible_core.protocol.webhooks import (
     WebhookView,
 )
 from crucible_gateway import examples
-from crucible_gateway.body.body import JSON, Http, expect, read, read_if_any, strictly, whole
+from crucible_gateway.body.json import (
+    JSON,
+    MERGE_PATCH,
+    Http,
+    decode_strictly,
+    expect_type,
+    read_body,
+    read_json,
+    read_optional_json,
+)
 from crucible_gateway.context import ask
 from crucible_gateway.openapi import Body, Operation
 from crucible_gateway.params import HandlersParams, PageParams, read_params
 from crucible_gateway.routes.replies import forward
 
 TAG = "Webhooks"
-MERGE_PATCH = "application/merge-patch+json"
 
 
 class AuthPatch(msgspec.Struct):
@@ -105,7 +113,7 @@ class ResendBody(msgspec.Struct):
     ),
 )
 async def create_webhook(request: Http) -> Response[bytes]:
-    return await forward(request, "webhooks", "create", await read(request, CreateWebhook), 201)
+    return await forward(request, "webhooks", "create", await read_json(request, CreateWebhook), 201)
 
 
 @get(
@@ -119,8 +127,8 @@ async def create_webhook(request: Http) -> Response[bytes]:
 )
 async def list_webhooks(request: Http) -> Response[bytes]:
     params = read_params(request, HandlersParams)
-    asked = ListRequest(limit=params.limit, cursor=params.cursor)
-    return await forward(request, "webhooks", "list", asked)
+    question = ListRequest(limit=params.limit, cursor=params.cursor)
+    return await forward(request, "webhooks", "list", question)
 
 
 @get(
@@ -152,10 +160,10 @@ async def get_webhook(request: Http) -> Response[bytes]:
     ),
 )
 async def update_webhook(request: Http) -> Response[bytes]:
-    expect(request, JSON, MERGE_PATCH)
-    wanted = strictly(await whole(request), WebhookPatch)
-    asked = UpdateWebhook(id=request.path_params["id"], patch=msgspec.to_builtins(wanted))
-    return await forward(request, "webhooks", "update", asked)
+    expect_type(request, JSON, MERGE_PATCH)
+    body = decode_strictly(await read_body(request), WebhookPatch)
+    question = UpdateWebhook(id=request.path_params["id"], patch=msgspec.to_builtins(body))
+    return await forward(request, "webhooks", "update", question)
 
 
 @delete(
@@ -185,7 +193,7 @@ async def delete_webhook(request: Http) -> None:
     ),
 )
 async def enable_webhook(request: Http) -> Response[bytes]:
-    body = await read_if_any(request, EnableBody)
+    body = await read_optional_json(request, EnableBody)
     return await _enable(request, EnableWebhook(id=request.path_params["id"], enabled=True, missed=body.missed))
 
 
@@ -203,8 +211,8 @@ async def disable_webhook(request: Http) -> Response[bytes]:
     return await _enable(request, EnableWebhook(id=request.path_params["id"], enabled=False))
 
 
-async def _enable(request: Http, asked: EnableWebhook) -> Response[bytes]:
-    return await forward(request, "webhooks", "enable", asked)
+async def _enable(request: Http, question: EnableWebhook) -> Response[bytes]:
+    return await forward(request, "webhooks", "enable", question)
 
 
 @post(
@@ -224,9 +232,9 @@ async def _enable(request: Http, asked: EnableWebhook) -> Response[bytes]:
     ),
 )
 async def rotate_secret(request: Http) -> Response[bytes]:
-    body = await read_if_any(request, RotateBody)
-    asked = RotateSecret(id=request.path_params["id"], grace_s=body.grace_s, secret=body.secret)
-    return await forward(request, "webhooks", "rotate_secret", asked)
+    body = await read_optional_json(request, RotateBody)
+    question = RotateSecret(id=request.path_params["id"], grace_s=body.grace_s, secret=body.secret)
+    return await forward(request, "webhooks", "rotate_secret", question)
 
 
 @get(
@@ -242,8 +250,8 @@ async def rotate_secret(request: Http) -> Response[bytes]:
 )
 async def list_attempts(request: Http) -> Response[bytes]:
     params = read_params(request, PageParams)
-    asked = AttemptsRequest(id=request.path_params["id"], limit=params.limit, cursor=params.cursor)
-    return await forward(request, "webhooks", "attempts", asked)
+    question = AttemptsRequest(id=request.path_params["id"], limit=params.limit, cursor=params.cursor)
+    return await forward(request, "webhooks", "attempts", question)
 
 
 @post(
@@ -259,9 +267,9 @@ async def list_attempts(request: Http) -> Response[bytes]:
     ),
 )
 async def check_webhook(request: Http) -> Response[bytes]:
-    body = await read_if_any(request, WebhookTest)
-    asked = TestRequest(id=request.path_params["id"], dry_run=body.dry_run, payload=body.payload, type=body.type)
-    return await forward(request, "webhooks", "test", asked)
+    body = await read_optional_json(request, WebhookTest)
+    question = TestRequest(id=request.path_params["id"], dry_run=body.dry_run, payload=body.payload, type=body.type)
+    return await forward(request, "webhooks", "test", question)
 
 
 @post(
@@ -276,8 +284,8 @@ async def check_webhook(request: Http) -> Response[bytes]:
 )
 async def check_webhooks(request: Http) -> Response[bytes]:
     params = read_params(request, HandlersParams)
-    asked = ListRequest(limit=params.limit, cursor=params.cursor)
-    return await forward(request, "webhooks", "test_all", asked)
+    question = ListRequest(limit=params.limit, cursor=params.cursor)
+    return await forward(request, "webhooks", "test_all", question)
 
 
 @post(
@@ -294,9 +302,9 @@ async def check_webhooks(request: Http) -> Response[bytes]:
     ),
 )
 async def resend_event(request: Http) -> Response[bytes]:
-    body = await read(request, ResendBody)
-    asked = ResendEvent(event_id=request.path_params["id"], webhook=body.webhook)
-    return await forward(request, "webhooks", "resend", asked, 202)
+    body = await read_json(request, ResendBody)
+    question = ResendEvent(event_id=request.path_params["id"], webhook=body.webhook)
+    return await forward(request, "webhooks", "resend", question, 202)
 
 
 HANDLERS = (

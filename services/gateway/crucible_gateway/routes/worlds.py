@@ -16,7 +16,7 @@ from crucible_core.protocol.worlds import (
     WorldView,
 )
 from crucible_gateway import examples
-from crucible_gateway.body.body import JSON, Http, read
+from crucible_gateway.body.json import JSON, Http, read_json
 from crucible_gateway.context import ask
 from crucible_gateway.openapi import Body, Operation
 from crucible_gateway.params import DeleteWorldParams, WorldsParams, read_params
@@ -41,10 +41,10 @@ TAG = "Worlds"
     ),
 )
 async def create_world(request: Http) -> Response[bytes]:
-    wanted = await read(request, CreateWorld)
-    change = ChangeWorld(id=wanted.id, description=wanted.description, cause=cause_of(request, alone=True))
-    made = await ask(request, "events", "create_world", change, WorldMade)
-    return reply_json(made.world, 201 if made.created else 200)
+    body = await read_json(request, CreateWorld)
+    change = ChangeWorld(id=body.id, description=body.description, cause=cause_of(request, alone=True))
+    created = await ask(request, "events", "create_world", change, WorldMade)
+    return reply_json(created.world, 201 if created.created else 200)
 
 
 @get(
@@ -59,8 +59,8 @@ async def create_world(request: Http) -> Response[bytes]:
 )
 async def list_worlds(request: Http) -> Response[bytes]:
     params = read_params(request, WorldsParams)
-    asked = ListRequest(limit=params.limit, cursor=params.cursor)
-    return await forward(request, "events", "list_worlds", asked)
+    question = ListRequest(limit=params.limit, cursor=params.cursor)
+    return await forward(request, "events", "list_worlds", question)
 
 
 @get(
@@ -107,10 +107,10 @@ async def delete_world(request: Http) -> None:
     ),
 )
 async def create_room(request: Http) -> Response[bytes]:
-    wanted = await read(request, CreateRoom)
-    change = ChangeRoom(world_id=request.path_params["world"], id=wanted.id, cause=cause_of(request, alone=True))
-    made = await ask(request, "events", "create_room", change, RoomMade)
-    return reply_json(made.room, 201 if made.created else 200)
+    body = await read_json(request, CreateRoom)
+    change = ChangeRoom(world_id=request.path_params["world"], id=body.id, cause=cause_of(request, alone=True))
+    created = await ask(request, "events", "create_room", change, RoomMade)
+    return reply_json(created.room, 201 if created.created else 200)
 
 
 @get(
@@ -135,8 +135,9 @@ async def list_rooms(request: Http) -> Response[bytes]:
     ),
 )
 async def delete_room(request: Http) -> None:
-    place = request.path_params
-    change = ChangeRoom(world_id=place["world"], id=place["room"], cause=cause_of(request, alone=True))
+    change = ChangeRoom(
+        world_id=request.path_params["world"], id=request.path_params["room"], cause=cause_of(request, alone=True)
+    )
     await ask(request, "events", "delete_room", change, bytes)
 
 

@@ -113,7 +113,7 @@ def _wrap(wrapped: Wrapped) -> Content:
 # ---- out -------------------------------------------------------------------------------------------------------------
 
 
-def unwrapped(payload: bytes) -> Wrapped | None:
+def unwrap(payload: bytes) -> Wrapped | None:
     """The data that is wrapped in a payload; None where it is none that the way in makes."""
     try:
         found = msgspec.json.decode(payload, type=Wrapped)
@@ -184,7 +184,7 @@ _ESCAPE = re.compile(r"\\(.)")
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F))).replace('"', "").replace("%", "")
 
 
-def decoded(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+def decode_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     """The attributes in a request's headers. Raises InvalidError for one that comes twice or is not UTF-8."""
     found: dict[str, str] = {}
     for header, value in headers:
@@ -196,7 +196,7 @@ def decoded(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     return found
 
 
-def encoded(value: str) -> str:
+def encode_header(value: str) -> str:
     """A text as a header may hold it: all but printable ASCII percent-encoded, and space, quote and percent with it."""
     return quote(value, safe=_PRINTABLE)
 

@@ -70,17 +70,17 @@ def form_of(kind: str, headers: Iterable[tuple[bytes, bytes]]) -> Form:
     return "binary" if any(name in _REQUIRED for name, _ in headers) else "native"
 
 
-def asked_for_one(accept: str | None) -> Form:
+def negotiate_event(accept: str | None) -> Form:
     """The form of an answer that is one event. Raises NotAcceptableError."""
-    return _asked(accept, _ONE)
+    return _negotiate(accept, _ONE)
 
 
-def asked_for_many(accept: str | None) -> Form:
+def negotiate_events(accept: str | None) -> Form:
     """The form of an answer with any number of events: native or a batch. Raises NotAcceptableError."""
-    return _asked(accept, _MANY)
+    return _negotiate(accept, _MANY)
 
 
-def _asked(accept: str | None, offers: tuple[tuple[str, Form], ...]) -> Form:
+def _negotiate(accept: str | None, offers: tuple[tuple[str, Form], ...]) -> Form:
     found = preferred(accept, [name for name, _ in offers])
     if found is not None:
         return dict(offers)[found]
@@ -92,7 +92,7 @@ def _asked(accept: str | None, offers: tuple[tuple[str, Form], ...]) -> Form:
 
 Append = Callable[[AppendRequest], Awaitable[AppendReply]]
 
-_PLACE = re.compile(r"(events\.\d+\.)?(.*)", re.DOTALL)
+_PATH = re.compile(r"(events\.\d+\.)?(.*)", re.DOTALL)
 _ATTRIBUTES = {
     "payload": "data",
     "timestamp": "time",
@@ -110,7 +110,7 @@ _ATTRIBUTES = {
 }
 
 
-def in_their_words(append: Append) -> Append:
+def name_attributes(append: Append) -> Append:
     """`append`, whose refusals name attributes."""
 
     async def appended(request: AppendRequest) -> AppendReply:
@@ -119,17 +119,17 @@ def in_their_words(append: Append) -> Append:
         except CrucibleError as error:
             if not error.errors:
                 raise
-            told = _told(error.problem())
-            raise type(error)(told.detail, errors=told.errors, **error.extra) from None
+            problem = _rename_fields(error.problem())
+            raise type(error)(problem.detail, errors=problem.errors, **error.extra) from None
         for result in reply.results:
             if result.error is not None:
-                result.error = _told(result.error)
+                result.error = _rename_fields(result.error)
         return reply
 
     return appended
 
 
-def _told(problem: Problem) -> Problem:
+def _rename_fields(problem: Problem) -> Problem:
     detail, errors = problem.detail, []
     for error in problem.errors:
         path = _attribute(error.path)
@@ -139,10 +139,10 @@ def _told(problem: Problem) -> Problem:
 
 
 def _attribute(path: str) -> str:
-    found = _PLACE.fullmatch(path)
+    found = _PATH.fullmatch(path)
     assert found is not None
-    place, inner = found[1] or "", found[2].removeprefix("extensions.")
+    index, inner = found[1] or "", found[2].removeprefix("extensions.")
     for field, attribute in _ATTRIBUTES.items():
         if inner == field or inner.startswith(f"{field}."):
-            return f"{place}{attribute}{inner.removeprefix(field)}"
-    return place + inner
+            return f"{index}{attribute}{inner.removeprefix(field)}"
+    return index + inner

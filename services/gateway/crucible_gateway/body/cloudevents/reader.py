@@ -18,7 +18,7 @@ from crucible_core.protocol.events import NewEvent
 from crucible_core.times import parse_time
 from crucible_core.types.catalogue import CATALOGUE, Catalogue
 from crucible_gateway.body.cloudevents import content
-from crucible_gateway.body.cloudevents.content import Content, decoded, refused
+from crucible_gateway.body.cloudevents.content import Content, decode_headers, refused
 from crucible_kit.telemetry.spans import parse_traceparent
 
 SENT_TYPE, SENT_TIME, SENT_WITHOUT = "crucibletype", "crucibletime", "cruciblewithout"
@@ -26,7 +26,7 @@ SENT_TYPE, SENT_TIME, SENT_WITHOUT = "crucibletype", "crucibletime", "cruciblewi
 event's, and which attributes it did not have (`data`, `subject`) that its event has."""
 
 OWN_SOURCE = "crucible:"
-"""How a source begins that is no CloudEvents source by itself: `crucible:user:alice`."""
+"""The beginning of a source of ours: `crucible:user:alice`."""
 UNKNOWN = "unknown"
 _REQUIRED = ("specversion", "id", "source", "type")
 _OWN_SOURCE = re.compile(rf"{OWN_SOURCE}(user|agent|system|external):(.+)")
@@ -59,14 +59,14 @@ def from_structured(raw: bytes, catalogue: Catalogue = CATALOGUE) -> NewEvent:
 def from_binary(headers: Iterable[tuple[bytes, bytes]], body: bytes, catalogue: Catalogue = CATALOGUE) -> NewEvent:
     """Attributes are `ce-` headers, the body is the data, of which there may be none. Raises as `from_structured`."""
     headers = list(headers)
-    attributes: dict[str, Value] = {**decoded(headers)}
+    attributes: dict[str, Value] = {**decode_headers(headers)}
     attributes.pop("datacontenttype", None)  # Content-Type says it
     kind = next((value.decode("latin-1").strip() for name, value in headers if name == b"content-type"), None)
     return _event(attributes, content.from_body(kind or None, body), catalogue)
 
 
-def taken(raw: bytes, catalogue: Catalogue = CATALOGUE) -> tuple[int, NewEvent | CrucibleError]:
-    """As `intake.taken`, for an element of a batch."""
+def read_sized(raw: bytes, catalogue: Catalogue = CATALOGUE) -> tuple[int, NewEvent | CrucibleError]:
+    """As `body.events.read_sized`, for an element of a batch."""
     try:
         return len(raw), from_structured(raw, catalogue)
     except CrucibleError as error:
@@ -106,11 +106,11 @@ def _event(attributes: dict[str, Value], data: Content, catalogue: Catalogue) ->
         rest.setdefault("originalid", id)
     if data.kind is not None:
         rest["datacontenttype"] = data.kind
-    dotted = resolved(type, catalogue)
+    dotted = resolve_type(type, catalogue)
     if dotted != type and is_foreign(type, dotted):
         rest[SENT_TYPE] = type
     foreign = not own or "originalid" in attributes
-    if without := _without(data, subject, foreign):
+    if without := _absent_parts(data, subject, foreign):
         rest[SENT_WITHOUT] = without
     if data.wrapped and not dotted.startswith("Custom."):
         raise refused("data", f"must be a JSON object; only Custom.… events may hold other data, not {dotted[:100]}")
@@ -118,7 +118,7 @@ def _event(attributes: dict[str, Value], data: Content, catalogue: Catalogue) ->
         type=dotted,
         payload=data.payload,
         id=id if own else None,
-        idempotency_key=None if own else _key(source, id),
+        idempotency_key=None if own else _idempotency_key(source, id),
         timestamp=time,
         version=take("crucibleversion"),
         source=_source(source),
@@ -187,7 +187,7 @@ def _extensions(rest: dict[str, Value]) -> Extensions:
     return {name: value for name, value in rest.items() if value != ""}
 
 
-def resolved(name: str, catalogue: Catalogue = CATALOGUE) -> str:
+def resolve_type(name: str, catalogue: Catalogue = CATALOGUE) -> str:
     """The type of the catalogue, by any of its names or as the end of another's (`com.example.Memory.Created`); else a
     custom one, but for what begins as ours do. Raises InvalidError for what no custom type may be called."""
     try:
@@ -200,12 +200,12 @@ def resolved(name: str, catalogue: Catalogue = CATALOGUE) -> str:
 
 
 def is_foreign(name: str, dotted: str) -> bool:
-    """Whether a type's name as it came is kept beside the one that it has in the log. One of ours never is: whoever
+    """True where the log keeps a type's name as it came beside its own. One of ours never is: whoever
     gives it to an event by its extensions would have that taken for ours."""
-    return name.endswith(f".{dotted}") or (dotted == f"Custom.{name}" and resolved(name) == dotted)
+    return name.endswith(f".{dotted}") or (dotted == f"Custom.{name}" and resolve_type(name) == dotted)
 
 
-def _without(data: Content, subject: str | None, foreign: bool) -> str:
+def _absent_parts(data: Content, subject: str | None, foreign: bool) -> str:
     """An event of ours always has data; of a foreign one the payload may name what it is about."""
     named = foreign and subject is None and not data.absent and not data.wrapped and _names(data.payload)
     return " ".join([*(["data"] if data.absent else []), *(["subject"] if named else [])])
@@ -216,7 +216,7 @@ def _names(payload: Raw) -> bool:
 
 
 def _source(source: str) -> Source:
-    """The source of ours that `outgoing` wrote so, or a foreign one as it is."""
+    """The source of ours that `writer` wrote so, or a foreign one as it is."""
     if own := _OWN_SOURCE.fullmatch(source):
         kind: Any = own[1]
         return Source(kind, unquote(own[2]))
@@ -238,6 +238,6 @@ def _hop(text: str | None) -> int:
     return int(text)
 
 
-def _key(source: str, id: str) -> str:
+def _idempotency_key(source: str, id: str) -> str:
     """Source and id together name a CloudEvent."""
     return f"ce:{hashlib.sha256(chr(31).join((source, id)).encode('utf-8', 'replace')).hexdigest()[:48]}"

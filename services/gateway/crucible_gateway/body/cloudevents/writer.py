@@ -1,4 +1,4 @@
-"""CloudEvents out: committed events, written strictly, so that `incoming` reads the same event again."""
+"""CloudEvents out: committed events, written strictly, so that `reader` reads the same event again."""
 
 import re
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from crucible_core.envelope import Metadata, Redaction, Source
 from crucible_core.errors import InvalidError
 from crucible_core.times import parse_time
 from crucible_core.types.catalogue import OWN
-from crucible_gateway.body.cloudevents.content import TYPE, body_of, encoded, unwrapped
+from crucible_gateway.body.cloudevents.content import TYPE, body_of, encode_header, unwrap
 from crucible_gateway.body.cloudevents.reader import (
     OWN_SOURCE,
     SENT_TIME,
@@ -36,7 +36,7 @@ _ABSOLUTE = rf"[A-Za-z][A-Za-z0-9+.-]*:(?:{_HOST}|/?(?:{_COLON}+{_WAY})?)"
 _RELATIVE = rf"(?:{_HOST}|/(?:{_COLON}+{_WAY})?|(?:{_CHAR}+{_WAY})?)"
 _TAIL = rf"(?:\?(?:{_COLON}|[/?])*)?(?:\#(?:{_COLON}|[/?])*)?"
 _URI_REFERENCE = re.compile(f"(?:{_ABSOLUTE}|{_RELATIVE}){_TAIL}")
-"""RFC 3986, appendix A; what stands in a host's place is not looked into."""
+"""RFC 3986, appendix A; the host is not looked into."""
 
 
 class _Data(msgspec.Struct):
@@ -62,8 +62,8 @@ def structured(raw: bytes) -> bytes:
     event = _decoder.decode(raw)
     attributes: dict[str, Any] = {**_attributes(event)}
     payload = event.data.payload
-    found = unwrapped(bytes(payload)) if event.type == "Custom" else None
-    if _came_without("data", event):
+    found = unwrap(bytes(payload)) if event.type == "Custom" else None
+    if _lacks("data", event):
         attributes.pop(TYPE)
     elif found is None:
         attributes["data"] = payload
@@ -83,13 +83,13 @@ def binary(raw: bytes) -> tuple[dict[str, str], str, bytes] | None:
     event = _decoder.decode(raw)
     attributes = _attributes(event)
     kind, body = str(attributes.pop(TYPE)), bytes(event.data.payload)
-    if _came_without("data", event):
+    if _lacks("data", event):
         kind, body = "", b""
-    elif (found := unwrapped(body) if event.type == "Custom" else None) is not None:
+    elif (found := unwrap(body) if event.type == "Custom" else None) is not None:
         if found.datacontenttype is UNSET:
             return None
         kind, body = found.datacontenttype, body_of(found)
-    return {f"ce-{name}": encoded(canonical(value)) for name, value in attributes.items()}, kind, body
+    return {f"ce-{name}": encode_header(canonical(value)) for name, value in attributes.items()}, kind, body
 
 
 def _attributes(event: Committed) -> dict[str, Value]:
@@ -98,7 +98,7 @@ def _attributes(event: Committed) -> dict[str, Value]:
     about = event.metadata
     extensions = dict(about.extensions or {})
     dotted = f"{event.type}.{event.data.event}"
-    type, time = _as_sent(extensions, dotted, about.timestamp)
+    type, time = _original(extensions, dotted, about.timestamp)
     without = str(extensions.pop(SENT_WITHOUT, "")).split()
     authtype, authid = _auth(about.actor, about.source)
     optional = {
@@ -124,11 +124,11 @@ def _attributes(event: Committed) -> dict[str, Value]:
         "id": about.id,
         "source": _source(about.source),
         "type": type,
-        **{name: value for name, value in optional.items() if value is not None and _may_stand(value)},
+        **{name: value for name, value in optional.items() if value is not None and _is_allowed(value)},
     }
 
 
-def _as_sent(extensions: dict[str, Value], dotted: str, timestamp: str) -> tuple[str, str]:
+def _original(extensions: dict[str, Value], dotted: str, timestamp: str) -> tuple[str, str]:
     """The type and time that a foreign event came with, where its extensions keep them; takes them out of those."""
     type, time = extensions.get(SENT_TYPE), extensions.get(SENT_TIME)
     if isinstance(type, str) and is_foreign(type, dotted):
@@ -147,18 +147,18 @@ def _is_same(time: str, timestamp: str) -> bool:
         return False
 
 
-def _came_without(name: str, event: Committed) -> bool:
+def _lacks(name: str, event: Committed) -> bool:
     """Also of data: a hook may have given the event some."""
     without = str((event.metadata.extensions or {}).get(SENT_WITHOUT, "")).split()
     return name in without and bytes(event.data.payload) == b"{}"
 
 
 def _has_one_version(event: Committed) -> bool:
-    """Whether an event that says no version comes back with the same: of users' types that is the latest one."""
+    """True if an event without a version comes back with the same one: for users' types that is the latest one."""
     return event.metadata.version == _FIRST_VERSION and event.type.casefold() in OWN
 
 
-def _may_stand(value: Value) -> bool:
+def _is_allowed(value: Value) -> bool:
     return not isinstance(value, str) or (value != "" and is_text(value))
 
 

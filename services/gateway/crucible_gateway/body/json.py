@@ -1,4 +1,4 @@
-"""Reading what a client sent: its size, its media type, and JSON as a Struct with no field that we do not know."""
+"""Bodies of requests: their size, time and media type, and JSON as a Struct with no field that it does not know."""
 
 import asyncio
 from codecs import BOM_UTF8
@@ -32,7 +32,7 @@ _UTF8 = frozenset({"", "utf-8", "utf8", "us-ascii"})
 
 def media_type(request: Http) -> str:
     """The body's media type, `application/json` where none is named. Raises UnsupportedError for other charsets."""
-    expect_plain(request)
+    expect_uncompressed(request)
     kind, *parameters = request.headers.get("content-type", JSON).lower().split(";")
     for name, _, value in (parameter.strip().partition("=") for parameter in parameters):
         if name == "charset" and value.strip('" ') not in _UTF8:
@@ -40,14 +40,14 @@ def media_type(request: Http) -> str:
     return kind.strip() or JSON
 
 
-def expect_plain(request: Http) -> None:
+def expect_uncompressed(request: Http) -> None:
     """Raises UnsupportedError for a compressed body."""
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise UnsupportedError(f"the content encoding {encoding[:50]} is not read here; send the body as it is")
 
 
-def expect(request: Http, *kinds: str) -> str:
+def expect_type(request: Http, *kinds: str) -> str:
     """The body's media type, one of `kinds`. Raises UnsupportedError."""
     kind = media_type(request)
     if kind not in kinds:
@@ -69,8 +69,8 @@ async def pieces(
     most, total = MAX_REQUEST_BYTES, 0
     announced = request.headers.get("content-length", "")
     asked = False
-    sent = _received(request, first)
-    async for piece in _unmarked(sent) if text else sent:
+    sent = _receive_pieces(request, first)
+    async for piece in _strip_mark(sent) if text else sent:
         if not asked and (begun := piece.lstrip()):
             asked, most = True, limit(begun)
         total += len(piece)
@@ -79,20 +79,20 @@ async def pieces(
         yield piece
 
 
-async def _received(request: Http, first: _Piece = (b"", True)) -> AsyncIterator[bytes]:
+async def _receive_pieces(request: Http, first: _Piece = (b"", True)) -> AsyncIterator[bytes]:
     """Litestar's own `stream` would wait for ever, and calls a client that went away our fault."""
     piece, more = first
     begun, total = asyncio.get_running_loop().time(), len(piece)
     if piece:
         yield piece
     while more:
-        piece, more = await _piece(request, begun, total)
+        piece, more = await _receive_piece(request, begun, total)
         total += len(piece)
         if piece:
             yield piece
 
 
-async def _piece(request: Http, begun: float, total: int) -> _Piece:
+async def _receive_piece(request: Http, begun: float, total: int) -> _Piece:
     """The next one of a body that began at a moment, and of which `total` bytes have come."""
     allowed_s = gateway_of(request).settings.body_timeout_s
     try:
@@ -105,7 +105,7 @@ async def _piece(request: Http, begun: float, total: int) -> _Piece:
     return message.get("body", b""), message.get("more_body", False)
 
 
-async def _unmarked(sent: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _strip_mark(sent: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Without the mark, which may come in several pieces."""
     first, held, begun = b"", b"", False
     async for piece in sent:
@@ -125,12 +125,12 @@ async def _unmarked(sent: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 async def array_or_one(request: Http) -> tuple[AsyncIterator[bytes] | None, bytes]:
     """The pieces of an array, which may be as large as a request; or else the whole body, which may only be as large as
     an event. Raises TooLargeError, and MalformedError where there is none."""
-    first, more = await _piece(request, asyncio.get_running_loop().time(), 0)
+    first, more = await _receive_piece(request, asyncio.get_running_loop().time(), 0)
     if not more and len(first) <= MAX_EVENT_BYTES:  # as most of them are
         check_encoding(first, "the body")
         body = first.removeprefix(BOM_UTF8).lstrip()
         if body:
-            return (_again(body), b"") if body[:1] == b"[" else (None, body)
+            return (_pieces_of(body), b"") if body[:1] == b"[" else (None, body)
         raise MalformedError("the body is empty")
     sent = pieces(
         request, lambda begun: MAX_REQUEST_BYTES if begun[:1] == b"[" else MAX_EVENT_BYTES, first=(first, more)
@@ -139,46 +139,46 @@ async def array_or_one(request: Http) -> tuple[AsyncIterator[bytes] | None, byte
     async for piece in sent:
         begun += piece if begun else piece.lstrip()
         if begun[:1] == b"[":
-            return _again(bytes(begun), sent), b""
+            return _pieces_of(bytes(begun), sent), b""
     if not begun:
         raise MalformedError("the body is empty")
     return None, bytes(begun)
 
 
-async def _again(begun: bytes, rest: AsyncIterator[bytes] | None = None) -> AsyncIterator[bytes]:
+async def _pieces_of(begun: bytes, rest: AsyncIterator[bytes] | None = None) -> AsyncIterator[bytes]:
     yield begun
     if rest is not None:
         async for piece in rest:
             yield piece
 
 
-async def whole(request: Http) -> bytes:
+async def read_body(request: Http) -> bytes:
     """The whole body. Raises TooLargeError, and MalformedError where there is none."""
-    raw = await anything(request)
+    raw = await read_bytes(request)
     if not raw.strip():
         raise MalformedError("the body is empty")
     return raw
 
 
-async def anything(request: Http) -> bytes:
+async def read_bytes(request: Http) -> bytes:
     """The whole body as it is, which may be empty. Raises TooLargeError."""
     return b"".join([piece async for piece in pieces(request, lambda _: MAX_EVENT_BYTES, text=False)])
 
 
-async def read(request: Http, kind: type[T], *media_types: str) -> T:
+async def read_json(request: Http, kind: type[T], *media_types: str) -> T:
     """A JSON body as `kind`, with no other fields; sent as one of `media_types`, else as `application/json`."""
-    expect(request, *(media_types or (JSON,)))
-    return strictly(await whole(request), kind)
+    expect_type(request, *(media_types or (JSON,)))
+    return decode_strictly(await read_body(request), kind)
 
 
-async def read_if_any(request: Http, kind: type[T]) -> T:
+async def read_optional_json(request: Http, kind: type[T]) -> T:
     """The same, where an empty body is as good as `{}`."""
     if request.headers.get("content-length", "") in ("", "0") and "transfer-encoding" not in request.headers:
-        return strictly(b"{}", kind)
-    return await read(request, kind)
+        return decode_strictly(b"{}", kind)
+    return await read_json(request, kind)
 
 
-def strictly(raw: bytes, kind: type[T], *, what: str = "body") -> T:
+def decode_strictly(raw: bytes, kind: type[T], *, what: str = "body") -> T:
     """`raw` as `kind`. Raises MalformedError, and InvalidError that names the fields which `kind` does not have: the
     services' Structs themselves skip unknown fields, so that services of two versions understand each other."""
     raw = raw.removeprefix(BOM_UTF8)
