@@ -1,4 +1,4 @@
-"""The data of a CloudEvent as a payload, which is a JSON object, and back.
+"""The data of a CloudEvent as a payload, which is a JSON object, and back; and attributes as headers, both ways.
 
 JSON objects are the payload themselves. All else is wrapped: `{"data": <JSON or text>, "datacontenttype": "…"}`, or
 `{"data_base64": "…", "datacontenttype": "…"}`, where the media type may be unknown. Which of them depends on the media
@@ -24,6 +24,10 @@ EMPTY = Raw(b"{}")
 TYPE = "datacontenttype"
 _NULL = b"null"
 _UTF8 = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
+_PREFIX = b"ce-"
+_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
+_ESCAPE = re.compile(r"\\(.)")
+_PRINTABLE = "".join(map(chr, range(0x21, 0x7F))).replace('"', "").replace("%", "")
 
 
 class Content(NamedTuple):
@@ -51,10 +55,10 @@ def from_member(kind: str | None, data: bytes) -> Content:
     if kind is None or is_json(kind) or data == _NULL:
         return _json(kind, data)
     if data[:1] != b'"':
-        raise refused("data", f"must be a text where {TYPE} is {kind[:100]}")
+        raise field_error("data", f"must be a text where {TYPE} is {kind[:100]}")
     text = decode(data, str, what="data")
     if not _is_utf8(kind):
-        raise refused(TYPE, "text is read as UTF-8 here; send other bytes as data_base64")
+        raise field_error(TYPE, "text is read as UTF-8 here; send other bytes as data_base64")
     return _opaque(kind, text.encode())
 
 
@@ -64,7 +68,7 @@ def from_base64(kind: str | None, text: str) -> Content:
     try:
         body = base64.b64decode(text, validate=True)
     except (ValueError, binascii.Error):
-        raise refused("data_base64", "is not Base64 (RFC 4648, section 4)") from None
+        raise field_error("data_base64", "is not Base64 (RFC 4648, section 4)") from None
     return from_bytes(kind, body) if kind is not None else _opaque(None, body)
 
 
@@ -82,7 +86,7 @@ def from_bytes(kind: str, body: bytes) -> Content:
     if not is_json(kind):
         return _opaque(kind, body)
     if not _is_utf8(kind):
-        raise refused(TYPE, "JSON is UTF-8")
+        raise field_error(TYPE, "JSON is UTF-8")
     if body := body.removeprefix(BOM_UTF8).strip():
         # Nothing else reads these bytes before they stand inside a request of ours.
         decode(body, Raw, what="data", root="data", deep=False)
@@ -145,7 +149,7 @@ def body_of(found: Wrapped) -> bytes:
 
 def _check_kind(kind: str | None) -> None:
     if kind is not None and not is_media_type(kind):
-        raise refused(TYPE, "must be a media type such as application/json")
+        raise field_error(TYPE, "must be a media type such as application/json")
 
 
 def _text(kind: str | None, body: bytes) -> str | None:
@@ -174,16 +178,6 @@ def _is_object(body: bytes) -> bool:
     return True
 
 
-def refused(path: str, message: str) -> InvalidError:
-    return InvalidError(f"{path}: {message}", errors=[FieldError(path, message)])
-
-
-_PREFIX = b"ce-"
-_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
-_ESCAPE = re.compile(r"\\(.)")
-_PRINTABLE = "".join(map(chr, range(0x21, 0x7F))).replace('"', "").replace("%", "")
-
-
 def decode_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     """The attributes in a request's headers. Raises InvalidError for one that comes twice or is not UTF-8."""
     found: dict[str, str] = {}
@@ -191,7 +185,7 @@ def decode_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         if header.startswith(_PREFIX):
             name = header[len(_PREFIX) :].decode("latin-1")
             if name in found:
-                raise _refused(name, "may be given only once")
+                raise field_error(name, "may be given only once")
             found[name] = _unescaped(name, value)
     return found
 
@@ -208,8 +202,8 @@ def _unescaped(name: str, raw: bytes) -> str:
             value = _ESCAPE.sub(r"\1", quoted[1])
         return unquote_to_bytes(value).decode()
     except UnicodeDecodeError:
-        raise _refused(name, "is not UTF-8, or not once its percent-encoding is undone") from None
+        raise field_error(name, "is not UTF-8, or not once its percent-encoding is undone") from None
 
 
-def _refused(name: str, message: str) -> InvalidError:
-    return InvalidError(f"{name}: {message}", errors=[FieldError(name, message)])
+def field_error(path: str, message: str) -> InvalidError:
+    return InvalidError(f"{path}: {message}", errors=[FieldError(path, message)])

@@ -18,7 +18,7 @@ from crucible_core.protocol.events import NewEvent
 from crucible_core.times import parse_time
 from crucible_core.types.catalogue import CATALOGUE, Catalogue
 from crucible_gateway.body.cloudevents import content
-from crucible_gateway.body.cloudevents.content import Content, decode_headers, refused
+from crucible_gateway.body.cloudevents.content import Content, decode_headers, field_error
 from crucible_kit.telemetry.spans import parse_traceparent
 
 SENT_TYPE, SENT_TIME, SENT_WITHOUT = "crucibletype", "crucibletime", "cruciblewithout"
@@ -52,7 +52,7 @@ def from_structured(raw: bytes, catalogue: Catalogue = CATALOGUE) -> NewEvent:
     if encoded is None or bytes(encoded) == b"null":
         return _event(attributes, content.from_member(kind, b"null" if data is None else bytes(data)), catalogue)
     if data is not None:
-        raise refused("data_base64", "stands in place of data, never beside it")
+        raise field_error("data_base64", "stands in place of data, never beside it")
     return _event(attributes, content.from_base64(kind, _text_of("data_base64", encoded)), catalogue)
 
 
@@ -86,7 +86,7 @@ def _event(attributes: dict[str, Value], data: Content, catalogue: Catalogue) ->
         return canonical(rest.pop(name, "")) or None
 
     if take("specversion") != "1.0":
-        raise refused("specversion", "must be 1.0")
+        raise field_error("specversion", "must be 1.0")
     id, source, type = (take(name) or "" for name in ("id", "source", "type"))
     subject, time, traceparent = take("subject"), take("time"), take("traceparent")
     if time is not None:
@@ -100,7 +100,7 @@ def _event(attributes: dict[str, Value], data: Content, catalogue: Catalogue) ->
         rest.pop("partitionkey", None)
     rest.pop("sequence", None)
     if take("crucibleredacted"):
-        raise refused("crucibleredacted", "a redacted event has no data; import it in Crucible's own form")
+        raise field_error("crucibleredacted", "a redacted event has no data; import it in Crucible's own form")
     own = is_id("evt", id)
     if not own:
         rest.setdefault("originalid", id)
@@ -113,7 +113,9 @@ def _event(attributes: dict[str, Value], data: Content, catalogue: Catalogue) ->
     if without := _absent_parts(data, subject, foreign):
         rest[SENT_WITHOUT] = without
     if data.wrapped and not dotted.startswith("Custom."):
-        raise refused("data", f"must be a JSON object; only Custom.… events may hold other data, not {dotted[:100]}")
+        raise field_error(
+            "data", f"must be a JSON object; only Custom.… events may hold other data, not {dotted[:100]}"
+        )
     return NewEvent(
         type=dotted,
         payload=data.payload,
@@ -160,7 +162,7 @@ def _value(name: str, raw: Raw) -> Value:
     try:
         found: Value = msgspec.json.decode(raw, type=bool | int | str)
     except msgspec.ValidationError:
-        raise refused(name[:200], "must be a text, a whole number, true or false") from None
+        raise field_error(name[:200], "must be a text, a whole number, true or false") from None
     except (msgspec.DecodeError, UnicodeError):
         raise MalformedError(f"the CloudEvent is not JSON: {name[:200]} cannot be read") from None
     return found
@@ -169,7 +171,7 @@ def _value(name: str, raw: Raw) -> Value:
 def _text_of(name: str, raw: Raw) -> str:
     found = _value(name, raw)
     if not isinstance(found, str):
-        raise refused(name, "must be a text")
+        raise field_error(name, "must be a text")
     return found
 
 
@@ -234,7 +236,7 @@ def _hop(text: str | None) -> int:
     if text is None:
         return 0
     if not _INTEGER.fullmatch(text):
-        raise refused("cruciblehop", "must be a whole number")
+        raise field_error("cruciblehop", "must be a whole number")
     return int(text)
 
 
