@@ -22,10 +22,10 @@ from crucible_core.times import parse_time
 from crucible_core.types.catalogue import CATALOGUE
 from crucible_hooks.actions.http import compile_http
 from crucible_hooks.actions.shell import MAX_OUTPUT, compile_shell, decode_output, run_shell, working_directory
-from crucible_hooks.check import synthetic
 from crucible_hooks.errors import RunError
 from crucible_hooks.expressions.expression import evaluate_all
 from crucible_hooks.runner import event_view
+from crucible_hooks.test import synthetic
 from tests.cases import each_of
 
 from .conftest import HttpEndpoint, System, until

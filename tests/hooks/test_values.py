@@ -13,12 +13,12 @@ from crucible_core.filters.matcher import compile_filters
 from crucible_core.protocol.hooks import RunRecord
 from crucible_core.protocol.parts import TypeFilter
 from crucible_core.types.catalogue import CATALOGUE
-from crucible_hooks.check import synthetic
 from crucible_hooks.errors import RunError
 from crucible_hooks.expressions.expression import evaluate_all
 from crucible_hooks.expressions.templates import Template, compile_text, compile_value
 from crucible_hooks.runs import next_delay_ms
 from crucible_hooks.store import count_run
+from crucible_hooks.test import synthetic
 
 CONTEXT = {"event": {"payload": {"id": "m1", "n": 3, "tags": ["a", "b"], "none": None}}, "inputs": {"who": "me"}}
 

@@ -26,13 +26,13 @@ from crucible_core.protocol.hooks import (
 from crucible_core.protocol.parts import Check, Checks, Counters, EnableHook, GetRequest, ListRequest, TestRequest
 from crucible_core.protocol.replays import ReplayBatch
 from crucible_hooks import store
-from crucible_hooks.check import Checker
 from crucible_hooks.hook import check_permitted, compile_hook, handler_key, read_definition, refuse_files
 from crucible_hooks.intercept import Interceptor
 from crucible_hooks.registry import API, HookEntry, Registry
 from crucible_hooks.replays import Replayer
 from crucible_hooks.review import Reviewer
 from crucible_hooks.settings import Settings
+from crucible_hooks.test import Tester
 from crucible_kit.clock import timestamp
 from crucible_kit.index.index import Index
 from crucible_kit.nats.bus import Bus
@@ -45,7 +45,7 @@ def endpoints(
     registry: Registry,
     index: Index,
     interceptor: Interceptor,
-    checker: Checker,
+    tester: Tester,
     replayer: Replayer,
     reviewer: Reviewer,
     settings: Settings,
@@ -143,7 +143,7 @@ def endpoints(
     async def test(request: TestRequest, context: Context) -> Check:
         await registry.catch_up(())
         registry.own(request.id, context.principal)
-        return await checker.check(request)
+        return await tester.test(request)
 
     async def test_all(request: ListRequest, context: Context) -> Checks:
         await registry.catch_up(())
@@ -151,7 +151,7 @@ def endpoints(
             registry.owned_by(context.principal),
             lambda one: _list_key(registry, one),
             lambda one: one.name,
-            lambda one: checker.check(TestRequest(id=one.name)),
+            lambda one: tester.test(TestRequest(id=one.name)),
             request,
         )
 

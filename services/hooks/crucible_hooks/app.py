@@ -15,7 +15,6 @@ from crucible_core.subjects import RUN
 from crucible_hooks import store
 from crucible_hooks.actions.sandbox import open_sandbox
 from crucible_hooks.api import endpoints
-from crucible_hooks.check import Checker
 from crucible_hooks.directory import Directory
 from crucible_hooks.expressions.expression import Evaluator
 from crucible_hooks.hook import handler_key
@@ -27,6 +26,7 @@ from crucible_hooks.review import Reviewer
 from crucible_hooks.runner import Runner
 from crucible_hooks.runs import Runs, upgrade
 from crucible_hooks.settings import Settings
+from crucible_hooks.test import Tester
 from crucible_kit.buckets import open_bucket
 from crucible_kit.handlers.engine import Engine
 from crucible_kit.history import History
@@ -103,7 +103,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
                 registry,
                 index,
                 Interceptor(bus, registry, runner, recorder),
-                Checker(bus, registry, runner, index),
+                Tester(bus, registry, runner, index),
                 Replayer(bus, registry, metrics),
                 reviewer,
                 settings,

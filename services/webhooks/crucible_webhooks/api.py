@@ -37,11 +37,11 @@ from crucible_kit.nats.bus import Bus
 from crucible_kit.pages import answer_bytes, check_page, list_page
 from crucible_kit.rpc import Context, Endpoint
 from crucible_webhooks import store
-from crucible_webhooks.check import check
 from crucible_webhooks.records import make_record, patch_record, replace_secret, url_origin, view
 from crucible_webhooks.registry import WEBHOOKS, Registry, WebhookEntry
 from crucible_webhooks.replays import Replayer
 from crucible_webhooks.settings import Settings
+from crucible_webhooks.test import test_webhook
 
 log = logging.getLogger(__name__)
 
@@ -157,16 +157,17 @@ def endpoints(
 
     async def test(request: TestRequest, context: Context) -> Check:
         await registry.catch_up(())
-        return await test_one(registry.own(request.id, context.principal), request)
-
-    async def test_one(record: WebhookRecord, request: TestRequest) -> Check:
-        inert, world = registry.why_inert(record), registry.home_of(record)
-        return await check(record, request, exchanger, inert, registry.types.catalogue, world)
+        return await test_webhook(registry, exchanger, registry.own(request.id, context.principal), request)
 
     async def test_all(request: ListRequest, context: Context) -> Checks:
         await registry.catch_up(())
-        mine = registry.owned_by(context.principal)
-        return await check_page(mine, _id, _id, lambda entry: test_one(entry.record, TestRequest(id=entry.id)), request)
+        return await check_page(
+            registry.owned_by(context.principal),
+            _id,
+            _id,
+            lambda entry: test_webhook(registry, exchanger, entry.record, TestRequest(id=entry.id)),
+            request,
+        )
 
     return {
         "create": Endpoint(CreateWebhook, create, stores=True),

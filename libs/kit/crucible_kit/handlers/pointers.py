@@ -5,7 +5,7 @@ pointer."""
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -36,11 +36,6 @@ def pointer(names: Names, kind: str, handler: str, job: str, sequence: int, **mo
     """The message of a job's first attempt, which names its event. Stored twice, it is there once."""
     headers = {subjects.JOB: job, subjects.ATTEMPT: "1", subjects.EVENT_SEQUENCE: str(sequence), **more}
     return Outgoing(names.work(kind, handler), b"", headers, job)
-
-
-def trial(names: Names, kind: str, handler: str, job: str, event: bytes, more: Mapping[str, str]) -> Outgoing:
-    """The pointer of a test event, which it carries."""
-    return msgspec.structs.replace(pointer(names, kind, handler, job, 0, **more), data=event)
 
 
 async def forget(bus: Bus, kind: str, queue: str, handler: str) -> None:

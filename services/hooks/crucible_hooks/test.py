@@ -11,7 +11,7 @@ import msgspec
 
 from crucible_core import subjects
 from crucible_core.definition import trigger_filters
-from crucible_core.envelope import DEFAULT_WORLD, Data, Event, Metadata, Source, encode
+from crucible_core.envelope import DEFAULT_WORLD, Event, Metadata
 from crucible_core.errors import CrucibleError
 from crucible_core.filters.operators import SPELLINGS
 from crucible_core.protocol.parts import Check, CheckStep, TestRequest, TypeFilter
@@ -24,8 +24,8 @@ from crucible_hooks.hook import Hook, handler_key
 from crucible_hooks.registry import Registry
 from crucible_hooks.runner import Runner, read_decision
 from crucible_hooks.runs import TestReply
-from crucible_kit.clock import fresh_id, timestamp
-from crucible_kit.handlers.pointers import trial
+from crucible_kit.clock import fresh_id
+from crucible_kit.handlers.test import event_message, summarize, synthetic_event
 from crucible_kit.index.index import Index
 from crucible_kit.nats.bus import Bus
 
@@ -42,21 +42,12 @@ def synthetic(
     """An event for the first of `filters`, with `payload`, or with one that fits where it is None."""
     wanted = filters[0]
     dotted = one_type(wanted.event_type, catalogue)
-    category, _, event = dotted.partition(".")
-    metadata = Metadata(
-        id=fresh_id("evt"),
-        timestamp=timestamp(),
-        source=Source("system", "hooks"),
-        actor="system:test",
-        correlation_id=fresh_id("cor"),
-        world_id=world,
-    )
     fields: dict[str, Any] = {}
     if payload is None:
         payload = catalogue.example(dotted)
         fit(wanted.filter, payload, fields, catalogue.fields(dotted))
     known = {name: value for name, value in fields.items() if name in Metadata.__struct_fields__}
-    return Event(category, Data(event, payload), _replace_fields(metadata, known))
+    return synthetic_event("hooks", dotted, payload, world, known)
 
 
 def one_type(pattern: str, catalogue: Catalogue) -> str:
@@ -131,19 +122,14 @@ def _write(target: dict[str, Any], segments: list[str], value: Any) -> None:
     target[last] = value
 
 
-def _replace_fields(metadata: Metadata, fields: Mapping[str, Any]) -> Metadata:
-    values = {name: getattr(metadata, name) for name in Metadata.__struct_fields__} | dict(fields)
-    return Metadata(**values)
-
-
-class Checker:
+class Tester:
     def __init__(self, bus: Bus, registry: Registry, runner: Runner, index: Index) -> None:
         self._bus = bus
         self._index = index
         self._registry = registry
         self._runner = runner
 
-    async def check(self, request: TestRequest) -> Check:
+    async def test(self, request: TestRequest) -> Check:
         """Live when each link of the chain holds, failing when its latest real runs have all failed the same way. A
         disabled or inert hook is only reported."""
         record = self._registry.get(request.id)
@@ -158,19 +144,10 @@ class Checker:
         event = synthetic(trigger_filters(record.definition or {}), request.payload, catalogue, world)
         steps.append(match_step(hook, event))
         steps += await (self._test_pre(hook, event) if hook.pre else self._test_post(hook, event, request.dry_run))
-        state = "inert" if not all(step.ok for step in steps) else "live"
         key = handler_key(record.name, record.id)
         if failing := await store.failing(self._index, key, record.updated_at):
             steps.append(CheckStep(step="its latest runs", ok=False, detail=failing))
-            state = "failing"
-        broken = next((step for step in steps if not step.ok), None)
-        return Check(
-            name=record.name,
-            verdict=state,
-            reason=f"{broken.step}: {broken.detail}" if broken else None,
-            duration_ms=round((time.perf_counter() - began) * 1000, 3),
-            steps=steps,
-        )
+        return summarize(record.name, began, steps, bad="failing" if failing else "inert")
 
     async def _test_pre(self, hook: Hook, event: Event) -> list[CheckStep]:
         """Runs a Pre hook, and reads its decision, as an interception does."""
@@ -206,7 +183,7 @@ class Checker:
         run = fresh_id("run")
         async with self._bus.inbox() as (reply, answers):
             headers = {subjects.REPLY_TO: reply} | ({subjects.DRY_RUN: "1"} if dry_run else {})
-            await self._bus.store(trial(self._bus.names, subjects.RUN, hook.key, run, encode(event), headers))
+            await self._bus.store(event_message(self._bus.names, subjects.RUN, hook.key, run, event, headers))
             try:
                 async with asyncio.timeout(hook.timeout_ms / 1000 + _SPARE_S):
                     return msgspec.json.decode((await answers.get()).data, type=TestReply)
