@@ -1,14 +1,19 @@
-"""Writes docs/settings.md and docs/events.md from the settings Structs and the catalogue."""
+"""Writes docs/settings.md, docs/limits.md and docs/events.md from the settings, the limits and the catalogue."""
 
+import ast
 import importlib
+import re
 import sys
 from pathlib import Path
 
+from crucible_core import limits
 from crucible_core.protocol.events import EventType
 from crucible_core.types.catalogue import CATALOGUE
 from crucible_kit.settings import KitSettings, Setting, describe
 
 DOCS = Path(__file__).parents[1] / "docs"
+_HEADING = re.compile(r"^# ---- (.+) ----$", re.MULTILINE)
+_SIZES = ((1024 * 1024, "MiB"), (1024, "KiB"), (1, "B"))
 SERVICES = ("gateway", "events", "hooks", "webhooks", "memory")
 OF_UP = (
     Setting(
@@ -42,6 +47,45 @@ def settings_page() -> str:
         parts += _table(service, own) if own else []
     parts += _table("`crucible up`", OF_UP) + _table("The CLI and the SDK", OF_CLIENTS)
     return "\n".join(parts) + "\n"
+
+
+def limits_page() -> str:
+    source = Path(limits.__file__).read_text()
+    headings = {source.count("\n", 0, found.start()) + 1: found[1] for found in _HEADING.finditer(source)}
+    parts = [
+        "# Limits",
+        "",
+        "Limits and defaults that are no [settings](settings.md). This page is written by `scripts/docs` from"
+        " `crucible_core/limits.py`.",
+    ]
+    for name, line, reason in _limits(source):
+        for heading in [headings.pop(start) for start in sorted(headings) if start < line]:
+            parts += ["", f"## {heading}", "", "| limit | value | of what, and why |", "|---|---|---|"]
+        parts.append(f"| `{name}` | {_value(name, getattr(limits, name))} | {_cell(reason)} |")
+    return "\n".join(parts) + "\n"
+
+
+def _limits(source: str) -> list[tuple[str, int, str]]:
+    """The name, line and docstring of each public constant. Raises ValueError for one without a docstring."""
+    body = ast.parse(source).body
+    found = []
+    for node, below in zip(body, [*body[1:], None], strict=True):
+        if not isinstance(node, ast.Assign) or (name := ast.unparse(node.targets[0])).startswith("_"):
+            continue
+        if not (isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)):
+            raise ValueError(f"{name} has no unit and reason below it")
+        found.append((name, node.lineno, str(below.value.value)))
+    return found
+
+
+def _value(name: str, value: object) -> str:
+    """With the unit that the end of the name says, or the docstring where it says none."""
+    if isinstance(value, int | float):
+        if name.endswith("_BYTES") or "_BYTES_" in name:
+            return next(f"{value // size:,} {unit}" for size, unit in _SIZES if value >= size and not value % size)
+        unit = next((unit for end, unit in (("_MS", " ms"), ("_S", " s")) if name.endswith(end)), "")
+        return f"{value:,g}{unit}" if value < 10**6 else f"{int(value):,}{unit}"
+    return ", ".join(f"{each:g}" if isinstance(each, float) else f"`{each}`" for each in sorted(value))
 
 
 def events_page() -> str:
@@ -93,7 +137,8 @@ def _cell(text: str) -> str:
 
 def main() -> int:
     stale = []
-    for name, text in (("settings.md", settings_page()), ("events.md", events_page())):
+    pages = (("settings.md", settings_page()), ("limits.md", limits_page()), ("events.md", events_page()))
+    for name, text in pages:
         file = DOCS / name
         if not file.exists() or file.read_text() != text:
             stale.append(name)

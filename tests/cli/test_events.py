@@ -12,7 +12,7 @@ import typer
 
 from crucible_cli import ndjson
 from crucible_cli.options import fields_of, filter_of, moment_of
-from crucible_core.envelope import MAX_EVENT_BYTES
+from crucible_core.limits import EVENT_BYTES
 from tests.client.playing import Played, trouble
 
 Run = Callable[..., Any]
@@ -248,11 +248,11 @@ def test_moments(given: str | None, moment: str | None) -> None:
 
 def test_a_giant_line_is_never_held_whole(tmp_path: Path) -> None:
     file = tmp_path / "giant"
-    file.write_bytes(b"x" * (5 * MAX_EVENT_BYTES) + b"\n\n" + b'{"a": 1}\n{"b": 2}')
+    file.write_bytes(b"x" * (5 * EVENT_BYTES) + b"\n\n" + b'{"a": 1}\n{"b": 2}')
     with ndjson.reading(str(file)) as (opened, size):
         found = list(ndjson.lines(opened))
     assert [line.number for line in found] == [1, 3, 4]
-    assert MAX_EVENT_BYTES < len(found[0].raw) < MAX_EVENT_BYTES + 2000
+    assert EVENT_BYTES < len(found[0].raw) < EVENT_BYTES + 2000
     assert sum(line.size for line in found) + 1 == size
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from crucible_cli.up.machine import READY_S, _say_unready
+from crucible_cli.up.machine import _say_unready
 from crucible_cli.up.nats_server import free_port
 from crucible_cli.up.processes import birth
 from crucible_cli.up.screen import PlainScreen
@@ -24,6 +24,7 @@ from crucible_cli.up.stack import SERVICES, health_of, service_ports
 from crucible_cli.up.state import DataDir, open_data_dir
 from crucible_cli.up.supervisor import Health
 from crucible_core.errors import ConflictError, InvalidError, UnavailableError
+from crucible_core.limits import READY_S
 from tests.cli.children import wait
 
 SERVICE = """

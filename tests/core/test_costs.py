@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from crucible_core.envelope import MAX_DEPTH
+from crucible_core.limits import EVENT_DEPTH
 from crucible_core.schemas.costs import MOST, steps
 
 HERE = {"$ref": "#"}
@@ -45,7 +45,7 @@ def doubled(times: int, **words: Any) -> dict[str, Any]:
 )
 def test_steps_by_depth(schema: dict[str, Any], levels: list[int]) -> None:
     found = steps(schema)
-    assert len(found) == MAX_DEPTH + 1
+    assert len(found) == EVENT_DEPTH + 1
     assert list(found[: len(levels)]) == levels
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crucible_core.decode import convert, decode, depth
-from crucible_core.envelope import MAX_DEPTH
 from crucible_core.errors import FieldError, InvalidError, MalformedError
+from crucible_core.limits import EVENT_DEPTH
 from crucible_core.protocol.worlds import CreateRoom, CreateWorld
 
 Name = Annotated[str, msgspec.Meta(pattern="^[a-z]*$", extra={"form": "must be small letters"})]
@@ -150,7 +150,7 @@ def test_odd_names_do_not_confuse_the_error(name: str) -> None:
     assert error.message == "unknown field"
 
 
-@pytest.mark.parametrize(("levels", "good"), [(MAX_DEPTH, True), (MAX_DEPTH + 1, False)])
+@pytest.mark.parametrize(("levels", "good"), [(EVENT_DEPTH, True), (EVENT_DEPTH + 1, False)])
 def test_depth_is_limited(levels: int, good: bool) -> None:
     raw = b'{"id": "a", "extra": ' + b'{"x": ' * (levels - 1) + b"1" + b"}" * levels
     if good:

@@ -5,10 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crucible_core.errors import InvalidError
-from crucible_core.times import MAX_S, format_keep, parse_keep
+from crucible_core.limits import RETENTION_S
+from crucible_core.times import format_keep, parse_keep
 
 
-@given(st.integers(1, MAX_S))
+@given(st.integers(1, RETENTION_S))
 def test_what_is_written_is_read_again(seconds: int) -> None:
     assert parse_keep(format_keep(seconds), "keep") == seconds
 
@@ -21,6 +22,6 @@ def test_any_other_text_is_refused(text: str) -> None:
 
 
 def test_the_longest() -> None:
-    assert parse_keep("36500d", "keep") == MAX_S
+    assert parse_keep("36500d", "keep") == RETENTION_S
     with pytest.raises(InvalidError):
         parse_keep("36501d", "keep")

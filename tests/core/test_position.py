@@ -4,7 +4,8 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crucible_core.position import MAX_STREAMS, Position, base_of, decoded, in_stream, parsed, stream_number
+from crucible_core.limits import STREAMS
+from crucible_core.position import Position, base_of, decoded, in_stream, parsed, stream_number
 from crucible_core.subjects import Names
 
 locals_ = st.integers(min_value=0, max_value=2**47 - 1)
@@ -56,7 +57,7 @@ def test_least_and_most_are_of_each_stream(found: list[list[int]]) -> None:
     assert Position().most(*(first, *others)) == most
 
 
-@given(st.text(min_size=1, max_size=20), st.integers(1, MAX_STREAMS))
+@given(st.text(min_size=1, max_size=20), st.integers(1, STREAMS))
 def test_a_world_is_in_one_of_the_streams(world: str, streams: int) -> None:
     names = Names("p", streams)
     assert names.stream_of(world) == names.log_streams[names.number_of(world)]

@@ -8,10 +8,11 @@ import pytest
 from crucible_core.envelope import Data, Event, Metadata, Source
 from crucible_core.errors import ConflictError, InvalidError
 from crucible_core.filters.matcher import Matcher, compile_filters
+from crucible_core.limits import TYPE_BYTES, TYPES
 from crucible_core.protocol.events import RegisterType, TypeRecord, TypeVersion
 from crucible_core.protocol.parts import TypeFilter
 from crucible_core.types.catalogue import CATALOGUE, Catalogue, Registered, UnknownTypeError
-from crucible_core.types.registration import MAX_RECORD, MAX_TYPES, check_request, registered
+from crucible_core.types.registration import check_request, registered
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -174,12 +175,12 @@ def test_a_version_that_breaks_is_refused_with_what_to_do() -> None:
 
 
 def test_types_and_their_versions_are_limited() -> None:
-    many = known(*(record(f"Order.T{number}", schema={}) for number in range(MAX_TYPES)))
+    many = known(*(record(f"Order.T{number}", schema={}) for number in range(TYPES)))
     with pytest.raises(InvalidError, match="1000 types are registered"):
         register(wish("Order.Last"), many)
     assert register(wish("Order.T1", schema={}, version="1.0.1"), many)
     large = {"description": "x" * 200_000}
-    versions = [TypeVersion(version=f"1.0.{number}", schema=large) for number in range(MAX_RECORD // 200_000)]
+    versions = [TypeVersion(version=f"1.0.{number}", schema=large) for number in range(TYPE_BYTES // 200_000)]
     with pytest.raises(InvalidError, match="all versions of a type"):
         register(
             wish(version="2.0.0", schema={**large, "title": "x"}),

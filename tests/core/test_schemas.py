@@ -6,7 +6,8 @@ import jsonschema_rs
 import pytest
 
 from crucible_core.errors import InvalidError
-from crucible_core.schemas.dialect import DIALECT, MAX_BYTES, MAX_IN_PLACE, MAX_SUBSCHEMAS, check_schema
+from crucible_core.limits import SCHEMA_BYTES, SCHEMA_IN_PLACE, SCHEMA_SUBSCHEMAS
+from crucible_core.schemas.dialect import DIALECT, check_schema
 from crucible_core.types.registration import precedence
 from crucible_core.types.shape import ITEM, example_of_schema, shape_of_schema
 
@@ -61,7 +62,7 @@ def test_schema_that_is_accepted(schema: dict[str, Any]) -> None:
         ({"items": {"$dynamicRef": "#x"}}, "schema.items.$dynamicRef", None),
         ({"$ref": "#"}, "schema", None),
         ({"$defs": {"a": {"allOf": [{"$ref": "#/$defs/b"}]}, "b": {"anyOf": [{"$ref": "#/$defs/a"}]}}}, None, None),
-        ({"allOf": [{"minimum": i} for i in range(MAX_IN_PLACE + 1)]}, "schema", None),
+        ({"allOf": [{"minimum": i} for i in range(SCHEMA_IN_PLACE + 1)]}, "schema", None),
         ({"properties": {f"p{i}": {} for i in range(1001)}}, "schema.properties", None),
         ({"properties": {"a": {"enum": list(range(1001))}}}, "schema.properties.a.enum", None),
         ({"allOf": [{"prefixItems": [{}] * 900}] * 3}, "schema", None),
@@ -70,7 +71,7 @@ def test_schema_that_is_accepted(schema: dict[str, Any]) -> None:
         ({"properties": {"a": {"pattern": r"\d" * 21}}}, "schema.properties.a", None),
         ({"properties": {f"p{i}": {"pattern": r"[\s\w]" * 10} for i in range(21)}}, "schema", None),
         ({"properties": {f"p{i}": {"pattern": "a" * 999} for i in range(11)}}, "schema", None),
-        ({"description": "x" * MAX_BYTES}, "schema", None),
+        ({"description": "x" * SCHEMA_BYTES}, "schema", None),
         (nested(70), "schema", None),
     ],
 )
@@ -92,7 +93,7 @@ def test_mistakes_are_told_as_far_as_somebody_reads_them() -> None:
 
 
 def test_what_many_fields_share_is_looked_through_once() -> None:
-    shared = {"anyOf": [{"$ref": "#/$defs/leaf"}, *({"minLength": i} for i in range(MAX_IN_PLACE - 3))]}
+    shared = {"anyOf": [{"$ref": "#/$defs/leaf"}, *({"minLength": i} for i in range(SCHEMA_IN_PLACE - 3))]}
     fields = {f"p{i}": {"$ref": "#/$defs/shared"} for i in range(500)}
     check_schema({"$defs": {"shared": shared, "leaf": {}}, "properties": fields})
     shared["anyOf"] += [{"minLength": i} for i in range(3)]
@@ -108,7 +109,7 @@ def test_every_mistake_is_told() -> None:
         "schema.requird",
         "schema.properties.a.tpye",
     }
-    assert MAX_SUBSCHEMAS > 1000
+    assert SCHEMA_SUBSCHEMAS > 1000
 
 
 # ---- shapes and examples ---------------------------------------------------------------------------------------------

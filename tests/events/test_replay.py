@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 
 from crucible_core.access import OPERATOR
 from crucible_core.errors import ConflictError, InvalidError, LimitedError, NotFoundError, UnavailableError
+from crucible_core.limits import REPLAYS, REPLAYS_ENDED
 from crucible_core.protocol.parts import GetRequest, TypeFilter
 from crucible_core.protocol.replays import (
     Replay,
@@ -22,8 +23,6 @@ from crucible_core.protocol.replays import (
     StartReplay,
     SteerReplay,
 )
-from crucible_events.replay.api import MAX_UNFINISHED
-from crucible_events.replay.registry import MOST_KEPT
 from crucible_kit.clock import fresh_id, now_ms, timestamp
 from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import Context, Endpoint, call, serve
@@ -358,7 +357,7 @@ async def test_unfinished_replays_are_bounded_and_finished_ones_forgotten(
 ) -> None:
     await fill(ask, 2)
     taker.gate.clear()
-    replays = [await start(bus) for _ in range(MAX_UNFINISHED)]
+    replays = [await start(bus) for _ in range(REPLAYS)]
     with pytest.raises(LimitedError):
         await start(bus)
     taker.gate.set()
@@ -368,7 +367,7 @@ async def test_unfinished_replays_are_bounded_and_finished_ones_forgotten(
     await reaches(bus, await start(bus), "done")
     await service.state.replays.forget_old(now_ms())
     kept = (await call(bus, OPERATOR, "events", "replays", ListNothing(), ReplayList)).replays
-    assert len(kept) == MOST_KEPT
+    assert len(kept) == REPLAYS_ENDED
     assert kept[0].total == 3
     await service.state.replays.forget_old(now_ms() + 8 * 86_400_000)
     assert (await call(bus, OPERATOR, "events", "replays", ListNothing(), ReplayList)).replays == []

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crucible_core.envelope import MAX_EVENT_BYTES, Redaction, Source, decode
+from crucible_core.envelope import Redaction, Source, decode
 from crucible_core.errors import InvalidError, MalformedError, TooLargeError
 from crucible_core.ids import make_id
-from crucible_core.limits import MEMORY_PATHS
+from crucible_core.limits import EVENT_BYTES, MEMORY_PATHS
 from crucible_core.protocol.events import NewEvent
 from crucible_core.times import parse_time
 from crucible_core.types.catalogue import CATALOGUE
@@ -186,11 +186,11 @@ def test_chains_end() -> None:
 
 
 def test_size_is_limited() -> None:
-    stamped(payload={"x": "y" * (MAX_EVENT_BYTES - 1000)})
+    stamped(payload={"x": "y" * (EVENT_BYTES - 1000)})
     with pytest.raises(TooLargeError):
-        stamped(payload={"x": "y" * MAX_EVENT_BYTES})
+        stamped(payload={"x": "y" * EVENT_BYTES})
     with pytest.raises(TooLargeError):
-        stamped(payload={"x": "y" * (MAX_EVENT_BYTES - 20)})
+        stamped(payload={"x": "y" * (EVENT_BYTES - 20)})
 
 
 def test_a_payload_is_an_object_on_one_line() -> None:

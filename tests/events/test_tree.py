@@ -6,8 +6,9 @@ from starlette.applications import Starlette
 from crucible_core.access import OPERATOR
 from crucible_core.envelope import Data, Event, Metadata, Source, decode, encode
 from crucible_core.errors import NotFoundError
+from crucible_core.limits import TREE_LEVELS
 from crucible_core.protocol.events import TraceNode, TraceReply, TraceRequest
-from crucible_events.query.tree import MAX_LEVELS, fitting, grow
+from crucible_events.query.tree import fitting, grow
 from crucible_events.store import Sized
 from crucible_kit.rpc import call
 
@@ -49,7 +50,7 @@ def test_depth_is_bounded_and_nothing_is_lost() -> None:
         return [depth for node in nodes for depth in (level, *walk(node.effects, level + 1))]
 
     levels = walk(grow([event(n, n - 1) for n in range(1, 900)]), 1)
-    assert (len(levels), max(levels)) == (899, MAX_LEVELS)
+    assert (len(levels), max(levels)) == (899, TREE_LEVELS)
 
 
 def test_what_fits_is_shown() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from crucible_core.envelope import MAX_EVENT_BYTES
-from crucible_kit.http.connection import MAX_HEAD_BYTES, MAX_HEADERS, Connection
+from crucible_core.limits import EVENT_BYTES, HEAD_BYTES, REQUEST_HEADERS
+from crucible_kit.http.connection import Connection
 from tests.cases import each_of
 
 from .conftest import HEADERS, KEY, Answers, Serve, Served, until
@@ -79,12 +79,12 @@ async def test_refused(http: httpx.AsyncClient, log: None) -> None:
         assert second["sequence"] >= 1
 
 
-@pytest.mark.parametrize("size", [MAX_EVENT_BYTES, MAX_EVENT_BYTES + 100, 3 * MAX_EVENT_BYTES])
+@pytest.mark.parametrize("size", [EVENT_BYTES, EVENT_BYTES + 100, 3 * EVENT_BYTES])
 async def test_too_long_an_event_is_413_in_every_batch(http: httpx.AsyncClient, log: None, size: int) -> None:
     long, short = event('{"n": "' + "x" * size + '"}'), event("{}")
     for kind, body in ((JSON, b"[%b, %b]" % (long, short)), (NDJSON, long + b"\n" + short)):
         first, second = (await http.post(PATH, content=body, headers=kind)).json()["results"]
-        assert (first["error"]["status"], first["error"]["max_bytes"]) == (413, MAX_EVENT_BYTES)
+        assert (first["error"]["status"], first["error"]["max_bytes"]) == (413, EVENT_BYTES)
         assert second["sequence"] >= 1
         answer = await http.post(PATH, content=body, headers=kind, params={"atomic": "true"})
         assert answer.status_code == 413, answer.text
@@ -369,10 +369,10 @@ async def test_silent_connections_are_closed(start: Serve) -> None:
 @pytest.mark.parametrize(
     "sent",
     [
-        head("GET", "/healthz?" + "x" * MAX_HEAD_BYTES),
-        head("GET", "/healthz", Long="x" * MAX_HEAD_BYTES),
-        head("GET", "/healthz", **{f"h{number}": number for number in range(MAX_HEADERS)}),
-        b"GET /" + b"x" * 20 * MAX_HEAD_BYTES,
+        head("GET", "/healthz?" + "x" * HEAD_BYTES),
+        head("GET", "/healthz", Long="x" * HEAD_BYTES),
+        head("GET", "/healthz", **{f"h{number}": number for number in range(REQUEST_HEADERS)}),
+        b"GET /" + b"x" * 20 * HEAD_BYTES,
     ],
     ids=["url", "header", "headers", "endless"],
 )
@@ -408,7 +408,7 @@ async def test_what_is_no_http_is_400(start: Serve, sent: bytes) -> None:
 
 async def test_large_heads_within_the_limits_are_read(gateway: Served) -> None:
     async with connected(gateway) as (reader, writer):
-        writer.write(head("GET", "/healthz", Long="x" * (MAX_HEAD_BYTES - 2000), **{f"h{n}": "" for n in range(150)}))
+        writer.write(head("GET", "/healthz", Long="x" * (HEAD_BYTES - 2000), **{f"h{n}": "" for n in range(150)}))
         assert (await answered(reader))[0] == 200
         writer.write(head("GET", "/healthz") * 3)
         assert [(await answered(reader))[0] for _ in range(3)] == [200] * 3, "one after another, sent at once"

@@ -16,12 +16,12 @@ from starlette.responses import RedirectResponse, Response
 
 from crucible_core.definition import HttpAction, ShellAction
 from crucible_core.errors import DeniedError, InvalidError
-from crucible_core.limits import ANSWER_BYTES
+from crucible_core.limits import ANSWER_BYTES, HOOK_OUTPUT_BYTES
 from crucible_core.protocol.parts import TypeFilter
 from crucible_core.times import parse_time
 from crucible_core.types.catalogue import CATALOGUE
 from crucible_hooks.actions.http import compile_http
-from crucible_hooks.actions.shell import MAX_OUTPUT, compile_shell, decode_output, run_shell, working_directory
+from crucible_hooks.actions.shell import compile_shell, decode_output, run_shell, working_directory
 from crucible_hooks.errors import RunError
 from crucible_hooks.expressions.expression import evaluate_all
 from crucible_hooks.runner import event_view
@@ -136,7 +136,7 @@ async def test_exit_code_is_a_failure_and_tells_what_was_said(tmp_path: Path) ->
 
 async def test_endless_output_is_bounded(tmp_path: Path) -> None:
     output = await shell("head -c 5000000 /dev/zero | tr '\\0' x", "x", tmp_path)
-    assert len(output) == MAX_OUTPUT
+    assert len(output) == HOOK_OUTPUT_BYTES
 
 
 async def test_daemon_that_keeps_the_pipes_does_not_hold_it_up(tmp_path: Path) -> None:

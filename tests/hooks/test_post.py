@@ -7,8 +7,8 @@ import pytest
 
 from crucible_core import subjects
 from crucible_core.access import OPERATOR
-from crucible_core.envelope import MAX_HOPS
 from crucible_core.errors import ConflictError, NotFoundError
+from crucible_core.limits import HOPS
 from crucible_core.protocol.hooks import HookView, RunList, RunRecord
 from crucible_core.protocol.losses import Loss, LossesRequest, LossList
 from crucible_core.protocol.parts import EnableHook, GetRequest
@@ -208,9 +208,9 @@ async def test_chain_ends_at_the_depth_limit_and_says_so(system: System) -> None
     await system.register("echo", "emit('Custom.note', {'n': 1})")
     await system.append()
     stopped = await system.run_of("echo", "stopped")
-    assert str(MAX_HOPS) in (stopped.error or "")
+    assert str(HOPS) in (stopped.error or "")
     await until(lambda: _told(system, "Hook.Failed"))
-    assert [event.metadata.hop for event in await system.log("Custom.note")] == list(range(MAX_HOPS + 1))
+    assert [event.metadata.hop for event in await system.log("Custom.note")] == list(range(HOPS + 1))
     [told] = await system.log("Hook.Failed")
     assert told.data.payload["outcome"] == "stopped"
 

@@ -9,8 +9,8 @@ import pytest
 
 from crucible_core import subjects
 from crucible_core.access import OPERATOR
-from crucible_core.envelope import MAX_HOPS
 from crucible_core.errors import InvalidError, NotFoundError
+from crucible_core.limits import HOPS, REPLAY_WAITING
 from crucible_core.protocol.events import Appended
 from crucible_core.protocol.hooks import HookView
 from crucible_core.protocol.parts import EnableHook, GetRequest, TypeFilter
@@ -24,7 +24,7 @@ from crucible_core.protocol.replays import (
     StartReplay,
 )
 from crucible_kit.eventlog import event_at
-from crucible_kit.handlers.pointers import MOST_WAITING, pointer
+from crucible_kit.handlers.pointers import pointer
 from crucible_kit.nats.bus import Message
 from crucible_kit.rpc import call
 
@@ -112,7 +112,7 @@ async def test_its_own_trigger_filters_and_depth_still_decide(system: System) ->
     await system.register("picky", "1", filter={"n": {"gte": 1}})
     events = [await system.append(payload={"n": n}) for n in range(3)]
     other = await system.append("Custom.other", {"n": 5})
-    deep = await system.append(payload={"n": 5}, hop=MAX_HOPS)
+    deep = await system.append(payload={"n": 5}, hop=HOPS)
     taken = await batch(system, "picky", [*events, other, deep])
     assert (taken.taken, taken.sent, taken.skipped) == (5, 2, 3)
 
@@ -199,12 +199,12 @@ async def test_what_waits_is_bounded_and_a_hook_that_is_disabled_meanwhile_keeps
         sent += taken.sent
         if taken.waiting:
             break
-    assert sent == MOST_WAITING
-    assert taken.waiting == f"{MOST_WAITING} runs wait for hook slow, which is disabled"
+    assert sent == REPLAY_WAITING
+    assert taken.waiting == f"{REPLAY_WAITING} runs wait for hook slow, which is disabled"
 
 
 async def test_more_events_than_may_wait_all_run(system: System) -> None:
-    count = MOST_WAITING + 100
+    count = REPLAY_WAITING + 100
     for begin in range(0, count, 100):
         await asyncio.gather(*(system.append("Custom.bulk", {"n": n}) for n in range(begin, begin + 100)))
     action = {"type": "Shell", "command": "exit 0"}

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from crucible_core.envelope import MAX_HOPS
+from crucible_core.limits import HOPS
 from crucible_core.subjects import Names
 from crucible_kit.telemetry.spans import TraceContext
 from tests.collector import CLIENT, CONSUMER, ERROR, Collector, attributes_of
@@ -86,7 +86,7 @@ async def test_a_run_that_fails_is_an_error(collector: Collector, stopped: Syste
 async def test_log_lines_of_a_dispatch_arrive_with_the_events_trace(collector: Collector, stopped: System) -> None:
     async with stopped.running():
         await stopped.register("deep", "log('seen')")
-        await stopped.append(traceparent=trace(3), hop=MAX_HOPS)
+        await stopped.append(traceparent=trace(3), hop=HOPS)
         await stopped.run_of("deep", "stopped")
     # Each service of this process exports it.
     lines = [record for record in collector.logs() if record.body.string_value.startswith("hook deep: not run")]

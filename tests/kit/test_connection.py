@@ -14,7 +14,8 @@ from starlette.types import Receive, Scope, Send
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from crucible_kit.http.connection import MAX_HEAD_BYTES, Connection
+from crucible_core.limits import HEAD_BYTES
+from crucible_kit.http.connection import Connection
 from crucible_kit.http.server import WEBSOCKET
 
 PROBLEM = "application/problem+json"
@@ -466,7 +467,7 @@ async def test_trailers_are_no_headers(port: int) -> None:
 async def test_a_body_without_end_that_is_no_body_is_cut_off(port: int, begun: bytes) -> None:
     async with connected(port) as client:
         await client.send(head(Transfer_Encoding="chunked") + begun)
-        for _ in range(3 + MAX_HEAD_BYTES // 10_000):
+        for _ in range(3 + HEAD_BYTES // 10_000):
             await client.send(b"x" * 10_000)
         assert (await client.answer()).status in (400, 431)
         await client.closed()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from crucible_core.limits import HISTORY_S
 from crucible_core.protocol.losses import Loss
 from crucible_core.subjects import RUN
 from crucible_kit.buckets import open_bucket
@@ -18,7 +19,7 @@ from crucible_kit.losses import BUCKET, Losses
 from crucible_kit.nats.bus import Bus
 from crucible_kit.nats.frames import Outgoing
 from crucible_kit.nats.message import Message
-from crucible_kit.nats.streams import HISTORY_S, declare_streams
+from crucible_kit.nats.streams import declare_streams
 from crucible_kit.settings import KitSettings
 
 SCHEMA = "CREATE TABLE rows (sequence INTEGER PRIMARY KEY, started TEXT)"

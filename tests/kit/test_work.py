@@ -14,6 +14,7 @@ import pytest
 
 from crucible_core import subjects
 from crucible_core.errors import InvalidError, NotFoundError, UnavailableError
+from crucible_core.limits import CRASHES, PARK_AFTER
 from crucible_core.subjects import Names
 from crucible_kit.nats import inflight
 from crucible_kit.nats.bus import Bus, Message, open_bus
@@ -202,7 +203,7 @@ async def test_failure_is_delivered_again(bus: Bus, stream: str, caplog: pytest.
 async def test_message_that_always_fails_is_parked_but_not_for_what_was_away(bus: Bus, stream: str) -> None:
     """The hand alone, since the pauses between ten deliveries are long."""
     hand = inflight.InFlight(bus, DURABLE)
-    failures: list[Exception] = [UnavailableError("away")] * 30 + [ValueError("no")] * inflight.PARK_AFTER
+    failures: list[Exception] = [UnavailableError("away")] * 30 + [ValueError("no")] * PARK_AFTER
     seen = Seen(*failures)
     for delivered in range(1, len(failures) + 1):
         assert await parked(bus) is None
@@ -485,7 +486,7 @@ async def test_message_that_ends_its_process_is_parked_and_takes_nothing_with_it
             else:
                 process.kill()
             await asyncio.gather(ended, reading)
-    assert deaths == 1 + inflight.MAX_CRASHES
+    assert deaths == 1 + CRASHES
     assert set(done) == {"1", "2", "3", "4"}
     parked = await bus.last(bus.names.attempts, place)
     assert parked is not None
@@ -503,7 +504,7 @@ async def test_message_that_was_in_hand_as_its_process_ended_is_done_all_the_sam
     await fill(bus, 1)
     await ensure_durable(bus, stream, DURABLE, [subject(bus, ">")], ack_wait=0.2)
     for times in range(4):
-        await bus.store(Outgoing(bus.names.trial(DURABLE, "1"), b"%d" % min(times, inflight.MAX_CRASHES - 1)))
+        await bus.store(Outgoing(bus.names.trial(DURABLE, "1"), b"%d" % min(times, CRASHES - 1)))
         arrived: list[Message] = []
         async with open_pull(bus, stream, DURABLE, arrived.append) as pull:
             await pull.ask(1)

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crucible_core.errors import InvalidError
+from crucible_core.limits import MEMORY_QUERY_TERMS
 from crucible_core.protocol.memory import Cause, Link
-from crucible_memory.search.search import MAX_TERMS, Term, telling, terms_of
+from crucible_memory.search.search import Term, telling, terms_of
 from tests.places import make_world
 
 from .conftest import Memories
@@ -311,7 +312,7 @@ def test_long_text_is_asked_by_its_most_telling_words() -> None:
     terms = terms_of(text)
     counts = [900 if len(term.query) < 6 else 30 for term in terms]
     chosen = [term.query for term in telling(terms, counts, 1000)]
-    assert len(chosen) == MAX_TERMS
+    assert len(chosen) == MEMORY_QUERY_TERMS
     assert chosen[0] == '"synchronisation"'
     assert '"the"' not in chosen
 

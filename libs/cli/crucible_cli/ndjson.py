@@ -13,9 +13,9 @@ import typer
 
 from crucible_cli.files import open_file
 from crucible_cli.summary import clean
-from crucible_core.envelope import MAX_EVENT_BYTES
+from crucible_core.limits import EVENT_BYTES
 
-_LONGEST = MAX_EVENT_BYTES + 1024
+_LONGEST = EVENT_BYTES + 1024
 """A line that the gateway refuses anyway is cut off here, and never held whole."""
 
 

@@ -12,8 +12,7 @@ from starlette.routing import Route
 
 from crucible_client import SignatureError, check_signature
 from crucible_core.envelope import Event
-
-BODY_LIMIT = 4 * 1024 * 1024
+from crucible_core.limits import RECEIVED_BYTES
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -58,7 +57,7 @@ async def _body(request: Request) -> bytes | None:
     body = b""
     async for chunk in request.stream():
         body += chunk
-        if len(body) > BODY_LIMIT:
+        if len(body) > RECEIVED_BYTES:
             return None
     return body
 

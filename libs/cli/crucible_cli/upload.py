@@ -18,6 +18,7 @@ from crucible_client import BatchItem, Crucible
 from crucible_client.calls.events import append_lines, line_of
 from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD
 from crucible_core.errors import CrucibleError, FieldError, InvalidError, LimitedError, UnavailableError
+from crucible_core.limits import ATOMIC_EVENTS
 from crucible_core.types.catalogue import CATALOGUE
 
 
@@ -146,7 +147,6 @@ def _told(count: int, line: int) -> str:
 
 SHOWN = 10
 """Refusals that are printed."""
-MAX_ATOMIC = 1000
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -245,8 +245,8 @@ def send_whole(session: Session, name: str) -> Sent:
         found: list[Line] = []
         for line in lines(file):
             found.append(line)
-            if len(found) > MAX_ATOMIC:
-                raise InvalidError(f"--atomic takes at most {MAX_ATOMIC} events; send them without it, or in parts")
+            if len(found) > ATOMIC_EVENTS:
+                raise InvalidError(f"--atomic takes at most {ATOMIC_EVENTS} events; send them without it, or in parts")
     if not found:
         return Sent()
     with session.connect() as crucible:

@@ -22,12 +22,13 @@ from crucible_client.export import Export
 from crucible_client.request import Call, Json, described, request_of
 from crucible_client.response import raise_for
 from crucible_client.results import BatchItem, Page
-from crucible_client.retries import AWAY_S, CONNECT_RETRIES, Patience, Retries, wait_s
+from crucible_client.retries import Patience, Retries, wait_s
 from crucible_client.settings import settings_from
-from crucible_client.subscription import IDLE_S, OnNotice, Subscription
+from crucible_client.subscription import OnNotice, Subscription
 from crucible_client.websocket import open_async_socket
 from crucible_core.envelope import Event
 from crucible_core.errors import CrucibleError, UnavailableError
+from crucible_core.limits import SDK_AWAY_S, SDK_CONNECT_RETRIES, SDK_IDLE_S
 from crucible_core.protocol.events import CountBy
 
 P = ParamSpec("P")
@@ -59,7 +60,7 @@ class AsyncCrucible:
             base_url=settings.url,
             headers={"authorization": f"Bearer {settings.api_key}"} if settings.api_key else {},
             timeout=timeout_s,
-            transport=transport or httpx.AsyncHTTPTransport(retries=CONNECT_RETRIES),
+            transport=transport or httpx.AsyncHTTPTransport(retries=SDK_CONNECT_RETRIES),
         )
         self.events = AsyncEvents(self)
         self.replays = AsyncReplays(self)
@@ -98,7 +99,7 @@ class AsyncCrucible:
     @asynccontextmanager
     async def open(self, call: Call[bytes]) -> AsyncIterator[httpx.Response]:
         """An answer whose body is read as it comes, for as long as the block lasts."""
-        request = request_of(self._http, call, httpx.Timeout(IDLE_S, connect=10.0))
+        request = request_of(self._http, call, httpx.Timeout(SDK_IDLE_S, connect=10.0))
         try:
             response = await self._http.send(request, stream=True)
             try:
@@ -204,7 +205,7 @@ class AsyncEvents(_Namespace):
         the reader of notes pass them over. A gateway that goes away is waited for, a minute at most: then, or where it
         is away from the start, UnavailableError is raised.
         """
-        patience = Patience(AWAY_S, from_start=True)
+        patience = Patience(SDK_AWAY_S, from_start=True)
         async for lines in packed(events, batch_size):
             shipment = Shipment(lines, react)
             while True:

@@ -7,8 +7,9 @@ import msgspec
 from crucible_client.calls.events import Wanted, export_events
 from crucible_client.request import Call
 from crucible_client.response import read_as
-from crucible_client.retries import AWAY_S, Patience
+from crucible_client.retries import Patience
 from crucible_core.errors import CrucibleError, UnavailableError
+from crucible_core.limits import SDK_AWAY_S
 
 
 class _Placed(msgspec.Struct):
@@ -21,7 +22,7 @@ class Export:
     def __init__(self, types: Sequence[str], wanted: Wanted) -> None:
         self._types = tuple(types)
         self._wanted = wanted
-        self._patience = Patience(AWAY_S, from_start=True)
+        self._patience = Patience(SDK_AWAY_S, from_start=True)
         self._begun = b""
         self._last: int | None = None
         self.complete = False

@@ -5,9 +5,6 @@ import msgspec
 from crucible_client.errors import UnreachableError
 from crucible_core.errors import CrucibleError, LimitedError, UnavailableError
 
-CONNECT_RETRIES = 2
-"""How often the transport itself tries to connect again."""
-
 
 class Retries(msgspec.Struct, frozen=True):
     """`attempts` counts the first one; waits are in seconds. A Retry-After over `longest_wait_s` ends the attempts."""
@@ -43,8 +40,6 @@ def _worth(error: CrucibleError, repeatable: bool) -> bool:
     return isinstance(error, LimitedError) or (isinstance(error, UnavailableError) and repeatable)
 
 
-AWAY_S = 60.0
-"""How long the other side may be away in the middle of something that goes on where it was."""
 _FIRST_WAIT_S = 0.2
 _LONGEST_WAIT_S = 5.0
 

@@ -12,13 +12,18 @@ import msgspec
 from crucible_client.errors import SignatureError, SignaturePart
 from crucible_core.envelope import Event
 from crucible_core.errors import MalformedError
+from crucible_core.limits import SIGNATURE_TOLERANCE_S
 
 SECRET_PREFIX = "whsec_"
-TOLERANCE_S = 300.0
 
 
 def verify_webhook(
-    secret: str, headers: Mapping[str, str], body: bytes, *, tolerance_s: float = TOLERANCE_S, now: float | None = None
+    secret: str,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    tolerance_s: float = SIGNATURE_TOLERANCE_S,
+    now: float | None = None,
 ) -> Event:
     """The event of a delivery whose signatures hold.
 
@@ -33,7 +38,12 @@ def verify_webhook(
 
 
 def check_signature(
-    secret: str, headers: Mapping[str, str], body: bytes, *, tolerance_s: float = TOLERANCE_S, now: float | None = None
+    secret: str,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    tolerance_s: float = SIGNATURE_TOLERANCE_S,
+    now: float | None = None,
 ) -> None:
     """Nothing where all signatures hold, else SignatureError. X-Crucible-Signature is checked where it was sent."""
     found = {name.lower(): value for name, value in headers.items()}

@@ -13,9 +13,6 @@ from crucible_core.envelope import Event
 from crucible_core.errors import CrucibleError
 from crucible_core.position import stream_number
 
-IDLE_S = 60.0
-"""A stream that is silent for so long, keep-alives included, is dead."""
-
 
 class Notice(msgspec.Struct, frozen=True):
     """A stream's remark besides its events.

@@ -20,12 +20,13 @@ from crucible_client.export import Export
 from crucible_client.request import Call, Json, described, request_of
 from crucible_client.response import raise_for
 from crucible_client.results import BatchItem, Page
-from crucible_client.retries import AWAY_S, CONNECT_RETRIES, Patience, Retries, wait_s
+from crucible_client.retries import Patience, Retries, wait_s
 from crucible_client.settings import settings_from
-from crucible_client.subscription import IDLE_S, OnNotice, Subscription
+from crucible_client.subscription import OnNotice, Subscription
 from crucible_client.websocket import open_socket
 from crucible_core.envelope import Event
 from crucible_core.errors import CrucibleError, UnavailableError
+from crucible_core.limits import SDK_AWAY_S, SDK_CONNECT_RETRIES, SDK_IDLE_S
 from crucible_core.protocol.events import CountBy
 
 P = ParamSpec("P")
@@ -57,7 +58,7 @@ class Crucible:
             base_url=settings.url,
             headers={"authorization": f"Bearer {settings.api_key}"} if settings.api_key else {},
             timeout=timeout_s,
-            transport=transport or httpx.HTTPTransport(retries=CONNECT_RETRIES),
+            transport=transport or httpx.HTTPTransport(retries=SDK_CONNECT_RETRIES),
         )
         self.events = Events(self)
         self.replays = Replays(self)
@@ -94,7 +95,7 @@ class Crucible:
     @contextmanager
     def open(self, call: Call[bytes]) -> Iterator[httpx.Response]:
         """An answer whose body is read as it comes, for as long as the block lasts."""
-        request = request_of(self._http, call, httpx.Timeout(IDLE_S, connect=10.0))
+        request = request_of(self._http, call, httpx.Timeout(SDK_IDLE_S, connect=10.0))
         try:
             response = self._http.send(request, stream=True)
             try:
@@ -194,7 +195,7 @@ class Events(_Namespace):
         the reader of notes pass them over. A gateway that goes away is waited for, a minute at most: then, or where it
         is away from the start, UnavailableError is raised.
         """
-        patience = Patience(AWAY_S, from_start=True)
+        patience = Patience(SDK_AWAY_S, from_start=True)
         for lines in packed(events, batch_size):
             shipment = Shipment(lines, react)
             while True:

@@ -3,13 +3,12 @@ an event keeps as its extensions because the envelope has no field for them."""
 
 import re
 
+from crucible_core.limits import EXTENSION_CHARS
+
 Value = bool | int | str
 """What an attribute may hold; all other types of the specification travel as text."""
 Extensions = dict[str, Value]
 
-MAX_EXTENSIONS = 64
-MAX_VALUE = 8192
-"""Characters of an extension's text: W3C's `baggage` may be so long."""
 PLAIN_JSON = "application/json"
 
 FIELDS = frozenset(
@@ -55,15 +54,15 @@ def mistake(name: str, value: Value) -> str | None:
 
 
 def _text_mistake(name: str, value: str) -> str | None:
-    if len(value) > MAX_VALUE or not is_text(value):
-        return f"must be at most {MAX_VALUE} characters, none of them a control character"
+    if len(value) > EXTENSION_CHARS or not is_text(value):
+        return f"must be at most {EXTENSION_CHARS} characters, none of them a control character"
     if name == "datacontenttype" and not (is_media_type(value) and is_json(value)):
         return "must be a JSON media type: payloads are JSON"
     return None
 
 
 def is_media_type(text: str) -> bool:
-    return len(text) <= MAX_VALUE and _MEDIA_TYPE.fullmatch(text) is not None
+    return len(text) <= EXTENSION_CHARS and _MEDIA_TYPE.fullmatch(text) is not None
 
 
 def essence(media_type: str) -> str:

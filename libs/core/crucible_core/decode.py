@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from crucible_core.envelope import MAX_DEPTH, read
+from crucible_core.envelope import read
 from crucible_core.errors import FieldError, InvalidError, MalformedError
+from crucible_core.limits import EVENT_DEPTH
 from crucible_core.suggest import nearest
 
 T = TypeVar("T")
@@ -39,7 +40,7 @@ _SEGMENT = re.compile(r"\.([^.\[]+)|\[([^\]]*)\]")
 def decode(raw: bytes, kind: type[T], *, what: str = "body", root: str = "", deep: bool = True) -> T:
     """`raw`, which may begin with a byte order mark, as a `kind`.
 
-    Raises `MalformedError` where it is no JSON in UTF-8, is nested deeper than `MAX_DEPTH`, or has an object with a
+    Raises `MalformedError` where it is no JSON in UTF-8, is nested deeper than `EVENT_DEPTH`, or has an object with a
     key twice, and `InvalidError` where its shape is refused; `what` names the thing in both, and `root` comes before
     every path. Without `deep`, only the object itself is looked at for keys: who reads what stands inside it does it
     there.
@@ -90,9 +91,9 @@ def check_encoding(begun: bytes, what: str) -> None:
 
 
 def check_depth(raw: bytes, what: str) -> None:
-    """Raises `MalformedError` for JSON that is nested deeper than `MAX_DEPTH`."""
-    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _is_deep(_brackets(unescaped(raw))):
-        raise MalformedError(f"{what} is nested deeper than {MAX_DEPTH} levels")
+    """Raises `MalformedError` for JSON that is nested deeper than `EVENT_DEPTH`."""
+    if raw.count(b"[") + raw.count(b"{") > EVENT_DEPTH and _is_deep(_brackets(unescaped(raw))):
+        raise MalformedError(f"{what} is nested deeper than {EVENT_DEPTH} levels")
 
 
 def depth(raw: bytes) -> int:
@@ -124,7 +125,7 @@ def _is_deep(brackets: bytes) -> bool:
     fewer = brackets
     for _ in range(2):
         fewer = fewer.replace(b"{}", b"").replace(b"[]", b"")
-    return _is_deeper(fewer, MAX_DEPTH - 4) and _is_deeper(brackets, MAX_DEPTH)
+    return _is_deeper(fewer, EVENT_DEPTH - 4) and _is_deeper(brackets, EVENT_DEPTH)
 
 
 def _is_deeper(brackets: bytes, most: int) -> bool:

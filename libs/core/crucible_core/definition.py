@@ -6,16 +6,18 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from crucible_core.limits import (
+    HOOK_DEFAULT_PRE_TIMEOUT_MS,
+    HOOK_DEFAULT_TIMEOUT_MS,
+    HOOK_PRE_TIMEOUT_MS,
+    HOOK_TIMEOUT_MS,
+)
 from crucible_core.protocol.parts import TypeFilter
 from crucible_core.protocol.replays import ReplayPolicy
 
 Timing = Literal["Pre", "Post"]
 FailurePolicy = Literal["deny", "allow"]
 
-MAX_PRE_TIMEOUT_MS = 10_000
-MAX_TIMEOUT_MS = 300_000
-DEFAULT_PRE_TIMEOUT_MS = 2_000
-DEFAULT_POST_TIMEOUT_MS = 10_000
 
 HookName = Annotated[
     str,
@@ -109,7 +111,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """
 
     async_: bool | None = None
-    timeout_ms: Annotated[int, Meta(ge=1, le=MAX_TIMEOUT_MS)] | None = None
+    timeout_ms: Annotated[int, Meta(ge=1, le=HOOK_TIMEOUT_MS)] | None = None
     debounce_ms: Annotated[int, Meta(ge=0, le=86_400_000)] = 0
     failure_policy: FailurePolicy = "deny"
     retry: Retry = Retry(max_attempts=1)
@@ -165,8 +167,8 @@ def timeout_ms(definition: Mapping[str, Any]) -> int:
     """How long one attempt may take; a Pre hook's is bounded, since a writer waits for it."""
     given = (definition.get("options") or {}).get("timeout_ms")
     if timing(definition) == "Pre":
-        return min(given or DEFAULT_PRE_TIMEOUT_MS, MAX_PRE_TIMEOUT_MS)
-    return given or DEFAULT_POST_TIMEOUT_MS
+        return min(given or HOOK_DEFAULT_PRE_TIMEOUT_MS, HOOK_PRE_TIMEOUT_MS)
+    return given or HOOK_DEFAULT_TIMEOUT_MS
 
 
 def intercept_budget_s(definitions: Iterable[Mapping[str, Any]]) -> float:

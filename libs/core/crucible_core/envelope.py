@@ -13,10 +13,6 @@ from crucible_core.times import parse_time
 
 DEFAULT_WORLD = "default"
 DEFAULT_ROOM = "main"
-MAX_HOPS = 8
-"""The deepest chain of effects: an event with this hop count causes nothing more."""
-MAX_EVENT_BYTES = 1024 * 1024
-MAX_DEPTH = 64
 
 _LARGE_BYTES = 128 * 1024
 _INTRICATE = 20_000

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-MAX_STREAMS = 64
 _BITS = 47
 _LOCAL = (1 << _BITS) - 1
 

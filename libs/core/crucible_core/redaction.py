@@ -9,8 +9,6 @@ from crucible_core.envelope import Data, Event, Metadata, Redaction
 from crucible_core.errors import FieldError, InvalidError
 from crucible_core.subjects import REDACTED, REDACTS, VERSIONED
 
-MAX_REASON = 1000
-
 
 class _EventName(msgspec.Struct, frozen=True):
     event: str

@@ -5,7 +5,7 @@ import re
 from datetime import UTC, datetime, timedelta
 
 from crucible_core.errors import FieldError, InvalidError
-from crucible_core.limits import RETRY_AFTER_S
+from crucible_core.limits import RETENTION_S, RETRY_AFTER_S
 
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?P<fraction>\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -108,7 +108,6 @@ def _suggestion(text: str) -> str | None:
 
 
 FOREVER = "forever"
-MAX_S = 36_500 * 86_400
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _WRITTEN = re.compile(rf"(\d{{1,10}})([{''.join(_UNITS)}])", re.ASCII)
 
@@ -119,9 +118,11 @@ def parse_keep(text: str, path: str) -> int | None:
         return None
     found = _WRITTEN.fullmatch(text)
     seconds = int(found[1]) * _UNITS[found[2]] if found else 0
-    if not 1 <= seconds <= MAX_S:
+    if not 1 <= seconds <= RETENTION_S:
         suggestion = FOREVER if text[:1].casefold() == "f" else None
-        message = f'"{text[:40]}" is neither {FOREVER} nor a time of 1s to {MAX_S // 86_400}d, such as 90d, 12h or 30m'
+        message = (
+            f'"{text[:40]}" is neither {FOREVER} nor a time of 1s to {RETENTION_S // 86_400}d, such as 90d, 12h or 30m'
+        )
         raise InvalidError(f"{path}: {message}", errors=[FieldError(path, message, suggestion)])
     return seconds
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from crucible_core.limits import SCRIPT_RESULT_BYTES
 from crucible_kit.fairness import Slots
 
 try:
@@ -21,8 +22,6 @@ try:
 except ImportError:  # Windows: only cancelling bounds the work there
     resource = None  # type: ignore[assignment]
 
-MAX_RESULT = 8 * 1024 * 1024
-"""Bytes of a pickled result."""
 _START_S = 60.0
 _IDLE_S = 60.0
 _LENGTH = 8
@@ -196,8 +195,8 @@ def _call(cpu_s: float, function: Callable[..., Any], arguments: tuple[Any, ...]
         signal.setitimer(signal.ITIMER_PROF, cpu_s)
     try:
         answer = pickle.dumps((False, function(*arguments)), pickle.HIGHEST_PROTOCOL)
-        if len(answer) > MAX_RESULT:
-            raise ExhaustedError(f"its result has more than {MAX_RESULT >> 20} MiB")
+        if len(answer) > SCRIPT_RESULT_BYTES:
+            raise ExhaustedError(f"its result has more than {SCRIPT_RESULT_BYTES >> 20} MiB")
     except MemoryError:
         answer = pickle.dumps((True, ExhaustedError("it needs more memory than it may use")))
     except Exception as error:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from crucible_core.errors import ConflictError, UnavailableError
+from crucible_core.limits import LOSSES
 from crucible_core.protocol.losses import Loss, LossList
 from crucible_core.protocol.parts import Trouble
 from crucible_kit.buckets import Bucket, Change, View
@@ -15,8 +16,6 @@ from crucible_kit.clock import timestamp
 log = logging.getLogger(__name__)
 
 BUCKET = "losses"
-MOST = 200
-"""Records of losses; beyond it, neighbours become one record."""
 _KEY = "log"
 _TRIES = 20
 _SHOWN = 5
@@ -124,13 +123,13 @@ def _covers(known: Loss, loss: Loss) -> bool:
 
 def _limit_records(losses: list[Loss]) -> list[Loss]:
     """Limits the number of records: all open losses stay, neighbours as one record where there are too many."""
-    if len(losses) <= MOST:
+    if len(losses) <= LOSSES:
         return losses
     opened = [loss for loss in losses if loss.accepted_at is None]
     accepted = [loss for loss in losses if loss.accepted_at is not None]
-    if len(opened) <= MOST // 2:
-        return accepted[-(MOST - len(opened)) :] + opened
-    return [*accepted[-MOST // 2 :], *map(_merge, _group(opened))]
+    if len(opened) <= LOSSES // 2:
+        return accepted[-(LOSSES - len(opened)) :] + opened
+    return [*accepted[-LOSSES // 2 :], *map(_merge, _group(opened))]
 
 
 def _group(losses: list[Loss]) -> list[list[Loss]]:

@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 import msgspec
 
 from crucible_core.errors import CrucibleError, FieldError, InvalidError
+from crucible_core.limits import PAGE
 from crucible_core.protocol.parts import Check, Checks, CheckStep, HandlerCheck, ListRequest
 from crucible_kit.nats.bus import Bus
 
 R = TypeVar("R")
 V = TypeVar("V")
 
-MAX_PAGE = 1000
 _PAGE_S = 2.0
 _AT_ONCE = 32
 
@@ -72,8 +72,8 @@ def split(items: Sequence[V], size: int) -> Iterator[Sequence[V]]:
 
 
 def _rest(records: Iterable[R], key: Callable[[R], Any], request: ListRequest) -> list[tuple[Any, R]]:
-    if not 1 <= request.limit <= MAX_PAGE:
-        raise _invalid("limit", f"must be 1 to {MAX_PAGE}")
+    if not 1 <= request.limit <= PAGE:
+        raise _invalid("limit", f"must be 1 to {PAGE}")
     pairs = [(key(record), record) for record in records]
     if request.cursor is not None:
         pairs = _after(pairs, request.cursor)

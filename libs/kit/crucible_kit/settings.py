@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, inspect
 
 from crucible_core.errors import FieldError, InvalidError
-from crucible_core.position import MAX_STREAMS
+from crucible_core.limits import STREAMS
 
 PREFIX = "CRUCIBLE_"
 _TYPES = {
@@ -52,7 +52,7 @@ class KitSettings(msgspec.Struct, frozen=True, kw_only=True):
             description="Streams that hold the events, each world in one of them. It is set before the first event, the"
             " same for every service, and not changed afterwards",
             ge=1,
-            le=MAX_STREAMS,
+            le=STREAMS,
         ),
     ] = 1
     retention_days: Annotated[

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 import msgspec
 
-from crucible_core.envelope import MAX_EVENT_BYTES, decode
+from crucible_core.envelope import decode
 from crucible_core.errors import FieldError, InvalidError, NotFoundError, UnavailableError
+from crucible_core.limits import EVENT_BYTES, PAGE_BYTES, TREE_EVENTS
 from crucible_core.position import Encoded, stream_number
 from crucible_core.protocol.events import (
     Appended,
@@ -53,7 +54,6 @@ from crucible_kit.types import Types
 
 log = logging.getLogger(__name__)
 
-MAX_REPLY_BYTES = 4 * 1024 * 1024
 _ANSWERS_BYTES = 32 * 1024 * 1024
 """What the answers of many events may come to that are being made, or wait to be sent."""
 _SOON_S = 0.25
@@ -61,7 +61,7 @@ _SOON_S = 0.25
 
 def room_for(bus: Bus) -> int:
     """The bytes that an answer may have."""
-    return min(MAX_REPLY_BYTES, bus.max_payload * 3 // 4)
+    return min(PAGE_BYTES, bus.max_payload * 3 // 4)
 
 
 async def tell(bus: Bus, setting: str, context: Context, id: str | None = None, **changes: object) -> None:
@@ -124,7 +124,7 @@ def queries(bus: Bus, index: Index, lookup: IndexLookup, types: Types, places: P
         checked = await types.resolve(lambda catalogue: query.checked(request, catalogue, context.scope))
         await places.check_readable(request.world_id, request.room_id, context.scope)
         await _caught_up(bus, index, request.min_sequence)
-        context.held.enter_context(await answers.take(min(room, checked.limit * MAX_EVENT_BYTES)))
+        context.held.enter_context(await answers.take(min(room, checked.limit * EVENT_BYTES)))
         return await scan.run(index, checked, room)
 
     async def count(request: CountRequest, context: Context) -> CountReply:
@@ -152,7 +152,7 @@ def queries(bus: Bus, index: Index, lookup: IndexLookup, types: Types, places: P
     async def trace(request: TraceRequest, context: Context) -> TraceReply:
         await _caught_up(bus, index, _sequence(request.min_sequence))
         context.held.enter_context(await answers.take(room))
-        sized = await store.of_correlation(index, request.correlation_id, tree.MAX_NODES + 1)
+        sized = await store.of_correlation(index, request.correlation_id, TREE_EVENTS + 1)
         shown = tree.fitting(sized, room)
         roots = tree.grow(await store.raws(index, shown), context.scope)
         if not tree.shows(roots):

@@ -11,8 +11,9 @@ from msgspec import UNSET, Raw
 from crucible_core.envelope import Event, decode
 from crucible_core.errors import ConflictError, CrucibleError, FieldError, InvalidError
 from crucible_core.ids import derive_id
+from crucible_core.limits import REASON_CHARS
 from crucible_core.protocol.events import IndexedRequest, NewEvent, RedactRequest
-from crucible_core.redaction import MAX_REASON, Place, mark, place_of, tombstone, type_of
+from crucible_core.redaction import Place, mark, place_of, tombstone, type_of
 from crucible_events import store
 from crucible_events.append.appends import Appender
 from crucible_events.append.lifetime import lifetime_in
@@ -179,6 +180,6 @@ def _tombstone(event: Event, request: RedactRequest, message: Message) -> NewEve
 
 
 def _check_reason(reason: str | None) -> None:
-    if reason is not None and not 0 < len(reason) <= MAX_REASON:
-        message = f"must have 1 to {MAX_REASON} characters"
+    if reason is not None and not 0 < len(reason) <= REASON_CHARS:
+        message = f"must have 1 to {REASON_CHARS} characters"
         raise InvalidError(f"reason: {message}", errors=[FieldError("reason", message)])

@@ -9,8 +9,8 @@ import msgspec
 
 from crucible_core.envelope import Event
 from crucible_core.errors import ConflictError, CrucibleError, FieldError, InvalidError
+from crucible_core.limits import RETENTION_RULES
 from crucible_core.protocol.retention import (
-    MAX_RULES,
     PutRetention,
     ReachedRequest,
     RetentionRecord,
@@ -133,8 +133,10 @@ class Retention:
             raise ConflictError(message, current_revision=current) from None
 
     async def _check(self, rules: Sequence[RetentionRule]) -> None:
-        if len(rules) > MAX_RULES:
-            raise InvalidError(f"rules: may hold {MAX_RULES}", errors=[FieldError("rules", f"may hold {MAX_RULES}")])
+        if len(rules) > RETENTION_RULES:
+            raise InvalidError(
+                f"rules: may hold {RETENTION_RULES}", errors=[FieldError("rules", f"may hold {RETENTION_RULES}")]
+            )
         await self._places.view.refresh()
         await self._types.view.refresh()
         errors: list[FieldError] = []

@@ -14,6 +14,7 @@ from litestar.types import Scope as Connected
 
 from crucible_core.access import NOTHING, KeyRecord, Principal, Scope, Sight
 from crucible_core.errors import ConflictError, UnauthenticatedError, UnavailableError
+from crucible_core.limits import API_KEY_CHARS
 from crucible_kit.buckets import Bucket
 from crucible_kit.clock import fresh_id, timestamp
 from crucible_kit.principals import Principals, read_key
@@ -21,7 +22,6 @@ from crucible_kit.principals import Principals, read_key
 log = logging.getLogger(__name__)
 
 ADMIN = "admin"
-_LONGEST = 512
 
 
 def key_hash(key: str) -> str:
@@ -84,7 +84,7 @@ def _read_api_key(headers: Mapping[str, str]) -> str:
     key = credentials.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "").strip()
     if not key:
         raise UnauthenticatedError('send an API key: "Authorization: Bearer <key>" or "X-API-Key: <key>"')
-    if len(key) > _LONGEST:
+    if len(key) > API_KEY_CHARS:
         raise UnauthenticatedError("this API key is not known, or disabled")
     return key
 

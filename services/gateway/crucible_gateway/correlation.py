@@ -9,12 +9,11 @@ from litestar.datastructures import MutableScopeHeaders
 from litestar.types import Message, Scope
 
 from crucible_core.errors import FieldError, InvalidError
+from crucible_core.limits import NAME_CHARS
 from crucible_core.subjects import CORRELATION_ID, HOP
 from crucible_kit.clock import fresh_id
 
 HEADER = "X-Correlation-Id"
-MAX_NAME = 200
-"""Characters that a correlation id may have."""
 _SENT, _CONTINUED = HEADER.lower(), CORRELATION_ID.lower()
 _NAMES = {name.encode(): name for name in (_SENT, _CONTINUED)}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -39,8 +38,8 @@ def read_correlation(headers: Mapping[str, str]) -> str | None:
         return sent
     if (continued := headers.get(_CONTINUED)) is None:
         return None
-    continued = unquote(continued[: 9 * MAX_NAME])
-    return continued if 0 < len(continued) <= MAX_NAME and not _CONTROL.search(continued) else None
+    continued = unquote(continued[: 9 * NAME_CHARS])
+    return continued if 0 < len(continued) <= NAME_CHARS and not _CONTROL.search(continued) else None
 
 
 def read_hop(headers: Mapping[str, str]) -> int:

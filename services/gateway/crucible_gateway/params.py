@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from crucible_core.decode import decode, refused
 from crucible_core.errors import FieldError, InvalidError, MalformedError
+from crucible_core.limits import PARAMETERS
 from crucible_core.protocol.events import CountBy
 from crucible_core.times import parse_time
 
@@ -19,7 +20,6 @@ T = TypeVar("T", bound=msgspec.Struct)
 Sequence = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Name = Annotated[str, Meta(min_length=1, max_length=4096)]
 _WAITS = Meta(description="Waits (bounded) until the index has this sequence")
-_MOST_PARAMETERS = 200
 _LOST_PLUS = re.compile(r"(?<=[0-9]) (?=[0-9]{2}:[0-9]{2}$)")
 
 
@@ -125,9 +125,9 @@ def read_params(connection: ASGIConnection[Any, Any, Any, Any], kind: type[T]) -
     lists = _lists(kind)
     try:
         text = query.decode("utf-8")
-        pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MOST_PARAMETERS)
+        pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=PARAMETERS)
     except ValueError:
-        raise InvalidError(f"the query is not UTF-8, or has more than {_MOST_PARAMETERS} parameters") from None
+        raise InvalidError(f"the query is not UTF-8, or has more than {PARAMETERS} parameters") from None
     for name, value in pairs:
         if name in lists:
             found.setdefault(name, []).append(value)

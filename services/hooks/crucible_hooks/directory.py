@@ -14,7 +14,7 @@ from watchfiles import awatch
 
 from crucible_core.errors import CrucibleError, InvalidError, MalformedError
 from crucible_core.hookfile import NO_HOOK, is_hook_file, read_hook, with_default_name
-from crucible_core.limits import HOOK_FILE_BYTES, HOOK_FILES
+from crucible_core.limits import HOOK_FILE_BYTES, HOOK_FILES, HOOK_FOLDERS
 from crucible_core.protocol.hooks import HookRecord
 from crucible_core.text import decode_text
 from crucible_core.types.catalogue import CATALOGUE, Catalogue
@@ -31,7 +31,6 @@ _GATHER_MS = 150
 _RESCAN_MS = 1000
 """The interval at which the files are read anyway: network mounts report no changes."""
 _AGAIN_S = 0.3
-_MOST_FOLDERS = 1000
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 """The flags with which opening a pipe that nobody writes to does not wait for ever."""
 
@@ -137,7 +136,7 @@ async def watch_changes(root: str) -> AsyncGenerator[None, None]:
 
 async def _folders(root: str) -> list[str]:
     """The watched directories: a bounded number, as the system grants no more."""
-    return (await asyncio.to_thread(walk, root)).folders[:_MOST_FOLDERS]
+    return (await asyncio.to_thread(walk, root)).folders[:HOOK_FOLDERS]
 
 
 def _first(error: BaseException) -> BaseException:

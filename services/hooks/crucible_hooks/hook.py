@@ -9,7 +9,6 @@ import msgspec
 
 from crucible_core.decode import convert
 from crucible_core.definition import (
-    MAX_PRE_TIMEOUT_MS,
     Action,
     Condition,
     HookDefinition,
@@ -22,7 +21,7 @@ from crucible_core.definition import (
 from crucible_core.errors import FieldError, InvalidError
 from crucible_core.filters.matcher import CompiledFilters, compile_filters
 from crucible_core.hookfile import script_file
-from crucible_core.limits import SCRIPT_BYTES, TEMPLATES
+from crucible_core.limits import HOOK_PRE_TIMEOUT_MS, SCRIPT_BYTES, TEMPLATES
 from crucible_core.types.catalogue import CATALOGUE, Catalogue
 from crucible_hooks.actions.functions import EFFECTS, READING, signatures
 from crucible_hooks.actions.http import Http, compile_http
@@ -183,9 +182,9 @@ def _templates(action: Script | Shell | Http) -> tuple[Expression, ...]:
 
 def _check_options(definition: HookDefinition) -> None:
     timeout = definition.options.timeout_ms
-    if definition.trigger.timing == "Pre" and timeout is not None and timeout > MAX_PRE_TIMEOUT_MS:
+    if definition.trigger.timing == "Pre" and timeout is not None and timeout > HOOK_PRE_TIMEOUT_MS:
         raise _refused(
-            "options.timeout_ms", f"a Pre hook may take {MAX_PRE_TIMEOUT_MS} ms, since a writer waits for it"
+            "options.timeout_ms", f"a Pre hook may take {HOOK_PRE_TIMEOUT_MS} ms, since a writer waits for it"
         )
 
 

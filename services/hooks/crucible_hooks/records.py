@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from crucible_core.envelope import MAX_HOPS, Event, Source, moment_ms
+from crucible_core.envelope import Event, Source, moment_ms
 from crucible_core.errors import CrucibleError, InvalidError, LimitedError, UnavailableError
 from crucible_core.ids import derive_id
+from crucible_core.limits import HOOK_ERROR_CHARS, HOOK_OUTPUT_BYTES, HOPS
 from crucible_core.protocol.events import NewEvent
 from crucible_core.protocol.hooks import HookRecord, RunRecord
 from crucible_core.subjects import RUN, Names
@@ -25,8 +26,6 @@ from crucible_kit.nats.frames import Outgoing
 log = logging.getLogger(__name__)
 
 
-MAX_OUTPUT = 64 * 1024
-_MAX_ERROR = 4000
 FINAL = frozenset({"ok", "denied", "failed", "parked", "stopped"})
 """Outcomes of which an event is appended. A run that is retried has one event, once it is over; one that was skipped
 never began, and a dry one changed nothing."""
@@ -64,13 +63,13 @@ def run_record(hook: Hook, event: Event, run: str, attempt: int, outcome: str, s
 def bounded_output(output: Any) -> Any:
     """The output, or the beginning of one that is too large."""
     encoded = msgspec.json.encode(output)
-    if len(encoded) <= MAX_OUTPUT:
+    if len(encoded) <= HOOK_OUTPUT_BYTES:
         return output
     return {"truncated": encoded[:1000].decode(errors="ignore"), "bytes": len(encoded)}
 
 
 def bounded_error(error: str | None) -> str | None:
-    return error[:_MAX_ERROR] if error else None
+    return error[:HOOK_ERROR_CHARS] if error else None
 
 
 def attempt_message(names: Names, record: RunRecord) -> Outgoing:
@@ -112,7 +111,7 @@ def run_event(record: RunRecord, event: Event, action: str, traceparent: str) ->
         # A denied event is never in the log: the cause of the denial is the cause of that event.
         causation_id=metadata.causation_id if record.outcome == "denied" else metadata.id,
         # The event of a chain's last run is as deep as a chain may be.
-        hop=min(metadata.hop + 1, MAX_HOPS),
+        hop=min(metadata.hop + 1, HOPS),
         world_id=metadata.world_id,
         room_id=metadata.room_id,
         entity=record.hook,
@@ -178,7 +177,7 @@ def trigger_event(hook: Hook, event: Event, run: str) -> NewEvent | None:
         actor=f"hook:{hook.name}",
         correlation_id=metadata.correlation_id,
         causation_id=metadata.id,
-        hop=min(metadata.hop + 1, MAX_HOPS),
+        hop=min(metadata.hop + 1, HOPS),
         world_id=metadata.world_id,
         room_id=metadata.room_id,
         entity=hook.name,

@@ -1,8 +1,9 @@
 """Replays into hooks: stored events become new runs of one Post hook, past its debounce."""
 
 from crucible_core.access import Principal
-from crucible_core.envelope import MAX_HOPS, Event
+from crucible_core.envelope import Event
 from crucible_core.errors import FieldError, InvalidError, NotFoundError, UnavailableError
+from crucible_core.limits import HOPS
 from crucible_core.protocol.parts import GetRequest
 from crucible_core.protocol.replays import Replayable, ReplayBatch, ReplayedEvent, ReplayTaken
 from crucible_core.subjects import REPLAY, RUN
@@ -64,7 +65,7 @@ class Replayer:
 
     def _takes(self, hook: Hook, event: Event) -> bool:
         """True where the event would trigger the hook: a replay goes past debounce, and past nothing else."""
-        takes_replays = hook.definition.options.replay != "skip" and event.metadata.hop < MAX_HOPS
+        takes_replays = hook.definition.options.replay != "skip" and event.metadata.hop < HOPS
         return takes_replays and hook.filters.matches(event) and self._registry.is_triggered(hook, event)
 
     def _hook(self, name: str, principal: Principal) -> Hook | None:

@@ -12,12 +12,12 @@ import msgspec
 from crucible_core.decode import check_keys, check_text
 from crucible_core.envelope import Event
 from crucible_core.errors import CrucibleError, UnavailableError
-from crucible_core.limits import HOOK_COMMANDS, HOOK_REQUESTS
+from crucible_core.limits import HOOK_COMMANDS, HOOK_OUTPUT_BYTES, HOOK_REASON_CHARS, HOOK_REQUESTS
 from crucible_core.subjects import TRACEPARENT
 from crucible_hooks.actions.functions import Effects
 from crucible_hooks.actions.http import Http, build_request, decode_answer, send
 from crucible_hooks.actions.sandbox import Sandbox
-from crucible_hooks.actions.shell import MAX_OUTPUT, Shell, decode_output, run_shell
+from crucible_hooks.actions.shell import Shell, decode_output, run_shell
 from crucible_hooks.errors import AbsentError, RunError
 from crucible_hooks.expressions.expression import Context, Evaluator, Expression
 from crucible_hooks.expressions.templates import Template
@@ -35,7 +35,6 @@ log = logging.getLogger(__name__)
 
 
 _FORMS = 'a Pre hook answers nothing, {"deny": "reason"} or {"payload": {…}}'
-_MAX_REASON = 2000
 _SHOWN = 200
 INTERNAL = "the run failed inside the hooks service, whose log says why"
 
@@ -94,7 +93,7 @@ def read_decision(output: Any) -> Decision:
         return Decision(deny="denied without a reason")
     if not isinstance(reason, str):
         raise RunError(f"{_FORMS}; deny is {_kind(reason)}")
-    return Decision(deny=reason[:_MAX_REASON])
+    return Decision(deny=reason[:HOOK_REASON_CHARS])
 
 
 def _kind(output: Any) -> str:
@@ -240,7 +239,7 @@ class Runner:
             output = await run_shell(shell, values, event, work.traceparent, directory, answers=pre)
         if not work.hook.pre:
             return decode_output(output)
-        return read_answer(output, complete=len(output) <= MAX_OUTPUT, what="what the command printed")
+        return read_answer(output, complete=len(output) <= HOOK_OUTPUT_BYTES, what="what the command printed")
 
     @contextlib.asynccontextmanager
     async def _slot(self, kind: str, work: "_Attempt") -> AsyncIterator[None]:

@@ -9,8 +9,9 @@ import msgspec
 
 from crucible_core import subjects
 from crucible_core.definition import Retry
-from crucible_core.envelope import MAX_HOPS, Event
+from crucible_core.envelope import Event
 from crucible_core.errors import UnavailableError
+from crucible_core.limits import HOOK_DELAY_MS, HOPS
 from crucible_core.position import Position
 from crucible_core.protocol.hooks import RunRecord
 from crucible_core.subjects import DRY_RUN, EVENT_SEQUENCE, REGISTRATION, RUN, token
@@ -44,7 +45,6 @@ from crucible_kit.telemetry.spans import Telemetry
 log = logging.getLogger(__name__)
 
 
-MAX_DELAY_MS = 3_600_000
 _GIVE_UP_AFTER = 8
 """The tries after which the absence of another service is the run's failure."""
 
@@ -54,7 +54,7 @@ def next_delay_ms(retry: Retry, attempt: int) -> int | None:
     if attempt >= retry.max_attempts:
         return None
     factor = 2 ** (attempt - 1) if retry.backoff == "exponential" else 1
-    return min(retry.delay_ms * factor, MAX_DELAY_MS)
+    return min(retry.delay_ms * factor, HOOK_DELAY_MS)
 
 
 class TestReply(msgspec.Struct):
@@ -156,7 +156,7 @@ class Runs:
         elif subjects.REPLY_TO not in job.headers and not self._registry.owner_sees(hook, job.event):
             record = run_record(hook, job.event, job.id, job.attempt, "skipped", timestamp())
             record.error = "not run: the hook's owner may not see the event any more"
-        elif _is_from_log(job) and job.event.metadata.hop >= MAX_HOPS:
+        elif _is_from_log(job) and job.event.metadata.hop >= HOPS:
             record = self._stop(hook, job)
         else:
             record = await self._run(hook, job)
@@ -219,9 +219,7 @@ class Runs:
         """Records the end of a chain that is too deep."""
         event = job.event
         record = run_record(hook, event, job.id, 0, "stopped", timestamp())
-        record.error = (
-            f"not run: the event is effect number {event.metadata.hop} of a chain, and the limit is {MAX_HOPS}"
-        )
+        record.error = f"not run: the event is effect number {event.metadata.hop} of a chain, and the limit is {HOPS}"
         self._stopped.inc()
         with self._telemetry.span("hook.run", job.traceparent, "internal", {"crucible.run": job.id}):
             log.warning("hook %s: %s", hook.name, record.error, extra={"event": event.metadata.id})

@@ -9,7 +9,7 @@ import sqlite3
 import msgspec
 
 from crucible_core.errors import ConflictError, FieldError, InvalidError, NotFoundError
-from crucible_core.limits import FAILING_AFTER
+from crucible_core.limits import FAILING_AFTER, PAGE
 from crucible_core.position import numbered, stream_number
 from crucible_core.protocol.hooks import RunList, RunRecord
 from crucible_core.protocol.parts import Counters
@@ -53,7 +53,6 @@ SELECT hook, reason, times, CASE WHEN way LIKE 'condition: %' THEN max(went_well
 FROM streaks JOIN counters USING (hook)
 """
 STARTED = "json_extract(CAST(record AS TEXT), '$.started_at')"
-_MAX_LIMIT = 1000
 _FAILURES = frozenset({"failed", "retrying", "parked"})
 _VARYING = re.compile(r"\d+")
 _CURSOR = re.compile(r"[0-9]{1,18}\.[0-9]{1,18}")
@@ -182,8 +181,8 @@ def count_run(record: RunRecord) -> tuple[int, int, int, int, int, str]:
 
 async def runs(index: Index, key: str, limit: int, cursor: str | None) -> RunList:
     """The newest first; `cursor` is the time (Unix ms) and the sequence that the page before ended at."""
-    if not 1 <= limit <= _MAX_LIMIT:
-        raise InvalidError(f"limit must be 1 to {_MAX_LIMIT}", errors=[FieldError("limit", f"1 to {_MAX_LIMIT}")])
+    if not 1 <= limit <= PAGE:
+        raise InvalidError(f"limit must be 1 to {PAGE}", errors=[FieldError("limit", f"1 to {PAGE}")])
     if cursor is not None and not _CURSOR.fullmatch(cursor):
         raise InvalidError("cursor is not one of ours", errors=[FieldError("cursor", "is not one of ours")])
     before = cursor.split(".") if cursor else (2**62, 0)
@@ -212,5 +211,5 @@ async def run(index: Index, beginning: str, owners: list[str] | None = None) -> 
     if len(found) > 1:
         raise ConflictError(f"{beginning} may be any of {', '.join(found)}{' …' if len(found) > 3 else ''}")
     query = "SELECT record FROM runs WHERE run_id = ? ORDER BY at_ms DESC, sequence DESC LIMIT ?"
-    rows = await index.reader.execute_fetchall(query, (found[0], _MAX_LIMIT))
+    rows = await index.reader.execute_fetchall(query, (found[0], PAGE))
     return RunList(runs=[msgspec.json.decode(row[0], type=RunRecord) for row in rows])

@@ -6,10 +6,9 @@ from inspect import Signature
 import msgspec
 
 from crucible_core.errors import FieldError, InvalidError
+from crucible_core.limits import ERRORS
 from crucible_hooks.actions import scripts
 from crucible_hooks.expressions import expression
-
-_MOST_ERRORS = 20
 
 
 class Text(msgspec.Struct, frozen=True):
@@ -61,4 +60,4 @@ def invalid(errors: Sequence[FieldError]) -> InvalidError:
     """One error that names the first of them and holds the first twenty."""
     first = errors[0]
     hint = f' (did you mean "{first.suggestion}"?)' if first.suggestion and "did you mean" not in first.message else ""
-    return InvalidError(f"{first.path}: {first.message}{hint}", errors=list(errors)[:_MOST_ERRORS])
+    return InvalidError(f"{first.path}: {first.message}{hint}", errors=list(errors)[:ERRORS])

@@ -10,6 +10,7 @@ from msgspec import UNSET
 
 from crucible_core.access import Principal, Scope, forbidden
 from crucible_core.errors import UnavailableError
+from crucible_core.limits import PAGE_BYTES
 from crucible_core.protocol.memory import (
     Cause,
     MemoryList,
@@ -37,7 +38,6 @@ from crucible_memory.state import Memory, new_id, refused
 from crucible_memory.store import count, find_anywhere, ids_of, status, views
 from crucible_memory.writer import Outcome, Use, Writer, fingerprint
 
-_REPLY_BYTES = 4 * 1024 * 1024
 _SEEN_S = 1.0
 _GET_S = 2.0
 
@@ -61,7 +61,7 @@ class Api:
         self._searcher = searcher
         self._writer = writer
         self._uses = uses
-        self._room = min(_REPLY_BYTES, bus.max_payload * 3 // 4)
+        self._room = min(PAGE_BYTES, bus.max_payload * 3 // 4)
         self._writes = metrics.counter("memory_writes", "Changes asked for", ("operation", "outcome"))
         self._query_seconds = metrics.histogram("memory_query_seconds", "How long queries take")
 

@@ -5,9 +5,10 @@ from typing import Any
 import msgspec
 
 from crucible_core.envelope import Metadata
+from crucible_core.limits import MEMORY_FORMER_PATHS
 from crucible_core.protocol.memory import Link
 from crucible_memory.search.words import tag_key
-from crucible_memory.state import MAX_FORMER_PATHS, SOURCE, Memory, clean_tag, clean_tags, link_key, unique_links
+from crucible_memory.state import SOURCE, Memory, clean_tag, clean_tags, link_key, unique_links
 
 
 class _Reference(msgspec.Struct, frozen=True):
@@ -193,7 +194,7 @@ def _updated(memory: Memory, payload: _State) -> Memory:
         metadata=metadata,
         problems=memory.problems if payload.problems is None else payload.problems,
         root=memory.root if payload.root is None else payload.root,
-        former_paths=[each for each in former if each != path][:MAX_FORMER_PATHS],
+        former_paths=[each for each in former if each != path][:MEMORY_FORMER_PATHS],
         added_tags=[tag for tag in memory.added_tags if tag in tags],
         added_links=[link for link in memory.added_links if link in links],
         added_metadata={name: metadata[name] for name in memory.added_metadata if name in metadata},

@@ -10,7 +10,13 @@ from crucible_core.access import service_principal
 from crucible_core.envelope import Source
 from crucible_core.errors import FieldError, InvalidError
 from crucible_core.ids import derive_id, is_id
-from crucible_core.limits import MEMORY_ENTITIES, MEMORY_LINKS, MEMORY_TAG_CHARS, MEMORY_TAGS, MEMORY_WORD_CHARS
+from crucible_core.limits import (
+    MEMORY_ENTITIES,
+    MEMORY_LINKS,
+    MEMORY_TAG_CHARS,
+    MEMORY_TAGS,
+    MEMORY_WORD_CHARS,
+)
 from crucible_core.protocol.memory import Link
 from crucible_kit.clock import fresh_id
 from crucible_memory.search.words import composed, tag_key
@@ -19,7 +25,6 @@ MEMORY = service_principal("memory")
 """Who asks where this service acts for nobody else."""
 SOURCE = Source("system", "memory")
 """Whose the events are that this service makes of notes."""
-MAX_FORMER_PATHS = 16
 _MOST_GIVEN = 4
 """Times as long as its one spelling a name may come: with spaces around it, or decomposed."""
 

@@ -12,8 +12,9 @@ from functools import reduce
 import msgspec
 
 from crucible_core.access import Principal
-from crucible_core.envelope import MAX_EVENT_BYTES, decode
+from crucible_core.envelope import decode
 from crucible_core.errors import ConflictError, TooLargeError
+from crucible_core.limits import EVENT_BYTES, MEMORY_ID_CHARS
 from crucible_core.position import Position
 from crucible_core.protocol.events import Appended, KeyedRequest, NewEvent
 from crucible_core.protocol.memory import Cause
@@ -33,7 +34,6 @@ _TRIES = 12
 _TURN_S = 2.0
 _PAUSE_S = 0.005
 _ENVELOPE_BYTES = 2048
-_MAX_KEY = 200
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 Decide = Callable[[Memory | None], Awaitable[Change | None]]
 
@@ -185,8 +185,8 @@ class Writer:
 def new_event(id: str, change: Change, memory: Memory | None, cause: Cause, expected: int, use: Use) -> NewEvent:
     """A change as the event that asks to be committed. A memory stays in the room where it was made, and for ever."""
     payload = msgspec.json.encode(change.payload)
-    if len(payload) > MAX_EVENT_BYTES - _ENVELOPE_BYTES:
-        raise TooLargeError(f"a memory may have {MAX_EVENT_BYTES - _ENVELOPE_BYTES} bytes with all its parts")
+    if len(payload) > EVENT_BYTES - _ENVELOPE_BYTES:
+        raise TooLargeError(f"a memory may have {EVENT_BYTES - _ENVELOPE_BYTES} bytes with all its parts")
     return msgspec.structs.replace(
         caused(f"Memory.{change.event}", payload, cause, use),
         room_id=memory.room_id if memory else cause.room_id,
@@ -218,7 +218,7 @@ def _event_key(use: Use, key: str) -> str:
     """The key within one operation on one memory, so that the same one may serve for several. A key is short and has no
     control characters, but the name of a file, which may be in it, has whatever its system allows."""
     text = f"memory.{use.operation}:{use.about}:{key}"
-    fits = len(text) <= _MAX_KEY and not _CONTROL.search(text)
+    fits = len(text) <= MEMORY_ID_CHARS and not _CONTROL.search(text)
     return text if fits else f"memory:{hashlib.sha256(text.encode()).hexdigest()}"
 
 

@@ -9,9 +9,10 @@ from functools import partial
 import msgspec
 
 from crucible_core import subjects
-from crucible_core.envelope import MAX_HOPS, Event, Source
+from crucible_core.envelope import Event, Source
 from crucible_core.errors import CrucibleError, LimitedError, NotFoundError, UnavailableError
 from crucible_core.ids import derive_id
+from crucible_core.limits import HOPS
 from crucible_core.position import Position
 from crucible_core.protocol.events import NewEvent
 from crucible_core.protocol.webhooks import AttemptRecord, WebhookRecord
@@ -274,7 +275,7 @@ def failure_event(event_type: str, record: WebhookRecord, cause: Event, outcome:
         actor="system:webhooks",
         correlation_id=cause.metadata.correlation_id,
         causation_id=cause.metadata.id,
-        hop=min(cause.metadata.hop + 1, MAX_HOPS),
+        hop=min(cause.metadata.hop + 1, HOPS),
         world_id=cause.metadata.world_id,
         room_id=cause.metadata.room_id,
         entity=record.id,

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from crucible_core.errors import InvalidError
+from crucible_core.limits import WEBHOOK_ANSWER_BYTES
 from crucible_core.times import parse_retry_after
 from crucible_kit.clock import now_ms
 from crucible_kit.http.egress import parse_target
@@ -15,8 +16,6 @@ from crucible_kit.http.exchange import ExchangeError, Exchanger
 _RETRIED = frozenset({408, 425, 429})
 GONE = 410
 _REDACTED = "the event was redacted before it was sent"
-KEPT_BYTES = 2048
-"""The bytes of an answer that its attempt's record has."""
 
 
 class Response(msgspec.Struct, frozen=True):
@@ -66,7 +65,7 @@ async def post(exchanger: Exchanger, url: str, headers: Mapping[str, str], body:
         return Response(error=str(error))
     except InvalidError as error:
         return Response(error=error.detail)
-    beginning = answer.body[:KEPT_BYTES].decode("utf-8", "replace")
+    beginning = answer.body[:WEBHOOK_ANSWER_BYTES].decode("utf-8", "replace")
     return Response(
         answer.status, beginning, None, parse_retry_after(answer.headers.get("retry-after"), now_ms() / 1000)
     )

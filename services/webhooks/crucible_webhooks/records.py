@@ -10,7 +10,17 @@ import msgspec
 from crucible_core.access import OPERATOR_ID
 from crucible_core.errors import FieldError, InvalidError
 from crucible_core.filters.matcher import CompiledFilters, compile_filters
-from crucible_core.limits import SECRET_GRACE_S, SECRET_MOST, SECRETS_KEPT
+from crucible_core.limits import (
+    CONCURRENCY,
+    HANDLER_FILTERS,
+    SECRET_GRACE_S,
+    SECRET_MOST,
+    SECRETS_KEPT,
+    WEBHOOK_ATTEMPTS,
+    WEBHOOK_DELAY_S,
+    WEBHOOK_NAME_CHARS,
+    WEBHOOK_TIMEOUT_MS,
+)
 from crucible_core.merge import merge_patch
 from crucible_core.protocol.parts import Counters
 from crucible_core.protocol.webhooks import Auth, CreateWebhook, OldSecret, WebhookOptions, WebhookRecord, WebhookView
@@ -19,12 +29,6 @@ from crucible_core.types.catalogue import Catalogue
 from crucible_kit.http.egress import Guard, parse_target
 from crucible_webhooks.signing import new_secret, secret_error, signing_key
 
-MAX_NAME = 200
-MAX_FILTERS = 100
-MAX_ATTEMPTS = 20
-MAX_DELAY_S = 86_400.0
-MAX_CONCURRENCY = 64
-MAX_TIMEOUT_MS = 60_000
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _CREDENTIALS = {"bearer": ("token",), "basic": ("username", "password"), "hmac": ()}
 _ALL_CREDENTIALS = ("token", "username", "password")
@@ -85,7 +89,7 @@ def patch_record(
 
 def normalize_name(name: str) -> str:
     """The name in the form (NFC) that is stored and compared: two that look alike are one."""
-    return unicodedata.normalize("NFC", name[: MAX_NAME + 1])
+    return unicodedata.normalize("NFC", name[: WEBHOOK_NAME_CHARS + 1])
 
 
 def replace_secret(record: WebhookRecord, secret: str | None, grace_s: float, now_us: int) -> WebhookRecord:
@@ -109,14 +113,14 @@ def signing_keys(record: WebhookRecord, now_us: int) -> list[bytes]:
 
 def _check(wanted: CreateWebhook, auth: Auth, options: WebhookOptions, guard: Guard, catalogue: Catalogue) -> None:
     errors = [*_url_errors(wanted.url, guard), *_auth_errors(auth), *_option_errors(options)]
-    if len(wanted.name) > MAX_NAME or not any(one.isprintable() and one != " " for one in wanted.name):
-        errors.append(FieldError("name", f"must have 1 to {MAX_NAME} characters, and some to be seen"))
+    if len(wanted.name) > WEBHOOK_NAME_CHARS or not any(one.isprintable() and one != " " for one in wanted.name):
+        errors.append(FieldError("name", f"must have 1 to {WEBHOOK_NAME_CHARS} characters, and some to be seen"))
     elif _CONTROL.search(wanted.name) or not wanted.name.strip("."):
         errors.append(FieldError("name", "must have no control characters, and not only dots"))
     elif wanted.name.startswith("whk_"):
         errors.append(FieldError("name", "must not begin with whk_, as ids do"))
-    if not 1 <= len(wanted.event_filters) <= MAX_FILTERS:
-        errors.append(FieldError("event_filters", f"must have 1 to {MAX_FILTERS} filters", '[{"event_type": "*"}]'))
+    if not 1 <= len(wanted.event_filters) <= HANDLER_FILTERS:
+        errors.append(FieldError("event_filters", f"must have 1 to {HANDLER_FILTERS} filters", '[{"event_type": "*"}]'))
     try:
         compile_filters(wanted.event_filters, catalogue=catalogue)
     except InvalidError as error:
@@ -195,12 +199,12 @@ def _auth_errors(auth: Auth) -> list[FieldError]:
 
 def _option_errors(options: WebhookOptions) -> list[FieldError]:
     errors = []
-    if not 100 <= options.timeout_ms <= MAX_TIMEOUT_MS:
-        errors.append(FieldError("options.timeout_ms", f"must be 100 to {MAX_TIMEOUT_MS}"))
-    if not 1 <= options.concurrency <= MAX_CONCURRENCY:
-        errors.append(FieldError("options.concurrency", f"must be 1 to {MAX_CONCURRENCY}"))
+    if not 100 <= options.timeout_ms <= WEBHOOK_TIMEOUT_MS:
+        errors.append(FieldError("options.timeout_ms", f"must be 100 to {WEBHOOK_TIMEOUT_MS}"))
+    if not 1 <= options.concurrency <= CONCURRENCY:
+        errors.append(FieldError("options.concurrency", f"must be 1 to {CONCURRENCY}"))
     delays = options.retry_delays_s
-    if len(delays) >= MAX_ATTEMPTS or not all(0 <= delay <= MAX_DELAY_S for delay in delays):
-        message = f"must be at most {MAX_ATTEMPTS - 1} waits of 0 to {MAX_DELAY_S:.0f} s"
+    if len(delays) >= WEBHOOK_ATTEMPTS or not all(0 <= delay <= WEBHOOK_DELAY_S for delay in delays):
+        message = f"must be at most {WEBHOOK_ATTEMPTS - 1} waits of 0 to {WEBHOOK_DELAY_S:.0f} s"
         errors.append(FieldError("options.retry_delays_s", message, "[2, 4, 8, 16]"))
     return errors

@@ -12,6 +12,7 @@ from crucible_core.access import Principal, is_operators, service_principal
 from crucible_core.envelope import Event
 from crucible_core.errors import ConflictError, CrucibleError, FieldError, NotFoundError
 from crucible_core.ids import is_id
+from crucible_core.limits import WEBHOOK_NAME_CHARS
 from crucible_core.position import Encoded
 from crucible_core.protocol.webhooks import WebhookRecord
 from crucible_core.subjects import shard_of
@@ -23,7 +24,7 @@ from crucible_kit.nats.bus import Bus
 from crucible_kit.principals import Principals
 from crucible_kit.types import Types
 from crucible_kit.worlds import Worlds
-from crucible_webhooks.records import MAX_NAME, compile_record_filters, normalize_name
+from crucible_webhooks.records import compile_record_filters, normalize_name
 
 WEBHOOKS = service_principal("webhooks")
 """The principal of this service, where it acts for nobody else."""
@@ -119,7 +120,7 @@ class Registry(HandlerRegistry[WebhookEntry]):
         # An id is not misspelt, and what is compared is bounded: this runs on the event loop.
         visible = (entry.name for entry in self.entries.values() if principal.may_see(entry))
         names = () if is_id("whk", name) else islice(visible, _COMPARED)
-        suggestion = nearest(name[:MAX_NAME], names)
+        suggestion = nearest(name[:WEBHOOK_NAME_CHARS], names)
         hint = f' (did you mean "{suggestion}"?)' if suggestion else ""
         error = FieldError(path, "there is no such webhook", suggestion)
         return NotFoundError(f"there is no webhook {name[:100]!r}{hint}", errors=[error])

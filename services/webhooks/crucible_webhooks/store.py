@@ -6,6 +6,7 @@ import sqlite3
 import msgspec
 
 from crucible_core.errors import FieldError, InvalidError
+from crucible_core.limits import WEBHOOK_TRACED
 from crucible_core.protocol.parts import Counters
 from crucible_core.protocol.webhooks import AttemptList, AttemptRecord
 from crucible_kit.index.index import Index
@@ -13,7 +14,6 @@ from crucible_kit.nats.bus import Message
 
 log = logging.getLogger(__name__)
 
-MAX_TRACED = 1000
 _COUNTED = 10_000
 VERSION = 2
 SCHEMA = """
@@ -76,12 +76,12 @@ async def attempts(index: Index, webhook_id: str, limit: int, cursor: str | None
 
 
 async def latest_attempts(index: Index, correlation_id: str) -> list[AttemptRecord]:
-    """The latest attempt of each delivery of the events with that correlation id, at most MAX_TRACED."""
+    """The latest attempt of each delivery of the events with that correlation id, at most WEBHOOK_TRACED."""
     query = (
         "SELECT record, max(sequence) FROM attempts WHERE correlation_id = ? GROUP BY delivery_id"
         " ORDER BY min(sequence) LIMIT ?"
     )
-    rows = await index.reader.execute_fetchall(query, (correlation_id, MAX_TRACED))
+    rows = await index.reader.execute_fetchall(query, (correlation_id, WEBHOOK_TRACED))
     return [msgspec.json.decode(row[0], type=AttemptRecord) for row in rows]
 
 

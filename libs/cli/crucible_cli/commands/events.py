@@ -21,6 +21,7 @@ from crucible_client import Crucible, Notice
 from crucible_core.envelope import Event
 from crucible_core.errors import ConflictError, NotFoundError
 from crucible_core.ids import id_span
+from crucible_core.limits import LOOKED_UP_EVENTS
 from crucible_core.protocol.events import CountBy
 from crucible_core.times import format_time
 
@@ -92,8 +93,6 @@ PAGE = 500
 SLACK_MS = 1000
 """An id may be made a moment before or after its event's time."""
 _LOOKED_AT = 50
-MOST = 5000
-"""Events that are looked through for the beginning of an id."""
 
 
 @command(app, table=True)
@@ -205,7 +204,7 @@ def find_event(crucible: Crucible, given: str) -> Event:
         return crucible.events.get(given)
     first, last = format_time((span[0] - SLACK_MS) * 1000), format_time((span[1] + SLACK_MS) * 1000)
     events = crucible.events.list(from_time=first, to_time=last, page_size=PAGE)
-    matching = [event for event in islice(events, MOST) if event.metadata.id.startswith(given)]
+    matching = [event for event in islice(events, LOOKED_UP_EVENTS) if event.metadata.id.startswith(given)]
     if not matching:
         raise NotFoundError(f"no event has an id that begins with {given}")
     if len(matching) > 1:

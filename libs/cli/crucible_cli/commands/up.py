@@ -10,8 +10,8 @@ import msgspec
 import typer
 
 from crucible_cli.up.machine import Options
-from crucible_cli.up.stack import DEFAULT_BASE
 from crucible_cli.up.state import default_root
+from crucible_core.limits import FIRST_PORT
 
 app = typer.Typer()
 
@@ -24,7 +24,7 @@ def up(
     ] = None,
     port_base: Annotated[
         int, typer.Option("--port-base", help="The gateway's port; the services take the four after it.")
-    ] = DEFAULT_BASE,
+    ] = FIRST_PORT,
     hooks: Annotated[
         Path | None, typer.Option("--hooks", help="The directory of hook files.", show_default="hooks in --data")
     ] = None,

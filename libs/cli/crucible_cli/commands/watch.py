@@ -34,6 +34,7 @@ from crucible_cli.tree import COLOURS
 from crucible_client import Crucible
 from crucible_core.envelope import DEFAULT_WORLD
 from crucible_core.errors import CrucibleError, LimitedError, NotFoundError, UnavailableError
+from crucible_core.limits import WATCHED_FOLDERS
 from crucible_core.suggest import did_you_mean
 
 app = typer.Typer()
@@ -47,8 +48,6 @@ RESCAN_S = 30.0
 """So often everything is looked at, whatever the system told of changes."""
 AGAIN_S = 0.5
 MOST_SAID = 1000
-MOST_FOLDERS = 10_000
-"""Folders that are watched; what happens in others is found by looking at everything."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 """Characters that no entity may hold."""
 
@@ -280,7 +279,7 @@ def _folders(root: Path) -> list[str]:
     for folder, folders, _ in os.walk(root):
         found.append(folder)
         folders[:] = [name for name in folders if not name.startswith(".")]
-    return sorted(found)[:MOST_FOLDERS]
+    return sorted(found)[:WATCHED_FOLDERS]
 
 
 def _inode(root: Path) -> int:

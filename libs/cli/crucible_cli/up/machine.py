@@ -31,9 +31,8 @@ from crucible_cli.up.state import (
 )
 from crucible_cli.up.supervisor import Supervisor
 from crucible_core.errors import CrucibleError, UnavailableError
+from crucible_core.limits import READY_S
 
-READY_S = 60.0
-"""How long the services may take until all are ready, or say what they wait for: a large index takes longer."""
 _PROGRESS_S = 10.0
 
 

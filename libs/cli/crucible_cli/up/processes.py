@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from crucible_cli.up.state import write_private
+from crucible_core.limits import LOG_FILE_BYTES, LOG_FILES
 
 _PR_SET_PDEATHSIG = 1
 _STALE_GRACE_S = 5.0
@@ -153,8 +154,6 @@ def _await_end(processes: Iterable[Born], grace: float) -> None:
         time.sleep(_POLL_S)
 
 
-_MAX_BYTES = 8 * 1024 * 1024
-_KEPT = 3
 _CHUNK = 64 * 1024
 _MAX_LINE = 400
 _BURST = 20
@@ -176,7 +175,7 @@ class Output:
         self,
         file: Path,
         warn: Callable[[str], None],
-        max_bytes: int = _MAX_BYTES,
+        max_bytes: int = LOG_FILE_BYTES,
         heard: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.file = file
@@ -247,7 +246,7 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def rotate(file: Path, kept: int = _KEPT) -> None:
+def rotate(file: Path, kept: int = LOG_FILES) -> None:
     """`x.log` becomes `x.log.1`, `x.log.1` becomes `x.log.2`, …; what is beyond `kept` goes."""
     for number in range(kept - 1, 0, -1):
         older = file.with_name(f"{file.name}.{number}")

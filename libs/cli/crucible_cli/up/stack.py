@@ -13,11 +13,11 @@ from crucible_cli.up import nats_server
 from crucible_cli.up.state import DataDir
 from crucible_cli.up.supervisor import Health, Program
 from crucible_core.errors import ConflictError, InvalidError, UnavailableError
+from crucible_core.limits import FIRST_PORT
 from crucible_core.protocol.parts import Readiness
 
 SERVICES = ("gateway", "events", "hooks", "webhooks", "memory")
 """In the order of their ports, from the port base on."""
-DEFAULT_BASE = 8080
 HOST = nats_server.HOST
 _NATS_PORT = 4222
 LOOK_S = 2.0
@@ -148,7 +148,7 @@ def _environ(service: str, port: int, data: DataDir, nats_url: str) -> dict[str,
 
 
 def _nats_port(base: int) -> int:
-    wanted = _NATS_PORT - DEFAULT_BASE + base
+    wanted = _NATS_PORT - FIRST_PORT + base
     return nats_server.choose_port(wanted) if 1 <= wanted <= 65535 else nats_server.free_port()
 
 

@@ -19,17 +19,13 @@ from crucible_core.filters.operators import (
     operator_meant,
     scalar_key,
 )
-from crucible_core.filters.paths import MAX_PATH, Getter, Place, bind, document_place, event_place
+from crucible_core.filters.paths import Getter, Place, bind, document_place, event_place
+from crucible_core.limits import ERRORS, FILTER_CONDITIONS, FILTER_DEPTH, FILTER_PATH_CHARS, FILTER_PATTERNS
 from crucible_core.suggest import nearest
 
 Predicate = Callable[[Event], bool]
 DocumentPredicate = Callable[[dict[str, Any]], bool]
 
-MAX_DEPTH = 16
-MAX_CONDITIONS = 200
-MAX_PATTERNS = 20
-"""Patterns take milliseconds to compile and megabytes to keep, so a filter may have fewer of them."""
-MAX_ERRORS = 20
 _MAX_ANCHOR_VALUES = 32
 _COMBINERS = ("$and", "$or", "$not")
 _SHOWN = 80
@@ -107,8 +103,8 @@ class _Compilation:
     def _filter(self, spec: Any, at: str, depth: int) -> Callable[[Any], bool]:
         if not isinstance(spec, dict):
             return self._wrong(at, "a filter is an object of paths and what their values must be")
-        if depth > MAX_DEPTH:
-            return self._wrong(at, f"filters may be nested {MAX_DEPTH} deep")
+        if depth > FILTER_DEPTH:
+            return self._wrong(at, f"filters may be nested {FILTER_DEPTH} deep")
         if depth > 1 and not spec:
             self._count(at)
         return _all([self._entry(key, wanted, at, depth) for key, wanted in spec.items()])
@@ -116,7 +112,7 @@ class _Compilation:
     def _entry(self, key: Any, wanted: Any, at: str, depth: int) -> Callable[[Any], bool]:
         if not isinstance(key, str):
             return self._wrong(f"{at}.{key}", "a path is a text")
-        inside = f"{at}.{key[:MAX_PATH]}"
+        inside = f"{at}.{key[:FILTER_PATH_CHARS]}"
         if key == "$not":
             return _negated(self._filter(wanted, inside, depth + 1))
         if key in ("$and", "$or"):
@@ -173,8 +169,8 @@ class _Compilation:
         self._count(at)
         if name == "matches":
             self._patterns += 1
-            if self._patterns > MAX_PATTERNS:
-                raise _invalid([*self._errors, FieldError(at, f"a filter may have {MAX_PATTERNS} patterns")])
+            if self._patterns > FILTER_PATTERNS:
+                raise _invalid([*self._errors, FieldError(at, f"a filter may have {FILTER_PATTERNS} patterns")])
         try:
             return OPERATORS[name](operand_value(operand))
         except ValueError as error:
@@ -183,12 +179,12 @@ class _Compilation:
     def _count(self, at: str) -> None:
         """One more condition at `at`. Past the limit nothing more is read: refusing a huge filter is cheap."""
         self._conditions += 1
-        if self._conditions > MAX_CONDITIONS:
-            raise _invalid([*self._errors, FieldError(at, f"a filter may have {MAX_CONDITIONS} conditions")])
+        if self._conditions > FILTER_CONDITIONS:
+            raise _invalid([*self._errors, FieldError(at, f"a filter may have {FILTER_CONDITIONS} conditions")])
 
     def _wrong(self, at: str, message: str, suggestion: str | None = None) -> Callable[[Any], bool]:
         self._errors.append(FieldError(at, message, suggestion))
-        if len(self._errors) >= MAX_ERRORS:
+        if len(self._errors) >= ERRORS:
             raise _invalid(self._errors)
         return _never
 

@@ -9,10 +9,10 @@ import msgspec
 
 from crucible_core.envelope import Event
 from crucible_core.errors import FieldError, InvalidError
-from crucible_core.filters.filter import MAX_ERRORS, Anchor, Predicate, anchors, compile_filter
+from crucible_core.filters.filter import Anchor, Predicate, anchors, compile_filter
 from crucible_core.filters.operators import scalar_key
 from crucible_core.filters.paths import Getter
-from crucible_core.limits import FILTERS
+from crucible_core.limits import ERRORS, FILTERS
 from crucible_core.protocol.parts import TypeFilter
 from crucible_core.types.catalogue import CATALOGUE, Catalogue
 
@@ -86,7 +86,7 @@ def compile_filters(
             alternatives.append(_alternative(wanted, f"{at}.{i}", catalogue, any_path))
         except InvalidError as refused:
             errors += refused.errors
-            if len(errors) >= MAX_ERRORS:
+            if len(errors) >= ERRORS:
                 break
     if errors:
         first = errors[0]

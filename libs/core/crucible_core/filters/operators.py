@@ -8,6 +8,7 @@ from typing import Any
 
 import re2
 
+from crucible_core.limits import FILTER_DEPTH, FILTER_OPERAND_VALUES, FILTER_OPERANDS, FILTER_PATTERN_CHARS
 from crucible_core.suggest import nearest
 
 Test = Callable[[Any], bool]
@@ -15,12 +16,6 @@ Test = Callable[[Any], bool]
 MISSING: Any = object()
 """The value of a field that is not there; only `exists: false`, `not_equals` and `not_in` hold of it."""
 
-MAX_PATTERN = 1000
-"""The longest pattern of `matches`, in characters."""
-MAX_OPERANDS = 1000
-"""The longest list that an operator takes."""
-MAX_OPERAND_DEPTH = 16
-MAX_OPERAND_VALUES = 10_000
 
 _PATTERN_MEMORY = 2 * 1024 * 1024
 """Bytes that one compiled pattern may use. RE2's own default, four times this, lets one pattern compile for 0.3 s."""
@@ -58,15 +53,15 @@ def operand_value(value: Any) -> Any:
 
 def _copy(value: Any, depth: int, seen: Iterator[int]) -> Any:
     """`seen` counts values before they are copied: an object read from YAML may hold the same list many times over."""
-    if depth > MAX_OPERAND_DEPTH:
-        raise ValueError(f"is nested deeper than {MAX_OPERAND_DEPTH} levels")
-    if next(seen) >= MAX_OPERAND_VALUES:
-        raise ValueError(f"holds more than {MAX_OPERAND_VALUES} values")
+    if depth > FILTER_DEPTH:
+        raise ValueError(f"is nested deeper than {FILTER_DEPTH} levels")
+    if next(seen) >= FILTER_OPERAND_VALUES:
+        raise ValueError(f"holds more than {FILTER_OPERAND_VALUES} values")
     if value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     if isinstance(value, list):
-        if len(value) > MAX_OPERANDS:
-            raise ValueError(f"a list may hold {MAX_OPERANDS} values, this one holds {len(value)}")
+        if len(value) > FILTER_OPERANDS:
+            raise ValueError(f"a list may hold {FILTER_OPERANDS} values, this one holds {len(value)}")
         return [_copy(item, depth + 1, seen) for item in value]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: _copy(item, depth + 1, seen) for key, item in value.items()}
@@ -129,8 +124,8 @@ def _matches(operand: Any) -> Test:
 
 def _pattern(text: str) -> Any:
     """The compiled pattern. It searches UTF-8 bytes: RE2 would encode text anyway, and count characters besides."""
-    if len(text) > MAX_PATTERN:
-        raise ValueError(f"a pattern may have {MAX_PATTERN} characters, this one has {len(text)}")
+    if len(text) > FILTER_PATTERN_CHARS:
+        raise ValueError(f"a pattern may have {FILTER_PATTERN_CHARS} characters, this one has {len(text)}")
     options = re2.Options()
     options.log_errors = False
     options.never_capture = True

@@ -10,12 +10,12 @@ from msgspec import UNSET
 from crucible_core.envelope import Event, Metadata, Source
 from crucible_core.errors import FieldError, InvalidError
 from crucible_core.filters.operators import MISSING, Test
+from crucible_core.limits import FILTER_PATH_CHARS
 from crucible_core.suggest import nearest
 from crucible_core.types.synonyms import other_names, other_paths
 
 Getter = Callable[[Any], Any]
 
-MAX_PATH = 256
 _SHOWN = 80
 
 
@@ -117,8 +117,8 @@ def document_place(fields: Collection[str] | None, path: str) -> Place:
 
 
 def _segments(path: str) -> tuple[str, ...]:
-    if len(path) > MAX_PATH:
-        raise _refused(f"a path may have {MAX_PATH} characters")
+    if len(path) > FILTER_PATH_CHARS:
+        raise _refused(f"a path may have {FILTER_PATH_CHARS} characters")
     segments = tuple(path.split("."))
     if not all(segments):
         raise _refused("a path is names joined by dots, and none of them empty")

@@ -4,9 +4,8 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from crucible_core.limits import RETENTION_RULES
 from crucible_core.protocol.parts import Message
-
-MAX_RULES = 1_000
 
 
 class RetentionRule(Message, omit_defaults=False):
@@ -20,7 +19,7 @@ class RetentionRule(Message, omit_defaults=False):
 class RetentionRules(Message, omit_defaults=False):
     """Of the rules that fit an event the first counts."""
 
-    rules: Annotated[list[RetentionRule], Meta(max_length=MAX_RULES)]
+    rules: Annotated[list[RetentionRule], Meta(max_length=RETENTION_RULES)]
 
 
 class RetentionRecord(RetentionRules, kw_only=True):

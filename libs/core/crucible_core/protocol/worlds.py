@@ -8,9 +8,6 @@ from msgspec import Meta
 from crucible_core.protocol.memory import Cause
 from crucible_core.protocol.parts import Message, Owned
 
-MAX_WORLDS = 10_000
-MAX_ROOMS = 1_000
-
 PlaceId = Annotated[
     str,
     Meta(

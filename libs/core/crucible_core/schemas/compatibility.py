@@ -13,6 +13,7 @@ import msgspec
 import re2
 
 from crucible_core.errors import FieldError
+from crucible_core.limits import BREAKS
 from crucible_core.schemas.dialect import TYPES, Schema, bare, dotted, is_annotation, places, resolve
 
 _OPAQUE = (
@@ -25,7 +26,6 @@ _LEAST = ("minLength", "minItems", "minProperties")
 _MOST = ("maxLength", "maxItems", "maxProperties")
 _MAX_STEPS = 50_000
 _MAX_DEPTH = 150
-_MAX_ERRORS = 50
 _STAYS = "cannot be compared, so it must stay as it is"
 _MISSING = object()
 
@@ -45,7 +45,7 @@ def breaks(old: Schema, new: Schema) -> Errors:
             if isinstance(place.schema, Mapping) and word in place.schema:
                 return [_break(place.path, f"{word} looks at the whole schema: nothing of it but its texts may change")]
     old, new = _payload(old), _payload(new)
-    return _Comparison(old, new).schemas(old, new, "schema", 0)[:_MAX_ERRORS]
+    return _Comparison(old, new).schemas(old, new, "schema", 0)[:BREAKS]
 
 
 def _payload(root: Schema) -> Schema:

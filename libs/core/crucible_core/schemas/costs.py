@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from crucible_core.envelope import MAX_DEPTH
+from crucible_core.limits import EVENT_DEPTH
 from crucible_core.schemas.dialect import IN_PLACE, children, resolve
 
 MOST = 1_000_000_000
@@ -45,7 +45,7 @@ class _Counted:
                 continue
             beside = self._all_beside(schema)
             if beside is None or self._edges > _MOST_EDGES:
-                return [MOST] * (MAX_DEPTH + 1)
+                return [MOST] * (EVENT_DEPTH + 1)
             below[id(schema)] = list(self._below(beside))
             waiting += [self._known[inner] for counts in below[id(schema)] for inner in counts if inner not in below]
         own = {one: _sum(self._beside[one], self._steps) for one in below}
@@ -55,10 +55,10 @@ class _Counted:
         """What the root comes to at each level, by way of what every other subschema comes to one level higher."""
         at, root = own, id(self._root)
         found = [own[root]]
-        while len(found) <= MAX_DEPTH:
+        while len(found) <= EVENT_DEPTH:
             after = {one: max((_sum(counts, at) for counts in kinds), default=0) for one, kinds in below.items()}
             if after == at or not after[root]:
-                found += [after[root]] * (MAX_DEPTH + 1 - len(found))
+                found += [after[root]] * (EVENT_DEPTH + 1 - len(found))
                 break
             at = after
             found.append(at[root])

@@ -10,23 +10,22 @@ import msgspec
 
 from crucible_core.decode import check_depth
 from crucible_core.errors import FieldError, InvalidError, MalformedError
+from crucible_core.limits import (
+    ERRORS,
+    SCHEMA_BYTES,
+    SCHEMA_CLASSES,
+    SCHEMA_IN_PLACE,
+    SCHEMA_PATTERN_CHARS,
+    SCHEMA_PATTERN_CLASSES,
+    SCHEMA_PATTERNS,
+    SCHEMA_PATTERNS_CHARS,
+    SCHEMA_SUBSCHEMAS,
+    SCHEMA_VALUES,
+)
 from crucible_core.suggest import nearest
 
 Schema = Mapping[str, Any] | bool
 
-MAX_BYTES = 256 * 1024
-MAX_SUBSCHEMAS = 2_000
-MAX_IN_PLACE = 200
-"""Subschemas that can all be asked about one and the same value."""
-MAX_VALUES = 1_000
-"""Of one enum, one list of required names, or the alternatives of one word."""
-MAX_PATTERNS = 100
-MAX_PATTERN = 1_000
-MAX_PATTERNS_CHARS = 10_000
-MAX_CLASSES = 20
-MAX_ALL_CLASSES = 400
-r"""`\d`, `\w`, `\s` and their opposites in one pattern, and in all: to compile one takes a time that grows with their
-square. With the characters of all patterns, this bounds it to some 50 ms, in which nothing else runs."""
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
@@ -54,7 +53,6 @@ ANNOTATIONS = frozenset(
 """What decides nothing about a value, extensions (`x-…`) aside."""
 _WORDS = frozenset((*_ONE, *_LISTS, *_MAPS, *_PLAIN, *ANNOTATIONS))
 _CLASS = re.compile(r"\\[dDwWsS]")
-_MAX_ERRORS = 20
 _MAX_NEAR = 100
 """Names among which the nearest one is looked for."""
 _SHOWN = 100
@@ -156,17 +154,17 @@ def check_schema(schema: Any) -> None:
     if not isinstance(schema, dict):
         raise _invalid([FieldError("schema", "must be a JSON Schema: an object")])
     raw = msgspec.json.encode(schema)
-    if len(raw) > MAX_BYTES:
-        raise _invalid([FieldError("schema", f"has {len(raw)} bytes, and may have {MAX_BYTES}")])
+    if len(raw) > SCHEMA_BYTES:
+        raise _invalid([FieldError("schema", f"has {len(raw)} bytes, and may have {SCHEMA_BYTES}")])
     try:
         check_depth(raw, "schema")
     except MalformedError as error:
         raise _invalid([FieldError("schema", error.detail.removeprefix("schema "))]) from None
-    found = list(islice(places(schema), MAX_SUBSCHEMAS + 1))
-    if len(found) > MAX_SUBSCHEMAS:
-        raise _invalid([FieldError("schema", f"may have {MAX_SUBSCHEMAS} subschemas")])
+    found = list(islice(places(schema), SCHEMA_SUBSCHEMAS + 1))
+    if len(found) > SCHEMA_SUBSCHEMAS:
+        raise _invalid([FieldError("schema", f"may have {SCHEMA_SUBSCHEMAS} subschemas")])
     mistakes = chain(_root_errors(schema), _pattern_errors(found), *map(_errors, found))
-    errors = [*islice(mistakes, _MAX_ERRORS)] or [*islice(_reference_errors(schema, found), _MAX_ERRORS)]
+    errors = [*islice(mistakes, ERRORS)] or [*islice(_reference_errors(schema, found), ERRORS)]
     errors = errors or _loops(schema, found)
     if errors:
         raise _invalid(errors)
@@ -182,14 +180,14 @@ def _root_errors(schema: Mapping[str, Any]) -> Iterator[FieldError]:
 
 def _pattern_errors(found: list[Place]) -> Iterator[FieldError]:
     patterns = [pattern for place in found for pattern in _patterns(place.schema)]
-    if len(patterns) > MAX_PATTERNS:
-        yield FieldError("schema", f"has {len(patterns)} patterns, and may have {MAX_PATTERNS}")
+    if len(patterns) > SCHEMA_PATTERNS:
+        yield FieldError("schema", f"has {len(patterns)} patterns, and may have {SCHEMA_PATTERNS}")
     texts = [pattern for pattern in patterns if isinstance(pattern, str)]
     characters = sum(map(len, texts))
-    if characters > MAX_PATTERNS_CHARS:
-        yield FieldError("schema", f"has patterns of {characters} characters, and may have {MAX_PATTERNS_CHARS}")
-    elif (classes := sum(map(_classes, texts))) > MAX_ALL_CLASSES:
-        yield FieldError("schema", f"has {classes} classes such as \\d in its patterns, and may have {MAX_ALL_CLASSES}")
+    if characters > SCHEMA_PATTERNS_CHARS:
+        yield FieldError("schema", f"has patterns of {characters} characters, and may have {SCHEMA_PATTERNS_CHARS}")
+    elif (classes := sum(map(_classes, texts))) > SCHEMA_CLASSES:
+        yield FieldError("schema", f"has {classes} classes such as \\d in its patterns, and may have {SCHEMA_CLASSES}")
 
 
 def _classes(pattern: str) -> int:
@@ -218,13 +216,15 @@ def _errors(place: Place) -> Iterator[FieldError]:
         elif word not in _WORDS and not word.startswith("x-"):
             message = "is no word of JSON Schema that is read here; one of your own begins with x-"
             yield FieldError(at, message, nearest(word, _WORDS))
-        elif isinstance(value, list | Mapping) and len(value) > MAX_VALUES and not is_annotation(word):
-            yield FieldError(at, f"may have {MAX_VALUES} entries")
+        elif isinstance(value, list | Mapping) and len(value) > SCHEMA_VALUES and not is_annotation(word):
+            yield FieldError(at, f"may have {SCHEMA_VALUES} entries")
     for pattern in _patterns(schema):
-        if isinstance(pattern, str) and len(pattern) > MAX_PATTERN:
-            yield FieldError(place.path, f"a pattern may have {MAX_PATTERN} characters")
-        elif isinstance(pattern, str) and _classes(pattern) > MAX_CLASSES:
-            message = f"a pattern may have {MAX_CLASSES} classes such as \\d: write \\d{{8}} for eight digits"
+        if isinstance(pattern, str) and len(pattern) > SCHEMA_PATTERN_CHARS:
+            yield FieldError(place.path, f"a pattern may have {SCHEMA_PATTERN_CHARS} characters")
+        elif isinstance(pattern, str) and _classes(pattern) > SCHEMA_PATTERN_CLASSES:
+            message = (
+                f"a pattern may have {SCHEMA_PATTERN_CLASSES} classes such as \\d: write \\d{{8}} for eight digits"
+            )
             yield FieldError(place.path, message)
     types = schema.get("type", [])
     for name in types if isinstance(types, list) else [types]:
@@ -267,8 +267,8 @@ def _loops(root: Schema, found: list[Place]) -> list[FieldError]:
             elif below in reached:
                 waiting.pop()
                 seen |= {below, *reached[below]}
-                if len(seen) > MAX_IN_PLACE:
-                    message = f"more than {MAX_IN_PLACE} subschemas would be asked about one value"
+                if len(seen) > SCHEMA_IN_PLACE:
+                    message = f"more than {SCHEMA_IN_PLACE} subschemas would be asked about one value"
                     return [FieldError(paths[id(schema)], message)]
             else:
                 on_way.add(below)

@@ -10,6 +10,7 @@ import msgspec
 
 from crucible_core import envelope
 from crucible_core.decode import check_depth, check_keys, malformed, refused
+from crucible_core.limits import TYPE_NAME_CHARS
 from crucible_core.protocol.events import EventType
 from crucible_core.suggest import nearest
 from crucible_core.types import synonyms
@@ -17,7 +18,6 @@ from crucible_core.types.kinds import BUILT_IN, AnyKind, Kind, Registered, read_
 from crucible_core.types.names import (
     ANY_CUSTOM,
     CATEGORY_ALIASES,
-    MAX_CUSTOM_NAME,
     UnknownTypeError,
     aliases,
     category_spellings,
@@ -36,8 +36,8 @@ __all__ = [
     "CATALOGUE",
     "CATEGORIES",
     "CATEGORY_ALIASES",
-    "MAX_CUSTOM_NAME",
     "OWN",
+    "TYPE_NAME_CHARS",
     "Catalogue",
     "Kind",
     "Registered",

@@ -4,12 +4,12 @@ import re
 from collections.abc import Iterable, Mapping
 
 from crucible_core.errors import FieldError, InvalidError
+from crucible_core.limits import TYPE_NAME_CHARS
 from crucible_core.types.kinds import AnyKind
 
 ANY_CUSTOM = "Custom.*"
 """Stands for every `Custom.<name>` where types are listed: their names are not known beforehand."""
 
-MAX_CUSTOM_NAME = 128
 SEPARATORS = (".", ":", "_")
 _SHOWN = 100
 _WORD_START = re.compile(r"(?<=[a-z])(?=[A-Z])")
@@ -61,8 +61,8 @@ def category_spellings(category: str) -> list[str]:
 
 
 def custom(name: str, path: str) -> str:
-    if not 0 < len(name) <= MAX_CUSTOM_NAME or not name.isprintable() or " " in name or "*" in name:
-        wanted = f"1 to {MAX_CUSTOM_NAME} printable characters without spaces or *"
+    if not 0 < len(name) <= TYPE_NAME_CHARS or not name.isprintable() or " " in name or "*" in name:
+        wanted = f"1 to {TYPE_NAME_CHARS} printable characters without spaces or *"
         raise refusal(path, f"the name of a custom event is {wanted}")
     return f"Custom.{name}"
 

@@ -7,23 +7,32 @@ from typing import Any
 import msgspec
 
 from crucible_core.errors import ConflictError, FieldError, InvalidError
+from crucible_core.limits import (
+    DESCRIPTION_CHARS,
+    ID_CHARS,
+    TYPE_ALIAS_CHARS,
+    TYPE_ALIASES,
+    TYPE_BYTES,
+    TYPE_NAME_CHARS,
+    TYPES,
+    TYPES_BYTES,
+)
 from crucible_core.protocol.events import RegisterType, TypeRecord, TypeVersion
 from crucible_core.schemas.compatibility import breaks
 from crucible_core.schemas.costs import MOST, steps
 from crucible_core.schemas.dialect import check_schema
 from crucible_core.types.catalogue import OWN, Catalogue, Registered
-from crucible_core.types.names import ANY_CUSTOM, MAX_CUSTOM_NAME, custom
+from crucible_core.types.names import ANY_CUSTOM, custom
 
 _NUMBER = r"(0|[1-9]\d{0,8})"
 _VERSION = re.compile(rf"{_NUMBER}\.{_NUMBER}\.{_NUMBER}(?:-([0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*))?", re.ASCII)
-_MAX = 64
 
 Precedence = tuple[int, int, int, bool, tuple[tuple[bool, int, str], ...]]
 
 
 def precedence(version: str, path: str = "version") -> Precedence:
     """What versions are ordered by. Raises InvalidError for what is no version."""
-    found = _VERSION.fullmatch(version) if len(version) <= _MAX else None
+    found = _VERSION.fullmatch(version) if len(version) <= ID_CHARS else None
     if found is None:
         message = "must be a version such as 1.2.0, or 1.2.0-beta.1"
         raise InvalidError(f"{path}: {message}", errors=[FieldError(path, message)])
@@ -37,25 +46,17 @@ def _identifier(part: str) -> tuple[bool, int, str]:
     return (False, int(part), "") if part.isdecimal() else (True, 0, part)
 
 
-MAX_TYPES = 1_000
-MAX_RECORD = 512 * 1024
-"""Bytes of all versions of one type."""
-MAX_TOTAL = 8 * 1024 * 1024
-"""Bytes of all types: every process holds them."""
-MAX_ALIASES = 50
-MAX_DESCRIPTION = 4_096
 _WORD = r"[A-Z][A-Za-z0-9]{0,63}"
 _NAME = re.compile(rf"(?P<category>{_WORD})\.(?P<event>{_WORD})", re.ASCII)
 _ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9]*(?:[._:-][A-Za-z0-9]+)*", re.ASCII)
-_MAX_ALIAS = 200
-_FORM = f'"Category.Event", both PascalCase of up to 64 letters and digits, or Custom.<name> of up to {MAX_CUSTOM_NAME}'
+_FORM = f'"Category.Event", both PascalCase of up to 64 letters and digits, or Custom.<name> of up to {TYPE_NAME_CHARS}'
 
 
 def check_request(request: RegisterType, catalogue: Catalogue) -> None:
     """Raises InvalidError with every mistake that the request has whatever is registered."""
     errors = [*_name_errors(request.type, catalogue), *_alias_errors(request.aliases)]
-    if len(request.description) > MAX_DESCRIPTION:
-        errors.append(FieldError("description", f"may have {MAX_DESCRIPTION} characters"))
+    if len(request.description) > DESCRIPTION_CHARS:
+        errors.append(FieldError("description", f"may have {DESCRIPTION_CHARS} characters"))
     for check in (lambda: precedence(request.version), lambda: _check_schema(request.schema)):
         try:
             check()
@@ -126,15 +127,15 @@ def _versions(request: RegisterType, record: TypeRecord, now: str) -> list[TypeV
 
 def _check_limits(record: TypeRecord, catalogue: Catalogue) -> None:
     size = len(msgspec.json.encode(record))
-    if size > MAX_RECORD:
-        raise _invalid([FieldError("schema", f"all versions of a type may have {MAX_RECORD} bytes together")])
+    if size > TYPE_BYTES:
+        raise _invalid([FieldError("schema", f"all versions of a type may have {TYPE_BYTES} bytes together")])
     others = [kind.record for name, kind in catalogue.registered.items() if name != record.type]
-    if len(others) >= MAX_TYPES:
-        raise _invalid([FieldError("type", f"{MAX_TYPES} types are registered, and that is the limit")])
-    if size + sum(len(msgspec.json.encode(other)) for other in others) > MAX_TOTAL:
-        raise _invalid([FieldError("schema", f"all registered types may have {MAX_TOTAL} bytes together")])
-    if len(record.aliases) > MAX_ALIASES:
-        raise _invalid([FieldError("aliases", f"a type may have {MAX_ALIASES} aliases")])
+    if len(others) >= TYPES:
+        raise _invalid([FieldError("type", f"{TYPES} types are registered, and that is the limit")])
+    if size + sum(len(msgspec.json.encode(other)) for other in others) > TYPES_BYTES:
+        raise _invalid([FieldError("schema", f"all registered types may have {TYPES_BYTES} bytes together")])
+    if len(record.aliases) > TYPE_ALIASES:
+        raise _invalid([FieldError("aliases", f"a type may have {TYPE_ALIASES} aliases")])
 
 
 def _name_errors(name: str, catalogue: Catalogue) -> list[FieldError]:
@@ -161,7 +162,7 @@ def _name_errors(name: str, catalogue: Catalogue) -> list[FieldError]:
 
 def _proposal(name: str) -> str | None:
     """`order_placed`, `order.placed` and `OrderPlaced.v2` as a type could be written."""
-    words = re.split(r"[._:\- ]+", name[:_MAX_ALIAS], maxsplit=1)
+    words = re.split(r"[._:\- ]+", name[:TYPE_ALIAS_CHARS], maxsplit=1)
     if len(words) != 2 or not name.isascii():
         return None
     parts = ["".join(part[:1].upper() + part[1:] for part in re.split(r"[^A-Za-z0-9]+", word)) for word in words]
@@ -171,9 +172,9 @@ def _proposal(name: str) -> str | None:
 
 def _alias_errors(aliases: Sequence[str]) -> list[FieldError]:
     errors = []
-    for position, alias in enumerate(aliases[: MAX_ALIASES + 1]):
+    for position, alias in enumerate(aliases[: TYPE_ALIASES + 1]):
         path, head = f"aliases.{position}", re.split(r"[.:_]", alias, maxsplit=1)[0].casefold()
-        if len(alias) > _MAX_ALIAS or not _ALIAS.fullmatch(alias):
+        if len(alias) > TYPE_ALIAS_CHARS or not _ALIAS.fullmatch(alias):
             errors.append(FieldError(path, "must be words of letters and digits, joined by . : _ or -"))
         elif head in OWN:
             errors.append(FieldError(path, f"must not begin with {head}, which is Crucible's own category"))

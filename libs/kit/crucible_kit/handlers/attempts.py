@@ -10,6 +10,7 @@ import msgspec
 
 from crucible_core import subjects
 from crucible_core.errors import CrucibleError, LimitedError, UnavailableError
+from crucible_core.limits import CRASHES, PARK_AFTER
 from crucible_core.subjects import shard_of
 from crucible_kit.handlers.lanes import Job
 from crucible_kit.handlers.service import Outcome, Service
@@ -81,10 +82,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-PARK_AFTER = 10
-"""A job is parked after so many failures of the service itself."""
-MAX_CRASHES = 2
-"""A job is parked after so many processes have ended over it, the last of them with this job alone."""
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 15.0
 _SUSPECTS_AT_ONCE = 16
@@ -232,7 +229,7 @@ class Attempts:
         subject = self._bus.names.trial(self._service.name, job.id)
         last = await self._persist(job, lambda: self._bus.last(self._bus.names.attempts, subject))
         ended = int(last.data) if last else 0
-        if ended >= MAX_CRASHES:
+        if ended >= CRASHES:
             return await self._parked(job, f"{ended} processes ended while they worked on it")
         async with self._alone if ended else self._suspects:
             await self._persist(job, lambda: self._bus.store(Outgoing(subject, b"%d" % (ended + 1))))

@@ -9,8 +9,9 @@ from typing import TypeVar
 
 import msgspec
 
-from crucible_core.envelope import MAX_HOPS, Event, decode
+from crucible_core.envelope import Event, decode
 from crucible_core.errors import CrucibleError, UnavailableError
+from crucible_core.limits import HOPS
 from crucible_core.position import Position
 from crucible_core.subjects import shard_of
 from crucible_kit.backlog import Backlog
@@ -292,7 +293,7 @@ class Engine:
 
     def _is_due(self, lane: Lane, plan: Plan, job: Job) -> bool:
         """False for what comes too soon. The end of a chain causes nothing, so nothing else is too soon after it."""
-        free = job.pointer is not None or not plan.apart_ms or job.event.metadata.hop >= MAX_HOPS
+        free = job.pointer is not None or not plan.apart_ms or job.event.metadata.hop >= HOPS
         return free or lane.fires(job, plan.apart_ms)
 
     def _hold_back(self, lane: Lane, job: Job) -> None:

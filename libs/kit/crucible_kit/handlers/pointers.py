@@ -12,6 +12,7 @@ import msgspec
 from crucible_core import subjects
 from crucible_core.envelope import Event, decode
 from crucible_core.errors import CrucibleError, NotFoundError, UnavailableError
+from crucible_core.limits import REPLAY_WAITING
 from crucible_core.protocol.replays import ReplayBatch, ReplayedEvent, ReplayTaken
 from crucible_core.subjects import SHARDS, Names, shard_of
 from crucible_kit.eventlog import event_at
@@ -192,9 +193,6 @@ class Pointers:
         return self._bus.names.durable(f"{self._service.name}-work-{replica}")
 
 
-MOST_WAITING = 1000
-"""A replay waits while its handler has so many jobs, live ones among them."""
-
 Work = Callable[[Event, ReplayedEvent], Outgoing | None]
 
 
@@ -219,7 +217,7 @@ async def enqueue(bus: Bus, queue: Queue, request: ReplayBatch, work: Work) -> R
         message = None if event is None else work(event, replayed)
         if message is None:
             skipped += 1
-        elif len(messages) + waiting < MOST_WAITING:
+        elif len(messages) + waiting < REPLAY_WAITING:
             messages.append(message)
         else:
             break

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from crucible_core.errors import CrucibleError
+from crucible_core.limits import RETRY_AFTER_LEAST_S
 from crucible_core.protocol.parts import Readiness, Trouble
 from crucible_kit.telemetry.metrics import CONTENT_TYPE, Metrics
 
@@ -25,7 +26,6 @@ Rendered = tuple[int, dict[str, str], bytes]
 PROBLEM_JSON = "application/problem+json"
 PROBLEM_TYPES = "https://crucible.dev/problems/"
 INTERNAL_DETAIL = "Something went wrong on the server's side; its log has the cause."
-DEFAULT_RETRY_AFTER_S = 1
 
 STATUS: Mapping[str, int] = MappingProxyType(
     {
@@ -194,7 +194,7 @@ def _json(value: Any, status: int = 200) -> Response:
 def _seconds(value: Any) -> str:
     """Whole seconds for Retry-After, rounded up so that nobody comes back too early."""
     known = isinstance(value, int | float) and math.isfinite(value)
-    return str(max(DEFAULT_RETRY_AFTER_S, math.ceil(value) if known else 0))
+    return str(max(RETRY_AFTER_LEAST_S, math.ceil(value) if known else 0))
 
 
 def _phrase(status: int) -> str:

@@ -12,7 +12,7 @@ import httptools
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from crucible_core.limits import STALL_S, UNSENT_BYTES
+from crucible_core.limits import HEAD_BYTES, REQUEST_HEADERS, STALL_S, UNSENT_BYTES
 from crucible_kit.http.asgi import STATUS, status_problem
 
 log = logging.getLogger(__name__)
@@ -131,10 +131,6 @@ class BufferedTransport:
         return 0
 
 
-MAX_HEAD_BYTES = 64 * 1024
-"""Request line and headers, and as much between two pieces of a body: the sizes of its chunks, and its trailers."""
-MAX_HEADERS = 200
-
 _BROKEN, _SLOW, _LARGE, _NO_METHOD = STATUS["malformed"], STATUS["too_slow"], 431, 405
 _PHRASES = {
     _BROKEN: b"Bad Request",
@@ -143,7 +139,7 @@ _PHRASES = {
     _NO_METHOD: b"Method Not Allowed",
 }
 _NO_HTTP = "this is not HTTP/1.1"
-_TOO_LARGE = f"a request may have {MAX_HEADERS} headers, and {MAX_HEAD_BYTES} bytes before its body"
+_TOO_LARGE = f"a request may have {REQUEST_HEADERS} headers, and {HEAD_BYTES} bytes before its body"
 _HANDSHAKE = "a WebSocket handshake is a GET that has no body"
 
 
@@ -194,10 +190,10 @@ class Connection(HttpToolsProtocol):
         if self._refusal:
             return
         self._unset_keepalive_if_required()
-        self._one_large_piece = len(data) > MAX_HEAD_BYTES
+        self._one_large_piece = len(data) > HEAD_BYTES
         self._framing += len(data)
         self._parse(data)
-        if self._framing > MAX_HEAD_BYTES:
+        if self._framing > HEAD_BYTES:
             self._refuse(_LARGE, _TOO_LARGE)
         elif self._framing and not self._in_body and self._timer is None and not self._refusal:
             self._timer = self.loop.call_later(self.head_s, self._too_slow)
@@ -217,13 +213,13 @@ class Connection(HttpToolsProtocol):
         if self._in_body:
             return  # a trailer, which nobody here waits for
         super().on_header(name, value)
-        if len(self.headers) > MAX_HEADERS:
+        if len(self.headers) > REQUEST_HEADERS:
             self._fail(_LARGE, _TOO_LARGE)
 
     def on_headers_complete(self) -> None:
         self._in_body, self._framing = True, 0
         self._stop_timer()
-        if self._one_large_piece and self._size() > MAX_HEAD_BYTES:
+        if self._one_large_piece and self._size() > HEAD_BYTES:
             self._fail(_LARGE, _TOO_LARGE)
         version = self.parser.get_http_version()
         if version != "1.1":

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from crucible_core.limits import CRASHES
 from crucible_core.position import Position, base_of, in_stream, joined
 from crucible_kit.nats.bus import Bus
-from crucible_kit.nats.inflight import MAX_CRASHES
 from crucible_kit.nats.jetstream import StreamState
 from crucible_kit.nats.message import Message
 
@@ -36,7 +36,7 @@ class Trial(NamedTuple):
     @property
     def reason(self) -> str:
         """Why the message is passed over; empty where it is tried once more."""
-        return f"{self.ended} processes ended while they worked on it" if self.ended >= MAX_CRASHES else ""
+        return f"{self.ended} processes ended while they worked on it" if self.ended >= CRASHES else ""
 
     def note(self, connection: sqlite3.Connection) -> None:
         """Before the message is tried: should the process end over it, this is left."""

@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from crucible_core import subjects
 from crucible_core.errors import CrucibleError, NotFoundError, UnavailableError
+from crucible_core.limits import PARK_AFTER
 from crucible_kit.nats.bus import Bus
-from crucible_kit.nats.inflight import PARK_AFTER, InFlight, PoisonError, open_in_flight
+from crucible_kit.nats.inflight import InFlight, PoisonError, open_in_flight
 from crucible_kit.nats.message import Handler, Message
 from crucible_kit.nats.pull import Backoff, LostError, Pull, open_pull
 from crucible_kit.tasks import finish

@@ -9,18 +9,15 @@ import msgspec
 
 from crucible_core import subjects
 from crucible_core.errors import CrucibleError, LimitedError, TooLargeError, UnavailableError
+from crucible_core.limits import CRASHES, PARK_AFTER
 from crucible_kit.nats.bus import Bus
 from crucible_kit.nats.frames import Outgoing
 from crucible_kit.nats.message import Handler, Message
 
 log = logging.getLogger(__name__)
 
-PARK_AFTER = 10
-"""Failures after which a message that makes its handler fail is put aside."""
 HELD_BYTES = 32 * 1024 * 1024
 """What messages in hand may come to, over all consumers of a process. Each may have one, whatever the others have."""
-MAX_CRASHES = 2
-"""Processes that may end while they work on one message alone, before it is put aside."""
 _NAK_S = 1.0
 _LONGEST_NAK_S = 30.0
 _REMEMBERED = 10_000
@@ -80,13 +77,13 @@ class InFlight:
         try:
             last = await self._bus.last(self._bus.names.attempts, subject)
             ended = int(last.data) if last else 0
-            if ended < MAX_CRASHES:
+            if ended < CRASHES:
                 await self._bus.store(Outgoing(subject, b"%d" % (ended + 1)))
         except CrucibleError as error:
             log.info("%s: message %d waits: %s", self.durable, message.sequence, error)
             await self.answer(message, _nak(_NAK_S))
             return
-        if ended >= MAX_CRASHES:
+        if ended >= CRASHES:
             await self.answer(message, await self._parked(message, f"{ended} processes ended while they worked on it"))
             return
         try:

@@ -1,14 +1,14 @@
 """The streams of an installation and how each keeps its messages. Every service declares them when it starts."""
 
 from crucible_core.errors import FieldError, InvalidError
-from crucible_core.position import MAX_STREAMS, in_stream
+from crucible_core.limits import HISTORY_S, STREAMS
+from crucible_core.position import in_stream
 from crucible_core.subjects import DLV, RUN, Names, kv_stream, kv_subject
 from crucible_kit.nats.bus import Bus
 from crucible_kit.settings import KitSettings
 
 DUPLICATE_WINDOW_S = 120.0
 """How long JetStream remembers the message ids of work and history."""
-HISTORY_S = 30 * 86_400.0
 DAY_S = 86_400.0
 _STREAMS = "crucible.streams"
 """What a stream of the log says of how many there are; one alone says nothing."""
@@ -87,7 +87,7 @@ async def _check_streams(bus: Bus) -> None:
     """Which stream holds a world depends on how many there are: with another number, its events would be looked for
     where they are not. One that is lost is made anew, and told as a loss."""
     names = bus.names
-    possible = Names(names.prefix, MAX_STREAMS).log_streams
+    possible = Names(names.prefix, STREAMS).log_streams
     there = [stream for stream in await bus.stream_names() if stream in possible]
     options = [await bus.stream_options(stream) for stream in there]
     number = max((int(found.get("metadata", {}).get(_STREAMS, "1")) for found in options), default=names.streams)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 import msgspec
 
 from crucible_core.access import Scope
-from crucible_core.envelope import MAX_EVENT_BYTES, decode, is_intricate
+from crucible_core.envelope import decode, is_intricate
 from crucible_core.errors import (
     ConflictError,
     CrucibleError,
@@ -20,6 +20,7 @@ from crucible_core.errors import (
     from_problem,
     untried,
 )
+from crucible_core.limits import EVENT_BYTES
 from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, Known, NewEvent
 from crucible_core.subjects import FINGERPRINT
 from crucible_core.types.catalogue import UnknownTypeError
@@ -90,7 +91,7 @@ class Appender:
         self._retention = retention
         self._committer = committer
         self._deciding = Slots(DECISIONS_AT_ONCE, DECISIONS_AT_ONCE // 4)
-        self._most = min(MAX_EVENT_BYTES, bus.max_payload - _HEADERS_BYTES)
+        self._most = min(EVENT_BYTES, bus.max_payload - _HEADERS_BYTES)
         appended = metrics.counter("events_appended", "Events that were committed", ("category",))
         self._appended_of = functools.cache(appended.labels)
         self._duplicates = metrics.counter("events_duplicates", "Appends of what the log had already")

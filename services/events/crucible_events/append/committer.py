@@ -19,6 +19,7 @@ from crucible_core.errors import (
     UnknownOutcomeError,
     untried,
 )
+from crucible_core.limits import BATCH_BYTES
 from crucible_core.subjects import EXPECTED_SEQUENCE
 from crucible_events.append.entries import Entry, entities_of
 from crucible_events.append.lookup import Lookup
@@ -31,7 +32,6 @@ from crucible_kit.telemetry.spans import Telemetry
 
 log = logging.getLogger(__name__)
 
-MAX_BATCH_BYTES = 4 * 1024 * 1024
 FEW = 12
 """Up to so many messages are stored one by one, pipelined: the server takes some milliseconds to open a batch, which is
 more than as many single stores take, synced or not."""
@@ -183,7 +183,7 @@ class Committer:
                 clashes = not ids.isdisjoint(pending.ids) or (
                     pending.expects and not entities.isdisjoint(pending.entities)
                 )
-                full = count + len(pending.messages) > MAX_BATCH or size + pending.size > MAX_BATCH_BYTES
+                full = count + len(pending.messages) > MAX_BATCH or size + pending.size > BATCH_BYTES
                 if pending.whole or clashes or full:
                     break
             waiting.popleft()

@@ -16,6 +16,7 @@ from crucible_core.errors import (
     LimitedError,
     UnavailableError,
 )
+from crucible_core.limits import BATCH_ERRORS
 from crucible_core.protocol.events import Appended, Chain, Known, NewEvent
 from crucible_core.subjects import (
     ACCESSED,
@@ -33,8 +34,6 @@ from crucible_events.append.stamp import Defaults, Stamped, stamp
 from crucible_events.append.validation import Payloads
 from crucible_kit.nats.bus import MAX_BATCH
 from crucible_kit.nats.frames import Outgoing
-
-_MOST_ERRORS = 100
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -252,7 +251,7 @@ def check_one_stream(entries: list[Entry], names: Names) -> None:
     strangers = sorted(entry.index for some in others for entry in some)
     if strangers:
         message = "its world is in another stream of the log than that of the first event: append it by itself"
-        errors = [FieldError(f"events.{index}.world_id", message) for index in strangers[:_MOST_ERRORS]]
+        errors = [FieldError(f"events.{index}.world_id", message) for index in strangers[:BATCH_ERRORS]]
         raise InvalidError(f"{errors[0].path}: {message}", errors=errors)
 
 
@@ -267,4 +266,4 @@ def _merge(refused: Mapping[int, CrucibleError]) -> CrucibleError:
         for field in error.errors or [FieldError("", error.detail)]
     ]
     detail = f"events.{index}: {first.detail}"
-    return type(first)(detail, errors=errors[:_MOST_ERRORS], **first.extra)
+    return type(first)(detail, errors=errors[:BATCH_ERRORS], **first.extra)

@@ -8,11 +8,20 @@ from typing import Any
 import msgspec
 
 from crucible_core.access import service_principal
-from crucible_core.attributes import MAX_EXTENSIONS, Extensions, is_kept, mistake
-from crucible_core.envelope import MAX_EVENT_BYTES, MAX_HOPS, Data, Event, Metadata, Source, SourceKind, encode
+from crucible_core.attributes import Extensions, is_kept, mistake
+from crucible_core.envelope import Data, Event, Metadata, Source, SourceKind, encode
 from crucible_core.errors import FieldError, ForbiddenError, InvalidError, TooLargeError
 from crucible_core.ids import is_after, is_id
-from crucible_core.limits import MEMORY_PATHS, TIME_AHEAD_S
+from crucible_core.limits import (
+    ENTITY_CHARS,
+    EVENT_BYTES,
+    EXTENSIONS,
+    HOPS,
+    MEMORY_PATHS,
+    NAME_CHARS,
+    SOURCE_CHARS,
+    TIME_AHEAD_S,
+)
 from crucible_core.protocol.events import NewEvent
 from crucible_core.redaction import checked_empty
 from crucible_core.subjects import KEY, MSG_ID, VERSIONED
@@ -21,12 +30,6 @@ from crucible_core.types.kinds import BUILT_IN
 from crucible_core.types.payloads import CATEGORIES, OURS
 from crucible_events.append.validation import Payloads
 from crucible_kit.telemetry.spans import parse_traceparent
-
-MAX_NAME = 200
-MAX_SOURCE = 2048
-"""As long as a URI may be, in practice."""
-MAX_ENTITY = 4096
-"""As long as a file's path may be."""
 
 SYSTEM = Source("system", "crucible")
 EVENTS = service_principal("events")
@@ -100,7 +103,7 @@ class HopsError(InvalidError):
     """The chain of effects is too deep."""
 
 
-def stamp(new: NewEvent, defaults: Defaults, payloads: Payloads, most: int = MAX_EVENT_BYTES) -> Stamped:
+def stamp(new: NewEvent, defaults: Defaults, payloads: Payloads, most: int = EVENT_BYTES) -> Stamped:
     """The event to commit; `most` is the limit of its stored bytes.
 
     Raises InvalidError with every mistake in the envelope, or the payload's; MalformedError and TooLargeError; and
@@ -114,8 +117,8 @@ def stamp(new: NewEvent, defaults: Defaults, payloads: Payloads, most: int = MAX
         _check_writer(dotted)
     if mistakes := _field_errors(new) + _future_times(new, defaults):
         raise _invalid(mistakes)
-    if new.hop > MAX_HOPS:
-        message = f"{new.hop} effects deep; chains end at {MAX_HOPS}"
+    if new.hop > HOPS:
+        message = f"{new.hop} effects deep; chains end at {HOPS}"
         raise HopsError(f"hop: {message}", errors=[FieldError("hop", message)])
     payload, value = bytes(new.payload), None
     if new.redacted is None:
@@ -126,7 +129,7 @@ def stamp(new: NewEvent, defaults: Defaults, payloads: Payloads, most: int = MAX
         version = new.version or BUILT_IN
     category, _, name = dotted.partition(".")
     named = _entity_texts(category, payload, value)
-    usable = [text for _, text in named if _is_name(text, MAX_ENTITY)]
+    usable = [text for _, text in named if _is_name(text, ENTITY_CHARS)]
     metadata = _metadata(new, defaults, version, usable[0] if usable else None)
     data = Data(name, msgspec.Raw(one_line(payload)))
     event = Event(category, data, metadata, redacted=new.redacted or msgspec.UNSET)
@@ -231,7 +234,7 @@ def _check_entity(event: Event, field: str, name: str, defaults: Defaults) -> No
     if event.data.event == "Created" and is_after(name, _latest(defaults) // 1000):
         raise _invalid([_ahead(f"payload.{field}", defaults)])
     unreadable = event.type == "Memory" and ("/" in name or name in MEMORY_PATHS)
-    if not _is_name(name, MAX_ENTITY) or not name.strip(".") or unreadable:
+    if not _is_name(name, ENTITY_CHARS) or not name.strip(".") or unreadable:
         message = "is a part of a URL's path: no control characters, no slash, not only dots, and not query or status"
         raise _invalid([FieldError(f"payload.{field}", message)])
     if event.metadata.entity != name:
@@ -242,14 +245,14 @@ def _check_entity(event: Event, field: str, name: str, defaults: Defaults) -> No
 # ---- checks ----------------------------------------------------------------------------------------------------------
 
 _NAMES = (
-    ("actor", MAX_NAME),
-    ("source.id", MAX_SOURCE),
-    ("correlation_id", MAX_NAME),
-    ("causation_id", MAX_NAME),
-    ("world_id", MAX_NAME),
-    ("room_id", MAX_NAME),
-    ("idempotency_key", MAX_NAME),
-    ("entity", MAX_ENTITY),
+    ("actor", NAME_CHARS),
+    ("source.id", SOURCE_CHARS),
+    ("correlation_id", NAME_CHARS),
+    ("causation_id", NAME_CHARS),
+    ("world_id", NAME_CHARS),
+    ("room_id", NAME_CHARS),
+    ("idempotency_key", NAME_CHARS),
+    ("entity", ENTITY_CHARS),
 )
 """Paths of an event, in the order of `_field_errors`, and the most characters of each."""
 
@@ -270,7 +273,7 @@ def _field_errors(new: NewEvent) -> list[FieldError]:
     )
     present = [name for name in names if name is not None]
     together = "".join(present)
-    in_order = len(together) <= MAX_NAME and together.isprintable() and all(present)  # as nearly always
+    in_order = len(together) <= NAME_CHARS and together.isprintable() and all(present)  # as nearly always
     for (path, most), value in () if in_order else zip(_NAMES, names, strict=True):
         if value is not None and not _is_name(value, most):
             found.append(FieldError(path, f"must be 1 to {most} characters, none of them a control character"))
@@ -325,10 +328,10 @@ def _ahead(path: str, defaults: Defaults) -> FieldError:
 
 
 def _extension_errors(extensions: Extensions) -> list[FieldError]:
-    if sum(not is_kept(name) for name in extensions) > MAX_EXTENSIONS:
-        return [FieldError("extensions", f"must be at most {MAX_EXTENSIONS}")]
+    if sum(not is_kept(name) for name in extensions) > EXTENSIONS:
+        return [FieldError("extensions", f"must be at most {EXTENSIONS}")]
     checked = ((name, mistake(name, value)) for name, value in extensions.items())
-    return [FieldError(f"extensions.{name[:MAX_NAME]}", wrong) for name, wrong in checked if wrong]
+    return [FieldError(f"extensions.{name[:NAME_CHARS]}", wrong) for name, wrong in checked if wrong]
 
 
 def _is_name(value: str, most: int) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import jsonschema_rs
 
 from crucible_core.errors import FieldError, InvalidError
-from crucible_core.limits import SCHEMA_STEPS
+from crucible_core.limits import ERRORS, SCHEMA_STEPS
 from crucible_core.protocol.events import NewEvent, TypeVersion
 from crucible_core.schemas import dialect
 from crucible_core.schemas.costs import steps
@@ -17,7 +17,6 @@ from crucible_core.types.kinds import BUILT_IN
 
 _REGEX_BYTES = 256 * 1024
 """The size of one compiled pattern, which bounds the time of a match."""
-_MOST_ERRORS = 20
 _ALL_ERRORS_UNTIL = 64 * 1024
 """Bytes of a payload up to which a refusal lists every mistake; for a larger one it names the first."""
 _LISTED_UNTIL = 2_000
@@ -134,7 +133,7 @@ class Validator:
         first = errors[0]
         asked = f' (did you mean "{first.suggestion}"?)' if first.suggestion else ""
         text = f"{dotted[:100]} is refused: {first.path}: {first.message}{asked}"
-        raise InvalidError(text, errors=errors[:_MOST_ERRORS])
+        raise InvalidError(text, errors=errors[:ERRORS])
 
     def _steps_of(self, payload: Any) -> int:
         """The steps of a check at most; more than the limit where it passes that."""
@@ -151,7 +150,7 @@ class Validator:
         try:
             if size > _ALL_ERRORS_UNTIL:
                 self._compiled.validate(payload)
-            for error in islice(self._compiled.iter_errors(payload), _MOST_ERRORS):
+            for error in islice(self._compiled.iter_errors(payload), ERRORS):
                 errors += _field_errors(error, self._schema)
         except jsonschema_rs.ValidationError as error:
             errors = _field_errors(error, self._schema)
@@ -171,7 +170,7 @@ def _field_errors(error: jsonschema_rs.ValidationError, schema: dict[str, Any]) 
         return [FieldError(_path(*way, str(value)), "required, but missing")]
     if kind in ("additionalProperties", "unevaluatedProperties") and isinstance(value, list):
         known = _declared(schema, error.schema_path)
-        unknown = value[:_MOST_ERRORS]
+        unknown = value[:ERRORS]
         return [FieldError(_path(*way, name), "unknown field", nearest(name, known)) for name in unknown]
     message = error.message.removeprefix(_VALUE).strip()
     if kind in ("anyOf", "oneOf") and isinstance(value, list):

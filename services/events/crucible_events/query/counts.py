@@ -5,6 +5,7 @@ from collections import Counter
 from typing import Any
 
 from crucible_core.envelope import Event
+from crucible_core.limits import COUNT_GROUPS, COUNT_S
 from crucible_core.position import counted
 from crucible_core.protocol.events import CountBy, CountGroup, CountReply
 from crucible_core.times import format_time, parse_time
@@ -14,12 +15,8 @@ from crucible_events.query.scan import Scan, chunks, hulls, merged_statement, pa
 from crucible_kit.index.index import Index
 from crucible_kit.tasks import Turn
 
-BUDGET_S = 2.0
-"""What one request may take; then it is answered with what was counted, and where to go on."""
 WINDOW = 2_000
 """Rows that one statement looks at: whoever else reads the index waits no longer than for these."""
-MAX_KEYS = 2_000
-"""With so many groups an answer ends, whose size is thereby bounded."""
 _AT_ONCE = 200
 """Events that are decoded without a pause."""
 _DAY = 86_400_000_000
@@ -44,7 +41,7 @@ class Tally:
 
     @property
     def spent(self) -> bool:
-        return time.monotonic() > self._ends or len(self.counts) >= MAX_KEYS
+        return time.monotonic() > self._ends or len(self.counts) >= COUNT_GROUPS
 
     def reply(self, by: CountBy | None, complete: bool) -> CountReply:
         ranked = sorted(self.counts.items(), key=lambda entry: (-entry[1], entry[0])) if by else []
@@ -53,7 +50,7 @@ class Tally:
 
 
 async def count(
-    index: Index, query: Query, by: CountBy | None, budget_s: float = BUDGET_S, window: int = WINDOW
+    index: Index, query: Query, by: CountBy | None, budget_s: float = COUNT_S, window: int = WINDOW
 ) -> CountReply:
     """Counts in the log's order, for at least one window."""
     scan = await plan(index, query)

@@ -13,6 +13,7 @@ from crucible_core.envelope import SourceKind
 from crucible_core.errors import CrucibleError, FieldError, InvalidError
 from crucible_core.filters.filter import Predicate, compile_filter
 from crucible_core.filters.operators import SPELLINGS
+from crucible_core.limits import PAGE, QUERY_TYPES
 from crucible_core.position import Encoded, Position, counted
 from crucible_core.protocol.events import QueryRequest
 from crucible_core.suggest import nearest
@@ -159,9 +160,7 @@ def _plain(operand: Any) -> bool:
     return isinstance(operand, bool | float) or (isinstance(operand, int) and abs(operand) < 2**53)
 
 
-MAX_LIMIT = 1000
 MAX_SEQUENCE = 2**63 - 1
-MAX_TYPES = 100
 EQUAL = ("correlation_id", "causation_id", "entity", "actor", "world_id", "room_id")
 """The parameters that are a column's value."""
 
@@ -216,7 +215,7 @@ def checked(request: QueryRequest, catalogue: Catalogue, scope: Scope = EVERYTHI
     predicate = read(request.filter or None, partial(_predicate, catalogue, types))
     position = read(request.cursor, partial(_position, fingerprint))
     for path, value, least, most in (
-        ("limit", request.limit, 1, MAX_LIMIT),
+        ("limit", request.limit, 1, PAGE),
         ("after", request.after, 0, MAX_SEQUENCE),
         ("until", request.until, 0, MAX_SEQUENCE),
         ("min_sequence", request.min_sequence, 0, MAX_SEQUENCE),
@@ -248,8 +247,8 @@ def checked(request: QueryRequest, catalogue: Catalogue, scope: Scope = EVERYTHI
 
 
 def _types(catalogue: Catalogue, patterns: list[str]) -> frozenset[str] | None:
-    if len(patterns) > MAX_TYPES:
-        raise InvalidError("too many types", errors=[FieldError("type", f"may be given {MAX_TYPES} times")])
+    if len(patterns) > QUERY_TYPES:
+        raise InvalidError("too many types", errors=[FieldError("type", f"may be given {QUERY_TYPES} times")])
     expanded = [catalogue.expand(pattern) for pattern in patterns]
     if None in expanded:
         return None

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from crucible_core.limits import QUERY_STEPS
 from crucible_core.position import Position, decoded
 from crucible_core.protocol.events import QueryReply
 from crucible_core.subjects import Names
@@ -200,9 +201,6 @@ def chunks(rows: list[Sized], most: int) -> list[list[Sized]]:
 
 
 PAGE = 1000
-BUDGET = 200_000
-"""What one request may cost: a row that is looked at costs 1, one that is decoded for the filter as `_cost` says. Then
-it is answered with what was found, and a cursor."""
 
 
 class Answer:
@@ -212,7 +210,7 @@ class Answer:
         self.events: list[msgspec.Raw] = []
         self._query = query
         self._room = most_bytes
-        self._budget = BUDGET
+        self._budget = QUERY_STEPS
 
     @property
     def spent(self) -> bool:

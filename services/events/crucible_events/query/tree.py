@@ -6,15 +6,13 @@ import msgspec
 
 from crucible_core.access import EVERYTHING, Scope
 from crucible_core.envelope import Event
+from crucible_core.limits import TREE_EVENTS, TREE_LEVELS
 from crucible_core.position import stream_number
 from crucible_core.protocol.events import TraceNode
 from crucible_events import store
 from crucible_events.store import Sized
 
-MAX_NODES = 1000
 _NODE_BYTES = 100
-MAX_LEVELS = 64
-"""Deeper effects are shown as effects of their ancestor at this level, so that the JSON stays readable for anybody."""
 
 
 _NULL = msgspec.Raw(b"null")
@@ -56,7 +54,7 @@ def _place(placed: dict[str, tuple[TraceNode, int, TraceNode | None]], event: Ev
     if cause is None or cause not in placed:
         return None, 1
     node, level, above = placed[cause]
-    return (node, level + 1) if level < MAX_LEVELS else (above, level)
+    return (node, level + 1) if level < TREE_LEVELS else (above, level)
 
 
 def _milliseconds(event: Event) -> float:
@@ -64,9 +62,9 @@ def _milliseconds(event: Event) -> float:
 
 
 def fitting(sized: list[Sized], most_bytes: int) -> list[int]:
-    """The sequences of the first events, at most `MAX_NODES`, whose bytes there is room for; always the first one."""
+    """The sequences of the first events, at most `TREE_EVENTS`, whose bytes there is room for; always the first one."""
     shown: list[int] = []
-    for row in sized[:MAX_NODES]:
+    for row in sized[:TREE_EVENTS]:
         most_bytes -= (row.size or 0) + _NODE_BYTES
         if shown and most_bytes < 0:
             break

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import msgspec
 
 from crucible_core.errors import ConflictError, FieldError, InvalidError, LimitedError
+from crucible_core.limits import REPLAY_RATE, REPLAYS
 from crucible_core.protocol.parts import GetRequest, TypeFilter
 from crucible_core.protocol.replays import Replay, ReplayList, StartReplay, SteerReplay
 from crucible_events.replay import extent, registry
@@ -17,8 +18,6 @@ from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import Context, Endpoint
 from crucible_kit.types import Types
 
-MAX_UNFINISHED = 100
-MAX_RATE = 1_000_000
 _EVERYTHING = [TypeFilter(event_type="*")]
 _ACTIONS = {
     "pause": (PAUSED, frozenset({RUNNING})),
@@ -54,8 +53,8 @@ class ReplayApi:
         await self._replays.view.refresh()
         if key is not None and replay in self._replays.records:
             return view(self._replays.records[replay], duplicate=True)
-        if sum(not record.finished for record in self._replays.records.values()) >= MAX_UNFINISHED:
-            raise LimitedError(f"{MAX_UNFINISHED} replays are not finished yet; cancel one", retry_after=10)
+        if sum(not record.finished for record in self._replays.records.values()) >= REPLAYS:
+            raise LimitedError(f"{REPLAYS} replays are not finished yet; cancel one", retry_after=10)
         record = await self._new_record(request, replay, context)
         try:
             await self._replays.create(record)
@@ -98,8 +97,8 @@ class ReplayApi:
         scope = context.scope
         selection = await self._types.resolve(lambda known: select(filters, world_id, room_id, names, known, scope))
         await self._places.check_readable(world_id, room_id, scope)
-        if request.rate is not None and not (math.isfinite(request.rate) and 0 < request.rate <= MAX_RATE):
-            message = f"must be more than 0 and at most {MAX_RATE} events a second"
+        if request.rate is not None and not (math.isfinite(request.rate) and 0 < request.rate <= REPLAY_RATE):
+            message = f"must be more than 0 and at most {REPLAY_RATE} events a second"
             raise InvalidError(f"rate: {message}", errors=[FieldError("rate", message)])
         within = await extent.resolve(self._bus, request.start, request.to)
         target = await registry.find_target(self._bus, context.principal, request.target, context.traceparent)

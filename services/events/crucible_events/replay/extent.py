@@ -11,6 +11,7 @@ from crucible_core.access import EVERYTHING, Scope
 from crucible_core.envelope import decode
 from crucible_core.errors import CrucibleError, FieldError, InvalidError
 from crucible_core.filters.matcher import CompiledFilters, compile_filters
+from crucible_core.limits import HANDLER_FILTERS
 from crucible_core.position import Position, in_stream
 from crucible_core.protocol.parts import TypeFilter
 from crucible_core.subjects import Names, token
@@ -19,7 +20,6 @@ from crucible_core.types.catalogue import Catalogue
 from crucible_kit.eventlog import log_end, position_at, position_of
 from crucible_kit.nats.bus import Bus, Message
 
-MAX_FILTERS = 100
 _MOST_SUBJECTS = 20
 """Past so many types whole categories are read."""
 _WHOLE = "*"
@@ -57,8 +57,8 @@ def select(
     scope: Scope = EVERYTHING,
 ) -> Selection:
     """Raises InvalidError with the path of each mistake (`filters.0.event_type`)."""
-    if not 1 <= len(filters) <= MAX_FILTERS:
-        message = f"must have 1 to {MAX_FILTERS} filters; without any, every event is replayed"
+    if not 1 <= len(filters) <= HANDLER_FILTERS:
+        message = f"must have 1 to {HANDLER_FILTERS} filters; without any, every event is replayed"
         raise InvalidError(f"filters: {message}", errors=[FieldError("filters", message)])
     compiled = compile_filters(filters, at="filters", catalogue=catalogue)
     kinds = _kinds(compiled.types)

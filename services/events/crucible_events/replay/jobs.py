@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from crucible_core.errors import CrucibleError, LimitedError, UnavailableError
+from crucible_core.limits import REPLAYS_RUNNING
 from crucible_core.position import Position
 from crucible_core.protocol.replays import ReplayTaken
 from crucible_events.replay import registry
@@ -28,8 +29,6 @@ from crucible_kit.types import Types
 
 log = logging.getLogger(__name__)
 
-MAX_RUNNING = 16
-"""Jobs of one replica; others wait."""
 LEASE_S = 10.0
 _START_S = 30.0
 _LOOK_S = 1.0
@@ -314,7 +313,7 @@ class Jobs:
 
     async def _begin(self) -> None:
         for record in sorted(self._replays.records.values(), key=lambda record: record.created_at):
-            if len(self._jobs) >= MAX_RUNNING:
+            if len(self._jobs) >= REPLAYS_RUNNING:
                 return
             if record.id not in self._jobs and _is_free(record):
                 claimed = await self._replays.change(record.id, self._claim)

@@ -11,6 +11,7 @@ import msgspec
 from crucible_core.access import OPERATOR_ID, Principal
 from crucible_core.errors import ConflictError, CrucibleError, FieldError, InvalidError, NotFoundError
 from crucible_core.ids import is_id
+from crucible_core.limits import REPLAYS_ENDED, REPLAYS_ENDED_MS
 from crucible_core.position import Encoded, counted
 from crucible_core.protocol.parts import GetRequest, Owned, TypeFilter
 from crucible_core.protocol.replays import Replay, Replayable, ReplayBatch, ReplayedEvent, ReplayTaken, ReplayTarget
@@ -23,12 +24,9 @@ from crucible_kit.rpc import call, call_all
 
 log = logging.getLogger(__name__)
 
-MOST_KEPT = 100
-KEPT_MS = 7 * 86_400_000
-"""Finished replays: the newest so many, for so long."""
 _TOMBSTONE_TTL = "3600s"
 _KEYS = "key_"
-_KEYS_TTL = f"{KEPT_MS // 1000}s"
+_KEYS_TTL = f"{REPLAYS_ENDED_MS // 1000}s"
 """Of entries of the bucket that hold the id of an idempotency key's replay."""
 
 SEND_S = 20.0
@@ -183,7 +181,7 @@ class Replays:
         finished = [record for record in self.records.values() if record.finished]
         newest = sorted(finished, key=lambda record: record.changed_ms, reverse=True)
         for index, record in enumerate(newest):
-            if index >= MOST_KEPT or record.changed_ms < now_ms - KEPT_MS:
+            if index >= REPLAYS_ENDED or record.changed_ms < now_ms - REPLAYS_ENDED_MS:
                 await self._bucket.delete(record.id, _TOMBSTONE_TTL)
 
     def _take(self, change: Change) -> None:

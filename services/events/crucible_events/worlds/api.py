@@ -21,12 +21,12 @@ from crucible_core.errors import (
     from_problem,
 )
 from crucible_core.ids import derive_id
+from crucible_core.limits import WORLDS
 from crucible_core.protocol.events import AppendReply, AppendRequest, NewEvent
 from crucible_core.protocol.memory import Cause
 from crucible_core.protocol.parts import GetRequest, ListRequest
 from crucible_core.protocol.retention import ReachedRequest
 from crucible_core.protocol.worlds import (
-    MAX_WORLDS,
     ChangeRoom,
     ChangeWorld,
     PlaceRequest,
@@ -72,7 +72,7 @@ class Worlds:
         append: Append,
         append_deletion: Append,
         most_bytes: int,
-        most_deleted: int = MAX_WORLDS,
+        most_deleted: int = WORLDS,
     ) -> None:
         self._bus = bus
         self._bucket = bucket

@@ -8,18 +8,9 @@ import msgspec
 from crucible_core.access import EVERYTHING, Scope
 from crucible_core.envelope import DEFAULT_ROOM
 from crucible_core.errors import ConflictError, FieldError, InvalidError, NotFoundError
-from crucible_core.protocol.worlds import (
-    MAX_ROOMS,
-    MAX_WORLDS,
-    ChangeRoom,
-    ChangeWorld,
-    RoomRecord,
-    RoomView,
-    WorldRecord,
-    WorldView,
-)
+from crucible_core.limits import ROOMS, WORLD_DESCRIPTION_CHARS, WORLDS
+from crucible_core.protocol.worlds import ChangeRoom, ChangeWorld, RoomRecord, RoomView, WorldRecord, WorldView
 
-_MAX_DESCRIPTION = 1000
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
 
@@ -33,8 +24,8 @@ def check_id(text: str) -> None:
 
 
 def check_description(text: str) -> None:
-    if len(text) > _MAX_DESCRIPTION:
-        raise _invalid("description", f"may have {_MAX_DESCRIPTION} characters")
+    if len(text) > WORLD_DESCRIPTION_CHARS:
+        raise _invalid("description", f"may have {WORLD_DESCRIPTION_CHARS} characters")
 
 
 # ---- changes: from the stored record to the new one; the same one where nothing changes ------------------------------
@@ -46,8 +37,8 @@ def with_world(old: WorldRecord | None, request: ChangeWorld, at: str, count: in
         if old.description != request.description:
             raise ConflictError(f"there is a world {old.id} already, with another description")
         return old
-    if count >= MAX_WORLDS:
-        raise _invalid("id", f"there may be {MAX_WORLDS} worlds; delete one first")
+    if count >= WORLDS:
+        raise _invalid("id", f"there may be {WORLDS} worlds; delete one first")
     if old is None:
         return WorldRecord(id=request.id, created_at=at, description=request.description, owner=owner)
     return msgspec.structs.replace(old, created_at=at, description=request.description, deleted_at=None, owner=owner)
@@ -77,8 +68,8 @@ def with_room(old: WorldRecord | None, request: ChangeRoom, at: str) -> WorldRec
     world = _present(old, request.world_id)
     if request.id == DEFAULT_ROOM or any(room.id == request.id and room.deleted_at is None for room in world.rooms):
         return world
-    if sum(room.deleted_at is None for room in world.rooms) >= MAX_ROOMS:
-        raise _invalid("id", f"a world may have {MAX_ROOMS} rooms; delete one first")
+    if sum(room.deleted_at is None for room in world.rooms) >= ROOMS:
+        raise _invalid("id", f"a world may have {ROOMS} rooms; delete one first")
     others = [room for room in world.rooms if room.id != request.id]
     return msgspec.structs.replace(world, rooms=[*others, RoomRecord(id=request.id, created_at=at)])
 
@@ -93,8 +84,8 @@ def without_room(old: WorldRecord | None, room_id: str, created_at: str, at: str
         for room in world.rooms
     ]
     deleted = sorted(room.deleted_at for room in rooms if room.deleted_at is not None)
-    if len(deleted) > MAX_ROOMS:
-        rooms = [room for room in rooms if room.deleted_at is None or room.deleted_at >= deleted[-MAX_ROOMS]]
+    if len(deleted) > ROOMS:
+        rooms = [room for room in rooms if room.deleted_at is None or room.deleted_at >= deleted[-ROOMS]]
     return msgspec.structs.replace(world, rooms=rooms)
 
 

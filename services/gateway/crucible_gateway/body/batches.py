@@ -20,16 +20,15 @@ from crucible_core.errors import (
     from_problem,
     untried,
 )
+from crucible_core.limits import ATOMIC_EVENTS, BATCH_BYTES, REQUEST_EVENTS
 from crucible_core.protocol.events import Appended, AppendReply, AppendRequest, NewEvent
-from crucible_gateway.body.events import MAX_EVENTS, MAX_SENT_BYTES, Origin, SizedEvent, too_many
+from crucible_gateway.body.events import MAX_SENT_BYTES, Origin, SizedEvent, too_many
 from crucible_gateway.problems import document
 from crucible_kit.tasks import Turn
 
 Append = Callable[[AppendRequest], Awaitable[AppendReply]]
 
 CHUNK_EVENTS = 500
-CHUNK_BYTES = 4 * 1024 * 1024
-MAX_ATOMIC = 1000
 _ENVELOPE_BYTES = 512
 """About the bytes that an event's own fields may add to its payload on the way."""
 
@@ -68,9 +67,9 @@ class Batch:
 
     async def add(self, size: int, event: NewEvent | CrucibleError) -> None:
         size += _ENVELOPE_BYTES
-        if self._waiting and (len(self._waiting) >= CHUNK_EVENTS or self._bytes + size > CHUNK_BYTES):
+        if self._waiting and (len(self._waiting) >= CHUNK_EVENTS or self._bytes + size > BATCH_BYTES):
             await self._flush()
-        if self._position >= MAX_EVENTS:
+        if self._position >= REQUEST_EVENTS:
             await self._flush()
             raise too_many()
         if isinstance(event, NewEvent):
@@ -164,8 +163,8 @@ async def append_all(append: Append, origin: Origin, events: AsyncIterator[Sized
         if turn.over:
             await turn.pass_on()
         total += size + _ENVELOPE_BYTES
-        if position >= MAX_ATOMIC or total > CHUNK_BYTES:
-            raise TooLargeError(f"an atomic batch may have {MAX_ATOMIC} events and about {CHUNK_BYTES} bytes")
+        if position >= ATOMIC_EVENTS or total > BATCH_BYTES:
+            raise TooLargeError(f"an atomic batch may have {ATOMIC_EVENTS} events and about {BATCH_BYTES} bytes")
         if isinstance(event, CrucibleError):
             if not isinstance(event, InvalidError):
                 inside = [_at(position, error) for error in event.errors]

@@ -12,18 +12,15 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 from crucible_core.access import ADMIN, Principal, forbidden
 from crucible_core.attributes import Extensions
 from crucible_core.decode import check_keys, check_members, decode
-from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD, MAX_EVENT_BYTES, Redaction, Source
+from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD, Redaction, Source
 from crucible_core.errors import CrucibleError, FieldError, InvalidError, MalformedError, TooLargeError
+from crucible_core.limits import EVENT_BYTES, KEY_CHARS, REQUEST_EVENTS
 from crucible_core.protocol.events import NewEvent
 from crucible_kit.telemetry.spans import parse_traceparent
 
-MAX_KEY = 180
-"""Characters of an Idempotency-Key."""
-MAX_SENT_BYTES = MAX_EVENT_BYTES + 64
+MAX_SENT_BYTES = EVENT_BYTES + 64
 """An event with what an export adds to it: its sequence and retention."""
 _EMPTY = Raw(b"{}")
-MAX_EVENTS = 100_000
-"""Of one request: each has a result in the answer."""
 _BLANK_LINES = re.compile(rb"\n[ \t\r\n]*\n")
 _SHORT_ONLY = ("payload", "entity", "world_id", "room_id", "id", "correlation_id", "causation_id")
 _NOT_SAID = frozenset({"payload", "traceparent", "idempotency_key", "fingerprint", "react", "outside"})
@@ -131,7 +128,7 @@ class Origin(msgspec.Struct, frozen=True):
 def read_event(raw: bytes, what: str = "event") -> NewEvent:
     """One event. Raises TooLargeError, MalformedError, InvalidError."""
     if len(raw) > MAX_SENT_BYTES:
-        raise TooLargeError(f"{what} has more than {MAX_EVENT_BYTES} bytes", max_bytes=MAX_EVENT_BYTES)
+        raise TooLargeError(f"{what} has more than {EVENT_BYTES} bytes", max_bytes=EVENT_BYTES)
     sent = decode(raw, SentEvent, what=what, deep=False)
     if sent.data is UNSET:
         return _from_short(sent)
@@ -211,7 +208,7 @@ def read_sized(raw: bytes) -> SizedEvent:
 
 
 def too_many() -> TooLargeError:
-    return TooLargeError(f"a request may have {MAX_EVENTS} events", max_events=MAX_EVENTS)
+    return TooLargeError(f"a request may have {REQUEST_EVENTS} events", max_events=REQUEST_EVENTS)
 
 
 async def lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -240,8 +237,8 @@ def idempotency_key(sent: str | None) -> str | None:
     """The Idempotency-Key header, checked. Raises InvalidError."""
     if sent is None:
         return None
-    if not 0 < len(sent) <= MAX_KEY or not sent.isprintable():
-        raise _refused("Idempotency-Key", f"must be 1 to {MAX_KEY} printable characters")
+    if not 0 < len(sent) <= KEY_CHARS or not sent.isprintable():
+        raise _refused("Idempotency-Key", f"must be 1 to {KEY_CHARS} printable characters")
     return sent
 
 

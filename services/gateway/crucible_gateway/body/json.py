@@ -10,8 +10,8 @@ import msgspec
 from litestar import Request
 
 from crucible_core.decode import check_encoding, decode, inspected
-from crucible_core.envelope import MAX_EVENT_BYTES
 from crucible_core.errors import FieldError, InvalidError, MalformedError, TooLargeError, TooSlowError, UnsupportedError
+from crucible_core.limits import BODY_BYTES_A_SECOND, ERRORS, EVENT_BYTES, REQUEST_BYTES
 from crucible_core.suggest import nearest
 from crucible_gateway.context import gateway_of
 
@@ -20,13 +20,9 @@ Http = Request[Any, Any, Any]
 _Piece = tuple[bytes, bool]
 """Bytes of a body, and whether there are more."""
 
-MAX_REQUEST_BYTES = 64 * 1024 * 1024
-LEAST_BYTES_A_SECOND = 16 * 1024
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
 _LONGEST_MARK = 4
-_MOST_ERRORS = 20
-"""Fields that an answer names: for each the nearest name is looked for, which takes long."""
 _UTF8 = frozenset({"", "utf-8", "utf8", "us-ascii"})
 
 
@@ -57,7 +53,7 @@ def expect_type(request: Http, *kinds: str) -> str:
 
 async def pieces(
     request: Http,
-    limit: Callable[[bytes], int] = lambda _: MAX_REQUEST_BYTES,
+    limit: Callable[[bytes], int] = lambda _: REQUEST_BYTES,
     *,
     text: bool = True,
     first: _Piece = (b"", True),
@@ -66,7 +62,7 @@ async def pieces(
     `limit` is asked once, with the first piece that is more than white space, how many bytes there may be. Raises
     TooLargeError, at once where the client announces too much, TooSlowError, and MalformedError where the connection
     ends before the body, or a `text` is not UTF-8 by its first bytes."""
-    most, total = MAX_REQUEST_BYTES, 0
+    most, total = REQUEST_BYTES, 0
     announced = request.headers.get("content-length", "")
     asked = False
     sent = _receive_pieces(request, first)
@@ -96,7 +92,7 @@ async def _receive_piece(request: Http, begun: float, total: int) -> _Piece:
     """The next one of a body that began at a moment, and of which `total` bytes have come."""
     allowed_s = gateway_of(request).settings.body_timeout_s
     try:
-        async with asyncio.timeout_at(begun + allowed_s + total / LEAST_BYTES_A_SECOND):
+        async with asyncio.timeout_at(begun + allowed_s + total / BODY_BYTES_A_SECOND):
             message: Any = await request.receive()
     except TimeoutError:
         raise TooSlowError(f"the body did not arrive in {allowed_s:g} s and a second for every 16 KiB") from None
@@ -126,15 +122,13 @@ async def array_or_one(request: Http) -> tuple[AsyncIterator[bytes] | None, byte
     """The pieces of an array, which may be as large as a request; or else the whole body, which may only be as large as
     an event. Raises TooLargeError, and MalformedError where there is none."""
     first, more = await _receive_piece(request, asyncio.get_running_loop().time(), 0)
-    if not more and len(first) <= MAX_EVENT_BYTES:  # as most of them are
+    if not more and len(first) <= EVENT_BYTES:  # as most of them are
         check_encoding(first, "the body")
         body = first.removeprefix(BOM_UTF8).lstrip()
         if body:
             return (_pieces_of(body), b"") if body[:1] == b"[" else (None, body)
         raise MalformedError("the body is empty")
-    sent = pieces(
-        request, lambda begun: MAX_REQUEST_BYTES if begun[:1] == b"[" else MAX_EVENT_BYTES, first=(first, more)
-    )
+    sent = pieces(request, lambda begun: REQUEST_BYTES if begun[:1] == b"[" else EVENT_BYTES, first=(first, more))
     begun = bytearray()
     async for piece in sent:
         begun += piece if begun else piece.lstrip()
@@ -162,7 +156,7 @@ async def read_body(request: Http) -> bytes:
 
 async def read_bytes(request: Http) -> bytes:
     """The whole body as it is, which may be empty. Raises TooLargeError."""
-    return b"".join([piece async for piece in pieces(request, lambda _: MAX_EVENT_BYTES, text=False)])
+    return b"".join([piece async for piece in pieces(request, lambda _: EVENT_BYTES, text=False)])
 
 
 async def read_json(request: Http, kind: type[T], *media_types: str) -> T:
@@ -183,7 +177,7 @@ def decode_strictly(raw: bytes, kind: type[T], *, what: str = "body") -> T:
     services' Structs themselves skip unknown fields, so that services of two versions understand each other."""
     raw = raw.removeprefix(BOM_UTF8)
     value = decode(raw, kind, what=what)
-    errors = list(islice(_unknown(msgspec.json.decode(raw), inspected(kind), ""), _MOST_ERRORS))
+    errors = list(islice(_unknown(msgspec.json.decode(raw), inspected(kind), ""), ERRORS))
     if errors:
         first = errors[0]
         asked = f' (did you mean "{first.suggestion}"?)' if first.suggestion else ""

@@ -10,7 +10,6 @@ import msgspec
 
 from crucible_core.access import Principal, Sight
 from crucible_core.decode import decode
-from crucible_core.envelope import MAX_EVENT_BYTES
 from crucible_core.errors import (
     ConflictError,
     CrucibleError,
@@ -21,6 +20,7 @@ from crucible_core.errors import (
     TooLargeError,
 )
 from crucible_core.filters.matcher import compile_filters
+from crucible_core.limits import EVENT_BYTES, SUBSCRIPTIONS
 from crucible_core.position import Position
 from crucible_core.protocol.parts import TypeFilter
 from crucible_core.protocol.replays import Replay, ReplayTarget, StartReplay, SteerReplay
@@ -47,9 +47,6 @@ from crucible_kit.rpc import call
 from crucible_kit.types import Types
 
 log = logging.getLogger(__name__)
-
-MAX_SUBSCRIPTIONS = 100
-"""Of one socket."""
 
 
 class Subscribe(msgspec.Struct, tag_field="action", tag="subscribe", rename={"start": "from"}):
@@ -93,8 +90,8 @@ class _Action(msgspec.Struct):
 
 def read_message(raw: bytes) -> Message:
     """The client's message. Raises MalformedError, InvalidError, TooLargeError."""
-    if len(raw) > MAX_EVENT_BYTES:
-        raise TooLargeError(f"a message may have {MAX_EVENT_BYTES} bytes")
+    if len(raw) > EVENT_BYTES:
+        raise TooLargeError(f"a message may have {EVENT_BYTES} bytes")
     try:
         action = decode(raw, _Action, what="message").action
     except InvalidError as error:
@@ -210,8 +207,8 @@ class Session:
         self._recipients.leave(subscription)
 
     def _check_limit(self) -> None:
-        if len(self._running) + len(self._replays) >= MAX_SUBSCRIPTIONS:
-            raise LimitedError(f"a socket may have {MAX_SUBSCRIPTIONS} subscriptions", retry_after=1)
+        if len(self._running) + len(self._replays) >= SUBSCRIPTIONS:
+            raise LimitedError(f"a socket may have {SUBSCRIPTIONS} subscriptions", retry_after=1)
 
     async def _unsubscribe(self, subscription: str) -> None:
         if (replay := self._replays.get(subscription)) is not None:

@@ -7,8 +7,8 @@ from litestar import Response, post
 from msgspec import Meta
 
 from crucible_core.envelope import Event
+from crucible_core.limits import REASON_CHARS
 from crucible_core.protocol.events import RedactRequest
-from crucible_core.redaction import MAX_REASON
 from crucible_gateway import examples
 from crucible_gateway.auth import principal_of
 from crucible_gateway.body.json import JSON, Http, read_optional_json
@@ -21,7 +21,7 @@ from crucible_gateway.routes.replies import forward
 class RedactBody(msgspec.Struct):
     """Why it is erased. It stays in the log for ever: it must not repeat what is erased."""
 
-    reason: Annotated[str, Meta(min_length=1, max_length=MAX_REASON)] | None = None
+    reason: Annotated[str, Meta(min_length=1, max_length=REASON_CHARS)] | None = None
 
 
 @post(

@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 
 from crucible_core.access import Principal
-from crucible_core.envelope import MAX_EVENT_BYTES, Event, Source, moment_ms
+from crucible_core.envelope import Event, Source, moment_ms
 from crucible_core.errors import NotFoundError, TooLargeError, UnavailableError
 from crucible_core.ids import derive_id
+from crucible_core.limits import EVENT_BYTES, HOOK_EFFECTS, HOOK_LOG_CHARS, HOOK_LOG_LINES
 from crucible_core.protocol.events import NewEvent
 from crucible_core.protocol.memory import Cause, Link, MemoryList, MemoryQuery, MemoryView, WriteMemory, WrittenMemory
 from crucible_core.protocol.parts import GetRequest
@@ -24,9 +25,6 @@ READING = ("log", "memory_get", "memory_query")
 """The functions of Pre hooks and conditions."""
 EFFECTS = ("emit", "memory_link", "memory_tag")
 """The further functions of Post hooks' actions."""
-MAX_LOG_LINES = 200
-MAX_LOG_LINE = 1000
-MAX_EFFECTS = 1000
 _SHOWN = 200
 
 
@@ -64,15 +62,15 @@ class Effects:
 
     def print(self, text: str) -> None:
         for line in text.splitlines():
-            if line.strip() and len(self.lines) < MAX_LOG_LINES:
-                self.lines.append(line[:MAX_LOG_LINE])
+            if line.strip() and len(self.lines) < HOOK_LOG_LINES:
+                self.lines.append(line[:HOOK_LOG_CHARS])
 
     async def emit(self, type: str, payload: dict[str, Any] | None = None, entity: str | None = None) -> dict[str, Any]:
         """Appends an event; returns its `id` and `sequence`."""
         self._note(f"{type} {entity or ''}".strip())
         encoded = msgspec.json.encode(plain(payload or {}))
-        if len(encoded) > MAX_EVENT_BYTES:
-            raise TooLargeError(f"an event may have {MAX_EVENT_BYTES} bytes")
+        if len(encoded) > EVENT_BYTES:
+            raise TooLargeError(f"an event may have {EVENT_BYTES} bytes")
         if self._dry_run:
             return {"id": None, "sequence": None}
         key = self._key("emit", type, payload, entity)
@@ -175,8 +173,8 @@ class Effects:
         return f"{self._run_id}:{digest}:{self._repeats[digest]}"
 
     def _note(self, effect: str) -> None:
-        if len(self.effects) >= MAX_EFFECTS:
-            raise RuntimeError(f"a run may have {MAX_EFFECTS} effects")
+        if len(self.effects) >= HOOK_EFFECTS:
+            raise RuntimeError(f"a run may have {HOOK_EFFECTS} effects")
         self.effects.append(effect[:_SHOWN])
 
     def _synthetic_memory(self, id: str) -> dict[str, Any]:

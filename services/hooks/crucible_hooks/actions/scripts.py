@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from crucible_core.errors import FieldError, InvalidError
-from crucible_core.limits import SCRIPT_DEPTH
+from crucible_core.limits import ERRORS, SCRIPT_DEPTH
 from crucible_core.suggest import nearest
 from crucible_hooks.expressions import cel
 
@@ -67,7 +67,6 @@ _METHODS_ELSEWHERE = {
 }
 _RUNE = re.compile(r"^\s*(?:let|const|var|fn|pub|use)\s|\w::\w|=>|\bmatch\b.*\{\s*$", re.MULTILINE)
 _GIT = re.compile(r"\bgit\b")
-_MOST_ERRORS = 20
 _ANY_ITEM = "0"
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _READING = (ast.Name, ast.Attribute, ast.Subscript, ast.Call, ast.Compare)
@@ -93,7 +92,7 @@ def check(source: str, at: str, known: Mapping[str, inspect.Signature], forbidde
     errors: list[FieldError] = []
     for line, message, suggestion in _Names(nodes, known, forbidden).mistakes():
         errors.append(FieldError(at, f"line {line}: {message}", suggestion))
-        if len(errors) >= _MOST_ERRORS:
+        if len(errors) >= ERRORS:
             break
     if errors:
         first = errors[0]

@@ -12,14 +12,11 @@ import msgspec
 
 from crucible_core.definition import ShellAction
 from crucible_core.errors import FieldError, InvalidError
-from crucible_core.limits import SCRIPT_BYTES
+from crucible_core.limits import HOOK_ARGUMENT_BYTES, HOOK_OUTPUT_BYTES, SCRIPT_BYTES
 from crucible_hooks.errors import RunError
 from crucible_hooks.expressions.expression import Expression
 from crucible_hooks.expressions.templates import Template, combine, compile_text, parse, text_of
 
-MAX_OUTPUT = 64 * 1024
-_MAX_ARGUMENT = 120 * 1024
-"""Linux refuses an argument or variable of more than 128 KiB."""
 _SHOWN = 500
 _LINGER_S = 0.2
 _ANSWER_S = 1.0
@@ -189,7 +186,7 @@ async def run_shell(
     *,
     answers: bool = False,
 ) -> bytes:
-    """The beginning of the command's standard output: MAX_OUTPUT bytes of it, and one more where there are more.
+    """The beginning of the command's standard output: HOOK_OUTPUT_BYTES bytes of it, and one more where there are more.
     Raises RunError unless it exits with 0, and, where its output `answers` a question, comes to its end.
 
     Cancelling kills the command and all of its process group.
@@ -276,13 +273,13 @@ async def _feed(pipe: asyncio.StreamWriter, data: bytes) -> None:
 async def _read(pipe: asyncio.StreamReader, beginning: bytearray) -> None:
     """Keeps the beginning and drops the rest, so that a command that writes without end never waits for us."""
     while chunk := await pipe.read(65_536):
-        beginning += chunk[: MAX_OUTPUT + 1 - len(beginning)]
+        beginning += chunk[: HOOK_OUTPUT_BYTES + 1 - len(beginning)]
 
 
 def _checked(value: str) -> str:
     if "\0" in value:
         raise RunError("a value has a NUL character, which no command can be given")
-    if len(value.encode(errors="surrogatepass")) > _MAX_ARGUMENT:
+    if len(value.encode(errors="surrogatepass")) > HOOK_ARGUMENT_BYTES:
         raise RunError("a value is too long for a command's arguments; the event itself is on standard input")
     return value
 
@@ -293,7 +290,7 @@ def _ending(code: int) -> str:
 
 def decode_output(output: bytes) -> Any:
     """The output of a command, decoded where it is a JSON object; None where it is empty."""
-    text = output[:MAX_OUTPUT].decode(errors="replace").strip()
+    text = output[:HOOK_OUTPUT_BYTES].decode(errors="replace").strip()
     if text.startswith("{"):
         with contextlib.suppress(msgspec.DecodeError, RecursionError):
             return msgspec.json.decode(text)

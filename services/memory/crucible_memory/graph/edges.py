@@ -8,9 +8,10 @@ from typing import Any
 
 import msgspec
 
-from crucible_core.envelope import MAX_HOPS, Event, Source, decode
+from crucible_core.envelope import Event, Source, decode
 from crucible_core.errors import UnavailableError
 from crucible_core.ids import derive_id
+from crucible_core.limits import HOPS
 from crucible_core.position import base_of, stream_number
 from crucible_core.protocol.events import NewEvent
 from crucible_core.protocol.memory import Link
@@ -119,7 +120,7 @@ def events_of(cause: Event, at_ms: int, made: list[Step]) -> list[NewEvent]:
     """The steps as events that follow from the Memory event, which was stored at `at_ms`; none at the end of a chain of
     effects."""
     about = cause.metadata
-    if about.hop >= MAX_HOPS:
+    if about.hop >= HOPS:
         return []
     return [
         NewEvent(

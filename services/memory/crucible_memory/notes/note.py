@@ -17,20 +17,25 @@ from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 
 from crucible_core.errors import InvalidError
-from crucible_core.limits import MEMORY_LINKS, MEMORY_TAG_CHARS, MEMORY_TAGS, MEMORY_WORD_CHARS, NOTE_READ_CHARS
+from crucible_core.limits import (
+    MEMORY_LINKS,
+    MEMORY_TAG_CHARS,
+    MEMORY_TAGS,
+    MEMORY_TITLE_CHARS,
+    MEMORY_WORD_CHARS,
+    NOTE_KEYS,
+    NOTE_LINK_CHARS,
+    NOTE_READ_CHARS,
+)
 from crucible_core.protocol.memory import Link
 from crucible_core.yaml import load, read_front_matter
 from crucible_memory.state import clean_name, clean_tags, unique, unique_links
 
 NOTE_LINK = "wikilink"
 """The type of the links that `[[…]]` makes in the text; in front matter it is the key that has it."""
-MAX_TITLE = 1000
 IN_PLACE = 16_384
 """Characters that are read without a thread: less than a moment of everybody else's time."""
 _ENDINGS = (".md", ".markdown")
-_MAX_WIKILINK = 500
-_MAX_KEYS = 500
-"""Keys of a front matter that does not parse as a whole, which are read one by one."""
 
 _AS_WRITTEN = ("title", "tags", "tag", "aliases", "alias")
 _TAGS = ("tags", "tag")
@@ -131,7 +136,7 @@ def _split(text: str) -> tuple[dict[str, Any], str, list[str]]:
 
 def _key_by_key(head: str) -> dict[str, Any]:
     """The keys that parse by themselves; a value of one line that does not is taken as it is written."""
-    starts = [match.start() for match in _KEY.finditer(head)][:_MAX_KEYS]
+    starts = [match.start() for match in _KEY.finditer(head)][:NOTE_KEYS]
     found: dict[str, Any] = {}
     for start, end in pairwise([*starts, len(head)]):
         part = head[start:end]
@@ -139,7 +144,7 @@ def _key_by_key(head: str) -> dict[str, Any]:
             value = load(part, as_text=_AS_WRITTEN)
         except InvalidError:
             key, _, written = part.partition(":")
-            value = {} if "\n" in written.rstrip() else {key.strip(): written.strip()[:MAX_TITLE]}
+            value = {} if "\n" in written.rstrip() else {key.strip(): written.strip()[:MEMORY_TITLE_CHARS]}
         found = (value if isinstance(value, dict) else {}) | found
     return found
 
@@ -158,7 +163,7 @@ def _words(value: Any) -> Iterator[str]:
 
 
 def _title(value: Any) -> str:
-    return value.strip()[:MAX_TITLE] if isinstance(value, str) else ""
+    return value.strip()[:MEMORY_TITLE_CHARS] if isinstance(value, str) else ""
 
 
 def _lines(value: Any) -> Iterator[str]:
@@ -197,7 +202,7 @@ def _wikilink(state: StateInline, silent: bool) -> bool:
     """A rule for markdown-it: `[[target|shown]]`."""
     if not state.src.startswith("[[", state.pos):
         return False
-    end = state.src.find("]]", state.pos + 2, state.pos + _MAX_WIKILINK)
+    end = state.src.find("]]", state.pos + 2, state.pos + NOTE_LINK_CHARS)
     inner = state.src[state.pos + 2 : end]
     if end < 0 or not inner.strip() or any(mark in inner for mark in "\n[]"):
         return False
@@ -274,6 +279,6 @@ def _tags_in(text: str) -> Iterator[str]:
 
 def _plain_text(heading: str) -> str:
     """A heading without its marks."""
-    tokens = _heading_reader().parseInline(heading[:MAX_TITLE])[0].children or []
+    tokens = _heading_reader().parseInline(heading[:MEMORY_TITLE_CHARS])[0].children or []
     words = (_parts(token.content)[1] if token.type == "wikilink" else token.content for token in tokens)
     return "".join(words).strip()

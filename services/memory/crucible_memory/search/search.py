@@ -17,7 +17,7 @@ import msgspec
 
 from crucible_core.access import EVERYTHING, Scope
 from crucible_core.filters.filter import DocumentPredicate, compile_document_filter
-from crucible_core.limits import MEMORY_QUERY_LIMIT, MEMORY_TAGS
+from crucible_core.limits import MEMORY_QUERY_LIMIT, MEMORY_QUERY_TERMS, MEMORY_TAGS
 from crucible_core.protocol.memory import MemoryList, MemoryQuery, MemoryView, ScoredMemory
 from crucible_kit.index.connections import Reader
 from crucible_kit.index.index import Index
@@ -26,8 +26,6 @@ from crucible_memory.search.words import Gram, composed, grams, tag_key
 from crucible_memory.state import checked_tag, refused
 from crucible_memory.store import memories, views
 
-MAX_TERMS = 20
-"""Words of a query. Of a longer text, such as another memory's content, the most telling ones are taken."""
 MAX_CANDIDATES = 60
 _SHORT = 3
 _FEW = 100
@@ -48,7 +46,7 @@ def terms_of(text: str) -> list[Term]:
     counted = Counter(found)
     chosen = sorted(counted, key=lambda gram: -gram.weight)[:MAX_CANDIDATES]
     terms = [Term(f'"{gram.text}"', _boost(gram, counted[gram])) for gram in chosen]
-    if 0 < len(terms) < MAX_TERMS and found[-1].is_word:
+    if 0 < len(terms) < MEMORY_QUERY_TERMS and found[-1].is_word:
         terms.append(Term(f'"{found[-1].text}"*', 1.0))
     return terms
 
@@ -59,7 +57,7 @@ def telling(terms: Sequence[Term], counts: Sequence[int], total: int) -> list[Te
     worths = [
         (count == 1, -term.boost * idf(count, total), term) for term, count in zip(terms, counts, strict=True) if count
     ]
-    return [term for _, _, term in sorted(worths)[:MAX_TERMS]]
+    return [term for _, _, term in sorted(worths)[:MEMORY_QUERY_TERMS]]
 
 
 def idf(count: int, total: int) -> float:
@@ -198,7 +196,7 @@ async def _matches(reader: Reader, wanted: Search) -> AsyncGenerator[tuple[Memor
 async def _candidates(reader: Reader, wanted: Search) -> AsyncGenerator[list[_Match]]:
     """What the index alone can tell apart, the best first, some at a time."""
     terms = wanted.terms
-    if terms is not None and len(terms) > MAX_TERMS:
+    if terms is not None and len(terms) > MEMORY_QUERY_TERMS:
         terms = await _telling(reader, terms, wanted.sight)
     if terms is None or terms:
         query, values = _sql(wanted, terms)

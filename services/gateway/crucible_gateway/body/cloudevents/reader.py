@@ -11,9 +11,10 @@ from msgspec import Raw
 
 from crucible_core.attributes import FIELDS, Extensions, Value, is_name, is_text, mistake
 from crucible_core.decode import decode
-from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD, MAX_EVENT_BYTES, Source
+from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD, Source
 from crucible_core.errors import CrucibleError, FieldError, InvalidError, MalformedError, TooLargeError
 from crucible_core.ids import is_id
+from crucible_core.limits import EVENT_BYTES
 from crucible_core.protocol.events import NewEvent
 from crucible_core.times import parse_time
 from crucible_core.types.catalogue import CATALOGUE, Catalogue
@@ -42,8 +43,8 @@ class _Naming(msgspec.Struct):
 
 def from_structured(raw: bytes, catalogue: Catalogue = CATALOGUE) -> NewEvent:
     """A CloudEvent in the JSON format. Raises TooLargeError, MalformedError, InvalidError."""
-    if len(raw) > MAX_EVENT_BYTES:
-        raise TooLargeError(f"the event has more than {MAX_EVENT_BYTES} bytes", max_bytes=MAX_EVENT_BYTES)
+    if len(raw) > EVENT_BYTES:
+        raise TooLargeError(f"the event has more than {EVENT_BYTES} bytes", max_bytes=EVENT_BYTES)
     members = decode(raw, dict[str, Raw], what="CloudEvent", deep=False)
     data, encoded = members.pop("data", None), members.pop("data_base64", None)
     # Only `data` may be null; an attribute or `data_base64` that is null is not there.
