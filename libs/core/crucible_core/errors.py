@@ -142,6 +142,12 @@ class UnknownOutcomeError(UnavailableError):
     code = "outcome_unknown"
 
 
+def invalid_field(path: str, message: str, suggestion: str | None = None) -> InvalidError:
+    """The error of one field, with the nearest value that is right."""
+    hint = f' (did you mean "{suggestion}"?)' if suggestion else ""
+    return InvalidError(f"{path}: {message}{hint}", errors=[FieldError(path, message, suggestion)])
+
+
 def untried(error: CrucibleError) -> CrucibleError:
     """What is to be said of something that was not tried because of `error`: nothing of it is open."""
     return UnavailableError(error.detail, **error.extra) if isinstance(error, UnknownOutcomeError) else error

@@ -189,7 +189,7 @@ class Registry(HandlerRegistry[HookEntry]):
         return None if entry is None else self.hook(entry.name)
 
     def plan(self, key: str) -> Plan | None:
-        """How the work engine is to serve the hook of a key; None where there is none."""
+        """The plan by which the work engine serves the hook of a key; None where there is none."""
         entry = self._by_key.get(key)
         if entry is None:
             return Plan(1, held=True) if self._nameless else None

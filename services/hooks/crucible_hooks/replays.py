@@ -2,7 +2,7 @@
 
 from crucible_core.access import Principal
 from crucible_core.envelope import Event
-from crucible_core.errors import FieldError, InvalidError, NotFoundError, UnavailableError
+from crucible_core.errors import FieldError, NotFoundError, UnavailableError, invalid_field
 from crucible_core.limits import HOPS
 from crucible_core.protocol.parts import GetRequest
 from crucible_core.protocol.replays import Replayable, ReplayBatch, ReplayedEvent, ReplayTaken
@@ -32,11 +32,11 @@ class Replayer:
         name = request.id
         hook = self._hook(name, context.principal)
         if hook is None:
-            raise _refused(f"hook {name} is {self._registry.state(name)}")
+            raise invalid_field(_AT, f"hook {name} is {self._registry.state(name)}")
         if not self._registry.records[name].enabled:
-            raise _refused(f"hook {name} is disabled: enable it before events are replayed into it")
+            raise invalid_field(_AT, f"hook {name} is disabled: enable it before events are replayed into it")
         if hook.definition.options.replay == "skip":
-            raise _refused(f"hook {name} declares options.replay: skip, so it takes no replayed events")
+            raise invalid_field(_AT, f"hook {name} declares options.replay: skip, so it takes no replayed events")
         return Replayable(id=name)
 
     async def replay(self, request: ReplayBatch, context: Context) -> ReplayTaken:
@@ -50,8 +50,7 @@ class Replayer:
             raise UnavailableError(f"hook {request.target} is {self._registry.state(request.target)}")
         enabled = self._registry.records[hook.name].enabled
         names = self._bus.names
-        waiting = names.work(RUN, hook.key), names.held(RUN, hook.key)
-        queue = Queue(names.hook_runs, waiting, f"hook {hook.name}", "runs", enabled=enabled)
+        queue = Queue(names.hook_runs, RUN, hook.key, f"hook {hook.name}", "runs", enabled=enabled)
 
         def run(event: Event, replayed: ReplayedEvent) -> Outgoing | None:
             if not self._takes(hook, event):
@@ -80,11 +79,7 @@ class Replayer:
             raise NotFoundError(f"there is no hook {name[:100]!r}{hint}", errors=[error])
         hook = self._registry.hook(name)
         if hook is not None and hook.pre:
-            raise _refused(
-                f"hook {name} is a Pre hook: it decides on events before their commit, and these are committed"
+            raise invalid_field(
+                _AT, f"hook {name} is a Pre hook: it decides on events before their commit, and these are committed"
             )
         return hook
-
-
-def _refused(message: str) -> InvalidError:
-    return InvalidError(f"{_AT}: {message}", errors=[FieldError(_AT, message)])

@@ -194,7 +194,7 @@ class Tester:
 def match_step(hook: Hook, event: Event) -> CheckStep:
     if hook.filters.matches(event):
         return CheckStep(step="matches a synthetic event", ok=True, detail=event.dotted)
-    detail = f"{event.dotted}: the type; no event could be made up that its filter accepts"
+    detail = f"{event.dotted}: the type; no synthetic event fits its filter"
     return CheckStep(step="matches a synthetic event", ok=True, detail=detail)
 
 

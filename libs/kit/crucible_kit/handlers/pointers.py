@@ -197,10 +197,12 @@ Work = Callable[[Event, ReplayedEvent], Outgoing | None]
 
 
 class Queue(msgspec.Struct, frozen=True):
-    """The subjects where the work of one handler waits; `handler` and `work` name it in errors: "hook tidy", "runs"."""
+    """The work of one handler that waits, by its `kind` and `key`; `handler` and `work` name it in errors: "hook tidy",
+    "runs"."""
 
     stream: str
-    subjects: Sequence[str]
+    kind: str
+    key: str
     handler: str
     work: str
     enabled: bool
@@ -209,7 +211,8 @@ class Queue(msgspec.Struct, frozen=True):
 async def enqueue(bus: Bus, queue: Queue, request: ReplayBatch, work: Work) -> ReplayTaken:
     """Stores the messages that `work` makes of a batch's events, up to the limit; None skips an event. Safe to repeat
     where the messages have ids."""
-    waiting = sum([(await bus.backlog(queue.stream, subject))[0] for subject in queue.subjects])
+    subjects = bus.names.work(queue.kind, queue.key), bus.names.held(queue.kind, queue.key)
+    waiting = sum([(await bus.backlog(queue.stream, subject))[0] for subject in subjects])
     messages: list[Outgoing] = []
     skipped = 0
     for replayed in request.events:

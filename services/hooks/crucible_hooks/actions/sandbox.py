@@ -22,11 +22,11 @@ from pydantic_monty import (
 
 from crucible_core.errors import (
     CrucibleError,
-    FieldError,
     ForbiddenError,
     InvalidError,
     NotFoundError,
     UnavailableError,
+    invalid_field,
 )
 from crucible_hooks.actions.scripts import SPELLINGS, VARIABLES, bound, modules, parsed, root
 from crucible_hooks.errors import AbsentError, RunError
@@ -221,8 +221,7 @@ class Sandbox:
             text = error.display() if isinstance(error, MontyRuntimeError) else str(error)
             if text.strip().endswith(_CHECKED):
                 return
-            message = _syntax_error(text)
-            raise InvalidError(f"{at}: {message}", errors=[FieldError(at, message)]) from None
+            raise invalid_field(at, _syntax_error(text)) from None
 
     @contextlib.asynccontextmanager
     async def _worker(self, pool: str, name: str, timeout_s: float) -> AsyncIterator[AsyncMontySession]:

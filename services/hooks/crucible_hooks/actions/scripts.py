@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from crucible_core.errors import FieldError, InvalidError
+from crucible_core.errors import FieldError, InvalidError, invalid_field
 from crucible_core.limits import ERRORS, SCRIPT_DEPTH
 from crucible_core.suggest import nearest
 from crucible_hooks.expressions import cel
@@ -105,12 +105,12 @@ def parsed(source: str, at: str) -> ast.Module:
     try:
         tree = ast.parse(source)
         if _depth(tree) > SCRIPT_DEPTH:
-            raise _refused(at, f"a script may be nested {SCRIPT_DEPTH} deep")
+            raise invalid_field(at, f"a script may be nested {SCRIPT_DEPTH} deep")
     except SyntaxError as error:
         raise _not_python(source, at, error) from None
     except (ValueError, RecursionError, MemoryError) as error:
         reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
-        raise _refused(at, f"not a script: {reason}") from None
+        raise invalid_field(at, f"not a script: {reason}") from None
     return tree
 
 
@@ -133,13 +133,13 @@ def _not_python(source: str, at: str, error: SyntaxError) -> InvalidError:
         message = f"line {error.lineno or 1}: scripts are Python, and this reads like Rune or JavaScript"
         if _GIT.search(source):
             message += "; a script cannot call git, a Shell action can"
-            return _refused(at, message, "action: {type: Shell, command: git status --porcelain}")
-        return _refused(at, message, "x = 1 in the place of let x = 1;")
+            return invalid_field(at, message, "action: {type: Shell, command: git status --porcelain}")
+        return invalid_field(at, message, "x = 1 in the place of let x = 1;")
     if at == "condition.script" and _is_cel(source):
-        return _refused(at, f"{message}: this is CEL", "condition.expr")
+        return invalid_field(at, f"{message}: this is CEL", "condition.expr")
     if "&&" in source or "||" in source:
-        return _refused(at, message, "and, or, not")
-    return _refused(at, message)
+        return invalid_field(at, message, "and, or, not")
+    return invalid_field(at, message)
 
 
 def _is_cel(source: str) -> bool:
@@ -148,11 +148,6 @@ def _is_cel(source: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _refused(at: str, message: str, suggestion: str | None = None) -> InvalidError:
-    hint = f' (did you mean "{suggestion}"?)' if suggestion else ""
-    return InvalidError(f"{at}: {message}{hint}", errors=[FieldError(at, message, suggestion)])
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------

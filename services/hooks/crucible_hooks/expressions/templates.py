@@ -5,8 +5,9 @@ from typing import Any
 
 import msgspec
 
+from crucible_core.errors import invalid_field
 from crucible_core.limits import TEMPLATES
-from crucible_hooks.expressions.expression import Expression, expression, refused
+from crucible_hooks.expressions.expression import Expression, expression
 
 Values = Iterator[Any]
 """The values of a template's expressions, in their order."""
@@ -30,10 +31,10 @@ def parse(text: str, at: str) -> tuple[Part, ...]:
     while (start := text.find(_OPEN, index)) >= 0:
         end = text.find(_CLOSE, start)
         if end < 0:
-            raise refused(at, "a {{ without its }}")
+            raise invalid_field(at, "a {{ without its }}")
         parts += [text[index:start], expression(text[start + 2 : end], at)]
         if len(parts) > 2 * TEMPLATES:
-            raise refused(at, f"a hook may have {TEMPLATES} templates")
+            raise invalid_field(at, f"a hook may have {TEMPLATES} templates")
         index = end + 2
     return tuple(part for part in (*parts, text[index:]) if part != "")
 
