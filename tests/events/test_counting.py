@@ -93,7 +93,7 @@ async def test_a_count_beyond_its_budget_goes_on_where_it_ended(
     total, after, parts, complete = 0, 0, 0, False
     async with open_index(path, log.bus, log.bus.names.log_streams, store.VERSION, store.SCHEMA) as index:
         while not complete:
-            checked = query.checked(QueryRequest(**asked, after=after), CATALOGUE)
+            checked = query.read_query(QueryRequest(**asked, after=after), CATALOGUE)
             part = await counts.count(index, checked, None, budget_s=0.0, window=4)
             total, after, parts, complete = total + part.count, part.counted_to, parts + 1, part.complete
     assert (total, after) == ((await counted(log, **asked)).count, 30)

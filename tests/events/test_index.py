@@ -95,8 +95,8 @@ async def test_what_has_expired_is_forgotten_unless_kept_for_ever(
         assert await store.first_since(index, 2**62, 0) == 4
         assert await store.forget_range(index, 0, 1) == 0
         assert await store.forget_range(index, 0, 4) == 2
-        assert await store.by_id(index, "evt_b") is None
-        assert await store.by_id(index, "evt_a") is not None
+        assert await store.find_by_id(index, "evt_b") is None
+        assert await store.find_by_id(index, "evt_a") is not None
         following.cancel()
 
 

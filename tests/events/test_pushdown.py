@@ -11,7 +11,7 @@ from crucible_core.access import Grant, Scope
 from crucible_core.envelope import Data, Event, Metadata, Source, encode
 from crucible_core.errors import InvalidError
 from crucible_core.filters.filter import compile_filter
-from crucible_events.query.query import Condition, conditions, seen
+from crucible_events.query.query import Condition, filter_conditions, scope_conditions
 from tests.core import test_access
 
 names = st.sampled_from(["a", "b", "tags", "x y", "ä", "to", "target", "links"])
@@ -62,7 +62,7 @@ def let_through(spec: dict[str, Any], stored: bytes) -> bool:
     with sqlite3.connect(":memory:") as connection:
         connection.execute("CREATE TABLE events (raw BLOB, actor TEXT)")
         connection.execute("INSERT INTO events VALUES (?, 'a')", (stored,))
-        found = conditions(spec)
+        found = filter_conditions(spec)
         sql = " AND ".join(condition.sql for condition in found) or "1"
         bound = [value for condition in found for value in condition.values]
         return bool(connection.execute(f"SELECT 1 FROM events WHERE {sql}", bound).fetchall())
@@ -131,7 +131,7 @@ def test_what_a_scope_sees_is_let_through(grants: list[Grant], one: Event) -> No
     with sqlite3.connect(":memory:") as connection:
         connection.execute("CREATE TABLE events (category, type, world_id, room_id, entity, actor, raw)")
         connection.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)", row)
-        [where] = seen(scope) or [Condition("1", ())]
+        [where] = scope_conditions(scope) or [Condition("1", ())]
         found = bool(connection.execute(f"SELECT 1 FROM events WHERE {where.sql}", where.values).fetchall())
     if scope.sees(one) or not any(grant.where for grant in grants):
         assert found == scope.sees(one)

@@ -200,9 +200,9 @@ def test_no_query_sorts(order: Any, asked: dict[str, Any]) -> None:
     """Rows come in the log's order from one index, or from several that are merged."""
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript(store.SCHEMA)
-        checked = query.checked(QueryRequest(order=order, from_time="2026-11-21T10:00:00Z", **asked), CATALOGUE)
+        checked = query.read_query(QueryRequest(order=order, from_time="2026-11-21T10:00:00Z", **asked), CATALOGUE)
         statement, values = scan.rows_statement(
-            scan.scan_of(checked, (((1, 10),),), Position((0,))), scan.SIZE, 1, 10, 5
+            scan.make_scan(checked, (((1, 10),),), Position((0,))), scan.SIZE, 1, 10, 5
         )
         steps = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", values)]
     assert not [step for step in steps if "TEMP B-TREE" in step], steps

@@ -318,7 +318,7 @@ async def test_what_a_new_index_learns_late_expires_in_time(service: Starlette, 
         assert (await Eraser(bus, index, remove_copies).once(), removed) == (2, [True])
         assert await store.forget_redacted(index, 0) == 0
         assert await store.forget_redacted(index, 2**62) == 1
-        assert await store.by_id(index, "evt_a") is None
+        assert await store.find_by_id(index, "evt_a") is None
         following.cancel()
 
 

@@ -148,7 +148,7 @@ async def test_counts_go_on_where_they_ended(service: Starlette, log: Asker) -> 
     assert (await count(after=whole.counted_to, min_sequence=more.sequence)).count == 1
     index, total, after, parts = service.state.audit._index, 0, 0, 0
     while True:
-        asked = query.checked(QueryRequest(type=["Custom.note"], after=after), CATALOGUE)
+        asked = query.read_query(QueryRequest(type=["Custom.note"], after=after), CATALOGUE)
         part = await counts.count(index, asked, None, budget_s=0, window=4)
         total, after, parts = total + part.count, part.counted_to, parts + 1
         if part.complete:

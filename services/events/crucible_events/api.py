@@ -1,4 +1,4 @@
-"""The requests that events answers."""
+"""Requests in, answers out: the operations of both roles, but for those of worlds, replays and losses."""
 
 import asyncio
 import contextlib
@@ -55,17 +55,16 @@ from crucible_kit.types import Types
 log = logging.getLogger(__name__)
 
 _ANSWERS_BYTES = 32 * 1024 * 1024
-"""What the answers of many events may come to that are being made, or wait to be sent."""
+"""The bytes of all answers of many events that are being built, or wait to be sent."""
 _SOON_S = 0.25
 
 
-def room_for(bus: Bus) -> int:
-    """The bytes that an answer may have."""
+def max_reply_bytes(bus: Bus) -> int:
     return min(PAGE_BYTES, bus.max_payload * 3 // 4)
 
 
-async def tell(bus: Bus, setting: str, context: Context, id: str | None = None, **changes: object) -> None:
-    """Appends System.ConfigChanged. Whoever asks again because no answer came changes, and tells, again."""
+async def record_change(bus: Bus, setting: str, context: Context, id: str | None = None, **changes: object) -> None:
+    """Appends System.ConfigChanged. A request that is repeated because no answer came is recorded again."""
     payload = {"setting": setting, "service": "events", "changes": changes, **({"id": id} if id else {})}
     raw = msgspec.Raw(msgspec.json.encode(payload))
     event = NewEvent(type="System.ConfigChanged", payload=raw, entity=setting, traceparent=context.traceparent)
@@ -74,8 +73,8 @@ async def tell(bus: Bus, setting: str, context: Context, id: str | None = None, 
         log.warning("a change of %s is not recorded: %s", setting, error.detail)
 
 
-def reached(places: Places, rules: Retention | None, purging: Purger | None) -> Endpoint:
-    """Answered once this replica works by what was asked for. Raises UnavailableError."""
+def reached_endpoint(places: Places, rules: Retention | None, purging: Purger | None) -> Endpoint:
+    """The operation that answers once this replica has a revision of a bucket. Raises UnavailableError."""
 
     async def reach(request: ReachedRequest, context: Context) -> ReachedRequest:
         if request.bucket == worlds.BUCKET:
@@ -93,8 +92,8 @@ def reached(places: Places, rules: Retention | None, purging: Purger | None) -> 
     return Endpoint(ReachedRequest, reach, every_replica=True)
 
 
-def appends(bus: Bus, appender: Appender, prehooks: PreHooks, rules: Retention) -> Mapping[str, Endpoint]:
-    """Of the role `append`, by operation; see `crucible_core.protocol` for what each takes and gives."""
+def append_endpoints(bus: Bus, appender: Appender, prehooks: PreHooks, rules: Retention) -> Mapping[str, Endpoint]:
+    """The operations of the role `append`; see `crucible_core.protocol` for their requests and answers."""
 
     async def guarded(request: GuardedRequest, context: Context) -> GuardedRequest:
         await prehooks.reach(request.revision)
@@ -103,7 +102,7 @@ def appends(bus: Bus, appender: Appender, prehooks: PreHooks, rules: Retention) 
     async def put_retention(request: PutRetention, context: Context) -> RetentionView:
         context.principal.check_admin("retention")
         view = await rules.put(request, context)
-        await tell(bus, "retention", context, rules=len(view.rules), revision=view.revision)
+        await record_change(bus, "retention", context, rules=len(view.rules), revision=view.revision)
         return view
 
     return {
@@ -114,25 +113,26 @@ def appends(bus: Bus, appender: Appender, prehooks: PreHooks, rules: Retention) 
     }
 
 
-def queries(bus: Bus, index: Index, lookup: IndexLookup, types: Types, places: Places) -> Mapping[str, Endpoint]:
-    """The same of the role `query`."""
-    room = room_for(bus)
+def query_endpoints(
+    bus: Bus, index: Index, lookup: IndexLookup, types: Types, places: Places
+) -> Mapping[str, Endpoint]:
+    """The operations of the role `query`."""
+    most_bytes = max_reply_bytes(bus)
     answers = Budget(_ANSWERS_BYTES)
     registry = Registry(bus, types, index)
 
     async def find(request: QueryRequest, context: Context) -> QueryReply:
-        checked = await types.resolve(lambda catalogue: query.checked(request, catalogue, context.scope))
+        checked = await types.resolve(lambda catalogue: query.read_query(request, catalogue, context.scope))
         await places.check_readable(request.world_id, request.room_id, context.scope)
-        await _caught_up(bus, index, request.min_sequence)
-        context.held.enter_context(await answers.take(min(room, checked.limit * EVENT_BYTES)))
-        return await scan.run(index, checked, room)
+        await _catch_up(bus, index, request.min_sequence)
+        context.held.enter_context(await answers.take(min(most_bytes, checked.limit * EVENT_BYTES)))
+        return await scan.find_events(index, checked, most_bytes)
 
     async def count(request: CountRequest, context: Context) -> CountReply:
-        wanted = {name: getattr(request, name) for name in EventsWanted.__struct_fields__}
-        asked = QueryRequest(**wanted)
-        checked = await types.resolve(lambda catalogue: query.checked(asked, catalogue, context.scope))
+        as_query = QueryRequest(**{name: getattr(request, name) for name in EventsWanted.__struct_fields__})
+        checked = await types.resolve(lambda catalogue: query.read_query(as_query, catalogue, context.scope))
         await places.check_readable(request.world_id, request.room_id, context.scope)
-        await _caught_up(bus, index, request.min_sequence)
+        await _catch_up(bus, index, request.min_sequence)
         return await counts.count(index, checked, request.by)
 
     async def get(request: GetRequest, context: Context) -> bytes:
@@ -150,38 +150,38 @@ def queries(bus: Bus, index: Index, lookup: IndexLookup, types: Types, places: P
         return Appended(first.id, first.sequence, first.type, first.correlation_id, duplicate=True)
 
     async def trace(request: TraceRequest, context: Context) -> TraceReply:
-        await _caught_up(bus, index, _sequence(request.min_sequence))
-        context.held.enter_context(await answers.take(room))
-        sized = await store.of_correlation(index, request.correlation_id, TREE_EVENTS + 1)
-        shown = tree.fitting(sized, room)
-        roots = tree.grow(await store.raws(index, shown), context.scope)
-        if not tree.shows(roots):
+        await _catch_up(bus, index, _check_sequence(request.min_sequence))
+        context.held.enter_context(await answers.take(most_bytes))
+        sized = await store.find_by_correlation(index, request.correlation_id, TREE_EVENTS + 1)
+        shown = tree.select_shown(sized, most_bytes)
+        roots = tree.build(await store.read_raw(index, shown), context.scope)
+        if not tree.is_visible(roots):
             raise NotFoundError(f"no event has the correlation id {request.correlation_id[:100]}")
         truncated = len(shown) < len(sized)
         return TraceReply(correlation_id=request.correlation_id, count=len(shown), truncated=truncated, roots=roots)
 
     async def list_types(request: TypesRequest, context: Context) -> TypesReply:
         await types.view.refresh()
-        await _caught_up(bus, index, None)
-        return await registry.page(request.after, room, context.scope)
+        await _catch_up(bus, index, None)
+        return await registry.page(request.after, most_bytes, context.scope)
 
     async def get_type(request: GetRequest, context: Context) -> DescribedType:
-        await _caught_up(bus, index, None)
+        await _catch_up(bus, index, None)
         return await registry.get(request.id, context.scope)
 
     async def register_type(request: RegisterType, context: Context) -> RegisteredType:
         context.principal.check_admin("an event type")
-        await _caught_up(bus, index, None)
+        await _catch_up(bus, index, None)
         done = await registry.register(request, context.principal.id)
         if done.created:
-            await tell(bus, "event_types", context, done.type.type, registered=done.type.version)
+            await record_change(bus, "event_types", context, done.type.type, registered=done.type.version)
         return done
 
     async def delete_type(request: GetRequest, context: Context) -> DescribedType:
         context.principal.check_admin("an event type")
-        await _caught_up(bus, index, None)
+        await _catch_up(bus, index, None)
         deleted = await registry.delete(request.id)
-        await tell(bus, "event_types", context, deleted.type, deleted=True)
+        await record_change(bus, "event_types", context, deleted.type, deleted=True)
         return deleted
 
     return {
@@ -198,29 +198,31 @@ def queries(bus: Bus, index: Index, lookup: IndexLookup, types: Types, places: P
     }
 
 
-async def _caught_up(bus: Bus, index: Index, place: Encoded | None) -> None:
-    """An index that is still being built would answer with less than there is."""
+async def _catch_up(bus: Bus, index: Index, position: Encoded | None) -> None:
+    """Returns once the index has all events up to a position; first of all, an index that is being built is
+    complete."""
     if not index.caught_up:
         await index.reach(await log_end(bus))
-    if place is None:
+    if position is None:
         await index.flush_gathered()
-    elif isinstance(place, tuple):
-        await index.reach(bus.names.position(place))
-    elif not index.position.covers(place):
-        await _come_to(bus, index, place)
+    elif isinstance(position, tuple):
+        await index.reach(bus.names.position(position))
+    elif not index.position.covers(position):
+        await _reach_sequence(bus, index, position)
 
 
-async def _come_to(bus: Bus, index: Index, sequence: int) -> None:
-    """Raises InvalidError for a sequence that the log has not, UnavailableError for one that the index has not yet."""
+async def _reach_sequence(bus: Bus, index: Index, sequence: int) -> None:
+    """Raises InvalidError for a sequence past the log's end, UnavailableError for one that the index does not have
+    yet."""
     if stream_number(sequence) < bus.names.streams:
-        with contextlib.suppress(UnavailableError):  # mostly it is about to come, and the log need not be asked
+        with contextlib.suppress(UnavailableError):  # mostly the event is about to come, and the log need not be asked
             await index.reach(sequence, _SOON_S)
             return
     await wait_for_sequence(bus, sequence)
     await index.reach(sequence)
 
 
-def _sequence(value: int | None) -> int | None:
+def _check_sequence(value: int | None) -> int | None:
     if value is not None and not 0 <= value <= query.MAX_SEQUENCE:
         message = f"must be 0 to {query.MAX_SEQUENCE}"
         raise InvalidError(f"min_sequence: {message}", errors=[FieldError("min_sequence", message)])

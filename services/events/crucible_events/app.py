@@ -1,4 +1,4 @@
-"""The wiring of events: what each of its roles opens and runs, and when it is ready."""
+"""The wiring of events: the resources, endpoints and tasks of each role, and its readiness."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ from crucible_events.append.committer import Committer
 from crucible_events.append.lookup import IndexLookup, Lookup, RemoteLookup
 from crucible_events.append.prehooks import PreHooks
 from crucible_events.audit import Audit, lost_ends
-from crucible_events.redaction import Eraser, Redacting
+from crucible_events.redaction import Eraser, RedactionApi
 from crucible_events.replay.api import ReplayApi
 from crucible_events.replay.jobs import Jobs
 from crucible_events.replay.registry import Replays
@@ -52,8 +52,8 @@ _MIB = 1024 * 1024
 
 
 class _Service(msgspec.Struct, kw_only=True):
-    """What both roles stand on, and what each adds to it: what it answers, what runs until the end, which copies it
-    waits for, and what it says is wrong."""
+    """The parts of both roles. Each role adds its endpoints, the coroutines that run until the end, the views that
+    readiness waits for, and its reports of troubles."""
 
     settings: Settings
     bus: Bus
@@ -67,7 +67,7 @@ class _Service(msgspec.Struct, kw_only=True):
     purging: Purger | None
     rules: Retention | None = None
     index: Index | None = None
-    answers: dict[str, Endpoint] = {}
+    endpoints: dict[str, Endpoint] = {}
     running: list[Callable[[], Coroutine[Any, Any, None]]] = []
     views: dict[str, View] = {}
     troubles: list[Callable[[], Sequence[Trouble]]] = []
@@ -160,7 +160,7 @@ async def _service(
         snapshots=snapshots,
         purging=purging,
         index=index,
-        answers={**types.endpoints()},
+        endpoints={**types.endpoints()},
         running=[places.view.follow, principals.view.follow],
         views={"worlds": places.view, "keys": principals.view},
     )
@@ -177,15 +177,14 @@ async def _add_append(service: _Service, lookup: Lookup) -> None:
     committer = Committer(bus, service.telemetry, metrics, settings.events_queue, settings.events_queue_mib * _MIB)
     appender = Appender(bus, lookup, types, prehooks, places, rules, committer, metrics)
     append_deletion = partial(appender.append, spare=True)
-    registry = Worlds(bus, service.worlds_bucket, places, appender.append, append_deletion, api.room_for(bus))
-    redacting = Redacting(bus, lookup, appender)
+    registry = Worlds(bus, service.worlds_bucket, places, appender.append, append_deletion, api.max_reply_bytes(bus))
     service.views |= {"hooks": prehooks.view, "retention": rules.view}
     service.troubles.append(prehooks.troubles)
     service.running += [prehooks.view.follow, rules.view.follow, committer.run, registry.resume]
-    service.answers |= {
-        **api.appends(bus, appender, prehooks, rules),
+    service.endpoints |= {
+        **api.append_endpoints(bus, appender, prehooks, rules),
         **registry.endpoints(),
-        **redacting.endpoints(),
+        **RedactionApi(bus, lookup, appender).endpoints(),
     }
 
 
@@ -213,8 +212,8 @@ async def _add_query(app: Starlette, service: _Service, index: Index, lookup: In
         eraser.run,
     ]
     service.troubles += [index.troubles, losses.troubles]
-    service.answers |= {
-        **api.queries(bus, index, lookup, types, places),
+    service.endpoints |= {
+        **api.query_endpoints(bus, index, lookup, types, places),
         **eraser.endpoints(),
         **audit.endpoints(),
         **ReplayApi(bus, replays, types, places).endpoints(),
@@ -225,13 +224,13 @@ async def _add_query(app: Starlette, service: _Service, index: Index, lookup: In
 async def _run(service: _Service) -> AsyncIterator[None]:
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(service.types.view.follow())]
-        await service.types.view.reach(0, _START_S)  # what the others hold is said in types
+        await service.types.view.reach(0, _START_S)  # the other views decode by the types
         running += [tasks.create_task(run()) for run in service.running]
-        answers: Mapping[str, Endpoint] = {
-            **service.answers,
-            "reached": api.reached(service.places, service.rules, service.purging),
+        endpoints: Mapping[str, Endpoint] = {
+            **service.endpoints,
+            "reached": api.reached_endpoint(service.places, service.rules, service.purging),
         }
-        async with serve(service.bus, SERVICE, answers, service.telemetry):
+        async with serve(service.bus, SERVICE, endpoints, service.telemetry):
             yield
         for task in running:
             task.cancel()

@@ -1,5 +1,5 @@
-"""Whether the log still holds what it acknowledged: the index is compared with the stream, message by message at the
-start and once a day, and by their numbers every minute. JetStream itself passes over what it cannot read in silence."""
+"""Audit of the log for lost events: it compares the index with the stream, message by message at the start and once a
+day, and by their numbers every minute. JetStream itself skips in silence the messages that it cannot read."""
 
 import asyncio
 import contextlib
@@ -35,14 +35,14 @@ EVERY_S = 60.0
 WHOLE_EVERY_S = 86_400.0
 _BATCH = 1000
 _AT_ONCE_FREE = 20_000
-"""Messages that are looked at without a pause; after them a fifth of the time."""
+"""Messages that are compared without a pause; after them the audit works a fifth of the time."""
 _SHARE = 4
 _SAMPLES = 5
 _SAMPLE_S = 1.0
 _SLACK_MS = 60_000
-"""How much earlier than by the clock an event may be gone that has a time to go."""
-_VERIFIED = 50
-_MOST_RUNS = 1000
+"""The time by which an event may be gone before its end."""
+_SAMPLE = 50
+_MOST_GAPS = 1000
 _ROWS = """
 SELECT sequence, world_id, sequence IN (SELECT sequence FROM erasures)
   OR (NOT forever AND ? > 0 AND stored_ms < ?) OR (expires_ms IS NOT NULL AND expires_ms < ?)
@@ -52,39 +52,39 @@ _LATER = "(SELECT count(*) FROM events WHERE sequence > ? AND sequence <= ?)"
 _ERASED = "(SELECT count(*) FROM erasures WHERE sequence >= ? AND sequence <= ?)"
 
 
-class Run(msgspec.Struct, frozen=True):
-    """Events that are missing one after another."""
+class Gap(msgspec.Struct, frozen=True):
+    """Neighbours among the events that are missing."""
 
     first: int
     last: int
     count: int
 
 
-class Runs:
-    """The runs of what is missing, of sequences that come in their order. Of very many the last ones are one."""
+class Gaps:
+    """The gaps in the log, from sequences in their order. Past a number, the last gap takes all that follow."""
 
     def __init__(self) -> None:
-        self.all: list[Run] = []
+        self.all: list[Gap] = []
         self._broken = True
 
     @property
     def full(self) -> bool:
-        return len(self.all) >= _MOST_RUNS
+        return len(self.all) >= _MOST_GAPS
 
     def add(self, sequence: int, missing: bool) -> None:
         if missing and self._broken and not self.full:
-            self.all.append(Run(sequence, sequence, 1))
+            self.all.append(Gap(sequence, sequence, 1))
         elif missing:
             last = self.all[-1]
-            self.all[-1] = Run(last.first, sequence, last.count + 1)
+            self.all[-1] = Gap(last.first, sequence, last.count + 1)
         self._broken = not missing
 
 
 class Audit:
-    """Every replica compares its own index; what one finds is kept once."""
+    """Every replica compares its own index; a loss is recorded once."""
 
     def __init__(self, bus: Bus, index: Index, reader: Reader, places: Places, losses: Losses) -> None:
-        """`reader` is of the index and for the audit alone: no query waits behind what is compared."""
+        """`reader` reads the index for the audit alone: no query waits behind a comparison."""
         self._bus = bus
         self._index = index
         self._places = places
@@ -92,8 +92,8 @@ class Audit:
         self._damage = Damage(bus, index, losses)
         self._difference: int | None = None
         self._reader = reader
-        self._asked = asyncio.Event()
-        losses.on_accepted = self._asked.set
+        self._accepted = asyncio.Event()
+        losses.on_accepted = self._accepted.set
 
     def endpoints(self) -> Mapping[str, Endpoint]:
         return {"losses": Endpoint(LossesRequest, self.show), "accept_losses": Endpoint(LossesRequest, self.accept)}
@@ -104,7 +104,7 @@ class Audit:
         return LossList(losses=self._losses.open)
 
     async def accept(self, request: LossesRequest, context: Context) -> LossList:
-        """Takes the losses for given: from then on the index forgets what the log has not."""
+        """Accepts the losses: from then on the index forgets the events that the log does not have."""
         context.principal.check_admin("what the log has lost")
         await self._losses.view.refresh()
         return LossList(losses=await self._losses.accept())
@@ -117,11 +117,11 @@ class Audit:
             try:
                 await self._damage.look()
                 await self._index.reach_recent(self._bus, EVERY_S)
-                if clock() >= whole_at or self._asked.is_set() or await self._differs():
-                    self._asked.clear()
+                if clock() >= whole_at or self._accepted.is_set() or await self._differs():
+                    self._accepted.clear()
                     began = clock()
                     await self.once()
-                    # Where what expires comes and goes all the time, the numbers say little.
+                    # Where events expire all the time, the numbers say little.
                     whole_at = clock() + WHOLE_EVERY_S
                     await asyncio.sleep(_SHARE * (clock() - began))
             except CrucibleError as error:
@@ -130,19 +130,19 @@ class Audit:
                 continue
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(EVERY_S):
-                    await self._asked.wait()
+                    await self._accepted.wait()
 
     async def once(self) -> list[Loss]:
-        """Compares all, and keeps what is lost. Returns what was not known."""
+        """Compares every event, and records the losses. Returns the new ones."""
         found: list[Loss] = []
         for stream in self._index.streams:
             state = await self._bus.stream_state(stream)
             await self._index.reach(state.last_sequence)
-            runs, unindexed = await self._compared(stream, state)
+            gaps, unindexed = await self._compare_stream(stream, state)
             if unindexed and await self._is_missed(unindexed, state):
                 self._index.spoil(f"it has no event at sequence {unindexed[0]}, and the log has")
                 return []
-            found += await self._verified(runs, state) if runs.all else []
+            found += await self._verify(gaps, state) if gaps.all else []
         if found:
             await self._losses.record(found)
         self._difference = await self._settled_difference()
@@ -154,7 +154,7 @@ class Audit:
     # ---- by number
 
     async def _differs(self) -> bool:
-        """Whether the difference of the numbers is another than after the last comparison, and stays so."""
+        """True where the difference of the numbers has changed since the last comparison, and stays so."""
         for _ in range(_SAMPLES):
             if await self._count_difference() == self._difference:
                 return False
@@ -172,7 +172,8 @@ class Audit:
         return before
 
     async def _count_difference(self) -> int:
-        """How many events the index has more than the log. Not 0 where the log has what is no event."""
+        """The number of events that the index has more than the log; not 0 where the log has messages that are no
+        events."""
         streams = self._index.streams
         states = [await self._bus.stream_state(stream) for stream in streams]
         parts, values = ["SELECT (SELECT count(*) FROM events)"], []
@@ -186,9 +187,9 @@ class Audit:
 
     # ---- one by one
 
-    async def _compared(self, stream: str, state: StreamState) -> tuple[Runs, list[int]]:
-        """What only the index has, and the first sequences that only the stream has."""
-        runs = Runs()
+    async def _compare_stream(self, stream: str, state: StreamState) -> tuple[Gaps, list[int]]:
+        """The events that only the index has, and the first sequences that only the stream has."""
+        gaps = Gaps()
         unindexed: list[int] = []
         before, done, last = first_of(stream), 0, state.last_sequence
         clock = asyncio.get_running_loop().time
@@ -196,72 +197,72 @@ class Audit:
         async with contextlib.aclosing(reading) as batches:
             began = clock()
             async for messages in batches:
-                seen = {message.sequence for message in messages if message.sequence <= last}
-                to = max(seen) if seen and messages[-1].sequence <= last else last
-                held = await self._compare(before, to, seen, state, runs)
-                unindexed += sorted(seen - held)[: _VERIFIED - len(unindexed)]
+                present = {message.sequence for message in messages if message.sequence <= last}
+                to = max(present) if present and messages[-1].sequence <= last else last
+                indexed = await self._compare(before, to, present, state, gaps)
+                unindexed += sorted(present - indexed)[: _SAMPLE - len(unindexed)]
                 before, done = to, done + len(messages)
                 if before >= last:
                     break
                 if done > _AT_ONCE_FREE:
                     await asyncio.sleep(_SHARE * (clock() - began))
                 began = clock()
-        return runs, unindexed
+        return gaps, unindexed
 
-    async def _compare(self, before: int, to: int, seen: set[int], state: StreamState, runs: Runs) -> set[int]:
-        """Adds to the runs what the index has between two sequences, and is not among those that were seen. Returns
-        what the index has."""
-        held: set[int] = set()
+    async def _compare(self, before: int, to: int, present: set[int], state: StreamState, gaps: Gaps) -> set[int]:
+        """Adds to the gaps the events of the index between two sequences that are not `present` in the stream. Returns
+        the sequences of the index."""
+        indexed: set[int] = set()
         purged = {record.id: record.purge_through for record in self._places.records.values()}
         while True:
             now_ms = int(self._bus.now_ms())
             values = (state.max_age_ms, now_ms - state.max_age_ms + _SLACK_MS, now_ms + _SLACK_MS, before, to)
             rows = await self._select(_ROWS, values)
             for sequence, world_id, may_go in rows:
-                held.add(sequence)
-                missing = sequence not in seen and not may_go and sequence > purged.get(world_id, 0)
-                runs.add(sequence, missing)
+                indexed.add(sequence)
+                missing = sequence not in present and not may_go and sequence > purged.get(world_id, 0)
+                gaps.add(sequence, missing)
             if len(rows) < 5000:
-                return held
+                return indexed
             before = rows[-1][0]
 
-    async def _verified(self, runs: Runs, state: StreamState) -> list[Loss]:
-        """What is lost of it, and not known as such. What was redacted or purged meanwhile is not."""
+    async def _verify(self, gaps: Gaps, state: StreamState) -> list[Loss]:
+        """The new losses among the gaps: without events that were redacted or purged meanwhile."""
         await self._places.view.refresh()
         await self._losses.view.refresh()
         await self._index.reach(await log_end(self._bus))
-        again = runs.all if runs.full else []
-        for run in runs.all if not runs.full else ():
-            await self._compare(run.first - 1, run.last, set(), state, part := Runs())
+        again = gaps.all if gaps.full else []
+        for gap in gaps.all if not gaps.full else ():
+            await self._compare(gap.first - 1, gap.last, set(), state, part := Gaps())
             again += [one for one in part.all if await self._is_gone(one)]
         known = [
             loss for loss in self._losses.all if (loss.stream, loss.kind, loss.log) == ("", "missing", state.created)
         ]
         lost: list[Loss] = []
-        for run in again:
-            holder = next((loss for loss in known if loss.first <= run.first and run.last <= loss.last), None)
-            if holder is None:
-                lost.append(_loss("missing", state.created, run.first, run.last, run.count))
-            elif holder.accepted_at is not None:
-                await self._forget(run)
+        for gap in again:
+            record = next((loss for loss in known if loss.first <= gap.first and gap.last <= loss.last), None)
+            if record is None:
+                lost.append(_loss("missing", state.created, gap.first, gap.last, gap.count))
+            elif record.accepted_at is not None:
+                await self._forget(gap)
         return lost
 
-    async def _is_gone(self, run: Run) -> bool:
-        """Whether the stream has not even one of the first of a run: a message may have come late."""
+    async def _is_gone(self, gap: Gap) -> bool:
+        """True where the stream has none of the first events of a gap: a message may have come late."""
         rows = await self._select(
             "SELECT sequence FROM events WHERE sequence BETWEEN ? AND ? ORDER BY sequence LIMIT ?",
-            (run.first, run.last, _VERIFIED),
+            (gap.first, gap.last, _SAMPLE),
         )
-        there = await asyncio.gather(*(event_at(self._bus, row[0]) for row in rows))
-        return not any(there)
+        messages = await asyncio.gather(*(event_at(self._bus, row[0]) for row in rows))
+        return not any(messages)
 
-    async def _forget(self, run: Run) -> None:
-        rows = await self._select("SELECT sequence FROM events WHERE sequence BETWEEN ? AND ?", (run.first, run.last))
+    async def _forget(self, gap: Gap) -> None:
+        rows = await self._select("SELECT sequence FROM events WHERE sequence BETWEEN ? AND ?", (gap.first, gap.last))
         for start in range(0, len(rows), 500):
             await store.forget_sequences(self._index, [row[0] for row in rows[start : start + 500]])
 
     async def _is_missed(self, sequences: Sequence[int], state: StreamState) -> bool:
-        """Whether the index should have one of these."""
+        """True where the index should have one of these events."""
         await self._places.view.refresh()
         for sequence in sequences:
             message = await event_at(self._bus, sequence)
@@ -293,8 +294,8 @@ def _loss(kind: str, created: str, first: int, last: int, count: int) -> Loss:
 # ---- the end of the log, and another log -----------------------------------------------------------------------------
 
 
-class _Held(NamedTuple):
-    """What the file of an index says that it holds, before it is opened."""
+class _Extent(NamedTuple):
+    """The first and last event of a stream in the file of an index."""
 
     created: str
     first: int
@@ -304,14 +305,14 @@ class _Held(NamedTuple):
 
 
 async def lost_ends(path: Path, bus: Bus) -> list[Loss]:
-    """What the index holds, and a stream of the log does not since it lost its end, or is another one: the index is
-    made anew then, and would forget it. Call it before the index is opened."""
+    """Losses of events that the index has, and a stream of the log does not since it lost its end, or is another one.
+    Called before the index is opened, which then is rebuilt and would forget them."""
     found = [await _lost_end(path, bus, number) for number in range(bus.names.streams)]
     return [loss for loss in found if loss is not None]
 
 
 async def _lost_end(path: Path, bus: Bus, number: int) -> Loss | None:
-    held: _Held | None = await asyncio.to_thread(_held, path, number)
+    held: _Extent | None = await asyncio.to_thread(_read_extent, path, number)
     if held is None:
         return None
     state = await bus.stream_state(bus.names.log_streams[number])
@@ -338,15 +339,15 @@ async def _has(bus: Bus, sequence: int, stored_ms: int) -> bool:
 
 
 async def _agrees(bus: Bus, state: StreamState, sequence: int, stored_ms: int) -> bool:
-    """Whether the stream has the same message at a sequence, as far as it has one."""
+    """True where the stream has the same message at a sequence, or none between others."""
     if sequence > state.last_sequence:
         return False
     message = await event_at(bus, sequence)
     return message is None or message.time_ms == stored_ms
 
 
-def _held(path: Path, number: int) -> Any:
-    def look(connection: sqlite3.Connection) -> _Held | None:
+def _read_extent(path: Path, number: int) -> Any:
+    def read(connection: sqlite3.Connection) -> _Extent | None:
         meta = dict(connection.execute("SELECT name, value FROM meta"))
         within = (base_of(number), base_of(number + 1))
         ends = [f"(SELECT {end}(sequence) FROM events WHERE sequence >= ? AND sequence < ?)" for end in ("min", "max")]
@@ -355,27 +356,27 @@ def _held(path: Path, number: int) -> Any:
             return None
         query = "SELECT stored_ms FROM events WHERE sequence = ?"
         [(first_ms,), (last_ms,)] = [connection.execute(query, (row,)).fetchone() for row in rows]
-        return _Held(meta["identity"].split(" ")[1 + number], rows[0], first_ms, rows[1], last_ms)
+        return _Extent(meta["identity"].split(" ")[1 + number], rows[0], first_ms, rows[1], last_ms)
 
-    return _looked(path, look)
+    return _read_file(path, read)
 
 
 def _row_until(path: Path, sequence: int) -> tuple[int, int]:
     query = "SELECT sequence, stored_ms FROM events WHERE sequence <= ? ORDER BY sequence DESC LIMIT 1"
-    return _looked(path, lambda connection: connection.execute(query, (sequence,)).fetchone()) or (0, 0)
+    return _read_file(path, lambda connection: connection.execute(query, (sequence,)).fetchone()) or (0, 0)
 
 
 def _count_from(path: Path, sequence: int) -> int:
     query, within = "SELECT count(*) FROM events WHERE sequence >= ? AND sequence <= ?", (sequence, last_in(sequence))
-    return int((_looked(path, lambda connection: connection.execute(query, within).fetchone()) or (0,))[0])
+    return int((_read_file(path, lambda connection: connection.execute(query, within).fetchone()) or (0,))[0])
 
 
-def _looked(path: Path, look: Callable[[sqlite3.Connection], Any]) -> Any:
-    """What is read of a file; None where there is none, or it is damaged or of another version."""
+def _read_file(path: Path, read: Callable[[sqlite3.Connection], Any]) -> Any:
+    """The result of `read`; None where there is no file, or it is damaged or of another version."""
     if not path.exists():
         return None
     try:
         with contextlib.closing(sqlite3.connect(path)) as connection:
-            return look(connection)
+            return read(connection)
     except (sqlite3.Error, LookupError):
         return None

@@ -1,5 +1,6 @@
-"""Damage of the other streams: work that waits, history and configuration have no second copy to be compared with. But
-JetStream says what it could not read, and a stream whose last sequence is smaller than it was has lost its end."""
+"""Damage of the other streams: waiting work, history and configuration have no second copy to compare with. But
+JetStream reports the messages that it could not read, and a last sequence that is smaller than before shows a lost
+end."""
 
 import contextlib
 import sqlite3
@@ -20,40 +21,40 @@ _MOST_GAPS = 50_000
 
 
 def other_streams(names: Names) -> list[str]:
-    """Those beside the log, with the buckets'."""
+    """The streams beside the log, with those of the buckets."""
     return [names.hook_runs, names.deliveries, names.attempts, *(kv_stream(names.bucket(name)) for name in BUCKETS)]
 
 
 class Damage:
-    """JetStream is asked for what it could not read once for each connection: it is when it opens its files that it
-    notices, and it says so until it starts again. The last sequences are kept in the index, every time."""
+    """Asks JetStream for unreadable messages once for each connection: it finds them when it opens its files, and
+    reports them until it starts again. The index keeps the last sequences of each look."""
 
     def __init__(self, bus: Bus, index: Index, losses: Losses) -> None:
         self._bus = bus
         self._index = index
         self._losses = losses
-        self._left: set[str] = set()
+        self._unchecked: set[str] = set()
         self._connection = -1
 
     async def look(self) -> None:
-        """Keeps what is lost and was not known."""
+        """Records the new losses."""
         if self._connection != self._bus.connections:
             self._connection = self._bus.connections
-            self._left = set(other_streams(self._bus.names))
+            self._unchecked = set(other_streams(self._bus.names))
         states: dict[str, StreamState] = {}
         for stream in other_streams(self._bus.names):
             with contextlib.suppress(NotFoundError):
                 states[stream] = await self._bus.stream_state(stream)
-        found = await self._ends(states)
+        found = await self._lost_ends(states)
         for stream, state in states.items():
-            if stream in self._left and state.removed <= _MOST_GAPS:
+            if stream in self._unchecked and state.removed <= _MOST_GAPS:
                 found += _losses(stream, state.created, await self._bus.unreadable(stream))
-                self._left.discard(stream)
+                self._unchecked.discard(stream)
         if found:
             await self._losses.record(found)
-        await self._remember(states)
+        await self._store(states)
 
-    async def _ends(self, states: Mapping[str, StreamState]) -> list[Loss]:
+    async def _lost_ends(self, states: Mapping[str, StreamState]) -> list[Loss]:
         rows = await self._index.reader.execute_fetchall("SELECT name, created, last FROM streams")
         return [
             _end(stream, created, last, states[stream])
@@ -61,18 +62,18 @@ class Damage:
             if stream in states and states[stream].last_sequence < last
         ]
 
-    async def _remember(self, states: Mapping[str, StreamState]) -> None:
+    async def _store(self, states: Mapping[str, StreamState]) -> None:
         rows = [(stream, state.created, state.last_sequence) for stream, state in states.items()]
 
         def write(writer: sqlite3.Connection) -> None:
             writer.executemany("INSERT OR REPLACE INTO streams VALUES (?, ?, ?)", rows)
 
-        with contextlib.suppress(sqlite3.Error):  # of a disk that is full, others complain
+        with contextlib.suppress(sqlite3.Error):  # of a full disk, the index reports
             await self._index.writer.run(write)
 
 
 def _end(stream: str, created: str, last: int, now: StreamState) -> Loss:
-    """Of a stream that is another one now, all that there was."""
+    """Of a stream that is another one now, all messages are lost."""
     same = created == now.created
     return Loss(
         kind="end" if same else "log",
@@ -104,7 +105,7 @@ def _losses(stream: str, created: str, unreadable: Unreadable) -> list[Loss]:
 
 
 def _ranges(sequences: Sequence[int]) -> list[tuple[int, int]]:
-    """The neighbours among them, as first and last."""
+    """The runs of neighbours, as (first, last)."""
     found: list[tuple[int, int]] = []
     for sequence in sorted(sequences):
         if found and found[-1][1] == sequence - 1:

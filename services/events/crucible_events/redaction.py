@@ -1,4 +1,5 @@
-"""Redaction: one event's payload is erased for good; its envelope stays in its place, and a tombstone says so."""
+"""Redaction of events: the request, which commits a tombstone and erases the payload for good, and the eraser, which
+completes that in the index of each replica. The envelope stays at its sequence."""
 
 import asyncio
 import logging
@@ -31,11 +32,74 @@ _AT_ONCE = 500
 _TIDY = "DELETE FROM erasures WHERE done AND sequence NOT IN (SELECT sequence FROM events)"
 
 
+class RedactionApi:
+    """Commits the tombstone first, then erases the event: a reader of the tombstone erases as well. So a process may
+    die at any moment, and the request may come again."""
+
+    def __init__(self, bus: Bus, lookup: Lookup, appender: Appender) -> None:
+        self._bus = bus
+        self._lookup = lookup
+        self._appender = appender
+
+    def endpoints(self) -> Mapping[str, Endpoint]:
+        return {"redact": Endpoint(RedactRequest, self.redact)}
+
+    async def redact(self, request: RedactRequest, context: Context) -> bytes:
+        """Answers once the payload is gone from the stream, and from every replica that can be reached.
+
+        Raises NotFoundError, InvalidError for a tombstone, and a hook's DeniedError.
+        """
+        _check_reason(request.reason)
+        found = await self._lookup.find(request.id)
+        event = decode(found)
+        if not context.scope.sees(event):
+            raise no_event(request.id)
+        sequence = event.sequence or 0
+        message = await event_at(self._bus, sequence)
+        if message is None:
+            # Another replica erases it, or it has expired: the index shows which.
+            end = await self._bus.last_sequence(self._bus.names.stream_at(sequence))
+            found = await self._lookup.find(request.id, end)
+            if decode(found).redacted is UNSET:
+                raise no_event(request.id)
+            return found
+        if not is_event(message, request.id):
+            raise no_event(request.id)
+        if decode(message.data).redacted is not UNSET:  # an import brought it so
+            return found
+        tombstone_at = await self._commit_tombstone(request, message, context)
+        await erase(self._bus, sequence, request.id)
+        await call_all(self._bus, EVENTS, "events", "indexed", IndexedRequest(sequence=tombstone_at))
+        return await self._lookup.find(request.id, tombstone_at)
+
+    async def _commit_tombstone(self, request: RedactRequest, message: Message, context: Context) -> int:
+        """The sequence of the tombstone, which is committed now or was before."""
+        if place_of(message.headers) is not None:
+            text = f"{request.id} is the tombstone of a redaction: it has nothing that could be erased"
+            raise InvalidError(text, errors=[FieldError("id", text)])
+        event = decode(message.data, message.sequence)
+        new = _tombstone(event, request, message)
+        place = Place(message.sequence, message.time_ms, stored_key(message.headers) or "")
+        lifetime = lifetime_in(message.headers)
+        appended = await self._appender.append_own(new, mark(place), lifetime, context.traceparent)
+        assert appended.sequence is not None
+        if appended.duplicate:
+            await self._check_first(appended.sequence, request.id, place)
+        return appended.sequence
+
+    async def _check_first(self, sequence: int, event_id: str, place: Place) -> None:
+        """Any client may have appended an event with the tombstone's id."""
+        first = await event_at(self._bus, sequence)
+        found = place_of(first.headers) if first is not None else None
+        if found is None or found.sequence != place.sequence:
+            raise ConflictError(f"another event has the id of the tombstone of {event_id}", current_sequence=sequence)
+
+
 class Eraser:
-    """Every replica erases what its index learns of: twice is as good as once."""
+    """Every replica erases the events whose tombstones come to its index: twice is harmless."""
 
     def __init__(self, bus: Bus, index: Index, remove_copies: Callable[[], Awaitable[None]]) -> None:
-        """`remove_copies` removes the copies of the index that hold what is erased."""
+        """`remove_copies` removes the copies of the index that hold the erased bytes."""
         self._bus = bus
         self._index = index
         self._remove_copies = remove_copies
@@ -65,10 +129,10 @@ class Eraser:
             await erase(self._bus, sequence, event_id)
         if due:
             await self._remove_copies()
-        return len(due) if due and await self._forgotten([sequence for sequence, _ in due]) else 0
+        return len(due) if due and await self._settle([sequence for sequence, _ in due]) else 0
 
-    async def _forgotten(self, sequences: list[int]) -> bool:
-        """Takes what the rows held before out of the file; False where a reader was in the way."""
+    async def _settle(self, sequences: list[int]) -> bool:
+        """Removes the old bytes of the rows from the file; False where a reader was in the way."""
         settled = f"UPDATE erasures SET done = 1 WHERE sequence IN ({', '.join('?' * len(sequences))})"
         try:
             if not await self._index.writer.empty_log():
@@ -85,84 +149,21 @@ async def erase(bus: Bus, sequence: int, event_id: str) -> None:
     message = await event_at(bus, sequence)
     if message is None:
         return
-    if not holds(message, event_id):
+    if not is_event(message, event_id):
         log.error("%s is redacted, and sequence %d holds another event: nothing is erased", event_id, sequence)
         return
     await bus.remove(bus.names.stream_at(sequence), sequence, erase=True)
 
 
-def holds(message: Message, event_id: str) -> bool:
+def is_event(message: Message, event_id: str) -> bool:
     try:
         return decode(message.data).metadata.id == event_id
     except msgspec.DecodeError:
         return False
 
 
-class Redacting:
-    """The tombstone is committed first, then the event is erased: who meets the one does the other. So a process may
-    die at any moment, and the request may come again."""
-
-    def __init__(self, bus: Bus, lookup: Lookup, appender: Appender) -> None:
-        self._bus = bus
-        self._lookup = lookup
-        self._appender = appender
-
-    def endpoints(self) -> Mapping[str, Endpoint]:
-        return {"redact": Endpoint(RedactRequest, self.redact)}
-
-    async def redact(self, request: RedactRequest, context: Context) -> bytes:
-        """Answered once the payload is gone from the stream, and every replica that is there shows it no more.
-
-        Raises NotFoundError, InvalidError for a tombstone, and a hook's DeniedError.
-        """
-        _check_reason(request.reason)
-        found = await self._lookup.find(request.id)
-        event = decode(found)
-        if not context.scope.sees(event):
-            raise no_event(request.id)
-        sequence = event.sequence or 0
-        message = await event_at(self._bus, sequence)
-        if message is None:
-            # Another replica is at it, or it has expired: what is committed by now tells.
-            end = await self._bus.last_sequence(self._bus.names.stream_at(sequence))
-            found = await self._lookup.find(request.id, end)
-            if decode(found).redacted is UNSET:
-                raise no_event(request.id)
-            return found
-        if not holds(message, request.id):
-            raise no_event(request.id)
-        if decode(message.data).redacted is not UNSET:  # it came so, with an import
-            return found
-        told = await self._tell(request, message, context)
-        await erase(self._bus, sequence, request.id)
-        await call_all(self._bus, EVENTS, "events", "indexed", IndexedRequest(sequence=told))
-        return await self._lookup.find(request.id, told)
-
-    async def _tell(self, request: RedactRequest, message: Message, context: Context) -> int:
-        """The sequence of the tombstone, which is committed now or was before."""
-        if place_of(message.headers) is not None:
-            text = f"{request.id} is the tombstone of a redaction: it has nothing that could be erased"
-            raise InvalidError(text, errors=[FieldError("id", text)])
-        event = decode(message.data, message.sequence)
-        new = _tombstone(event, request, message)
-        place = Place(message.sequence, message.time_ms, stored_key(message.headers) or "")
-        lifetime = lifetime_in(message.headers)
-        appended = await self._appender.append_own(new, mark(place), lifetime, context.traceparent)
-        assert appended.sequence is not None
-        if appended.duplicate:
-            await self._check_first(appended.sequence, request.id, place)
-        return appended.sequence
-
-    async def _check_first(self, sequence: int, event_id: str, place: Place) -> None:
-        """Anybody may have appended something by the id that the tombstone has."""
-        first = await event_at(self._bus, sequence)
-        found = place_of(first.headers) if first is not None else None
-        if found is None or found.sequence != place.sequence:
-            raise ConflictError(f"another event has the id of the tombstone of {event_id}", current_sequence=sequence)
-
-
 def _tombstone(event: Event, request: RedactRequest, message: Message) -> NewEvent:
-    """The same event always has the same tombstone. It is an effect in the event's own chain, and kept as long."""
+    """The same event always has the same tombstone: an effect in the event's own chain, with the event's lifetime."""
     about = event.metadata
     return NewEvent(
         type=type_of(event.type),

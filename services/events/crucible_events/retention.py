@@ -1,4 +1,5 @@
-"""The rules that say how long which events are kept: this process's copy, the requests, and what JetStream is told."""
+"""Retention: the rules for the lifetimes of events, in this process's copy; the requests about them; and the removal of
+events that have expired."""
 
 import asyncio
 import logging
@@ -36,21 +37,22 @@ log = logging.getLogger(__name__)
 
 BUCKET = "retention"
 KEY = "rules"
-_PATIENCE_S = 5.0
+_READY_S = 5.0
 _REMEMBERED = 10_000
-_TOLD = 20
-"""Mistakes after which the rest is not looked at."""
+_MOST_ERRORS = 20
+EVERY_S = 2.0
+_AT_ONCE = 200
 _rules = msgspec.json.Decoder(RetentionRules)
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """`types` are as `Catalogue.expand` gives them: None is every type."""
+    """`types` are as `Catalogue.expand` returns them: None is every type."""
 
     types: frozenset[str] | None
     world_id: str | None
     lifetime: Lifetime
 
-    def fits(self, event: Event) -> bool:
+    def matches(self, event: Event) -> bool:
         if self.world_id is not None and self.world_id != event.metadata.world_id:
             return False
         return self.types is None or event.dotted in self.types or f"{event.type}.*" in self.types
@@ -70,16 +72,16 @@ class Retention:
     """The rules, and the requests about them."""
 
     def __init__(self, bus: Bus, bucket: Bucket, places: Places, types: Types, max_age_s: float) -> None:
-        """`max_age_s` is how long the stream keeps what no rule is about."""
+        """`max_age_s` is the stream's limit, for events without a rule."""
         self._bus = bus
         self._bucket = bucket
         self._places = places
         self._types = types
         self._max_age_s = max_age_s
         self._rules: Sequence[Rule] = ()
-        self._written: Sequence[RetentionRule] = ()
+        self._recorded: Sequence[RetentionRule] = ()
         self._revision = 0
-        self._found: dict[tuple[str, str], Lifetime] = {}
+        self._lifetimes: dict[tuple[str, str], Lifetime] = {}
         self.view = View(bucket, self._changed)
         types.changed.append(lambda _: self._compile())
 
@@ -87,28 +89,28 @@ class Retention:
         return {"get_retention": Endpoint(RetentionRequest, self.get)}
 
     async def ready(self) -> None:
-        """Raises UnavailableError while the rules are not known."""
-        await self.view.reach(0, _PATIENCE_S)
+        """Raises UnavailableError until this copy has the rules."""
+        await self.view.reach(0, _READY_S)
 
     def of(self, event: Event) -> Lifetime:
-        """What the first rule that fits says of an event."""
+        """The lifetime that the first matching rule gives an event."""
         if not self._rules:
             return DEFAULT
         key = (event.dotted, event.metadata.world_id)
-        found = self._found.get(key)
+        found = self._lifetimes.get(key)
         if found is None:
-            if len(self._found) >= _REMEMBERED:
-                self._found.clear()
-            found = next((rule.lifetime for rule in self._rules if rule.fits(event)), DEFAULT)
-            self._found[key] = found
+            if len(self._lifetimes) >= _REMEMBERED:
+                self._lifetimes.clear()
+            found = next((rule.lifetime for rule in self._rules if rule.matches(event)), DEFAULT)
+            self._lifetimes[key] = found
         return found
 
     # ---- requests
 
     async def get(self, request: RetentionRequest, context: Context) -> RetentionView:
-        """With the rules of those worlds that the one that asks may see."""
+        """The rules of the worlds that the scope shows."""
         await self.view.refresh()
-        rules = [rule for rule in self._written if context.scope.has_place(rule.world_id)]
+        rules = [rule for rule in self._recorded if context.scope.has_place(rule.world_id)]
         return RetentionView(rules=rules, default=format_keep(self._max_age_s), revision=self._revision)
 
     async def put(self, request: PutRetention, context: Context) -> RetentionView:
@@ -140,14 +142,14 @@ class Retention:
         await self._places.view.refresh()
         await self._types.view.refresh()
         errors: list[FieldError] = []
-        for place, rule in enumerate(rules):
-            errors += self._mistakes(rule, f"rules.{place}")
-            if len(errors) >= _TOLD:
+        for index, rule in enumerate(rules):
+            errors += self._field_errors(rule, f"rules.{index}")
+            if len(errors) >= _MOST_ERRORS:
                 break
         if errors:
             raise InvalidError(f"{errors[0].path}: {errors[0].message}", errors=errors)
 
-    def _mistakes(self, rule: RetentionRule, at: str) -> list[FieldError]:
+    def _field_errors(self, rule: RetentionRule, at: str) -> list[FieldError]:
         found: list[FieldError] = []
         expand = partial(self._types.catalogue.expand, rule.type, f"{at}.type")
         for check in (expand, partial(parse_keep, rule.keep, f"{at}.keep")):
@@ -167,36 +169,35 @@ class Retention:
             return
         self._revision = change.revision
         try:
-            self._written = [] if change.value is None else _rules.decode(change.value).rules
+            self._recorded = [] if change.value is None else _rules.decode(change.value).rules
         except msgspec.DecodeError as error:
             log.error("the rules of retention cannot be read; the last ones hold: %s", error)
             return
         self._compile()
 
     def _compile(self) -> None:
-        self._found.clear()
-        self._rules = [rule for place, written in enumerate(self._written) if (rule := self._compiled(written, place))]
+        self._lifetimes.clear()
+        self._rules = [
+            rule for index, recorded in enumerate(self._recorded) if (rule := self._compile_rule(recorded, index))
+        ]
 
-    def _compiled(self, rule: RetentionRule, place: int) -> Rule | None:
+    def _compile_rule(self, rule: RetentionRule, index: int) -> Rule | None:
         try:
-            return compile_rule(rule, f"rules.{place}", self._max_age_s, self._types.catalogue)
+            return compile_rule(rule, f"rules.{index}", self._max_age_s, self._types.catalogue)
         except CrucibleError as error:
             log.error("a rule of retention cannot be read, and is passed over: %s", error)
             return None
 
 
-EVERY_S = 2.0
-_AT_ONCE = 200
-
-
 class Expiry:
-    """Every replica does it for its own index, and removes from the stream what is due: twice is as good as once."""
+    """Every replica forgets the expired events of its own index, and removes them from the stream: twice is
+    harmless."""
 
     def __init__(self, bus: Bus, index: Index) -> None:
         self._bus = bus
         self._index = index
-        self._looked_to = {stream: first_of(stream) for stream in index.streams}
-        """Below it, nothing is left of a stream that its limit reaches."""
+        self._expired_to = {stream: first_of(stream) for stream in index.streams}
+        """By stream, the sequence below which the index has no event past the stream's limit."""
 
     async def run(self) -> None:
         """Runs until cancelled."""
@@ -221,8 +222,8 @@ class Expiry:
         return gone + await store.forget_expired(self._index, now_ms)
 
     async def _forget(self, stream: str, before_ms: int) -> int:
-        first = self._looked_to[stream]
-        end = self._looked_to[stream] = await store.first_since(self._index, before_ms, first - 1)
+        first = self._expired_to[stream]
+        end = self._expired_to[stream] = await store.first_since(self._index, before_ms, first - 1)
         gone = await store.forget_range(self._index, first, end)
         return gone + await store.forget_redacted(self._index, before_ms)
 
@@ -230,7 +231,7 @@ class Expiry:
         message = await event_at(self._bus, sequence)
         if message is None:
             return
-        # The stream's own word counts: a server that lost its end has used sequences again.
+        # The stream's own message decides: a server that lost its end has used sequences again.
         forever, expires_ms = expiry_of(message.headers, message.time_ms)
         if forever and expires_ms is not None and expires_ms <= now_ms:
             await self._bus.remove(self._bus.names.stream_at(sequence), sequence)

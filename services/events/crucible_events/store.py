@@ -1,4 +1,4 @@
-"""What is remembered of the log: an SQLite index of EVENTS with every event's bytes, and what is read from it."""
+"""Store: an SQLite index of EVENTS with every event's bytes; the writes of its projection, and the reads."""
 
 import logging
 import sqlite3
@@ -54,14 +54,14 @@ CREATE INDEX IF NOT EXISTS erasures_due ON erasures (sequence) WHERE NOT done;
 CREATE TABLE IF NOT EXISTS streams (name TEXT PRIMARY KEY, created TEXT NOT NULL, last INTEGER NOT NULL) WITHOUT ROWID;
 """
 """`time` is microseconds; `message_id` stands for an idempotency key, if there is one; `forever` and `expires_ms` are
-as `lifetime.expiry_of` gives them. `spans` has the least and the greatest time of each 1,024 sequences: a query by time
-finds its place in the log with it, without an index on time. Every index has one column, after which SQLite puts the
-sequence: it is read in the log's order without sorting. `erasures` has the redacted events; `done` says that their
-bytes are nowhere any more (see `erasing`)."""
+as `lifetime.expiry_of` returns them. `spans` has the least and the greatest time of each 1,024 sequences: a query by
+time finds its stretches of the log with it, without an index on time. Every index has one column, after which SQLite
+puts the sequence: it is read in the log's order without sorting. `erasures` has the redacted events; `done` says that
+their bytes are gone from every file (see `redaction`)."""
 
 INSERT = "INSERT OR IGNORE INTO events VALUES"
 _OVERWRITE = "UPDATE events SET raw = zeroblob(length(raw)) WHERE sequence = ?"
-_LEAVE = "UPDATE events SET raw = ? WHERE sequence = ?"
+_WRITE_REMAINS = "UPDATE events SET raw = ? WHERE sequence = ?"
 _REMEMBER = "INSERT OR IGNORE INTO erasures (sequence, event_id) VALUES"
 _WIDEN = (
     "INSERT INTO spans VALUES (?, ?, ?) ON CONFLICT (span)"
@@ -78,7 +78,7 @@ _EXPIRE_AT_ONCE = 5_000
 
 
 class Sized(NamedTuple):
-    """A row of a scan; `size` is None where the row is scanned but not wanted."""
+    """A row of a scan; `size` is None where the row fails the test."""
 
     sequence: int
     size: int | None
@@ -89,7 +89,7 @@ class _Data(msgspec.Struct):
 
 
 class _Row(msgspec.Struct):
-    """An event without its payload, which the index keeps as it is."""
+    """An event without its payload, which the index does not decode."""
 
     type: str
     data: _Data
@@ -102,7 +102,7 @@ _decoder = msgspec.json.Decoder(_Row)
 
 
 class Projection:
-    """Writes the stream into the index. What cannot be decoded is passed over and counted."""
+    """Writes the stream into the index. It skips and counts messages that cannot be decoded."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._skipped = metrics.counter("events_skipped", "Messages of EVENTS that are no events")
@@ -123,7 +123,7 @@ class Projection:
 
 
 def row_of(message: Message) -> tuple[Any, ...]:
-    """The columns of an event. Raises `msgspec.DecodeError` or InvalidError for what is none."""
+    """The columns of an event. Raises `msgspec.DecodeError` or InvalidError for a message that is no event."""
     event = _decoder.decode(message.data)
     about = event.metadata
     headers = message.headers or {}
@@ -153,18 +153,18 @@ def row_of(message: Message) -> tuple[Any, ...]:
 
 
 def _redact(writer: sqlite3.Connection, rows: Sequence[Sequence[Any]]) -> None:
-    """Puts what is left of events in their places, whether the index has the events themselves or, built anew from a
-    stream that has them no more, not."""
+    """Replaces redacted events by their remains, whether the index has the events or, built anew from a stream without
+    them, not."""
     for row in rows:
         sequence, event_id, left = row[0], row[1], row[-1]
         there = writer.execute("SELECT id, length(raw) FROM events WHERE sequence = ?", (sequence,)).fetchone()
         if there is None:
             insert(writer, INSERT, [row])
         elif there[0] == event_id:
-            # What has the same size is written over the old bytes in their place. Of what moves, SQLite may leave
-            # copies behind: hence white space at the end.
+            # A value of the same size overwrites the old bytes. Of one that moves, SQLite may leave copies behind:
+            # hence white space at the end.
             writer.execute(_OVERWRITE, (sequence,))
-            writer.execute(_LEAVE, (left.ljust(there[1]), sequence))
+            writer.execute(_WRITE_REMAINS, (left.ljust(there[1]), sequence))
         else:
             log.error("%s is redacted, and sequence %d holds %s: it is left alone", event_id, sequence, there[0])
             continue
@@ -180,17 +180,17 @@ def _spans(rows: Iterable[Sequence[Any]]) -> list[tuple[int, int, int]]:
 
 
 async def first_since(index: Index, moment_ms: int, after: int) -> int:
-    """The first sequence after one, in its stream, that was stored at a moment or later, or the first that is still to
+    """The first sequence after `after`, in its stream, that was stored at a moment or later; else the next one to
     come."""
     number = stream_number(after + 1)
-    held = index.position.end_of(number)  # as it was: what arrives while the file is read is not looked through
-    kept = "SELECT sequence FROM events WHERE sequence > ? AND sequence <= ? AND stored_ms >= ? ORDER BY 1 LIMIT 1"
-    found = await select(index, kept, (after, held, moment_ms))
-    return int(found[0][0]) if found else held + 1
+    end = index.position.end_of(number)  # before the read: later events are not searched
+    statement = "SELECT sequence FROM events WHERE sequence > ? AND sequence <= ? AND stored_ms >= ? ORDER BY 1 LIMIT 1"
+    found = await select(index, statement, (after, end, moment_ms))
+    return int(found[0][0]) if found else end + 1
 
 
 async def forget_range(index: Index, first: int, end: int) -> int:
-    """Forgets the events from a sequence to just before another, except those that the stream's limit passes by."""
+    """Forgets the events from a sequence to just before another, except those that the stream's limit spares."""
     return await _forget(index, "sequence >= ? AND sequence < ? AND NOT forever", (first, end))
 
 
@@ -200,7 +200,7 @@ async def forget_expired(index: Index, now_ms: int) -> int:
 
 
 async def has_world(index: Index, world_id: str, through: int) -> bool:
-    """Whether there are events of a world up to a sequence."""
+    """True where the index has events of a world up to a sequence."""
     return bool(
         await select(index, "SELECT 1 FROM events WHERE world_id = ? AND sequence <= ? LIMIT 1", (world_id, through))
     )
@@ -223,7 +223,7 @@ async def forget_redacted(index: Index, before_ms: int) -> int:
 
 
 async def overdue(index: Index, now_ms: int, most: int) -> list[int]:
-    """Events that the stream keeps until it is told not to, and whose time has come."""
+    """Events whose end has come, and that the stream keeps until `events` removes them."""
     statement = "SELECT sequence FROM events WHERE expires_ms <= ? AND forever LIMIT ?"
     return [row[0] for row in await select(index, statement, (now_ms, most))]
 
@@ -275,7 +275,7 @@ async def find_chains(index: Index, ids: Sequence[str]) -> dict[str, Chain]:
     return found
 
 
-async def by_id(index: Index, event_id: str) -> tuple[int, bytes] | None:
+async def find_by_id(index: Index, event_id: str) -> tuple[int, bytes] | None:
     """The sequence and the bytes of an event."""
     rows = await select(index, "SELECT sequence, raw FROM events WHERE id = ? ORDER BY sequence LIMIT 1", (event_id,))
     return rows[0] if rows else None
@@ -291,7 +291,7 @@ async def last_of(index: Index, world_id: str, category: str, entity: str) -> in
     return int(rows[0][0]) if rows else 0
 
 
-async def of_correlation(index: Index, correlation_id: str, most: int) -> list[Sized]:
+async def find_by_correlation(index: Index, correlation_id: str, most: int) -> list[Sized]:
     """The first events of one correlation id."""
     order = "sequence" if len(index.streams) == 1 else "stored_ms, sequence"
     statement = f"SELECT sequence, length(raw) FROM events WHERE correlation_id = ? ORDER BY {order} LIMIT ?"
@@ -299,13 +299,13 @@ async def of_correlation(index: Index, correlation_id: str, most: int) -> list[S
 
 
 async def counts_by_type(index: Index) -> dict[str, int]:
-    """How many events of each type there are, by canonical name."""
+    """The number of events of each type, by canonical name."""
     return dict(await select(index, "SELECT type, count(*) FROM events GROUP BY type"))
 
 
 async def stretches(index: Index, start: int | None, end: int | None) -> list[tuple[int, int]]:
-    """Where in the log all events are whose time is in [start, end): between which sequences, both included, in order.
-    Several, where events of other times stand between them, as imported ones do; very many are taken for one."""
+    """The stretches of sequences (first, last), in order, that hold all events with a time in [start, end). There are
+    several where events of other times stand between, as imported ones do; very many become one."""
     values = (-(2**62) if start is None else start, 2**62 if end is None else end)
     found = [
         (first << SPAN_BITS, ((last + 1) << SPAN_BITS) - 1) for first, last in await select(index, _ISLANDS, values)
@@ -313,13 +313,13 @@ async def stretches(index: Index, start: int | None, end: int | None) -> list[tu
     return found if len(found) <= _MOST_STRETCHES else [(found[0][0], found[-1][1])]
 
 
-async def position_of(index: Index, place: Encoded) -> Position:
-    """The place just after a sequence, or as it is. In the other streams of the log it is where they were when that
-    event was stored: of two that were stored at one moment, that of the later stream is the later one."""
+async def position_of(index: Index, position: Encoded) -> Position:
+    """The position just after a sequence, or as it is. The other streams of the log are at their ends of when that
+    event was stored: of two stored at one moment, the later stream's is the later one."""
     streams = len(index.streams)
-    if streams == 1 or not isinstance(place, int):
-        return position_from(place, streams)
-    sequence, number = place, stream_number(place)
+    if streams == 1 or not isinstance(position, int):
+        return position_from(position, streams)
+    sequence, number = position, stream_number(position)
     if number >= streams:
         return Position.end(streams)
     found = await select(
@@ -334,8 +334,8 @@ async def position_of(index: Index, place: Encoded) -> Position:
     return joined(ends).at(sequence)
 
 
-async def last_held(index: Index) -> int:
-    """The last sequence that the index holds; of several streams, that of the event that was stored last."""
+async def last_sequence(index: Index) -> int:
+    """The last sequence of the index; of several streams, that of the event that was stored last."""
     position = index.position
     if len(position.ends) == 1:
         return position.ends[0]
@@ -351,6 +351,37 @@ async def last_held(index: Index) -> int:
     return int(max(rows)[1]) if rows else 0
 
 
+async def read_raw(index: Index, sequences: Sequence[int]) -> list[tuple[int, bytes]]:
+    """The bytes of some events, in order of sequence."""
+    found: list[tuple[int, bytes]] = []
+    for start in range(0, len(sequences), _AT_ONCE):
+        part = sequences[start : start + _AT_ONCE]
+        statement = f"SELECT sequence, raw FROM events WHERE sequence IN ({', '.join('?' * len(part))})"
+        found += await select(index, statement, part)
+    return sorted(found)
+
+
+async def find_forever(index: Index, sequences: Sequence[int]) -> frozenset[int]:
+    """The sequences among these of events that are kept for ever."""
+    found: list[int] = []
+    for start in range(0, len(sequences), _AT_ONCE):
+        part = sequences[start : start + _AT_ONCE]
+        marks = ", ".join("?" * len(part))
+        statement = f"SELECT sequence FROM events WHERE forever AND expires_ms IS NULL AND sequence IN ({marks})"
+        found += [row[0] for row in await select(index, statement, part)]
+    return frozenset(found)
+
+
+def encode_public(sequence: int, raw: bytes, forever: bool = False) -> msgspec.Raw:
+    """The public form; with `forever` it has the retention, as an append understands it."""
+    event = envelope.with_sequence(raw, sequence)
+    return msgspec.Raw(b'%b,"retention":"forever"}' % event[:-1] if forever else event)
+
+
+def decode(sequence: int, raw: bytes) -> Event:
+    return envelope.decode(raw, sequence)
+
+
 async def _last_before(index: Index, number: int, moment_ms: int) -> int:
     """The last sequence of a stream that was stored before a moment."""
     low, high = base_of(number), index.position.end_of(number)
@@ -363,34 +394,3 @@ async def _last_before(index: Index, number: int, moment_ms: int) -> int:
         else:
             high = middle
     return low
-
-
-async def raws(index: Index, sequences: Sequence[int]) -> list[tuple[int, bytes]]:
-    """The bytes of some events, in order of sequence."""
-    found: list[tuple[int, bytes]] = []
-    for start in range(0, len(sequences), _AT_ONCE):
-        part = sequences[start : start + _AT_ONCE]
-        statement = f"SELECT sequence, raw FROM events WHERE sequence IN ({', '.join('?' * len(part))})"
-        found += await select(index, statement, part)
-    return sorted(found)
-
-
-async def kept_forever(index: Index, sequences: Sequence[int]) -> frozenset[int]:
-    """Those of some events that the retention spares."""
-    found: list[int] = []
-    for start in range(0, len(sequences), _AT_ONCE):
-        part = sequences[start : start + _AT_ONCE]
-        marks = ", ".join("?" * len(part))
-        statement = f"SELECT sequence FROM events WHERE forever AND expires_ms IS NULL AND sequence IN ({marks})"
-        found += [row[0] for row in await select(index, statement, part)]
-    return frozenset(found)
-
-
-def public(sequence: int, raw: bytes, forever: bool = False) -> msgspec.Raw:
-    """The public form; with `forever` it says so, as an append understands it."""
-    event = envelope.with_sequence(raw, sequence)
-    return msgspec.Raw(b'%b,"retention":"forever"}' % event[:-1] if forever else event)
-
-
-def decoded(sequence: int, raw: bytes) -> Event:
-    return envelope.decode(raw, sequence)

@@ -1,4 +1,4 @@
-"""The event types of the installation: registering and deleting them, and how users read of them."""
+"""Event types of the installation: their registration, their deletion, and their descriptions with counts."""
 
 import asyncio
 from collections.abc import Mapping
@@ -31,8 +31,8 @@ from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import call_all
 from crucible_kit.types import KNOW_TYPES, Types
 
-TOLD = ("events", "hooks", "webhooks", "gateway")
-"""The services whose replicas know the types."""
+SERVICES = ("events", "hooks", "webhooks", "gateway")
+"""The services whose replicas have a copy of the types."""
 
 _TRIES = 20
 
@@ -48,15 +48,15 @@ class Registry:
         self._checking = asyncio.Lock()
 
     async def register(self, request: RegisterType, owner: str) -> RegisteredType:
-        """Returns once every replica knows the type. Raises InvalidError, and ConflictError for a name or a version
+        """Returns once every replica has the type. Raises InvalidError, and ConflictError for a name or a version
         that is taken."""
         for _ in range(_TRIES):
             await self._types.view.refresh()
             catalogue, revision = self._types.catalogue, self._types.view.revision
             async with self._checking:
-                record = await asyncio.to_thread(_checked, request, catalogue, owner)
-            if record is None or await self._stored(record.type, record, revision):
-                await self._tell()
+                record = await asyncio.to_thread(_new_record, request, catalogue, owner)
+            if record is None or await self._store(record.type, record, revision):
+                await self._notify()
                 return RegisteredType(type=await self.get(request.type), created=record is not None)
         raise ConflictError("other event types are being registered at the moment: try again")
 
@@ -70,15 +70,15 @@ class Registry:
             if kind is None:
                 raise ConflictError(f"{shown.type} is not a registered type: it is built in and stays")
             await self._check_unused(shown.type)
-            if await self._stored(shown.type, None, revision):
-                await self._tell()
+            if await self._store(shown.type, None, revision):
+                await self._notify()
                 await self._finish_delete(kind.record)
                 return shown
         raise ConflictError("other event types are being registered at the moment: try again")
 
     async def get(self, name: str, scope: Scope = EVERYTHING) -> DescribedType:
-        """One type by its name or an alias, with how many events of it may be seen. Raises NotFoundError with the
-        nearest known type."""
+        """One type by its name or an alias, with the count of its events that the scope shows. Raises NotFoundError
+        with the nearest type."""
         try:
             found = await self._types.resolve(lambda catalogue: catalogue.type(name))
         except UnknownTypeError as error:
@@ -88,32 +88,32 @@ class Registry:
         counted = _with_count(found, await self._counts(scope), self._names())
         return DescribedType(**msgspec.structs.asdict(counted), schemas=schemas)
 
-    async def page(self, after: str | None, room: int, scope: Scope) -> TypesReply:
-        """The types that come after one, in the catalogue's order, as far as there is room (bytes)."""
+    async def page(self, after: str | None, most_bytes: int, scope: Scope) -> TypesReply:
+        """The types that come after one, in the catalogue's order, within `most_bytes`."""
         counts, names = await self._counts(scope), self._names()
         everything = self._types.catalogue.types()
-        begun = next((place + 1 for place, one in enumerate(everything) if one.type == after), 0)
+        start = next((index + 1 for index, one in enumerate(everything) if one.type == after), 0)
         found: list[EventType] = []
-        for one in everything[begun:]:
+        for one in everything[start:]:
             counted = _with_count(one, counts, names)
-            room -= len(msgspec.json.encode(counted))
-            if room < 0 and found:
+            most_bytes -= len(msgspec.json.encode(counted))
+            if most_bytes < 0 and found:
                 return TypesReply(types=found, next=found[-1].type)
             found.append(counted)
         return TypesReply(types=found)
 
     async def _counts(self, scope: Scope) -> Mapping[str, int]:
-        """How many events of each type may be seen. For who may not see all they are counted one by one: of a long log,
-        as many as a count may take."""
+        """The number of events of each type that the scope shows. For a limited scope they are counted one by one: in a
+        long log, as many as the budget of a count allows."""
         if scope.everything:
             return await store.counts_by_type(self._index)
-        asked = query.checked(QueryRequest(), self._types.catalogue, scope)
-        reply = await counts.count(self._index, asked, "type")
+        checked = query.read_query(QueryRequest(), self._types.catalogue, scope)
+        reply = await counts.count(self._index, checked, "type")
         return {group.key: group.count for group in reply.groups}
 
     # ---- the bucket
 
-    async def _stored(self, name: str, record: TypeRecord | None, revision: int) -> bool:
+    async def _store(self, name: str, record: TypeRecord | None, revision: int) -> bool:
         """False where the bucket has changed since a revision."""
         value = None if record is None else msgspec.json.encode(record)
         try:
@@ -122,12 +122,11 @@ class Registry:
             return False
         return True
 
-    async def _tell(self) -> None:
-        """Returns once every replica that can be reached knows what is stored. Where a service has none, none need
-        know: each reads the bucket before it does anything."""
+    async def _notify(self) -> None:
+        """Returns once every replica that can be reached has the stored types. A later one reads the bucket first."""
         await self._types.view.refresh()
         request = KnowTypes(revision=self._types.view.revision)
-        await asyncio.gather(*(call_all(self._bus, EVENTS, service, KNOW_TYPES, request) for service in TOLD))
+        await asyncio.gather(*(call_all(self._bus, EVENTS, service, KNOW_TYPES, request) for service in SERVICES))
 
     # ---- deleting
 
@@ -139,20 +138,20 @@ class Registry:
             raise ConflictError(f"the log has {events} of {name}: its type stays as long as they do", count=count)
 
     async def _finish_delete(self, record: TypeRecord) -> None:
-        """No replica takes an event of the type any more. One may have come in before they knew: then it is kept."""
+        """No replica takes an event of the type any more. Where one came in before, the type stays."""
         try:
             await self._check_unused(record.type)
         except ConflictError:
             await self._types.view.refresh()
-            await self._stored(record.type, record, self._types.view.revision)
-            await self._tell()
+            await self._store(record.type, record, self._types.view.revision)
+            await self._notify()
             raise
 
     def _names(self) -> frozenset[str]:
         return frozenset(self._types.catalogue.registered)
 
 
-def _checked(request: RegisterType, catalogue: Catalogue, owner: str) -> TypeRecord | None:
+def _new_record(request: RegisterType, catalogue: Catalogue, owner: str) -> TypeRecord | None:
     """The record to store, or None where it is stored already. For a thread: to compare two schemas takes seconds."""
     check_request(request, catalogue)
     compile_schema(request.schema)

@@ -99,10 +99,10 @@ class IndexLookup:
             await self._index.reach(through)
         else:  # one that is being built would answer with less than there is
             await self._settle()
-        found = await store.by_id(self._index, id)
+        found = await store.find_by_id(self._index, id)
         if found is None:  # it may be so new that the index does not have it yet
             await self._settle()
-            found = await store.by_id(self._index, id)
+            found = await store.find_by_id(self._index, id)
         if found is None:
             raise no_event(id)
         return with_sequence(found[1], found[0])

@@ -1,4 +1,4 @@
-"""How many events match a query, in all and by group: counted a window of rows at a time, within a budget of time."""
+"""Counts of the events that match a query, in all and by group: a window of rows at a time, within a budget of time."""
 
 import time
 from collections import Counter
@@ -16,7 +16,7 @@ from crucible_kit.index.index import Index
 from crucible_kit.tasks import Turn
 
 WINDOW = 2_000
-"""Rows that one statement looks at: whoever else reads the index waits no longer than for these."""
+"""Rows of one statement: other readers of the index wait no longer than for these."""
 _AT_ONCE = 200
 """Events that are decoded without a pause."""
 _DAY = 86_400_000_000
@@ -30,7 +30,7 @@ _KEYS: dict[CountBy | None, str] = {
 }
 
 
-class Tally:
+class Counts:
     """The counts so far, by key."""
 
     def __init__(self, budget_s: float, window: int) -> None:
@@ -45,7 +45,7 @@ class Tally:
 
     def reply(self, by: CountBy | None, complete: bool) -> CountReply:
         ranked = sorted(self.counts.items(), key=lambda entry: (-entry[1], entry[0])) if by else []
-        groups = [CountGroup(key=_shown(key, by), count=count) for key, count in ranked]
+        groups = [CountGroup(key=_key_text(key, by), count=count) for key, count in ranked]
         return CountReply(count=self.counts.total(), groups=groups, complete=complete, counted_to=self.counted_to)
 
 
@@ -54,41 +54,43 @@ async def count(
 ) -> CountReply:
     """Counts in the log's order, for at least one window."""
     scan = await plan(index, query)
-    held = await store.last_held(index)
-    tally = Tally(budget_s, window)
-    counting = _matched(index, query, scan, by, tally) if query.predicate else _grouped(index, scan, by, tally)
+    last = await store.last_sequence(index)
+    counts = Counts(budget_s, window)
+    counting = (
+        _count_matches(index, query, scan, by, counts) if query.predicate else _count_groups(index, scan, by, counts)
+    )
     complete = await counting
     if complete and len(index.streams) == 1:
-        tally.counted_to = max(tally.counted_to, min(held, counted(query.until)))
+        counts.counted_to = max(counts.counted_to, min(last, counted(query.until)))
     elif complete:
-        tally.counted_to = held if query.until == MAX_SEQUENCE else counted(query.until)
-    return tally.reply(by, complete)
+        counts.counted_to = last if query.until == MAX_SEQUENCE else counted(query.until)
+    return counts.reply(by, complete)
 
 
-async def _grouped(index: Index, scan: Scan, by: CountBy | None, tally: Tally) -> bool:
-    """Counts where SQLite alone can tell; False where the budget ended it."""
+async def _count_groups(index: Index, scan: Scan, by: CountBy | None, counts: Counts) -> bool:
+    """Counts where SQLite alone decides; False where the budget ended it."""
     if len(scan.parts) > 1:
-        return await _grouped_merged(index, scan, by, tally)
+        return await _count_merged_groups(index, scan, by, counts)
     for low, high in scan.parts[0] if scan.parts else ():
         while low <= high:
-            rows = rows_statement(scan, _columns(by), low, high, tally.window)
-            if not await _count(index, rows, "0", "sequence", tally):
+            rows = rows_statement(scan, _columns(by), low, high, counts.window)
+            if not await _count_window(index, rows, "0", "sequence", counts):
                 break
-            if tally.spent:
+            if counts.spent:
                 return False
-            low = tally.counted_to + 1
+            low = counts.counted_to + 1
     return True
 
 
-async def _grouped_merged(index: Index, scan: Scan, by: CountBy | None, tally: Tally) -> bool:
+async def _count_merged_groups(index: Index, scan: Scan, by: CountBy | None, counts: Counts) -> bool:
     """The same over several streams, in the order in which they are merged."""
     within = hulls(scan)
     while True:
-        statement, values = merged_statement(scan, _columns(by), within, tally.window)
-        rows = f"SELECT *, row_number() OVER () AS place FROM ({statement})", values
-        if not (last := await _count(index, rows, "part", "place", tally)):
+        statement, values = merged_statement(scan, _columns(by), within, counts.window)
+        rows = f"SELECT *, row_number() OVER () AS number FROM ({statement})", values
+        if not (last := await _count_window(index, rows, "part", "number", counts)):
             return True
-        if tally.spent:
+        if counts.spent:
             return False
         within = [(max(low, last.get(part, 0) + 1), high) for part, (low, high) in enumerate(within)]
 
@@ -97,47 +99,49 @@ def _columns(by: CountBy | None) -> str:
     return f"{_KEYS[by]} AS key, ({{wanted}}) AS wanted"
 
 
-async def _count(index: Index, rows: tuple[str, list[Any]], part: str, place: str, tally: Tally) -> dict[int, int]:
-    """Adds a window's rows to the counts: `part` gives a row's stream, `place` grows from row to row. Returns the last
+async def _count_window(
+    index: Index, rows: tuple[str, list[Any]], part: str, order: str, counts: Counts
+) -> dict[int, int]:
+    """Adds a window's rows to the counts: `part` is a row's stream, `order` grows from row to row. Returns the last
     sequence by stream; nothing where there are no more rows than these."""
-    columns = f"key, sum(wanted), count(*), max(sequence), {part} AS stream, max({place})"
-    looked_at = place_of_last = 0
+    columns = f"key, sum(wanted), count(*), max(sequence), {part} AS stream, max({order})"
+    rows_read = last_order = 0
     last: dict[int, int] = {}
     for key, wanted, count, sequence, stream, at in await store.select(
         index, f"SELECT {columns} FROM ({rows[0]}) GROUP BY key, stream", rows[1]
     ):
         if wanted:
-            tally.counts[key] += wanted
-        looked_at += count
+            counts.counts[key] += wanted
+        rows_read += count
         last[stream] = max(sequence, last.get(stream, 0))
-        if at > place_of_last:
-            place_of_last, tally.counted_to = at, sequence
-    return last if looked_at == tally.window else {}
+        if at > last_order:
+            last_order, counts.counted_to = at, sequence
+    return last if rows_read == counts.window else {}
 
 
-async def _matched(index: Index, query: Query, scan: Scan, by: CountBy | None, tally: Tally) -> bool:
-    """Counts what the filter's predicate accepts, event by event."""
+async def _count_matches(index: Index, query: Query, scan: Scan, by: CountBy | None, counts: Counts) -> bool:
+    """Counts the events that the filter's predicate accepts, one by one."""
     assert query.predicate is not None
     turn = Turn()
-    async for rows in pages(index, scan, tally.window):
+    async for rows in pages(index, scan, counts.window):
         for chunk in chunks(rows, _AT_ONCE):
-            for sequence, raw in await store.raws(index, [row.sequence for row in chunk if row.size is not None]):
+            for sequence, raw in await store.read_raw(index, [row.sequence for row in chunk if row.size is not None]):
                 if turn.over:
                     await turn.pass_on()
-                event = store.decoded(sequence, raw)
+                event = store.decode(sequence, raw)
                 if query.predicate(event):
-                    tally.counts[_key(event, by)] += 1
+                    counts.counts[_key(event, by)] += 1
             if chunk:
-                tally.counted_to = chunk[-1].sequence
-            if tally.spent and rows[-1:] != chunk[-1:]:
+                counts.counted_to = chunk[-1].sequence
+            if counts.spent and rows[-1:] != chunk[-1:]:
                 return False
-        if tally.spent and len(rows) == tally.window:
+        if counts.spent and len(rows) == counts.window:
             return False
     return True
 
 
 def _key(event: Event, by: CountBy | None) -> Any:
-    """What the columns of `_KEYS` say of an event."""
+    """The group of an event, as the columns of `_KEYS` have it."""
     about = event.metadata
     match by:
         case None:
@@ -150,5 +154,5 @@ def _key(event: Event, by: CountBy | None) -> Any:
             return getattr(about, by)
 
 
-def _shown(key: Any, by: CountBy | None) -> str:
+def _key_text(key: Any, by: CountBy | None) -> str:
     return format_time(key * _DAY)[:10] if by == "day" else str(key)

@@ -1,4 +1,4 @@
-"""What a query asks, checked, and the cursors that go on with it."""
+"""Queries: the check of a request, its cursors, and the SQL conditions that follow from its filter and scope."""
 
 import base64
 import hashlib
@@ -36,130 +36,6 @@ _PAYLOAD = ("event.payload.", "event.data.payload.")
 _ORDERED = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 _MOST_VALUES = 50
 _MOST_CONDITIONS = 20
-
-
-class Condition(NamedTuple):
-    """An SQL expression over a row of `events`, and its values."""
-
-    sql: str
-    values: tuple[Any, ...]
-
-
-def conditions(spec: Mapping[str, Any]) -> list[Condition]:
-    """Of a filter that was compiled; all of them hold of every event that the filter matches."""
-    return list(_conditions(spec))[:_MOST_CONDITIONS]
-
-
-def seen(scope: Scope) -> list[Condition]:
-    """The same of all that a scope sees."""
-    if scope.everything:
-        return []
-    views = [_all(_of_view(view)) for view in scope.views] or [Condition("0", ())]
-    return [Condition(" OR ".join(view.sql for view in views), tuple(v for view in views for v in view.values))]
-
-
-def _of_view(view: View) -> Iterable[Condition]:
-    yield Condition("1", ())
-    for column, names in (("world_id", view.worlds), ("room_id", view.rooms)):
-        if names is not None:
-            yield _one_of(column, names)
-    if view.types is not None:
-        whole = {name[:-2] for name in view.types if name.endswith(".*")}
-        either = _one_of("category", whole), _one_of("type", view.types)
-        yield Condition(f"{either[0].sql} OR {either[1].sql}", (*either[0].values, *either[1].values))
-    if view.worlds is not None:
-        of_all = _one_of("type", OF_ALL_WORLDS)
-        about = _all([_one_of("type", ABOUT_WORLDS), _one_of("entity", view.worlds)])
-        yield Condition(f"NOT ({of_all.sql}) OR {about.sql}", (*of_all.values, *about.values))
-    yield from conditions(view.where)
-
-
-def _one_of(column: str, names: Collection[str]) -> Condition:
-    return Condition(f"{column} IN ({', '.join('?' * len(names))})", tuple(sorted(names)))
-
-
-def _all(parts: Iterable[Condition]) -> Condition:
-    kept = list(parts)
-    sql = " AND ".join(f"({part.sql})" for part in kept)
-    return Condition(f"({sql})", tuple(value for part in kept for value in part.values))
-
-
-def _conditions(spec: Mapping[str, Any]) -> Iterable[Condition]:
-    for key, wanted in spec.items():
-        if key == "$and":
-            for part in wanted:
-                yield from _conditions(part)
-        elif not key.startswith("$"):
-            operators = wanted if isinstance(wanted, dict) else {"equals": wanted}
-            for spelling, operand in operators.items():
-                found = _condition(key, SPELLINGS[spelling], operand)
-                if found is not None:
-                    yield found
-
-
-def _condition(path: str, operator: str, operand: Any) -> Condition | None:
-    column = COLUMNS.get(path)
-    if column is not None:
-        return _test(column, operator, operand)
-    inner = next((path[len(root) :] for root in _PAYLOAD if path.startswith(root)), path)
-    segments = inner.split(".")
-    if inner.startswith("event.") or any(map(str.isdecimal, segments)):
-        return None
-    if operator == "contains":
-        test = _contained(operand)
-        segments.append("")
-    else:
-        test = _test("leaf.atom", operator, operand)
-    return None if test is None else _somewhere(segments, test)
-
-
-def _somewhere(segments: list[str], test: Condition) -> Condition:
-    """That a member at a path passes. Members are walked rather than looked up: of one that comes twice, SQLite finds
-    the first, and the last one counts. An empty segment stands for every element."""
-    tables, walked, values = [], [], []
-    below = "CAST(raw AS TEXT), '$.data.payload'"
-    for depth, segment in enumerate(segments):
-        name = "leaf" if depth == len(segments) - 1 else f"step{depth}"
-        tables.append(f"json_each({below}) AS {name}")
-        if segment:
-            names = sorted(other_names(segment))
-            walked.append(f"{name}.key IN ({', '.join('?' * len(names))})")
-            values += names
-        # What is no object or list has nothing below, and is no JSON by itself.
-        below = f"CASE WHEN {name}.type IN ('object', 'array') THEN {name}.value ELSE json_array({name}.value) END"
-    tests = " AND ".join([*walked, f"({test.sql})"])
-    return Condition(f"EXISTS (SELECT 1 FROM {', '.join(tables)} WHERE {tests})", (*values, *test.values))
-
-
-def _test(value: str, operator: str, operand: Any) -> Condition | None:
-    if operator == "equals":
-        operand, operator = [operand], "in"
-    if operator == "in":
-        usable = len(operand) <= _MOST_VALUES and all(map(_plain, operand))
-        return Condition(f"{value} IN ({', '.join('?' * len(operand))})", tuple(operand)) if usable else None
-    if operator in _ORDERED and _plain(operand):
-        return Condition(f"{value} {_ORDERED[operator]} ?", (operand,))
-    if operator == "starts_with" and _plain(operand):
-        return Condition(f"substr({value}, 1, ?) = ?", (len(operand), operand))
-    return None
-
-
-def _contained(operand: Any) -> Condition | None:
-    """Of a list's element, an object's key, or a text (which has itself as its only element)."""
-    if not _plain(operand):
-        return None
-    if isinstance(operand, str):
-        return Condition("leaf.atom = ? OR leaf.key = ? OR instr(leaf.atom, ?)", (operand,) * 3)
-    return Condition("leaf.atom = ?", (operand,))
-
-
-def _plain(operand: Any) -> bool:
-    """Whether SQLite compares it as JSON does."""
-    if isinstance(operand, str):
-        return operand.isprintable() and operand.isascii() and len(operand) > 0
-    return isinstance(operand, bool | float) or (isinstance(operand, int) and abs(operand) < 2**53)
-
-
 MAX_SEQUENCE = 2**63 - 1
 EQUAL = ("correlation_id", "causation_id", "entity", "actor", "world_id", "room_id")
 """The parameters that are a column's value."""
@@ -170,9 +46,16 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
+class Condition(NamedTuple):
+    """An SQL expression over a row of `events`, and its values."""
+
+    sql: str
+    values: tuple[Any, ...]
+
+
 class Query(msgspec.Struct, frozen=True):
-    """A request that was checked: `types` are as `Catalogue.expand` gives them (None: all); times are microseconds;
-    `position` is where in the log the page before ended."""
+    """A checked request: `types` are as `Catalogue.expand` returns them (None: all); times are microseconds; `position`
+    is the end of the page before."""
 
     types: frozenset[str] | None
     equal: dict[str, str]
@@ -194,8 +77,8 @@ class _Cursor(msgspec.Struct):
     position: Encoded
 
 
-def checked(request: QueryRequest, catalogue: Catalogue, scope: Scope = EVERYTHING) -> Query:
-    """What is asked, of what the one that asks may see. Raises InvalidError with every mistake of the request."""
+def read_query(request: QueryRequest, catalogue: Catalogue, scope: Scope = EVERYTHING) -> Query:
+    """The query of a request within a scope. Raises InvalidError with every mistake of the request."""
     errors: list[FieldError] = []
 
     def read(value: A | None, reader: Callable[[A], B]) -> B | None:
@@ -238,12 +121,17 @@ def checked(request: QueryRequest, catalogue: Catalogue, scope: Scope = EVERYTHI
         until=MAX_SEQUENCE if request.until is None else request.until,
         descending=request.order == "desc",
         predicate=predicate,
-        conditions=(*seen(scope), *(conditions(request.filter) if request.filter else ())),
+        conditions=(*scope_conditions(scope), *(filter_conditions(request.filter) if request.filter else ())),
         limit=request.limit,
         position=position,
         fingerprint=fingerprint,
         with_retention=request.with_retention,
     )
+
+
+def cursor_at(query: Query, position: Position) -> str:
+    raw = msgspec.json.encode(_Cursor(query.fingerprint, position.encoded))
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
 def _types(catalogue: Catalogue, patterns: list[str]) -> frozenset[str] | None:
@@ -274,7 +162,7 @@ def _both(first: Predicate, second: Predicate) -> Predicate:
 
 
 def _fingerprint(request: QueryRequest) -> str:
-    """The same for two requests that differ only in how much of the answer they want."""
+    """The same for two requests that differ only in the size of their page."""
     same = msgspec.structs.replace(request, cursor=None, limit=0, min_sequence=None)
     return hashlib.sha256(msgspec.json.encode(same, order="sorted")).hexdigest()[:16]
 
@@ -291,6 +179,119 @@ def _position(fingerprint: str, cursor: str) -> Encoded:
     return decoded.position
 
 
-def cursor_at(query: Query, position: Position) -> str:
-    raw = msgspec.json.encode(_Cursor(query.fingerprint, position.encoded))
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+# ---- conditions ------------------------------------------------------------------------------------------------------
+
+
+def filter_conditions(spec: Mapping[str, Any]) -> list[Condition]:
+    """Conditions that hold for every event that a compiled filter matches."""
+    return list(_conditions(spec))[:_MOST_CONDITIONS]
+
+
+def scope_conditions(scope: Scope) -> list[Condition]:
+    """Conditions that hold for every event that a scope shows."""
+    if scope.everything:
+        return []
+    views = [_all(_of_view(view)) for view in scope.views] or [Condition("0", ())]
+    return [Condition(" OR ".join(view.sql for view in views), tuple(v for view in views for v in view.values))]
+
+
+def _of_view(view: View) -> Iterable[Condition]:
+    yield Condition("1", ())
+    for column, names in (("world_id", view.worlds), ("room_id", view.rooms)):
+        if names is not None:
+            yield _one_of(column, names)
+    if view.types is not None:
+        whole = {name[:-2] for name in view.types if name.endswith(".*")}
+        either = _one_of("category", whole), _one_of("type", view.types)
+        yield Condition(f"{either[0].sql} OR {either[1].sql}", (*either[0].values, *either[1].values))
+    if view.worlds is not None:
+        of_all = _one_of("type", OF_ALL_WORLDS)
+        about = _all([_one_of("type", ABOUT_WORLDS), _one_of("entity", view.worlds)])
+        yield Condition(f"NOT ({of_all.sql}) OR {about.sql}", (*of_all.values, *about.values))
+    yield from filter_conditions(view.where)
+
+
+def _one_of(column: str, names: Collection[str]) -> Condition:
+    return Condition(f"{column} IN ({', '.join('?' * len(names))})", tuple(sorted(names)))
+
+
+def _all(parts: Iterable[Condition]) -> Condition:
+    all_parts = list(parts)
+    sql = " AND ".join(f"({part.sql})" for part in all_parts)
+    return Condition(f"({sql})", tuple(value for part in all_parts for value in part.values))
+
+
+def _conditions(spec: Mapping[str, Any]) -> Iterable[Condition]:
+    for key, wanted in spec.items():
+        if key == "$and":
+            for part in wanted:
+                yield from _conditions(part)
+        elif not key.startswith("$"):
+            operators = wanted if isinstance(wanted, dict) else {"equals": wanted}
+            for spelling, operand in operators.items():
+                found = _condition(key, SPELLINGS[spelling], operand)
+                if found is not None:
+                    yield found
+
+
+def _condition(path: str, operator: str, operand: Any) -> Condition | None:
+    column = COLUMNS.get(path)
+    if column is not None:
+        return _test(column, operator, operand)
+    inner = next((path[len(root) :] for root in _PAYLOAD if path.startswith(root)), path)
+    segments = inner.split(".")
+    if inner.startswith("event.") or any(map(str.isdecimal, segments)):
+        return None
+    if operator == "contains":
+        test = _contains(operand)
+        segments.append("")
+    else:
+        test = _test("leaf.atom", operator, operand)
+    return None if test is None else _at_path(segments, test)
+
+
+def _at_path(segments: list[str], test: Condition) -> Condition:
+    """The condition that a member at a path passes. It walks the members: SQLite looks up the first of two with one
+    name, and the last one counts. An empty segment stands for every element."""
+    tables, walked, values = [], [], []
+    below = "CAST(raw AS TEXT), '$.data.payload'"
+    for depth, segment in enumerate(segments):
+        name = "leaf" if depth == len(segments) - 1 else f"step{depth}"
+        tables.append(f"json_each({below}) AS {name}")
+        if segment:
+            names = sorted(other_names(segment))
+            walked.append(f"{name}.key IN ({', '.join('?' * len(names))})")
+            values += names
+        # A scalar has no members, and is no JSON by itself.
+        below = f"CASE WHEN {name}.type IN ('object', 'array') THEN {name}.value ELSE json_array({name}.value) END"
+    tests = " AND ".join([*walked, f"({test.sql})"])
+    return Condition(f"EXISTS (SELECT 1 FROM {', '.join(tables)} WHERE {tests})", (*values, *test.values))
+
+
+def _test(value: str, operator: str, operand: Any) -> Condition | None:
+    if operator == "equals":
+        operand, operator = [operand], "in"
+    if operator == "in":
+        usable = len(operand) <= _MOST_VALUES and all(map(_plain, operand))
+        return Condition(f"{value} IN ({', '.join('?' * len(operand))})", tuple(operand)) if usable else None
+    if operator in _ORDERED and _plain(operand):
+        return Condition(f"{value} {_ORDERED[operator]} ?", (operand,))
+    if operator == "starts_with" and _plain(operand):
+        return Condition(f"substr({value}, 1, ?) = ?", (len(operand), operand))
+    return None
+
+
+def _contains(operand: Any) -> Condition | None:
+    """The test of a list's element, an object's key, or a text (which is its own only element)."""
+    if not _plain(operand):
+        return None
+    if isinstance(operand, str):
+        return Condition("leaf.atom = ? OR leaf.key = ? OR instr(leaf.atom, ?)", (operand,) * 3)
+    return Condition("leaf.atom = ?", (operand,))
+
+
+def _plain(operand: Any) -> bool:
+    """True where SQLite compares it as JSON does."""
+    if isinstance(operand, str):
+        return operand.isprintable() and operand.isascii() and len(operand) > 0
+    return isinstance(operand, bool | float) or (isinstance(operand, int) and abs(operand) < 2**53)

@@ -1,4 +1,5 @@
-"""How the index is read for a query: one of its parameters finds rows, the others are tested on each, page by page."""
+"""Scans of the index for a query: one of its parameters finds rows, the others are tested on each row, page by page, as
+far as the budget of one request and the limits of its answer go."""
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
@@ -17,9 +18,11 @@ from crucible_events.store import Sized
 from crucible_kit.index.index import Index
 from crucible_kit.tasks import Turn
 
-# Which of the given parameters finds the rows by its index: the first of these.
+# The first of these that the query has finds the rows, by its index.
 _DRIVERS = ("causation_id", "correlation_id", "entity", "type", "actor", "room_id", "world_id")
 _CHUNK_BYTES = 4 * 1024 * 1024
+SIZE = "CASE WHEN {wanted} THEN length(raw) END"
+PAGE = 1000
 
 
 class Branch(NamedTuple):
@@ -31,8 +34,8 @@ class Branch(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """How the rows of a query are read. `wanted` is tested on each row that the branches find. `parts` has of each
-    stream of the log, where there may be something, the stretches of sequences; they begin after `position`."""
+    """The reading of a query's rows: each row that the branches find is tested by `wanted`. `parts` has, for each
+    stream of the log that may have matches, the stretches of sequences; they begin after `position`."""
 
     branches: tuple[Branch, ...]
     wanted: str
@@ -40,6 +43,67 @@ class Scan(NamedTuple):
     parts: tuple[tuple[tuple[int, int], ...], ...]
     position: Position
     descending: bool
+
+
+async def find_events(index: Index, query: Query, most_bytes: int) -> QueryReply:
+    """At most `limit` events and `most_bytes`. A cursor says that there may be more: a match is left over, or the
+    budget of the request is spent."""
+    scan = await plan(index, query)
+    answer, turn, at = Answer(query, most_bytes), Turn(), scan.position
+    async for rows in pages(index, scan, PAGE, first=query.limit + 1):
+        for chunk in chunks(rows, query.limit + 1 if query.predicate is None else PAGE):
+            wanted = [row.sequence for row in chunk if row.size is not None]
+            fetched = dict(await store.read_raw(index, wanted))
+            forever = await store.find_forever(index, wanted) if query.with_retention else frozenset()
+            sequences = [row.sequence for row in chunk]
+            for number, sequence in enumerate(sequences):
+                if turn.over:
+                    await turn.pass_on()
+                raw = fetched.get(sequence)
+                if raw is not None and not answer.take(sequence, raw, sequence in forever):
+                    return QueryReply(events=answer.events, next_cursor=cursor_at(query, at.past(sequences[:number])))
+                answer.count_row()
+                if answer.spent:
+                    cursor = cursor_at(query, at.past(sequences[: number + 1]))
+                    return QueryReply(events=answer.events, next_cursor=cursor)
+            at = at.past(sequences)
+    return QueryReply(events=answer.events)
+
+
+class Answer:
+    """The events of one answer, within its limits and the budget."""
+
+    def __init__(self, query: Query, most_bytes: int) -> None:
+        self.events: list[msgspec.Raw] = []
+        self._query = query
+        self._bytes_left = most_bytes
+        self._budget = QUERY_STEPS
+
+    @property
+    def spent(self) -> bool:
+        return self._budget <= 0
+
+    def count_row(self) -> None:
+        self._budget -= 1
+
+    def take(self, sequence: int, raw: bytes, forever: bool = False) -> bool:
+        """Adds an event if it matches. False where a match passes the limits: the next answer begins with it. The first
+        match always fits."""
+        if self._query.predicate is not None:
+            self._budget -= _cost(len(raw))
+            if not self._query.predicate(store.decode(sequence, raw)):
+                return True
+        event = store.encode_public(sequence, raw, forever)
+        size = len(memoryview(event))
+        if self.events and (len(self.events) >= self._query.limit or size > self._bytes_left):
+            return False
+        self.events.append(event)
+        self._bytes_left -= size
+        return True
+
+
+def _cost(size: int) -> int:
+    return 10 + size // 200
 
 
 async def plan(index: Index, query: Query) -> Scan:
@@ -61,12 +125,12 @@ async def plan(index: Index, query: Query) -> Scan:
         clipped = [(max(low, least), min(high, most)) for low, high in stretches]
         if left := [(low, high) for low, high in clipped if low <= high]:
             parts.append(tuple(reversed(left) if query.descending else left))
-    return scan_of(query, tuple(parts), position)
+    return make_scan(query, tuple(parts), position)
 
 
-def scan_of(query: Query, parts: tuple[tuple[tuple[int, int], ...], ...], position: Position) -> Scan:
-    given = set(query.equal) | ({"type"} if query.types is not None else set())
-    driver = next((name for name in _DRIVERS if name in given), None)
+def make_scan(query: Query, parts: tuple[tuple[tuple[int, int], ...], ...], position: Position) -> Scan:
+    present = set(query.equal) | ({"type"} if query.types is not None else set())
+    driver = next((name for name in _DRIVERS if name in present), None)
     if driver == "type":
         assert query.types is not None
         branches = _type_branches(query.types)
@@ -89,7 +153,7 @@ def scan_of(query: Query, parts: tuple[tuple[tuple[int, int], ...], ...], positi
     return Scan(branches, wanted, values, parts, position, query.descending)
 
 
-def _parts(types: frozenset[str]) -> tuple[list[str], list[str]]:
+def _group_types(types: frozenset[str]) -> tuple[list[str], list[str]]:
     """Whole categories, and single types of others."""
     categories = sorted({name.partition(".")[0] for name in types})
     whole = [name for name in categories if f"{name}.*" in types or _all_of(name) <= types]
@@ -101,7 +165,7 @@ def _all_of(category: str) -> frozenset[str]:
 
 
 def _type_branches(types: frozenset[str]) -> tuple[Branch, ...]:
-    whole, single = _parts(types)
+    whole, single = _group_types(types)
     return (
         *(Branch("by_category", "category = ?", (name,)) for name in whole),
         *(Branch("by_type", "type = ?", (name,)) for name in single),
@@ -109,14 +173,14 @@ def _type_branches(types: frozenset[str]) -> tuple[Branch, ...]:
 
 
 def _type_test(types: frozenset[str]) -> tuple[str, tuple[str, ...]]:
-    whole, single = _parts(types)
+    whole, single = _group_types(types)
     marks = [", ".join("?" * len(names)) for names in (whole, single)]
     return f"(category IN ({marks[0]}) OR type IN ({marks[1]}))", (*whole, *single)
 
 
 def rows_statement(scan: Scan, columns: str, low: int, high: int, most: int) -> tuple[str, list[Any]]:
     """The statement that reads up to `most` rows of one stream: their sequence and these columns, in which `{wanted}`
-    stands for what is wanted. SQLite merges the branches: none is read further than needed."""
+    stands for the test. SQLite merges the branches: none is read further than needed."""
     parts = []
     values: list[Any] = []
     for branch in scan.branches:
@@ -144,12 +208,9 @@ def merged_statement(scan: Scan, columns: str, within: Sequence[tuple[int, int]]
     return f"{' UNION ALL '.join(parts)} ORDER BY moment {order}, sequence {order} LIMIT ?", [*values, most]
 
 
-SIZE = "CASE WHEN {wanted} THEN length(raw) END"
-
-
 async def pages(index: Index, scan: Scan, most: int, first: int | None = None) -> AsyncIterator[list[Sized]]:
-    """Pages of `most` rows, the last of each stretch of fewer. They may begin smaller, with what an answer needs where
-    all rows that are found are wanted, and grow from there."""
+    """Pages of `most` rows, the last of each stretch of fewer. They may begin smaller, with `first` rows, and
+    double."""
     size = most if first is None else first
     if len(scan.parts) > 1:
         async for rows in _merged_pages(index, scan, most, size):
@@ -181,7 +242,8 @@ async def _merged_pages(index: Index, scan: Scan, most: int, size: int) -> Async
 
 
 def hulls(scan: Scan) -> list[tuple[int, int]]:
-    """From where to where each stream is read. Between its stretches are events of other times: they are not wanted."""
+    """The first and last sequence of each stream to read. Events of other times, between its stretches, fail the
+    test."""
     return [(part[-1][0], part[0][1]) if scan.descending else (part[0][0], part[-1][1]) for part in scan.parts]
 
 
@@ -198,66 +260,3 @@ def chunks(rows: list[Sized], most: int) -> list[list[Sized]]:
             size += row.size
         found[-1].append(row)
     return found
-
-
-PAGE = 1000
-
-
-class Answer:
-    """The events of one answer, as long as there is room and budget for more."""
-
-    def __init__(self, query: Query, most_bytes: int) -> None:
-        self.events: list[msgspec.Raw] = []
-        self._query = query
-        self._room = most_bytes
-        self._budget = QUERY_STEPS
-
-    @property
-    def spent(self) -> bool:
-        return self._budget <= 0
-
-    def passed(self) -> None:
-        self._budget -= 1
-
-    def takes(self, sequence: int, raw: bytes, forever: bool = False) -> bool:
-        """False where there is no room for a match; it is for the next answer then. There is always room for one."""
-        if self._query.predicate is not None:
-            self._budget -= _cost(len(raw))
-            if not self._query.predicate(store.decoded(sequence, raw)):
-                return True
-        event = store.public(sequence, raw, forever)
-        size = len(memoryview(event))
-        if self.events and (len(self.events) >= self._query.limit or size > self._room):
-            return False
-        self.events.append(event)
-        self._room -= size
-        return True
-
-
-def _cost(size: int) -> int:
-    return 10 + size // 200
-
-
-async def run(index: Index, query: Query, most_bytes: int) -> QueryReply:
-    """Answers with at most `limit` events and `most_bytes`. A cursor says that there may be more: either a match is
-    left over, or the budget of one request is spent."""
-    scan = await plan(index, query)
-    answer, turn, at = Answer(query, most_bytes), Turn(), scan.position
-    async for rows in pages(index, scan, PAGE, first=query.limit + 1):
-        for chunk in chunks(rows, query.limit + 1 if query.predicate is None else PAGE):
-            wanted = [row.sequence for row in chunk if row.size is not None]
-            fetched = dict(await store.raws(index, wanted))
-            kept = await store.kept_forever(index, wanted) if query.with_retention else frozenset()
-            sequences = [row.sequence for row in chunk]
-            for place, sequence in enumerate(sequences):
-                if turn.over:
-                    await turn.pass_on()
-                raw = fetched.get(sequence)
-                if raw is not None and not answer.takes(sequence, raw, sequence in kept):
-                    return QueryReply(events=answer.events, next_cursor=cursor_at(query, at.past(sequences[:place])))
-                answer.passed()
-                if answer.spent:
-                    cursor = cursor_at(query, at.past(sequences[: place + 1]))
-                    return QueryReply(events=answer.events, next_cursor=cursor)
-            at = at.past(sequences)
-    return QueryReply(events=answer.events)
