@@ -140,7 +140,7 @@ async def test_a_cursor_belongs_to_its_query(log: Asker) -> None:
 
 
 async def test_a_costly_query_is_answered_in_parts(log: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan, "BUDGET", 5)
+    monkeypatch.setattr(scan, "QUERY_STEPS", 5)
     page = await log.query(actor="user:a", room_id="attic")
     assert page.next_cursor
     found = list(page.events)
