@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from crucible_cli.display import reason
 from crucible_cli.errors import explain
 from crucible_cli.main import COMMANDS, load
-from crucible_cli.summary import reason
 from crucible_cli.up.state import DataDir, read_admin_key
 from crucible_core.decode import convert
 from crucible_core.definition import HookDefinition

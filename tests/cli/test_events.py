@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from crucible_cli import ndjson
-from crucible_cli.options import fields_of, filter_of, moment_of
+from crucible_cli.options import fields_of, filter_of, time_of
 from crucible_core.limits import EVENT_BYTES
 from tests.client.playing import Played, trouble
 
@@ -243,13 +243,13 @@ def test_what_is_neither_filter_nor_pair_is_a_usage_error() -> None:
     ],
 )
 def test_moments(given: str | None, moment: str | None) -> None:
-    assert moment_of(given, 1_795_255_200_000_000) == moment
+    assert time_of(given, 1_795_255_200_000_000) == moment
 
 
 def test_a_giant_line_is_never_held_whole(tmp_path: Path) -> None:
     file = tmp_path / "giant"
     file.write_bytes(b"x" * (5 * EVENT_BYTES) + b"\n\n" + b'{"a": 1}\n{"b": 2}')
-    with ndjson.reading(str(file)) as (opened, size):
+    with ndjson.open_input(str(file)) as (opened, size):
         found = list(ndjson.lines(opened))
     assert [line.number for line in found] == [1, 3, 4]
     assert EVENT_BYTES < len(found[0].raw) < EVENT_BYTES + 2000

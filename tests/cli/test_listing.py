@@ -11,7 +11,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from crucible_cli.commands.doctor import Diagnosis, Finding, Health, Service, diagnosis_view, health_view, loss_text
-from crucible_cli.layout import UNCUT, Column, Listing, shortened
+from crucible_cli.layout import UNCUT, Column, Listing, shorten_ids
 from crucible_cli.tables import (
     attempts_table,
     count_table,
@@ -262,4 +262,4 @@ def test_columns_go_by_rank_and_the_widest_cell_gives_way() -> None:
     ],
 )
 def test_ids_are_shortened_to_what_tells_them_apart(ids: Sequence[str], short: Sequence[str]) -> None:
-    assert shortened(ids) == short
+    assert shorten_ids(ids) == short

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from crucible_cli.up.nats_server import free_port
-from crucible_cli.up.processes import Born, Output, birth, describe_exit, end_stale, record, rotate
+from crucible_cli.up.processes import Identity, Output, birth, describe_exit, end_stale, record, rotate
 from crucible_cli.up.supervisor import FIRST_DELAY_S, LAST_DELAY_S, Health, Notice, Program, Supervisor, next_delay
 from crucible_core.errors import UnavailableError
 from tests.cli.children import server, until, wait
@@ -19,7 +19,7 @@ SLEEPER = (sys.executable, "-S", "-c", "import time; time.sleep(600)")
 SUPERVISE = """
 import asyncio, sys
 from pathlib import Path
-from crucible_cli.supervisor import Supervisor
+from crucible_cli.up.supervisor import Supervisor
 from tests.cli.children import server
 async def main(directory, ports):
     programs = [server(f"child{port}", port, directory) for port in ports]
@@ -32,7 +32,7 @@ asyncio.run(main(Path(sys.argv[1]), [int(port) for port in sys.argv[2:]]))
 """
 
 
-class Watched:
+class Outcome:
     """A supervisor, and what it reported."""
 
     def __init__(self, directory: Path, programs: list[Program], grace: float = 10.0) -> None:
@@ -44,11 +44,11 @@ class Watched:
         return [notice.text for notice in self.notices if notice.name == name and notice.state]
 
     def pid(self, name: str) -> int:
-        return msgspec.json.decode(self.noted.read_bytes(), type=dict[str, Born])[name].pid
+        return msgspec.json.decode(self.noted.read_bytes(), type=dict[str, Identity])[name].pid
 
 
 async def test_programs_start_together_and_become_ready(tmp_path: Path) -> None:
-    watched = Watched(tmp_path, [server("one", free_port(), tmp_path), server("two", free_port(), tmp_path)])
+    watched = Outcome(tmp_path, [server("one", free_port(), tmp_path), server("two", free_port(), tmp_path)])
     watched.supervisor.start()
     assert list(watched.supervisor.unready()) == ["one", "two"]
     await watched.supervisor.ready()
@@ -59,7 +59,7 @@ async def test_programs_start_together_and_become_ready(tmp_path: Path) -> None:
 
 
 async def test_killed_process_is_reported_and_started_again(tmp_path: Path) -> None:
-    watched = Watched(tmp_path, [server("events", free_port(), tmp_path)])
+    watched = Outcome(tmp_path, [server("events", free_port(), tmp_path)])
     watched.supervisor.start()
     await watched.supervisor.ready()
     first = watched.pid("events")
@@ -72,7 +72,7 @@ async def test_killed_process_is_reported_and_started_again(tmp_path: Path) -> N
 
 async def test_highest_rank_stops_first_and_wholly(tmp_path: Path) -> None:
     ranks = {"bus": 0, "events": 1, "hooks": 1, "gateway": 2}
-    watched = Watched(tmp_path, [server(name, free_port(), tmp_path, rank) for name, rank in ranks.items()])
+    watched = Outcome(tmp_path, [server(name, free_port(), tmp_path, rank) for name, rank in ranks.items()])
     watched.supervisor.start()
     await watched.supervisor.ready()
     await watched.supervisor.stop()
@@ -81,7 +81,7 @@ async def test_highest_rank_stops_first_and_wholly(tmp_path: Path) -> None:
 
 
 async def test_process_that_does_not_stop_is_killed(tmp_path: Path) -> None:
-    watched = Watched(tmp_path, [server("stubborn", free_port(), tmp_path)], grace=0.3)
+    watched = Outcome(tmp_path, [server("stubborn", free_port(), tmp_path)], grace=0.3)
     watched.supervisor.start()
     await watched.supervisor.ready()
     pid = watched.pid("stubborn")
@@ -91,7 +91,7 @@ async def test_process_that_does_not_stop_is_killed(tmp_path: Path) -> None:
 
 
 async def test_kill_ends_a_stop_that_waits(tmp_path: Path) -> None:
-    watched = Watched(tmp_path, [server("stubborn", free_port(), tmp_path)], grace=60)
+    watched = Outcome(tmp_path, [server("stubborn", free_port(), tmp_path)], grace=60)
     watched.supervisor.start()
     await watched.supervisor.ready()
     stopping = asyncio.create_task(watched.supervisor.stop())
@@ -102,7 +102,7 @@ async def test_kill_ends_a_stop_that_waits(tmp_path: Path) -> None:
 
 
 async def test_stop_before_anything_has_started(tmp_path: Path) -> None:
-    watched = Watched(tmp_path, [server("one", free_port(), tmp_path)])
+    watched = Outcome(tmp_path, [server("one", free_port(), tmp_path)])
     watched.supervisor.start()
     async with asyncio.timeout(10):
         await watched.supervisor.stop()
@@ -113,7 +113,7 @@ async def test_program_that_only_dies_is_given_up_at_the_start(tmp_path: Path, c
     async def never() -> Health:
         return Health()
 
-    watched = Watched(tmp_path, [Program("broken", command, {}, tmp_path / "broken.log", never)])
+    watched = Outcome(tmp_path, [Program("broken", command, {}, tmp_path / "broken.log", never)])
     watched.supervisor.start()
     with pytest.raises(UnavailableError, match=r"broken cannot start: .*; its log is .*broken\.log"):
         await watched.supervisor.ready()
@@ -128,7 +128,7 @@ async def test_what_a_dead_process_started_ends_with_it(tmp_path: Path) -> None:
     inner = "import subprocess,sys,time; p=subprocess.Popen(['sleep','600']); print(p.pid,flush=True); time.sleep(600)"
     program = server("parent", free_port(), tmp_path)
     program = msgspec.structs.replace(program, command=(sys.executable, "-S", "-c", inner))
-    watched = Watched(tmp_path, [program])
+    watched = Outcome(tmp_path, [program])
     watched.supervisor.start()
     log = tmp_path / "parent.log"
     await until(lambda: log.exists() and log.read_text().strip())
@@ -139,7 +139,7 @@ async def test_what_a_dead_process_started_ends_with_it(tmp_path: Path) -> None:
 
 
 async def test_output_goes_to_the_log_and_its_warnings_to_the_report(tmp_path: Path) -> None:
-    watched = Watched(tmp_path, [server("memory", free_port(), tmp_path)])
+    watched = Outcome(tmp_path, [server("memory", free_port(), tmp_path)])
     watched.supervisor.start()
     await watched.supervisor.ready()
     line = "2026-01-01T00:00:00Z warning memory hello"
@@ -155,7 +155,7 @@ def test_killed_supervisor_leaves_no_orphans(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        children = msgspec.json.decode((tmp_path / "processes.json").read_bytes(), type=dict[str, Born])
+        children = msgspec.json.decode((tmp_path / "processes.json").read_bytes(), type=dict[str, Identity])
         assert len(children) == 2
         process.kill()
     wait(lambda: all(birth(child.pid) is None for child in children.values()))
@@ -168,8 +168,8 @@ def test_stale_processes_are_ended_and_strangers_are_not(tmp_path: Path) -> None
         subprocess.Popen(SLEEPER, start_new_session=True) as stranger,
     ):
         record(noted, {"events": ours.pid})
-        known = msgspec.json.decode(noted.read_bytes(), type=dict[str, Born])
-        noted.write_bytes(msgspec.json.encode(known | {"hooks": Born(stranger.pid, "another birth")}))
+        known = msgspec.json.decode(noted.read_bytes(), type=dict[str, Identity])
+        noted.write_bytes(msgspec.json.encode(known | {"hooks": Identity(stranger.pid, "another birth")}))
         assert end_stale(noted) == ["events"]
         assert ours.wait() == -signal.SIGTERM
         assert stranger.poll() is None

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from crucible_cli.summary import clean, duration, headline, summarise
+from crucible_cli.display import clean, duration, headline, summarise
 from crucible_cli.tree import render_trace
 from crucible_core.envelope import Data, Event, Metadata, Source
 from crucible_core.protocol.events import TracedDelivery, TraceNode, TraceReply

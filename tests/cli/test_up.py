@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from crucible_cli.up.machine import _say_unready
+from crucible_cli.up.main import _say_unready
 from crucible_cli.up.nats_server import free_port
 from crucible_cli.up.processes import birth
 from crucible_cli.up.screen import PlainScreen

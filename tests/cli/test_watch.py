@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from crucible_cli.commands.watch import Folder, Watched, Watcher
+from crucible_cli.commands.watch import Folder, Outcome, Watcher
 from crucible_cli.notes import Note, changes, is_note, scan
 from crucible_client import Crucible
 from crucible_core.errors import CrucibleError
@@ -44,8 +44,8 @@ def once(run: Run, notes: Path) -> list[dict[str, Any]]:
 @contextmanager
 def following(
     played: Played, folder: Folder, note: Callable[[str], None] = lambda text: None
-) -> Iterator[list[Watched]]:
-    told: list[Watched] = []
+) -> Iterator[list[Outcome]]:
+    told: list[Outcome] = []
     stop = threading.Event()
     with Crucible(played.url, KEY, environ={}) as crucible:
         watcher = Watcher(crucible, folder, told.append, note)

@@ -1,8 +1,8 @@
-"""An error as a person wants to read it: what went wrong, where, and what to do next."""
+"""Errors for people: what went wrong, where, and the next step."""
 
 from rich.text import Text
 
-from crucible_cli.summary import clean
+from crucible_cli.display import clean
 from crucible_client import UnreachableError
 from crucible_core.errors import (
     ConflictError,
@@ -32,7 +32,7 @@ def explain(error: CrucibleError) -> Text:
     headline = _headline(error)
     text = Text.assemble(("error: ", "bold red"), clean(headline, 600))
     for field in error.errors:
-        if _is_said(field, error, headline):
+        if _is_in_headline(field, error, headline):
             if field.suggestion and field.suggestion not in headline:
                 text.append(f" (did you mean {clean(field.suggestion, 200)}?)")
             continue
@@ -44,8 +44,8 @@ def explain(error: CrucibleError) -> Text:
     return text if step is None else text.append(f" — {step}", "yellow")
 
 
-def _is_said(field: FieldError, error: CrucibleError, headline: str) -> bool:
-    """Whether the headline has it: the first mistake, or the one thing that is not there."""
+def _is_in_headline(field: FieldError, error: CrucibleError, headline: str) -> bool:
+    """True if the headline has it: the first mistake, or the one thing that is not there."""
     if isinstance(error, NotFoundError) and len(error.errors) == 1:
         return True
     first = field is error.errors[0]

@@ -1,4 +1,4 @@
-"""Files that people name or keep: opened without waiting for anybody, and read no further than is of use."""
+"""Files that people name: opened without waiting for anybody, and read up to a limit."""
 
 import errno
 import os
@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from crucible_cli.summary import clean
+from crucible_cli.display import clean
 from crucible_core.errors import InvalidError, MalformedError
 from crucible_core.text import decode_text
 

@@ -11,7 +11,7 @@ UNCUT = 10_000
 """Columns of the console that `--wide`, and whoever is no terminal, is given: nothing is cut."""
 _GAP = 2
 SHORT_ID = 14
-"""Characters of an id where there is no room for all: its prefix and its time."""
+"""Characters of an id where the width does not suffice for all: its prefix and its time."""
 
 
 class Column(NamedTuple):
@@ -41,7 +41,7 @@ class Listing:
         cut: list[str] = []
         if _total(columns, rows) > options.max_width:
             columns, rows, left_out = _choose(columns, rows, options.max_width)
-            widths = _squeezed(columns, rows, options.max_width)
+            widths = _squeeze(columns, rows, options.max_width)
             cut = [
                 c.name for c, width, most in zip(columns, widths, _widths(columns, rows), strict=True) if width < most
             ]
@@ -64,14 +64,14 @@ class Fitted:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         flexible, tail = self._flexible.copy(), self._tail
-        room = options.max_width - self._head.cell_len
-        if room - tail.cell_len < min(self._LEAST, flexible.cell_len):
+        width_left = options.max_width - self._head.cell_len
+        if width_left - tail.cell_len < min(self._LEAST, flexible.cell_len):
             tail = Text()
-        flexible.truncate(max(room - tail.cell_len, 1), overflow="ellipsis")
+        flexible.truncate(max(width_left - tail.cell_len, 1), overflow="ellipsis")
         yield Text.assemble(self._head, flexible, tail)
 
 
-def shortened(ids: Sequence[str], least: int = SHORT_ID) -> list[str]:
+def shorten_ids(ids: Sequence[str], least: int = SHORT_ID) -> list[str]:
     """The beginning of each id that tells it apart from the others, of at least so many characters."""
     size = least
     while size < max(map(len, ids), default=0) and len({id[:size] for id in ids}) < len(set(ids)):
@@ -80,7 +80,7 @@ def shortened(ids: Sequence[str], least: int = SHORT_ID) -> list[str]:
 
 
 def _widths(columns: Sequence[Column], rows: Cells) -> list[int]:
-    return [max([len(c.name), *(row[place].cell_len for row in rows)]) for place, c in enumerate(columns)]
+    return [max([len(c.name), *(row[index].cell_len for row in rows)]) for index, c in enumerate(columns)]
 
 
 def _total(columns: Sequence[Column], rows: Cells) -> int:
@@ -98,7 +98,7 @@ def _choose(columns: list[Column], rows: Cells, width: int) -> tuple[list[Column
     rows = _with_short_ids(columns, rows)
     left_out: list[str] = []
     while _least(columns, rows) > width and max(column.rank for column in columns) > 0:
-        worst = max(range(len(columns)), key=lambda place: columns[place].rank)
+        worst = max(range(len(columns)), key=lambda index: columns[index].rank)
         left_out.append(columns[worst].name)
         columns = columns[:worst] + columns[worst + 1 :]
         rows = [row[:worst] + row[worst + 1 :] for row in rows]
@@ -107,40 +107,40 @@ def _choose(columns: list[Column], rows: Cells, width: int) -> tuple[list[Column
 
 def _with_short_ids(columns: Sequence[Column], rows: Cells) -> Cells:
     rows = [list(row) for row in rows]
-    for place, column in enumerate(columns):
+    for index, column in enumerate(columns):
         if column.ids:
-            for row, short in zip(rows, shortened([row[place].plain for row in rows]), strict=True):
-                row[place] = Text(short, row[place].style)
+            for row, short in zip(rows, shorten_ids([row[index].plain for row in rows]), strict=True):
+                row[index] = Text(short, row[index].style)
     return rows
 
 
-def _squeezed(columns: Sequence[Column], rows: Cells, width: int) -> list[int]:
+def _squeeze(columns: Sequence[Column], rows: Cells, width: int) -> list[int]:
     """Widths that fit: the widest of the cells that may be cut gives way first."""
     widths = _widths(columns, rows)
     excess = sum(widths) + _GAP * (len(columns) - 1) - width
     while excess > 0:
-        soft = [place for place, column in enumerate(columns) if column.floor and widths[place] > column.floor]
+        soft = [index for index, column in enumerate(columns) if column.floor and widths[index] > column.floor]
         if not soft:
             break
-        widths[max(soft, key=lambda place: widths[place])] -= 1
+        widths[max(soft, key=lambda index: widths[index])] -= 1
         excess -= 1
     return widths
 
 
 def _line(cells: Sequence[Text], columns: Sequence[Column], widths: Sequence[int]) -> Text:
     line = Text(no_wrap=True)
-    for place, (cell, column, width) in enumerate(zip(cells, columns, widths, strict=True)):
+    for index, (cell, column, width) in enumerate(zip(cells, columns, widths, strict=True)):
         text = cell.copy()
         if text.cell_len > width:
             text.truncate(width, overflow="ellipsis")
         space = " " * (width - cell_len(text.plain))
-        line.append(" " * _GAP if place else "")
+        line.append(" " * _GAP if index else "")
         line.append(Text.assemble(space, text) if column.right else Text.assemble(text, space))
     line.rstrip()
     return line
 
 
 def _note(cut: Sequence[str], left_out: Sequence[str]) -> Text | None:
-    said = [f"cut: {', '.join(cut)}"] if cut else []
-    said += [f"left out: {', '.join(reversed(left_out))}"] if left_out else []
-    return Text(f"{'; '.join(said)}. See all with --wide or --json.", "dim") if said else None
+    parts = [f"cut: {', '.join(cut)}"] if cut else []
+    parts += [f"left out: {', '.join(reversed(left_out))}"] if left_out else []
+    return Text(f"{'; '.join(parts)}. See all with --wide or --json.", "dim") if parts else None

@@ -52,19 +52,19 @@ class Commands(TyperGroup):
         if not name:
             return name, command, rest
         command = load(name)
-        given = {option: ctx.params[option] for option in SHARED if ctx.params.get(option)}
-        ctx.default_map = {name: _defaults(command, given)}
+        options = {option: ctx.params[option] for option in SHARED if ctx.params.get(option)}
+        ctx.default_map = {name: _defaults(command, options)}
         return name, command, rest
 
 
-def _defaults(command: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the options before it say, for a command or each one of a group."""
+def _defaults(command: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options before a command as its defaults, or those of each command of a group."""
     if inner := getattr(command, "commands", None):
-        return {name: _defaults(one, given) for name, one in inner.items()}
+        return {name: _defaults(one, options) for name, one in inner.items()}
     known = {parameter.name for parameter in command.params}
-    if unknown := [option for option in given if option not in known]:
+    if unknown := [option for option in options if option not in known]:
         raise typer.BadParameter(f"`crucible {command.name}` has no --{unknown[0]}")
-    return dict(given)
+    return dict(options)
 
 
 def load(name: str) -> Any:

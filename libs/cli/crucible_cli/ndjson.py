@@ -11,8 +11,8 @@ from typing import BinaryIO, NamedTuple
 
 import typer
 
+from crucible_cli.display import clean
 from crucible_cli.files import open_file
-from crucible_cli.summary import clean
 from crucible_core.limits import EVENT_BYTES
 
 _LONGEST = EVENT_BYTES + 1024
@@ -41,7 +41,7 @@ def lines(file: BinaryIO) -> Iterator[Line]:
 
 
 @contextlib.contextmanager
-def reading(name: str) -> Iterator[tuple[BinaryIO, int | None]]:
+def open_input(name: str) -> Iterator[tuple[BinaryIO, int | None]]:
     """A file, or stdin for `-`, and its size where that is known. A usage error where it cannot be read."""
     if name == "-":
         if sys.stdin is None:
@@ -51,15 +51,15 @@ def reading(name: str) -> Iterator[tuple[BinaryIO, int | None]]:
     try:
         file = open_file(Path(name).expanduser())
     except (OSError, ValueError, RuntimeError) as error:  # ~nobody has no home
-        told = getattr(error, "strerror", None) or clean(str(error), 400)
-        raise typer.BadParameter(f"cannot read {clean(name, 400)}: {told}") from error
+        reason = getattr(error, "strerror", None) or clean(str(error), 400)
+        raise typer.BadParameter(f"cannot read {clean(name, 400)}: {reason}") from error
     with file:
         status = os.fstat(file.fileno())
         yield file, status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 @contextlib.contextmanager
-def writing(name: str) -> Iterator[BinaryIO]:
+def open_output(name: str) -> Iterator[BinaryIO]:
     """A file that appears under its name once it is complete, or stdout for `-`. A pipe or a device is written to, and
     a link stays one."""
     if name == "-":
@@ -68,7 +68,7 @@ def writing(name: str) -> Iterator[BinaryIO]:
         return
     given = Path(name).expanduser()
     if given.exists() and not given.is_file() and not given.is_dir():
-        with _onto(name, given) as file:
+        with _write_through(name, given) as file:
             yield file
         return
     path = given.resolve()
@@ -86,7 +86,7 @@ def writing(name: str) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def _onto(name: str, path: Path) -> Iterator[BinaryIO]:
+def _write_through(name: str, path: Path) -> Iterator[BinaryIO]:
     try:
         with path.open("wb") as file:
             yield file

@@ -1,4 +1,4 @@
-"""A folder of Markdown notes: what is in it, how that differs from before, and each difference as a File event."""
+"""A folder of Markdown notes: its files, each change since before as a File event, and the state that keeps them."""
 
 import errno
 import hashlib
@@ -58,7 +58,7 @@ class Scan(NamedTuple):
 
 
 def is_note(path: str) -> bool:
-    """Whether a relative posix path is a note: Markdown by its name, and neither hidden nor an editor's own file."""
+    """True if a relative posix path is a note: Markdown by its name, and neither hidden nor an editor's own file."""
     return path.lower().endswith(SUFFIXES) and not _is_hidden(path)
 
 
@@ -80,7 +80,7 @@ def scan(root: Path, before: Mapping[str, Note], touched: Collection[str] = ()) 
             if path.endswith("/"):
                 found.notes[path] = known or _folder(os.stat(f"{root}/{path}"))
             else:
-                found.notes[path] = _seen(f"{root}/{path}", None if path in touched else known, known)
+                found.notes[path] = _refresh(f"{root}/{path}", None if path in touched else known, known)
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -102,7 +102,7 @@ def changes(before: Mapping[str, Note], after: Mapping[str, Note]) -> list[Chang
         if path not in after and path not in left and (note.sequence or path.endswith("/"))
     ]
     written = [
-        Change(_appeared(path, note), path, note)
+        Change(_event_of(path, note), path, note)
         for path, note in sorted(after.items())
         if path not in taken and (path not in before or _differ(before[path], note))
     ]
@@ -121,8 +121,8 @@ def payload(root: Path, change: Change) -> tuple[Change, dict[str, Any]] | None:
         note, data = _read(f"{root}/{change.path}", change.note)
     except OSError:
         return None
-    place = {"from": change.old_path, "to": change.path} if change.old_path else {"path": change.path}
-    fields: dict[str, Any] = {**place, "root": str(root), "size": note.size, "mime": MIME}
+    paths = {"from": change.old_path, "to": change.path} if change.old_path else {"path": change.path}
+    fields: dict[str, Any] = {**paths, "root": str(root), "size": note.size, "mime": MIME}
     if note.hash:
         fields["hash"] = note.hash
     fields["mtime"] = datetime.fromtimestamp(note.mtime_ns / 1e9, UTC).isoformat(timespec="microseconds")[:26] + "Z"
@@ -169,15 +169,15 @@ def _paths(root: str, before: Mapping[str, Note], found: Scan) -> Iterator[str]:
 
     for folder, folders, files in os.walk(root, onerror=failed):
         inside = "" if folder == root else f"{os.path.relpath(folder, root)}/"
-        folders[:] = sorted(name for name in folders if _is_told(f"{inside}{name}/", found))
+        folders[:] = sorted(name for name in folders if _is_covered(f"{inside}{name}/", found))
         yield from (f"{inside}{name}/" for name in folders if not os.path.islink(f"{folder}/{name}"))
         yield from (
-            f"{inside}{name}" for name in files if name.lower().endswith(SUFFIXES) and _is_told(inside + name, found)
+            f"{inside}{name}" for name in files if name.lower().endswith(SUFFIXES) and _is_covered(inside + name, found)
         )
 
 
-def _is_told(path: str, found: Scan) -> bool:
-    """Whether events tell of a path; where not, `passed` says so."""
+def _is_covered(path: str, found: Scan) -> bool:
+    """True if events cover a path; if not, `passed` has the reason."""
     if _is_hidden(path.rstrip("/")):
         found.passed[HIDDEN] = "are passed over"
         return False
@@ -193,7 +193,7 @@ def _folder(status: os.stat_result) -> Note:
     return Note("", 0, status.st_mtime_ns, inode=status.st_ino)
 
 
-def _seen(file: str, trusted: Note | None, known: Note | None) -> Note:
+def _refresh(file: str, trusted: Note | None, known: Note | None) -> Note:
     """The note as it is, read anew where it differs from the `trusted` one."""
     status = os.stat(file)
     same = trusted and (trusted.size, trusted.mtime_ns) == (status.st_size, status.st_mtime_ns)
@@ -226,7 +226,7 @@ def _digest(source: BinaryIO, size: int) -> str:
     return digest.hexdigest()
 
 
-def _appeared(path: str, note: Note) -> Literal["DirectoryCreated", "Modified", "Created"]:
+def _event_of(path: str, note: Note) -> Literal["DirectoryCreated", "Modified", "Created"]:
     if path.endswith("/"):
         return "DirectoryCreated"
     return "Modified" if note.sequence else "Created"
@@ -241,7 +241,7 @@ def _differ(before: Note, after: Note) -> bool:
 def _renames(before: Mapping[str, Note], after: Mapping[str, Note]) -> Iterator[Change]:
     """Files that are at another path: first what is the very same file, also where it took the place of another, then
     what has the same content. An inode alone says nothing, since file systems use that of a deleted file again."""
-    gone = {path: note for path, note in before.items() if path not in after and _is_known(path, note)}
+    gone = {path: note for path, note in before.items() if path not in after and _has_event(path, note)}
     moved = [change for chain in _moves(gone, before, after) for change in chain]
     yield from moved
     left, taken = {change.old_path for change in moved}, {change.path for change in moved}
@@ -260,9 +260,9 @@ def _renames(before: Mapping[str, Note], after: Mapping[str, Note]) -> Iterator[
 
 
 def _moves(gone: Mapping[str, Note], before: Mapping[str, Note], after: Mapping[str, Note]) -> Iterator[list[Change]]:
-    """Where each file that is gone has got to, and the one that was there, and so on; the last of them first, so that
+    """The way of each file that is gone, and of the one that was there, and so on; the last of them first, so that
     none is moved over one that is still to be moved."""
-    places = {
+    paths_by_identity = {
         _identity(note): path
         for path, note in after.items()
         if not path.endswith("/") and (path not in before or _identity(before[path]) != _identity(note))
@@ -270,15 +270,15 @@ def _moves(gone: Mapping[str, Note], before: Mapping[str, Note], after: Mapping[
     for old, note in gone.items():
         chain: list[Change] = []
         path = old
-        while (identity := _identity(note)) is not None and (new := places.pop(identity, None)) is not None:
+        while (identity := _identity(note)) is not None and (new := paths_by_identity.pop(identity, None)) is not None:
             chain.insert(0, Change("Renamed", new, after[new], old_path=path))
-            if new not in before or not _is_known(new, before[new]):
+            if new not in before or not _has_event(new, before[new]):
                 break
             path, note = new, before[new]
         yield chain
 
 
-def _is_known(path: str, note: Note) -> bool:
+def _has_event(path: str, note: Note) -> bool:
     return note.sequence is not None and not path.endswith("/")
 
 
@@ -290,7 +290,7 @@ def _content_of(note: Note) -> str | None:
     return note.hash or None if note.size else None
 
 
-class Ledger(msgspec.Struct):
+class FolderState(msgspec.Struct):
     """`notes` by path; `last_event` and `last_sequence` are those of the last event that was accepted. `folders` says
     that subfolders are among the notes: those that were there at first have no events."""
 
@@ -319,34 +319,34 @@ class Ledger(msgspec.Struct):
             self.notes[change.path] = msgspec.structs.replace(change.note, sequence=sequence)
 
 
-def open_ledger(file: Path, root: Path) -> Ledger:
-    """The ledger in `file`, or an empty one."""
+def load_state(file: Path, root: Path) -> FolderState:
+    """The state in `file`, or an empty one."""
     try:
-        found = msgspec.json.decode(file.read_bytes(), type=Ledger)
+        found = msgspec.json.decode(file.read_bytes(), type=FolderState)
         if found.root == str(root):
             return found
     except (OSError, msgspec.DecodeError):
         pass
-    return Ledger(str(root), secrets.token_hex(8))
+    return FolderState(str(root), secrets.token_hex(8))
 
 
-def save_ledger(file: Path, ledger: Ledger) -> None:
+def save_state(file: Path, state: FolderState) -> None:
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_private(file, msgspec.json.encode(ledger).decode())
+    write_private(file, msgspec.json.encode(state).decode())
 
 
-def ledger_file(data: Path, places: Sequence[Any]) -> Path:
+def state_file(data: Path, key: Sequence[Any]) -> Path:
     """One file for each folder, gateway, world and room."""
-    return data / "watch" / f"{hashlib.sha256(msgspec.json.encode(places)).hexdigest()[:24]}.json"
+    return data / "watch" / f"{hashlib.sha256(msgspec.json.encode(key)).hexdigest()[:24]}.json"
 
 
-def is_of_this_log(crucible: Crucible, ledger: Ledger) -> bool:
-    """Whether the gateway's log is the one that the ledger was kept with, and not a new one."""
-    if ledger.last_event is None:
+def is_same_log(crucible: Crucible, state: FolderState) -> bool:
+    """True if the gateway's log is the one of the state, and not a new one."""
+    if state.last_event is None:
         return True
     try:
-        return crucible.events.get(ledger.last_event).sequence == ledger.last_sequence
+        return crucible.events.get(state.last_event).sequence == state.last_sequence
     except NotFoundError:
         oldest = crucible.events.page(page_size=1, order="asc").items
         # Where even the oldest event is younger, the last one has only expired.
-        return bool(oldest) and (oldest[0].sequence or 0) > ledger.last_sequence
+        return bool(oldest) and (oldest[0].sequence or 0) > state.last_sequence

@@ -1,4 +1,5 @@
-"""Readers of what people give on the command line: JSON, files, stdin, `key=value` pairs, and moments."""
+"""Readers of command-line arguments: JSON, files, stdin, `key=value` pairs and times; and the options of a selection of
+events."""
 
 import inspect
 import re
@@ -28,16 +29,16 @@ _PAIR = re.compile(r"([A-Za-z_][\w.-]*)(!=|>=|<=|=|~|>|<)(.*)", re.DOTALL)
 _OPERATORS = {"!=": "not_equals", ">=": "gte", "<=": "lte", "~": "matches", ">": "gt", "<": "lt"}
 
 
-def text_of(given: str, what: str) -> str:
+def text_of(argument: str, what: str) -> str:
     """The text itself, the content of `@FILE`, or stdin for `-`. A usage error where it cannot be read."""
-    if given == "-":
+    if argument == "-":
         return stdin_text(what)
-    if not given.startswith("@"):
-        return given
+    if not argument.startswith("@"):
+        return argument
     try:
-        return read_text(Path(given[1:]).expanduser(), GIVEN_BYTES)
+        return read_text(Path(argument[1:]).expanduser(), GIVEN_BYTES)
     except RuntimeError as error:
-        raise typer.BadParameter(f"{what}: {given[1:80]} has no home directory") from error
+        raise typer.BadParameter(f"{what}: {argument[1:80]} has no home directory") from error
     except InvalidError as error:
         raise typer.BadParameter(f"{what}: {error.detail}") from error
 
@@ -57,9 +58,9 @@ def stdin_text(what: str) -> str:
         raise typer.BadParameter(f"{what}: {error.detail}") from error
 
 
-def payload_of(given: str, what: str) -> dict[str, Any]:
+def payload_of(argument: str, what: str) -> dict[str, Any]:
     """A JSON object."""
-    return json_of(text_of(given, what), dict[str, Any], what)
+    return json_of(text_of(argument, what), dict[str, Any], what)
 
 
 def json_of(text: str, kind: type[T], what: str) -> T:
@@ -70,43 +71,43 @@ def json_of(text: str, kind: type[T], what: str) -> T:
         raise typer.BadParameter(error.detail) from error
 
 
-def json_object(given: str | None, what: str) -> dict[str, Any] | None:
-    return None if given is None else payload_of(given, what)
+def json_object(argument: str | None, what: str) -> dict[str, Any] | None:
+    return None if argument is None else payload_of(argument, what)
 
 
-def fields_of(given: Sequence[str], what: str) -> dict[str, Any]:
+def fields_of(arguments: Sequence[str], what: str) -> dict[str, Any]:
     """One JSON object (or @FILE, or - for stdin), or `key=value` pairs: a value is JSON where it reads as JSON, else
     text, and a dot in a key goes down."""
-    if len(given) == 1 and (given[0][:1] in ("{", "@", "[") or given[0] == "-"):
-        return payload_of(given[0], what)
+    if len(arguments) == 1 and (arguments[0][:1] in ("{", "@", "[") or arguments[0] == "-"):
+        return payload_of(arguments[0], what)
     made: dict[str, Any] = {}
-    for text in given:
+    for text in arguments:
         key, equals, value = text.partition("=")
         if not key or not equals:
             raise typer.BadParameter(f"{what}: {text[:80]} is neither a JSON object nor key=value")
         *above, last = key.split(".")
-        place = made
+        target = made
         for name in above:
-            place = place.setdefault(name, {})
-            if not isinstance(place, dict):
+            target = target.setdefault(name, {})
+            if not isinstance(target, dict):
                 raise typer.BadParameter(f"{what}: {key[:80]}: {name} is a value already")
-        if last in place:
+        if last in target:
             raise typer.BadParameter(f"{what}: {key[:80]} is given twice")
-        place[last] = _value(value, f"{what}: {key[:80]}")
+        target[last] = _value(value, f"{what}: {key[:80]}")
     return made
 
 
-def filter_of(given: Sequence[str] | None, what: str) -> dict[str, Any] | None:
+def filter_of(arguments: Sequence[str] | None, what: str) -> dict[str, Any] | None:
     """The filter in JSON objects (or @FILE, -) and in pairs such as `n>=3`; all of them must hold."""
-    filters = [_one_filter(text, what) for text in given or ()]
+    filters = [_one_filter(text, what) for text in arguments or ()]
     return {"$and": filters} if len(filters) > 1 else (filters[0] if filters else None)
 
 
-def moment_of(given: str | None, now_us: int) -> str | None:
+def time_of(argument: str | None, now_us: int) -> str | None:
     """`10m`, `2h`, `3d` ago as RFC 3339; anything else as it is. `now_us` is in microseconds."""
-    found = _AGO.fullmatch(given) if given else None
+    found = _AGO.fullmatch(argument) if argument else None
     if found is None:
-        return given
+        return argument
     return format_time(max(0, now_us - int(found[1]) * _SECONDS[found[2]] * 1_000_000))
 
 
@@ -149,22 +150,22 @@ World = Annotated[str | None, _option("--world", help="The world.")]
 Room = Annotated[str | None, _option("--room", help="The room.")]
 
 
-class Asked(msgspec.Struct, frozen=True):
-    """The events that are asked for, as the client takes them."""
+class Selection(msgspec.Struct, frozen=True):
+    """A selection of events, as the client takes it."""
 
     types: list[str]
-    wanted: Wanted
+    fields: Wanted
 
 
-def wanting(function: Callable[..., None]) -> Callable[..., None]:
-    """A command whose parameter `asked` is filled from the options of `_asked`."""
-    options = inspect.signature(_asked).parameters
+def with_selection(function: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of `_read_selection` in place of its parameter `selection`."""
+    options = inspect.signature(_read_selection).parameters
 
-    def run(session: Session, **given: Any) -> None:
-        asked = _asked(**{name: given.pop(name) for name in options})
-        function(session, asked=asked, **given)
+    def run(session: Session, **arguments: Any) -> None:
+        selection = _read_selection(**{name: arguments.pop(name) for name in options})
+        function(session, selection=selection, **arguments)
 
-    own = [each for each in inspect.signature(function).parameters.values() if each.name != "asked"]
+    own = [each for each in inspect.signature(function).parameters.values() if each.name != "selection"]
     parameters = [own[0], *own[1:], *options.values()]
     run.__name__, run.__doc__ = function.__name__, function.__doc__
     run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -173,7 +174,7 @@ def wanting(function: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _asked(
+def _read_selection(
     type: Types = None,
     filter: Filters = None,
     actor: Annotated[str | None, _option("--actor", help="Who, such as user:alice.")] = None,
@@ -190,9 +191,9 @@ def _asked(
     since: Annotated[str | None, _option("--since", help="From this time on: RFC 3339, or 10m, 2h, 3d ago.")] = None,
     until: Annotated[str | None, _option("--until", help="Up to this time: RFC 3339, or 10m, 2h, 3d ago.")] = None,
     after: Annotated[int | None, _option("--after", help="Only after this sequence.")] = None,
-) -> Asked:
+) -> Selection:
     now = time.time_ns() // 1000
-    wanted = Wanted(
+    fields = Wanted(
         actor=actor,
         source=source,
         entity=entity,
@@ -200,9 +201,9 @@ def _asked(
         causation_id=causation,
         world_id=world,
         room_id=room,
-        from_time=moment_of(since, now),
-        to_time=moment_of(until, now),
+        from_time=time_of(since, now),
+        to_time=time_of(until, now),
         after=after,
         filter=filter_of(filter, "--filter"),
     )
-    return Asked(type or [], wanted)
+    return Selection(type or [], fields)

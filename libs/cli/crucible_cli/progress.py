@@ -1,4 +1,4 @@
-"""How far a long command has come, shown on a terminal while it lasts."""
+"""A progress bar of a long command, on a terminal while it lasts."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""A receiver of webhooks: verifies each delivery, tells of it and answers. An ASGI app, for `listen` and the demo."""
+"""A receiver of webhooks, an ASGI app for `listen` and the demo: verifies, reports and answers each delivery."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -35,7 +35,7 @@ class _Body(msgspec.Struct):
     event: Event
 
 
-def receiver(secret: str | None, tell: Callable[[Delivery], None], fail: int = 0) -> Starlette:
+def receiver(secret: str | None, report: Callable[[Delivery], None], fail: int = 0) -> Starlette:
     """An app that takes POSTs on every path, answers 500 to the first `fail` good ones and 401 to a bad signature."""
     left = fail
 
@@ -47,7 +47,7 @@ def receiver(secret: str | None, tell: Callable[[Delivery], None], fail: int = 0
         problem = _problem(secret, request, body)
         status = 401 if problem else 500 if left > 0 else 200
         left -= status == 500
-        tell(_delivery(request, body, None if secret is None else problem is None, problem, status))
+        report(_delivery(request, body, None if secret is None else problem is None, problem, status))
         return Response(status_code=status)
 
     return Starlette(routes=[Route("/{path:path}", receive, methods=["POST"])])

@@ -1,4 +1,4 @@
-"""The session that every command is given: gateway, key and how to print; and how a command ends."""
+"""The session of a command: its gateway and key, its output, and its end."""
 
 import contextlib
 import functools
@@ -14,10 +14,10 @@ import typer
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from crucible_cli.display import clean
 from crucible_cli.errors import explain
 from crucible_cli.files import read_bytes
 from crucible_cli.layout import UNCUT
-from crucible_cli.summary import clean
 from crucible_cli.up.state import DataDir, UpState, default_root, read_admin_key
 from crucible_client import Crucible, Page
 from crucible_client.settings import DEFAULT_URL
@@ -26,22 +26,22 @@ from crucible_core.errors import CrucibleError, InvalidError, NotFoundError
 _UP_FILE_BYTES = 64 * 1024
 
 
-class Place(msgspec.Struct, frozen=True):
+class Gateway(msgspec.Struct, frozen=True):
     url: str
     api_key: str | None
 
 
-def find_place(url: str | None, key: str | None, data: DataDir, environ: Mapping[str, str]) -> Place:
+def find_gateway(url: str | None, key: str | None, data: DataDir, environ: Mapping[str, str]) -> Gateway:
     """The gateway and the key. The key of a local `up` is sent to that `up` only."""
-    up = running(data)
+    up = find_up(data)
     chosen = (url or environ.get("CRUCIBLE_URL") or (up.url if up else DEFAULT_URL)).rstrip("/")
     api_key = key or environ.get("CRUCIBLE_API_KEY")
     if not api_key and up and chosen == up.url.rstrip("/"):
         api_key = read_admin_key(data)
-    return Place(chosen, api_key or None)
+    return Gateway(chosen, api_key or None)
 
 
-def running(data: DataDir) -> UpState | None:
+def find_up(data: DataDir) -> UpState | None:
     """The `crucible up` that runs on this data, or None; what a killed one left behind does not count."""
     try:
         state = msgspec.json.decode(read_bytes(data.up_file, _UP_FILE_BYTES), type=UpState)
@@ -72,7 +72,7 @@ class Session(msgspec.Struct, frozen=True):
     """`out` is for what was asked, `err` for everything else; with `json`, `out` gets JSON only. `wide` asks for all
     there is to see."""
 
-    place: Place
+    gateway: Gateway
     data: DataDir
     json: bool
     out: Console
@@ -81,7 +81,7 @@ class Session(msgspec.Struct, frozen=True):
 
     def connect(self) -> Crucible:
         """A client; use it in a `with`."""
-        return Crucible(self.place.url, self.place.api_key, environ={})
+        return Crucible(self.gateway.url, self.gateway.api_key, environ={})
 
     def show(self, value: T, view: Callable[[T], RenderableType]) -> None:
         """The one answer of a command."""
@@ -151,7 +151,7 @@ def open_session(
     environ: Mapping[str, str] = os.environ,
 ) -> Session:
     where = DataDir((data or default_root(environ)).expanduser().absolute())
-    return Session(find_place(url, key, where, environ), where, json, _console(False, wide), _console(True), wide)
+    return Session(find_gateway(url, key, where, environ), where, json, _console(False, wide), _console(True), wide)
 
 
 def command(
@@ -181,10 +181,10 @@ def command(
                 if isinstance(error, BrokenPipeError):
                     raise  # whoever reads has had enough: that ends the command, and needs no word
                 console.print(Text.assemble(("error: ", "bold red"), _reason(error)), soft_wrap=True)
-                _let_go()
+                _discard_output()
                 raise typer.Exit(1) from error
 
-        disguised = _disguised(run, function, table)
+        disguised = _with_options(run, function, table)
         app.command(name or function.__name__.removesuffix("_").replace("_", "-"))(disguised)
         if alias:
             app.command(alias, hidden=True)(disguised)
@@ -199,7 +199,7 @@ def _reason(error: OSError) -> str:
     return about + (error.strerror or "the system refused it")
 
 
-def _let_go() -> None:
+def _discard_output() -> None:
     """Drops the rest of the output, which the process would try to write once more as it ends, and complain again."""
     try:
         sys.stdout.flush()
@@ -207,7 +207,7 @@ def _let_go() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _disguised(run: Callable[..., None], function: Callable[..., None], table: bool) -> Callable[..., None]:
+def _with_options(run: Callable[..., None], function: Callable[..., None], table: bool) -> Callable[..., None]:
     """`run` with the parameters of `function` (the session aside) before its own, for typer to read."""
     theirs = list(inspect.signature(function).parameters.values())[1:]
     names = ("url", "key", "data", "json", *(("wide",) if table else ()))

@@ -1,4 +1,4 @@
-"""Views of lists and single things: one function for each kind, none of which prints."""
+"""Views of lists and single things, one function for each kind; none prints."""
 
 import re
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from rich.json import JSON
 from rich.panel import Panel
 from rich.text import Text
 
+from crucible_cli.display import clean, duration, headline, reason, summarise
 from crucible_cli.layout import SHORT_ID, Cell, Column, Fitted, Listing
-from crucible_cli.summary import clean, duration, headline, reason, summarise
 from crucible_cli.tree import type_text
 from crucible_client import Count
 from crucible_core.envelope import Event
@@ -77,7 +77,7 @@ def hooks_table(hooks: Sequence[HookView]) -> RenderableType:
             _state_of(hook),
             hook.timing or "",
             "" if hook.order is None else str(hook.order),
-            *_counted(hook.counters),
+            *_counter_cells(hook.counters),
             clean(hook.origin, LONG),
         )
         for hook in hooks
@@ -109,7 +109,7 @@ def webhooks_table(webhooks: Sequence[WebhookView]) -> RenderableType:
             _state_of(hook),
             clean(" ".join(entry.event_type for entry in hook.event_filters), LONG),
             clean(hook.url, LONG),
-            *_counted(hook.counters),
+            *_counter_cells(hook.counters),
         )
         for hook in webhooks
     ]
@@ -128,13 +128,13 @@ def webhook_panel(webhook: WebhookView) -> RenderableType:
         lines.append(f"\nTry it: crucible webhooks test {which} · then: crucible webhooks attempts {which}", "dim")
     if webhook.old_secret_until is not None:
         lines.append(f"\nThe secret before signs, too, until {clean(webhook.old_secret_until)}.", "dim")
-    return lines.append_text(_warned(webhook))
+    return lines.append_text(_warnings_text(webhook))
 
 
 def webhook_view(webhook: WebhookView) -> RenderableType:
     """One webhook: whether it works, what it wants, and what waits for it."""
     head = Text.assemble((webhook.id, "bold"), "  ", clean(webhook.name), "  ", state_text(webhook.state))
-    head.append_text(_warned(webhook))
+    head.append_text(_warnings_text(webhook))
     head.append(f"\n→ {clean(webhook.url, LONG)}")
     for entry in webhook.event_filters:
         wanted = f"  {clean(msgspec.json.encode(entry.filter).decode(), LONG)}" if entry.filter else ""
@@ -147,7 +147,7 @@ def webhook_view(webhook: WebhookView) -> RenderableType:
     return head
 
 
-def _warned(webhook: WebhookView) -> Text:
+def _warnings_text(webhook: WebhookView) -> Text:
     return Text("".join(f"\n{clean(warning, 300)}" for warning in webhook.warnings), "yellow")
 
 
@@ -169,7 +169,7 @@ def runs_table(runs: Sequence[RunRecord]) -> RenderableType:
             str(run.attempt),
             duration(run.duration_ms),
             run.run_id,
-            clean(_said(run), LONG),
+            clean(_run_text(run), LONG),
         )
         for run in runs
     ]
@@ -197,7 +197,7 @@ def run_view(attempts: Sequence[RunRecord]) -> RenderableType:
     return Group(*parts)
 
 
-def _said(run: RunRecord) -> str:
+def _run_text(run: RunRecord) -> str:
     """The error of a run, else what it logged, else its output."""
     output = "" if run.output is None else msgspec.json.encode(run.output).decode()
     return reason(run.error or "") or " · ".join([*run.log, *([output] if output else [])])
@@ -375,7 +375,7 @@ COUNTS = (
 )
 
 
-def _counted(counters: Counters) -> tuple[str, ...]:
+def _counter_cells(counters: Counters) -> tuple[str, ...]:
     numbers = (counters.matched, counters.ok, counters.failed, counters.skipped)
     return *map(str, numbers), (counters.last_fired or "never")[:19]
 

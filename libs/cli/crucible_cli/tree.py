@@ -4,8 +4,8 @@ import msgspec
 from rich.text import Text
 from rich.tree import Tree
 
+from crucible_cli.display import clean, duration, summarise
 from crucible_cli.layout import SHORT_ID
-from crucible_cli.summary import clean, duration, summarise
 from crucible_core.envelope import Event
 from crucible_core.protocol.events import TracedDelivery, TraceNode, TraceReply
 

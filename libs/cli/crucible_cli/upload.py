@@ -1,4 +1,5 @@
-"""Many events from a file into the log: sent in batches, each outcome counted, refusals named by their lines."""
+"""Uploads of event files: sent in batches, each outcome counted, refusals named by their lines; missing worlds and
+rooms are made first, and missing types found."""
 
 import contextlib
 import time
@@ -9,11 +10,11 @@ from typing import Any, BinaryIO
 import msgspec
 from rich.text import Text
 
+from crucible_cli.display import clean
 from crucible_cli.errors import explain
-from crucible_cli.ndjson import Line, lines, reading
+from crucible_cli.ndjson import Line, lines, open_input
 from crucible_cli.progress import BYTES, progress
 from crucible_cli.session import Session
-from crucible_cli.summary import clean
 from crucible_client import BatchItem, Crucible
 from crucible_client.calls.events import append_lines, line_of
 from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD
@@ -36,7 +37,7 @@ class _PlaceLine(_NamedPlace):
 _place_decoder = msgspec.json.Decoder(_PlaceLine)
 
 
-class Atlas:
+class Places:
     """The worlds and rooms that there are by now, asked for once."""
 
     def __init__(self, crucible: Crucible) -> None:
@@ -88,7 +89,7 @@ class _Event(msgspec.Struct):
 _decoder = msgspec.json.Decoder(_Event)
 
 
-class Lexicon:
+class TypeCheck:
     """The registered types, asked for once, and only where a line is of a type that is not built in."""
 
     def __init__(self, crucible: Crucible) -> None:
@@ -101,12 +102,12 @@ class Lexicon:
         missing: Counter[str] = Counter()
         first: dict[str, int] = {}
         for line in lines:
-            if (lack := self._lack(line.raw)) is not None:
-                missing[lack] += 1
-                first.setdefault(lack, line.number)
+            if (name := self._missing_type(line.raw)) is not None:
+                missing[name] += 1
+                first.setdefault(name, line.number)
         if not missing:
             return
-        errors = [FieldError(lack, _told(missing[lack], number)) for lack, number in first.items()]
+        errors = [FieldError(name, _lines_text(missing[name], number)) for name, number in first.items()]
         raise InvalidError(
             "event types of the file are not registered here, and without them the events would not come back in their "
             "order. First, where the file is from: `crucible events types export types.json`; then here: `crucible "
@@ -114,7 +115,7 @@ class Lexicon:
             errors=errors[:_SHOWN],
         )
 
-    def _lack(self, raw: bytes) -> str | None:
+    def _missing_type(self, raw: bytes) -> str | None:
         """The type, or the version of it, that an event would be refused for."""
         try:
             event = _decoder.decode(raw)
@@ -124,14 +125,14 @@ class Lexicon:
         custom = event.type == "Custom"
         if CATALOGUE.has(name) and not custom:
             return None
-        known = self._registered()
+        known = self._registered_versions()
         key = name if name in known else name.casefold()
         if key not in known:
             return None if custom else name
         versions = known[key]
         return None if version is None or versions is None or version in versions else f"{name} {version}"
 
-    def _registered(self) -> dict[str, list[str] | None]:
+    def _registered_versions(self) -> dict[str, list[str] | None]:
         if self._known is None:
             self._known = {
                 name: kind.versions if kind.registered else None
@@ -141,7 +142,7 @@ class Lexicon:
         return self._known
 
 
-def _told(count: int, line: int) -> str:
+def _lines_text(count: int, line: int) -> str:
     return f"one event, in line {line}" if count == 1 else f"{count:,} events, the first in line {line}"
 
 
@@ -154,7 +155,7 @@ class Refusal(msgspec.Struct, frozen=True):
     error: dict[str, Any]
 
 
-class Sent(msgspec.Struct):
+class UploadResult(msgspec.Struct):
     """`committed` are new in the log, `duplicates` were there already. `refusals` are the first ones."""
 
     committed: int = 0
@@ -164,7 +165,7 @@ class Sent(msgspec.Struct):
     last_line: int = 0
     refusals: list[Refusal] = []
 
-    def take(self, line: Line, item: BatchItem) -> Refusal | None:
+    def count(self, line: Line, item: BatchItem) -> Refusal | None:
         """Counts one outcome; the refusal, if it is one of the first."""
         self.last_line = line.number
         if item.error is None:
@@ -179,7 +180,7 @@ class Sent(msgspec.Struct):
         return refusal
 
 
-def send_file(
+def upload_file(
     session: Session,
     name: str,
     what: str,
@@ -187,77 +188,83 @@ def send_file(
     react: bool = True,
     stop_on_error: bool = False,
     make_places: bool = False,
-    know_types: bool = False,
-) -> Sent:
+    check_types: bool = False,
+) -> UploadResult:
     """Sends the lines of a file (`-`: stdin). What is refused is told and passed over, or with `stop_on_error` ends it:
-    no batch is sent after the one it was in. With `make_places` missing worlds and rooms are made. With `know_types`
+    no batch is sent after the one it was in. With `make_places` missing worlds and rooms are made. With `check_types`
     InvalidError is raised for types that are not registered: before anything is sent, or of what cannot be read twice,
     before the batch with the first such event; UnavailableError and LimitedError for a service that stays
-    away. What is raised once events were sent is raised having told how far it has come."""
-    sent = Sent()
+    away. An error after events were sent comes with a note of how many are in the log."""
+    result = UploadResult()
     began = time.monotonic()
-    with reading(name) as (file, size), session.connect() as crucible, progress(session.err, what, size, BYTES) as bar:
-        lexicon = Lexicon(crucible) if know_types else None
-        if lexicon is not None and size is not None:
-            lexicon.check(lines(file))
+    with (
+        open_input(name) as (file, size),
+        session.connect() as crucible,
+        progress(session.err, what, size, BYTES) as bar,
+    ):
+        types = TypeCheck(crucible) if check_types else None
+        if types is not None and size is not None:
+            types.check(lines(file))
             file.seek(0)
-            lexicon = None
+            types = None
         try:
-            for line, item in _outcomes(crucible, file, react, Atlas(crucible) if make_places else None, lexicon):
+            for line, item in _outcomes(crucible, file, react, Places(crucible) if make_places else None, types):
                 if isinstance(away := item.exception, UnavailableError | LimitedError):
                     raise away  # what comes after it would be out of order; the same file sent again goes on from here
-                refusal = sent.take(line, item)
+                refusal = result.count(line, item)
                 bar.advance(line.size)
                 if refusal is not None:
-                    session.err.print(_refused(refusal, item), soft_wrap=True)
-                if stop_on_error and sent.refused:
+                    session.err.print(_refusal_line(refusal, item), soft_wrap=True)
+                if stop_on_error and result.refused:
                     break
         except (UnavailableError, LimitedError, InvalidError):
-            if sent.last_line:
-                session.note(f"{sent.committed + sent.duplicates} events, up to line {sent.last_line}, are in the log")
+            if result.last_line:
+                session.note(
+                    f"{result.committed + result.duplicates} events, up to line {result.last_line}, are in the log"
+                )
             raise
-    sent.seconds = round(time.monotonic() - began, 3)
-    return sent
+    result.seconds = round(time.monotonic() - began, 3)
+    return result
 
 
 def _outcomes(
-    crucible: Crucible, file: BinaryIO, react: bool, atlas: Atlas | None, lexicon: Lexicon | None
+    crucible: Crucible, file: BinaryIO, react: bool, places: Places | None, types: TypeCheck | None
 ) -> Iterator[tuple[Line, BatchItem]]:
     waiting: deque[Line] = deque()
 
     def raws() -> Iterator[bytes]:
         for line in lines(file):
-            if lexicon is not None:
-                lexicon.check([line])
+            if types is not None:
+                types.check([line])
             waiting.append(line)
-            if atlas is not None:
-                atlas.prepare(line.raw)
+            if places is not None:
+                places.prepare(line.raw)
             yield line.raw
 
     for item in crucible.events.append_many(raws(), react=react):
         yield waiting.popleft(), item
 
 
-def send_whole(session: Session, name: str) -> Sent:
+def upload_atomically(session: Session, name: str) -> UploadResult:
     """Sends all lines or none. Raises what they are refused for, by line."""
     began = time.monotonic()
-    with reading(name) as (file, _):
+    with open_input(name) as (file, _):
         found: list[Line] = []
         for line in lines(file):
             found.append(line)
             if len(found) > ATOMIC_EVENTS:
                 raise InvalidError(f"--atomic takes at most {ATOMIC_EVENTS} events; send them without it, or in parts")
     if not found:
-        return Sent()
+        return UploadResult()
     with session.connect() as crucible:
         try:
             answer = crucible.send(append_lines([line_of(line.raw) for line in found], atomic=True))
         except CrucibleError as error:
             raise _by_line(error, found) from error
-    sent = Sent(seconds=round(time.monotonic() - began, 3))
+    result = UploadResult(seconds=round(time.monotonic() - began, 3))
     for line, item in zip(found, answer.results, strict=True):
-        sent.take(line, item)
-    return sent
+        result.count(line, item)
+    return result
 
 
 def _by_line(error: CrucibleError, found: Sequence[Line]) -> CrucibleError:
@@ -275,15 +282,15 @@ def _line_path(field: FieldError, found: Sequence[Line]) -> str:
     return f"line {found[int(position)].number}" + (f": {rest}" if rest else "")
 
 
-def sent_view(sent: Sent) -> Text:
-    answered = sent.committed + sent.duplicates + sent.refused
-    rate = f"  {sent.seconds:.1f} s" + (f"  {answered / sent.seconds:,.0f}/s" if sent.seconds else "")
-    text = Text.assemble((f"{sent.committed:,} committed", "bold green" if sent.committed else "dim"), "  ")
-    text.append(f"{sent.duplicates:,} duplicates", "yellow" if sent.duplicates else "dim").append("  ")
-    return text.append(f"{sent.refused:,} refused", "bold red" if sent.refused else "dim").append(rate, "dim")
+def upload_view(result: UploadResult) -> Text:
+    answered = result.committed + result.duplicates + result.refused
+    rate = f"  {result.seconds:.1f} s" + (f"  {answered / result.seconds:,.0f}/s" if result.seconds else "")
+    text = Text.assemble((f"{result.committed:,} committed", "bold green" if result.committed else "dim"), "  ")
+    text.append(f"{result.duplicates:,} duplicates", "yellow" if result.duplicates else "dim").append("  ")
+    return text.append(f"{result.refused:,} refused", "bold red" if result.refused else "dim").append(rate, "dim")
 
 
-def _refused(refusal: Refusal, item: BatchItem) -> Text:
+def _refusal_line(refusal: Refusal, item: BatchItem) -> Text:
     error = item.exception
     reason = explain(error).plain.removeprefix("error: ") if error is not None else ""
     return Text.assemble((f"line {refusal.line}: ", "bold red"), clean(reason, 400))

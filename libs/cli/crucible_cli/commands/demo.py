@@ -1,4 +1,4 @@
-"""`crucible demo`: the whole chain on a real file of a running system, told from the log itself."""
+"""`crucible demo`: the whole chain on a real file of a running system, read from the log itself."""
 
 import base64
 import contextlib
@@ -20,10 +20,10 @@ import uvicorn
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from crucible_cli.commands.watch import Folder, Watched, Watcher
+from crucible_cli.commands.watch import Folder, Outcome, Watcher
+from crucible_cli.display import clean
 from crucible_cli.receiver import Delivery, receiver
-from crucible_cli.session import Session, command, running
-from crucible_cli.summary import clean
+from crucible_cli.session import Session, command, find_up
 from crucible_cli.tree import render_trace
 from crucible_cli.up.state import private_files
 from crucible_client import Crucible
@@ -36,10 +36,10 @@ T = TypeVar("T")
 
 app = typer.Typer()
 
-LINKER, GUARD, WEBHOOK = "auto-link-related", "require-tags", "crucible-demo"
+POST_HOOK, PRE_HOOK, WEBHOOK = "auto-link-related", "require-tags", "crucible-demo"
 LINK, PROCESSED = "Memory.Linked", "File.Processed"
 WORLD = "Made by crucible demo"
-PATIENCE_S = 20.0
+TIMEOUT_S = 20.0
 # The finished note has no word that the related one has not: they are as alike as two notes can be.
 RELATED = "# Retrieval basics\n\nSearch by meaning finds passages, a language model answers. #research\n"
 DRAFT = "# Retrieval\n\nA draft. #research\n"
@@ -51,7 +51,7 @@ INVALID = "---\nstatus: final\n---\n# Unfinished\n\nThis note says that it is fi
 
 
 class Demo(msgspec.Struct, frozen=True):
-    """The course of a demo. Times are in milliseconds since the note was saved; `denial` is the guard's recorded
+    """The course of a demo. Times are in milliseconds since the note was saved; `denial` is the Pre hook's recorded
     run."""
 
     note: str
@@ -71,7 +71,7 @@ def demo(
     ] = False,
 ) -> None:
     """Edit a real note and show all that follows: the memory, the hook, the link, the signed webhook; then a denial."""
-    if running(session.data) is None:
+    if find_up(session.data) is None:
         raise CrucibleError(f"no `crucible up` runs on {session.data.root}; start it, or name its --data")
     secret = "whsec_" + base64.b64encode(secrets.token_bytes(24)).decode()
     arrived: queue.Queue[Delivery] = queue.Queue()
@@ -113,33 +113,33 @@ def _play(
     (folder / "retrieval-basics.md").write_text(RELATED)
     note = folder / "retrieval.md"
     note.write_text(DRAFT)
-    with _watching(crucible, folder, world) as saved:
+    with _watch(crucible, folder, world) as saved:
         say("waiting until both notes are memories")
         for _ in range(2):
-            _traced(crucible, _next(saved, "File.Created"), "Memory.Created")
-        _rest(crucible, say)
+            _wait_for_trace(crucible, _next(saved, "File.Created"), "Memory.Created")
+        _wait_for_debounce(crucible, say)
         say("editing the note")
         note.write_text(FINISHED)
         edit = _next(saved, "File.Modified")
-        delivery = _delivered(arrived, _correlation(crucible, edit))
+        delivery = _wait_for_delivery(arrived, _correlation(crucible, edit))
         say("reading what the log says of it")
-        trace = _traced(crucible, edit, LINK, "Hook.Triggered", "Hook.Executed", PROCESSED)
+        trace = _wait_for_trace(crucible, edit, LINK, "Hook.Triggered", "Hook.Executed", PROCESSED)
         invalid = folder / "unfinished.md"
         invalid.write_text(INVALID)
         refused = _next(saved, "File.Created")
-        denial = _denied(crucible, refused)
-        denied = _traced(crucible, refused, "Hook.Executed", PROCESSED)
+        denial = _wait_for_denial(crucible, refused)
+        denied = _wait_for_trace(crucible, refused, "Hook.Executed", PROCESSED)
     return Demo(str(note), trace, delivery.delivery_id, delivery.verified, str(invalid), denied, denial)
 
 
-# ---- what the demo needs around it -----------------------------------------------------------------------------------
+# ---- surroundings of the demo ---------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def endpoint(secret: str, tell: Callable[[Delivery], None]) -> Iterator[str]:
+def endpoint(secret: str, report: Callable[[Delivery], None]) -> Iterator[str]:
     """A receiver in a thread; gives its URL."""
     with socket.create_server(("127.0.0.1", 0)) as bound:
-        config = uvicorn.Config(receiver(secret, tell), http="h11", log_config=None, lifespan="off", ws="none")
+        config = uvicorn.Config(receiver(secret, report), http="h11", log_config=None, lifespan="off", ws="none")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()
@@ -188,8 +188,8 @@ def _webhook(crucible: Crucible, url: str, secret: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _watching(crucible: Crucible, folder: Path, world: str) -> Iterator["queue.Queue[Watched]"]:
-    saved: queue.Queue[Watched] = queue.Queue()
+def _watch(crucible: Crucible, folder: Path, world: str) -> Iterator["queue.Queue[Outcome]"]:
+    saved: queue.Queue[Outcome] = queue.Queue()
     watcher = Watcher(crucible, Folder(folder, folder / ".ledger.json", world), saved.put, lambda _: None)
     watcher.begin()
     stop = threading.Event()
@@ -220,12 +220,12 @@ def _hooks(session: Session, crucible: Crucible, keep: bool) -> Iterator[None]:
     added = []
     try:
         for file in sorted(examples().iterdir(), key=lambda file: file.suffix == ".md"):
-            wanted = session.data.hooks / file.name
-            if not wanted.exists():
-                added.append(wanted)
-                shutil.copy(file, wanted)
-        for name in (LINKER, GUARD):
-            _until(partial(_is_active, crucible, name), f"the hook {name} to become active")
+            target = session.data.hooks / file.name
+            if not target.exists():
+                added.append(target)
+                shutil.copy(file, target)
+        for name in (POST_HOOK, PRE_HOOK):
+            _wait_until(partial(_is_active, crucible, name), f"the hook {name} to become active")
         yield
     finally:
         if not keep:
@@ -233,7 +233,7 @@ def _hooks(session: Session, crucible: Crucible, keep: bool) -> Iterator[None]:
                 file.unlink(missing_ok=True)
             for file in added:
                 if file.suffix == ".md":
-                    _until(partial(_is_gone, crucible, file.stem), f"the hook {file.stem} to end")
+                    _wait_until(partial(_is_gone, crucible, file.stem), f"the hook {file.stem} to end")
 
 
 def _is_gone(crucible: Crucible, name: str) -> bool:
@@ -254,9 +254,9 @@ def _is_active(crucible: Crucible, name: str) -> bool:
     return hook.state == "active"
 
 
-def _rest(crucible: Crucible, say: Callable[[str], None]) -> None:
+def _wait_for_debounce(crucible: Crucible, say: Callable[[str], None]) -> None:
     """Waits while the hook's debounce would keep it from firing."""
-    hook = crucible.hooks.get(LINKER)
+    hook = crucible.hooks.get(POST_HOOK)
     debounce_s = ((hook.definition or {}).get("options") or {}).get("debounce_ms", 0) / 1000
     if hook.counters.last_fired:
         left = datetime.fromisoformat(hook.counters.last_fired).timestamp() + debounce_s - time.time() + 0.2
@@ -265,10 +265,10 @@ def _rest(crucible: Crucible, say: Callable[[str], None]) -> None:
             time.sleep(left)
 
 
-# ---- waiting for what must follow ------------------------------------------------------------------------------------
+# ---- waiting for effects ---------------------------------------------------------------------------------------------
 
 
-def _next(saved: "queue.Queue[Watched]", event_type: str) -> str:
+def _next(saved: "queue.Queue[Outcome]", event_type: str) -> str:
     """The event id of the next change of that type that the watcher sent."""
     watched = _take(saved, lambda one: one.type == event_type, f"{event_type} of the note")
     if watched.id is None:
@@ -280,14 +280,14 @@ def _correlation(crucible: Crucible, event_id: str) -> str:
     return crucible.events.get(event_id).metadata.correlation_id
 
 
-def _delivered(arrived: "queue.Queue[Delivery]", correlation: str) -> Delivery:
+def _wait_for_delivery(arrived: "queue.Queue[Delivery]", correlation: str) -> Delivery:
     def follows(one: Delivery) -> bool:
         return one.event is not None and one.event.metadata.correlation_id == correlation
 
     return _take(arrived, follows, f"the webhook that follows from {correlation}")
 
 
-def _traced(crucible: Crucible, event_id: str, *types: str) -> TraceReply:
+def _wait_for_trace(crucible: Crucible, event_id: str, *types: str) -> TraceReply:
     """The trace of an event, once it holds all these types."""
     correlation = _correlation(crucible, event_id)
 
@@ -296,21 +296,21 @@ def _traced(crucible: Crucible, event_id: str, *types: str) -> TraceReply:
         found = {event.dotted for event in _events(trace.roots)}
         return trace if set(types) <= found and (LINK not in types or _has_delivery(trace.roots)) else None
 
-    return _until(complete, f"{' and '.join(types)} after {event_id}")
+    return _wait_until(complete, f"{' and '.join(types)} after {event_id}")
 
 
 def _has_delivery(nodes: list[TraceNode]) -> bool:
     return any(node.deliveries or _has_delivery(node.effects) for node in nodes)
 
 
-def _denied(crucible: Crucible, event_id: str) -> RunRecord:
+def _wait_for_denial(crucible: Crucible, event_id: str) -> RunRecord:
     correlation = _correlation(crucible, event_id)
 
     def found() -> RunRecord | None:
-        runs = crucible.hooks.runs(GUARD)
+        runs = crucible.hooks.runs(PRE_HOOK)
         return next((run for run in runs if run.correlation_id == correlation and run.outcome == "denied"), None)
 
-    return _until(found, f"the denial by {GUARD}")
+    return _wait_until(found, f"the denial by {PRE_HOOK}")
 
 
 def _events(nodes: list[TraceNode]) -> Iterator[Event]:
@@ -319,27 +319,27 @@ def _events(nodes: list[TraceNode]) -> Iterator[Event]:
         yield from _events(node.effects)
 
 
-def _take(source: "queue.Queue[T]", wanted: Callable[[T], bool], what: str) -> T:
-    deadline = time.monotonic() + PATIENCE_S
+def _take(source: "queue.Queue[T]", matches: Callable[[T], bool], what: str) -> T:
+    deadline = time.monotonic() + TIMEOUT_S
     while True:
         try:
             one = source.get(timeout=max(deadline - time.monotonic(), 0.01))
         except queue.Empty:
-            raise CrucibleError(_late(what)) from None
-        if wanted(one):
+            raise CrucibleError(_timeout_text(what)) from None
+        if matches(one):
             return one
 
 
-def _until(condition: Callable[[], T | None], what: str) -> T:
-    deadline = time.monotonic() + PATIENCE_S
+def _wait_until(condition: Callable[[], T | None], what: str) -> T:
+    deadline = time.monotonic() + TIMEOUT_S
     while True:
         found = condition()
         if found:
             return found
         if time.monotonic() > deadline:
-            raise CrucibleError(_late(what))
+            raise CrucibleError(_timeout_text(what))
         time.sleep(0.05)
 
 
-def _late(what: str) -> str:
-    return f"waited {PATIENCE_S:g} s in vain for {what}; `crucible doctor` shows what is not wired"
+def _timeout_text(what: str) -> str:
+    return f"waited {TIMEOUT_S:g} s in vain for {what}; `crucible doctor` shows what is not wired"

@@ -1,4 +1,5 @@
-"""`crucible doctor`: how the installation does, and a synthetic event through every hook and webhook, in dry run."""
+"""`crucible doctor`: the health of the installation (services, disk, losses), and a synthetic event through every hook
+and webhook, in dry run."""
 
 import re
 import shutil
@@ -15,10 +16,10 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from crucible_cli.display import clean, duration
 from crucible_cli.layout import Column, Listing
 from crucible_cli.progress import HANDLERS, progress
-from crucible_cli.session import Session, Yes, command, running
-from crucible_cli.summary import clean, duration
+from crucible_cli.session import Session, Yes, command, find_up
 from crucible_cli.tables import check_view, state_text
 from crucible_cli.up.state import DataDir, UpState
 from crucible_cli.up.supervisor import LOOP_DEATHS, LOOP_S, Condition
@@ -29,7 +30,7 @@ from crucible_core.protocol.losses import Loss
 from crucible_core.protocol.memory import MemoryStatus
 from crucible_core.protocol.parts import Check, Readiness, Trouble
 
-_ASKED_S = 3.0
+_PROBE_S = 3.0
 _MIB = 1024 * 1024
 _GOOD = frozenset({"ready"})
 _METRIC = re.compile(rb"^crucible_(index_lag|parked_messages) ([0-9.e+]+)$", re.MULTILINE)
@@ -79,17 +80,17 @@ class Health(msgspec.Struct, frozen=True):
 
 def find_health(session: Session, crucible: Crucible) -> Health:
     """Asks every process that can be asked. Never fails for one that does not answer."""
-    up = running(session.data)
-    here = up if up is not None and up.url.rstrip("/") == session.place.url else None
-    urls = {"gateway": session.place.url}
+    up = find_up(session.data)
+    here = up if up is not None and up.url.rstrip("/") == session.gateway.url else None
+    urls = {"gateway": session.gateway.url}
     if here is not None:
         urls = {name: f"http://127.0.0.1:{port}" for name, port in here.ports.items() if name != "nats"}
     with ThreadPoolExecutor(len(urls)) as pool:
-        answers = dict(zip(urls, pool.map(_asked, urls.values()), strict=True))
+        answers = dict(zip(urls, pool.map(_probe, urls.values()), strict=True))
     conditions = _conditions(session.data) if here is not None else {}
     services = [_service(name, answer, conditions.get(name)) for name, answer in answers.items()]
     if (nats := conditions.get("nats")) is not None:
-        services.append(Service("nats", nats.state, _words(nats), nats.restarts))
+        services.append(Service("nats", nats.state, _explanation(nats), nats.restarts))
     found = [error for readiness, _ in answers.values() if readiness for error in readiness.errors]
     errors = list(dict.fromkeys(found))
     return Health(services, errors, _losses(crucible, errors), _disk(session.data, here), _memory(crucible))
@@ -124,10 +125,10 @@ def health_view(health: Health) -> RenderableType:
     return Group(*parts)
 
 
-def _asked(url: str) -> tuple[Readiness | None, dict[str, int]]:
+def _probe(url: str) -> tuple[Readiness | None, dict[str, int]]:
     """The answer of a /readyz, with its metrics of interest; nothing where it does not answer."""
     try:
-        with httpx.Client(base_url=url, timeout=_ASKED_S) as http:
+        with httpx.Client(base_url=url, timeout=_PROBE_S) as http:
             readiness = msgspec.json.decode(http.get("/readyz").content, type=Readiness)
             found = _METRIC.findall(http.get("/metrics").content)
     except (httpx.HTTPError, msgspec.DecodeError):
@@ -138,7 +139,7 @@ def _asked(url: str) -> tuple[Readiness | None, dict[str, int]]:
 def _service(name: str, answer: tuple[Readiness | None, dict[str, int]], condition: Condition | None) -> Service:
     readiness, metrics = answer
     lag, parked = metrics.get("index_lag"), metrics.get("parked_messages")
-    words = _words(condition) if condition else ""
+    words = _explanation(condition) if condition else ""
     restarts = condition.restarts if condition else 0
     if readiness is None:
         state = condition.state if condition and condition.state not in _GOOD else "hangs" if condition else "away"
@@ -155,7 +156,7 @@ def _deaths(condition: Condition) -> int:
     return condition.deaths if time.time() - condition.since < LOOP_S else 0
 
 
-def _words(condition: Condition) -> str:
+def _explanation(condition: Condition) -> str:
     """Why it is not well, or was not: the deaths of the last minute, and the last word before."""
     if deaths := _deaths(condition):
         times = "once" if deaths == 1 else f"{deaths} times"
@@ -228,7 +229,7 @@ _SHOWN = 200
 """Handlers of which each has its line; of more, only those that are broken have one."""
 FAULTS = ("inert", "failing")
 CONNECTS = "accepts connections"
-"""The verdict on a webhook that was only connected to."""
+"""The result for a webhook that was only connected to."""
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -285,7 +286,7 @@ def _accept(session: Session, crucible: Crucible, yes: bool) -> None:
         events = f"the loss of {count:,} events for given? What only the index has of them is gone then."
         question = f"Take {events if count else 'these losses for given?'}"
         session.confirm(question, yes)
-    session.show(crucible.losses.accept(), _accepted)
+    session.show(crucible.losses.accept(), _accepted_view)
 
 
 def loss_text(loss: Loss) -> Text:
@@ -298,7 +299,7 @@ def loss_text(loss: Loss) -> Text:
     return Text(f"{loss.count:,} events {where}: sequences {loss.first} to {loss.last}, noticed {loss.found_at}")
 
 
-def _accepted(losses: Sequence[Loss]) -> RenderableType:
+def _accepted_view(losses: Sequence[Loss]) -> RenderableType:
     if not losses:
         return Text("The log has lost nothing that is not accepted already.", "green")
     return Group(*(Text.assemble("accepted: ", loss_text(loss)) for loss in losses))
@@ -326,7 +327,7 @@ def diagnose(crucible: Crucible, advance: Callable[[int], None]) -> Diagnosis:
 
 
 def diagnosis_view(diagnosis: Diagnosis) -> RenderableType:
-    """How the services do, a table of all handlers, and one line that says what to do."""
+    """The services' health, a table of all handlers, and one line with the next step."""
     if diagnosis.health is None:
         return _handlers(diagnosis)
     return Group(health_view(diagnosis.health), "", _handlers(diagnosis))

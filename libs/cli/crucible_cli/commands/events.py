@@ -1,4 +1,5 @@
-"""`crucible events`: read, follow, append, count, move and replay events."""
+"""`crucible events`: read, follow, count, trace, redact and resend events; its other commands
+are in `transfer`, `types` and `replays`."""
 
 import contextlib
 import time
@@ -12,9 +13,9 @@ from rich.text import Text
 
 from crucible_cli.commands import replays, types, webhooks
 from crucible_cli.commands.transfer import emit, export, import_
-from crucible_cli.options import Asked, Filters, Room, Types, World, filter_of, moment_of, wanting
+from crucible_cli.display import clean
+from crucible_cli.options import Filters, Room, Selection, Types, World, filter_of, time_of, with_selection
 from crucible_cli.session import Session, Yes, command
-from crucible_cli.summary import clean
 from crucible_cli.tables import count_table, event_line, event_panel
 from crucible_cli.tree import render_trace
 from crucible_client import Crucible, Notice
@@ -44,33 +45,33 @@ def tail(
     crucible events tail --from 10m --type "Memory.*" --filter 'tags={"contains": "#x"}'
     crucible events tail --from start --json | jq .data.payload
     """
-    teller = Teller(session)
-    start = moment_of(from_, time.time_ns() // 1000) or "now"
-    wanted = filter_of(filter, "--filter")
+    reporter = StreamReporter(session)
+    start = time_of(from_, time.time_ns() // 1000) or "now"
+    condition = filter_of(filter, "--filter")
     with session.connect() as crucible, contextlib.suppress(KeyboardInterrupt):
         events = crucible.events.subscribe(
             *(type or ()),
-            filter=wanted,
+            filter=condition,
             from_=start,
             world_id=world,
             room_id=room,
             patience_s=None,
-            on_notice=teller.tell,
+            on_notice=reporter.report,
         )
         with contextlib.closing(events):
             for event in islice(events, limit):
-                teller.away = False
+                reporter.away = False
                 session.line(event, partial(event_line, wide=session.wide))
 
 
-class Teller:
+class StreamReporter:
     """Says beside the events what happens to the stream; that it is away, once."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self.away = False
 
-    def tell(self, notice: Notice) -> None:
+    def report(self, notice: Notice) -> None:
         match notice.kind:
             case "caught_up":
                 self._session.note(f"— caught up at #{notice.sequence}: live from here —")
@@ -96,10 +97,10 @@ _LOOKED_AT = 50
 
 
 @command(app, table=True)
-@wanting
+@with_selection
 def list_(
     session: Session,
-    asked: Asked,
+    selection: Selection,
     desc: Annotated[
         bool | None, typer.Option("--desc/--asc", help="The latest first, or from the earliest on.", show_default=False)
     ] = None,
@@ -118,7 +119,7 @@ def list_(
     with session.connect() as crucible:
         page_size = PAGE if all else min(limit, PAGE)
         events: Iterable[Event] = crucible.events.list(
-            *asked.types, order="desc" if backwards else "asc", page_size=page_size, **asked.wanted
+            *selection.types, order="desc" if backwards else "asc", page_size=page_size, **selection.fields
         )
         if not all:
             events = islice(events, limit)
@@ -130,20 +131,20 @@ def list_(
 
 
 @command(app, table=True)
-@wanting
+@with_selection
 def count(
     session: Session,
-    asked: Asked,
+    selection: Selection,
     by: Annotated[CountBy | None, typer.Option("--by", help="Also in groups; days are UTC's.")] = None,
 ) -> None:
-    """How many events there are, in all or in groups.
+    """The number of events, in all or in groups.
 
     \b
     crucible events count --by type
     crucible events count --type "Memory.*" --since 7d --by day
     """
     with session.connect() as crucible:
-        session.show(crucible.events.count(*asked.types, by=by, **asked.wanted), count_table)
+        session.show(crucible.events.count(*selection.types, by=by, **selection.fields), count_table)
 
 
 @command(app, alias="show")
@@ -189,27 +190,27 @@ def trace(
         session.show(crucible.events.trace(correlation), render_trace)
 
 
-def find_event(crucible: Crucible, given: str) -> Event:
+def find_event(crucible: Crucible, text: str) -> Event:
     """The event with that id, the one whose id begins so, or the one with that sequence. Raises NotFoundError, and
     ConflictError where several ids begin so."""
-    number = given.removeprefix("#")
+    number = text.removeprefix("#")
     if number.isascii() and number.isdigit() and 0 < int(number) < 2**53:
         # Of a log in several streams, events of others may come first that were stored at about the same time.
         for event in islice(crucible.events.list(after=int(number) - 1, page_size=_LOOKED_AT), _LOOKED_AT):
             if event.sequence == int(number):
                 return event
         raise NotFoundError(f"the log has no event with the sequence {number}")
-    span = id_span(given)
+    span = id_span(text)
     if span is None:
-        return crucible.events.get(given)
+        return crucible.events.get(text)
     first, last = format_time((span[0] - SLACK_MS) * 1000), format_time((span[1] + SLACK_MS) * 1000)
     events = crucible.events.list(from_time=first, to_time=last, page_size=PAGE)
-    matching = [event for event in islice(events, LOOKED_UP_EVENTS) if event.metadata.id.startswith(given)]
+    matching = [event for event in islice(events, LOOKED_UP_EVENTS) if event.metadata.id.startswith(text)]
     if not matching:
-        raise NotFoundError(f"no event has an id that begins with {given}")
+        raise NotFoundError(f"no event has an id that begins with {text}")
     if len(matching) > 1:
         shown = ", ".join(event.metadata.id for event in matching[:3])
-        raise ConflictError(f"{given} may be any of {len(matching)} events: {shown}{' …' if len(matching) > 3 else ''}")
+        raise ConflictError(f"{text} may be any of {len(matching)} events: {shown}{' …' if len(matching) > 3 else ''}")
     return matching[0]
 
 
@@ -225,7 +226,7 @@ def resend(
     crucible events resend evt_01kaj3x5vae8jv6jq0f1d8c2hm --to ci
     """
     with session.connect() as crucible:
-        webhook = webhooks.found(crucible, to)
+        webhook = webhooks.find_webhook(crucible, to)
         event = find_event(crucible, id)
         resent = crucible.events.resend(event.metadata.id, webhook.id)
     text = Text.assemble((resent.delivery_id, "bold"), f"  goes to {clean(webhook.name)}")
@@ -234,6 +235,6 @@ def resend(
 
 command(app, table=True)(tail)
 command(app)(emit)
-command(app)(wanting(export))
+command(app)(with_selection(export))
 command(app)(import_)
 command(app, "replay")(replays.start)

@@ -1,4 +1,4 @@
-"""`crucible hooks`: the hook registry and its runs."""
+"""`crucible hooks`: hook files, the registry of hooks, and their runs."""
 
 from itertools import islice
 from pathlib import Path
@@ -9,11 +9,11 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from typer.core import TyperGroup
 
+from crucible_cli.display import clean
 from crucible_cli.files import read_text
-from crucible_cli.lookup import find_named
+from crucible_cli.lookup import find_by_name
 from crucible_cli.options import json_object, json_of, stdin_text
 from crucible_cli.session import Limit, Session, Yes, command
-from crucible_cli.summary import clean
 from crucible_cli.tables import as_json, check_view, hooks_table, run_view, runs_table, state_text
 from crucible_client import Crucible
 from crucible_core.errors import InvalidError
@@ -73,7 +73,7 @@ def list_(session: Session, limit: Limit = 1000) -> None:
 def get(session: Session, name: Name) -> None:
     """One hook, whole."""
     with session.connect() as crucible:
-        session.show(found(crucible, name), _hook)
+        session.show(find_hook(crucible, name), _hook)
 
 
 @command(app, alias="create")
@@ -114,21 +114,21 @@ def update(
     """
     changed = json_object(changes, "CHANGES") or {}
     with session.connect() as crucible:
-        session.show(crucible.hooks.update(found(crucible, name).name, changed), _state)
+        session.show(crucible.hooks.update(find_hook(crucible, name).name, changed), _state)
 
 
 @command(app)
 def enable(session: Session, name: Name) -> None:
     """Let a disabled hook fire again."""
     with session.connect() as crucible:
-        session.show(crucible.hooks.enable(found(crucible, name).name), _state)
+        session.show(crucible.hooks.enable(find_hook(crucible, name).name), _state)
 
 
 @command(app)
 def disable(session: Session, name: Name) -> None:
     """Keep a hook, but do not let it fire."""
     with session.connect() as crucible:
-        session.show(crucible.hooks.disable(found(crucible, name).name), _state)
+        session.show(crucible.hooks.disable(find_hook(crucible, name).name), _state)
 
 
 @command(app, alias="rm")
@@ -136,7 +136,7 @@ def delete(session: Session, name: Name, yes: Yes = False) -> None:
     """Remove a hook, and what waits to be run by it. With --yes the whole name is wanted."""
     with session.connect() as crucible, session.removing(f"the hook {name}"):
         if not yes:
-            hook = found(crucible, name)
+            hook = find_hook(crucible, name)
             name = hook.name
             session.err.print(hooks_table([hook]))
             session.confirm(f"Remove the hook {name}, and what waits to be run by it?", yes)
@@ -174,7 +174,7 @@ def list_runs(
 ) -> None:
     """The latest runs of a hook: when, how long, how they ended, and what they said."""
     with session.connect() as crucible:
-        hook = found(crucible, name).name
+        hook = find_hook(crucible, name).name
         latest = list(islice(crucible.hooks.runs(hook, page_size=min(limit, 500)), limit))
     session.list("runs", latest, runs_table)
 
@@ -189,15 +189,15 @@ def try_(
     """Fire one synthetic event through a hook. Exit code 1 when it is not live."""
     body = json_object(payload, "--payload")
     with session.connect() as crucible:
-        check = crucible.hooks.test(found(crucible, name).name, dry_run=not real, payload=body)
+        check = crucible.hooks.test(find_hook(crucible, name).name, dry_run=not real, payload=body)
     session.show(check, check_view)
     if check.verdict in ("inert", "failing"):
         raise typer.Exit(1)
 
 
-def found(crucible: Crucible, given: str) -> HookView:
+def find_hook(crucible: Crucible, given: str) -> HookView:
     """The hook of that name, or the only one whose name begins so. Raises NotFoundError, ConflictError."""
-    return find_named(given, "hook", crucible.hooks.get, lambda: [hook.name for hook in crucible.hooks.list()])
+    return find_by_name(given, "hook", crucible.hooks.get, lambda: [hook.name for hook in crucible.hooks.list()])
 
 
 def _state(hook: HookView) -> Text:

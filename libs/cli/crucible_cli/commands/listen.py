@@ -12,10 +12,10 @@ from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.text import Text
 
+from crucible_cli.display import clean, summarise
 from crucible_cli.options import text_of
 from crucible_cli.receiver import Delivery, receiver
 from crucible_cli.session import Session, command
-from crucible_cli.summary import clean, summarise
 from crucible_cli.tables import as_json, clock
 from crucible_cli.tree import type_text
 from crucible_client.signing import key_of

@@ -5,10 +5,10 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from crucible_cli.lookup import find
+from crucible_cli.display import clean, headline
+from crucible_cli.lookup import find_by_id
 from crucible_cli.options import json_object, text_of
 from crucible_cli.session import Session, Yes, command
-from crucible_cli.summary import clean, headline
 from crucible_cli.tables import memories_table, memory_panel
 from crucible_client import Crucible, Written
 from crucible_core.protocol.memory import MemoryStatus, MemoryView, ScoredMemory
@@ -44,14 +44,14 @@ def create(
         written = crucible.memory.create(
             text, tags=tag, links=_links(link), metadata=made, world_id=world, room_id=room
         )
-    session.show(written, _written)
+    session.show(written, _written_view)
 
 
 @command(app, alias="show")
 def get(session: Session, id: Id) -> None:
     """One memory, whole."""
     with session.connect() as crucible:
-        session.show(_found(crucible, id), memory_panel)
+        session.show(_find_memory(crucible, id), memory_panel)
 
 
 @command(app, table=True)
@@ -78,9 +78,9 @@ def query(
     room: Room = None,
 ) -> None:
     """The best matches, the best first."""
-    wanted = json_object(filter, "--filter")
+    condition = json_object(filter, "--filter")
     with session.connect() as crucible:
-        found = crucible.memory.query(text, tags=tag, filter=wanted, limit=limit, world_id=world, room_id=room)
+        found = crucible.memory.query(text, tags=tag, filter=condition, limit=limit, world_id=world, room_id=room)
     session.list("memories", found, memories_table)
 
 
@@ -103,24 +103,24 @@ def update(
     ] = None,
 ) -> None:
     """Change a memory; what is not given stays as it is."""
-    given: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "content": None if content is None else text_of(content, "CONTENT"),
         "tags": None if tag is None else [each for each in tag if each],
         "links": None if link is None else _links([each for each in link if each]),
         "metadata": json_object(metadata, "--metadata"),
     }
-    if all(value is None for value in given.values()):
+    if all(value is None for value in fields.values()):
         raise typer.BadParameter("give what is to change: CONTENT, --tag, --link or --metadata")
     with session.connect() as crucible:
-        written = crucible.memory.update(_found(crucible, id).id, **given, expected_sequence=sequence)
-    session.show(written, _written)
+        written = crucible.memory.update(_find_memory(crucible, id).id, **fields, expected_sequence=sequence)
+    session.show(written, _written_view)
 
 
 @command(app, alias="rm")
 def delete(session: Session, id: Id, yes: Yes = False) -> None:
     """Remove a memory: it is found no more. What its events say stays in the log."""
     with session.connect() as crucible:
-        memory = _found(crucible, id)
+        memory = _find_memory(crucible, id)
         if not yes:
             what = clean(memory.title or headline(memory.content), 60)
             session.confirm(f"Remove {memory.id} ({what})?", yes)
@@ -130,23 +130,23 @@ def delete(session: Session, id: Id, yes: Yes = False) -> None:
 
 @command(app)
 def status(session: Session) -> None:
-    """How far the index of memories is, and which events cannot be read."""
+    """The progress of the index of memories, and the events that it cannot read."""
     with session.connect() as crucible:
         session.show(crucible.memory.status(), _status)
 
 
-def _found(crucible: Crucible, id: str) -> MemoryView:
+def _find_memory(crucible: Crucible, id: str) -> MemoryView:
     def beginning(start: str) -> list[ScoredMemory]:
         return crucible.memory.list(filter={"id": {"starts_with": start}}, limit=_SHOWN)
 
-    return find(id, "mem", crucible.memory.get, beginning)
+    return find_by_id(id, "mem", crucible.memory.get, beginning)
 
 
-def _links(given: list[str] | None) -> list[dict[str, str]] | None:
-    return None if given is None else [{"target": target} for target in given]
+def _links(targets: list[str] | None) -> list[dict[str, str]] | None:
+    return None if targets is None else [{"target": target} for target in targets]
 
 
-def _written(written: Written) -> Text:
+def _written_view(written: Written) -> Text:
     return Text.assemble((written.id, "bold"), (f"  #{written.sequence}", "dim"))
 
 

@@ -1,4 +1,4 @@
-"""`crucible replays`: how far replays have come, and steering them; and `crucible events replay`, which starts one."""
+"""`crucible replays`: progress and steering of replays; and `crucible events replay`, which starts one."""
 
 import contextlib
 import time
@@ -8,8 +8,8 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from crucible_cli.commands import hooks, webhooks
-from crucible_cli.lookup import find
-from crucible_cli.options import json_object, moment_of
+from crucible_cli.lookup import find_by_id
+from crucible_cli.options import json_object, time_of
 from crucible_cli.session import Session, Yes, command
 from crucible_cli.tables import replay_view, replays_table, target_text
 from crucible_client import Crucible
@@ -57,16 +57,16 @@ def start(
     now = time.time_ns() // 1000
     with session.connect() as crucible:
         replay = crucible.events.replay(
-            hook=hooks.found(crucible, to_hook).name if to_hook else None,
-            webhook=webhooks.found(crucible, to_webhook).id if to_webhook else None,
-            start=moment_of(from_, now) or from_,
-            to=moment_of(until, now) or until,
+            hook=hooks.find_hook(crucible, to_hook).name if to_hook else None,
+            webhook=webhooks.find_webhook(crucible, to_webhook).id if to_webhook else None,
+            start=time_of(from_, now) or from_,
+            to=time_of(until, now) or until,
             filters=filters,
             rate=rate,
             world_id=world,
             room_id=room,
         )
-        _shown(session, crucible, replay, wait)
+        _show_replay(session, crucible, replay, wait)
 
 
 @command(app, table=True)
@@ -82,50 +82,50 @@ def show(
     id: Id,
     wait: Annotated[bool, typer.Option("--wait", help="Show a bar until it has ended.")] = False,
 ) -> None:
-    """How far a replay has come."""
+    """The progress of a replay."""
     with session.connect() as crucible:
-        _shown(session, crucible, _found(crucible, id), wait)
+        _show_replay(session, crucible, _find_replay(crucible, id), wait)
 
 
 @command(app)
 def pause(session: Session, id: Id) -> None:
     """Keep a replay from going on."""
     with session.connect() as crucible:
-        session.show(crucible.replays.pause(_found(crucible, id).id), replay_view)
+        session.show(crucible.replays.pause(_find_replay(crucible, id).id), replay_view)
 
 
 @command(app)
 def resume(session: Session, id: Id) -> None:
     """Let a replay that is paused, or has failed, go on."""
     with session.connect() as crucible:
-        session.show(crucible.replays.resume(_found(crucible, id).id), replay_view)
+        session.show(crucible.replays.resume(_find_replay(crucible, id).id), replay_view)
 
 
 @command(app)
 def cancel(session: Session, id: Id, yes: Yes = False) -> None:
     """End a replay for good; what its target's queue holds still goes out."""
     with session.connect() as crucible:
-        replay = _found(crucible, id)
+        replay = _find_replay(crucible, id)
         if not yes:
             session.err.print(replay_view(replay))
             session.confirm("End this replay? It cannot be resumed.", yes)
         session.show(crucible.replays.cancel(replay.id), replay_view)
 
 
-def _found(crucible: Crucible, id: str) -> Replay:
-    return find(id, "rpl", crucible.replays.get, lambda _: crucible.replays.list())
+def _find_replay(crucible: Crucible, id: str) -> Replay:
+    return find_by_id(id, "rpl", crucible.replays.get, lambda _: crucible.replays.list())
 
 
-def _shown(session: Session, crucible: Crucible, replay: Replay, wait: bool) -> None:
+def _show_replay(session: Session, crucible: Crucible, replay: Replay, wait: bool) -> None:
     if wait:
         with contextlib.suppress(KeyboardInterrupt):
-            replay = _followed(session, crucible, replay)
+            replay = _follow(session, crucible, replay)
     session.show(replay, replay_view)
     if wait and replay.state.startswith("failed"):
         raise typer.Exit(1)
 
 
-def _followed(session: Session, crucible: Crucible, replay: Replay) -> Replay:
+def _follow(session: Session, crucible: Crucible, replay: Replay) -> Replay:
     """The replay once it no longer runs; a bar shows its way there."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=session.err, transient=True) as progress:

@@ -30,16 +30,18 @@ def set_(
     yes: Yes = False,
 ) -> None:
     """Replace the rules, for events that are written from now on."""
-    wanted = _rules(rules)
+    replacement = _rules(rules)
     with session.connect() as crucible:
         if not yes:
             session.err.print(retention_table(crucible.retention.get()))
-            session.confirm(f"Replace these rules by {len(wanted)} other{'' if len(wanted) == 1 else 's'}?", yes)
-        session.show(crucible.retention.put(wanted, expected_revision=revision), retention_table)
+            session.confirm(
+                f"Replace these rules by {len(replacement)} other{'' if len(replacement) == 1 else 's'}?", yes
+            )
+        session.show(crucible.retention.put(replacement, expected_revision=revision), retention_table)
 
 
-def _rules(given: str) -> list[dict[str, Any]]:
-    found: Any = json_of(text_of(given, "RULES"), object, "RULES")
+def _rules(text: str) -> list[dict[str, Any]]:
+    found: Any = json_of(text_of(text, "RULES"), object, "RULES")
     rules = found.get("rules") if isinstance(found, dict) else found
     if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
         raise typer.BadParameter('RULES: a list of rules is wanted, or {"rules": […]}')

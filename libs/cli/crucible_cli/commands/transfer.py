@@ -7,11 +7,11 @@ import msgspec
 import typer
 from rich.text import Text
 
-from crucible_cli.ndjson import writing
-from crucible_cli.options import Asked, fields_of
+from crucible_cli.ndjson import open_output
+from crucible_cli.options import Selection, fields_of
 from crucible_cli.progress import EVENTS, progress
 from crucible_cli.session import Session
-from crucible_cli.upload import Sent, send_file, send_whole, sent_view
+from crucible_cli.upload import UploadResult, upload_atomically, upload_file, upload_view
 from crucible_core.protocol.events import Appended
 
 
@@ -76,7 +76,7 @@ def emit(
 
 def export(
     session: Session,
-    asked: Asked,
+    selection: Selection,
     file: Annotated[str, typer.Argument(help="Where to; - is stdout.")] = "-",
 ) -> None:
     """Write the log, or a part of it, as NDJSON: what `crucible events import` reads.
@@ -88,14 +88,14 @@ def export(
     began = time.monotonic()
     size = 0
     with session.connect() as crucible:
-        known = asked.wanted.get("filter") is None and session.err.is_terminal
-        total = crucible.events.count(*asked.types, **asked.wanted).count if known else None
-        with writing(file) as out, progress(session.err, "exporting", total, EVENTS) as bar:
-            for line in crucible.events.export(*asked.types, **asked.wanted):
+        known = selection.fields.get("filter") is None and session.err.is_terminal
+        total = crucible.events.count(*selection.types, **selection.fields).count if known else None
+        with open_output(file) as out, progress(session.err, "exporting", total, EVENTS) as bar:
+            for line in crucible.events.export(*selection.types, **selection.fields):
                 size += out.write(line + b"\n")
                 bar.advance(len(line))
             out.write(b"\n")  # as in the export itself: it is complete
-        if not asked.types and any(kind.registered for kind in crucible.events.types()):
+        if not selection.types and any(kind.registered for kind in crucible.events.types()):
             session.note("The types that you registered are not in it: crucible events types export types.json")
     if file == "-":
         session.note(f"{bar.events:,} events")
@@ -123,17 +123,22 @@ def import_(
     crucible events import backup.ndjson
     gunzip -c memories.ndjson.gz | crucible events import -
     """
-    sent = send_file(session, file, "importing", react=react, stop_on_error=stop, make_places=True, know_types=not skip)
-    _end(session, sent)
+    result = upload_file(
+        session, file, "importing", react=react, stop_on_error=stop, make_places=True, check_types=not skip
+    )
+    _end(session, result)
 
 
 def _emit_file(session: Session, file: str, atomic: bool, stop: bool) -> None:
-    _end(session, send_whole(session, file) if atomic else send_file(session, file, "sending", stop_on_error=stop))
+    _end(
+        session,
+        upload_atomically(session, file) if atomic else upload_file(session, file, "sending", stop_on_error=stop),
+    )
 
 
-def _end(session: Session, sent: Sent) -> None:
-    session.show(sent, sent_view)
-    if sent.refused:
+def _end(session: Session, result: UploadResult) -> None:
+    session.show(result, upload_view)
+    if result.refused:
         raise typer.Exit(1)
 
 

@@ -1,4 +1,4 @@
-"""`crucible events types`: the catalogue of event types, and what users add to it."""
+"""`crucible events types`: the catalogue of event types, users' additions, and the file that carries them elsewhere."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.text import Text
 from typer.core import TyperGroup
 
-from crucible_cli.ndjson import writing
+from crucible_cli.ndjson import open_output
 from crucible_cli.options import payload_of
 from crucible_cli.session import Session, Yes, command
 from crucible_cli.tables import as_json, types_table
@@ -18,35 +18,35 @@ from crucible_core.types.kinds import Registered
 from crucible_core.types.names import aliases
 
 _FIELDS = frozenset(("type", "version", "schema", "schemas", "description", "aliases"))
-_TOLD = frozenset(DescribedType.__struct_fields__) - _FIELDS
+_SHOWN_ONLY = frozenset(DescribedType.__struct_fields__) - _FIELDS
 """Fields that `types get --json` has beside them: none could be registered."""
 
 
-def written(kinds: list[DescribedType]) -> dict[str, Any]:
+def export_document(kinds: list[DescribedType]) -> dict[str, Any]:
     """A document that `definitions` reads as the same types."""
-    return {"types": [_written(kind) for kind in kinds]}
+    return {"types": [_entry(kind) for kind in kinds]}
 
 
-def definitions(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+def definitions(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The registrations to make one after another, each a version of a type. A usage error for fields that no type
     has."""
-    if "types" not in given:
-        return _versions(given)
-    types = given["types"]
+    if "types" not in document:
+        return _versions(document)
+    types = document["types"]
     if not isinstance(types, list) or not all(isinstance(one, dict) for one in types):
         raise typer.BadParameter("types: must be a list of types")
     return [version for one in types for version in _versions(one)]
 
 
-def _written(kind: DescribedType) -> dict[str, Any]:
+def _entry(kind: DescribedType) -> dict[str, Any]:
     own = _own(kind.type, kind.aliases)
     return {"type": kind.type, "description": kind.description, "aliases": own, "schemas": kind.schemas}
 
 
-def _versions(given: Mapping[str, Any]) -> list[dict[str, Any]]:
-    if unknown := given.keys() - _FIELDS - _TOLD:
+def _versions(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if unknown := document.keys() - _FIELDS - _SHOWN_ONLY:
         raise typer.BadParameter(f"{min(unknown)} is not known: a type has type, version, schema, description, aliases")
-    found = {name: value for name, value in given.items() if name in _FIELDS}
+    found = {name: value for name, value in document.items() if name in _FIELDS}
     if isinstance(found.get("type"), str) and isinstance(found.get("aliases"), list):
         found["aliases"] = _own(found["type"], found["aliases"])
     schemas = found.pop("schemas", None)
@@ -55,13 +55,13 @@ def _versions(given: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{**found, "schema": schema, "version": version} for version, schema in schemas.items()]
 
 
-def _own(type: str, given: list[str]) -> list[str]:
+def _own(type: str, names: list[str]) -> list[str]:
     """Without those that follow from the name."""
     formed = aliases(Registered(TypeRecord(type=type, versions=[])))
-    return [alias for alias in given if alias not in formed]
+    return [alias for alias in names if alias not in formed]
 
 
-class Listing(TyperGroup):
+class ListByDefault(TyperGroup):
     """A group that lists when no command is named."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -71,7 +71,7 @@ class Listing(TyperGroup):
         return parsed
 
 
-app = typer.Typer(cls=Listing, help="List, show and register event types.")
+app = typer.Typer(cls=ListByDefault, help="List, show and register event types.")
 
 Type = Annotated[str, typer.Argument(help="A type or an alias, such as Order.Placed.")]
 
@@ -135,8 +135,8 @@ def export(
     """Write all registered types with their versions: what `crucible events types add` reads."""
     with session.connect() as crucible:
         names = [kind.type for kind in crucible.events.types() if kind.registered]
-        found = written([crucible.events.get_type(name) for name in names])
-    with writing(file) as out:
+        found = export_document([crucible.events.get_type(name) for name in names])
+    with open_output(file) as out:
         out.write(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
     session.note(f"{len(names):,} types")
 
@@ -159,6 +159,6 @@ def _registered(made: Sequence[EventType]) -> Text:
     return Text("\n").join(Text.assemble((kind.type, "bold"), f" {kind.version} is registered") for kind in made)
 
 
-def _source(given: str) -> str:
+def _source(text: str) -> str:
     """A file's name needs no @ here; JSON itself begins with a brace."""
-    return given if given == "-" or given.startswith("@") or given.lstrip().startswith("{") else f"@{given}"
+    return text if text == "-" or text.startswith("@") or text.lstrip().startswith("{") else f"@{text}"

@@ -1,4 +1,4 @@
-"""`crucible up`: reads its options, and becomes `machine`."""
+"""`crucible up`: reads its options, and becomes `crucible_cli.up.main`."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from crucible_cli.up.machine import Options
+from crucible_cli.up.main import Options
 from crucible_cli.up.state import default_root
 from crucible_core.limits import FIRST_PORT
 
@@ -39,5 +39,5 @@ def up(
         crucible="crucible" if shutil.which("crucible") else sys.argv[0],
     )
     # -P: a file of the current directory must not pass for a module of ours.
-    command = [sys.executable, "-P", "-m", "crucible_cli.up.machine", msgspec.json.encode(options).decode()]
+    command = [sys.executable, "-P", "-m", "crucible_cli.up.main", msgspec.json.encode(options).decode()]
     os.execv(sys.executable, command)

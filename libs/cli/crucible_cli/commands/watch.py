@@ -14,22 +14,22 @@ import typer
 import watchfiles
 from rich.text import Text
 
+from crucible_cli.display import clean
 from crucible_cli.errors import explain
 from crucible_cli.notes import (
     Change,
-    Ledger,
+    FolderState,
     Note,
     changes,
-    is_of_this_log,
-    ledger_file,
-    open_ledger,
+    is_same_log,
+    load_state,
     payload,
     problem,
-    save_ledger,
+    save_state,
     scan,
+    state_file,
 )
 from crucible_cli.session import Session, command
-from crucible_cli.summary import clean
 from crucible_cli.tree import COLOURS
 from crucible_client import Crucible
 from crucible_core.envelope import DEFAULT_WORLD
@@ -45,14 +45,14 @@ STEP_MS = 25
 """A burst of writes is over when nothing happened for so long."""
 TICK_MS = 1000
 RESCAN_S = 30.0
-"""So often everything is looked at, whatever the system told of changes."""
+"""The interval at which everything is looked at, whatever changes the system reports."""
 AGAIN_S = 0.5
-MOST_SAID = 1000
+MOST_NOTES = 1000
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 """Characters that no entity may hold."""
 
 
-class Watched(msgspec.Struct, frozen=True):
+class Outcome(msgspec.Struct, frozen=True):
     """The outcome of one change: accepted (`sequence`), or refused (`error`)."""
 
     type: str
@@ -70,10 +70,10 @@ class AwayError(CrucibleError):
 
 
 class Folder(msgspec.Struct, frozen=True):
-    """A watched folder, and where its state is remembered."""
+    """A watched folder, and the file of its state."""
 
     root: Path
-    ledger_file: Path
+    state_file: Path
     world_id: str | None = None
     room_id: str | None = None
 
@@ -91,18 +91,18 @@ def watch(
     Changes made while it was not running are found at the start.
     """
     root = _root(directory)
-    file = ledger_file(session.data.root, (session.place.url, str(root), world, room))
+    file = state_file(session.data.root, (session.gateway.url, str(root), world, room))
     folder = Folder(root, file, world, room)
 
     latest: str | None = None
 
-    def tell(watched: Watched) -> None:
+    def report(outcome: Outcome) -> None:
         nonlocal latest
-        latest = watched.id or latest
-        session.line(watched, _line)
+        latest = outcome.id or latest
+        session.line(outcome, _line)
 
     with session.connect() as crucible, contextlib.suppress(KeyboardInterrupt):
-        watcher = Watcher(crucible, folder, tell, session.note)
+        watcher = Watcher(crucible, folder, report, session.note)
         watcher.begin()
         if latest is not None:
             session.note(f"What follows from a note: crucible events trace {latest}")
@@ -119,8 +119,8 @@ def _root(directory: Path) -> Path:
     except UnicodeEncodeError as error:
         raise typer.BadParameter(f"{shown}: the folder's path is not UTF-8, rename it") from error
     except (OSError, RuntimeError) as error:  # ~nobody has no home; links lead in a circle
-        told = getattr(error, "strerror", None) or "its path cannot be resolved"
-        raise typer.BadParameter(f"{shown}: {told}") from error
+        reason = getattr(error, "strerror", None) or "its path cannot be resolved"
+        raise typer.BadParameter(f"{shown}: {reason}") from error
     if not root.is_dir():
         raise typer.BadParameter(f"{shown} is not a folder")
     return root
@@ -130,74 +130,74 @@ class Watcher:
     """Sends what differs between a folder and its ledger, now and whenever something happens there."""
 
     def __init__(
-        self, crucible: Crucible, folder: Folder, tell: Callable[[Watched], None], note: Callable[[str], None]
+        self, crucible: Crucible, folder: Folder, report: Callable[[Outcome], None], note: Callable[[str], None]
     ) -> None:
         self._crucible = crucible
         self._folder = folder
-        self._tell = tell
+        self._report = report
         self._note = note
-        self._ledger = open_ledger(folder.ledger_file, folder.root)
-        self._said: set[str] = set()
+        self._state = load_state(folder.state_file, folder.root)
+        self._noted: set[str] = set()
 
     def begin(self) -> None:
         """Sends all that changed since the last time. Raises what the gateway refuses, or that it is away."""
         check_place(self._crucible, self._folder)
-        if not is_of_this_log(self._crucible, self._ledger):
+        if not is_same_log(self._crucible, self._state):
             self._note("this gateway has another log: all notes are sent to it")
-            self._ledger = Ledger(self._ledger.root, self._ledger.salt)
+            self._state = FolderState(self._state.root, self._state.salt)
         self._save()  # Ids come from its salt: it must be there again if the first answer is lost.
         self.catch_up()
 
     def follow(self, stop: threading.Event) -> None:
         """Sends changes as they happen, until `stop`. A gateway or a folder that goes away is waited for."""
         due = 0.0
-        told = False
+        reported = False
         for touched in self._bursts(stop):
             if touched == [] and time.monotonic() < due:
                 continue
             try:
                 self.catch_up(touched or ())
-                due, told = time.monotonic() + RESCAN_S, False
+                due, reported = time.monotonic() + RESCAN_S, False
             except (UnavailableError, LimitedError, AwayError) as error:
                 due = 0.0
-                if not told:
+                if not reported:
                     self._note(f"{clean(error.detail, 400)}: waiting; changes are kept")
-                told = True
+                reported = True
 
     def catch_up(self, touched: Sequence[str] = ()) -> None:
         """Sends every difference and keeps the ledger. Raises UnavailableError, after which it may be called again."""
         after = self._scan(touched)
-        if not self._ledger.folders:
-            self._ledger.notes |= {path: note for path, note in after.items() if path.endswith("/")}
-            self._ledger.folders = True
-        differences = changes(self._ledger.notes, after)
-        for batch in _batches(self._prepared(differences)):
+        if not self._state.folders:
+            self._state.notes |= {path: note for path, note in after.items() if path.endswith("/")}
+            self._state.folders = True
+        differences = changes(self._state.notes, after)
+        for batch in _batches(self._prepare(differences)):
             self._send(batch)
-        if not differences and after != self._ledger.notes:
+        if not differences and after != self._state.notes:
             # Files were written with the same content: only their times are new.
-            self._ledger.notes = after
+            self._state.notes = after
             self._save()
 
     def _scan(self, touched: Sequence[str]) -> dict[str, Note]:
         try:
-            found = scan(self._folder.root, self._ledger.notes, frozenset(touched))
+            found = scan(self._folder.root, self._state.notes, frozenset(touched))
         except FileNotFoundError as error:
             raise AwayError(f"the folder is gone: {error.filename or self._folder.root}") from error
         except OSError as error:
             raise AwayError(f"cannot read {error.filename or self._folder.root}: {error.strerror}") from error
         for path, reason in found.passed.items():
-            self._say(f"{path} {reason}")
+            self._note_once(f"{path} {reason}")
         return found.notes
 
-    def _say(self, text: str) -> None:
-        """Says it once."""
-        if text not in self._said:
-            if len(self._said) >= MOST_SAID:
-                self._said.clear()
-            self._said.add(text)
+    def _note_once(self, text: str) -> None:
+        """Notes it once."""
+        if text not in self._noted:
+            if len(self._noted) >= MOST_NOTES:
+                self._noted.clear()
+            self._noted.add(text)
             self._note(clean(text, 400))
 
-    def _prepared(self, differences: Sequence[Change]) -> Iterator[tuple[Change, dict[str, Any], int]]:
+    def _prepare(self, differences: Sequence[Change]) -> Iterator[tuple[Change, dict[str, Any], int]]:
         for difference in differences:
             ready = payload(self._folder.root, difference)
             if ready is not None:
@@ -209,7 +209,7 @@ class Watcher:
             "type": f"File.{change.event}",
             "payload": fields,
             "entity": None if _CONTROL.search(change.path) else change.path.rstrip("/"),
-            "id": self._ledger.id_of(change),
+            "id": self._state.id_of(change),
             "world_id": self._folder.world_id,
             "room_id": self._folder.room_id,
         }
@@ -223,16 +223,16 @@ class Watcher:
             if isinstance(error, UnavailableError | LimitedError):
                 away = error
                 continue
-            self._ledger.settle(change, item)
+            self._state.settle(change, item)
             reason = None if error is None else explain(error).plain
             path, note = change.path.rstrip("/"), problem(event["payload"])
-            self._tell(Watched(event["type"], path, change.old_path, item.id, item.sequence, reason, note))
+            self._report(Outcome(event["type"], path, change.old_path, item.id, item.sequence, reason, note))
         self._save()
         if away is not None:
             raise away
 
     def _save(self) -> None:
-        save_ledger(self._folder.ledger_file, self._ledger)
+        save_state(self._folder.state_file, self._state)
 
     def _bursts(self, stop: threading.Event) -> Iterator[list[str] | None]:
         """The paths of each burst of changes; an empty list for each tick without one. None where anything may have
@@ -240,16 +240,16 @@ class Watcher:
         while not stop.is_set():
             pause = 0.0
             try:
-                yield from self._watched(stop)
+                yield from self._watch(stop)
             except (OSError, RuntimeError, ValueError) as error:
                 # A name that is not UTF-8 ends the watch: nobody need hear of it, unless it is a note's.
                 if "Unable to decode" not in str(error) and self._folder.root.is_dir():
-                    self._say(f"changes are looked for every second: {error}")
+                    self._note_once(f"changes are looked for every second: {error}")
                 pause = AGAIN_S
             yield None
             stop.wait(pause)
 
-    def _watched(self, stop: threading.Event) -> Iterator[list[str] | None]:
+    def _watch(self, stop: threading.Event) -> Iterator[list[str] | None]:
         root = self._folder.root
         inode, folders = _inode(root), _folders(root)
         notified = watchfiles.watch(
@@ -274,7 +274,7 @@ class Watcher:
 
 
 def _folders(root: Path) -> list[str]:
-    """Those whose notes are told of, each watched by itself; of very many, the first."""
+    """The folders to watch, each by itself; of very many, the first."""
     found = []
     for folder, folders, _ in os.walk(root):
         found.append(folder)
@@ -320,11 +320,11 @@ def _is_hidden(root: Path, path: str) -> bool:
     return found.is_relative_to(root) and any(part.startswith(".") for part in found.relative_to(root).parts)
 
 
-def _line(watched: Watched) -> Text:
-    if watched.error is not None:
-        line = Text.assemble(("refused ", "red"), (watched.type, "bold"), f"  {clean(watched.path, 200)}  ")
-        return line.append(clean(watched.error.removeprefix("error: "), 400), "red")
-    moved = f"{watched.old_path} → {watched.path}" if watched.old_path else watched.path
-    line = Text.assemble((f"{watched.sequence:>6}  ", "dim"), (watched.type, f"bold {COLOURS['File']}"))
-    line.append(f"  {clean(moved, 400)}").append(f"  {watched.id}", "dim")
-    return line.append(f"  {clean(watched.note, 400)}", "yellow") if watched.note else line
+def _line(outcome: Outcome) -> Text:
+    if outcome.error is not None:
+        line = Text.assemble(("refused ", "red"), (outcome.type, "bold"), f"  {clean(outcome.path, 200)}  ")
+        return line.append(clean(outcome.error.removeprefix("error: "), 400), "red")
+    moved = f"{outcome.old_path} → {outcome.path}" if outcome.old_path else outcome.path
+    line = Text.assemble((f"{outcome.sequence:>6}  ", "dim"), (outcome.type, f"bold {COLOURS['File']}"))
+    line.append(f"  {clean(moved, 400)}").append(f"  {outcome.id}", "dim")
+    return line.append(f"  {clean(outcome.note, 400)}", "yellow") if outcome.note else line

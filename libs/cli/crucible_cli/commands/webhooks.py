@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from crucible_cli.lookup import find
+from crucible_cli.display import clean
+from crucible_cli.lookup import find_by_id
 from crucible_cli.options import json_object, text_of
 from crucible_cli.session import Limit, Session, Yes, command
-from crucible_cli.summary import clean
 from crucible_cli.tables import attempts_table, check_view, state_text, webhook_panel, webhook_view, webhooks_table
 from crucible_client import Crucible
 from crucible_core.protocol.webhooks import WebhookView
@@ -64,7 +64,7 @@ def list_(session: Session, limit: Limit = 1000) -> None:
 def get(session: Session, webhook: Which) -> None:
     """One webhook, whole, and how many deliveries wait for it."""
     with session.connect() as crucible:
-        session.show(found(crucible, webhook), webhook_view)
+        session.show(find_webhook(crucible, webhook), webhook_view)
 
 
 @command(app)
@@ -110,7 +110,7 @@ def update(
     if not patch:
         raise typer.BadParameter("give what is to change: CHANGES, or an option such as --to or --on")
     with session.connect() as crucible:
-        session.show(crucible.webhooks.update(found(crucible, webhook).id, patch), webhook_view)
+        session.show(crucible.webhooks.update(find_webhook(crucible, webhook).id, patch), webhook_view)
 
 
 @command(app)
@@ -125,7 +125,7 @@ def rotate_secret(
     """Sign with another secret, which is printed this once."""
     given = None if secret is None else text_of(secret, "--secret").strip()
     with session.connect() as crucible:
-        made = crucible.webhooks.rotate_secret(found(crucible, webhook).id, grace_s=grace, secret=given)
+        made = crucible.webhooks.rotate_secret(find_webhook(crucible, webhook).id, grace_s=grace, secret=given)
     session.show(made, webhook_panel)
 
 
@@ -139,7 +139,7 @@ def enable(
 ) -> None:
     """Deliver again; what has waited meanwhile is delivered, or skipped."""
     with session.connect() as crucible:
-        wanted = found(crucible, webhook)
+        wanted = find_webhook(crucible, webhook)
         if missed is None and wanted.waiting and sys.stdin.isatty():
             kept = typer.confirm(f"{wanted.waiting:,} waiting: deliver them (no: skip them)?", default=True, err=True)
             missed = Missed.deliver if kept else Missed.skip
@@ -150,14 +150,14 @@ def enable(
 def disable(session: Session, webhook: Which) -> None:
     """Deliver nothing for now; what the webhook wants waits for it."""
     with session.connect() as crucible:
-        session.show(crucible.webhooks.disable(found(crucible, webhook).id), _state)
+        session.show(crucible.webhooks.disable(find_webhook(crucible, webhook).id), _state)
 
 
 @command(app, alias="rm")
 def delete(session: Session, webhook: Which, yes: Yes = False) -> None:
     """Remove a webhook, and the deliveries that wait for it."""
     with session.connect() as crucible, session.removing(f"the webhook {webhook}"):
-        gone = found(crucible, webhook)
+        gone = find_webhook(crucible, webhook)
         if not yes:
             session.err.print(webhook_view(gone))
             waits = "no delivery waits" if not gone.waiting else f"{gone.waiting:,} deliveries wait"
@@ -175,7 +175,7 @@ def attempts(
 ) -> None:
     """The latest attempts at deliveries: status, time and what went wrong."""
     with session.connect() as crucible:
-        id = found(crucible, webhook).id
+        id = find_webhook(crucible, webhook).id
         latest = list(islice(crucible.webhooks.attempts(id, page_size=min(limit, 500)), limit))
     session.list("attempts", latest, attempts_table)
 
@@ -191,16 +191,16 @@ def try_(
     """Send one synthetic event to a webhook's endpoint. Exit code 1 when it does not take it."""
     body = json_object(payload, "--payload")
     with session.connect() as crucible:
-        id = found(crucible, webhook).id
+        id = find_webhook(crucible, webhook).id
         check = crucible.webhooks.test(id, dry_run=dry_run, type=type, payload=body)
     session.show(check, check_view)
     if check.verdict == "inert":
         raise typer.Exit(1)
 
 
-def found(crucible: Crucible, given: str) -> WebhookView:
+def find_webhook(crucible: Crucible, given: str) -> WebhookView:
     """The webhook of that name or id, or the only one whose id begins so. Raises NotFoundError, ConflictError."""
-    return find(given, "whk", crucible.webhooks.get, lambda _: crucible.webhooks.list())
+    return find_by_id(given, "whk", crucible.webhooks.get, lambda _: crucible.webhooks.list())
 
 
 def _state(webhook: WebhookView) -> Text:

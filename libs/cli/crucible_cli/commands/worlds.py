@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from crucible_cli.lookup import find_named
+from crucible_cli.lookup import find_by_name
 from crucible_cli.session import Session, Yes, command
 from crucible_cli.tables import worlds_table
 from crucible_client import Crucible
@@ -35,7 +35,7 @@ def add(session: Session, id: Id, description: Annotated[str, typer.Option(help=
 def get(session: Session, id: Id) -> None:
     """One world, with its rooms."""
     with session.connect() as crucible:
-        world = find_named(id, "world", crucible.worlds.get, lambda: [one.id for one in crucible.worlds.list()])
+        world = find_by_name(id, "world", crucible.worlds.get, lambda: [one.id for one in crucible.worlds.list()])
     session.show(world, lambda _: worlds_table([world]))
 
 

@@ -39,7 +39,7 @@ class Forker:
         self._process: asyncio.subprocess.Process | None = None
         self._turn = asyncio.Lock()
         self._numbers = itertools.count()
-        self._asked: dict[int, asyncio.Future[Child]] = {}
+        self._pending: dict[int, asyncio.Future[Child]] = {}
         self._children: dict[int, Child] = {}
 
     async def fork(self, module: str, environ: Mapping[str, str], output: int, umask: int = -1, nice: int = 0) -> Child:
@@ -51,16 +51,16 @@ class Forker:
         message = msgspec.json.encode(order | {"umask": umask, "nice": nice})
         if len(message) > _MOST_BYTES:
             raise OSError(f"an environment of more than {_MOST_BYTES // 1024} KiB")
-        self._asked[number] = born
+        self._pending[number] = born
         try:
             socket.send_fds(control, [message], [output])
         except OSError:
-            self._lost()
+            self._lose_process()
         return await born
 
     async def close(self) -> None:
         """Its process ends, and with it what it has forked."""
-        self._lost()
+        self._lose_process()
         if self._process is not None:
             await self._process.wait()
 
@@ -76,10 +76,10 @@ class Forker:
                 ours.setblocking(False)
                 ours.send(msgspec.json.encode(self._modules))
                 self._control = ours
-                asyncio.get_running_loop().add_reader(ours, self._told)
+                asyncio.get_running_loop().add_reader(ours, self._receive)
             return self._control
 
-    def _told(self) -> None:
+    def _receive(self) -> None:
         assert self._control is not None
         try:
             message = self._control.recv(_MOST_BYTES)
@@ -88,18 +88,18 @@ class Forker:
         except OSError:
             message = b""
         if not message:
-            self._lost()
+            self._lose_process()
             return
-        told = msgspec.json.decode(message)
-        if told["type"] == "Forked":
-            child = self._children[told["pid"]] = Child(told["pid"])
-            born = self._asked.pop(told["number"])
+        report = msgspec.json.decode(message)
+        if report["type"] == "Forked":
+            child = self._children[report["pid"]] = Child(report["pid"])
+            born = self._pending.pop(report["number"])
             if not born.done():
                 born.set_result(child)
-        elif (ended := self._children.pop(told["pid"], None)) is not None:
-            ended.code.set_result(told["code"])
+        elif (ended := self._children.pop(report["pid"], None)) is not None:
+            ended.code.set_result(report["code"])
 
-    def _lost(self) -> None:
+    def _lose_process(self) -> None:
         if self._control is None:
             return
         asyncio.get_running_loop().remove_reader(self._control)
@@ -112,8 +112,8 @@ class Forker:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child.pid, signal.SIGKILL)
             child.code.set_result(_KILLED)
-        for born in self._asked.values():
+        for born in self._pending.values():
             if not born.done():
                 born.set_exception(OSError("the process that services are forked from has died"))
         self._children.clear()
-        self._asked.clear()
+        self._pending.clear()

@@ -1,4 +1,4 @@
-"""The embedded nats-server: its binary, its configuration, and whether it is ready."""
+"""The embedded nats-server: its binary, its configuration, and its readiness."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ _MEMORY = {"GOMEMLIMIT": "384MiB", "GOGC": "50"}
 server has just written or read stay in memory until there is as much garbage as what is needed: it grew by 1 MiB for
 each MiB of events. They are no limit: what the server needs, it gets."""
 _PROBE_S = 2.0
-_LEAST_ROOM = 4 * 1024 * 1024
+_LEAST_SPACE = 4 * 1024 * 1024
 _STUCK = re.compile(r"\[(?:WRN|ERR|FTL)\].*(?:no space left on device|[Cc]ritical write error|JetStream.* DISABLED)")
 _DURATION = re.compile(r"\d{1,6}(ms|s|m|h)")
 
@@ -44,7 +44,7 @@ class NatsServer(msgspec.Struct, frozen=True):
         return f"nats://{self.token}@{HOST}:{self.port}"
 
     async def ready(self) -> bool:
-        """Whether it accepts clients and JetStream is on."""
+        """True if it accepts clients and JetStream is on."""
         return await probe(self.port, self.token)
 
     async def look(self) -> Health:
@@ -82,20 +82,20 @@ def sync_interval(environ: Mapping[str, str]) -> str:
 
 
 def is_stuck(line: str) -> bool:
-    """Whether a line of its log says that it goes on without writing: after a full disk, it does so for ever."""
+    """True for a line of its log that says that it goes on without writing: after a full disk, it does so for ever."""
     return _STUCK.search(line) is not None
 
 
-def has_room(directory: Path, reserve_mib: float | None) -> bool:
-    """Whether its disk has so much room again that it can write."""
+def has_space(directory: Path, reserve_mib: float | None) -> bool:
+    """True if its disk has enough space again to write."""
     try:
         disk = shutil.disk_usage(directory)
     except OSError:
         return False
-    wanted = storage_reserve(disk.total)
+    needed = storage_reserve(disk.total)
     if reserve_mib is not None:
-        wanted = max(_LEAST_ROOM, min(wanted, int(reserve_mib * 1024 * 1024)))
-    return disk.free >= wanted
+        needed = max(_LEAST_SPACE, min(needed, int(reserve_mib * 1024 * 1024)))
+    return disk.free >= needed
 
 
 def reserve_mib(environ: Mapping[str, str]) -> float | None:
@@ -111,9 +111,9 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {**_MEMORY, **environ}
 
 
-def choose_port(wanted: int) -> int:
-    """`wanted` if nothing listens on it, else a free port."""
-    return wanted if is_free(wanted) else free_port()
+def choose_port(port: int) -> int:
+    """`port` if nothing listens on it, else a free port."""
+    return port if is_free(port) else free_port()
 
 
 def is_free(port: int, host: str = HOST) -> bool:
@@ -135,7 +135,7 @@ def free_port() -> int:
 
 
 async def probe(port: int, token: str) -> bool:
-    """Whether the server on `port` takes our token and has JetStream on. Never raises."""
+    """True if the server on `port` takes our token and has JetStream on. Never raises."""
     try:
         async with asyncio.timeout(_PROBE_S):
             reader, writer = await asyncio.open_connection(HOST, port)
@@ -171,7 +171,7 @@ def _config(directory: Path, port: int, token: str, sync: str) -> dict[str, obje
             "store_dir": str(store.absolute()),
             "sync_interval": sync,
             "max_memory_store": 256 * 1024 * 1024,
-            "max_file_store": _room(store),
+            "max_file_store": _store_limit(store),
         },
         "pid_file": str((directory / "nats.pid").absolute()),
         "lame_duck_duration": "30s",
@@ -179,7 +179,7 @@ def _config(directory: Path, port: int, token: str, sync: str) -> dict[str, obje
     }
 
 
-def _room(store: Path) -> int:
+def _store_limit(store: Path) -> int:
     """The size that the store may grow to, in bytes: all it has and nine tenths of what is free.
 
     The server's own default counts only what is free, and so refuses writes after a restart with much stored.

@@ -1,4 +1,5 @@
-"""Child processes of this machine: starting one that dies with us, ending it, and finding those a dead parent left."""
+"""Child processes of this machine: starting one that dies with us, ending it, finding those of a dead parent, and their
+output and logs."""
 
 import asyncio
 import contextlib
@@ -24,7 +25,7 @@ _STALE_GRACE_S = 5.0
 _POLL_S = 0.02
 
 
-class Born(msgspec.Struct, frozen=True):
+class Identity(msgspec.Struct, frozen=True):
     """A process for certain: numbers come again, so its time of birth belongs to it."""
 
     pid: int
@@ -81,7 +82,7 @@ def describe_exit(code: int) -> str:
 
 
 def birth(pid: int) -> str | None:
-    """When a process was born, in the system's own words; None if there is none (or only its remains)."""
+    """A process's time of birth, in the system's own words; None if there is none (or only its remains)."""
     try:
         # proc(5): the state is the first field after the name in brackets, the time of birth the twentieth.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -92,14 +93,14 @@ def birth(pid: int) -> str | None:
 
 def record(file: Path, running: Mapping[str, int]) -> None:
     """Note in `file` the processes that run, for the next start's `end_stale`."""
-    born = {name: Born(pid, at) for name, pid in running.items() if (at := birth(pid))}
+    born = {name: Identity(pid, at) for name, pid in running.items() if (at := birth(pid))}
     write_private(file, msgspec.json.encode(born).decode())
 
 
 def end_stale(file: Path) -> list[str]:
     """End the processes that `file` notes and that are alive still; blocks until they are gone. Their names."""
     try:
-        noted = msgspec.json.decode(file.read_bytes(), type=dict[str, Born])
+        noted = msgspec.json.decode(file.read_bytes(), type=dict[str, Identity])
     except (OSError, msgspec.DecodeError):
         return []
     stale = {name: born for name, born in noted.items() if _lives(born)}
@@ -144,11 +145,11 @@ def _birth_from_ps(pid: int) -> str | None:
     return answer.stdout.strip() or None
 
 
-def _lives(born: Born) -> bool:
+def _lives(born: Identity) -> bool:
     return birth(born.pid) == born.birth
 
 
-def _await_end(processes: Iterable[Born], grace: float) -> None:
+def _await_end(processes: Iterable[Identity], grace: float) -> None:
     deadline = time.monotonic() + grace
     while any(_lives(born) for born in processes) and time.monotonic() < deadline:
         time.sleep(_POLL_S)

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from crucible_cli.summary import clean
+from crucible_cli.display import clean
 from crucible_cli.up.supervisor import Notice
 
 _STYLES = {

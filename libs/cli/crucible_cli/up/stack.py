@@ -21,7 +21,7 @@ SERVICES = ("gateway", "events", "hooks", "webhooks", "memory")
 HOST = nats_server.HOST
 _NATS_PORT = 4222
 LOOK_S = 2.0
-"""How long a service may take to say how it does."""
+"""The time a service has to answer a look."""
 _MOST_BYTES = 64 * 1024
 _OURS = ("NATS_URL", "NATS_STORE", "PORT", "HOST", "DATA_DIR", "ADMIN_KEY", "HOOKS_DIR", "EVENTS_ROLE")
 """Settings, less their prefix, that `up` decides; a user's own values of these do not reach the services."""
@@ -50,7 +50,7 @@ def plan(data: DataDir, hooks: Path, base: int, admin_key: str, environ: Mapping
     sync = nats_server.sync_interval(environ)
     ports = service_ports(base)
     nats = nats_server.prepare(data.nats, _nats_port(base), sync)
-    shared = {key: value for key, value in environ.items() if key != _SECRET and key not in decided()}
+    shared = {key: value for key, value in environ.items() if key != _SECRET and key not in own_variables()}
     shared.setdefault(_SNAPSHOTS, "0")  # the index is on the disk that the snapshots would be on
     # On a laptop, endpoints are mostly here, too.
     shared[_EGRESS] = ",".join(filter(None, (_THIS_MACHINE, environ.get(_EGRESS))))
@@ -63,7 +63,7 @@ def plan(data: DataDir, hooks: Path, base: int, admin_key: str, environ: Mapping
             data.log("nats"),
             nats.look,
             stuck=nats_server.is_stuck,
-            mended=partial(nats_server.has_room, data.nats, reserve),
+            mended=partial(nats_server.has_space, data.nats, reserve),
             umask=0o077,
         )
     ]
@@ -90,7 +90,7 @@ def plan(data: DataDir, hooks: Path, base: int, admin_key: str, environ: Mapping
     return Stack(f"http://{HOST}:{ports['gateway']}", ports | {"nats": nats.port}, hooks, programs)
 
 
-def decided() -> list[str]:
+def own_variables() -> list[str]:
     """The variables that `up` sets itself."""
     return [f"CRUCIBLE_{name}" for name in _OURS]
 
@@ -108,7 +108,7 @@ def service_ports(base: int) -> dict[str, int]:
 
 
 async def look(port: int, timeout: float = LOOK_S) -> Health:
-    """How the service on a port of this machine does, by its /readyz. Never raises."""
+    """The health of the service on a port of this machine, by its /readyz. Never raises."""
     with contextlib.suppress(OSError, ValueError, TimeoutError):
         async with asyncio.timeout(timeout):
             reader, writer = await asyncio.open_connection(HOST, port)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import msgspec
 
+from crucible_cli.display import clean
 from crucible_cli.files import read_text
-from crucible_cli.summary import clean
 from crucible_core.errors import ConflictError, InvalidError, UnavailableError
 
 KEY_PREFIX = "ck_"
@@ -58,7 +58,7 @@ class DataDir(msgspec.Struct, frozen=True):
 
     @property
     def conditions_file(self) -> Path:
-        """How the programs of `crucible up` do, while it runs."""
+        """The conditions of the programs of `crucible up`, while it runs."""
         return self.root / "conditions.json"
 
     @property

@@ -24,13 +24,13 @@ LAST_DELAY_S = 5.0
 STEADY_S = 5.0
 """A process that lived this long is started again at once; one that dies sooner than that only the first time."""
 CALM_S = 10.0
-"""How often a program's warnings are let through to the screen again."""
+"""The interval at which a program's warnings reach the screen again."""
 GRACE_S = 12.0
-"""How long a process may take to end when asked to: a little more than the services give their requests."""
+"""The time a process has to end when asked to: a little more than the services give their requests."""
 HOPELESS = 5
 """Deaths before a program was ever ready, after which nothing more is expected of it."""
 LOOK_S = 2.0
-"""How often a program that is ready is looked at again."""
+"""The interval at which a ready program is looked at again."""
 SILENT_LOOKS = 2
 """Looks without an answer after which a program is said to hang."""
 LOOP_DEATHS, LOOP_S = 3, 60.0
@@ -51,8 +51,8 @@ class Health(msgspec.Struct, frozen=True):
 
 
 class Program(msgspec.Struct, frozen=True):
-    """A program to run: a `module` of Python is forked where that can be done. `look` asks how it does; the higher its
-    `rank`, the earlier it is stopped. Once it has printed a line that is `stuck`, it is started again as soon as
+    """A program to run: a `module` of Python is forked where that can be done. `look` asks for its health; the higher
+    its `rank`, the earlier it is stopped. Once it has printed a line that is `stuck`, it is started again as soon as
     `mended` says that this helps. `nice` is added to its niceness."""
 
     name: str
@@ -69,7 +69,7 @@ class Program(msgspec.Struct, frozen=True):
 
 
 class Condition(msgspec.Struct, frozen=True):
-    """How a program does, for `crucible doctor`. `since` is Unix seconds; `deaths` are those within a minute."""
+    """A program's condition, for `crucible doctor`. `since` is Unix seconds; `deaths` are those within a minute."""
 
     state: State
     since: float
@@ -99,20 +99,27 @@ def next_delay(delay: float) -> float:
 class Supervisor:
     """`start` them, wait for `ready`, then `stop`; `kill` at any time ends all at once.
 
-    `noted` is the file where the running processes are noted, for `processes.end_stale`, and `told` one that says how
+    `processes` is the file that lists the running processes, for `end_stale`, and `conditions` one that says how
     they do.
     """
 
     def __init__(
-        self, programs: Sequence[Program], noted: Path, report: Report, grace: float = GRACE_S, told: Path | None = None
+        self,
+        programs: Sequence[Program],
+        processes: Path,
+        report: Report,
+        grace: float = GRACE_S,
+        conditions: Path | None = None,
     ) -> None:
-        self._noted = noted
-        self._told = told
+        self._processes = processes
+        self._conditions = conditions
         self._report = report
         self._grace = grace
         modules = [program.module for program in programs if program.module]
         self._forker = Forker(modules) if modules and Forker.available else None
-        self._keepers = [_Keeper(program, report, self._note, self._wrong, self._forker) for program in programs]
+        self._keepers = [
+            _Keeper(program, report, self._note, self._report_errors, self._forker) for program in programs
+        ]
         self._errors: dict[str, set[str]] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -142,7 +149,7 @@ class Supervisor:
             await self._forker.close()
         for keeper in self._keepers:
             keeper.output.close()
-        for file in (self._noted, self._told):
+        for file in (self._processes, self._conditions):
             if file is not None:
                 file.unlink(missing_ok=True)
 
@@ -153,12 +160,12 @@ class Supervisor:
 
     def _note(self) -> None:
         with contextlib.suppress(OSError):  # a full disk must not end the supervision
-            record(self._noted, {keeper.program.name: keeper.pid for keeper in self._keepers if keeper.pid})
-            if self._told is not None:
+            record(self._processes, {keeper.program.name: keeper.pid for keeper in self._keepers if keeper.pid})
+            if self._conditions is not None:
                 conditions = {keeper.program.name: keeper.condition() for keeper in self._keepers}
-                write_private(self._told, msgspec.json.encode(conditions).decode())
+                write_private(self._conditions, msgspec.json.encode(conditions).decode())
 
-    def _wrong(self, name: str, errors: Sequence[str]) -> None:
+    def _report_errors(self, name: str, errors: Sequence[str]) -> None:
         """Says each error once, whoever finds it, and once that it is over."""
         for error in errors:
             if not self._errors.setdefault(error, set()):
@@ -187,10 +194,12 @@ class _Keeper:
         self.was_ready = False
         self.health = Health()
         self.pid: int | None = None
-        self.output = Output(program.log, lambda line: report(Notice(program.name, None, line)), heard=self._heard)
+        self.output = Output(
+            program.log, lambda line: report(Notice(program.name, None, line)), heard=self._receive_line
+        )
         self._report = report
         self._note = note
-        self._wrong = wrong
+        self._report_errors = wrong
         self._condition = Condition("starting", time.time())
         self._deaths: deque[float] = deque(maxlen=100)
         self._bad_setting = False
@@ -229,7 +238,7 @@ class _Keeper:
                     break
                 if loop.time() - began >= STEADY_S:
                     delay = 0.0
-                self._died(end, delay)
+                self._record_death(end, delay)
                 if self._bad_setting and self.hopeless:
                     await self._stopping.wait()
                     break
@@ -290,7 +299,7 @@ class _Keeper:
                 return await self._forker.fork(program.module, program.environ, output, program.umask, program.nice)
         return await spawn(program.command, program.environ, output, program.umask, nice=program.nice)
 
-    def _died(self, end: str, delay: float) -> None:
+    def _record_death(self, end: str, delay: float) -> None:
         self._deaths.append(time.monotonic())
         restarts = self._condition.restarts + 1
         self._condition = msgspec.structs.replace(self._condition, last_end=end, restarts=restarts)
@@ -301,7 +310,7 @@ class _Keeper:
         when = f" in {delay:g} s" if again else ""
         self._tell("died", f"died ({end}){again}, restarting{when}")
 
-    def _heard(self, line: str) -> None:
+    def _receive_line(self, line: str) -> None:
         self._is_stuck = self._is_stuck or self.program.stuck(line)
 
     async def _watch(self) -> None:
@@ -309,7 +318,7 @@ class _Keeper:
         self._is_stuck = False
         while True:
             self.health = await self.program.look()
-            if _at_work(self.health):
+            if _is_at_work(self.health):
                 break
             await asyncio.sleep(_POLL_S)
         self._tell("ready", "is ready again" if self.was_ready else "is ready")
@@ -319,22 +328,22 @@ class _Keeper:
             while True:
                 health = await self.program.look()
                 silent = 0 if health.answers else silent + 1
-                self._judge(health, silent)
+                self._assess(health, silent)
                 if time.monotonic() >= calm_at:
                     self.output.calm()
                     calm_at += CALM_S
                 await asyncio.sleep(LOOK_S)
         finally:
-            self._wrong(self.program.name, ())
+            self._report_errors(self.program.name, ())
 
-    def _judge(self, health: Health, silent: int) -> None:
+    def _assess(self, health: Health, silent: int) -> None:
         hangs = self._condition.state == "hangs"
         if silent == SILENT_LOOKS:
             self._tell("hangs", "does not answer: it is stopped, or has too much to do")
         elif hangs and not silent:
             self._tell("ready", "answers again")
         if health.answers:
-            self._wrong(self.program.name, health.errors)
+            self._report_errors(self.program.name, health.errors)
         if self._is_stuck and self.pid and self.program.mended():
             self._is_stuck = False
             self._tell("starting", "cannot write any more, and there is room again: starting it anew")
@@ -351,6 +360,6 @@ class _Keeper:
         self._report(Notice(self.program.name, state, text))
 
 
-def _at_work(health: Health) -> bool:
-    """Whether it does all it can: what is wrong and does not pass by itself is not waited for."""
+def _is_at_work(health: Health) -> bool:
+    """True if it does all it can: lasting errors are not waited for."""
     return health.ready or bool(health.answers and health.errors and not health.waits_for)

@@ -1,4 +1,4 @@
-"""An event in a few words, safe to print on a terminal."""
+"""Display texts for a terminal: one clean line of any text, durations, errors, titles, and an event in a few words."""
 
 from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath

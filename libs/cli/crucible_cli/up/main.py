@@ -17,7 +17,7 @@ from rich.console import Console
 
 from crucible_cli.up.processes import end_stale
 from crucible_cli.up.screen import Screen, open_screen
-from crucible_cli.up.stack import Stack, decided, plan
+from crucible_cli.up.stack import Stack, own_variables, plan
 from crucible_cli.up.state import (
     DataDir,
     UpState,
@@ -74,7 +74,7 @@ def _up(data: DataDir, options: Options) -> None:
     try:
         if stale:
             screen.say(f"ended what a killed `crucible up` had left: {', '.join(stale)}")
-        for name in decided():
+        for name in own_variables():
             if name in os.environ:
                 screen.say(f"{name} is not used: `crucible up` sets it itself", "yellow")
         asyncio.run(_run(data, stack, screen, options.crucible))
@@ -84,7 +84,7 @@ def _up(data: DataDir, options: Options) -> None:
 
 async def _run(data: DataDir, stack: Stack, screen: Screen, crucible: str) -> None:
     """Run `stack` until a signal. Raises UnavailableError when it does not get ready."""
-    supervisor = Supervisor(stack.programs, data.processes_file, screen.notice, told=data.conditions_file)
+    supervisor = Supervisor(stack.programs, data.processes_file, screen.notice, conditions=data.conditions_file)
     asked = asyncio.Event()
 
     def stop() -> None:
