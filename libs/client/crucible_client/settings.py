@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import httpx
 import msgspec
 
-from crucible_core.errors import FieldError, InvalidError
+from crucible_core.errors import InvalidError
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 
@@ -22,14 +22,14 @@ def settings_from(url: str | None, api_key: str | None, environ: Mapping[str, st
     chosen = (url or environ.get("CRUCIBLE_URL") or DEFAULT_URL).strip().rstrip("/")
     if not chosen.startswith(("http://", "https://")):
         message = f'"{chosen}" is not an http:// or https:// URL'
-        raise InvalidError(message, errors=[FieldError("url", message, f"http://{chosen}")])
+        raise InvalidError.field("url", message, f"http://{chosen}", detail=message)
     if not _is_url(chosen):
         message = f'"{chosen}" is no URL: its host or its port cannot be read'
-        raise InvalidError(message, errors=[FieldError("url", message)])
+        raise InvalidError.field("url", message, detail=message)
     key = (api_key or environ.get("CRUCIBLE_API_KEY") or "").strip()
     if not (key.isascii() and key.isprintable()):
         message = "the API key has characters that no key has"
-        raise InvalidError(message, errors=[FieldError("api_key", message)])
+        raise InvalidError.field("api_key", message, detail=message)
     return ClientSettings(chosen, key or None)
 
 

@@ -53,6 +53,12 @@ class CrucibleError(Exception):
         self.errors = tuple(errors)
         self.extra = extra
 
+    @classmethod
+    def field(cls, path: str, message: str, suggestion: str | None = None, *, detail: str = "") -> Self:
+        """The error of one field, with the nearest value that is right; `detail` says more than path and message."""
+        hint = f' (did you mean "{suggestion}"?)' if suggestion else ""
+        return cls(detail or f"{path}: {message}{hint}", errors=[FieldError(path, message, suggestion)])
+
     def problem(self) -> Problem:
         return Problem(self.code, self.detail, self.errors, self.extra)
 
@@ -140,12 +146,6 @@ class UnknownOutcomeError(UnavailableError):
     """It was sent, and no answer came: it may have been done, or not."""
 
     code = "outcome_unknown"
-
-
-def invalid_field(path: str, message: str, suggestion: str | None = None) -> InvalidError:
-    """The error of one field, with the nearest value that is right."""
-    hint = f' (did you mean "{suggestion}"?)' if suggestion else ""
-    return InvalidError(f"{path}: {message}{hint}", errors=[FieldError(path, message, suggestion)])
 
 
 def untried(error: CrucibleError) -> CrucibleError:

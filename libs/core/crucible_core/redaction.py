@@ -6,7 +6,7 @@ from typing import NamedTuple
 import msgspec
 
 from crucible_core.envelope import Data, Event, Metadata, Redaction
-from crucible_core.errors import FieldError, InvalidError
+from crucible_core.errors import InvalidError
 from crucible_core.subjects import REDACTED, REDACTS, VERSIONED
 
 
@@ -108,4 +108,4 @@ def checked_empty(payload: bytes) -> None:
     """Raises InvalidError where a redacted event that is sent, as an import does, brings a payload."""
     if payload.strip() != b"{}":
         message = "must be {}: the event is redacted"
-        raise InvalidError(f"payload: {message}", errors=[FieldError("payload", message)])
+        raise InvalidError.field("payload", message)

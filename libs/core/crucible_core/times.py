@@ -4,7 +4,7 @@ import functools
 import re
 from datetime import UTC, datetime, timedelta
 
-from crucible_core.errors import FieldError, InvalidError
+from crucible_core.errors import InvalidError
 from crucible_core.limits import RETENTION_S, RETRY_AFTER_S
 
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?P<fraction>\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII)
@@ -33,9 +33,8 @@ def parse_time(text: str, path: str) -> int:
     if parsed is not None:
         return parsed
     suggestion = _suggestion(text)
-    asked = f' (did you mean "{suggestion}"?)' if suggestion else ""
     message = f'"{text[:_SHOWN]}" is not an RFC 3339 time such as "2026-11-21T10:00:00Z"'
-    raise InvalidError(f"{path}: {message}{asked}", errors=[FieldError(path, message, suggestion)])
+    raise InvalidError.field(path, message, suggestion)
 
 
 @functools.lru_cache(maxsize=256)  # the events of one request have one time
@@ -123,7 +122,7 @@ def parse_keep(text: str, path: str) -> int | None:
         message = (
             f'"{text[:40]}" is neither {FOREVER} nor a time of 1s to {RETENTION_S // 86_400}d, such as 90d, 12h or 30m'
         )
-        raise InvalidError(f"{path}: {message}", errors=[FieldError(path, message, suggestion)])
+        raise InvalidError.field(path, message, suggestion)
     return seconds
 
 

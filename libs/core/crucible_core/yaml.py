@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 import re2
 import yaml
 
-from crucible_core.errors import FieldError, InvalidError
+from crucible_core.errors import InvalidError
 from crucible_core.limits import YAML_BYTES, YAML_DEPTH, YAML_VALUES
 
 FENCE = "---"
@@ -171,7 +171,7 @@ def _fix(told: str, text: str, mark: yaml.Mark | None) -> str | None:
 
 def _refuse(line: int, problem: str, fix: str | None) -> NoReturn:
     told = f"line {line}: {problem}"
-    raise InvalidError(f"{told}: {fix}" if fix else told, errors=[FieldError(f"line {line}", problem, fix)])
+    raise InvalidError.field(f"line {line}", problem, fix, detail=f"{told}: {fix}" if fix else told)
 
 
 class _Reader:

@@ -8,7 +8,7 @@ from itertools import accumulate
 
 import msgspec
 
-from crucible_core.errors import CrucibleError, FieldError, InvalidError
+from crucible_core.errors import CrucibleError, InvalidError
 from crucible_core.position import Position, base_of, in_stream, joined, stream_number
 from crucible_kit.nats.bus import Bus
 from crucible_kit.nats.message import Message
@@ -215,4 +215,4 @@ async def wait_for_sequence(bus: Bus, sequence: int, timeout: float = 5.0) -> No
 
 def _past_end(end: Position) -> InvalidError:
     message = f"is past the end of the log, which is at {end.text}"
-    return InvalidError(f"min_sequence {message}", errors=[FieldError("min_sequence", message)])
+    return InvalidError.field("min_sequence", message, detail=f"min_sequence {message}")

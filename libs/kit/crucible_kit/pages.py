@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from crucible_core.errors import CrucibleError, FieldError, InvalidError
+from crucible_core.errors import CrucibleError, InvalidError
 from crucible_core.limits import PAGE
 from crucible_core.protocol.parts import Check, Checks, CheckStep, HandlerCheck, ListRequest
 from crucible_kit.nats.bus import Bus
@@ -73,7 +73,7 @@ def split(items: Sequence[V], size: int) -> Iterator[Sequence[V]]:
 
 def _rest(records: Iterable[R], key: Callable[[R], Any], request: ListRequest) -> list[tuple[Any, R]]:
     if not 1 <= request.limit <= PAGE:
-        raise _invalid("limit", f"must be 1 to {PAGE}")
+        raise InvalidError.field("limit", f"must be 1 to {PAGE}")
     pairs = [(key(record), record) for record in records]
     if request.cursor is not None:
         pairs = _after(pairs, request.cursor)
@@ -92,8 +92,4 @@ def _after(pairs: list[tuple[Any, R]], cursor: str) -> list[tuple[Any, R]]:
         last = msgspec.json.decode(base64.b64decode(padded, b"-_", validate=True))
         return [pair for pair in pairs if pair[0] > last]
     except (ValueError, TypeError) as error:  # TypeError: a key of another list, which cannot be compared
-        raise _invalid("cursor", "is not a cursor of this list") from error
-
-
-def _invalid(path: str, message: str) -> InvalidError:
-    return InvalidError(f"{path}: {message}", errors=[FieldError(path, message)])
+        raise InvalidError.field("cursor", "is not a cursor of this list") from error

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import msgspec
 
 from crucible_core.envelope import decode
-from crucible_core.errors import FieldError, InvalidError, NotFoundError, UnavailableError
+from crucible_core.errors import InvalidError, NotFoundError, UnavailableError
 from crucible_core.limits import EVENT_BYTES, PAGE_BYTES, TREE_EVENTS
 from crucible_core.position import Encoded, stream_number
 from crucible_core.protocol.events import (
@@ -225,5 +225,5 @@ async def _reach_sequence(bus: Bus, index: Index, sequence: int) -> None:
 def _check_sequence(value: int | None) -> int | None:
     if value is not None and not 0 <= value <= query.MAX_SEQUENCE:
         message = f"must be 0 to {query.MAX_SEQUENCE}"
-        raise InvalidError(f"min_sequence: {message}", errors=[FieldError("min_sequence", message)])
+        raise InvalidError.field("min_sequence", message)
     return value

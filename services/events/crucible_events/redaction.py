@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from crucible_core.envelope import Event, decode
-from crucible_core.errors import ConflictError, CrucibleError, FieldError, InvalidError
+from crucible_core.errors import ConflictError, CrucibleError, InvalidError
 from crucible_core.ids import derive_id
 from crucible_core.limits import REASON_CHARS
 from crucible_core.protocol.events import IndexedRequest, NewEvent, RedactRequest
@@ -76,7 +76,7 @@ class RedactionApi:
         """The sequence of the tombstone, which is committed now or was before."""
         if place_of(message.headers) is not None:
             text = f"{request.id} is the tombstone of a redaction: it has nothing that could be erased"
-            raise InvalidError(text, errors=[FieldError("id", text)])
+            raise InvalidError.field("id", text, detail=text)
         event = decode(message.data, message.sequence)
         new = _tombstone(event, request, message)
         place = Place(message.sequence, message.time_ms, stored_key(message.headers) or "")
@@ -183,4 +183,4 @@ def _tombstone(event: Event, request: RedactRequest, message: Message) -> NewEve
 def _check_reason(reason: str | None) -> None:
     if reason is not None and not 0 < len(reason) <= REASON_CHARS:
         message = f"must have 1 to {REASON_CHARS} characters"
-        raise InvalidError(f"reason: {message}", errors=[FieldError("reason", message)])
+        raise InvalidError.field("reason", message)

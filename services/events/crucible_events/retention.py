@@ -136,9 +136,7 @@ class Retention:
 
     async def _check(self, rules: Sequence[RetentionRule]) -> None:
         if len(rules) > RETENTION_RULES:
-            raise InvalidError(
-                f"rules: may hold {RETENTION_RULES}", errors=[FieldError("rules", f"may hold {RETENTION_RULES}")]
-            )
+            raise InvalidError.field("rules", f"may hold {RETENTION_RULES}")
         await self._places.view.refresh()
         await self._types.view.refresh()
         errors: list[FieldError] = []

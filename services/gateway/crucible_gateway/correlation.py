@@ -8,7 +8,7 @@ from urllib.parse import unquote
 from litestar.datastructures import MutableScopeHeaders
 from litestar.types import Message, Scope
 
-from crucible_core.errors import FieldError, InvalidError
+from crucible_core.errors import InvalidError
 from crucible_core.limits import NAME_CHARS
 from crucible_core.subjects import CORRELATION_ID, HOP
 from crucible_kit.clock import fresh_id
@@ -49,7 +49,7 @@ def read_hop(headers: Mapping[str, str]) -> int:
         return 0
     if not _DEPTH.fullmatch(sent.strip()):
         message = "must be a whole number, as a delivery or a hook's request had it"
-        raise InvalidError(f"{HOP}: {message}", errors=[FieldError(HOP, message)])
+        raise InvalidError.field(HOP, message)
     return int(sent) + 1
 
 

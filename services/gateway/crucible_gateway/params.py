@@ -10,7 +10,7 @@ from litestar.connection import ASGIConnection
 from msgspec import Meta
 
 from crucible_core.decode import decode, refused
-from crucible_core.errors import FieldError, InvalidError, MalformedError
+from crucible_core.errors import InvalidError, MalformedError
 from crucible_core.limits import PARAMETERS
 from crucible_core.protocol.events import CountBy
 from crucible_core.times import parse_time
@@ -132,9 +132,9 @@ def read_params(connection: ASGIConnection[Any, Any, Any, Any], kind: type[T]) -
         if name in lists:
             found.setdefault(name, []).append(value)
         elif name in found:
-            raise _param_error(name, "may be given only once")
+            raise InvalidError.field(name, "may be given only once")
         elif value.lower() == "null" and name in _not_text(kind):
-            raise _param_error(name, "null is no value")
+            raise InvalidError.field(name, "null is no value")
         else:
             found[name] = value
     try:
@@ -157,7 +157,7 @@ def filter_param(text: str | None) -> dict[str, Any] | None:
     try:
         return decode(text.encode(), dict[str, Any], what="filter")
     except InvalidError as error:
-        raise _param_error("filter", error.errors[0].message) from None
+        raise InvalidError.field("filter", error.errors[0].message) from None
     except MalformedError as error:
         inside = [msgspec.structs.replace(each, path=f"filter.{each.path}") for each in error.errors]
         raise MalformedError(error.detail, errors=inside) from None
@@ -174,10 +174,6 @@ def time_param(text: str | None, name: str) -> str | None:
 def restore_plus(text: str) -> str:
     """An unescaped `+` arrives as a space, which before a time's offset can have been nothing else."""
     return _LOST_PLUS.sub("+", text)
-
-
-def _param_error(name: str, message: str) -> InvalidError:
-    return InvalidError(f"{name}: {message}", errors=[FieldError(name, message)])
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import msgspec
 
 from crucible_core.access import OPERATOR_ID
 from crucible_core.definition import HookDefinition
-from crucible_core.errors import ConflictError, FieldError, InvalidError
+from crucible_core.errors import ConflictError, InvalidError
 from crucible_core.hookfile import NO_HOOK, read_hook
 from crucible_core.merge import merge_patch
 from crucible_core.protocol.hooks import (
@@ -79,7 +79,7 @@ def endpoints(
         before = registry.own(request.name, context.principal)
         definition = read_definition(merge_patch(before.definition or {}, request.changes), refuse_files)
         if definition.name != before.name:
-            raise InvalidError("name: a hook keeps its name", errors=[FieldError("name", "cannot be changed")])
+            raise InvalidError.field("name", "cannot be changed", detail="name: a hook keeps its name")
         return await save_definition(definition, context)
 
     async def save_definition(definition: HookDefinition, context: Context) -> HookView:

@@ -18,7 +18,7 @@ from crucible_core.definition import (
     timeout_ms,
     trigger_filters,
 )
-from crucible_core.errors import InvalidError, invalid_field
+from crucible_core.errors import InvalidError
 from crucible_core.filters.matcher import CompiledFilters, compile_filters
 from crucible_core.hookfile import script_file
 from crucible_core.limits import HOOK_PRE_TIMEOUT_MS, SCRIPT_BYTES, TEMPLATES
@@ -103,7 +103,7 @@ def compile_hook(
         id=id,
     )
     if len(hook.inputs.expressions) + len(_templates(hook.action)) > TEMPLATES:
-        raise invalid_field("action", f"a hook may have {TEMPLATES} templates")
+        raise InvalidError.field("action", f"a hook may have {TEMPLATES} templates")
     return hook
 
 
@@ -135,7 +135,7 @@ def load_hook(
 def check_permitted(definition: HookDefinition, allow_shell: bool) -> None:
     """Raises InvalidError for a hook that may not arrive over the API."""
     if isinstance(definition.action, ShellAction) and not allow_shell:
-        raise invalid_field("action.type", _NO_SHELL)
+        raise InvalidError.field("action.type", _NO_SHELL)
 
 
 def _filters(definition: Mapping[str, Any], catalogue: Catalogue) -> CompiledFilters:
@@ -154,7 +154,7 @@ def _condition(condition: Condition | None) -> Expression | Script | None:
     if condition is None:
         return None
     if (condition.expr is None) == (condition.script is None):
-        raise invalid_field("condition", "needs expr or script, one of them")
+        raise InvalidError.field("condition", "needs expr or script, one of them")
     if condition.expr is not None:
         return expression(condition.expr, "condition.expr")
     return _script(condition.script or "", "condition.script")
@@ -167,12 +167,12 @@ def _action(action: Action) -> Script | Shell | Http:
         return compile_shell(action, "action")
     if isinstance(action, HttpAction):
         return compile_http(action, "action")
-    raise invalid_field("action.type", _FLOWS)
+    raise InvalidError.field("action.type", _FLOWS)
 
 
 def _script(source: str, at: str) -> Script:
     if len(source.encode(errors="surrogatepass")) > SCRIPT_BYTES:
-        raise invalid_field(at, f"a script may have {SCRIPT_BYTES // 1024} KiB")
+        raise InvalidError.field(at, f"a script may have {SCRIPT_BYTES // 1024} KiB")
     return Script(source)
 
 
@@ -183,7 +183,7 @@ def _templates(action: Script | Shell | Http) -> tuple[Expression, ...]:
 def _check_options(definition: HookDefinition) -> None:
     timeout = definition.options.timeout_ms
     if definition.trigger.timing == "Pre" and timeout is not None and timeout > HOOK_PRE_TIMEOUT_MS:
-        raise invalid_field(
+        raise InvalidError.field(
             "options.timeout_ms", f"a Pre hook may take {HOOK_PRE_TIMEOUT_MS} ms, since a writer waits for it"
         )
 
@@ -229,7 +229,7 @@ def _inline_scripts(hook: dict[str, Any], read_script: ReadScript) -> dict[str, 
                 _check_language(name)
                 hook = {**hook, part: {**holder, "script": read_script(name)}}
             except InvalidError as error:
-                raise invalid_field(f"{part}.script", error.detail) from None
+                raise InvalidError.field(f"{part}.script", error.detail) from None
     return hook
 
 

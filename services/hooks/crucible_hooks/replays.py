@@ -2,7 +2,7 @@
 
 from crucible_core.access import Principal
 from crucible_core.envelope import Event
-from crucible_core.errors import FieldError, NotFoundError, UnavailableError, invalid_field
+from crucible_core.errors import FieldError, InvalidError, NotFoundError, UnavailableError
 from crucible_core.limits import HOPS
 from crucible_core.protocol.parts import GetRequest
 from crucible_core.protocol.replays import Replayable, ReplayBatch, ReplayedEvent, ReplayTaken
@@ -32,11 +32,11 @@ class Replayer:
         name = request.id
         hook = self._hook(name, context.principal)
         if hook is None:
-            raise invalid_field(_AT, f"hook {name} is {self._registry.state(name)}")
+            raise InvalidError.field(_AT, f"hook {name} is {self._registry.state(name)}")
         if not self._registry.records[name].enabled:
-            raise invalid_field(_AT, f"hook {name} is disabled: enable it before events are replayed into it")
+            raise InvalidError.field(_AT, f"hook {name} is disabled: enable it before events are replayed into it")
         if hook.definition.options.replay == "skip":
-            raise invalid_field(_AT, f"hook {name} declares options.replay: skip, so it takes no replayed events")
+            raise InvalidError.field(_AT, f"hook {name} declares options.replay: skip, so it takes no replayed events")
         return Replayable(id=name)
 
     async def replay(self, request: ReplayBatch, context: Context) -> ReplayTaken:
@@ -79,7 +79,7 @@ class Replayer:
             raise NotFoundError(f"there is no hook {name[:100]!r}{hint}", errors=[error])
         hook = self._registry.hook(name)
         if hook is not None and hook.pre:
-            raise invalid_field(
+            raise InvalidError.field(
                 _AT, f"hook {name} is a Pre hook: it decides on events before their commit, and these are committed"
             )
         return hook

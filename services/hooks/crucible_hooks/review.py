@@ -93,4 +93,4 @@ def _check_metadata(path: tuple[str, ...]) -> None:
 
 
 def _absent(message: str, suggestion: str | None = None) -> InvalidError:
-    return InvalidError(message, errors=[FieldError("", message, suggestion)])
+    return InvalidError.field("", message, suggestion, detail=message)

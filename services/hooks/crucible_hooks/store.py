@@ -8,7 +8,7 @@ import sqlite3
 
 import msgspec
 
-from crucible_core.errors import ConflictError, FieldError, InvalidError, NotFoundError
+from crucible_core.errors import ConflictError, InvalidError, NotFoundError
 from crucible_core.limits import FAILING_AFTER, PAGE
 from crucible_core.position import numbered, stream_number
 from crucible_core.protocol.hooks import RunList, RunRecord
@@ -182,9 +182,9 @@ def count_run(record: RunRecord) -> tuple[int, int, int, int, int, str]:
 async def runs(index: Index, key: str, limit: int, cursor: str | None) -> RunList:
     """The newest first; `cursor` is the time (Unix ms) and the sequence that the page before ended at."""
     if not 1 <= limit <= PAGE:
-        raise InvalidError(f"limit must be 1 to {PAGE}", errors=[FieldError("limit", f"1 to {PAGE}")])
+        raise InvalidError.field("limit", f"1 to {PAGE}", detail=f"limit must be 1 to {PAGE}")
     if cursor is not None and not _CURSOR.fullmatch(cursor):
-        raise InvalidError("cursor is not one of ours", errors=[FieldError("cursor", "is not one of ours")])
+        raise InvalidError.field("cursor", "is not one of ours", detail="cursor is not one of ours")
     before = cursor.split(".") if cursor else (2**62, 0)
     await index.flush_gathered()
     query = "SELECT record, at_ms, sequence FROM runs WHERE hook = ? AND (at_ms, sequence) < (?, ?)"

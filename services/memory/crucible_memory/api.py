@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET
 
 from crucible_core.access import Principal, Scope, forbidden
-from crucible_core.errors import UnavailableError
+from crucible_core.errors import InvalidError, UnavailableError
 from crucible_core.limits import PAGE_BYTES
 from crucible_core.protocol.memory import (
     Cause,
@@ -34,7 +34,7 @@ from crucible_memory.freshness import last_anywhere, settle
 from crucible_memory.notes.note import IN_PLACE, NO_MARKS, Marks, read_marks
 from crucible_memory.search.search import prepare, search
 from crucible_memory.search.visibility import sight_of
-from crucible_memory.state import Memory, new_id, refused
+from crucible_memory.state import Memory, new_id
 from crucible_memory.store import count, find_anywhere, ids_of, status, views
 from crucible_memory.writer import Outcome, Use, Writer, fingerprint
 
@@ -239,7 +239,7 @@ async def _marks(text: str) -> Marks:
 
 def _given(value: Given | None, name: str) -> Given:
     if value is None:
-        raise refused(name, "required, but missing")
+        raise InvalidError.field(name, "required, but missing")
     return value
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import UNSET
 
-from crucible_core.errors import ConflictError, NotFoundError
+from crucible_core.errors import ConflictError, InvalidError, NotFoundError
 from crucible_core.ids import is_id
 from crucible_core.limits import MEMORY_LINKS, MEMORY_TAGS
 from crucible_core.merge import merge_patch
@@ -24,7 +24,6 @@ from crucible_memory.state import (
     checked_tags,
     checked_words,
     link_key,
-    refused,
     unique_links,
     unique_tags,
 )
@@ -101,7 +100,7 @@ def tag(memory: Memory, wanted: str) -> Change | None:
     if tag_key(tag) in map(tag_key, memory.tags):
         return None
     if len(memory.tags) >= MEMORY_TAGS:
-        raise refused("tag", f"a memory may have {MEMORY_TAGS} tags")
+        raise InvalidError.field("tag", f"a memory may have {MEMORY_TAGS} tags")
     return Change("Tagged", {"id": memory.id, "tag": tag})
 
 
@@ -110,7 +109,7 @@ def link(memory: Memory, wanted: Link, ids: Mapping[str, str]) -> Change | None:
     link = checked_link(wanted)
     target = ids.get(link.target, link.target)
     if target == memory.id:
-        raise refused("link.target", "a memory cannot be linked to itself")
+        raise InvalidError.field("link.target", "a memory cannot be linked to itself")
     for known in memory.links:
         if (_place(known, ids), known.type) == (_place(link, ids), link.type):
             if link.weight is None or link.weight == known.weight:
@@ -118,7 +117,7 @@ def link(memory: Memory, wanted: Link, ids: Mapping[str, str]) -> Change | None:
             # The link keeps the name that it has, so that the new weight is that of the same one.
             return _linked(memory, Link(known.target, known.type, link.weight))
     if len(memory.links) >= MEMORY_LINKS:
-        raise refused("link", f"a memory may have {MEMORY_LINKS} links")
+        raise InvalidError.field("link", f"a memory may have {MEMORY_LINKS} links")
     return _linked(memory, Link(target, link.type, link.weight))
 
 

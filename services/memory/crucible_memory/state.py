@@ -8,7 +8,7 @@ import regex
 
 from crucible_core.access import service_principal
 from crucible_core.envelope import Source
-from crucible_core.errors import FieldError, InvalidError
+from crucible_core.errors import InvalidError
 from crucible_core.ids import derive_id, is_id
 from crucible_core.limits import (
     MEMORY_ENTITIES,
@@ -105,9 +105,9 @@ def checked_tag(text: str, path: str = "tag") -> str:
     """The tag's one spelling. Raises InvalidError at `path`."""
     tag = clean_tag(text)
     if tag is None:
-        raise refused(path, "a tag is a # and a name")
+        raise InvalidError.field(path, "a tag is a # and a name")
     if len(tag) > MEMORY_TAG_CHARS or len(text) > _MOST_GIVEN * MEMORY_TAG_CHARS:
-        raise refused(path, f"a tag may have {MEMORY_TAG_CHARS} characters")
+        raise InvalidError.field(path, f"a tag may have {MEMORY_TAG_CHARS} characters")
     return tag
 
 
@@ -135,7 +135,7 @@ def checked_links(links: list[Link], path: str = "links") -> list[Link]:
 
 def checked_content(content: str, path: str = "content") -> str:
     if not content.strip():
-        raise refused(path, "a memory needs some content")
+        raise InvalidError.field(path, "a memory needs some content")
     return content
 
 
@@ -143,20 +143,16 @@ def unique(words: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(words))
 
 
-def refused(path: str, message: str) -> InvalidError:
-    return InvalidError(f"{path}: {message}", errors=[FieldError(path, message)])
-
-
 def _checked_word(text: str, path: str) -> str:
     word = composed(text).strip()
     if not 0 < len(word) <= MEMORY_WORD_CHARS or len(text) > _MOST_GIVEN * MEMORY_WORD_CHARS:
-        raise refused(path, f"must have 1 to {MEMORY_WORD_CHARS} characters")
+        raise InvalidError.field(path, f"must have 1 to {MEMORY_WORD_CHARS} characters")
     return word
 
 
 def _bound(items: list[Any], most: int, path: str) -> None:
     if len(items) > most:
-        raise refused(path, f"may hold {most}, this one holds {len(items)}")
+        raise InvalidError.field(path, f"may hold {most}, this one holds {len(items)}")
 
 
 EPOCH_MS = 1_735_689_600_000
@@ -174,5 +170,5 @@ def new_id(given: str | None) -> str:
     if given is None:
         return fresh_id("mem")
     if not is_id("mem", given):
-        raise refused("id", "a memory's id is mem_ and up to 64 letters, digits, _ or -")
+        raise InvalidError.field("id", "a memory's id is mem_ and up to 64 letters, digits, _ or -")
     return given

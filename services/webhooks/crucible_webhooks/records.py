@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from crucible_core.access import OPERATOR_ID
-from crucible_core.errors import FieldError, InvalidError, invalid_field
+from crucible_core.errors import FieldError, InvalidError
 from crucible_core.filters.matcher import CompiledFilters, compile_filters
 from crucible_core.limits import (
     CONCURRENCY,
@@ -69,7 +69,7 @@ def patch_record(
     auth = wanted.auth or Auth()
     options = wanted.options or WebhookOptions(timeout_ms=default_timeout_ms)
     if not auth.secret:
-        raise invalid_field("auth.secret", "every webhook is signed: a secret can be rotated, not removed")
+        raise InvalidError.field("auth.secret", "every webhook is signed: a secret can be rotated, not removed")
     for name in _ALL_CREDENTIALS:  # of the type before
         if name not in _CREDENTIALS[auth.type]:
             setattr(auth, name, None)
@@ -94,9 +94,9 @@ def normalize_name(name: str) -> str:
 def replace_secret(record: WebhookRecord, secret: str | None, grace_s: float, now_us: int) -> WebhookRecord:
     """The record with another secret, beside which the present one signs for a while. Raises InvalidError."""
     if not 0 <= grace_s <= SECRET_GRACE_S:
-        raise invalid_field("grace_s", f"must be 0 to {SECRET_GRACE_S} seconds")
+        raise InvalidError.field("grace_s", f"must be 0 to {SECRET_GRACE_S} seconds")
     if secret is not None and (wrong := secret_error(secret)):
-        raise invalid_field("secret", wrong)
+        raise InvalidError.field("secret", wrong)
     old = [OldSecret(record.auth.secret or "", format_time(now_us + round(grace_s * 1_000_000)))]
     kept = [one for one in (*old, *record.old_secrets) if parse_time(one.until, "until") > now_us]
     auth = msgspec.structs.replace(record.auth, secret=secret or new_secret())

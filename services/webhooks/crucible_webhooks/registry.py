@@ -116,7 +116,7 @@ class Registry(HandlerRegistry[WebhookEntry]):
 
     def _missing(self, name: str, path: str, principal: Principal = WEBHOOKS) -> NotFoundError:
         if name in self._gone and principal.admin:
-            return NotFoundError(f"webhook {name} was deleted", errors=[FieldError(path, "was deleted")])
+            return NotFoundError.field(path, "was deleted", detail=f"webhook {name} was deleted")
         # An id is not misspelt, and what is compared is bounded: this runs on the event loop.
         visible = (entry.name for entry in self.entries.values() if principal.may_see(entry))
         names = () if is_id("whk", name) else islice(visible, _COMPARED)

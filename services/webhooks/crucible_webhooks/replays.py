@@ -3,7 +3,7 @@
 import msgspec
 
 from crucible_core.envelope import Event, decode
-from crucible_core.errors import NotFoundError, UnavailableError, invalid_field
+from crucible_core.errors import InvalidError, NotFoundError, UnavailableError
 from crucible_core.ids import derive_id
 from crucible_core.protocol.parts import GetRequest
 from crucible_core.protocol.replays import Replayable, ReplayBatch, ReplayedEvent, ReplayTaken
@@ -37,9 +37,9 @@ class Replayer:
         raw = await call(self._bus, context.principal, "events", "get", wanted, bytes, traceparent=context.traceparent)
         event = decode(raw)
         if not self._registry.may_receive(record, event):
-            raise invalid_field("webhook", f"the owner of webhook {record.name} may not see {event.metadata.id}")
+            raise InvalidError.field("webhook", f"the owner of webhook {record.name} may not see {event.metadata.id}")
         if event.redacted is not msgspec.UNSET:
-            raise invalid_field("event", f"{event.metadata.id} was redacted: nothing of it is left to send")
+            raise InvalidError.field("event", f"{event.metadata.id} was redacted: nothing of it is left to send")
         names = self._bus.names
         message = await event_at(self._bus, event.sequence or 0)
         if message is None:
@@ -54,7 +54,7 @@ class Replayer:
         record = self._registry.own(request.id, context.principal, _AT)
         self._check_active(record, _AT, "events are replayed into it")
         if record.options.replay == "skip":
-            raise invalid_field(
+            raise InvalidError.field(
                 _AT, f"webhook {record.name} declares options.replay: skip, so it takes no replayed events"
             )
         return Replayable(id=record.id)
@@ -85,6 +85,6 @@ class Replayer:
     def _check_active(self, record: WebhookRecord, path: str, before: str) -> None:
         found = state(record, self._registry.why_inert(record))
         if not record.enabled:
-            raise invalid_field(path, f"webhook {record.name} is {found}: enable it before {before}")
+            raise InvalidError.field(path, f"webhook {record.name} is {found}: enable it before {before}")
         if found != "active":
-            raise invalid_field(path, f"webhook {record.name} is {found}")
+            raise InvalidError.field(path, f"webhook {record.name} is {found}")

@@ -7,7 +7,7 @@ import hmac
 import secrets
 from collections.abc import Sequence
 
-from crucible_core.errors import FieldError, InvalidError
+from crucible_core.errors import InvalidError
 from crucible_core.limits import SECRET_BYTES, SECRET_KEY_BYTES, SECRET_KEY_MOST, SECRET_MOST
 from crucible_core.protocol.webhooks import Auth
 
@@ -29,7 +29,7 @@ def signing_key(secret: str) -> bytes:
         return base64.b64decode(secret[len(PREFIX) :], validate=True)
     except (binascii.Error, ValueError) as error:
         reason = "is not base64 after whsec_"
-        raise InvalidError(f"auth.secret {reason}", errors=[FieldError("auth.secret", reason)]) from error
+        raise InvalidError.field("auth.secret", reason, detail=f"auth.secret {reason}") from error
 
 
 def secret_error(secret: str) -> str | None:

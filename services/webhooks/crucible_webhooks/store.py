@@ -5,7 +5,7 @@ import sqlite3
 
 import msgspec
 
-from crucible_core.errors import FieldError, InvalidError
+from crucible_core.errors import InvalidError
 from crucible_core.limits import WEBHOOK_TRACED
 from crucible_core.protocol.parts import Counters
 from crucible_core.protocol.webhooks import AttemptList, AttemptRecord
@@ -63,9 +63,9 @@ def apply(writer: sqlite3.Connection, messages: list[Message]) -> None:
 async def attempts(index: Index, webhook_id: str, limit: int, cursor: str | None) -> AttemptList:
     """The newest first; `cursor` is the sequence that the page before ended at."""
     if not 1 <= limit <= 1000:
-        raise InvalidError("limit must be 1 to 1000", errors=[FieldError("limit", "must be 1 to 1000")])
+        raise InvalidError.field("limit", "must be 1 to 1000", detail="limit must be 1 to 1000")
     if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
-        raise InvalidError("cursor is not one of ours", errors=[FieldError("cursor", "is not one of ours")])
+        raise InvalidError.field("cursor", "is not one of ours", detail="cursor is not one of ours")
     before = int(cursor) if cursor else 2**62
     await index.flush_gathered()
     query = "SELECT sequence, record FROM attempts WHERE webhook_id = ? AND sequence < ? ORDER BY sequence DESC LIMIT ?"

@@ -78,7 +78,7 @@ def compile_filters(
     """
     if len(filters) > FILTERS and not any_path:
         message = f"must be at most {FILTERS} filters"
-        raise InvalidError(f"{at}: {message}", errors=[FieldError(at, message)])
+        raise InvalidError.field(at, message)
     alternatives: list[Alternative] = []
     errors: list[FieldError] = []
     for i, wanted in enumerate(filters):

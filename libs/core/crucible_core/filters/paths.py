@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from msgspec import UNSET
 
 from crucible_core.envelope import Event, Metadata, Source
-from crucible_core.errors import FieldError, InvalidError
+from crucible_core.errors import InvalidError
 from crucible_core.filters.operators import MISSING, Test
 from crucible_core.limits import FILTER_PATH_CHARS
 from crucible_core.suggest import nearest
@@ -172,4 +172,4 @@ def _bind_field(name: str, test: Test) -> Callable[[dict[str, Any]], bool]:
 
 
 def _refused(message: str, suggestion: str | None = None) -> InvalidError:
-    return InvalidError(message, errors=[FieldError("", message, suggestion)])
+    return InvalidError.field("", message, suggestion, detail=message)

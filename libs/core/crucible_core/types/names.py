@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 
-from crucible_core.errors import FieldError, InvalidError
+from crucible_core.errors import InvalidError
 from crucible_core.limits import TYPE_NAME_CHARS
 from crucible_core.types.kinds import AnyKind
 
@@ -87,4 +87,4 @@ def no_field(path: str, types: list[str], found: str | None) -> InvalidError:
 
 def refusal(path: str, message: str, found: str | None = None, kind: type[InvalidError] = InvalidError) -> InvalidError:
     asked = f' (did you mean "{found}"?)' if found else ""
-    return kind(message + asked, errors=[FieldError(path, message, found)])
+    return kind.field(path, message, found, detail=message + asked)

@@ -35,7 +35,7 @@ def precedence(version: str, path: str = "version") -> Precedence:
     found = _VERSION.fullmatch(version) if len(version) <= ID_CHARS else None
     if found is None:
         message = "must be a version such as 1.2.0, or 1.2.0-beta.1"
-        raise InvalidError(f"{path}: {message}", errors=[FieldError(path, message)])
+        raise InvalidError.field(path, message)
     major, minor, patch, early = found.groups()
     parts = tuple(_identifier(part) for part in early.split(".")) if early else ()
     return int(major), int(minor), int(patch), early is None, parts
@@ -100,7 +100,7 @@ def registered(request: RegisterType, catalogue: Catalogue, now: str, owner: str
         catalogue.extended([Registered(wanted)])
     except ValueError as error:
         path = "aliases" if new else "type"
-        raise ConflictError(f"{path}: {error}", errors=[FieldError(path, str(error))]) from None
+        raise ConflictError.field(path, str(error)) from None
     return wanted
 
 
@@ -111,11 +111,13 @@ def _versions(request: RegisterType, record: TypeRecord, now: str) -> list[TypeV
             if _encoded(known.schema) == _encoded(request.schema):
                 return record.versions
             message = f"version {known.version} of {record.type} is registered with another schema"
-            raise _conflict("version", f"{message}: give the new schema a later version")
+            raise ConflictError.field("version", f"{message}: give the new schema a later version")
     if record.versions:
         latest = record.versions[-1]
         if precedence(request.version) <= precedence(latest.version):
-            raise _conflict("version", f"{request.version} is not later than {latest.version}, the latest version")
+            raise ConflictError.field(
+                "version", f"{request.version} is not later than {latest.version}, the latest version"
+            )
         if errors := breaks(latest.schema, request.schema):
             told = f"{request.version} is not compatible with {latest.version} of {record.type}"
             way_out = "keep what was valid valid, or register a type of a new name"
@@ -183,10 +185,6 @@ def _alias_errors(aliases: Sequence[str]) -> list[FieldError]:
 
 def _encoded(schema: object) -> bytes:
     return msgspec.json.encode(schema, order="deterministic")
-
-
-def _conflict(path: str, message: str) -> ConflictError:
-    return ConflictError(f"{path}: {message}", errors=[FieldError(path, message)])
 
 
 def _invalid(errors: list[FieldError]) -> InvalidError:

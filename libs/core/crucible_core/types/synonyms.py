@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, inspect
 
-from crucible_core.errors import FieldError, InvalidError
+from crucible_core.errors import InvalidError
 from crucible_core.types.payloads import CATEGORIES
 
 Path = tuple[str, ...]
@@ -70,7 +70,7 @@ def _rename(kind: _Kind, fields: dict[str, Raw], at: str, names: dict[str, str])
             gone.add(other)
         elif kind.__struct_config__.forbid_unknown_fields:
             message = f"is another name of {' or '.join(stands_for)}, which says something else"
-            raise InvalidError(f"{at}{other}: {message}", errors=[FieldError(f"{at}{other}", message)])
+            raise InvalidError.field(f"{at}{other}", message)
     if taken or gone:
         canonical = {other: name for name, other in taken.items()}
         kept = [(canonical.get(name, name), value) for name, value in fields.items() if name not in gone]

@@ -107,7 +107,7 @@ class Guard(msgspec.Struct, frozen=True):
     def check(self, target: Target, path: str = "url") -> None:
         """Raises InvalidError at once where the URL's host is an address that is refused."""
         if target.address is not None and (message := self.refusal(target.host, target.address)) is not None:
-            raise InvalidError(f"{path}: {message}", errors=[FieldError(path, message)])
+            raise InvalidError.field(path, message)
 
 
 def open_guard(allow: Sequence[str]) -> Guard:
@@ -226,4 +226,4 @@ def _glob(entry: str) -> str:
 
 
 def _refused(message: str, suggestion: str | None = None) -> InvalidError:
-    return InvalidError(message, errors=[FieldError("url", message, suggestion)])
+    return InvalidError.field("url", message, suggestion, detail=message)

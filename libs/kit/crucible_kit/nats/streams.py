@@ -1,6 +1,6 @@
 """The streams of an installation and how each keeps its messages. Every service declares them when it starts."""
 
-from crucible_core.errors import FieldError, InvalidError
+from crucible_core.errors import InvalidError
 from crucible_core.limits import HISTORY_S, STREAMS
 from crucible_core.position import in_stream
 from crucible_core.subjects import DLV, RUN, Names, kv_stream, kv_subject
@@ -102,7 +102,7 @@ async def _check_streams(bus: Bus) -> None:
         f" {number}. To spread them over {names.streams}, `crucible events export` them, and import them where NATS has"
         " an empty data directory"
     )
-    raise InvalidError(f"CRUCIBLE_STREAMS {message}", errors=[FieldError("CRUCIBLE_STREAMS", message)])
+    raise InvalidError.field("CRUCIBLE_STREAMS", message, detail=f"CRUCIBLE_STREAMS {message}")
 
 
 async def declare_bucket(bus: Bus, name: str, replicas: int = 1) -> str:

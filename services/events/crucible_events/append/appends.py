@@ -13,7 +13,6 @@ from crucible_core.envelope import decode, is_intricate
 from crucible_core.errors import (
     ConflictError,
     CrucibleError,
-    FieldError,
     InvalidError,
     LimitedError,
     UnavailableError,
@@ -230,7 +229,7 @@ class Appender:
     async def _append_whole(self, events: Sequence[NewEvent], context: Context) -> list[Appended]:
         if len(events) > MAX_BATCH:
             message = f"an atomic append takes at most {MAX_BATCH} events"
-            raise self._count_refusal(InvalidError(message, errors=[FieldError("events", message)]))
+            raise self._count_refusal(InvalidError.field("events", message, detail=message))
         try:
             states = await self._stamp_all(events, context)
             entries = require_all(states)

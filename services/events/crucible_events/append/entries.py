@@ -129,7 +129,7 @@ def check_repeats(fingerprint: str | None, first: Known) -> None:
     """Raises InvalidError where an idempotency key was used for a request with another fingerprint."""
     if fingerprint and first.fingerprint and fingerprint != first.fingerprint:
         message = f"was used for another request, which made {first.id} at sequence {first.sequence}"
-        raise InvalidError(f"Idempotency-Key: {message}", errors=[FieldError("Idempotency-Key", message)])
+        raise InvalidError.field("Idempotency-Key", message)
 
 
 def batches(entries: Sequence[Entry]) -> list[list[Entry]]:

@@ -119,7 +119,7 @@ def stamp(new: NewEvent, defaults: Defaults, payloads: Payloads, most: int = EVE
         raise _invalid(mistakes)
     if new.hop > HOPS:
         message = f"{new.hop} effects deep; chains end at {HOPS}"
-        raise HopsError(f"hop: {message}", errors=[FieldError("hop", message)])
+        raise HopsError.field("hop", message)
     payload, value = bytes(new.payload), None
     if new.redacted is None:
         version, payload, value = payloads.check(dotted, new.version, payload)
@@ -156,7 +156,7 @@ def _check_writer(dotted: str) -> None:
     category = dotted.partition(".")[0]
     if category in OURS:
         message = f"{category} events are written by Crucible alone; an import (?react=false) may bring them back"
-        raise ForbiddenError(f"type: {message}", errors=[FieldError("type", message)])
+        raise ForbiddenError.field("type", message)
 
 
 def key_of(new: NewEvent, event: Event) -> str | None:

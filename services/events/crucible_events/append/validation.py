@@ -48,7 +48,7 @@ def compile_schema(schema: dict[str, Any]) -> jsonschema_rs.Draft202012Validator
         if way and way[-1] in ("pattern", "patternProperties"):
             message = "must be a regular expression without look-around and references back, and not too large"
         path = dialect.dotted("schema", *way)
-        raise InvalidError(f"{path}: {message}", errors=[FieldError(path, message)]) from None
+        raise InvalidError.field(path, message) from None
 
 
 class Payloads:
@@ -103,7 +103,7 @@ def _version(kind: Registered, version: str | None) -> TypeVersion:
     if found is None:
         message = f"{kind.dotted} has no version {version}; its versions: {', '.join(list(kind.versions)[-20:])}"
         near = nearest(version, kind.versions)
-        raise UnknownTypeError(f"version: {message}", errors=[FieldError("version", message, near)])
+        raise UnknownTypeError.field("version", message, near)
     return found
 
 
@@ -120,9 +120,7 @@ class Validator:
     def check(self, payload: Any, dotted: str, raw: bytes) -> None:
         """Raises InvalidError with paths `payload.…`."""
         if len(raw) * max(self._steps) > SCHEMA_STEPS and self._steps_of(payload) > SCHEMA_STEPS:
-            raise InvalidError(
-                f"{dotted[:100]} is refused: payload: {_COSTLY}", errors=[FieldError("payload", _COSTLY)]
-            )
+            raise InvalidError.field("payload", _COSTLY, detail=f"{dotted[:100]} is refused: payload: {_COSTLY}")
         if self._compiled.is_valid(payload):
             return
         if self._has_alternatives and self._steps_of(payload) > _LISTED_UNTIL:

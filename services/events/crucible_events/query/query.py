@@ -136,7 +136,7 @@ def cursor_at(query: Query, position: Position) -> str:
 
 def _types(catalogue: Catalogue, patterns: list[str]) -> frozenset[str] | None:
     if len(patterns) > QUERY_TYPES:
-        raise InvalidError("too many types", errors=[FieldError("type", f"may be given {QUERY_TYPES} times")])
+        raise InvalidError.field("type", f"may be given {QUERY_TYPES} times", detail="too many types")
     expanded = [catalogue.expand(pattern) for pattern in patterns]
     if None in expanded:
         return None
@@ -149,7 +149,7 @@ def _source(source: str) -> dict[str, str]:
     kinds = get_args(SourceKind)
     if kind not in kinds:
         message = f"must be one of {', '.join(kinds)}, alone or with an id: agent:alice"
-        raise InvalidError(f"source: {message}", errors=[FieldError("source", message, nearest(kind, kinds))])
+        raise InvalidError.field("source", message, nearest(kind, kinds))
     return {"source_kind": kind, "source_id": source_id} if colon else {"source_kind": kind}
 
 
@@ -175,7 +175,7 @@ def _position(fingerprint: str, cursor: str) -> Encoded:
     except (ValueError, msgspec.DecodeError):
         decoded = None
     if decoded is None or decoded.query != fingerprint or not 0 <= counted(decoded.position) <= MAX_SEQUENCE:
-        raise InvalidError(f"cursor {message}", errors=[FieldError("cursor", message)])
+        raise InvalidError.field("cursor", message, detail=f"cursor {message}")
     return decoded.position
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from crucible_core.errors import ConflictError, FieldError, InvalidError, LimitedError
+from crucible_core.errors import ConflictError, InvalidError, LimitedError
 from crucible_core.limits import REPLAY_RATE, REPLAYS
 from crucible_core.protocol.parts import GetRequest, TypeFilter
 from crucible_core.protocol.replays import Replay, ReplayList, StartReplay, SteerReplay
@@ -99,7 +99,7 @@ class ReplayApi:
         await self._places.check_readable(world_id, room_id, scope)
         if request.rate is not None and not (math.isfinite(request.rate) and 0 < request.rate <= REPLAY_RATE):
             message = f"must be more than 0 and at most {REPLAY_RATE} events a second"
-            raise InvalidError(f"rate: {message}", errors=[FieldError("rate", message)])
+            raise InvalidError.field("rate", message)
         within = await extent.resolve(self._bus, request.start, request.to)
         target = await registry.find_target(self._bus, context.principal, request.target, context.traceparent)
         now = timestamp()

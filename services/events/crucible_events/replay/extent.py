@@ -9,7 +9,7 @@ import msgspec
 
 from crucible_core.access import EVERYTHING, Scope
 from crucible_core.envelope import decode
-from crucible_core.errors import CrucibleError, FieldError, InvalidError
+from crucible_core.errors import CrucibleError, InvalidError
 from crucible_core.filters.matcher import CompiledFilters, compile_filters
 from crucible_core.limits import HANDLER_FILTERS
 from crucible_core.position import Position, in_stream
@@ -59,7 +59,7 @@ def select(
     """Raises InvalidError with the path of each mistake (`filters.0.event_type`)."""
     if not 1 <= len(filters) <= HANDLER_FILTERS:
         message = f"must have 1 to {HANDLER_FILTERS} filters; without any, every event is replayed"
-        raise InvalidError(f"filters: {message}", errors=[FieldError("filters", message)])
+        raise InvalidError.field("filters", message)
     compiled = compile_filters(filters, at="filters", catalogue=catalogue)
     kinds = _kinds(compiled.types)
     read = kinds
@@ -91,15 +91,15 @@ async def resolve(bus: Bus, start: int | str, to: int | str) -> Range:
     """Sequences, times (of the commit), `start` and `now` (the log's end at this moment). Raises InvalidError."""
     begin, end = _parse(start, "from"), _parse(to, "to")
     if end == "start":
-        raise _refused("to", "must be a sequence, a time or now")
+        raise InvalidError.field("to", "must be a sequence, a time or now")
     if isinstance(begin, Moment) and isinstance(end, Moment) and begin.at > end.at:
-        raise _refused("from", f"{start} is after to ({to})")
+        raise InvalidError.field("from", f"{start} is after to ({to})")
     head = await log_end(bus)
     after, last = await _position(bus, begin, head, 0), await _position(bus, end, head, 1)
     if not head.reaches(last):
-        raise _refused("to", f"the log ends at {head.text} so far, and a replay is of the past")
+        raise InvalidError.field("to", f"the log ends at {head.text} so far, and a replay is of the past")
     if not last.reaches(after):
-        raise _refused("from", f"{start} is after to ({to if end != 'now' else f'now, {head.text}'})")
+        raise InvalidError.field("from", f"{start} is after to ({to if end != 'now' else f'now, {head.text}'})")
     return Range(after, last)
 
 
@@ -120,11 +120,11 @@ def _parse(text: int | str, path: str) -> int | Moment | str:
             return text
         if not text.isdecimal() or not text.isascii():
             if not text[:1].isdecimal():
-                raise _refused(path, f'"{text[:64]}" is neither a sequence nor a time, start or now')
+                raise InvalidError.field(path, f'"{text[:64]}" is neither a sequence nor a time, start or now')
             return Moment(parse_time(text, path))
         text = int(text) if len(text) < 20 else -1
     if not 0 <= text <= _MAX_SEQUENCE:
-        raise _refused(path, f"must be a sequence, 0 to {_MAX_SEQUENCE}")
+        raise InvalidError.field(path, f"must be a sequence, 0 to {_MAX_SEQUENCE}")
     return text
 
 
@@ -163,7 +163,3 @@ async def _count_after(bus: Bus, stream: str, after: int, subjects: Sequence[str
     finally:
         with contextlib.suppress(CrucibleError):
             await bus.delete_consumer(stream, name)
-
-
-def _refused(path: str, message: str) -> InvalidError:
-    return InvalidError(f"{path}: {message}", errors=[FieldError(path, message)])

@@ -208,7 +208,7 @@ async def find_target(bus: Bus, principal: Principal, wanted: ReplayTarget, trac
     named = [(kind, name) for kind in _KINDS if (name := getattr(wanted, kind)) is not None]
     if len(named) != 1:
         message = 'must be one of {"hook": name}, {"webhook": id or name} and {"subscription": id}'
-        raise InvalidError(f"target: {message}", errors=[FieldError("target", message)])
+        raise InvalidError.field("target", message)
     kind, name = named[0]
     if kind in _SERVICES:
         request = GetRequest(id=name)

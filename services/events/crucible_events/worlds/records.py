@@ -7,7 +7,7 @@ import msgspec
 
 from crucible_core.access import EVERYTHING, Scope
 from crucible_core.envelope import DEFAULT_ROOM
-from crucible_core.errors import ConflictError, FieldError, InvalidError, NotFoundError
+from crucible_core.errors import ConflictError, InvalidError, NotFoundError
 from crucible_core.limits import ROOMS, WORLD_DESCRIPTION_CHARS, WORLDS
 from crucible_core.protocol.worlds import ChangeRoom, ChangeWorld, RoomRecord, RoomView, WorldRecord, WorldView
 
@@ -20,12 +20,12 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 def check_id(text: str) -> None:
     """Raises InvalidError."""
     if not _ID.fullmatch(text):
-        raise _invalid("id", "must be 1 to 64 letters, digits, _, - or ., the first a letter or a digit")
+        raise InvalidError.field("id", "must be 1 to 64 letters, digits, _, - or ., the first a letter or a digit")
 
 
 def check_description(text: str) -> None:
     if len(text) > WORLD_DESCRIPTION_CHARS:
-        raise _invalid("description", f"may have {WORLD_DESCRIPTION_CHARS} characters")
+        raise InvalidError.field("description", f"may have {WORLD_DESCRIPTION_CHARS} characters")
 
 
 # ---- changes: from the stored record to the new one; the same one where nothing changes ------------------------------
@@ -38,7 +38,7 @@ def with_world(old: WorldRecord | None, request: ChangeWorld, at: str, count: in
             raise ConflictError(f"there is a world {old.id} already, with another description")
         return old
     if count >= WORLDS:
-        raise _invalid("id", f"there may be {WORLDS} worlds; delete one first")
+        raise InvalidError.field("id", f"there may be {WORLDS} worlds; delete one first")
     if old is None:
         return WorldRecord(id=request.id, created_at=at, description=request.description, owner=owner)
     return msgspec.structs.replace(old, created_at=at, description=request.description, deleted_at=None, owner=owner)
@@ -69,7 +69,7 @@ def with_room(old: WorldRecord | None, request: ChangeRoom, at: str) -> WorldRec
     if request.id == DEFAULT_ROOM or any(room.id == request.id and room.deleted_at is None for room in world.rooms):
         return world
     if sum(room.deleted_at is None for room in world.rooms) >= ROOMS:
-        raise _invalid("id", f"a world may have {ROOMS} rooms; delete one first")
+        raise InvalidError.field("id", f"a world may have {ROOMS} rooms; delete one first")
     others = [room for room in world.rooms if room.id != request.id]
     return msgspec.structs.replace(world, rooms=[*others, RoomRecord(id=request.id, created_at=at)])
 
@@ -116,7 +116,3 @@ def _present(old: WorldRecord | None, world_id: str) -> WorldRecord:
     if old is None or old.deleted_at is not None:
         raise NotFoundError(f"there is no world {(old.id if old else world_id)[:64]} any more")
     return old
-
-
-def _invalid(path: str, message: str) -> InvalidError:
-    return InvalidError(f"{path}: {message}", errors=[FieldError(path, message)])

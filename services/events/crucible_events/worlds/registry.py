@@ -9,7 +9,7 @@ import msgspec
 
 from crucible_core.access import EVERYTHING, Scope
 from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD
-from crucible_core.errors import ConflictError, FieldError, InvalidError
+from crucible_core.errors import ConflictError, InvalidError
 from crucible_core.protocol.worlds import WorldRecord
 from crucible_core.subjects import token
 from crucible_core.suggest import nearest
@@ -211,7 +211,7 @@ def _like(name: str, known: Collection[str]) -> str | None:
 def _error(path: str, message: str, hint: str, suggestion: str | None) -> InvalidError:
     asked = f' (did you mean "{suggestion}"?)' if suggestion else ""
     whole = f"{message}; {hint}"
-    return InvalidError(f"{path}: {message}{asked}; {hint}", errors=[FieldError(path, whole, suggestion)])
+    return InvalidError.field(path, whole, suggestion, detail=f"{path}: {message}{asked}; {hint}")
 
 
 def _shown(name: str) -> str:

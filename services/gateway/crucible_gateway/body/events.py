@@ -13,7 +13,7 @@ from crucible_core.access import ADMIN, Principal, forbidden
 from crucible_core.attributes import Extensions
 from crucible_core.decode import check_keys, check_members, decode
 from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD, Redaction, Source
-from crucible_core.errors import CrucibleError, FieldError, InvalidError, MalformedError, TooLargeError
+from crucible_core.errors import CrucibleError, InvalidError, MalformedError, TooLargeError
 from crucible_core.limits import EVENT_BYTES, KEY_CHARS, REQUEST_EVENTS
 from crucible_core.protocol.events import NewEvent
 from crucible_kit.telemetry.spans import parse_traceparent
@@ -148,7 +148,7 @@ def _check_inside(raw: bytes, what: str) -> None:
 def _from_short(sent: SentEvent) -> NewEvent:
     if sent.metadata or sent.sequence is not UNSET or sent.redacted:
         named = "metadata" if sent.metadata else "redacted" if sent.redacted else "sequence"
-        raise _refused(
+        raise InvalidError.field(
             named, 'belongs to the long form, which has {"data": {"event": …, "payload": …}} and no "payload" beside it'
         )
     return NewEvent(
@@ -168,12 +168,14 @@ def _from_short(sent: SentEvent) -> NewEvent:
 def _from_long(sent: SentEvent, data: SentData) -> NewEvent:
     mixed = [name for name in _SHORT_ONLY if name != "payload" and getattr(sent, name) is not UNSET]
     if len(sent.payload):
-        raise _refused("payload", 'stands inside "data" where the event has "data": use one form or the other')
+        raise InvalidError.field(
+            "payload", 'stands inside "data" where the event has "data": use one form or the other'
+        )
     if mixed:
-        raise _refused(mixed[0], f'stands inside "metadata" where the event has "data": metadata.{mixed[0]}')
+        raise InvalidError.field(mixed[0], f'stands inside "metadata" where the event has "data": metadata.{mixed[0]}')
     known = sent.metadata or SentMetadata()
     if known.traceparent is not None and parse_traceparent(known.traceparent) is None:
-        raise _refused("metadata.traceparent", "is no W3C traceparent")
+        raise InvalidError.field("metadata.traceparent", "is no W3C traceparent")
     return NewEvent(
         type=f"{sent.type}.{data.event}",
         payload=data.payload,
@@ -238,7 +240,7 @@ def idempotency_key(sent: str | None) -> str | None:
     if sent is None:
         return None
     if not 0 < len(sent) <= KEY_CHARS or not sent.isprintable():
-        raise _refused("Idempotency-Key", f"must be 1 to {KEY_CHARS} printable characters")
+        raise InvalidError.field("Idempotency-Key", f"must be 1 to {KEY_CHARS} printable characters")
     return sent
 
 
@@ -253,7 +255,3 @@ def fingerprint(event: NewEvent, key: str) -> str:
         payload = bytes(event.payload)
     fields = {name: getattr(event, name) for name in event.__struct_fields__ if name not in _NOT_SAID}
     return hashlib.sha256(msgspec.json.encode([key, fields, payload], order="sorted")).hexdigest()[:32]
-
-
-def _refused(path: str, message: str) -> InvalidError:
-    return InvalidError(f"{path}: {message}", errors=[FieldError(path, message)])

@@ -8,7 +8,7 @@ import msgspec
 
 from crucible_core.access import EVERYTHING, Sight
 from crucible_core.envelope import Event, decode, with_sequence
-from crucible_core.errors import FieldError, InvalidError
+from crucible_core.errors import InvalidError
 from crucible_core.filters.matcher import CompiledFilters
 from crucible_core.position import Position, parsed
 from crucible_core.subjects import Names
@@ -92,27 +92,23 @@ async def read_start(text: str | int, bus: Bus, now: Position, path: str = "from
     if isinstance(text, str) and not (text.isascii() and text.isdecimal()):
         position = parsed(text, bus.names.streams)
         if position is None and not text[:1].isdecimal():
-            raise _refused(path, f'"{text[:64]}" is neither now, start, a sequence nor a time')
+            raise InvalidError.field(path, f'"{text[:64]}" is neither now, start, a sequence nor a time')
         if position is None:
             return Start(start, now, since_ms=parse_time(text, path) // 1000)
     else:
         sequence = int(text) if len(str(text)) < 20 else -1
         if not 0 <= sequence < 2**63:
-            raise _refused(path, "is no sequence")
+            raise InvalidError.field(path, "is no sequence")
         position = await position_of(bus, sequence, early_ms=_EARLY_MS)
     if not now.reaches(position):
         end = f"the log ends at {now.text}, before {text}"
-        raise _refused(path, f"{end}: was it made anew? Begin at start or a time")
+        raise InvalidError.field(path, f"{end}: was it made anew? Begin at start or a time")
     return Start(position, now)
 
 
 def position_fields(position: Position) -> dict[str, Any]:
     """A position in the log as frames have it."""
     return {"sequence": position.greatest, **({"position": position.text} if position.several else {})}
-
-
-def _refused(path: str, message: str) -> InvalidError:
-    return InvalidError(f"{path}: {message}", errors=[FieldError(path, message)])
 
 
 class Selection(msgspec.Struct, frozen=True):

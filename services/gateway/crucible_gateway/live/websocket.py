@@ -13,7 +13,6 @@ from crucible_core.decode import decode
 from crucible_core.errors import (
     ConflictError,
     CrucibleError,
-    FieldError,
     InvalidError,
     LimitedError,
     NotFoundError,
@@ -100,7 +99,7 @@ def read_message(raw: bytes) -> Message:
     if kind is None:
         suggestion = nearest(str(action), _ACTIONS)
         message = f"must be one of {', '.join(_ACTIONS)}"
-        raise InvalidError(f"action: {message}", errors=[FieldError("action", message, suggestion)])
+        raise InvalidError.field("action", message, suggestion)
     return decode_strictly(raw, kind, what="message")
 
 

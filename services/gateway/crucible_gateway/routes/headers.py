@@ -3,7 +3,7 @@
 import re
 from urllib.parse import unquote
 
-from crucible_core.errors import ConflictError, FieldError, InvalidError
+from crucible_core.errors import ConflictError, InvalidError
 from crucible_core.protocol.memory import Cause
 from crucible_gateway.auth import principal_of
 from crucible_gateway.body.json import Http
@@ -51,7 +51,7 @@ def if_match(request: Http) -> int | None:
     if _QUOTED.fullmatch(sent):
         raise ConflictError(f"If-Match: {sent[:100]} is no version of this")
     message = 'must be one ETag that was answered, such as "42"'
-    raise InvalidError(f"If-Match: {message}", errors=[FieldError("If-Match", message)])
+    raise InvalidError.field("If-Match", message)
 
 
 def matches_version(request: Http, version: int) -> bool:

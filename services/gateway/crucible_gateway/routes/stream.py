@@ -7,7 +7,7 @@ from litestar.datastructures import Headers
 from litestar.exceptions import WebSocketDisconnect
 from litestar.response import Stream
 
-from crucible_core.errors import FieldError, InvalidError, NotAcceptableError
+from crucible_core.errors import InvalidError, NotAcceptableError
 from crucible_core.filters.matcher import compile_filters
 from crucible_core.protocol.parts import TypeFilter
 from crucible_gateway import examples
@@ -86,7 +86,7 @@ async def _start(headers: Headers, start: str, hub: Hub) -> Start:
     if seen:
         if not seen.replace(".", "").isdecimal():
             message = "must be the id of an event of this stream"
-            raise InvalidError(f"Last-Event-ID: {message}", errors=[FieldError("Last-Event-ID", message)])
+            raise InvalidError.field("Last-Event-ID", message)
         return await read_start(seen, hub.bus, head, "Last-Event-ID")
     return await read_start(restore_plus(start), hub.bus, head)
 

@@ -8,7 +8,7 @@ from urllib.parse import quote
 import msgspec
 
 from crucible_core.definition import HttpAction
-from crucible_core.errors import FieldError, InvalidError, invalid_field
+from crucible_core.errors import FieldError, InvalidError
 from crucible_core.limits import ANSWER_BYTES
 from crucible_core.times import parse_retry_after
 from crucible_hooks.errors import RunError
@@ -54,7 +54,7 @@ def compile_http(action: HttpAction, at: str) -> Http:
     if "{{" not in action.url:
         parse_target(action.url, where)
     elif not action.url.startswith(("http://", "https://", "{{")):
-        raise invalid_field(where, "not an http or https URL")
+        raise InvalidError.field(where, "not an http or https URL")
     url = compile_text(action.url, where, lambda value: quote(value, safe=""))
     headers = {name: compile_text(text, f"{at}.headers.{name}") for name, text in action.headers.items()}
     if errors := _header_errors(action.headers, f"{at}.headers"):

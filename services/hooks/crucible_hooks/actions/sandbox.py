@@ -26,7 +26,6 @@ from crucible_core.errors import (
     InvalidError,
     NotFoundError,
     UnavailableError,
-    invalid_field,
 )
 from crucible_hooks.actions.scripts import SPELLINGS, VARIABLES, bound, modules, parsed, root
 from crucible_hooks.errors import AbsentError, RunError
@@ -221,7 +220,7 @@ class Sandbox:
             text = error.display() if isinstance(error, MontyRuntimeError) else str(error)
             if text.strip().endswith(_CHECKED):
                 return
-            raise invalid_field(at, _syntax_error(text)) from None
+            raise InvalidError.field(at, _syntax_error(text)) from None
 
     @contextlib.asynccontextmanager
     async def _worker(self, pool: str, name: str, timeout_s: float) -> AsyncIterator[AsyncMontySession]:

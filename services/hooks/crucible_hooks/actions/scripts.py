@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from crucible_core.errors import FieldError, InvalidError, invalid_field
+from crucible_core.errors import FieldError, InvalidError
 from crucible_core.limits import ERRORS, SCRIPT_DEPTH
 from crucible_core.suggest import nearest
 from crucible_hooks.expressions import cel
@@ -105,12 +105,12 @@ def parsed(source: str, at: str) -> ast.Module:
     try:
         tree = ast.parse(source)
         if _depth(tree) > SCRIPT_DEPTH:
-            raise invalid_field(at, f"a script may be nested {SCRIPT_DEPTH} deep")
+            raise InvalidError.field(at, f"a script may be nested {SCRIPT_DEPTH} deep")
     except SyntaxError as error:
         raise _not_python(source, at, error) from None
     except (ValueError, RecursionError, MemoryError) as error:
         reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
-        raise invalid_field(at, f"not a script: {reason}") from None
+        raise InvalidError.field(at, f"not a script: {reason}") from None
     return tree
 
 
@@ -133,13 +133,13 @@ def _not_python(source: str, at: str, error: SyntaxError) -> InvalidError:
         message = f"line {error.lineno or 1}: scripts are Python, and this reads like Rune or JavaScript"
         if _GIT.search(source):
             message += "; a script cannot call git, a Shell action can"
-            return invalid_field(at, message, "action: {type: Shell, command: git status --porcelain}")
-        return invalid_field(at, message, "x = 1 in the place of let x = 1;")
+            return InvalidError.field(at, message, "action: {type: Shell, command: git status --porcelain}")
+        return InvalidError.field(at, message, "x = 1 in the place of let x = 1;")
     if at == "condition.script" and _is_cel(source):
-        return invalid_field(at, f"{message}: this is CEL", "condition.expr")
+        return InvalidError.field(at, f"{message}: this is CEL", "condition.expr")
     if "&&" in source or "||" in source:
-        return invalid_field(at, message, "and, or, not")
-    return invalid_field(at, message)
+        return InvalidError.field(at, message, "and, or, not")
+    return InvalidError.field(at, message)
 
 
 def _is_cel(source: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from crucible_core.definition import ShellAction
-from crucible_core.errors import FieldError, InvalidError, invalid_field
+from crucible_core.errors import InvalidError
 from crucible_core.limits import HOOK_ARGUMENT_BYTES, HOOK_OUTPUT_BYTES, SCRIPT_BYTES
 from crucible_hooks.errors import RunError
 from crucible_hooks.expressions.expression import Expression
@@ -60,17 +60,16 @@ class Shell(msgspec.Struct, frozen=True):
 def compile_shell(action: ShellAction, at: str) -> Shell:
     """Raises InvalidError for bad templates, and for one in a text that would be parsed as a command once more."""
     if len(action.command) > SCRIPT_BYTES:
-        raise invalid_field(f"{at}.command", f"a command may have {SCRIPT_BYTES // 1024} KiB")
+        raise InvalidError.field(f"{at}.command", f"a command may have {SCRIPT_BYTES // 1024} KiB")
     parts = parse(action.command, f"{at}.command")
     templates = any(isinstance(part, Expression) for part in parts)
     if templates and (reader := _reader(parts)):
         message = f"a template may not go through {reader}: give the value in env, and use the variable"
-        raise invalid_field(f"{at}.command", message)
+        raise InvalidError.field(f"{at}.command", message)
     for name in action.env:
         if not _VARIABLE.fullmatch(name):
-            raise InvalidError(
-                f"{at}.env: not the name of a variable",
-                errors=[FieldError(f"{at}.env.{name[:80]}", "not the name of a variable")],
+            raise InvalidError.field(
+                f"{at}.env.{name[:80]}", "not the name of a variable", detail=f"{at}.env: not the name of a variable"
             )
     env = {name: compile_text(text_of(value), f"{at}.env.{name}") for name, value in action.env.items()}
     expressions = tuple(part for part in parts if isinstance(part, Expression))
@@ -86,7 +85,7 @@ def working_directory(action: ShellAction, beside: str | None, at: str) -> str |
     named = os.path.expanduser(action.cwd)
     if beside is None and not os.path.isabs(named):
         message = f"{action.cwd[:200]} is beside no hook file: a hook that arrives over the API names an absolute path"
-        raise invalid_field(f"{at}.cwd", message)
+        raise InvalidError.field(f"{at}.cwd", message)
     return os.path.normpath(os.path.join(beside or "/", named))
 
 

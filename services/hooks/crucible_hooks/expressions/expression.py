@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from crucible_core.errors import InvalidError, invalid_field
+from crucible_core.errors import InvalidError
 from crucible_core.limits import EXPRESSION_CHARACTERS, RENDERED_BYTES
 from crucible_core.suggest import nearest
 from crucible_hooks.errors import RunError
@@ -44,7 +44,7 @@ class Expression(msgspec.Struct, frozen=True):
 def expression(source: str, at: str) -> Expression:
     """Raises InvalidError, its path `at`, for one that is too long; `check` looks at its text."""
     if len(source) > EXPRESSION_CHARACTERS:
-        raise invalid_field(at, f"an expression may have {EXPRESSION_CHARACTERS} characters")
+        raise InvalidError.field(at, f"an expression may have {EXPRESSION_CHARACTERS} characters")
     return Expression(source, at)
 
 
@@ -145,20 +145,20 @@ def _problem(source: str, at: str, text: str) -> InvalidError:
     found = _PROBLEM.search(line)
     message = found[3] if found else line.partition(": ")[2] or line
     if "recursion" in message:
-        return invalid_field(at, "an expression may be nested 32 deep")
+        return InvalidError.field(at, "an expression may be nested 32 deep")
     if unknown := _UNDECLARED.fullmatch(message):
         return _unknown(at, unknown[1])
     message = message.replace(" [INVALID_ARGUMENT]", "")[:300]
     where = f"line {found[1]}, column {found[2]}: " if found and not found[1].startswith("-") else ""
     if _PYTHON.search(_STRINGS.sub('""', source)):
-        return invalid_field(at, f"not a CEL expression: {where}{message}; Python belongs in condition.script")
-    return invalid_field(at, f"not a CEL expression: {where}{message}")
+        return InvalidError.field(at, f"not a CEL expression: {where}{message}; Python belongs in condition.script")
+    return InvalidError.field(at, f"not a CEL expression: {where}{message}")
 
 
 def _unknown(at: str, name: str) -> InvalidError:
     suggestion = _ELSEWHERE.get(name) or nearest(
         name, [*cel.VARIABLES, *sorted(cel.FUNCTIONS - {"startswith", "endswith"})]
     )
-    return invalid_field(
+    return InvalidError.field(
         at, f'there is no "{name}": an expression sees event and inputs, and CEL\'s functions', suggestion
     )

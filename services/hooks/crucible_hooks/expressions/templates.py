@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from crucible_core.errors import invalid_field
+from crucible_core.errors import InvalidError
 from crucible_core.limits import TEMPLATES
 from crucible_hooks.expressions.expression import Expression, expression
 
@@ -31,10 +31,10 @@ def parse(text: str, at: str) -> tuple[Part, ...]:
     while (start := text.find(_OPEN, index)) >= 0:
         end = text.find(_CLOSE, start)
         if end < 0:
-            raise invalid_field(at, "a {{ without its }}")
+            raise InvalidError.field(at, "a {{ without its }}")
         parts += [text[index:start], expression(text[start + 2 : end], at)]
         if len(parts) > 2 * TEMPLATES:
-            raise invalid_field(at, f"a hook may have {TEMPLATES} templates")
+            raise InvalidError.field(at, f"a hook may have {TEMPLATES} templates")
         index = end + 2
     return tuple(part for part in (*parts, text[index:]) if part != "")
 

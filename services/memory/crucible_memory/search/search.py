@@ -16,6 +16,7 @@ import aiosqlite
 import msgspec
 
 from crucible_core.access import EVERYTHING, Scope
+from crucible_core.errors import InvalidError
 from crucible_core.filters.filter import DocumentPredicate, compile_document_filter
 from crucible_core.limits import MEMORY_QUERY_LIMIT, MEMORY_QUERY_TERMS, MEMORY_TAGS
 from crucible_core.protocol.memory import MemoryList, MemoryQuery, MemoryView, ScoredMemory
@@ -23,7 +24,7 @@ from crucible_kit.index.connections import Reader
 from crucible_kit.index.index import Index
 from crucible_memory.search.visibility import Sight, sight_of
 from crucible_memory.search.words import Gram, composed, grams, tag_key
-from crucible_memory.state import checked_tag, refused
+from crucible_memory.state import checked_tag
 from crucible_memory.store import memories, views
 
 MAX_CANDIDATES = 60
@@ -114,11 +115,11 @@ async def open_searcher(index: Index) -> Reader:
 def prepare(query: MemoryQuery, scope: Scope = EVERYTHING) -> Search:
     """Raises InvalidError, also for a world or room where nothing may be seen."""
     if not scope.has_place(query.world_id, query.room_id):
-        raise refused("world_id", f"there is no such place as {query.world_id[:64]}")
+        raise InvalidError.field("world_id", f"there is no such place as {query.world_id[:64]}")
     if not 1 <= query.limit <= MEMORY_QUERY_LIMIT:
-        raise refused("limit", f"must be 1 to {MEMORY_QUERY_LIMIT}")
+        raise InvalidError.field("limit", f"must be 1 to {MEMORY_QUERY_LIMIT}")
     if len(query.tags) > MEMORY_TAGS:
-        raise refused("tags", f"may hold {MEMORY_TAGS}")
+        raise InvalidError.field("tags", f"may hold {MEMORY_TAGS}")
     tags = [tag_key(checked_tag(tag, f"tags.{place}")) for place, tag in enumerate(query.tags)]
     filter = _in_one_spelling(query.filter) if query.filter else None
     holds = compile_document_filter(filter, MemoryView.__struct_fields__) if filter else None

@@ -18,7 +18,7 @@ from msgspec import UNSET, Raw, UnsetType
 
 from crucible_core.attributes import PLAIN_JSON, essence, is_json, is_media_type
 from crucible_core.decode import check_keys, decode
-from crucible_core.errors import FieldError, InvalidError, MalformedError
+from crucible_core.errors import InvalidError, MalformedError
 
 EMPTY = Raw(b"{}")
 TYPE = "datacontenttype"
@@ -55,10 +55,10 @@ def from_member(kind: str | None, data: bytes) -> Content:
     if kind is None or is_json(kind) or data == _NULL:
         return _json(kind, data)
     if data[:1] != b'"':
-        raise field_error("data", f"must be a text where {TYPE} is {kind[:100]}")
+        raise InvalidError.field("data", f"must be a text where {TYPE} is {kind[:100]}")
     text = decode(data, str, what="data")
     if not _is_utf8(kind):
-        raise field_error(TYPE, "text is read as UTF-8 here; send other bytes as data_base64")
+        raise InvalidError.field(TYPE, "text is read as UTF-8 here; send other bytes as data_base64")
     return _opaque(kind, text.encode())
 
 
@@ -68,7 +68,7 @@ def from_base64(kind: str | None, text: str) -> Content:
     try:
         body = base64.b64decode(text, validate=True)
     except (ValueError, binascii.Error):
-        raise field_error("data_base64", "is not Base64 (RFC 4648, section 4)") from None
+        raise InvalidError.field("data_base64", "is not Base64 (RFC 4648, section 4)") from None
     return from_bytes(kind, body) if kind is not None else _opaque(None, body)
 
 
@@ -86,7 +86,7 @@ def from_bytes(kind: str, body: bytes) -> Content:
     if not is_json(kind):
         return _opaque(kind, body)
     if not _is_utf8(kind):
-        raise field_error(TYPE, "JSON is UTF-8")
+        raise InvalidError.field(TYPE, "JSON is UTF-8")
     if body := body.removeprefix(BOM_UTF8).strip():
         # Nothing else reads these bytes before they stand inside a request of ours.
         decode(body, Raw, what="data", root="data", deep=False)
@@ -149,7 +149,7 @@ def body_of(found: Wrapped) -> bytes:
 
 def _check_kind(kind: str | None) -> None:
     if kind is not None and not is_media_type(kind):
-        raise field_error(TYPE, "must be a media type such as application/json")
+        raise InvalidError.field(TYPE, "must be a media type such as application/json")
 
 
 def _text(kind: str | None, body: bytes) -> str | None:
@@ -185,7 +185,7 @@ def decode_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         if header.startswith(_PREFIX):
             name = header[len(_PREFIX) :].decode("latin-1")
             if name in found:
-                raise field_error(name, "may be given only once")
+                raise InvalidError.field(name, "may be given only once")
             found[name] = _unescaped(name, value)
     return found
 
@@ -202,8 +202,4 @@ def _unescaped(name: str, raw: bytes) -> str:
             value = _ESCAPE.sub(r"\1", quoted[1])
         return unquote_to_bytes(value).decode()
     except UnicodeDecodeError:
-        raise field_error(name, "is not UTF-8, or not once its percent-encoding is undone") from None
-
-
-def field_error(path: str, message: str) -> InvalidError:
-    return InvalidError(f"{path}: {message}", errors=[FieldError(path, message)])
+        raise InvalidError.field(name, "is not UTF-8, or not once its percent-encoding is undone") from None

@@ -19,7 +19,7 @@ from crucible_core.protocol.events import NewEvent
 from crucible_core.times import parse_time
 from crucible_core.types.catalogue import CATALOGUE, Catalogue
 from crucible_gateway.body.cloudevents import content
-from crucible_gateway.body.cloudevents.content import Content, decode_headers, field_error
+from crucible_gateway.body.cloudevents.content import Content, decode_headers
 from crucible_kit.telemetry.spans import parse_traceparent
 
 SENT_TYPE, SENT_TIME, SENT_WITHOUT = "crucibletype", "crucibletime", "cruciblewithout"
@@ -53,7 +53,7 @@ def from_structured(raw: bytes, catalogue: Catalogue = CATALOGUE) -> NewEvent:
     if encoded is None or bytes(encoded) == b"null":
         return _event(attributes, content.from_member(kind, b"null" if data is None else bytes(data)), catalogue)
     if data is not None:
-        raise field_error("data_base64", "stands in place of data, never beside it")
+        raise InvalidError.field("data_base64", "stands in place of data, never beside it")
     return _event(attributes, content.from_base64(kind, _text_of("data_base64", encoded)), catalogue)
 
 
@@ -87,7 +87,7 @@ def _event(attributes: dict[str, Value], data: Content, catalogue: Catalogue) ->
         return canonical(rest.pop(name, "")) or None
 
     if take("specversion") != "1.0":
-        raise field_error("specversion", "must be 1.0")
+        raise InvalidError.field("specversion", "must be 1.0")
     id, source, type = (take(name) or "" for name in ("id", "source", "type"))
     subject, time, traceparent = take("subject"), take("time"), take("traceparent")
     if time is not None:
@@ -101,7 +101,7 @@ def _event(attributes: dict[str, Value], data: Content, catalogue: Catalogue) ->
         rest.pop("partitionkey", None)
     rest.pop("sequence", None)
     if take("crucibleredacted"):
-        raise field_error("crucibleredacted", "a redacted event has no data; import it in Crucible's own form")
+        raise InvalidError.field("crucibleredacted", "a redacted event has no data; import it in Crucible's own form")
     own = is_id("evt", id)
     if not own:
         rest.setdefault("originalid", id)
@@ -114,7 +114,7 @@ def _event(attributes: dict[str, Value], data: Content, catalogue: Catalogue) ->
     if without := _absent_parts(data, subject, foreign):
         rest[SENT_WITHOUT] = without
     if data.wrapped and not dotted.startswith("Custom."):
-        raise field_error(
+        raise InvalidError.field(
             "data", f"must be a JSON object; only Custom.… events may hold other data, not {dotted[:100]}"
         )
     return NewEvent(
@@ -163,7 +163,7 @@ def _value(name: str, raw: Raw) -> Value:
     try:
         found: Value = msgspec.json.decode(raw, type=bool | int | str)
     except msgspec.ValidationError:
-        raise field_error(name[:200], "must be a text, a whole number, true or false") from None
+        raise InvalidError.field(name[:200], "must be a text, a whole number, true or false") from None
     except (msgspec.DecodeError, UnicodeError):
         raise MalformedError(f"the CloudEvent is not JSON: {name[:200]} cannot be read") from None
     return found
@@ -172,7 +172,7 @@ def _value(name: str, raw: Raw) -> Value:
 def _text_of(name: str, raw: Raw) -> str:
     found = _value(name, raw)
     if not isinstance(found, str):
-        raise field_error(name, "must be a text")
+        raise InvalidError.field(name, "must be a text")
     return found
 
 
@@ -237,7 +237,7 @@ def _hop(text: str | None) -> int:
     if text is None:
         return 0
     if not _INTEGER.fullmatch(text):
-        raise field_error("cruciblehop", "must be a whole number")
+        raise InvalidError.field("cruciblehop", "must be a whole number")
     return int(text)
 
 
