@@ -70,16 +70,17 @@ TITLES: Mapping[str, str] = MappingProxyType(
     }
 )
 WAITING = frozenset({"limited", "unavailable", "outcome_unknown", "storage_full"})
-"""The errors that say when to come again."""
+"""The errors with a Retry-After."""
 UNKNOWN = "it may have been done, or not: the same request again, with the same id or Idempotency-Key, does it once"
 _SPECIAL = frozenset({"denied", "outcome_unknown"})
 _CODES: Mapping[int, str] = MappingProxyType({status: code for code, status in STATUS.items() if code not in _SPECIAL})
 
 
 def problem(error: CrucibleError, correlation_id: str | None = None) -> Rendered:
-    """The response for an error. `error.extra` becomes members of the document; its `retry_after` (seconds) the header.
+    """Renders the response for an error. `error.extra` becomes members of the document; its `retry_after` (seconds) the
+    header.
 
-    `internal` errors do not show their detail: it was written for the log.
+    `internal` errors do not show their detail, which is for the log.
     """
     code = error.code if error.code in STATUS else "internal"
     headers = {}
@@ -97,7 +98,7 @@ def problem(error: CrucibleError, correlation_id: str | None = None) -> Rendered
 def status_problem(
     status: int, detail: str = "", correlation_id: str | None = None, headers: Mapping[str, str] | None = None
 ) -> Rendered:
-    """The response for a status that a framework chose, such as 405, in the same form."""
+    """Renders the response for a status that a framework chose, such as 405, in the same form."""
     phrase = _phrase(status)
     code = _CODES.get(status) or phrase.lower().replace(" ", "_").replace("-", "_")
     title = TITLES.get(code, phrase)
@@ -112,8 +113,8 @@ def respond(rendered: Rendered) -> Response:
 def ops_app(service: str, lifespan: Lifespan, metrics: Metrics) -> Starlette:
     """A service's app, to which it may add routes; its lifespan opens what it needs and runs its consumers.
 
-    The lifespan sets `app.state.ready`, a function that names what the service still waits for, and may set
-    `app.state.troubles`, one that says what is wrong and does not pass by itself; nothing of both means ready.
+    The lifespan sets `app.state.ready`, which returns the parts that are not ready, and `app.state.troubles`, which
+    returns the troubles that do not pass by themselves (`service.report_readiness`). The service is ready without both.
     """
 
     async def metrics_page(request: Request) -> Response:
@@ -121,7 +122,11 @@ def ops_app(service: str, lifespan: Lifespan, metrics: Metrics) -> Starlette:
 
     app = Starlette(
         routes=[Route("/healthz", _healthz), Route("/readyz", _readyz), Route("/metrics", metrics_page)],
-        exception_handlers={CrucibleError: _refused, HTTPException: _refused_by_framework, Exception: _failed},
+        exception_handlers={
+            CrucibleError: _crucible_problem,
+            HTTPException: _framework_problem,
+            Exception: _internal_problem,
+        },
         lifespan=lifespan,
     )
     app.state.service = service
@@ -136,12 +141,12 @@ def unready(parts: Mapping[str, bool]) -> list[str]:
 
 
 def readiness(waiting: Sequence[str], troubles: Sequence[Trouble], exclude: Sequence[str]) -> tuple[int, bytes]:
-    """Status and body of a /readyz: what is waited for, and what is wrong, except the codes to `exclude`."""
-    wrong = [trouble for trouble in troubles if trouble.code not in exclude]
-    if not waiting and not wrong:
+    """Status and body of /readyz: the parts that are not ready, and the troubles except the codes to `exclude`."""
+    found = [trouble for trouble in troubles if trouble.code not in exclude]
+    if not waiting and not found:
         return HTTPStatus.OK, msgspec.json.encode(Readiness(ready=True))
-    found = Readiness(ready=False, waiting_for=list(waiting), errors=wrong)
-    return STATUS["unavailable"], msgspec.json.encode(found)
+    report = Readiness(ready=False, waiting_for=list(waiting), errors=found)
+    return STATUS["unavailable"], msgspec.json.encode(report)
 
 
 async def _healthz(request: Request) -> Response:
@@ -154,18 +159,18 @@ async def _readyz(request: Request) -> Response:
     return Response(body, status, media_type="application/json")
 
 
-async def _refused(request: Request, error: Exception) -> Response:
+async def _crucible_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, CrucibleError)
     return respond(problem(error))
 
 
-async def _refused_by_framework(request: Request, error: Exception) -> Response:
+async def _framework_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     detail = f"Nothing is at {request.url.path}" if error.status_code == STATUS["not_found"] else error.detail
     return respond(status_problem(error.status_code, detail, headers=error.headers))
 
 
-async def _failed(request: Request, error: Exception) -> Response:
+async def _internal_problem(request: Request, error: Exception) -> Response:
     # Starlette raises the error again after this answer, and the server logs it: see `server`.
     return respond(problem(CrucibleError(str(error))))
 
@@ -192,9 +197,9 @@ def _json(value: Any, status: int = 200) -> Response:
 
 
 def _seconds(value: Any) -> str:
-    """Whole seconds for Retry-After, rounded up so that nobody comes back too early."""
-    known = isinstance(value, int | float) and math.isfinite(value)
-    return str(max(RETRY_AFTER_LEAST_S, math.ceil(value) if known else 0))
+    """Whole seconds for Retry-After, rounded up so that no client comes back too early."""
+    valid = isinstance(value, int | float) and math.isfinite(value)
+    return str(max(RETRY_AFTER_LEAST_S, math.ceil(value) if valid else 0))
 
 
 def _phrase(status: int) -> str:

@@ -1,4 +1,5 @@
-"""An HTTP/1.1 connection: uvicorn's, with bounds on what may come and how long it may take, and what HTTP asks for."""
+"""An HTTP/1.1 connection: uvicorn's, with limits on the size and duration of requests and answers, and the parts of
+HTTP that uvicorn lacks."""
 
 import asyncio
 import contextlib
@@ -17,36 +18,36 @@ from crucible_kit.http.asgi import STATUS, status_problem
 
 log = logging.getLogger(__name__)
 
-_PIECE_BYTES = 64 * 1024
-"""What is kept for the end of a turn; and what a transport may hold before its writer is told to wait."""
+_BUFFER_BYTES = 64 * 1024
+"""Bytes that wait for the end of a turn of the event loop, and that a transport holds before its writer must wait."""
 _INT = b"\0\0\0\0"
 
 
 class BufferedTransport:
-    """A transport whose writes go out together once all that is ready has run, since a write is a system call; and
-    which is closed within a time, whether the client takes what is left or not. In all else it is the transport.
+    """A transport that writes once for each turn of the event loop, since a write is a system call, and that closes
+    within a time limit, whether or not the client reads the rest. In all else it is the transport that it wraps.
 
-    `connections` are the protocols of its server, this one's among them. Where their clients leave too much untaken,
-    the connection that has been behind for longest is closed: so those who do not read cost a bounded amount of memory,
-    and those who do are not held up.
+    `connections` are the protocols of its server, this one's among them. Where their clients leave too much unread, the
+    connection that has been behind for longest is closed: slow clients cost a bounded amount of memory, and do not hold
+    up the others.
     """
 
     def __init__(
-        self, transport: Any, connections: Iterable[Any], linger_s: float, stall_s: float, most_unsent: int
+        self, transport: Any, connections: Iterable[Any], linger_s: float, stall_s: float, max_unsent: int
     ) -> None:
         self.behind_since = 0.0
-        """When its client began to be slower than what is written, where it is; by the event loop's clock."""
+        """Start of the period in which the client reads more slowly than the app writes; by the event loop's clock."""
         self._transport = transport
         self._connections = connections
         self._linger_s = linger_s
         self._stall_s = stall_s
-        self._most_unsent = most_unsent
+        self._max_unsent = max_unsent
         self._loop = asyncio.get_running_loop()
         self._waiting: list[bytes] = []
         self._size = 0
         self._left = 0
-        """The bytes that wait now, if the client has taken none since the last look."""
-        self._looking: asyncio.TimerHandle | None = None
+        """The bytes that wait now if the client has read none since the last check."""
+        self._check_timer: asyncio.TimerHandle | None = None
         self._dropped = False
 
     def write(self, data: bytes) -> None:
@@ -54,7 +55,7 @@ class BufferedTransport:
             self._loop.call_soon(self.flush)
         self._waiting.append(data)
         self._size += len(data)
-        if self._size > _PIECE_BYTES:
+        if self._size > _BUFFER_BYTES:
             self.flush()
 
     def flush(self) -> None:
@@ -64,9 +65,9 @@ class BufferedTransport:
             self._transport.write(waiting[0] if len(waiting) == 1 else b"".join(waiting))
             if self.is_behind:
                 self._watch(size)
-            elif self._looking is not None:
-                self._looking.cancel()
-                self._looking = None
+            elif self._check_timer is not None:
+                self._check_timer.cancel()
+                self._check_timer = None
 
     def write_eof(self) -> None:
         self.flush()
@@ -85,8 +86,8 @@ class BufferedTransport:
 
     @property
     def is_behind(self) -> bool:
-        """Whether what was written waits for the client."""
-        return not self._dropped and self.unsent > _PIECE_BYTES
+        """True while written bytes wait for the client."""
+        return not self._dropped and self.unsent > _BUFFER_BYTES
 
     @property
     def unsent(self) -> int:
@@ -99,32 +100,32 @@ class BufferedTransport:
     # ---- slow clients
 
     def _watch(self, written: int) -> None:
-        if self._looking is None:
+        if self._check_timer is None:
             self.behind_since = self._loop.time()
-            self._look_later()
+            self._schedule_check()
         else:
             self._left += written
         transports = [connection.transport for connection in self._connections]
         behind = [one for one in transports if isinstance(one, BufferedTransport) and one.is_behind]
-        if sum(one.unsent for one in behind) > self._most_unsent:
+        if sum(one.unsent for one in behind) > self._max_unsent:
             slowest = min(behind, key=lambda one: one.behind_since)
-            slowest.drop(f"clients leave more than {self._most_unsent} bytes untaken, and this one for longest")
+            slowest.drop(f"clients leave more than {self._max_unsent} bytes untaken, and this one for longest")
 
-    def _look_later(self) -> None:
+    def _schedule_check(self) -> None:
         self._left = self.unsent + self._in_kernel()
-        self._looking = self._loop.call_later(self._stall_s, self._look)
+        self._check_timer = self._loop.call_later(self._stall_s, self._check_progress)
 
-    def _look(self) -> None:
-        self._looking = None
+    def _check_progress(self) -> None:
+        self._check_timer = None
         if not self.is_behind:
             return
         if self.unsent + self._in_kernel() >= self._left:
             self.drop(f"its client has taken nothing for {self._stall_s:g} s, and {self.unsent} bytes wait")
         else:
-            self._look_later()
+            self._schedule_check()
 
     def _in_kernel(self) -> int:
-        """What the system holds for the client: it takes more from us only once a good part of that has gone."""
+        """Bytes that the kernel holds for the client; it takes more from us only once a good part of them has gone."""
         with contextlib.suppress(OSError, AttributeError):
             queue = fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, _INT)
             return int.from_bytes(queue, "little")
@@ -144,20 +145,20 @@ _HANDSHAKE = "a WebSocket handshake is a GET that has no body"
 
 
 class Connection(HttpToolsProtocol):
-    """What uvicorn itself would refuse in plain text is a problem document here.
+    """Refuses with a problem document where uvicorn itself would with plain text.
 
-    An offer to upgrade that is no WebSocket handshake is ignored (RFC 9110, 7.8). HEAD is answered by what answers GET.
-    HTTP/1.0 gets no chunks. A connection has a time for each thing that it may wait for; the app has one for a body.
+    An offer to upgrade that is no WebSocket handshake is ignored (RFC 9110, 7.8). HEAD is answered as GET without
+    a body. HTTP/1.0 gets no chunks. A connection has a time limit for each wait; the app has one for a body.
     """
 
     head_s: ClassVar[float] = 10.0
-    """How long a head may take from its first byte on, and a connection until the first byte."""
+    """Time limit of a head from its first byte on, and of a connection until the first byte."""
     linger_s: ClassVar[float] = 5.0
-    """How long a client may go on sending what is not read: closed at once, it might not see why."""
+    """Time in which a refused client may go on sending: closed at once, it might not see the reason."""
     stall_s: ClassVar[float] = STALL_S
-    """How long a client may take nothing at all of an answer that waits for it."""
+    """Time in which a client may read nothing at all of an answer that waits for it."""
     unsent_bytes: ClassVar[int] = UNSENT_BYTES
-    """What all clients of a server together may leave untaken."""
+    """Bytes that all clients of a server together may leave unread."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -170,7 +171,7 @@ class Connection(HttpToolsProtocol):
         self._running: RequestResponseCycle | None = None
         """The request that is being answered."""
         self._refusal: tuple[int, str] | None = None
-        """Why nothing more is read."""
+        """The reason why nothing more is read."""
         self._lingers = False
         self._error = (_BROKEN, _NO_HTTP)
         self._timer: asyncio.TimerHandle | None = None
@@ -178,8 +179,8 @@ class Connection(HttpToolsProtocol):
     # ---- what comes --------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        corked: Any = BufferedTransport(transport, self.connections, self.linger_s, self.stall_s, self.unsent_bytes)
-        super().connection_made(corked)
+        buffered: Any = BufferedTransport(transport, self.connections, self.linger_s, self.stall_s, self.unsent_bytes)
+        super().connection_made(buffered)
         self._timer = self.loop.call_later(self.head_s, self._too_slow)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -244,7 +245,7 @@ class Connection(HttpToolsProtocol):
             self._fail(_BROKEN, "HTTP/1.0 has no Transfer-Encoding" if chunked else _NO_HTTP)
 
     def _fail(self, status: int, why: str) -> None:
-        """Out of a callback of the parser."""
+        """Ends the parser from within one of its callbacks."""
         self._error = status, why
         raise ValueError(why)
 
@@ -254,10 +255,10 @@ class Connection(HttpToolsProtocol):
     # ---- upgrades ----------------------------------------------------------------------------------------------------
 
     def _take_offer(self, rest: memoryview) -> list[bytes | memoryview]:
-        """Goes on after a head that offers an upgrade; what is left to be parsed, the last first.
+        """Continues after a head that offers an upgrade. Returns the pieces still to be parsed, the last first.
 
-        The parser takes whatever comes after such a head for another protocol's, a body too. So where the offer is
-        ignored it reads the head once more, without the offer.
+        The parser takes the bytes after such a head for another protocol's, a body too. So where the offer is ignored
+        it reads the head once more, without the offer.
         """
         assert self._offered is not None
         method, version = self._offered
@@ -273,16 +274,16 @@ class Connection(HttpToolsProtocol):
             # This parser may have come to its end with a head that also says "close".
             self.parser = httptools.HttpRequestParser(self)
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-            return [rest, self._without_offer(method, version)]
+            return [rest, self._head_without_offer(method, version)]
         return []
 
-    def _without_offer(self, method: bytes, version: str) -> bytes:
+    def _head_without_offer(self, method: bytes, version: str) -> bytes:
         lines = [b"%b %b HTTP/%b" % (method, self.url, version.encode())]
         lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
         return b"\r\n".join([*lines, b"", b""])
 
     def _open_websocket(self, rest: bytes) -> None:
-        """Hands the connection over; `rest` are frames that came with the handshake."""
+        """Hands the connection over to a WebSocket; `rest` are frames that came with the handshake."""
         self._stop_timer()
         self.connections.discard(self)
         make: Any = self.ws_protocol_class
@@ -305,11 +306,11 @@ class Connection(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
         if not cycle.keep_alive or cycle.waiting_for_100_continue or cycle.scope["method"] == "HEAD":
-            app = self._adapted(app, cycle)
+            app = self._adapt(app, cycle)
         super()._start_asgi_task(cycle, app)
 
-    def _adapted(self, app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:
-        """`app`, whose answer has no body (HEAD), no chunks (HTTP/1.0), or is the last one of its connection."""
+    def _adapt(self, app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:
+        """Wraps `app` so that its answer has no body (HEAD), no chunks (HTTP/1.0), or ends its connection."""
         head, old = cycle.scope["method"] == "HEAD", cycle.scope["http_version"] == "1.0"
         cycle.waiting_for_100_continue = cycle.waiting_for_100_continue and not old
         unframed = False
@@ -367,13 +368,13 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def _refuse(self, status: int, why: str) -> None:
-        """Reads no more, and answers so after what was asked before."""
+        """Reads no more, and refuses after the answers to earlier requests."""
         self._refusal = status, why
         self._stop_timer()
         cycle = self.cycle
         if self._in_body and cycle is not None and cycle.more_body:
             if cycle.response_started:
-                self.transport.close()  # there is no place for a second answer
+                self.transport.close()  # a second answer cannot follow
                 return
             self._abandon(cycle)
         if self._running is None:

@@ -1,4 +1,4 @@
-"""The egress guard: which URLs and which addresses Crucible's own requests may go to. Pure; `exchange` connects."""
+"""The egress guard: limits the URLs and addresses of Crucible's own requests. Pure; `exchange` connects."""
 
 import functools
 import ipaddress
@@ -89,13 +89,13 @@ class Target(msgspec.Struct, frozen=True):
 
 
 class Guard(msgspec.Struct, frozen=True):
-    """What `CRUCIBLE_EGRESS_ALLOW` names, beside all public addresses."""
+    """The networks and hosts that `CRUCIBLE_EGRESS_ALLOW` names, beside all public addresses."""
 
     networks: tuple[Network, ...] = ()
     hosts: tuple[str, ...] = ()
 
     def refusal(self, host: str, address: Address) -> str | None:
-        """Why no connection to this address of that host may be made; None where it may."""
+        """The reason why a connection to this address of that host is refused; None where it is allowed."""
         kind = address_kind(address)
         if kind is None or any(fnmatchcase(host, glob) for glob in self.hosts):
             return None
@@ -122,9 +122,9 @@ def open_guard(allow: Sequence[str]) -> Guard:
     return Guard(tuple(networks), tuple(hosts))
 
 
-@functools.lru_cache(maxsize=1024)  # asked before each request to a URL that has an address in it
+@functools.lru_cache(maxsize=1024)  # called before each request to a URL with an address
 def address_kind(address: Address) -> str | None:
-    """What an address is that is not public ("a loopback address"); None of a public one."""
+    """The kind of an address that is not public ("a loopback address"); None for a public one."""
     for network, kind in _KINDS:
         if address.version == network.version and address in network:
             return kind
@@ -134,30 +134,30 @@ def address_kind(address: Address) -> str | None:
 def parse_target(text: str, path: str = "url") -> Target:
     """An http or https URL whose host can be read in one way only. Raises InvalidError at `path`."""
     try:
-        return _parsed(text)
+        return _parse(text)
     except InvalidError as error:
         found = [FieldError(path, mistake.message, mistake.suggestion) for mistake in error.errors]
         raise InvalidError(f"{path}: {error.detail}", errors=found) from None
 
 
 @functools.lru_cache(maxsize=1024)  # a webhook's deliveries all have one
-def _parsed(text: str) -> Target:
+def _parse(text: str) -> Target:
     if len(text) > URL_LENGTH:
-        raise _refused(f"is longer than {URL_LENGTH} characters")
+        raise _url_error(f"is longer than {URL_LENGTH} characters")
     if any(char.isspace() or char == "\\" or unicodedata.category(char) in ("Cc", "Cs") for char in text):
-        raise _refused("must not hold spaces, control characters or backslashes")
+        raise _url_error("must not hold spaces, control characters or backslashes")
     scheme, separator, rest = text.partition("://")
     if not separator or scheme.lower() not in ("http", "https"):
-        raise _refused("must begin with https:// or http://", f"https://{rest or scheme}"[:200])
+        raise _url_error("must begin with https:// or http://", f"https://{rest or scheme}"[:200])
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
     path, _, query = rest[len(authority) :].partition("#")[0].partition("?")
     if "@" in authority:
-        raise _refused("must not hold a user's name or password: they belong into auth, or into a header")
+        raise _url_error("must not hold a user's name or password: they belong into auth, or into a header")
     port = _port(authority)
     try:
         name = (URL(f"{scheme}://{authority}").raw_host or "").removesuffix(".")
     except (ValueError, TypeError):  # IDNA refuses the name, for one
-        raise _refused("is not a URL that can be read") from None
+        raise _url_error("is not a URL that can be read") from None
     address = _address(name, authority.startswith("["))
     host = str(address or name)
     # Path and query stay as they are written: a receiver may have signed them.
@@ -177,7 +177,7 @@ def _port(authority: str) -> int | None:
     if not colon or "]" in port or not port:
         return None
     if not _PORT.fullmatch(port) or not 1 <= int(port) <= 65535:
-        raise _refused("must have a port of 1 to 65535")
+        raise _url_error("must have a port of 1 to 65535")
     return int(port)
 
 
@@ -185,29 +185,29 @@ def _address(host: str, bracketed: bool) -> Address | None:
     """The address that a host is, or None of a host's name. Raises InvalidError for what is neither."""
     if bracketed:
         if "%" in host:
-            raise _refused("must not name a network interface (%) in its address")
+            raise _url_error("must not name a network interface (%) in its address")
         try:
             return ipaddress.IPv6Address(host)
         except ValueError:
-            raise _refused("has no IPv6 address in its brackets") from None
+            raise _url_error("has no IPv6 address in its brackets") from None
     labels = host.split(".")
     if not host or len(host) > _HOST_LENGTH or not all(map(_LABEL.fullmatch, labels)):
-        raise _refused(
+        raise _url_error(
             f"must have a host of at most {_HOST_LENGTH} characters: labels of 1 to 63 letters, digits and hyphens"
             if host
             else "has no host"
         )
-    # What reads numbers in other bases, or fewer of them, as an address would go elsewhere than who does not.
+    # Some clients read numbers in other bases, or fewer of them, as an address: they would connect elsewhere.
     if not _NUMBER.fullmatch(labels[-1]):
         return None
     try:
         return ipaddress.IPv4Address(host)
     except ValueError:
-        raise _refused("must have an address of four decimal numbers, or a host's name", _dotted(host)) from None
+        raise _url_error("must have an address of four decimal numbers, or a host's name", _dotted(host)) from None
 
 
 def _dotted(host: str) -> str | None:
-    """The address that C libraries take such a number for."""
+    """The address that C libraries read from such a number."""
     try:
         return socket.inet_ntoa(socket.inet_aton(host))
     except OSError:
@@ -225,5 +225,5 @@ def _glob(entry: str) -> str:
     return glob
 
 
-def _refused(message: str, suggestion: str | None = None) -> InvalidError:
+def _url_error(message: str, suggestion: str | None = None) -> InvalidError:
     return InvalidError.field("url", message, suggestion, detail=message)

@@ -1,5 +1,5 @@
-"""One HTTP exchange with a URL: through the egress guard, bounded in time and size, its failures in plain words. The
-only module that imports aiohttp."""
+"""HTTP exchanges with a URL: through the egress guard, limited in time and size, with failures in plain words. Only
+this module imports aiohttp."""
 
 import asyncio
 import contextlib
@@ -36,11 +36,11 @@ _FIELD_BYTES = 16 * 1024
 _EYEBALLS_S = 0.25
 _PLAIN = "".join(char for char in map(chr, range(33, 127)) if char != "%")
 _PACKED = {"gzip": 31, "x-gzip": 31, "deflate": 47}
-"""The window bits by which zlib unpacks each encoding."""
+"""The window bits of zlib for each encoding."""
 
 
 class ExchangeError(Exception):
-    """There is no answer; the text says why, for users, and `kind` is one of few words for telemetry."""
+    """There is no answer. The text is the reason, for users; `kind` is one of few words for telemetry."""
 
     def __init__(self, text: str, kind: str = "refused") -> None:
         super().__init__(text)
@@ -48,7 +48,7 @@ class ExchangeError(Exception):
 
 
 class _LookupError(OSError):
-    """A name leads nowhere; the text says why, for users."""
+    """A name has no address to connect to. The text is the reason, for users."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -62,7 +62,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Exchanger:
-    """A pool of connections to all endpoints; whoever sends limits how many there are to each."""
+    """A pool of connections to all endpoints; its users limit the number to each."""
 
     def __init__(
         self, session: aiohttp.ClientSession, guard: Guard, resolver: "GuardedResolver", tls: ssl.SSLContext
@@ -73,19 +73,19 @@ class Exchanger:
         self.guard = guard
         self._refusal = functools.lru_cache(maxsize=1024)(guard.refusal)
         self.telemetry = Telemetry()
-        """What makes a span of each exchange, below the `traceparent` among its headers."""
+        """Makes a span of each exchange, below the `traceparent` in its headers."""
 
     async def send(
         self, method: str, target: Target, headers: Mapping[str, str], body: bytes | None, timeout_s: float
     ) -> Answer:
         """`timeout_s` bounds the whole exchange. Redirects are answers as any other. Raises ExchangeError."""
         self._check(target)
-        about = _about(method, target) if self.telemetry.recording else None
+        about = _span_attributes(method, target) if self.telemetry.recording else None
         with self.telemetry.span(method, headers.get(subjects.TRACEPARENT), "client", about) as span:
             if subjects.TRACEPARENT in headers:
                 headers = {**headers, subjects.TRACEPARENT: span.traceparent}
             try:
-                answer = await self._exchanged(method, target, headers, body, timeout_s)
+                answer = await self._exchange(method, target, headers, body, timeout_s)
             except ExchangeError as error:
                 span.fail(error.kind, str(error))
                 raise
@@ -94,7 +94,7 @@ class Exchanger:
                 span.fail(str(answer.status))
             return answer
 
-    async def _exchanged(
+    async def _exchange(
         self, method: str, target: Target, headers: Mapping[str, str], body: bytes | None, timeout_s: float
     ) -> Answer:
         try:
@@ -104,7 +104,7 @@ class Exchanger:
                     method, target.url, data=body, headers=headers, allow_redirects=False
                 ) as response,
             ):
-                return await _answer(response)
+                return await _read_answer(response)
         except TimeoutError:
             raise ExchangeError(f"no answer within {timeout_s:g} s", "timeout") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -114,7 +114,7 @@ class Exchanger:
             raise ExchangeError(reason, kind) from None
 
     async def check_reachable(self, target: Target, timeout_s: float) -> None:
-        """Connects, to where `send` would, and hangs up. Raises ExchangeError."""
+        """Connects as `send` does, and hangs up. Raises ExchangeError."""
         self._check(target)
         try:
             async with asyncio.timeout(timeout_s):
@@ -129,9 +129,9 @@ class Exchanger:
 
     async def _connect(self, target: Target) -> None:
         hosts = await self._resolver.addresses(target)
-        places = [(host["family"], socket.SOCK_STREAM, 0, "", (host["host"], target.port)) for host in hosts]
+        addresses = [(host["family"], socket.SOCK_STREAM, 0, "", (host["host"], target.port)) for host in hosts]
         opened = await aiohappyeyeballs.start_connection(
-            places, happy_eyeballs_delay=_EYEBALLS_S, socket_factory=self._resolver.socket_factory
+            addresses, happy_eyeballs_delay=_EYEBALLS_S, socket_factory=self._resolver.socket_factory
         )
         tls, name = (self._tls, target.host) if target.tls else (None, None)
         try:
@@ -147,7 +147,7 @@ class Exchanger:
 
 
 class GuardedResolver(AbstractResolver):
-    """Looks hosts up, and gives only those addresses that the guard lets through: connections go to these alone."""
+    """Looks hosts up, and returns only the addresses that the guard allows: connections go to these alone."""
 
     def __init__(
         self, guard: Guard, resolver: AbstractResolver | None = None, socket_factory: SocketFactory | None = None
@@ -163,7 +163,7 @@ class GuardedResolver(AbstractResolver):
         try:
             found = await self._resolver.resolve(host, port, family)
         except OSError as error:
-            raise _LookupError(_not_found(host, error)) from None
+            raise _LookupError(_lookup_reason(host, error)) from None
         refusals = [self._guard.refusal(host, ipaddress.ip_address(result["host"])) for result in found]
         allowed = [result for result, refusal in zip(found, refusals, strict=True) if refusal is None]
         if not allowed:
@@ -214,13 +214,13 @@ async def open_exchanger(
 
 
 def chain_headers(about: Metadata) -> dict[str, str]:
-    """What a request carries that an event brings about: whoever calls back with them continues the event's chain."""
+    """Headers of a request that an event causes: a caller that sends them back continues the event's chain."""
     correlation = quote(about.correlation_id, safe=_PLAIN)
     traceparent = {subjects.TRACEPARENT: about.traceparent} if about.traceparent else {}
     return {subjects.HOP: str(about.hop), subjects.CORRELATION_ID: correlation, **traceparent}
 
 
-def _about(method: str, target: Target) -> dict[str, Attribute | None]:
+def _span_attributes(method: str, target: Target) -> dict[str, Attribute | None]:
     # Of the URL only its origin: the rest may be a secret, as that of a chat's webhook is.
     return {
         "http.request.method": method,
@@ -233,23 +233,23 @@ def _about(method: str, target: Target) -> dict[str, Attribute | None]:
 # ---- The answer
 
 
-async def _answer(response: aiohttp.ClientResponse) -> Answer:
+async def _read_answer(response: aiohttp.ClientResponse) -> Answer:
     # aiohttp bounds each header and their number, together at some MiB.
     if sum(len(name) + len(value) for name, value in response.raw_headers) > ANSWER_HEADER_BYTES:
         response.close()
         raise ExchangeError(f"the answer's headers are larger than {ANSWER_HEADER_BYTES // 1024} KiB")
-    body = await _beginning(response)
+    body = await _read_body(response)
     headers = {name.lower(): value for name, value in response.headers.items()}
     encoding = headers.get("content-encoding", "").strip().lower()
-    unpacked = _unpacked(body, encoding)
+    unpacked = _unpack(body, encoding)
     if unpacked is not None:
         body = unpacked
         headers.pop("content-encoding", None)
     return Answer(response.status, headers, body[:ANSWER_BYTES], len(body) <= ANSWER_BYTES)
 
 
-async def _beginning(response: aiohttp.ClientResponse) -> bytes:
-    """The body up to one byte more than is read of it."""
+async def _read_body(response: aiohttp.ClientResponse) -> bytes:
+    """Reads the body up to one byte over the limit."""
     body = bytearray()
     while len(body) <= ANSWER_BYTES and (more := await response.content.read(ANSWER_BYTES + 1 - len(body))):
         body += more
@@ -258,8 +258,8 @@ async def _beginning(response: aiohttp.ClientResponse) -> bytes:
     return bytes(body)
 
 
-def _unpacked(body: bytes, encoding: str) -> bytes | None:
-    """The body, up to one byte more than is read of it; None where it cannot be unpacked."""
+def _unpack(body: bytes, encoding: str) -> bytes | None:
+    """Unpacks the body up to one byte over the limit; None where it cannot be unpacked."""
     if encoding in ("", "identity"):
         return body
     if encoding not in _PACKED:
@@ -276,7 +276,7 @@ def _unpacked(body: bytes, encoding: str) -> bytes | None:
 
 
 def reason_of(error: BaseException) -> str:
-    """What went wrong with a connection or an answer, in words for users."""
+    """The reason of a failed connection or answer, in words for users."""
     match error:
         case aiohttp.ClientConnectorCertificateError():
             return reason_of(error.certificate_error)
@@ -301,7 +301,7 @@ def reason_of(error: BaseException) -> str:
     return connection_reason(None)
 
 
-def _not_found(host: str, error: OSError) -> str:
+def _lookup_reason(host: str, error: OSError) -> str:
     code = error.__cause__.args[0] if isinstance(error.__cause__, aiodns.error.DNSError) else None
     match code:
         case aiodns.error.ARES_ENOTFOUND:

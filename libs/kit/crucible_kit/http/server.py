@@ -1,4 +1,4 @@
-"""Running an ASGI app as a process: uvicorn, signals, logging and what happens when the app's lifespan fails."""
+"""Running an ASGI app as a process: uvicorn, signals, logging, and the exit when the app's lifespan fails."""
 
 import asyncio
 import contextlib
@@ -42,8 +42,8 @@ S = TypeVar("S", bound=KitSettings)
 
 
 def main(service: str, kind: type[S], create_app: Callable[[S], Any]) -> None:
-    """A service's `python -m`: settings from the environment, then `run`. Bad settings are one line and exit code 78
-    (`EX_CONFIG` of sysexits.h): to start it again helps nobody."""
+    """A service's `python -m`: reads the settings from the environment, then runs it. Bad settings end it with one line
+    and exit code 78 (`EX_CONFIG` of sysexits.h): a restart would not help."""
     setup_logging(service)
     try:
         settings = load(kind)
@@ -63,7 +63,7 @@ def run(app: Any, settings: KitSettings, service: str = "") -> None:
     `asyncio.Event` in `app.state.stopping`, it is set as the shutdown begins: answers without an end should end then.
     """
     sys.setswitchinterval(_SWITCH_S)
-    _give_back_memory()
+    _return_freed_memory()
     # A batch makes thousands of objects that live until it is answered, none of them in a cycle: looking through all
     # that was ever imported every few batches finds nothing.
     gc.freeze()
@@ -74,18 +74,18 @@ def run(app: Any, settings: KitSettings, service: str = "") -> None:
     # uvicorn raises the signals that it caught again once it is done: then they mean a clean exit.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit)
-    guard = LifespanWatcher(app)
-    server = Server(_config(app, guard, settings), guard, getattr(app.state, "stopping", None))
+    watcher = LifespanWatcher(app)
+    server = Server(_config(app, watcher, settings), watcher, getattr(app.state, "stopping", None))
     try:
         server.run()
     except SystemExit as stop:
-        raise SystemExit(guard.code if stop.code and not guard.stopped else 0) from None
-    if guard.failed:
-        raise SystemExit(guard.code)
+        raise SystemExit(watcher.code if stop.code and not watcher.stopped else 0) from None
+    if watcher.failed:
+        raise SystemExit(watcher.code)
 
 
 class LifespanWatcher:
-    """The app, with its lifespan's failure logged as one line in place of uvicorn's traceback."""
+    """The app; logs the failure of its lifespan as one line in place of uvicorn's traceback."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -93,7 +93,7 @@ class LifespanWatcher:
         self.failed = False
         self.stopped = False
         self.code = 1
-        """What the process exits with where it has failed."""
+        """Exit code of the process after a failure."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan":
@@ -119,7 +119,7 @@ class LifespanWatcher:
         self.failed = True
         what = "stopped by a failure" if self.started else "cannot start"
         if not self.started and any(isinstance(leaf, InvalidError) for leaf in leaves(error)):
-            self.code = os.EX_CONFIG  # a setting that does not go with what is there: to start it again helps nobody
+            self.code = os.EX_CONFIG  # a setting that does not fit the data: a restart would not help
         if all(isinstance(leaf, CrucibleError) for leaf in leaves(error)):
             log.error("%s: %s", what, "; ".join(str(leaf) for leaf in leaves(error)))
         else:
@@ -130,9 +130,9 @@ class LifespanWatcher:
 class Server(uvicorn.Server):
     """uvicorn, which also stops when the lifespan has failed, and at once while it is still starting."""
 
-    def __init__(self, config: uvicorn.Config, guard: LifespanWatcher, stopping: asyncio.Event | None) -> None:
+    def __init__(self, config: uvicorn.Config, watcher: LifespanWatcher, stopping: asyncio.Event | None) -> None:
         super().__init__(config)
-        self._guard = guard
+        self._watcher = watcher
         self._stopping = stopping
         self._ending = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -150,7 +150,7 @@ class Server(uvicorn.Server):
     async def main_loop(self) -> None:
         # uvicorn looks ten times a second whether it is to end: that is most of what an idle process does.
         self._loop = asyncio.get_running_loop()
-        while not (await self.on_tick(0) or self._guard.failed):
+        while not (await self.on_tick(0) or self._watcher.failed):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1.0):
                     await self._ending.wait()
@@ -163,9 +163,9 @@ class Server(uvicorn.Server):
             self._loop.call_soon_threadsafe(self._ending.set)
 
 
-def _config(app: Any, guard: LifespanWatcher, settings: KitSettings) -> uvicorn.Config:
+def _config(app: Any, watcher: LifespanWatcher, settings: KitSettings) -> uvicorn.Config:
     return uvicorn.Config(
-        guard,
+        watcher,
         host=settings.host,
         port=settings.port,
         loop="auto",
@@ -181,13 +181,13 @@ def _config(app: Any, guard: LifespanWatcher, settings: KitSettings) -> uvicorn.
 
 
 def _has_websockets(app: Any) -> bool:
-    """Whether the app may have WebSocket routes."""
+    """Returns True if the app may have WebSocket routes."""
     return not isinstance(app, Starlette) or any(isinstance(route, WebSocketRoute) for route in app.routes)
 
 
-def _give_back_memory() -> None:
-    """Keeps large pieces apart, so that each goes back to the system when it is freed. glibc alone would raise the size
-    from which on it does so with each of them, until a body of 1 MiB leaves its hole in the heap."""
+def _return_freed_memory() -> None:
+    """Lets malloc keep large blocks apart, so that each goes back to the system when it is freed. glibc by itself
+    raises that threshold with each block, until a body of 1 MiB leaves its hole in the heap."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 

@@ -11,45 +11,45 @@ from websockets.server import ServerProtocol
 from crucible_kit.http.asgi import STATUS, Rendered, status_problem
 
 WRITABLE = "crucible.writable"
-"""The extension of a socket's scope whose `wait()` returns once the client takes more: who has large messages makes
-none before."""
+"""The extension of a socket's scope whose `wait()` returns once the client takes more: a sender of large messages waits
+for it before it makes the next one."""
 _HANDSHAKE = b"GET / HTTP/1.1\r\n\r\n"
 _CLOSE_OFFSET = 4000
-"""An app that closes a socket before it is open tells the HTTP status by this and the status: 4404."""
-_MOST_EARLY = 64 * 1024
+"""An app that closes a socket before it is open gives the HTTP status as a close code with this offset: 4404."""
+_MAX_EARLY = 64 * 1024
 
 
 class WebSocket(WebSocketsSansIOProtocol):
-    """`open` begins it, in place of bytes: its own reader of heads knows other limits than `connection`."""
+    """`open` starts it with a parsed handshake: the library's own parser has other limits than `connection`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.conn = _Handshakes(
             extensions=self.conn.available_extensions, max_size=self.config.ws_max_size, logger=self.conn.logger
         )
-        self._asked = Request("/", Headers())
+        self._request = Request("/", Headers())
         self._early = b""
 
     def open(self, target: bytes, headers: Iterable[tuple[bytes, bytes]], early: bytes) -> None:
         """Answers the handshake; `early` are frames that came with it."""
         found = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
-        self._asked = Request(target.decode("latin-1"), Headers(found))
+        self._request = Request(target.decode("latin-1"), Headers(found))
         super().data_received(_HANDSHAKE)
         if early:
             self.data_received(early)
 
     def handle_connect(self, event: Request) -> None:
-        super().handle_connect(self._asked)
+        super().handle_connect(self._request)
         if hasattr(self, "scope"):
             self.scope["extensions"][WRITABLE] = {"wait": self.writable.wait}
 
     def data_received(self, data: bytes) -> None:
-        """Frames that come before the answer to the handshake wait for it."""
+        """Holds back frames that come before the answer to the handshake."""
         if self.handshake_complete:
             super().data_received(data)
             return
         self._early += data
-        if len(self._early) > _MOST_EARLY:
+        if len(self._early) > _MAX_EARLY:
             self.transport.close()
 
     async def send(self, message: Any) -> None:
@@ -66,7 +66,7 @@ class WebSocket(WebSocketsSansIOProtocol):
             super().data_received(early)
 
     async def _refuse(self, message: Any) -> None:
-        """With the rendered `refusal` that an app may have put into its message, or else what its code says."""
+        """Sends the rendered `refusal` in the app's message, or else the problem for its close code."""
         status, headers, body = message.get("refusal") or _refusal(message)
         raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
         await self.send({"type": "websocket.http.response.start", "status": status, "headers": raw})
@@ -79,7 +79,7 @@ def _refusal(message: Any) -> Rendered:
 
 
 class _Handshakes(ServerProtocol):
-    """The library's, which refuses in plain text."""
+    """The library's handshake, with refusals as problem documents."""
 
     def reject(self, status: Any, text: str) -> Response:
         response = super().reject(status, "")

@@ -1,4 +1,4 @@
-"""The connections to an index's SQLite file: one that writes, in a thread of its own, and those that read."""
+"""Connections to an index's SQLite file: one for writing, in a thread of its own, and several for reading."""
 
 import asyncio
 import contextlib
@@ -15,38 +15,38 @@ from crucible_core.errors import UnavailableError
 
 log = logging.getLogger(__name__)
 
-Spoilt = Callable[[Exception], None]
+OnDamage = Callable[[Exception], None]
 T = TypeVar("T")
 
 
 class Writer:
     """The writing connection, and the one thread that uses it: a batch costs one change of threads."""
 
-    def __init__(self, open_file: Callable[[], sqlite3.Connection], spoilt: Spoilt) -> None:
+    def __init__(self, open_file: Callable[[], sqlite3.Connection], on_damage: OnDamage) -> None:
         self._open_file = open_file
-        self._spoilt = spoilt
+        self._on_damage = on_damage
         self._thread = ThreadPoolExecutor(1, "index")
         self._connection: sqlite3.Connection | None = None
 
     async def open(self) -> None:
-        await self._in_thread(self._opened)
+        await self._in_thread(self._open)
 
     async def close(self) -> None:
-        await self._in_thread(self._closed)
+        await self._in_thread(self._close)
 
     async def end(self) -> None:
         await self.close()
         self._thread.shutdown(wait=False)
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Does a piece of work in a transaction of its own. Raises what it raises, with nothing of it done, and
-        UnavailableError where the file is damaged."""
-        return await self._in_thread(self._done, work)
+        """Runs `work` in a transaction of its own. Raises its error, after a rollback, and UnavailableError where the
+        file is damaged."""
+        return await self._in_thread(self._transact, work)
 
     async def empty_log(self) -> bool:
-        """Puts the write-ahead log into the file and empties it, so that what rows held before is nowhere any more.
-        False where a reader was in its way."""
-        return await self._in_thread(self._done, _emptied)
+        """Writes the write-ahead log into the file and empties it, so that the former contents of rows are gone.
+        Returns False where a reader blocks it."""
+        return await self._in_thread(self._transact, _checkpoint)
 
     async def _in_thread(self, work: Callable[..., T], *values: Any) -> T:
         try:
@@ -54,30 +54,30 @@ class Writer:
         except sqlite3.DatabaseError as error:
             if not is_damage(error):
                 raise
-            self._spoilt(error)
+            self._on_damage(error)
             raise UnavailableError("the index is damaged, and is being built anew", retry_after=1) from error
 
-    def _opened(self) -> None:
+    def _open(self) -> None:
         self._connection = self._open_file()
 
-    def _closed(self) -> None:
+    def _close(self) -> None:
         if self._connection is not None:
             self._connection.close()
 
-    def _done(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def _transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
         assert self._connection is not None
         with self._connection:
             return work(self._connection)
 
 
 class Reader:
-    """A reading connection; `prepare` is given each one that is opened."""
+    """A reading connection; `prepare` is called with each connection that is opened."""
 
     def __init__(
-        self, path: Path, spoilt: Spoilt, prepare: Callable[[aiosqlite.Connection], Awaitable[None]] | None
+        self, path: Path, on_damage: OnDamage, prepare: Callable[[aiosqlite.Connection], Awaitable[None]] | None
     ) -> None:
         self._path = path
-        self._spoilt = spoilt
+        self._on_damage = on_damage
         self._prepare = prepare
         self._connection: aiosqlite.Connection | None = None
 
@@ -93,13 +93,12 @@ class Reader:
             await connection.close()
 
     async def execute_fetchall(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        """All rows of a statement. Raises UnavailableError where the file cannot be read: one that is damaged is built
-        anew."""
+        """All rows of a statement. Raises UnavailableError where the file cannot be read; a damaged one is rebuilt."""
         with self._reading() as connection:
             return list(await connection.execute_fetchall(statement, values))
 
     async def parts(self, statement: str, values: Sequence[Any], size: int) -> AsyncGenerator[list[Any], None]:
-        """The same, some rows at a time."""
+        """Yields all rows of a statement, some at a time."""
         with self._reading() as connection:
             async with connection.execute(statement, values) as rows:
                 while part := list(await rows.fetchmany(size)):
@@ -113,7 +112,7 @@ class Reader:
             yield self._connection
         except sqlite3.DatabaseError as error:
             if is_damage(error):
-                self._spoilt(error)
+                self._on_damage(error)
             else:
                 log.error("the index cannot be read: %s", error)
             raise UnavailableError("the index cannot be read at the moment", retry_after=1) from error
@@ -122,10 +121,10 @@ class Reader:
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether SQLite says that the file is broken; an OperationalError may pass."""
+    """Returns True if SQLite reports a broken file; an OperationalError may pass."""
     return type(error) is sqlite3.DatabaseError
 
 
-def _emptied(connection: sqlite3.Connection) -> bool:
+def _checkpoint(connection: sqlite3.Connection) -> bool:
     busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     return not busy

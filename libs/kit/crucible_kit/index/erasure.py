@@ -1,4 +1,4 @@
-"""Redacted events: what a tombstone leaves of one, and which of late are redacted."""
+"""Erasure: recently redacted events, their tombstones, and the purge of worlds from an index."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ _NOT_ITS_OWN = frozenset({REDACTS, MSG_ID})
 
 
 def original_of(tombstone: Message) -> Message | None:
-    """The redacted event as the message that it would be in its old place; None where the message is no tombstone.
+    """The redacted event as the message that it would be at its old sequence; None where the message is no tombstone.
 
     Raises `msgspec.DecodeError` for a tombstone that cannot be read.
     """
@@ -39,8 +39,8 @@ def original_of(tombstone: Message) -> Message | None:
 
 
 class RedactedEvents:
-    """The sequences of the events that were redacted within some time, for handlers that may be given them that long.
-    It grows with the redactions of that time only."""
+    """The sequences of the events that were redacted within some time, for handlers that may receive them so late. Its
+    size depends on the redactions of that time alone."""
 
     def __init__(self, bus: Bus, within_s: float) -> None:
         self._bus = bus
@@ -52,7 +52,8 @@ class RedactedEvents:
         return sequence in self._known
 
     async def left_of(self, sequence: int) -> Message | None:
-        """What is left of a redacted event, as the message that it would be in its old place; None of any other."""
+        """The rest of a redacted event, as the message that it would be at its old sequence; None for any other
+        event."""
         known = self._known.get(sequence)
         tombstone = await event_at(self._bus, known[1]) if known else None
         return None if tombstone is None else original_of(tombstone)
@@ -70,8 +71,8 @@ class RedactedEvents:
                     self._complete.set()
 
     async def wait_complete(self, timeout: float = 30.0) -> None:
-        """Returns once everything is known that was redacted before this process began to follow. Raises
-        UnavailableError when that takes too long."""
+        """Waits until every redaction before the start of `follow` is known. Raises UnavailableError when that takes
+        too long."""
         try:
             async with asyncio.timeout(timeout):
                 await self._complete.wait()
@@ -96,7 +97,7 @@ _PAUSE_S = 1.0
 
 
 def record_purge(purging: "Purger", change: Change) -> None:
-    """Takes a change of the `worlds` bucket. What cannot be read is for `events` to complain of."""
+    """Takes a change of the `worlds` bucket. `events` reports records that cannot be read."""
     with contextlib.suppress(msgspec.DecodeError):
         if change.value is not None:
             world = msgspec.json.decode(change.value, type=WorldRecord)
@@ -104,13 +105,13 @@ def record_purge(purging: "Purger", change: Change) -> None:
 
 
 class Purger:
-    """Forgets, one world after another, what `note` names. The `worlds` bucket is where it is known from, at every
-    start anew, so that a replica that was away does it then."""
+    """Removes purged worlds from an index, one after another. The `worlds` bucket names them at every start anew, so
+    that a replica that was away does it then."""
 
     def __init__(self, index: Index, forget: Forget) -> None:
         self._index = index
         self._forget = forget
-        self._wanted: dict[str, int] = {}
+        self._pending: dict[str, int] = {}
         self._done: dict[str, int] = {}
         self._changed = asyncio.Condition()
         self._wake = asyncio.Event()
@@ -118,7 +119,7 @@ class Purger:
     def note(self, world: str, through: int) -> None:
         """The world has no events up to this sequence."""
         if through > self._done.get(world, 0):
-            self._wanted[world] = through
+            self._pending[world] = through
             self._wake.set()
 
     async def run(self) -> None:
@@ -126,21 +127,19 @@ class Purger:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            for world, through in list(self._wanted.items()):
+            for world, through in list(self._pending.items()):
                 await self._purge(world, through)
 
     async def wait_done(self) -> None:
-        """Returns once everything that was noted is forgotten."""
+        """Waits until every noted world is removed."""
         async with self._changed:
-            await self._changed.wait_for(lambda: not self._wanted)
+            await self._changed.wait_for(lambda: not self._pending)
 
     async def _purge(self, world: str, through: int) -> None:
         try:
-            # What was read before it was purged may be on its way into the index: it must be there first.
+            # Events that were read before the purge may be on their way into the index: they must be there first.
             await self._index.reach(through)
-            if not self._index.position.covers(
-                through
-            ):  # the last ones are gone: whether they were read, nothing tells
+            if not self._index.position.covers(through):  # the last ones are gone, and may have been read
                 await asyncio.sleep(_PAUSE_S)
             await self._forget(world, through)
         except UnavailableError as error:
@@ -150,6 +149,6 @@ class Purger:
             return
         self._done[world] = through
         async with self._changed:
-            if self._wanted.get(world) == through:
-                del self._wanted[world]
+            if self._pending.get(world) == through:
+                del self._pending[world]
             self._changed.notify_all()
