@@ -33,7 +33,7 @@ def store(bus: Bus) -> SnapshotStore:
 
 @contextlib.asynccontextmanager
 async def making(index: Index, store: SnapshotStore, path: Path, every: int = 1) -> AsyncIterator[Snapshots]:
-    snapshots = Snapshots(index, store, path.with_name("copy"), every, Metrics("t"), look_s=0.01)
+    snapshots = Snapshots(index, store, path.with_name("copy"), every, Metrics("t"), check_every_s=0.01)
     task = asyncio.create_task(snapshots.run())
     try:
         yield snapshots

@@ -1,4 +1,4 @@
-"""The SQLite file of an index: opened, written, copied, asked what it is, and removed with all that lies beside it."""
+"""The SQLite file of an index: opening, writing, copying, identification, and removal with the files beside it."""
 
 import contextlib
 import logging
@@ -24,28 +24,28 @@ _OF_CONTENT = (
 
 
 class Trial(NamedTuple):
-    """A message that is written alone, and how many processes have ended while they did."""
+    """A message that is written alone, and the number of processes that ended over it."""
 
     sequence: int = 0
     ended: int = 0
 
     def for_message(self, sequence: int) -> "Trial":
-        """The trial of a message, this being the last one of a process that has ended."""
+        """The trial of a message, after this one of a process that has ended."""
         return Trial(sequence, self.ended if sequence == self.sequence else 0)
 
     @property
     def reason(self) -> str:
-        """Why the message is passed over; empty where it is tried once more."""
+        """The reason why the message is skipped; empty where it is tried once more."""
         return f"{self.ended} processes ended while they worked on it" if self.ended >= CRASHES else ""
 
     def note(self, connection: sqlite3.Connection) -> None:
-        """Before the message is tried: should the process end over it, this is left."""
+        """Stores the trial before the message is tried, for the case that the process ends over it."""
         value = f"{self.sequence} {self.ended + 1}"
         connection.execute("INSERT OR REPLACE INTO meta VALUES ('trial', ?)", (value,))
 
 
 def read_trial(meta: Mapping[str, str]) -> Trial | None:
-    """What a process has left that ended in the middle; None where it closed the file."""
+    """The trial of a process that ended halfway; None where it closed the file."""
     if "open" not in meta:
         return None
     sequence, _, ended = meta.get("trial", "0 0").partition(" ")
@@ -61,7 +61,7 @@ def mark_closed(connection: sqlite3.Connection) -> None:
 
 
 def is_content_error(error: Exception) -> bool:
-    """Whether a message may be why a batch was not written; else it is the file, or the disk."""
+    """Returns True if a message may be the cause of a failed write; else it is the file, or the disk."""
     return isinstance(error, _OF_CONTENT) or (isinstance(error, sqlite3.ProgrammingError) and "bind" in str(error))
 
 
@@ -69,7 +69,7 @@ log = logging.getLogger(__name__)
 
 _META = "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
 _LOG_PAGES = 4096
-"""4 KiB each; what the write-ahead log grows to, and what memory holds of the file."""
+"""Limit of the write-ahead log, in pages of 4 KiB."""
 _COPIED_PAGES = 1024
 _CACHE_KIB = 16 * 1024
 _AT_ONCE = (1000, 100, 10, 1)
@@ -83,7 +83,7 @@ def open_file(path: Path, schema: str, identity: str) -> sqlite3.Connection:
     path.chmod(0o600)
     connection = sqlite3.connect(path)
     # The stream is the truth: after a crash the index may be a little behind, never wrong.
-    # What is deleted is overwritten: a payload that was redacted must not stay behind in a free page.
+    # Deletion overwrites: a redacted payload must not stay in a free page.
     pragmas = "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA secure_delete=ON"
     # A checkpoint writes each page once, however often it changed, and waits for the disk.
     sizes = f"PRAGMA wal_autocheckpoint={_LOG_PAGES}; PRAGMA cache_size=-{_CACHE_KIB}"
@@ -98,8 +98,8 @@ def remove(path: Path) -> None:
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
-def meta_of(path: Path) -> dict[str, str] | None:
-    """What a file says of itself; None where there is none or it is damaged."""
+def read_meta(path: Path) -> dict[str, str] | None:
+    """The metadata in a file; None where there is no file or it is damaged."""
     if not path.exists():
         return None
     try:
@@ -134,7 +134,7 @@ def copy_to(source: Path, path: Path, stopped: threading.Event) -> dict[str, str
 
 
 def insert(connection: sqlite3.Connection, head: str, rows: Sequence[Sequence[Any]]) -> None:
-    """Inserts rows, all of one length, by few statements; `head` is what comes before the values.
+    """Inserts rows, all of one length, by few statements; `head` is the statement up to the values.
 
     `executemany` takes the interpreter's lock for each row, and waits for it as long as another thread computes.
     """
@@ -147,26 +147,26 @@ def insert(connection: sqlite3.Connection, head: str, rows: Sequence[Sequence[An
             start += most
 
 
-def clear(path: Path) -> None:
+def discard(path: Path) -> None:
     if path.exists():
         log.warning("%s is damaged, or not of this stream and version: building it anew", path.name)
     remove(path)
 
 
-def entry(what: str, number: int) -> str:
-    """The entry of a stream in the file's table of what it says of itself."""
-    return f"{what}.{number}" if number else what
+def entry(name: str, number: int) -> str:
+    """The name of a stream's entry in the metadata."""
+    return f"{name}.{number}" if number else name
 
 
 def note_ends(connection: sqlite3.Connection, ends: Mapping[int, Message]) -> None:
-    """Notes up to which message each of some streams has been read."""
+    """Stores the last message that was read of each stream."""
     for number, last in ends.items():
-        places = (entry("sequence", number), str(last.sequence), entry("time_ms", number), str(last.time_ms))
-        connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?), (?, ?)", places)
+        values = (entry("sequence", number), str(last.sequence), entry("time_ms", number), str(last.time_ms))
+        connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?), (?, ?)", values)
 
 
 def position_in(meta: Mapping[str, str], streams: int) -> Position | None:
-    """How far a file says that it has come; None where that cannot be read."""
+    """The position in the metadata; None where it cannot be read."""
     ends = [meta.get(entry("sequence", number), str(base_of(number))) for number in range(streams)]
     return joined(map(int, ends)) if all(end.isdigit() for end in ends) else None
 
@@ -174,7 +174,7 @@ def position_in(meta: Mapping[str, str], streams: int) -> Position | None:
 async def belongs_to(
     bus: Bus, streams: Sequence[str], meta: Mapping[str, str], identity: str, states: Sequence[StreamState]
 ) -> bool:
-    """Whether an index was filled from these streams, as they are now."""
+    """Returns True if an index was filled from these streams, as they are now."""
     position = position_in(meta, len(streams))
     if meta.get("identity") != identity or position is None:
         return False

@@ -1,7 +1,6 @@
-"""An SQLite index of a stream, or of several: opened or built anew, filled in order, and never further than what it
-says of itself.
+"""An SQLite index of one or several streams: opened or rebuilt, filled in order, with its position in the same file.
 
-The file holds nothing that the stream does not: whoever deletes it while the service is stopped loses only time.
+The file holds nothing that the streams do not: its deletion while the service is stopped costs only time.
 """
 
 import asyncio
@@ -38,14 +37,14 @@ Apply = Callable[[sqlite3.Connection, list[Message]], None]
 Wants = Callable[[Message], bool] | None
 
 Restore = Callable[[Path, str], Awaitable[bool]]
-"""Puts a file to a path that is an index of an identity. False where it has none."""
+"""Puts an index of an identity to a path. Returns False where it has none."""
 
 _EVERYTHING = (">",)
 _PAUSE_S = 1.0
 _SOON_S = 0.05
 _GATHER_S = 0.05
 _MANY, _WHILE_S = 10, 0.1
-"""So many messages in such a time are so many that they are gathered."""
+"""Messages are gathered while so many come within that time."""
 _UNWRITABLE = {
     sqlite3.SQLITE_BUSY: "another process holds its file",
     sqlite3.SQLITE_LOCKED: "another process holds its file",
@@ -58,14 +57,14 @@ _UNWRITABLE = {
 
 
 def unwritable(error: sqlite3.Error) -> UnavailableError:
-    """Why an index cannot be written now, in words for users."""
-    why = _UNWRITABLE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "its file is not in order")
-    return UnavailableError(f"the index cannot be written: {why}", retry_after=1)
+    """The error of a failed write, in words for users."""
+    reason = _UNWRITABLE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "its file is not in order")
+    return UnavailableError(f"the index cannot be written: {reason}", retry_after=1)
 
 
 class Index:
-    """One writing connection to the file and one for reading, and how far it has come. Of a file that turns out to be
-    damaged, it makes another."""
+    """The connections to the file, and the position that it has reached. It replaces a file that turns out to be
+    damaged."""
 
     def __init__(
         self,
@@ -75,9 +74,9 @@ class Index:
         end: Position,
         identity: str = "",
     ) -> None:
-        """Sequences are numbered by the places that `streams` have in it, as those of the log's are; `end` is the end
-        of the streams at the opening, whose last messages may be gone or be filtered out; `identity` tells its schema
-        and its streams from others."""
+        """The number of a stream in `streams` is in its sequences, as in those of the log. `end` is the end of the
+        streams at the opening; their last messages may be gone or be filtered out. `identity` tells its schema and its
+        streams from others."""
         self._path = path
         self.identity = identity
         self._end = end
@@ -85,29 +84,29 @@ class Index:
         self._filters: Sequence[str] = ()
         self._wants: Wants = None
         self._passed: dict[int, Message] = {}
-        """By stream, the last message that is not for the index and came after what the file tells."""
+        """By stream, the last message after the stored position that is not for the index."""
         self._spoilt = asyncio.Event()
         self._readers: list[Reader] = []
         self._trial: Trial | None = None
         self._on_trial: set[str] = set()
-        """Streams of which nothing has been written since a process ended."""
+        """Streams without a write since a process ended."""
         self.writer = Writer(open_file, self.spoil)
         self.streams = streams
         self.telemetry = Telemetry()
         """Makes a span of each batch of messages, once the index is up to date: not while it is built."""
         self.position = Position.start(len(streams))
         self._behind = set(streams)
-        """Streams of which it does not hold what was there at the beginning."""
+        """Streams whose messages at the opening are not all in the index yet."""
         self._lags = dict.fromkeys(streams, 0)
-        """Messages of each stream that it has still to read."""
+        """Unread messages by stream."""
         self._complaint = ""
         self._current_at = dict.fromkeys(streams, -math.inf)
         self._moved = asyncio.Condition()
         self._waiting = 0
-        """How many wait for what it does not hold yet."""
-        self._wanted = asyncio.Event()
+        """Number of callers that wait for messages that it does not hold yet."""
+        self._flush = asyncio.Event()
         """Not set while messages are gathered."""
-        self._wanted.set()
+        self._flush.set()
         self._busy: deque[float] = deque(maxlen=_MANY)
 
     @property
@@ -126,15 +125,15 @@ class Index:
         await self._note(file.mark_open)
 
     async def open_reader(self, prepare: Callable[[aiosqlite.Connection], Awaitable[None]] | None = None) -> Reader:
-        """One more connection for reading, which ends with the index."""
+        """Opens one more connection for reading, which ends with the index."""
         reader = Reader(self._path, self.spoil, prepare)
         await reader.open()
         self._readers.append(reader)
         return reader
 
     async def copy(self, path: Path) -> Position:
-        """Writes to a path what the file holds at a moment, while the index is filled on. Returns how far that is.
-        Raises UnavailableError."""
+        """Copies the file to a path, as it is at one moment, while the index is filled further. Returns the position of
+        the copy. Raises UnavailableError."""
         stopped = threading.Event()
         try:
             meta = await asyncio.to_thread(file.copy_to, self._path, path, stopped)
@@ -156,10 +155,10 @@ class Index:
 
     async def follow(self, bus: Bus, apply: Apply, filters: Sequence[str] = (), wants: Wants = None) -> None:
         """Fills the index until cancelled. `apply` writes a batch, in a thread; the position is committed with it. A
-        message that it fails over, or that ends the process again and again, is parked and passed over. A batch of
-        which `wants` says that it has nothing for the index costs no transaction.
+        message that makes it fail, or ends the process again and again, is parked and skipped. A batch without a
+        message that `wants` accepts costs no transaction.
 
-        Raises NotFoundError when the stream is no longer the one that was read: opened again, the index is made anew.
+        Raises NotFoundError when the stream was replaced: opened again, the index is rebuilt.
         """
         self._bus, self._filters, self._wants = bus, filters, wants
         while True:
@@ -176,14 +175,14 @@ class Index:
             await self._renew()
 
     def spoil(self, error: Exception | str) -> None:
-        """Has the file made anew: it does not hold what it says."""
+        """Has the file rebuilt, since its contents are wrong."""
         if not self._spoilt.is_set():
             log.error("%s is damaged, and is built anew: %s", self._path.name, error)
         self._spoilt.set()
         self._behind.update(self.streams)
 
     async def _renew(self) -> None:
-        """Takes an empty file in the place of a damaged one."""
+        """Replaces a damaged file by an empty one."""
         for reader in self._readers:
             await reader.close()
         await self.writer.close()
@@ -216,7 +215,7 @@ class Index:
         async with contextlib.aclosing(reading) as batches:
             async for messages in batches:
                 if messages:
-                    arrived, messages = _now(), _numbered(number, messages)
+                    arrived, messages = _now(), _add_number(number, messages)
                     telemetry = self.telemetry if self.caught_up else Telemetry()
                     with telemetry.batch("process", stream, messages, count=len(messages), group=self._path.stem):
                         await self._take(stream, messages, apply)
@@ -232,33 +231,34 @@ class Index:
                     await self._gather(messages)
 
     async def _gather(self, messages: Sequence[Message]) -> None:
-        """Lets messages come together that come one after another all the time, unless somebody waits for one, or more
-        are there: a transaction costs ten times as much as a row."""
+        """Gathers messages that come in a steady flow, unless a caller waits for one, or more are there: a transaction
+        costs ten times as much as a row."""
         self._busy.extend([_now()] * min(len(messages), _MANY))
         if len(self._busy) == _MANY and self._busy[-1] - self._busy[0] < _WHILE_S:
-            self._wanted.clear()
+            self._flush.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_GATHER_S):
-                    await self._wanted.wait()
-            self._wanted.set()
+                    await self._flush.wait()
+            self._flush.set()
 
     async def flush_gathered(self) -> None:
-        """Returns once what is being gathered is in the index, or soon: whoever has just been answered finds it."""
-        if not self._wanted.is_set():
+        """Waits briefly until the gathered messages are in the index, so that a reader finds what was just
+        acknowledged."""
+        if not self._flush.is_set():
             seen = self.position
-            self._wanted.set()
+            self._flush.set()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_GATHER_S):
                     await self.wait_for_change(seen)
 
-    async def reach(self, wanted: Position | int, timeout: float = 5.0) -> None:
-        """Returns once the index holds everything up to a position, or to a sequence in its stream. Raises
-        UnavailableError when it takes too long."""
-        position = self.position.after(wanted) if isinstance(wanted, int) else wanted
+    async def reach(self, target: Position | int, timeout: float = 5.0) -> None:
+        """Waits until the index holds everything up to a position, or to a sequence in its stream. Raises
+        UnavailableError when that takes too long."""
+        position = self.position.after(target) if isinstance(target, int) else target
         if self.position.reaches(position):
             return
         self._waiting += 1
-        self._wanted.set()
+        self._flush.set()
         try:
             async with asyncio.timeout(timeout):
                 for number, sequence in enumerate(position.ends):
@@ -270,30 +270,30 @@ class Index:
             self._waiting -= 1
 
     async def _reach(self, number: int, sequence: int) -> None:
-        while not self.position.covers(sequence) and not await self._soon(sequence):
-            awaited = await self._next_wanted(number, sequence)
-            if awaited is None:
+        while not self.position.covers(sequence) and not await self._arrives_soon(sequence):
+            following = await self._next_sequence(number, sequence)
+            if following is None:
                 return
-            await self._moved_to(awaited)
+            await self._wait_for_sequence(following)
 
     async def end(self, bus: Bus) -> Position:
         """The end of its streams."""
-        return joined([numbered(place, await bus.last_sequence(stream)) for place, stream in enumerate(self.streams)])
+        return joined([numbered(number, await bus.last_sequence(stream)) for number, stream in enumerate(self.streams)])
 
     async def reach_recent(self, bus: Bus, within_s: float) -> None:
-        """Returns once the index holds everything that the streams held `within_s` seconds ago, for which it seldom has
-        to ask. Raises UnavailableError when it takes too long: it is being built, or cannot be written."""
+        """Waits until the index holds everything that the streams held `within_s` seconds ago; it seldom has to ask
+        them. Raises UnavailableError when that takes too long: it is being built, or cannot be written."""
         if not self.caught_up or _now() - min(self._current_at.values()) > within_s:
-            asked = _now()
+            now = _now()
             await self.reach(await self.end(bus))
-            self._current_at = dict.fromkeys(self.streams, asked)
+            self._current_at = dict.fromkeys(self.streams, now)
 
     @property
     def lag(self) -> int:
         return sum(self._lags.values())
 
     def export_metrics(self, metrics: Metrics) -> None:
-        """Shows by the same names in each service how far it has come."""
+        """Exports lag and position, by the same names in each service."""
         metrics.gauge("index_lag", "Messages of its stream that the index has still to read").set_function(
             lambda: self.lag
         )
@@ -303,43 +303,43 @@ class Index:
 
     @property
     def progress(self) -> str:
-        """How far it is while it is built, for those who wait for it."""
+        """The progress of the build, as /readyz shows it."""
         return f"index at {self.position.count:,} of {self._end.count:,}"
 
     def troubles(self) -> list[Trouble]:
-        """What /readyz says of it."""
+        """The troubles that /readyz reports."""
         if not self._complaint:
             return []
         behind = f"the index of {self.streams[0]} cannot be written, and falls behind: {self._complaint}"
         return [Trouble("index", behind)]
 
-    async def _soon(self, sequence: int) -> bool:
+    async def _arrives_soon(self, sequence: int) -> bool:
         try:
             async with asyncio.timeout(_SOON_S):
-                await self._moved_to(sequence)
+                await self._wait_for_sequence(sequence)
         except TimeoutError:
             return False
         return True
 
     async def wait_for_change(self, seen: Position) -> None:
-        """Returns once the index holds something else than at that place."""
+        """Waits until the index is at another position."""
         async with self._moved:
             await self._moved.wait_for(lambda: self.position != seen)
 
-    async def _moved_to(self, sequence: int) -> None:
+    async def _wait_for_sequence(self, sequence: int) -> None:
         async with self._moved:
             await self._moved.wait_for(lambda: self.position.covers(sequence))
 
-    async def _next_wanted(self, number: int, sequence: int) -> int | None:
-        """What the index has to reach next on the way to a sequence: what the filters leave out never comes, nor does
-        what was purged or has expired meanwhile."""
+    async def _next_sequence(self, number: int, sequence: int) -> int | None:
+        """The next sequence that the index reaches on the way to `sequence`, None where there is none: messages outside
+        its filters never come, nor do purged and expired ones."""
         bus, stream, held = self._bus, self.streams[number], self.position.end_of(number)
         if bus is None or numbered(number, await bus.last_sequence(stream)) < sequence:
             return sequence
         subjects = self._filters_of(bus, number) or _EVERYTHING
         found = [await bus.next(stream, held + 1, subject) for subject in subjects]
         sequences = [numbered(number, message.sequence) for message in found if message]
-        return min((place for place in sequences if place <= sequence), default=None)
+        return min((number for number in sequences if number <= sequence), default=None)
 
     async def _take(self, stream: str, messages: list[Message], apply: Apply) -> None:
         if self._wants is not None and not any(map(self._wants, messages)):
@@ -357,7 +357,7 @@ class Index:
                 return
         for message in messages:
             await self._take_one(message, apply, stream in self._on_trial)
-        self._on_trial.discard(stream)  # what comes later, that process had not begun
+        self._on_trial.discard(stream)  # that process had not begun any later message
 
     async def _take_one(self, message: Message, apply: Apply, on_trial: bool) -> None:
         reason = ""
@@ -376,7 +376,7 @@ class Index:
             await self._pass_over(message, reason)
 
     async def _note(self, note: Callable[[sqlite3.Connection], None]) -> None:
-        """Where it cannot be written, nothing is known of how this process ends."""
+        """Writes a mark; without it, the end of this process leaves no trace."""
         with contextlib.suppress(sqlite3.Error, UnavailableError):
             await self.writer.run(note)
 
@@ -390,7 +390,7 @@ class Index:
             except CrucibleError as error:
                 log.warning("message %d cannot be parked yet: %s", message.sequence, error)
                 await asyncio.sleep(_PAUSE_S)
-        await self._write([message], _nothing)
+        await self._write([message], _write_nothing)
 
     async def _write(self, messages: list[Message], apply: Apply) -> None:
         last = messages[-1]
@@ -416,11 +416,11 @@ class Index:
                 return
 
 
-def _nothing(connection: sqlite3.Connection, messages: list[Message]) -> None:
-    """Writes nothing: only the position moves."""
+def _write_nothing(connection: sqlite3.Connection, messages: list[Message]) -> None:
+    """Writes nothing, so that only the position moves."""
 
 
-def _numbered(number: int, messages: list[Message]) -> list[Message]:
+def _add_number(number: int, messages: list[Message]) -> list[Message]:
     if stream_number(messages[0].sequence) == number:
         return messages
     return [msgspec.structs.replace(one, sequence=numbered(number, one.sequence)) for one in messages]
@@ -434,17 +434,17 @@ def _now() -> float:
 async def open_index(
     path: Path, bus: Bus, streams: tuple[str, ...], version: int | str, schema: str, restore: Restore | None = None
 ) -> AsyncIterator[Index]:
-    """The index in a file. It is made anew when it is missing, damaged, of another schema `version`, or not of these
-    streams (whose identity is the moment of their creation): `restore` may put a file there that holds a part of it.
-    `schema` is a script of CREATE statements."""
+    """Opens the index in a file. It is rebuilt when it is missing, damaged, of another schema `version`, or of other
+    streams (identified by their creation time); `restore` may put a file there that holds a part of it. `schema` is a
+    script of CREATE statements."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     states = [await bus.stream_state(stream) for stream in streams]
     identity = f"{version} {' '.join(state.created for state in states)}"
     for attempt in (restore, None):
-        meta = await asyncio.to_thread(file.meta_of, path)
+        meta = await asyncio.to_thread(file.read_meta, path)
         if meta is not None and await file.belongs_to(bus, streams, meta, identity, states):
             break
-        await asyncio.to_thread(file.clear, path)
+        await asyncio.to_thread(file.discard, path)
         if attempt is None or not await attempt(path, identity):
             break
     end = joined(numbered(number, state.last_sequence) for number, state in enumerate(states))

@@ -1,8 +1,8 @@
-"""Snapshots of an index in JetStream's object store: a replica without a file of its own begins with the newest, and
-reads only what came after it from the stream.
+"""Snapshots of an index in JetStream's object store: a replica without a file begins with the newest snapshot, and
+reads only later messages from the stream.
 
-Each is an object in a store of its own (ADR-20): it ends as a whole, and nothing of it is left. It is complete once its
-description is there, which is stored last and names the index's schema, its stream, its place in it and its checksum.
+Each is an object in a store of its own (ADR-20), which is removed as a whole. It is complete once its description is
+there, which is stored last and names the index's schema, its stream, its position and its checksum.
 """
 
 import asyncio
@@ -31,20 +31,21 @@ log = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 128 * 1024
 _AT_ONCE = 32
-"""Chunks that are on their way together."""
-LOOK_S = 2.0
+"""Chunks in flight at once."""
+CHECK_EVERY_S = 2.0
 _REST = 20.0
-"""So many times as long as a snapshot took, none is made: it takes no more than a twentieth of the time, however large
-the index is."""
+"""The pause after a snapshot is so many times its duration: it takes at most a twentieth of the time, however large the
+index is."""
 STALE_S = 30.0
-"""Who makes one stores chunks all the time: it has ended where nothing has come for so long."""
+"""The maker of a snapshot stores chunks all the time; without one for so long, it has ended."""
 _IDENTITY = "crucible.identity"
 _POSITION = "crucible.position"
 _INDEX = "index.sqlite"
 
 
 class SnapshotInfo(msgspec.Struct):
-    """The description of an object, by the names of ADR-20. `metadata` has the identity of the index and its place."""
+    """The description of an object, by the names of ADR-20. `metadata` has the identity of the index and its
+    position."""
 
     name: str
     bucket: str
@@ -60,7 +61,7 @@ class SnapshotInfo(msgspec.Struct):
 
     @property
     def position(self) -> Position:
-        """How far it has come; at the start of the log where it says nothing that can be read."""
+        """The position of the snapshot; the start of the log where it cannot be read."""
         text = self.metadata.get(_POSITION, "")
         return parsed(text, text.count(".") + 1) or Position.start(1)
 
@@ -78,7 +79,7 @@ class SnapshotStore:
     """The snapshots of one index on the bus."""
 
     def __init__(self, bus: Bus, index: str, replicas: int, max_age_s: float, stale_s: float = STALE_S) -> None:
-        """`max_age_s` is how long the stream keeps its messages: no snapshot holds them longer."""
+        """`max_age_s` is the age limit of the stream's messages: no snapshot holds them longer."""
         self._bus = bus
         self._prefix = bus.names.snapshots(index)
         self._replicas = replicas
@@ -86,7 +87,7 @@ class SnapshotStore:
         self._stale_ms = stale_s * 1000
 
     async def all(self) -> list[StoredSnapshot]:
-        """The newest first. One whose description cannot be read counts as one that is not complete."""
+        """All stores, the newest first. One whose description cannot be read counts as incomplete."""
         found = []
         for stream in await self._bus.stream_names(ALL_OBJECTS):
             number = stream.removeprefix(object_stream(self._prefix))
@@ -157,7 +158,7 @@ class SnapshotStore:
         await self._bus.delete_stream(object_stream(self._name(number)))
 
     async def remove_all(self) -> None:
-        """Those that are being made, too: who makes one fails."""
+        """Removes all stores, incomplete ones too, whose makers fail."""
         for one in await self.all():
             await self.remove(one.number)
 
@@ -166,7 +167,7 @@ class SnapshotStore:
         self._bus.storage.check(size)
 
     def is_stale(self, one: StoredSnapshot) -> bool:
-        """Whether it is not complete, and nobody is at it any more."""
+        """Returns True if a store is incomplete, and its maker has ended."""
         return one.info is None and one.touched_ms < self._bus.now_ms() - self._stale_ms
 
     def _name(self, number: int) -> str:
@@ -174,8 +175,8 @@ class SnapshotStore:
 
 
 async def restore(store: SnapshotStore, path: Path, identity: str) -> bool:
-    """Puts the newest snapshot of an index to a path, all of it or nothing. False where there is none that can be used:
-    of others, it is said why."""
+    """Puts the newest snapshot of an index to a path, all of it or nothing. Returns False where none can be used; the
+    log has the reasons."""
     arriving = path.with_name(f"{path.name}.restoring")
     try:
         for one in await store.all():
@@ -200,20 +201,26 @@ async def restore(store: SnapshotStore, path: Path, identity: str) -> bool:
 
 
 class Snapshots:
-    """Makes them while the index grows: one replica at a time, which is who has made the next store."""
+    """Makes snapshots while the index grows: one replica at a time, which is the one that created the next store."""
 
     def __init__(
-        self, index: Index, store: SnapshotStore, path: Path, every: int, metrics: Metrics, look_s: float = LOOK_S
+        self,
+        index: Index,
+        store: SnapshotStore,
+        path: Path,
+        every: int,
+        metrics: Metrics,
+        check_every_s: float = CHECK_EVERY_S,
     ) -> None:
-        """`path` is where a copy of the index may lie; `every` is how far the index goes on until there is another, 0
-        is for ever."""
+        """`path` is for a temporary copy of the index; `every` is the number of messages between snapshots, 0 for
+        none."""
         self._index = index
         self._store = store
         self._path = path
         self._every = every
-        self._look_s = look_s
+        self._check_every_s = check_every_s
         self._newest = 0
-        """How many events the newest has seen."""
+        """Number of events in the newest snapshot."""
         self._removals = 0
         metrics.gauge("index_snapshot_sequence", "How many messages the newest snapshot has seen").set_function(
             lambda: self._newest
@@ -224,7 +231,7 @@ class Snapshots:
         clock = asyncio.get_running_loop().time
         _remove(self._path)
         while self._every:
-            await asyncio.sleep(self._look_s)
+            await asyncio.sleep(self._check_every_s)
             if not self._due:
                 continue
             began = clock()
@@ -243,8 +250,8 @@ class Snapshots:
         return self._index.caught_up and self._index.position.count - self._newest >= self._every
 
     async def remove(self) -> None:
-        """Removes all, since they hold something that is to be nowhere any more; one that is being made here, too. What
-        the others make holds it as long as they have not heard of it, and then they remove it."""
+        """Removes all snapshots, since they hold erased data; one that is being made here, too. Other replicas remove
+        theirs once they hear of it."""
         self._removals += 1
         self._newest = 0
         await self._store.remove_all()
@@ -286,7 +293,7 @@ def _digest_text(digest: Any) -> str:
 
 
 def _remove(path: Path) -> None:
-    """At once: what a thread has still to begin is not done by a task that is cancelled."""
+    """Removes a file without a thread, so that a cancelled task does it too."""
     path.unlink(missing_ok=True)
 
 

@@ -1,5 +1,5 @@
-"""Budgets of bytes: those who want some wait in line until there is room, so that the sum of all stays bounded; and the
-budgets of a connection to NATS."""
+"""Budgets of bytes: takers wait in line until enough is free, so that the sum stays bounded; and the budgets of a
+connection to NATS."""
 
 import asyncio
 from collections import deque
@@ -7,14 +7,14 @@ from types import TracebackType
 from typing import Self
 
 INFLOW_BYTES = 16 * 1024 * 1024
-"""What may be on its way to a connection of large messages, and as much again of small ones: a server cuts off a client
-that has 64 MiB to read, whatever the reason."""
+"""Bytes of large messages on their way to a connection, and as much again of small ones: a server cuts off a client
+with 64 MiB to read."""
 LEAST_PULL_BYTES = 64 * 1024
-_MOST_PULL_BYTES = 2 * 1024 * 1024
+_MAX_PULL_BYTES = 2 * 1024 * 1024
 _OUTFLOW_BYTES = 8 * 1024 * 1024
-"""What may be on its way to each service of large requests from here; there are others who send."""
+"""Bytes of large requests on their way from here to each service; other processes send, too."""
 _REQUESTS_BYTES = 32 * 1024 * 1024
-"""What large requests that are worked on come to before more are kept waiting at their senders."""
+"""Bytes of the large requests in work, beyond which more wait at their senders."""
 
 
 class Share:
@@ -41,7 +41,7 @@ class Share:
 
 
 class Budget:
-    """First come, first served: a large wish is not passed by small ones for ever."""
+    """First come, first served, so that small takers do not pass a large one for ever."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -49,7 +49,7 @@ class Budget:
         self._line: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     async def take(self, size: int) -> Share:
-        """Waits until so many bytes are free. More than there are at all counts as all."""
+        """Waits until so many bytes are free; a size beyond the total counts as the total."""
         size = min(size, self.total)
         if self._line or size > self.free:
             await self._wait(size)
@@ -60,9 +60,9 @@ class Budget:
     def give_back(self, size: int) -> None:
         self.free += size
         while self._line and (self._line[0][1].done() or self._line[0][0] <= self.free):
-            wanted, turn = self._line.popleft()
+            size, turn = self._line.popleft()
             if not turn.done():
-                self.free -= wanted
+                self.free -= size
                 turn.set_result(None)
 
     async def _wait(self, size: int) -> None:
@@ -71,31 +71,31 @@ class Budget:
         try:
             await turn
         except asyncio.CancelledError:
-            # Cancelled in its turn: what it was given goes on to the next one. Cancelled before: nobody waits for it.
+            # Cancelled after its turn: its share goes to the next one. Cancelled before: the line may move.
             self.give_back(0 if turn.cancelled() else size)
             raise
 
 
 class Flow:
-    """What may be on its way to a connection and from it, and what its process holds of what has come."""
+    """The budgets of a connection, in both directions, and the bytes that its process holds."""
 
     def __init__(self) -> None:
         self.inflow = Budget(INFLOW_BYTES)
-        """For all that was asked for and may be large."""
+        """For answers and pulls that may be large."""
         self.requests = Budget(_REQUESTS_BYTES)
-        """For the large requests that are worked on here."""
+        """For the large requests in work here."""
         self.pulls = 0
-        """The consumers that are being pulled from."""
+        """Number of open pulls."""
         self.held_bytes = 0
-        """Of the messages of consumers that are being worked on."""
+        """Bytes of the consumers' messages in work."""
         self._outflow: dict[str, Budget] = {}
 
     def outflow(self, service: str) -> Budget:
-        """For the large requests to a service that have not arrived there yet."""
+        """The budget for large requests on their way to a service."""
         return self._outflow.setdefault(service, Budget(_OUTFLOW_BYTES))
 
     @property
     def pull_bytes(self) -> int:
-        """What one pull request may bring; each consumer may have two open."""
+        """Byte limit of one pull request; each consumer may have two open."""
         part = INFLOW_BYTES // (2 * max(1, self.pulls))
-        return max(LEAST_PULL_BYTES, min(part, _MOST_PULL_BYTES))
+        return max(LEAST_PULL_BYTES, min(part, _MAX_PULL_BYTES))

@@ -1,4 +1,4 @@
-"""The bus: one connection to NATS, its messages and requests. The only module that imports `nats`."""
+"""The bus: one connection to NATS, its messages and requests. Only this module imports `nats`."""
 
 import asyncio
 import contextlib
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 _DRAIN_S = 2.0
 _PROMPT_S = 0.5
-"""An answer that took longer says too little of the server's clock."""
+"""A slower answer is too imprecise to read the server's clock from."""
 _NO_RESPONDERS = "503"
 
 
@@ -76,28 +76,28 @@ class Bus(JetStream):
         self.service = service
         self.storage = Storage()
         self.note_parked: Callable[[], None] = lambda: None
-        """Told of each message that this process puts aside, as one that can never be handled."""
+        """Called for each message that this process parks."""
         self.flow = Flow()
         self._client = client
         self._up = asyncio.Event()
         self.connections = 0
-        """How often it was connected: each time the server may be another."""
+        """Number of connections so far: each may be to another server."""
         self._closing = False
         self._complaint = ""
         self._replies = ""
         self._numbers = itertools.count()
         self._outgoing: list[bytes] = []
-        # By place in it: what is not written once its caller has given up, and who waits for its answer.
-        self._mortal: dict[int, tuple[Caller, PendingReply]] = {}
+        # By index in it: frames that are dropped once their caller has given up, and the wait for their answer.
+        self._revocable: dict[int, tuple[Caller, PendingReply]] = {}
         self._sweep = TimeoutSweep()
         self._clock_ms = (time.time() - time.monotonic()) * 1000
         self.clock_doubted = asyncio.Event()
-        """Set where the server's clock may be another than `now_ms` says."""
-        # Whose messages arrive at which subject of ours: all of them hear when the connection breaks.
+        """Set while the server's clock may differ from `now_ms`."""
+        # By subject of ours; each receiver also hears when the connection breaks.
         self._receivers: dict[str, Receiver] = {}
-        # nats-py has no public way to read faster than it does: see `wire`.
-        self._wire = Parser(client._ps, client._process_msg, self._cut)
-        client._ps = self._wire  # type: ignore[assignment]
+        # nats-py has no public way to read faster than it does: see `parser`.
+        self._parser = Parser(client._ps, client._process_msg, self._cut)
+        client._ps = self._parser  # type: ignore[assignment]
 
     @property
     def connected(self) -> bool:
@@ -109,7 +109,7 @@ class Bus(JetStream):
         return self._client.max_payload
 
     async def wait_connected(self) -> None:
-        """Returns at once while connected; retry loops wait here rather than fail in a circle.
+        """Waits for a connection; retry loops wait here rather than fail in a circle.
 
         Raises UnavailableError when the server has closed the connection for good: only a new process helps then.
         """
@@ -123,7 +123,7 @@ class Bus(JetStream):
         return time.monotonic() * 1000 + self._clock_ms
 
     async def set_clock(self) -> None:
-        """Compares clocks with the server. An answer that is long on its way changes nothing."""
+        """Compares clocks with the server. A slow answer changes nothing."""
         began = time.monotonic()
         now_ms = (await self.stream_state(self.names.events)).now_ms
         ended = time.monotonic()
@@ -144,15 +144,14 @@ class Bus(JetStream):
         arrived: Callable[[], None] | None = None,
         doubt: Doubt | None = None,
     ) -> Message:
-        """The answer to a request. An answer that is a Problem is raised as the error that it describes.
+        """Sends a request, and returns its answer. Raises the error that a Problem describes.
 
-        A large answer that is only offered (`subjects.SIZE`) is asked for once there is room for it. `arrived` is
-        called when it is known that the request is there.
+        An answer that is only offered (`subjects.SIZE`) is fetched once the budget allows it. `arrived` is called when
+        the request is known to have arrived.
 
-        `silence` is how long it may be without a sign that somebody works on it (`subjects.WORKING`): a process that
-        was killed answers no more. What has an `effect` is not sent any more once the caller on whose behalf it is has
-        given up. Raises UnavailableError when nobody answers (UnknownOutcomeError where that has an effect),
-        TooLargeError when the server would not take it.
+        `silence` limits the time without a sign of work (`subjects.WORKING`): a killed process never answers. A request
+        with an `effect` is not sent once the caller of the present task has given up. Raises UnavailableError when
+        nobody answers (UnknownOutcomeError where that has an effect), TooLargeError when the server would not take it.
         """
         began = time.monotonic()
         answer = await self._answer(
@@ -167,7 +166,7 @@ class Bus(JetStream):
         if not answer.headers:
             return answer
         if subjects.SIZE in answer.headers:
-            answer = await self._fetched(subject, answer, timeout - (time.monotonic() - began), effect)
+            answer = await self._fetch_offer(subject, answer, timeout - (time.monotonic() - began), effect)
         if answer.status == _NO_RESPONDERS:
             raise UnavailableError(f"nothing answers {subject} at the moment", retry_after=1)
         if subjects.ERROR in answer.headers:
@@ -181,12 +180,12 @@ class Bus(JetStream):
         await self._publish(subject, data, headers, reply)
 
     async def ask(self, subject: str, data: bytes, reply: str) -> None:
-        """Publishes a request whose answers go to an `inbox` or to `receive`."""
+        """Publishes a request, with the subject of an `inbox` or of `receive` for its answers."""
         await self._publish(subject, data, None, reply)
 
     async def listen(self, subject: str, received: Receiver, queue: str = "") -> Callable[[], Awaitable[None]]:
         """Calls `received` with each message the moment that it is read; it must neither block nor raise. Survives
-        reconnects. Returns what ends it."""
+        reconnects. Returns the function that ends it."""
         subscription = await self._listen(subject, received, queue)
         try:
             await self._round_trip()  # then it is known to the server
@@ -197,19 +196,19 @@ class Bus(JetStream):
 
     @contextlib.asynccontextmanager
     async def inbox(self) -> AsyncIterator[tuple[str, asyncio.Queue[Message]]]:
-        """A private subject and the queue of what arrives there, in order. Bounded by what its owner asks for.
+        """A private subject and the queue of the messages that arrive there, in order. Its owner's requests bound it.
 
         When the connection breaks, a message with the status 503 arrives.
         """
         queue: asyncio.Queue[Message] = asyncio.Queue()
-        with self._expected(queue.put_nowait) as reply:
+        with self._expect(queue.put_nowait) as reply:
             yield reply, queue
 
     @contextlib.asynccontextmanager
     async def receive(self, received: Receiver) -> AsyncIterator[str]:
-        """A subject of its own, whose messages `received` is called with, as it is with DISCONNECTED.
+        """A subject of its own. `received` is called with its messages, and with DISCONNECTED.
 
-        The server knows when it ends: what waits to be delivered there is not. What was on its way still arrives.
+        The server learns of its end, and delivers no more; messages on their way still arrive.
         """
         subject = self._client.new_inbox()
 
@@ -235,7 +234,7 @@ class Bus(JetStream):
         arrived: Callable[[], None] | None = None,
         doubt: Doubt | None = None,
     ) -> Message:
-        """The answer at the reply subject that `frames` is given; see `PendingReply`."""
+        """Sends `frames(reply)`, and waits for the answer at that reply subject; see `PendingReply`."""
         waiting = PendingReply(
             what, timeout, silence, skip_empty=skip_empty, effect=effect, arrived=arrived, doubt=doubt
         )
@@ -256,7 +255,7 @@ class Bus(JetStream):
             raise answer
         return answer
 
-    async def _fetched(self, what: str, offer: Message, timeout: float, effect: bool) -> Message:
+    async def _fetch_offer(self, what: str, offer: Message, timeout: float, effect: bool) -> Message:
         unanswered = UnknownOutcomeError if effect else UnavailableError
         try:
             async with asyncio.timeout(timeout):
@@ -268,7 +267,7 @@ class Bus(JetStream):
             raise unanswered(f"the answer of {what} did not come", retry_after=1) from error
 
     @contextlib.contextmanager
-    def _expected(self, received: Receiver) -> Iterator[str]:
+    def _expect(self, received: Receiver) -> Iterator[str]:
         # One subscription serves all: a new one for each request would cost a round trip.
         reply = f"{self._replies}.{next(self._numbers)}"
         self._receivers[reply] = received
@@ -277,12 +276,12 @@ class Bus(JetStream):
         finally:
             del self._receivers[reply]
 
-    def _replied(self, message: Message) -> None:
+    def _receive_reply(self, message: Message) -> None:
         if received := self._receivers.get(message.subject):
             received(message)
 
     async def _round_trip(self) -> None:
-        """Returns once the server has seen everything that was sent before.
+        """Waits until the server has seen everything that was sent before.
 
         The client's own `flush` must not be cancelled: its late answer would end the client's reading.
         """
@@ -303,10 +302,10 @@ class Bus(JetStream):
             raise UnavailableError(f"no stream takes {messages[0].subject} at the moment", retry_after=1)
         return answer
 
-    async def _send(self, frames: bytes, mortal: PendingReply | None = None, until: float | None = None) -> None:
+    async def _send(self, frames: bytes, revocable: PendingReply | None = None, until: float | None = None) -> None:
         """nats-py has no public way to write finished frames; its header encoder is slower than the server, and a task
-        of its own writes a little later. What is `mortal` is not written once the caller on whose behalf it is sent has
-        given up. Raises TimeoutError where there is no room `until` then, by the event loop's clock."""
+        of its own writes a little later. With `revocable`, the frames are dropped once the caller of the present task
+        has given up. Raises TimeoutError where the connection is congested `until` then, by the event loop's clock."""
         self._check_connected()
         try:
             if self._client._pending:  # the library's own commands were first
@@ -315,8 +314,8 @@ class Bus(JetStream):
                 return
             if not self._outgoing:
                 asyncio.get_running_loop().call_soon(self._write)
-            if mortal is not None and (caller := deadline.caller()) is not None:
-                self._mortal[len(self._outgoing)] = (caller, mortal)
+            if revocable is not None and (caller := deadline.caller()) is not None:
+                self._revocable[len(self._outgoing)] = (caller, revocable)
             self._outgoing.append(frames)
             if self._has_unsent:  # at once, unless too much waits
                 async with asyncio.timeout_at(until):
@@ -334,10 +333,10 @@ class Bus(JetStream):
     def _write(self) -> None:
         """Once for each turn of the event loop: a write is a system call."""
         outgoing, self._outgoing = self._outgoing, []
-        mortal, self._mortal = self._mortal, {}
-        for place, (caller, waiting) in mortal.items():
+        revocable, self._revocable = self._revocable, {}
+        for index, (caller, waiting) in revocable.items():
             if caller.gone:  # this process was stopped in between
-                outgoing[place] = b""
+                outgoing[index] = b""
                 waiting.drop()
         with contextlib.suppress(RuntimeError):  # uvloop: it broke just now, as all who wait hear in a moment
             if self.connected:
@@ -346,8 +345,8 @@ class Bus(JetStream):
     async def _listen(self, subject: str, received: Receiver, queue: str = "") -> nats.aio.subscription.Subscription:
         self._check_connected()
         try:
-            subscription = await self._client.subscribe(subject, queue=queue, cb=_never)
-            self._wire.receivers[subscription._id] = received
+            subscription = await self._client.subscribe(subject, queue=queue, cb=_ignore)
+            self._parser.receivers[subscription._id] = received
             return subscription
         except nats.errors.BadSubjectError as error:
             raise InvalidError(f"{subject[:100]!r} cannot be subscribed to") from error
@@ -355,15 +354,15 @@ class Bus(JetStream):
             raise UnavailableError(f"cannot subscribe to {subject}: {error}", retry_after=1) from error
 
     async def _unlisten(self, subscription: nats.aio.subscription.Subscription) -> None:
-        """Ends a subscription once what the server has sent to it has been received."""
+        """Ends a subscription once its messages on their way have been received."""
         leaving = subscription.drain if self.connected else subscription.unsubscribe
         ending = asyncio.ensure_future(leaving())  # type: ignore[no-untyped-call]
-        ending.add_done_callback(_forgotten)
+        ending.add_done_callback(_retrieve_error)
         await asyncio.wait({ending}, timeout=_DRAIN_S)  # which never cancels: see `_round_trip`
         if not ending.done():  # the connection broke meanwhile: the next one must not subscribe again
             with contextlib.suppress(nats.errors.Error):
                 await subscription.unsubscribe()
-        self._wire.receivers.pop(subscription._id, None)
+        self._parser.receivers.pop(subscription._id, None)
 
     def _check_connected(self) -> None:
         if not self._client.is_connected:
@@ -381,50 +380,50 @@ class Bus(JetStream):
             max_outstanding_pings=2,
             pending_size=64 * 1024 * 1024,
             error_cb=self._on_error,
-            disconnected_cb=self._lost,
-            reconnected_cb=self._found,
-            closed_cb=self._ended,
+            disconnected_cb=self._on_disconnected,
+            reconnected_cb=self._on_connected,
+            closed_cb=self._on_closed,
             **credentials(urls[0]) if urls else {},
         )
         self._replies = self._client.new_inbox()
-        await self._listen(f"{self._replies}.*", self._replied)
-        await self._found()
+        await self._listen(f"{self._replies}.*", self._receive_reply)
+        await self._on_connected()
 
     async def _close(self) -> None:
         self._closing = True
         if self.connected:
             flushing = asyncio.ensure_future(self._client.flush())
-            flushing.add_done_callback(_forgotten)
+            flushing.add_done_callback(_retrieve_error)
             await asyncio.wait({flushing}, timeout=_DRAIN_S)
         closing = asyncio.ensure_future(self._client.close())
-        closing.add_done_callback(_forgotten)
+        closing.add_done_callback(_retrieve_error)
         await asyncio.wait({closing}, timeout=_DRAIN_S)
         if not closing.done():
             self._cut()
             await asyncio.wait({closing}, timeout=_DRAIN_S)
 
     def _cut(self) -> None:
-        """Ends a connection without its last words. nats-py waits until what it has to say is sent, before it connects
-        again: a server that has gone silently never takes it, and TCP gives up after a quarter of an hour."""
+        """Aborts a connection. nats-py sends its pending bytes before it connects again: a server that vanished never
+        takes them, and TCP gives up after a quarter of an hour."""
         if (writer := getattr(self._client._transport, "_io_writer", None)) is not None:
             writer.transport.abort()
 
-    async def _found(self) -> None:
+    async def _on_connected(self) -> None:
         log.info("nats: connected")
         self.connections += 1
         self._complaint = ""
         self._up.set()
         self.clock_doubted.set()
 
-    async def _lost(self) -> None:
-        """What was under way when the connection broke will not be answered: all who wait hear so at once."""
+    async def _on_disconnected(self) -> None:
+        """Ends all waits at once: pending requests get no answer any more."""
         if not self._closing:
             log.warning("nats: disconnected")
         self._up.clear()
         for received in list(self._receivers.values()):
             received(DISCONNECTED)
 
-    async def _ended(self) -> None:
+    async def _on_closed(self) -> None:
         if not self._closing:
             log.critical("nats: the server closed the connection for good: %s", self._client.last_error)
         self._up.set()
@@ -440,8 +439,8 @@ class Bus(JetStream):
         self._complaint = complaint
 
 
-async def _never(message: nats.aio.msg.Msg) -> None:
-    """Messages of our subscriptions go past the client library's queues, which is what a callback makes it skip."""
+async def _ignore(message: nats.aio.msg.Msg) -> None:
+    """A callback that is never called: with one, nats-py makes no queue for a subscription."""
 
 
 def _problem(answer: Message) -> CrucibleError:
@@ -452,13 +451,13 @@ def _problem(answer: Message) -> CrucibleError:
 
 
 def _reason(error: BaseException) -> str:
-    """Why there is no connection, in words for users."""
+    """The reason for a failed connection, in words for users."""
     if isinstance(error, OSError) and error.errno is not None:
         return connection_reason(error.errno)
     return str(error).removeprefix("nats: ") or "timeout"
 
 
-def _forgotten(ending: "asyncio.Future[Any]") -> None:
-    """What is done at the end may fail: the connection may be gone already."""
+def _retrieve_error(ending: "asyncio.Future[Any]") -> None:
+    """Retrieves the error of a step at the end: the connection may be gone already."""
     if not ending.cancelled():
         ending.exception()

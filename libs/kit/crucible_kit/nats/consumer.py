@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 BatchHandler = Callable[[list[Message]], Awaitable[None]]
 
 GRACE_S = 10.0
-"""How long what is begun may take to finish once the work is cancelled."""
+"""Time for handlers to finish once the work is cancelled."""
 _PAUSE_S = 1.0
 
 
@@ -70,13 +70,13 @@ async def work(
 
     A handler that returns acknowledges its message. One that raises `PoisonError` or `msgspec.DecodeError` parks
     it. After anything else the message is delivered again, and parked when it has failed ten times, not counting
-    the times that something was away. A message in hand when a process ended is worked on alone, and parked when
+    the times that something was away. A message in flight when a process ended is worked on alone, and parked when
     two processes have ended over it. Heartbeats keep the messages of long handlers. At the end, a handler that
     takes more than `grace` (s) is cancelled, and its message is given back, as are those that had not begun.
     """
-    resumption = Backoff(bus, durable)
-    async with open_in_flight(bus, durable, ack_wait) as hand:
-        workers = _Workers(hand, handler, concurrency, grace)
+    backoff = Backoff(bus, durable)
+    async with open_in_flight(bus, durable, ack_wait) as in_flight:
+        workers = _Workers(in_flight, handler, concurrency, grace)
         try:
             while True:
                 try:
@@ -85,7 +85,7 @@ async def work(
                     )
                     await workers.pull(bus, stream)
                 except (LostError, CrucibleError) as error:
-                    await resumption.after(error)
+                    await backoff.after(error)
         finally:
             await workers.finish()
 
@@ -103,9 +103,9 @@ async def work_batches(
     grace: float = GRACE_S,
     telemetry: Telemetry | None = None,
 ) -> None:
-    """Like `work`, for handlers that take what is there at once, in order: dispatchers. Each batch has a span.
+    """Like `work`, for handlers that take all waiting messages at once, in order: dispatchers. Each batch has a span.
 
-    A batch that fails because something is away is tried again as it is, for a while. One that fails otherwise is tried
+    A batch that fails with UnavailableError is tried again as it is, for a while. After any other failure it is tried
     message by message, so that one bad message costs only itself.
     """
     tracing = telemetry or Telemetry()
@@ -114,9 +114,9 @@ async def work_batches(
         with tracing.batch("process", stream, messages, count=len(messages), group=durable):
             await handler(messages)
 
-    resumption = Backoff(bus, durable)
-    async with open_in_flight(bus, durable, ack_wait) as hand:
-        batches = _Batches(bus, hand, traced, batch, grace)
+    backoff = Backoff(bus, durable)
+    async with open_in_flight(bus, durable, ack_wait) as in_flight:
+        batches = _Batches(bus, in_flight, traced, batch, grace)
         while True:
             try:
                 await ensure_durable(
@@ -124,14 +124,14 @@ async def work_batches(
                 )
                 await batches.pull(stream)
             except (LostError, CrucibleError) as error:
-                await resumption.after(error)
+                await backoff.after(error)
 
 
 class _Workers:
-    """A task for each message in hand."""
+    """A task for each message in flight."""
 
-    def __init__(self, hand: InFlight, handler: Handler, concurrency: int, grace: float) -> None:
-        self._hand = hand
+    def __init__(self, in_flight: InFlight, handler: Handler, concurrency: int, grace: float) -> None:
+        self._in_flight = in_flight
         self._handler = handler
         self._concurrency = concurrency
         self._grace = grace
@@ -141,14 +141,14 @@ class _Workers:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def pull(self, bus: Bus, stream: str) -> None:
-        async with open_pull(bus, stream, self._hand.durable, self._begin) as pull:
+        async with open_pull(bus, stream, self._in_flight.durable, self._begin) as pull:
             self._pull = pull
             try:
                 while True:
-                    room = self._concurrency - len(self._hand) - pull.outstanding
-                    # Not for each place that becomes free: every open request has heartbeats of its own.
-                    if room > 0 and pull.outstanding <= self._concurrency // 2 and not self._hand.full:
-                        await pull.ask(room)
+                    free = self._concurrency - len(self._in_flight) - pull.outstanding
+                    # Not for each free slot: every open request has heartbeats of its own.
+                    if free > 0 and pull.outstanding <= self._concurrency // 2 and not self._in_flight.full:
+                        await pull.ask(free)
                     await pull.wait()
             except asyncio.CancelledError:
                 self._closing = True
@@ -157,16 +157,16 @@ class _Workers:
     async def finish(self) -> None:
         self._closing = True
         for message in self._late:
-            await self._hand.answer(message, subjects.NAK)
+            await self._in_flight.answer(message, subjects.NAK)
         await finish(self._tasks, self._grace)
 
     def _begin(self, message: Message) -> None:
-        if not self._hand.take(message):
+        if not self._in_flight.take(message):
             return
         if self._closing:
             self._late.append(message)
             return
-        task = asyncio.create_task(self._hand.handle(self._handler, message))
+        task = asyncio.create_task(self._in_flight.handle(self._handler, message))
         self._tasks.add(task)
         task.add_done_callback(self._end)
 
@@ -177,11 +177,11 @@ class _Workers:
 
 
 class _Batches:
-    """The messages in hand, in order, of which the first ones are being handled."""
+    """The messages in flight, in order, of which the first ones are being handled."""
 
-    def __init__(self, bus: Bus, hand: InFlight, handler: BatchHandler, most: int, grace: float) -> None:
+    def __init__(self, bus: Bus, in_flight: InFlight, handler: BatchHandler, most: int, grace: float) -> None:
         self._bus = bus
-        self._hand = hand
+        self._in_flight = in_flight
         self._handler = handler
         self._most = most
         self._grace = grace
@@ -189,9 +189,9 @@ class _Batches:
         self._pausing = False
 
     async def pull(self, stream: str) -> None:
-        async with open_pull(self._bus, stream, self._hand.durable, self._take) as pull:
+        async with open_pull(self._bus, stream, self._in_flight.durable, self._take) as pull:
             while True:
-                # Asked before it runs dry, so that the server never waits for the handler's round trip.
+                # Before it runs dry, so that the server never waits for the handler's round trip.
                 if pull.outstanding + len(self._waiting) <= self._most // 2:
                     await pull.ask(self._most)
                 if not self._waiting:
@@ -199,13 +199,13 @@ class _Batches:
                 messages = self._waiting[: self._most]
                 del self._waiting[: self._most]
                 if messages:
-                    await self._whole(messages)
+                    await self._handle_shielded(messages)
 
     def _take(self, message: Message) -> None:
-        if self._hand.take(message):
+        if self._in_flight.take(message):
             self._waiting.append(message)
 
-    async def _whole(self, messages: list[Message]) -> None:
+    async def _handle_shielded(self, messages: list[Message]) -> None:
         """A batch that was begun finishes, though the work is cancelled."""
         handling = asyncio.create_task(self._handle(messages))
         try:
@@ -217,27 +217,27 @@ class _Batches:
             raise
 
     async def _handle(self, messages: list[Message]) -> None:
-        suspects = [message for message in messages if self._hand.suspects(message)]
-        messages = [message for message in messages if not self._hand.suspects(message)]
+        suspects = [message for message in messages if self._in_flight.suspects(message)]
+        messages = [message for message in messages if not self._in_flight.suspects(message)]
         for message in suspects:
-            await self._hand.handle(lambda one: self._handler([one]), message)
+            await self._in_flight.handle(lambda one: self._handler([one]), message)
         if not messages:
             return
         for _ in range(PARK_AFTER):
             try:
                 await self._handler(messages)
             except UnavailableError as error:
-                log.warning("%s: a batch of %d waits: %s", self._hand.durable, len(messages), error)
+                log.warning("%s: a batch of %d waits: %s", self._in_flight.durable, len(messages), error)
                 await self._pause()
             except Exception as error:
-                log.warning("%s: a batch of %d failed: %s", self._hand.durable, len(messages), error)
+                log.warning("%s: a batch of %d failed: %s", self._in_flight.durable, len(messages), error)
                 break
             else:
                 for message in messages:
-                    await self._hand.answer(message, subjects.ACK)
+                    await self._in_flight.answer(message, subjects.ACK)
                 return
         for message in messages:
-            await self._hand.handle(lambda one: self._handler([one]), message)
+            await self._in_flight.handle(lambda one: self._handler([one]), message)
 
     async def _pause(self) -> None:
         self._pausing = True

@@ -1,4 +1,4 @@
-"""NATS protocol frames as bytes: what is published, without the client library's work for each message."""
+"""NATS protocol frames of published messages as bytes, without the client library's work for each message."""
 
 import functools
 import re
@@ -56,13 +56,13 @@ def batch_frames(messages: Sequence[Outgoing], batch_id: str, reply: str, most: 
     for subject in {message.subject for message in messages}:
         checked_subject(subject)
     opening = f"NATS/1.0\r\n{BATCH_ID}: {batch_id}\r\n{BATCH_SEQUENCE}: "
-    for place, message in enumerate(messages, 1):
+    for number, message in enumerate(messages, 1):
         data = message.data
-        header = f"{opening}{place}\r\n{_lines(message)}{commit if place == last else end}".encode()
+        header = f"{opening}{number}\r\n{_lines(message)}{commit if number == last else end}".encode()
         size = len(header) + len(data)
         if size > most:
             check_size(size, most)
-        to = f"{message.subject} {reply}" if place in (1, last) else message.subject
+        to = f"{message.subject} {reply}" if number in (1, last) else message.subject
         frames += (f"HPUB {to} {len(header)} {size}\r\n".encode(), header, data, b"\r\n")
     return b"".join(frames)
 
@@ -92,7 +92,7 @@ def checked_subject(subject: str) -> str:
 
 
 def clean(value: str) -> str:
-    """A header value on one line: what comes from users must never begin a header of its own."""
+    """A header value on one line: a user's value must never begin a header of its own."""
     if value.isprintable():
         return value
     if not value.isascii():

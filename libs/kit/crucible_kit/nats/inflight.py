@@ -1,4 +1,4 @@
-"""The messages of a durable consumer that a process holds: kept while they are worked on, and each answered once."""
+"""Messages of a durable consumer in flight: heartbeats while they are worked on, one answer for each, and parking."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ from crucible_kit.nats.message import Handler, Message
 log = logging.getLogger(__name__)
 
 HELD_BYTES = 32 * 1024 * 1024
-"""What messages in hand may come to, over all consumers of a process. Each may have one, whatever the others have."""
+"""Bytes of the messages in flight, over all consumers of a process. Each consumer may hold one message in any case."""
 _NAK_S = 1.0
 _LONGEST_NAK_S = 30.0
 _REMEMBERED = 10_000
@@ -26,17 +26,17 @@ _UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError)
 
 
 class PoisonError(Exception):
-    """This message can never be handled: park it. The text is the reason that is kept beside it."""
+    """A message that can never be handled, and is parked. The text is the reason that is stored with it."""
 
 
 class InFlight:
-    """What has been delivered here and not been answered, by its sequence in the stream."""
+    """The messages that were delivered here and are not answered yet, by their sequence in the stream."""
 
     def __init__(self, bus: Bus, durable: str) -> None:
         self.durable = durable
         self._bus = bus
         self._alone = asyncio.Lock()
-        self._asked_again: set[int] = set()
+        self._returned: set[int] = set()
         self._replies: dict[int, str] = {}
         self._sizes: dict[int, int] = {}
         self._failures: dict[int, int] = {}
@@ -46,11 +46,11 @@ class InFlight:
 
     @property
     def full(self) -> bool:
-        """Whether the process holds so much that whoever has something to do takes no more for now."""
+        """True while the process holds so many bytes that a consumer with work takes no more."""
         return len(self._replies) > 0 and self._bus.flow.held_bytes > HELD_BYTES
 
     def take(self, message: Message) -> bool:
-        """False: it is in hand already, and was delivered again because a heartbeat did not get through."""
+        """Adds a message. Returns False where it is in flight already: it came again, as a heartbeat was lost."""
         new = message.sequence not in self._replies
         self._replies[message.sequence] = message.reply
         if new:
@@ -59,20 +59,20 @@ class InFlight:
         return new
 
     def suspects(self, message: Message) -> bool:
-        """Whether a process that had the message in hand has ended without a word of it. It may be why."""
-        return message.delivered > 1 and message.sequence not in self._asked_again
+        """Returns True if a process ended while it held the message, which may be the cause."""
+        return message.delivered > 1 and message.sequence not in self._returned
 
     async def handle(self, handler: Handler, message: Message) -> None:
-        """One message through its handler, to its acknowledgement, its parking or its redelivery."""
+        """Handles one message, up to its acknowledgement, parking or redelivery."""
         if self.suspects(message):
             async with self._alone:
-                await self._try(handler, message)
+                await self._handle_suspect(handler, message)
         else:
             await self._handle(handler, message)
 
-    async def _try(self, handler: Handler, message: Message) -> None:
-        """A suspect, while no other one is worked on, so that of a process that ends here it is known why. That is
-        noted before it begins; a process that is ended from outside can hit the same message twice hardly ever."""
+    async def _handle_suspect(self, handler: Handler, message: Message) -> None:
+        """Handles a suspect while no other suspect is worked on, so that the cause of a process's end is known. A mark
+        is stored before it begins; a process that is killed from outside hardly ever hits the same message twice."""
         subject = self._bus.names.trial(self.durable, str(message.sequence))
         try:
             last = await self._bus.last(self._bus.names.attempts, subject)
@@ -84,12 +84,12 @@ class InFlight:
             await self.answer(message, _nak(_NAK_S))
             return
         if ended >= CRASHES:
-            await self.answer(message, await self._parked(message, f"{ended} processes ended while they worked on it"))
+            await self.answer(message, await self._park(message, f"{ended} processes ended while they worked on it"))
             return
         try:
             await self._handle(handler, message)
         finally:
-            if message.sequence in self._asked_again:  # this process is still there
+            if message.sequence in self._returned:  # this process is still there
                 with contextlib.suppress(CrucibleError):
                     await self._bus.store(Outgoing(subject, b"%d" % ended))
 
@@ -99,9 +99,9 @@ class InFlight:
             await handler(message)
             answer = subjects.ACK
         except (PoisonError, *_UNDECODABLE) as error:
-            answer = await self._parked(message, str(error))
+            answer = await self._park(message, str(error))
         except Exception as error:
-            answer = await self._failed(message, error)
+            answer = await self._handle_failure(message, error)
         finally:  # cancelled: given back
             await self.answer(message, answer)
 
@@ -110,16 +110,16 @@ class InFlight:
         self._bus.flow.held_bytes -= self._sizes.pop(message.sequence, 0)
         if word == subjects.ACK:
             self._failures.pop(message.sequence, None)
-            self._asked_again.discard(message.sequence)
+            self._returned.discard(message.sequence)
         else:
-            if len(self._asked_again) >= _REMEMBERED:
-                self._asked_again.clear()
-            self._asked_again.add(message.sequence)
+            if len(self._returned) >= _REMEMBERED:
+                self._returned.clear()
+            self._returned.add(message.sequence)
         if reply is not None:
             await self._say(reply, word)
 
     async def give_back(self) -> None:
-        """Whatever is in hand is delivered again, to anybody, at once."""
+        """Returns all messages in flight, for immediate redelivery to any replica."""
         replies, self._replies = self._replies, {}
         self._bus.flow.held_bytes -= sum(self._sizes.values())
         self._sizes.clear()
@@ -127,13 +127,13 @@ class InFlight:
             await self._say(reply, subjects.NAK)
 
     async def keep(self, every: float) -> None:
-        """Heartbeats for all that is in hand, begun or waiting, until cancelled."""
+        """Sends heartbeats for all messages in flight, begun or waiting, until cancelled."""
         while True:
             await asyncio.sleep(every)
             for reply in list(self._replies.values()):
                 await self._say(reply, subjects.IN_PROGRESS)
 
-    async def _failed(self, message: Message, error: Exception) -> bytes:
+    async def _handle_failure(self, message: Message, error: Exception) -> bytes:
         log.warning(
             "%s: message %d failed (delivery %d): %s",
             self.durable,
@@ -145,14 +145,14 @@ class InFlight:
         if not isinstance(error, LimitedError | UnavailableError):
             failures = self._failures.pop(message.sequence, 0) + 1
             if failures >= PARK_AFTER:
-                return await self._parked(message, f"failed {failures} times: {error}")
+                return await self._park(message, f"failed {failures} times: {error}")
             if len(self._failures) >= _REMEMBERED:  # most of them went to other replicas since
                 self._failures.clear()
             self._failures[message.sequence] = failures
         # Not a retry of an effect (those are schedules): the machinery itself failed, and may again at once.
         return _nak(min(_NAK_S * message.delivered, _LONGEST_NAK_S))
 
-    async def _parked(self, message: Message, reason: str) -> bytes:
+    async def _park(self, message: Message, reason: str) -> bytes:
         try:
             await park(self._bus, self.durable, message, reason)
         except CrucibleError as error:
@@ -170,19 +170,19 @@ class InFlight:
 
 @contextlib.asynccontextmanager
 async def open_in_flight(bus: Bus, durable: str, ack_wait: float) -> AsyncIterator[InFlight]:
-    """What is still in hand at the end is given back."""
-    hand = InFlight(bus, durable)
-    keeper = asyncio.create_task(hand.keep(ack_wait / 3))
+    """Holds the messages of a consumer, and returns the rest at the end."""
+    in_flight = InFlight(bus, durable)
+    keeper = asyncio.create_task(in_flight.keep(ack_wait / 3))
     try:
-        yield hand
+        yield in_flight
     finally:
         keeper.cancel()
-        await hand.give_back()
+        await in_flight.give_back()
 
 
 async def park(bus: Bus, durable: str, message: Message, reason: str) -> None:
-    """Puts a message aside in ATTEMPTS, with its headers, its reason and its origin, so that it never blocks its
-    consumer. One that is too large for that leaves only its reason and origin."""
+    """Stores a message in ATTEMPTS, with its headers, the reason and its origin, so that it does not block its
+    consumer. Of a message that is too large, only the reason and the origin are stored."""
     log.error("%s: parked message %d: %s", durable, message.sequence, reason)
     headers = {name: value for name, value in message.headers.items() if not name.startswith(_OWN_HEADERS)}
     headers |= {subjects.REASON: reason[:500], subjects.ORIGIN: f"{message.subject} {message.sequence}"}

@@ -33,7 +33,7 @@ _LOOKED_UP_BYTES = 2 * 1024 * 1024
 _WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
 _DUPLICATE_IN_BATCH = 10201
 _TOO_LARGE = frozenset({10054, 10097})
-_NO_ROOM = frozenset({10023, 10047})
+_STORAGE_FULL = frozenset({10023, 10047})
 _STORE_FAILED = 10077
 _NO_MESSAGE = 10037
 _NOT_DELETED = frozenset({10043, 10057})
@@ -94,7 +94,7 @@ class _Delivered(msgspec.Struct, frozen=True):
 
 
 class _Reply(msgspec.Struct):
-    """What of the API's answers is read here."""
+    """The fields of the API's answers that are read here."""
 
     error: _ApiError | None = None
     created: str = ""
@@ -122,11 +122,11 @@ class StreamState(msgspec.Struct, frozen=True):
     messages: int = 0
     removed: int = 0
     touched_ms: int = 0
-    """When it was made, or the last message was stored."""
+    """Time of its creation, or of the last message in it."""
 
 
 class Unreadable(msgspec.Struct, frozen=True):
-    """What JetStream could not read when it opened a stream's files: the bytes, and the sequences that it knows of."""
+    """The part of a stream's files that JetStream could not read: bytes, and the sequences that it knows of."""
 
     bytes: int = 0
     sequences: tuple[int, ...] = ()
@@ -137,7 +137,7 @@ _reply_decoder = msgspec.json.Decoder(_Reply)
 
 
 class JetStream(abc.ABC):
-    """Every method raises UnavailableError when NATS or JetStream is away, StorageFullError where it has no room.
+    """Every method raises UnavailableError when NATS or JetStream is away, StorageFullError when its storage is full.
 
     Sequences are those of the API: in the streams of the log, unique over all of them (see `crucible_core.position`).
     """
@@ -167,7 +167,7 @@ class JetStream(abc.ABC):
         UnknownOutcomeError leaves open whether it is stored; any other UnavailableError says that it is not."""
         headers = message.header_lines() or None
         answer = await self.request(message.subject, message.data, timeout=timeout, headers=headers, effect=True)
-        ack = self._acknowledged(answer)
+        ack = self._read_ack(answer)
         return Stored(ack.sequence, ack.duplicate)
 
     async def store_all(self, messages: Sequence[Outgoing], *, timeout: float = 5.0) -> list[Stored]:
@@ -200,11 +200,11 @@ class JetStream(abc.ABC):
             return []
         if len(messages) > MAX_BATCH:
             raise TooLargeError(f"{len(messages)} messages in an atomic batch, at most {MAX_BATCH}")
-        last = self._acknowledged(await self._send_batch(messages, timeout)).sequence
+        last = self._read_ack(await self._send_batch(messages, timeout)).sequence
         return list(range(last - len(messages) + 1, last + 1))
 
     async def probe(self) -> None:
-        """Stores a mark that replaces the one before, where there is room for it. Raises StorageFullError."""
+        """Stores a small mark, which replaces the one before. Raises StorageFullError."""
         await self.store(Outgoing(subjects.kv_subject(self.names.bucket("marks"), "room"), b""))
 
     async def schedule(
@@ -245,7 +245,7 @@ class JetStream(abc.ABC):
         return StreamState(reply.created, last, now_ms, max_age_ms, state.messages, state.num_deleted, touched_ms)
 
     async def unreadable(self, stream: str) -> Unreadable:
-        """The server tells it with all gaps of the stream: ask where there are not too many."""
+        """The unreadable part. The server sends it with all gaps of the stream: call it where there are few."""
         lost = (await self._api("STREAM.INFO", stream, body={"deleted_details": True})).state.lost
         return Unreadable(lost.bytes, lost.msgs or ()) if lost else Unreadable()
 
@@ -254,7 +254,7 @@ class JetStream(abc.ABC):
         return (await self._api("STREAM.INFO", stream)).config
 
     async def backlog(self, stream: str, subject: str) -> tuple[int, int]:
-        """How many messages of a stream are on the subjects that match, and how many on others."""
+        """Numbers of messages of a stream on the subjects that match, and on others."""
         reply = await self._api("STREAM.INFO", stream, body={"subjects_filter": subject})
         found = sum((reply.state.subjects or {}).values())
         return found, max(reply.state.messages - found, 0)
@@ -309,7 +309,7 @@ class JetStream(abc.ABC):
             raise _translate_error(reply.error, name)
 
     async def create_stream(self, name: str, **options: Any) -> None:
-        """The same for a stream that is not there yet. Raises ConflictError where one is that has other options."""
+        """Creates a stream. Raises ConflictError where there is one of that name with other options."""
         reply = await self._api_reply("STREAM.CREATE", name, body=_on_the_wire({"name": name, **options}))
         if reply.error is not None and reply.error.err_code == _NAME_IN_USE:
             raise ConflictError(f"there is a stream {name}")
@@ -355,7 +355,7 @@ class JetStream(abc.ABC):
         await self._delete("STREAM.DELETE", stream)
 
     async def stream_names(self, subject: str = ">") -> list[str]:
-        """Those that take a subject, which may have wildcards."""
+        """The names of the streams that take a subject, which may have wildcards."""
         names: list[str] = []
         while True:
             reply = await self._api("STREAM.NAMES", body={"offset": len(names), "subject": subject})
@@ -365,7 +365,7 @@ class JetStream(abc.ABC):
 
     # ---- internals
 
-    def _acknowledged(self, answer: Message) -> _Ack:
+    def _read_ack(self, answer: Message) -> _Ack:
         try:
             ack = _ack_decoder.decode(answer.data)
         except msgspec.DecodeError as error:
@@ -398,7 +398,7 @@ class JetStream(abc.ABC):
 
 
 def _parts(messages: Sequence[Outgoing]) -> Iterator[list[Outgoing]]:
-    """What is sent before the first of it is acknowledged."""
+    """Splits messages into parts that are sent before the first acknowledgement."""
     part: list[Outgoing] = []
     size = 0
     for message in messages:
@@ -420,7 +420,7 @@ def _translate_error(error: _ApiError, what: str) -> CrucibleError:
     if error.err_code in _TOO_LARGE:
         return TooLargeError(error.description)
     full = error.err_code == _STORE_FAILED and "maximum bytes" in error.description
-    if full or error.err_code in _NO_ROOM:
+    if full or error.err_code in _STORAGE_FULL:
         return StorageFullError(f"JetStream has no room for it: {error.description} ({error.err_code})", retry_after=2)
     if error.code == 404:
         return NotFoundError(f"JetStream has no {what}")

@@ -1,4 +1,4 @@
-"""What comes from the bus: a message, where it was stored, and how JetStream's reply subjects describe it."""
+"""Messages from the bus, and their metadata in JetStream's reply subjects."""
 
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -34,11 +34,11 @@ class Message(msgspec.Struct, frozen=True):
 
 
 DISCONNECTED = Message("", b"", {subjects.STATUS: "503", subjects.DESCRIPTION: "disconnected"})
-"""What whoever waits for an answer gets in its place when the connection breaks."""
+"""Stands for an answer when the connection breaks."""
 
 
 class Stored(msgspec.Struct, frozen=True):
-    """Where JetStream stored a message. `duplicate`: its id was known, and this is where the first one is."""
+    """The sequence of a stored message. `duplicate`: its id was known, and this is the sequence of the first one."""
 
     sequence: int
     duplicate: bool = False

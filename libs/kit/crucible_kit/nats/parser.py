@@ -1,7 +1,6 @@
-"""What the server sends, parsed: messages go to their receiver at once, all else to the client library's own parser.
+"""Parser of the NATS protocol: hands messages to their receivers at once, all else to the client library's own parser.
 
-nats-py reads each message with a regular expression, a task and a queue, which costs more than what most of our
-receivers do with it.
+nats-py reads each message with a regular expression, a task and a queue, which costs more than most of our receivers.
 """
 
 import logging
@@ -23,7 +22,7 @@ Undirected = Callable[[int, bytes, bytes, bytes, bytes], Awaitable[None]]
 
 
 class Rest(Protocol):
-    """The library's parser, for whatever is no message."""
+    """The library's parser, for everything but messages."""
 
     async def parse(self, data: bytes = b"") -> None: ...
 
@@ -89,7 +88,7 @@ class Parser:
                 return
 
     def _keep(self, data: bytes, position: int, needed: int) -> None:
-        """What is not whole yet waits for the rest."""
+        """Keeps an incomplete frame until the rest of it arrives."""
         self._left += memoryview(data)[position:]
         self._needed = needed
 

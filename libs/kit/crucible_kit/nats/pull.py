@@ -1,4 +1,4 @@
-"""Pull requests: asking a consumer for messages, and noticing when it, or the connection to it, has gone."""
+"""Pull requests to a consumer, and detection of a lost consumer or connection."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ _LARGE_EXPIRES_S = 1.0
 _LARGE_BYTES = 2 * 1024 * 1024
 """More than an event has with its headers. Only what a service itself writes may be larger."""
 _TOO_SMALL = "MaxBytes"
-"""What the server says where the next message does not fit into what is left of a request."""
+"""The server's description when the next message does not fit into the rest of a request."""
 _LOST_AFTER_S = 3 * HEARTBEAT_S
 _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 5.0
@@ -28,7 +28,7 @@ _WORKED_S = 10.0
 
 
 class LostError(Exception):
-    """The consumer has gone or skipped something: begin again after the last message that was handed on."""
+    """The consumer is gone or has skipped a message: reading must resume after the last message that was handed on."""
 
 
 class Pull:
@@ -43,14 +43,14 @@ class Pull:
         self._subject = subjects.js_next(stream, consumer)
         self._take = take
         self._large = 0
-        """The bytes that the next message is known to need at most; 0 where nothing is known of it."""
+        """Upper bound for the bytes of the next message; 0 where nothing is known of it."""
         self._share: Share | None = None
         self._came = False
         self._arrived = asyncio.Event()
         self._failure: str | None = None
         self.reply = ""
         self.outstanding = 0
-        """Messages that were asked for and have not come."""
+        """Messages that were requested and have not come."""
         self.idle_at: int | None = None
         """The consumer sequence that the server named when it last said that nothing waits."""
 
@@ -73,7 +73,7 @@ class Pull:
             self._share = None
 
     async def wait(self) -> None:
-        """Returns when something has arrived or `wake` was called. Raises LostError when not even a heartbeat comes."""
+        """Waits until something has arrived or `wake` was called. Raises LostError when not even a heartbeat comes."""
         if self._failure is None and not self._arrived.is_set():
             # With no request open nothing is due, not even a heartbeat.
             try:
@@ -115,7 +115,7 @@ class Pull:
             self._failure = f"status {status} {message.headers.get(subjects.DESCRIPTION, '').strip()}"
 
     def _settle(self, large: bool, larger: bool = False) -> None:
-        """What is known of the next message: it is `large`, or `larger` than was thought."""
+        """Notes that the next message is `large`, or `larger` than assumed."""
         self.close()
         if not large:
             self._large = 0
@@ -127,7 +127,7 @@ class Pull:
 
 @contextlib.asynccontextmanager
 async def open_pull(bus: Bus, stream: str, consumer: str, take: Receiver) -> AsyncIterator[Pull]:
-    """When it ends, the server has stopped delivering; what was on its way has been taken."""
+    """Opens a pull. At its end the server has stopped delivering, and the messages on their way have been taken."""
     pull = Pull(bus, stream, consumer, take)
     bus.flow.pulls += 1
     try:
@@ -139,7 +139,7 @@ async def open_pull(bus: Bus, stream: str, consumer: str, take: Receiver) -> Asy
 
 
 class Backoff:
-    """The pauses before going on: short after what had worked for a while, longer while nothing does."""
+    """Pauses before a retry: short after a period of success, longer with each failure."""
 
     def __init__(self, bus: Bus, what: str) -> None:
         self._bus = bus

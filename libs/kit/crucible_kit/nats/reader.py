@@ -24,10 +24,10 @@ async def read(
     last_per_subject: bool = False,
     headers_only: bool = False,
 ) -> AsyncGenerator[list[Message], None]:
-    """Batches of messages in the stream's order, from just after a sequence, for ever.
+    """Yields batches of messages in the stream's order, from just after a sequence, for ever.
 
-    An empty list comes once, when everything that was there at the beginning has been handed on, and never again.
-    With `headers_only` they come without their data. `since_ms` (Unix ms) begins at a time instead; `last_per_subject`
+    It yields an empty list once, after all messages that were there at the beginning. With `headers_only` messages come
+    without their data. `since_ms` (Unix ms) begins at a time instead; `last_per_subject`
     begins with each subject's last message. Lost connections and consumers are replaced, at the position reached. A
     message is handed on at most once; what the stream has dropped by its limits is skipped. Whoever breaks off a loop
     over it closes it (`contextlib.aclosing`).
@@ -35,41 +35,41 @@ async def read(
     Raises NotFoundError when there is no such stream, or when it is no longer the one that was read: it was made anew,
     or lost its end. Nothing that is derived from it holds then.
     """
-    place = _ReadPosition(after, since_ms, last_per_subject)
-    resumption = Backoff(bus, f"reading {stream}")
+    position = _ReadPosition(after, since_ms, last_per_subject)
+    backoff = Backoff(bus, f"reading {stream}")
     caught_up = False
     while True:
         try:
-            start = await place.start(bus, stream) | ({"headers_only": True} if headers_only else {})
+            start = await position.start(bus, stream) | ({"headers_only": True} if headers_only else {})
             async with (
                 _consumer(bus, stream, start, filters) as (name, waiting),
                 contextlib.aclosing(_batches(bus, stream, name, batch)) as batches,
             ):
                 if not waiting and not caught_up:
                     caught_up = True
-                    place.reached_floor()
+                    position.reached_floor()
                     yield []
                 async for messages in batches:
                     if messages:
-                        place.reached(messages[-1])
+                        position.reached(messages[-1])
                         yield messages
                     if not caught_up and (not messages or _last_of(waiting, messages[-1])):
                         caught_up = True
-                        place.reached_floor()
+                        position.reached_floor()
                         yield []
         except NotFoundError:
             raise
         except (LostError, CrucibleError) as error:
-            await resumption.after(error)
+            await backoff.after(error)
 
 
 def _last_of(waiting: int, message: Message) -> bool:
-    """Whether this was the last of those that waited; in a busy stream there is always another one pending."""
+    """Returns True if this was the last of the messages that waited; a busy stream always has another one pending."""
     return message.pending == 0 or message.consumer_sequence >= waiting
 
 
 class _ReadPosition:
-    """How far a reader has come, and what tells it that the stream is still the same."""
+    """The position of a reader, and the check that the stream is still the same."""
 
     def __init__(self, after: int, since_ms: int | None, last_per_subject: bool) -> None:
         self._after = after
@@ -142,12 +142,12 @@ async def _consumer(
 
 
 async def _batches(bus: Bus, stream: str, consumer: str, batch: int) -> AsyncGenerator[list[Message], None]:
-    """What has arrived, again and again; an empty list when the server says that nothing waits."""
+    """Yields the messages that have arrived, and an empty list when the server says that nothing waits."""
     arrived: list[Message] = []
     seen = 0
     async with open_pull(bus, stream, consumer, arrived.append) as pull:
         while True:
-            # Asked for ahead, so that one batch arrives while its reader is at work on the one before.
+            # Ahead, so that one batch arrives while its reader is at work on the one before.
             if pull.outstanding + len(arrived) <= batch:
                 await pull.ask(batch)
             if not arrived:

@@ -1,6 +1,6 @@
-"""Answers that are waited for, and the one sweep that ends whatever is waited for too long.
+"""Waits for answers, and the one sweep that ends those that take too long.
 
-A timer, a task and a context manager for each request would cost more than what most requests do.
+A timer, a task and a context manager for each request would cost more than most requests.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from crucible_kit.nats.message import DISCONNECTED, Message
 
 SWEEP_S = 0.05
 DOUBT_S = 0.5
-"""A wait that takes longer is doubted."""
+"""After so long, the wait checks that somebody is left who could answer."""
 
 Doubt = Callable[[], Awaitable[CrucibleError]]
 """Returns, with the error that says so, once there is nobody left who could answer."""
@@ -22,8 +22,8 @@ Doubt = Callable[[], Awaitable[CrucibleError]]
 class PendingReply:
     """The wait for one answer, or for the first that says something where those may be empty (`skip_empty`).
 
-    `silence` is how long it may be without a sign that somebody works on it. `arrived` is called when it is known that
-    the request is there. Where that has an `effect`, it is open what became of it when no answer comes.
+    `silence` limits the time without a sign of work. `arrived` is called when the request is known to have arrived.
+    With an `effect`, the outcome of a request without an answer is unknown.
     """
 
     __slots__ = (
@@ -87,7 +87,7 @@ class PendingReply:
             self.answered.set_result(error)
 
     def drop(self) -> None:
-        """It was not sent after all."""
+        """Ends the wait for a request that was not sent after all."""
         self.end(deadline.late_error(self._what))
 
     def late(self) -> CrucibleError:

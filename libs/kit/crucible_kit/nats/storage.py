@@ -1,4 +1,4 @@
-"""Whether there is room to store more: on the disk of NATS where this machine has it, and by JetStream's own word."""
+"""Free storage: on the disk of NATS where this machine has it, and by JetStream's own refusals."""
 
 import asyncio
 import contextlib
@@ -10,19 +10,19 @@ from crucible_core.limits import storage_reserve
 from crucible_core.protocol.parts import Trouble
 
 PROBE_S = 2.0
-"""How often JetStream is asked again that has refused to store."""
+"""Interval of the probes after a refusal by JetStream."""
 _RETRY_S = 2.0
 _MIB = 1024 * 1024
 
 
 class Probed(Protocol):
     async def probe(self) -> None:
-        """Stores something small. Raises StorageFullError where there is no room for it."""
+        """Stores something small. Raises StorageFullError where the storage is full."""
 
 
 class Storage:
     """`path` is a directory on the disk where NATS keeps its streams, "" where that is on no disk of this machine;
-    `reserve_mib` is what is kept free there, None for what suits its size."""
+    `reserve_mib` stays free there, None for a reserve by the size of the disk."""
 
     def __init__(self, path: str = "", reserve_mib: float | None = None) -> None:
         self._path = path
@@ -31,13 +31,13 @@ class Storage:
         self._refused = asyncio.Event()
 
     def check(self, size: int = 0) -> None:
-        """Raises StorageFullError where there is no room for `size` bytes more. It looks at the disk each time: that is
+        """Raises StorageFullError where `size` bytes more do not fit. It reads the state of the disk each time: that is
         a system call of two microseconds, and a second is long enough to fill a small disk."""
         if (shortage := self.shortage(size)) is not None:
             raise StorageFullError(shortage, retry_after=_RETRY_S)
 
     def shortage(self, size: int = 0) -> str | None:
-        """Why there is no room, for people; None where there is some."""
+        """The reason why the storage is full, for people; None where it is not."""
         if not self._path:
             return self._refusal or None
         try:
@@ -51,17 +51,17 @@ class Storage:
         return f"the disk of {self._path} is full but for {_mib(free)}, and {_mib(reserve)} are kept free"
 
     def troubles(self) -> list[Trouble]:
-        """What /readyz says of it."""
+        """The troubles that /readyz reports."""
         shortage = self.shortage()
         return [] if shortage is None else [Trouble("storage", f"nothing more is stored: {shortage}")]
 
     def record_refusal(self, reason: str) -> None:
-        """JetStream has said itself that it has no room."""
+        """Notes a refusal of JetStream."""
         self._refusal = reason
         self._refused.set()
 
     async def watch(self, nats: Probed) -> None:
-        """Asks JetStream again and again once it has refused, until it takes what it is given. Runs until cancelled."""
+        """Probes JetStream after a refusal until it stores again. Runs until cancelled."""
         while True:
             await self._refused.wait()
             await asyncio.sleep(PROBE_S)

@@ -1,4 +1,4 @@
-"""The streams of an installation and how each keeps its messages. Every service declares them when it starts."""
+"""The streams and buckets of an installation, with their options. Every service declares them when it starts."""
 
 from crucible_core.errors import InvalidError
 from crucible_core.limits import HISTORY_S, STREAMS
@@ -8,10 +8,10 @@ from crucible_kit.nats.bus import Bus
 from crucible_kit.settings import KitSettings
 
 DUPLICATE_WINDOW_S = 120.0
-"""How long JetStream remembers the message ids of work and history."""
+"""Deduplication window of the work queues and the history."""
 DAY_S = 86_400.0
 _STREAMS = "crucible.streams"
-"""What a stream of the log says of how many there are; one alone says nothing."""
+"""Metadata of the log's streams: their number, where there are several."""
 BUCKETS = {
     "hooks": "a record for each hook",
     "webhooks": "a record for each webhook, secrets included",
@@ -63,7 +63,7 @@ async def declare_streams(bus: Bus, settings: KitSettings, service: str = "event
             subjects=[names.all_work(kind), names.all_schedules(kind), names.all_held(kind)],
             retention="workqueue",
             num_replicas=replicas,
-            # What waits no longer than the log keeps its event: a handler that is off for ever must not fill the disk.
+            # A job waits no longer than the log keeps its event: a handler that is off for ever must not fill the disk.
             max_age=retention_s,
             duplicate_window=window_s,
             allow_direct=True,
@@ -84,8 +84,8 @@ async def declare_streams(bus: Bus, settings: KitSettings, service: str = "event
 
 
 async def _check_streams(bus: Bus) -> None:
-    """Which stream holds a world depends on how many there are: with another number, its events would be looked for
-    where they are not. One that is lost is made anew, and told as a loss."""
+    """Raises InvalidError where the log has another number of streams than the settings: a world's stream depends on
+    it, and its events would not be found. A lost stream is created anew, and reported as a loss."""
     names = bus.names
     possible = Names(names.prefix, STREAMS).log_streams
     there = [stream for stream in await bus.stream_names() if stream in possible]
