@@ -169,7 +169,8 @@ def test_what_is_wrong_with_a_variable_is_one_warning(
 @pytest.mark.parametrize("name", ["OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "OTEL_ATTRIBUTE_COUNT_LIMIT"])
 def test_a_variable_that_keeps_the_sdk_from_loading_keeps_nothing_from_starting(name: str) -> None:
     code = (
-        "from crucible_kit.logs import setup_logging; from crucible_kit.telemetry import open_telemetry;"
+        "from crucible_kit.telemetry.logs import setup_logging;"
+        "from crucible_kit.telemetry.spans import open_telemetry;"
         "setup_logging('events'); open_telemetry('events').span('append'); print('started')"
     )
     environ = {**os.environ, "OTEL_TRACES_EXPORTER": "console", name: "many"}
@@ -512,7 +513,7 @@ def test_a_collector_that_is_away_leaves_few_words_at_the_end(
 
 def test_without_exporter_no_part_of_opentelemetry_is_loaded() -> None:
     code = (
-        "import sys; from crucible_kit.telemetry import open_telemetry;"
+        "import sys; from crucible_kit.telemetry.spans import open_telemetry;"
         "open_telemetry('events', environ={}).span('append');"
         "sys.exit(any(name.startswith('opentelemetry') for name in sys.modules))"
     )
