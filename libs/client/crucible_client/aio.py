@@ -28,7 +28,7 @@ from crucible_client.subscription import OnNotice, Subscription
 from crucible_client.websocket import open_async_socket
 from crucible_core.envelope import Event
 from crucible_core.errors import CrucibleError, UnavailableError
-from crucible_core.limits import SDK_AWAY_S, SDK_CONNECT_RETRIES, SDK_IDLE_S
+from crucible_core.limits import SDK_AWAY_S, SDK_CONNECT_RETRIES, SDK_IDLE_S, SDK_TIMEOUT_S
 from crucible_core.protocol.events import CountBy
 
 P = ParamSpec("P")
@@ -47,7 +47,7 @@ class AsyncCrucible:
         url: str | None = None,
         api_key: str | None = None,
         *,
-        timeout_s: float = 30.0,
+        timeout_s: float = SDK_TIMEOUT_S,
         retries: Retries | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         environ: Mapping[str, str] = os.environ,
@@ -243,7 +243,7 @@ class AsyncEvents(_Namespace):
         start: str | int = "now",
         world_id: str | None = None,
         room_id: str | None = None,
-        patience_s: float | None = 60.0,
+        patience_s: float | None = SDK_AWAY_S,
         on_notice: OnNotice | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Events as they are committed, for ever, each once and with no hole; it reconnects by itself.
@@ -278,7 +278,7 @@ class AsyncEvents(_Namespace):
         from_: str | int = "now",
         world_id: str | None = None,
         room_id: str | None = None,
-        patience_s: float | None = 60.0,
+        patience_s: float | None = SDK_AWAY_S,
         on_notice: OnNotice | None = None,
     ) -> AsyncGenerator[Event, None]:
         """As `stream`, over a WebSocket; `from_` is what `start` is there."""

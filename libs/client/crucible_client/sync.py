@@ -26,7 +26,7 @@ from crucible_client.subscription import OnNotice, Subscription
 from crucible_client.websocket import open_socket
 from crucible_core.envelope import Event
 from crucible_core.errors import CrucibleError, UnavailableError
-from crucible_core.limits import SDK_AWAY_S, SDK_CONNECT_RETRIES, SDK_IDLE_S
+from crucible_core.limits import SDK_AWAY_S, SDK_CONNECT_RETRIES, SDK_IDLE_S, SDK_TIMEOUT_S
 from crucible_core.protocol.events import CountBy
 
 P = ParamSpec("P")
@@ -45,7 +45,7 @@ class Crucible:
         url: str | None = None,
         api_key: str | None = None,
         *,
-        timeout_s: float = 30.0,
+        timeout_s: float = SDK_TIMEOUT_S,
         retries: Retries | None = None,
         transport: httpx.BaseTransport | None = None,
         environ: Mapping[str, str] = os.environ,
@@ -231,7 +231,7 @@ class Events(_Namespace):
         start: str | int = "now",
         world_id: str | None = None,
         room_id: str | None = None,
-        patience_s: float | None = 60.0,
+        patience_s: float | None = SDK_AWAY_S,
         on_notice: OnNotice | None = None,
     ) -> Generator[Event, None, None]:
         """Events as they are committed, for ever, each once and with no hole; it reconnects by itself.
@@ -266,7 +266,7 @@ class Events(_Namespace):
         from_: str | int = "now",
         world_id: str | None = None,
         room_id: str | None = None,
-        patience_s: float | None = 60.0,
+        patience_s: float | None = SDK_AWAY_S,
         on_notice: OnNotice | None = None,
     ) -> Generator[Event, None, None]:
         """As `stream`, over a WebSocket; `from_` is what `start` is there."""

@@ -7,10 +7,22 @@ import msgspec
 from msgspec import Meta
 
 from crucible_core.limits import (
+    CONCURRENCY,
+    DESCRIPTION_CHARS,
+    HANDLER_FILTERS,
+    HOOK_ATTEMPTS,
+    HOOK_CONCURRENCY,
+    HOOK_DEBOUNCE_MS,
     HOOK_DEFAULT_PRE_TIMEOUT_MS,
     HOOK_DEFAULT_TIMEOUT_MS,
+    HOOK_DELAY_MS,
     HOOK_PRE_TIMEOUT_MS,
+    HOOK_PRIORITY,
+    HOOK_PRIORITY_MOST,
+    HOOK_SOURCE_CHARS,
     HOOK_TIMEOUT_MS,
+    ID_CHARS,
+    NAME_CHARS,
 )
 from crucible_core.protocol.parts import TypeFilter
 from crucible_core.protocol.replays import ReplayPolicy
@@ -29,23 +41,23 @@ HookName = Annotated[
 Directory = Annotated[
     str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]*\Z", extra={"form": "must not hold a zero byte"})
 ]
-Source = Annotated[str, Meta(min_length=1, max_length=262_144)]
+Source = Annotated[str, Meta(min_length=1, max_length=HOOK_SOURCE_CHARS)]
 
 
 class EventFilter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`type` is a category with `event` beside it, or alone a whole name, alias or wildcard."""
 
-    type: Annotated[str, Meta(min_length=1, max_length=200)]
-    event: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+    type: Annotated[str, Meta(min_length=1, max_length=NAME_CHARS)]
+    event: Annotated[str, Meta(min_length=1, max_length=NAME_CHARS)] | None = None
     filter: dict[str, Any] = {}
 
 
 class Trigger(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`priority` orders the Pre hooks, lower first."""
 
-    events: Annotated[list[EventFilter], Meta(min_length=1, max_length=100)]
+    events: Annotated[list[EventFilter], Meta(min_length=1, max_length=HANDLER_FILTERS)]
     timing: Timing = "Post"
-    priority: Annotated[int, Meta(ge=-1_000_000, le=1_000_000)] = 100
+    priority: Annotated[int, Meta(ge=-HOOK_PRIORITY_MOST, le=HOOK_PRIORITY_MOST)] = HOOK_PRIORITY
 
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -88,7 +100,7 @@ class HttpAction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class TriggerFlowAction(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="TriggerFlow", tag_field="type"
 ):
-    flow: Annotated[str, Meta(min_length=1, max_length=200)]
+    flow: Annotated[str, Meta(min_length=1, max_length=NAME_CHARS)]
     inputs: dict[str, Any] = {}
 
 
@@ -98,9 +110,9 @@ Action = ScriptAction | ShellAction | HttpAction | TriggerFlowAction
 class Retry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`max_attempts` counts the first one; `delay_ms` is the first wait, doubled each time where it is exponential."""
 
-    max_attempts: Annotated[int, Meta(ge=1, le=20)] = 3
+    max_attempts: Annotated[int, Meta(ge=1, le=HOOK_ATTEMPTS)] = 3
     backoff: Literal["exponential", "fixed"] = "exponential"
-    delay_ms: Annotated[int, Meta(ge=0, le=3_600_000)] = 1_000
+    delay_ms: Annotated[int, Meta(ge=0, le=HOOK_DELAY_MS)] = 1_000
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"async_": "async"}):
@@ -112,10 +124,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     async_: bool | None = None
     timeout_ms: Annotated[int, Meta(ge=1, le=HOOK_TIMEOUT_MS)] | None = None
-    debounce_ms: Annotated[int, Meta(ge=0, le=86_400_000)] = 0
+    debounce_ms: Annotated[int, Meta(ge=0, le=HOOK_DEBOUNCE_MS)] = 0
     failure_policy: FailurePolicy = "deny"
     retry: Retry = Retry(max_attempts=1)
-    concurrency: Annotated[int, Meta(ge=1, le=64)] = 4
+    concurrency: Annotated[int, Meta(ge=1, le=CONCURRENCY)] = HOOK_CONCURRENCY
     replay: ReplayPolicy = "run"
 
 
@@ -124,14 +136,14 @@ class HookDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     `world_id` it is for the events of that world."""
 
     name: HookName
-    description: Annotated[str, Meta(max_length=4096)] = ""
-    version: Annotated[str, Meta(max_length=64)] = "1.0.0"
+    description: Annotated[str, Meta(max_length=DESCRIPTION_CHARS)] = ""
+    version: Annotated[str, Meta(max_length=ID_CHARS)] = "1.0.0"
     enabled: bool = True
     trigger: Trigger
     condition: Condition | None = None
     action: Action
     options: Options = Options()
-    world_id: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
+    world_id: Annotated[str, Meta(min_length=1, max_length=ID_CHARS)] | None = None
 
 
 # ---- of a stored definition ------------------------------------------------------------------------------------------
@@ -155,7 +167,7 @@ def timing(definition: Mapping[str, Any]) -> Timing:
 
 
 def priority(definition: Mapping[str, Any]) -> int:
-    return int(definition["trigger"].get("priority", 100))
+    return int(definition["trigger"].get("priority", HOOK_PRIORITY))
 
 
 def failure_policy(definition: Mapping[str, Any]) -> FailurePolicy:

@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from crucible_core.decode import decode, refused
 from crucible_core.errors import InvalidError, MalformedError
-from crucible_core.limits import PARAMETERS
+from crucible_core.limits import EVENTS_PAGE, HISTORY_PAGE, PAGE, PARAMETERS
 from crucible_core.protocol.events import CountBy
 from crucible_core.times import parse_time
 
@@ -65,7 +65,7 @@ class SelectionParams(Params, frozen=True):
 
 class EventParams(SelectionParams, frozen=True):
     order: Literal["asc", "desc"] = "asc"
-    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
+    limit: Annotated[int, Meta(ge=1, le=PAGE)] = EVENTS_PAGE
     cursor: Annotated[str, Meta(description="`next_cursor` of the page before")] | None = None
 
 
@@ -80,17 +80,17 @@ class TraceParams(Params, frozen=True):
 
 
 class PageParams(Params, frozen=True):
-    limit: Annotated[int, Meta(ge=1, le=1000)] = 50
+    limit: Annotated[int, Meta(ge=1, le=PAGE)] = HISTORY_PAGE
     cursor: Annotated[str, Meta(description="`next_cursor` of the page before")] | None = None
 
 
 class HandlersParams(Params, frozen=True):
-    limit: Annotated[int, Meta(ge=1, le=1000)] = 1000
+    limit: Annotated[int, Meta(ge=1, le=PAGE)] = PAGE
     cursor: Annotated[str, Meta(description="`next_cursor` of the page before")] | None = None
 
 
 class WorldsParams(Params, frozen=True):
-    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
+    limit: Annotated[int, Meta(ge=1, le=PAGE)] = EVENTS_PAGE
     cursor: Annotated[str, Meta(description="`next_cursor` of the page before")] | None = None
 
 

@@ -19,6 +19,7 @@ from crucible_core.limits import (
     WEBHOOK_ATTEMPTS,
     WEBHOOK_DELAY_S,
     WEBHOOK_NAME_CHARS,
+    WEBHOOK_TIMEOUT_LEAST_MS,
     WEBHOOK_TIMEOUT_MS,
 )
 from crucible_core.merge import merge_patch
@@ -197,8 +198,8 @@ def _auth_errors(auth: Auth) -> list[FieldError]:
 
 def _option_errors(options: WebhookOptions) -> list[FieldError]:
     errors = []
-    if not 100 <= options.timeout_ms <= WEBHOOK_TIMEOUT_MS:
-        errors.append(FieldError("options.timeout_ms", f"must be 100 to {WEBHOOK_TIMEOUT_MS}"))
+    if not WEBHOOK_TIMEOUT_LEAST_MS <= options.timeout_ms <= WEBHOOK_TIMEOUT_MS:
+        errors.append(FieldError("options.timeout_ms", f"must be {WEBHOOK_TIMEOUT_LEAST_MS} to {WEBHOOK_TIMEOUT_MS}"))
     if not 1 <= options.concurrency <= CONCURRENCY:
         errors.append(FieldError("options.concurrency", f"must be 1 to {CONCURRENCY}"))
     delays = options.retry_delays_s

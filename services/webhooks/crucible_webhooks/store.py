@@ -6,7 +6,7 @@ import sqlite3
 import msgspec
 
 from crucible_core.errors import InvalidError
-from crucible_core.limits import WEBHOOK_TRACED
+from crucible_core.limits import PAGE, WEBHOOK_TRACED
 from crucible_core.protocol.parts import Counters
 from crucible_core.protocol.webhooks import AttemptList, AttemptRecord
 from crucible_kit.index.index import Index
@@ -62,8 +62,8 @@ def apply(writer: sqlite3.Connection, messages: list[Message]) -> None:
 
 async def attempts(index: Index, webhook_id: str, limit: int, cursor: str | None) -> AttemptList:
     """The newest first; `cursor` is the sequence that the page before ended at."""
-    if not 1 <= limit <= 1000:
-        raise InvalidError.field("limit", "must be 1 to 1000", detail="limit must be 1 to 1000")
+    if not 1 <= limit <= PAGE:
+        raise InvalidError.field("limit", f"must be 1 to {PAGE}", detail=f"limit must be 1 to {PAGE}")
     if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
         raise InvalidError.field("cursor", "is not one of ours", detail="cursor is not one of ours")
     before = int(cursor) if cursor else 2**62

@@ -8,6 +8,7 @@ import msgspec
 from crucible_core.attributes import Extensions
 from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD, Redaction, Source
 from crucible_core.errors import Problem
+from crucible_core.limits import EVENTS_PAGE
 from crucible_core.position import Encoded
 from crucible_core.protocol.parts import Message, Owned
 
@@ -187,7 +188,7 @@ class QueryRequest(EventsWanted):
     """`with_retention` marks the events that are kept for ever, as an import wants it."""
 
     order: Literal["asc", "desc"] = "asc"
-    limit: int = 100
+    limit: int = EVENTS_PAGE
     cursor: str | None = None
     with_retention: bool = False
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from crucible_core.limits import HISTORY_PAGE
 from crucible_core.position import Encoded
 from crucible_core.protocol.parts import Counters, Message, Owned
 
@@ -91,7 +92,7 @@ class UpdateHook(Message):
 
 class RunsRequest(Message):
     name: str
-    limit: int = 50
+    limit: int = HISTORY_PAGE
     cursor: str | None = None
 
 

@@ -6,6 +6,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from crucible_core.envelope import DEFAULT_ROOM, DEFAULT_WORLD, Source
+from crucible_core.limits import MEMORY_QUERY_DEFAULT
 from crucible_core.protocol.parts import Message
 
 
@@ -108,7 +109,7 @@ class MemoryQuery(Message):
     mode: Literal["auto", "text"] = "auto"
     tags: list[str] = []
     filter: dict[str, Any] | None = None
-    limit: int = 10
+    limit: int = MEMORY_QUERY_DEFAULT
     min_sequence: int | None = None
     world_id: str = DEFAULT_WORLD
     room_id: str | None = None

@@ -4,6 +4,8 @@ from typing import Any
 
 import msgspec
 
+from crucible_core.limits import PAGE
+
 
 class Message(msgspec.Struct, kw_only=True, omit_defaults=True):
     pass
@@ -27,7 +29,7 @@ class ListRequest(Message):
     """`hooks.list`, `webhooks.list`, `events.list_worlds`: one page; `cursor` is the `next_cursor` of the one
     before."""
 
-    limit: int = 1000
+    limit: int = PAGE
     cursor: str | None = None
 
 

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from crucible_core.limits import HISTORY_PAGE, SECRET_GRACE_DEFAULT_S, WEBHOOK_CONCURRENCY, WEBHOOK_RETRY_DELAYS_S
 from crucible_core.position import Encoded
 from crucible_core.protocol.events import TracedDelivery
 from crucible_core.protocol.parts import Counters, Message, Owned, TypeFilter
@@ -26,8 +27,8 @@ class WebhookOptions(Message, omit_defaults=False):
     says what becomes of replayed events."""
 
     timeout_ms: int = 15000
-    retry_delays_s: list[float] = msgspec.field(default_factory=lambda: [2.0, 4.0, 8.0, 16.0])
-    concurrency: int = 8
+    retry_delays_s: list[float] = msgspec.field(default_factory=lambda: [*WEBHOOK_RETRY_DELAYS_S])
+    concurrency: int = WEBHOOK_CONCURRENCY
     replay: ReplayPolicy = "run"
 
 
@@ -89,7 +90,7 @@ class RotateSecret(Message):
     given."""
 
     id: str
-    grace_s: float = 86_400
+    grace_s: float = SECRET_GRACE_DEFAULT_S
     secret: str | None = None
 
 
@@ -137,7 +138,7 @@ class WebhookList(Message, omit_defaults=False):
 
 class AttemptsRequest(Message):
     id: str
-    limit: int = 50
+    limit: int = HISTORY_PAGE
     cursor: str | None = None
 
 

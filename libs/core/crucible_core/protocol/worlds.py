@@ -5,6 +5,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from crucible_core.limits import WORLD_DESCRIPTION_CHARS
 from crucible_core.protocol.memory import Cause
 from crucible_core.protocol.parts import Message, Owned
 
@@ -44,7 +45,7 @@ class WorldRecord(Owned, kw_only=True):
 
 class CreateWorld(Message):
     id: PlaceId
-    description: Annotated[str, Meta(max_length=1000)] = ""
+    description: Annotated[str, Meta(max_length=WORLD_DESCRIPTION_CHARS)] = ""
 
 
 class CreateRoom(Message):

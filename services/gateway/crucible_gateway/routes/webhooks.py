@@ -6,7 +6,7 @@ import msgspec
 from litestar import Response, delete, get, patch, post
 from msgspec import UNSET, Meta, UnsetType
 
-from crucible_core.limits import SECRET_GRACE_S
+from crucible_core.limits import SECRET_GRACE_DEFAULT_S, SECRET_GRACE_S
 from crucible_core.protocol.parts import Check, Checks, GetRequest, ListRequest, TestRequest, TypeFilter
 from crucible_core.protocol.replays import ReplayPolicy
 from crucible_core.protocol.webhooks import (
@@ -80,7 +80,7 @@ class RotateBody(msgspec.Struct):
     """The secret before goes on signing, beside the new one, for `grace_s` seconds. A new one is made if none is
     given."""
 
-    grace_s: Annotated[float, Meta(ge=0, le=SECRET_GRACE_S)] = 86_400
+    grace_s: Annotated[float, Meta(ge=0, le=SECRET_GRACE_S)] = SECRET_GRACE_DEFAULT_S
     secret: str | None = None
 
 
