@@ -1,8 +1,9 @@
 """Tasks that share an event loop: ending them, and yielding to others during long work."""
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from typing import Any
 
 from crucible_core.limits import TURN_S
@@ -23,6 +24,16 @@ class Turn:
     async def pass_on(self) -> None:
         await asyncio.sleep(0)
         self._end = time.monotonic() + TURN_S
+
+
+@contextlib.asynccontextmanager
+async def run_tasks(*functions: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """Runs tasks while the context is open; the failure of one ends it."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(function()) for function in functions]
+        yield
+        for task in tasks:
+            task.cancel()
 
 
 async def finish(tasks: "Collection[asyncio.Task[Any]]", grace: float) -> None:

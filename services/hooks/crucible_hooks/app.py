@@ -1,11 +1,9 @@
 """The wiring of the hooks service: resources, tasks and readiness."""
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from starlette.applications import Starlette
 
@@ -43,6 +41,7 @@ from crucible_kit.nats.streams import DAY_S
 from crucible_kit.rpc import serve
 from crucible_kit.service import open_service, report_readiness
 from crucible_kit.settings import load
+from crucible_kit.tasks import run_tasks
 from crucible_kit.telemetry.metrics import Metrics
 
 SERVICE = "hooks"
@@ -81,23 +80,20 @@ def create_app(settings: Settings | None = None) -> Starlette:
             report_readiness(app, bus, lambda: ready_parts(registry, index, directory), index.troubles)
 
             # All of it ends in the opposite order: requests first, then the engine, and the recorder last.
-            await stack.enter_async_context(running([recorder.run]))
-            await stack.enter_async_context(running([redacted.follow]))
+            await stack.enter_async_context(run_tasks(recorder.run))
+            await stack.enter_async_context(run_tasks(redacted.follow))
             await redacted.wait_complete()
             registry.stored = engine.tell_all
             registry.changed += [partial(note_handler, engine)]
             registry.reloaded += [lambda name: note_handler(engine, name, None, registry.records[name], 0)]
-            following = [
-                registry.follow,
-                lambda: index.follow(bus, store.apply, store.sources(bus.names), store.wants),
-            ]
-            await stack.enter_async_context(running(following))
+            indexing_runs = partial(index.follow, bus, store.apply, store.sources(bus.names), store.wants)
+            await stack.enter_async_context(run_tasks(registry.follow, indexing_runs))
             await registry.view.reach(0, timeout=_START_S)
             # Only from here on: changes before the start were recorded when they were made.
             registry.changed += [recorder.record_change, *([directory.registry_changed] if directory else [])]
             await upgrade(bus, shards, runs, registry)
             watching = [directory.follow] if directory else []
-            await stack.enter_async_context(running([engine.run, history.run, *watching]))
+            await stack.enter_async_context(run_tasks(engine.run, history.run, *watching))
             answers = endpoints(
                 bus,
                 registry,
@@ -114,16 +110,6 @@ def create_app(settings: Settings | None = None) -> Starlette:
                 yield
 
     return ops_app(SERVICE, lifespan, metrics)
-
-
-@contextlib.asynccontextmanager
-async def running(functions: Sequence[Callable[[], Coroutine[Any, Any, None]]]) -> AsyncIterator[None]:
-    """Runs tasks while the context is open; the failure of one ends it."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(function()) for function in functions]
-        yield
-        for task in tasks:
-            task.cancel()
 
 
 def note_handler(engine: Engine, name: str, before: HookRecord | None, after: HookRecord | None, revision: int) -> None:
