@@ -12,6 +12,8 @@ UNCUT = 10_000
 _GAP = 2
 SHORT_ID = 14
 """Characters of an id where the width does not suffice for all: its prefix and its time."""
+Cell = str | Text
+Cells = list[list[Text]]
 
 
 class Column(NamedTuple):
@@ -23,10 +25,6 @@ class Column(NamedTuple):
     floor: int = 0
     right: bool = False
     ids: bool = False
-
-
-Cell = str | Text
-Cells = list[list[Text]]
 
 
 class Listing:

@@ -10,6 +10,7 @@ from crucible_core.suggest import nearest
 _LEAST = 6
 """Characters of an id after its prefix, at least: fewer are rather a name that is misspelt."""
 _SHOWN = 3
+N = TypeVar("N")
 
 
 class _WithId(Protocol):
@@ -18,7 +19,6 @@ class _WithId(Protocol):
 
 
 T = TypeVar("T", bound=_WithId)
-N = TypeVar("N")
 
 
 def find_by_id(text: str, kind: str, get: Callable[[str], T], beginning: Callable[[str], Sequence[T]]) -> T:

@@ -27,6 +27,7 @@ _AGO = re.compile(r"(\d{1,9})([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _PAIR = re.compile(r"([A-Za-z_][\w.-]*)(!=|>=|<=|=|~|>|<)(.*)", re.DOTALL)
 _OPERATORS = {"!=": "not_equals", ">=": "gte", "<=": "lte", "~": "matches", ">": "gt", "<": "lt"}
+_PANEL = "Which events"
 
 
 def text_of(argument: str, what: str) -> str:
@@ -132,9 +133,6 @@ def _value(text: str, what: str) -> Any:
     except CrucibleError as error:
         raise typer.BadParameter(error.detail) from error
     return value
-
-
-_PANEL = "Which events"
 
 
 def _option(*names: str, help: str) -> Any:

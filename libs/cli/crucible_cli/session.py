@@ -24,6 +24,20 @@ from crucible_client.settings import DEFAULT_URL
 from crucible_core.errors import CrucibleError, InvalidError, NotFoundError
 
 _UP_FILE_BYTES = 64 * 1024
+P = ParamSpec("P")
+T = TypeVar("T")
+_PAGE = 1000
+Url = Annotated[str | None, typer.Option("--url", help="The gateway (env CRUCIBLE_URL).", rich_help_panel="Gateway")]
+Key = Annotated[
+    str | None, typer.Option("--key", help="The API key (env CRUCIBLE_API_KEY).", rich_help_panel="Gateway")
+]
+Data = Annotated[
+    Path | None, typer.Option("--data", help="The data directory of `crucible up`.", rich_help_panel="Gateway")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")]
+Wide = Annotated[bool, typer.Option("--wide", help="Cut nothing to the width of the terminal.")]
 
 
 class Gateway(msgspec.Struct, frozen=True):
@@ -49,23 +63,6 @@ def find_up(data: DataDir) -> UpState | None:
     except (OSError, InvalidError, msgspec.DecodeError):
         return None
     return state
-
-
-P = ParamSpec("P")
-T = TypeVar("T")
-_PAGE = 1000
-
-Url = Annotated[str | None, typer.Option("--url", help="The gateway (env CRUCIBLE_URL).", rich_help_panel="Gateway")]
-Key = Annotated[
-    str | None, typer.Option("--key", help="The API key (env CRUCIBLE_API_KEY).", rich_help_panel="Gateway")
-]
-Data = Annotated[
-    Path | None, typer.Option("--data", help="The data directory of `crucible up`.", rich_help_panel="Gateway")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")]
-Wide = Annotated[bool, typer.Option("--wide", help="Cut nothing to the width of the terminal.")]
 
 
 class Session(msgspec.Struct, frozen=True):

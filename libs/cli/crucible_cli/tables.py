@@ -26,6 +26,17 @@ from crucible_core.protocol.worlds import RoomView, WorldView
 
 GOOD = ("active", "live", "accepts connections", "ok", "delivered", "running", "done")
 IDLE = ("disabled", "skipped", "retrying", "dry", "paused", "cancelled")
+_WORD = re.compile(r"\w[\w.-]{0,12}", re.ASCII)
+"""A name that a shell takes as it is, and that is short enough for a line."""
+LONG = 200
+"""Characters of a cell or summary where the width does not cut it."""
+_ROOMS = 20
+COUNTS = (
+    Column("matched", 3, right=True),
+    Column("ok", 5, right=True),
+    Column("failed", 1, right=True),
+    Column("skipped", 6, right=True),
+)
 
 
 def state_text(state: str) -> Text:
@@ -360,19 +371,6 @@ def types_table(kinds: Sequence[EventType]) -> RenderableType:
 def clock(timestamp: str) -> str:
     """The time of day in an RFC 3339 timestamp, to the millisecond."""
     return clean(timestamp[11:23].rstrip("Z"), 12)
-
-
-_WORD = re.compile(r"\w[\w.-]{0,12}", re.ASCII)
-"""A name that a shell takes as it is, and that is short enough for a line."""
-LONG = 200
-"""Characters of a cell or summary where the width does not cut it."""
-_ROOMS = 20
-COUNTS = (
-    Column("matched", 3, right=True),
-    Column("ok", 5, right=True),
-    Column("failed", 1, right=True),
-    Column("skipped", 6, right=True),
-)
 
 
 def _counter_cells(counters: Counters) -> tuple[str, ...]:

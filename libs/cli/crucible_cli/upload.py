@@ -22,132 +22,10 @@ from crucible_core.errors import CrucibleError, FieldError, InvalidError, Limite
 from crucible_core.limits import ATOMIC_EVENTS
 from crucible_core.types.catalogue import CATALOGUE
 
-
-class _NamedPlace(msgspec.Struct):
-    world_id: str | None = None
-    room_id: str | None = None
-
-
-class _PlaceLine(_NamedPlace):
-    """An event in the short form, which names its place itself, or in the long one."""
-
-    metadata: _NamedPlace | None = None
-
-
-_place_decoder = msgspec.json.Decoder(_PlaceLine)
-
-
-class Places:
-    """The worlds and rooms that there are by now, asked for once."""
-
-    def __init__(self, crucible: Crucible) -> None:
-        self._crucible = crucible
-        self._rooms: dict[str, set[str]] = {}
-
-    def prepare(self, line: bytes) -> None:
-        """Makes an event's world and room. What is no event, or names what cannot be made, is left to its refusal."""
-        try:
-            found = _place_decoder.decode(line)
-        except (msgspec.DecodeError, UnicodeError):
-            return
-        named = found.metadata or found
-        with contextlib.suppress(InvalidError):
-            self._make(named.world_id or DEFAULT_WORLD, named.room_id or DEFAULT_ROOM)
-
-    def _make(self, world: str, room: str) -> None:
-        if (world, room) == (DEFAULT_WORLD, DEFAULT_ROOM):
-            return
-        if not self._rooms:
-            self._rooms = {there.id: {one.id for one in there.rooms} for there in self._crucible.worlds.list()}
-        if world not in self._rooms:
-            made = self._crucible.worlds.create(world)
-            self._rooms[world] = {one.id for one in made.rooms}
-        if room not in self._rooms[world]:
-            self._crucible.rooms.create(world, room)
-            self._rooms[world].add(room)
-
-
-_SHOWN = 20
-
-
-class _Data(msgspec.Struct):
-    event: str
-
-
-class _Metadata(msgspec.Struct):
-    version: str | None = None
-
-
-class _Event(msgspec.Struct):
-    """An event as exports write it; one in the short form does not decode."""
-
-    type: str
-    data: _Data
-    metadata: _Metadata = msgspec.field(default_factory=_Metadata)
-
-
-_decoder = msgspec.json.Decoder(_Event)
-
-
-class TypeCheck:
-    """The registered types, asked for once, and only where a line is of a type that is not built in."""
-
-    def __init__(self, crucible: Crucible) -> None:
-        self._crucible = crucible
-        self._known: dict[str, list[str] | None] | None = None
-        """The versions of a type by each of its names; None where any will do."""
-
-    def check(self, lines: Iterable[Line]) -> None:
-        """Raises InvalidError that names each type or version that is missing."""
-        missing: Counter[str] = Counter()
-        first: dict[str, int] = {}
-        for line in lines:
-            if (name := self._missing_type(line.raw)) is not None:
-                missing[name] += 1
-                first.setdefault(name, line.number)
-        if not missing:
-            return
-        errors = [FieldError(name, _lines_text(missing[name], number)) for name, number in first.items()]
-        raise InvalidError(
-            "event types of the file are not registered here, and without them the events would not come back in their "
-            "order. First, where the file is from: `crucible events types export types.json`; then here: `crucible "
-            "events types add types.json`; then import again. Or pass their events over: --skip-unknown",
-            errors=errors[:_SHOWN],
-        )
-
-    def _missing_type(self, raw: bytes) -> str | None:
-        """The type, or the version of it, that an event would be refused for."""
-        try:
-            event = _decoder.decode(raw)
-        except (msgspec.DecodeError, UnicodeError):
-            return None
-        name, version = f"{event.type}.{event.data.event}", event.metadata.version
-        custom = event.type == "Custom"
-        if CATALOGUE.has(name) and not custom:
-            return None
-        known = self._registered_versions()
-        key = name if name in known else name.casefold()
-        if key not in known:
-            return None if custom else name
-        versions = known[key]
-        return None if version is None or versions is None or version in versions else f"{name} {version}"
-
-    def _registered_versions(self) -> dict[str, list[str] | None]:
-        if self._known is None:
-            self._known = {
-                name: kind.versions if kind.registered else None
-                for kind in self._crucible.events.types()
-                for name in (kind.type, *map(str.casefold, kind.aliases))
-            }
-        return self._known
-
-
-def _lines_text(count: int, line: int) -> str:
-    return f"one event, in line {line}" if count == 1 else f"{count:,} events, the first in line {line}"
-
-
 SHOWN = 10
 """Refusals that are printed."""
+_SHOWN_TYPES = 20
+"""Missing types that are named."""
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -227,24 +105,6 @@ def upload_file(
     return result
 
 
-def _outcomes(
-    crucible: Crucible, file: BinaryIO, react: bool, places: Places | None, types: TypeCheck | None
-) -> Iterator[tuple[Line, BatchItem]]:
-    waiting: deque[Line] = deque()
-
-    def raws() -> Iterator[bytes]:
-        for line in lines(file):
-            if types is not None:
-                types.check([line])
-            waiting.append(line)
-            if places is not None:
-                places.prepare(line.raw)
-            yield line.raw
-
-    for item in crucible.events.append_many(raws(), react=react):
-        yield waiting.popleft(), item
-
-
 def upload_atomically(session: Session, name: str) -> UploadResult:
     """Sends all lines or none. Raises what they are refused for, by line."""
     began = time.monotonic()
@@ -267,6 +127,152 @@ def upload_atomically(session: Session, name: str) -> UploadResult:
     return result
 
 
+def upload_view(result: UploadResult) -> Text:
+    answered = result.committed + result.duplicates + result.refused
+    rate = f"  {result.seconds:.1f} s" + (f"  {answered / result.seconds:,.0f}/s" if result.seconds else "")
+    text = Text.assemble((f"{result.committed:,} committed", "bold green" if result.committed else "dim"), "  ")
+    text.append(f"{result.duplicates:,} duplicates", "yellow" if result.duplicates else "dim").append("  ")
+    return text.append(f"{result.refused:,} refused", "bold red" if result.refused else "dim").append(rate, "dim")
+
+
+class _NamedPlace(msgspec.Struct):
+    world_id: str | None = None
+    room_id: str | None = None
+
+
+class _PlaceLine(_NamedPlace):
+    """An event in the short form, which names its place itself, or in the long one."""
+
+    metadata: _NamedPlace | None = None
+
+
+_place_decoder = msgspec.json.Decoder(_PlaceLine)
+
+
+class Places:
+    """The worlds and rooms that there are by now, asked for once."""
+
+    def __init__(self, crucible: Crucible) -> None:
+        self._crucible = crucible
+        self._rooms: dict[str, set[str]] = {}
+
+    def prepare(self, line: bytes) -> None:
+        """Makes an event's world and room. What is no event, or names what cannot be made, is left to its refusal."""
+        try:
+            found = _place_decoder.decode(line)
+        except (msgspec.DecodeError, UnicodeError):
+            return
+        named = found.metadata or found
+        with contextlib.suppress(InvalidError):
+            self._make(named.world_id or DEFAULT_WORLD, named.room_id or DEFAULT_ROOM)
+
+    def _make(self, world: str, room: str) -> None:
+        if (world, room) == (DEFAULT_WORLD, DEFAULT_ROOM):
+            return
+        if not self._rooms:
+            self._rooms = {there.id: {one.id for one in there.rooms} for there in self._crucible.worlds.list()}
+        if world not in self._rooms:
+            made = self._crucible.worlds.create(world)
+            self._rooms[world] = {one.id for one in made.rooms}
+        if room not in self._rooms[world]:
+            self._crucible.rooms.create(world, room)
+            self._rooms[world].add(room)
+
+
+class _Data(msgspec.Struct):
+    event: str
+
+
+class _Metadata(msgspec.Struct):
+    version: str | None = None
+
+
+class _Event(msgspec.Struct):
+    """An event as exports write it; one in the short form does not decode."""
+
+    type: str
+    data: _Data
+    metadata: _Metadata = msgspec.field(default_factory=_Metadata)
+
+
+_decoder = msgspec.json.Decoder(_Event)
+
+
+class TypeCheck:
+    """The registered types, asked for once, and only where a line is of a type that is not built in."""
+
+    def __init__(self, crucible: Crucible) -> None:
+        self._crucible = crucible
+        self._known: dict[str, list[str] | None] | None = None
+        """The versions of a type by each of its names; None where any will do."""
+
+    def check(self, lines: Iterable[Line]) -> None:
+        """Raises InvalidError that names each type or version that is missing."""
+        missing: Counter[str] = Counter()
+        first: dict[str, int] = {}
+        for line in lines:
+            if (name := self._missing_type(line.raw)) is not None:
+                missing[name] += 1
+                first.setdefault(name, line.number)
+        if not missing:
+            return
+        errors = [FieldError(name, _lines_text(missing[name], number)) for name, number in first.items()]
+        raise InvalidError(
+            "event types of the file are not registered here, and without them the events would not come back in their "
+            "order. First, where the file is from: `crucible events types export types.json`; then here: `crucible "
+            "events types add types.json`; then import again. Or pass their events over: --skip-unknown",
+            errors=errors[:_SHOWN_TYPES],
+        )
+
+    def _missing_type(self, raw: bytes) -> str | None:
+        """The type, or the version of it, that an event would be refused for."""
+        try:
+            event = _decoder.decode(raw)
+        except (msgspec.DecodeError, UnicodeError):
+            return None
+        name, version = f"{event.type}.{event.data.event}", event.metadata.version
+        custom = event.type == "Custom"
+        if CATALOGUE.has(name) and not custom:
+            return None
+        known = self._registered_versions()
+        key = name if name in known else name.casefold()
+        if key not in known:
+            return None if custom else name
+        versions = known[key]
+        return None if version is None or versions is None or version in versions else f"{name} {version}"
+
+    def _registered_versions(self) -> dict[str, list[str] | None]:
+        if self._known is None:
+            self._known = {
+                name: kind.versions if kind.registered else None
+                for kind in self._crucible.events.types()
+                for name in (kind.type, *map(str.casefold, kind.aliases))
+            }
+        return self._known
+
+
+def _lines_text(count: int, line: int) -> str:
+    return f"one event, in line {line}" if count == 1 else f"{count:,} events, the first in line {line}"
+
+
+def _outcomes(
+    crucible: Crucible, file: BinaryIO, react: bool, places: Places | None, types: TypeCheck | None
+) -> Iterator[tuple[Line, BatchItem]]:
+    waiting: deque[Line] = deque()
+
+    def raws() -> Iterator[bytes]:
+        for line in lines(file):
+            if types is not None:
+                types.check([line])
+            waiting.append(line)
+            if places is not None:
+                places.prepare(line.raw)
+            yield line.raw
+
+    for item in crucible.events.append_many(raws(), react=react):
+        yield waiting.popleft(), item
+
+
 def _by_line(error: CrucibleError, found: Sequence[Line]) -> CrucibleError:
     """The same, whose fields name lines in place of positions."""
     if not error.errors:
@@ -280,14 +286,6 @@ def _line_path(field: FieldError, found: Sequence[Line]) -> str:
     if not position.isdecimal() or int(position) >= len(found):
         return field.path
     return f"line {found[int(position)].number}" + (f": {rest}" if rest else "")
-
-
-def upload_view(result: UploadResult) -> Text:
-    answered = result.committed + result.duplicates + result.refused
-    rate = f"  {result.seconds:.1f} s" + (f"  {answered / result.seconds:,.0f}/s" if result.seconds else "")
-    text = Text.assemble((f"{result.committed:,} committed", "bold green" if result.committed else "dim"), "  ")
-    text.append(f"{result.duplicates:,} duplicates", "yellow" if result.duplicates else "dim").append("  ")
-    return text.append(f"{result.refused:,} refused", "bold red" if result.refused else "dim").append(rate, "dim")
 
 
 def _refusal_line(refusal: Refusal, item: BatchItem) -> Text:

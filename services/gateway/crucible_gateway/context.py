@@ -25,6 +25,8 @@ from crucible_kit.types import Types
 
 Connection = ASGIConnection[Any, Any, Any, Any]
 Reply = TypeVar("Reply")
+_PATIENCE_S = 5.0
+_ALWAYS_THERE = ((None, None), (DEFAULT_WORLD, None), (None, DEFAULT_ROOM), (DEFAULT_WORLD, DEFAULT_ROOM))
 
 
 class Gateway(msgspec.Struct, frozen=True):
@@ -75,10 +77,6 @@ async def ask(
         timeout=gateway.settings.request_timeout_s,
         traceparent=traceparent_of(connection.scope),
     )
-
-
-_PATIENCE_S = 5.0
-_ALWAYS_THERE = ((None, None), (DEFAULT_WORLD, None), (None, DEFAULT_ROOM), (DEFAULT_WORLD, DEFAULT_ROOM))
 
 
 async def check_place(bus: Bus, principal: Principal, world_id: str | None, room_id: str | None) -> None:

@@ -35,6 +35,12 @@ _MIB = 1024 * 1024
 _GOOD = frozenset({"ready"})
 _METRIC = re.compile(rb"^crucible_(index_lag|parked_messages) ([0-9.e+]+)$", re.MULTILINE)
 _LOSSES_SHOWN = 5
+app = typer.Typer()
+_SHOWN = 200
+"""Handlers of which each has its line; of more, only those that are broken have one."""
+FAULTS = ("inert", "failing")
+CONNECTS = "accepts connections"
+"""The result for a webhook that was only connected to."""
 
 
 class Service(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -76,6 +82,51 @@ class Health(msgspec.Struct, frozen=True):
     @property
     def good(self) -> bool:
         return not self.errors and all(service.state in _GOOD for service in self.services)
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One handler's check; `kind` is hook or webhook."""
+
+    kind: str
+    id: str
+    check: Check
+
+
+class Diagnosis(msgspec.Struct, frozen=True):
+    """`healthy` is false when something is wrong with the installation, or something that is enabled does not work as
+    far as a dry run can tell. `error` is why the handlers could not be asked."""
+
+    healthy: bool
+    findings: list[Finding]
+    health: Health | None = None
+    error: str | None = None
+
+
+@command(app, table=True)
+def doctor(
+    session: Session,
+    accept_losses: Annotated[
+        bool, typer.Option("--accept-losses", help="Take for given what the log has lost; nothing else is done.")
+    ] = False,
+    yes: Yes = False,
+) -> None:
+    """Say how the services, the disk and the log do, and prove the wiring: a synthetic event goes through every hook
+    and webhook, in dry run; nothing is changed.
+
+    A webhook's endpoint is only connected to. Exit code 1 when something is wrong, or does not work and is enabled.
+    """
+    with session.connect() as crucible:
+        if accept_losses:
+            _accept(session, crucible, yes)
+            return
+        with session.err.status("asking the services …"):
+            health = find_health(session, crucible)
+        what = "firing a synthetic event through every hook and webhook"
+        with progress(session.err, what, None, HANDLERS) as bar:
+            diagnosis = examine(crucible, health, bar.advance)
+    session.show(diagnosis, diagnosis_view)
+    if not diagnosis.healthy:
+        raise typer.Exit(1)
 
 
 def find_health(session: Session, crucible: Crucible) -> Health:
@@ -222,59 +273,6 @@ def _disk_text(disk: Disk) -> Text:
     free, total, reserve = (size / _MIB for size in (disk.free_bytes, disk.total_bytes, disk.reserve_bytes))
     text = Text(f"disk: {free:,.0f} of {total:,.0f} MiB are free, {reserve:,.0f} MiB are kept free")
     return text.append(f" ({disk.path})", "dim")
-
-
-app = typer.Typer()
-_SHOWN = 200
-"""Handlers of which each has its line; of more, only those that are broken have one."""
-FAULTS = ("inert", "failing")
-CONNECTS = "accepts connections"
-"""The result for a webhook that was only connected to."""
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """One handler's check; `kind` is hook or webhook."""
-
-    kind: str
-    id: str
-    check: Check
-
-
-class Diagnosis(msgspec.Struct, frozen=True):
-    """`healthy` is false when something is wrong with the installation, or something that is enabled does not work as
-    far as a dry run can tell. `error` is why the handlers could not be asked."""
-
-    healthy: bool
-    findings: list[Finding]
-    health: Health | None = None
-    error: str | None = None
-
-
-@command(app, table=True)
-def doctor(
-    session: Session,
-    accept_losses: Annotated[
-        bool, typer.Option("--accept-losses", help="Take for given what the log has lost; nothing else is done.")
-    ] = False,
-    yes: Yes = False,
-) -> None:
-    """Say how the services, the disk and the log do, and prove the wiring: a synthetic event goes through every hook
-    and webhook, in dry run; nothing is changed.
-
-    A webhook's endpoint is only connected to. Exit code 1 when something is wrong, or does not work and is enabled.
-    """
-    with session.connect() as crucible:
-        if accept_losses:
-            _accept(session, crucible, yes)
-            return
-        with session.err.status("asking the services …"):
-            health = find_health(session, crucible)
-        what = "firing a synthetic event through every hook and webhook"
-        with progress(session.err, what, None, HANDLERS) as bar:
-            diagnosis = examine(crucible, health, bar.advance)
-    session.show(diagnosis, diagnosis_view)
-    if not diagnosis.healthy:
-        raise typer.Exit(1)
 
 
 def _accept(session: Session, crucible: Crucible, yes: bool) -> None:

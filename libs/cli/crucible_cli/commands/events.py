@@ -26,70 +26,9 @@ from crucible_core.limits import LOOKED_UP_EVENTS
 from crucible_core.protocol.events import CountBy
 from crucible_core.times import format_time
 
-
-def tail(
-    session: Session,
-    type: Types = None,
-    filter: Filters = None,
-    world: World = None,
-    room: Room = None,
-    from_: Annotated[
-        str, typer.Option("--from", help="now, start, a sequence (exclusive), a time (RFC 3339), or 10m, 2h, 3d ago.")
-    ] = "now",
-    limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="Stop after so many events.")] = None,
-) -> None:
-    """Print events as they are committed, until Ctrl-C. It reconnects by itself and misses none.
-
-    \b
-    crucible events tail
-    crucible events tail --from 10m --type "Memory.*" --filter 'tags={"contains": "#x"}'
-    crucible events tail --from start --json | jq .data.payload
-    """
-    reporter = StreamReporter(session)
-    start = time_of(from_, time.time_ns() // 1000) or "now"
-    condition = filter_of(filter, "--filter")
-    with session.connect() as crucible, contextlib.suppress(KeyboardInterrupt):
-        events = crucible.events.subscribe(
-            *(type or ()),
-            filter=condition,
-            from_=start,
-            world_id=world,
-            room_id=room,
-            patience_s=None,
-            on_notice=reporter.report,
-        )
-        with contextlib.closing(events):
-            for event in islice(events, limit):
-                reporter.away = False
-                session.line(event, partial(event_line, wide=session.wide))
-
-
-class StreamReporter:
-    """Says beside the events what happens to the stream; that it is away, once."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self.away = False
-
-    def report(self, notice: Notice) -> None:
-        match notice.kind:
-            case "caught_up":
-                self._session.note(f"— caught up at #{notice.sequence}: live from here —")
-                self.away = False
-            case "gap":
-                self._session.note(f"— too slow for {notice.dropped} events: they are read from the log —")
-            case "warned":
-                self._session.note(f"— {notice.detail} —")
-            case "away" if not self.away:
-                self._session.note(f"— {notice.detail}: connecting again —")
-                self.away = True
-
-
 app = typer.Typer(no_args_is_help=True, help="Read, follow, append, count, move and replay events.")
 app.add_typer(types.app, name="types")
-
 Id = Annotated[str, typer.Argument(help="The event's id (evt_…), a beginning of it, or its sequence.")]
-
 PAGE = 500
 SLACK_MS = 1000
 """An id may be made a moment before or after its event's time."""
@@ -214,6 +153,65 @@ def find_event(crucible: Crucible, text: str) -> Event:
     return matching[0]
 
 
+@command(app, table=True)
+def tail(
+    session: Session,
+    type: Types = None,
+    filter: Filters = None,
+    world: World = None,
+    room: Room = None,
+    from_: Annotated[
+        str, typer.Option("--from", help="now, start, a sequence (exclusive), a time (RFC 3339), or 10m, 2h, 3d ago.")
+    ] = "now",
+    limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="Stop after so many events.")] = None,
+) -> None:
+    """Print events as they are committed, until Ctrl-C. It reconnects by itself and misses none.
+
+    \b
+    crucible events tail
+    crucible events tail --from 10m --type "Memory.*" --filter 'tags={"contains": "#x"}'
+    crucible events tail --from start --json | jq .data.payload
+    """
+    reporter = StreamReporter(session)
+    start = time_of(from_, time.time_ns() // 1000) or "now"
+    condition = filter_of(filter, "--filter")
+    with session.connect() as crucible, contextlib.suppress(KeyboardInterrupt):
+        events = crucible.events.subscribe(
+            *(type or ()),
+            filter=condition,
+            from_=start,
+            world_id=world,
+            room_id=room,
+            patience_s=None,
+            on_notice=reporter.report,
+        )
+        with contextlib.closing(events):
+            for event in islice(events, limit):
+                reporter.away = False
+                session.line(event, partial(event_line, wide=session.wide))
+
+
+class StreamReporter:
+    """Says beside the events what happens to the stream; that it is away, once."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.away = False
+
+    def report(self, notice: Notice) -> None:
+        match notice.kind:
+            case "caught_up":
+                self._session.note(f"— caught up at #{notice.sequence}: live from here —")
+                self.away = False
+            case "gap":
+                self._session.note(f"— too slow for {notice.dropped} events: they are read from the log —")
+            case "warned":
+                self._session.note(f"— {notice.detail} —")
+            case "away" if not self.away:
+                self._session.note(f"— {notice.detail}: connecting again —")
+                self.away = True
+
+
 @command(app)
 def resend(
     session: Session,
@@ -233,7 +231,6 @@ def resend(
     session.show(resent, lambda _: text)
 
 
-command(app, table=True)(tail)
 command(app)(emit)
 command(app)(with_selection(export))
 command(app)(import_)

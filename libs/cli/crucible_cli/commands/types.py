@@ -20,45 +20,7 @@ from crucible_core.types.names import aliases
 _FIELDS = frozenset(("type", "version", "schema", "schemas", "description", "aliases"))
 _SHOWN_ONLY = frozenset(DescribedType.__struct_fields__) - _FIELDS
 """Fields that `types get --json` has beside them: none could be registered."""
-
-
-def export_document(kinds: list[DescribedType]) -> dict[str, Any]:
-    """A document that `definitions` reads as the same types."""
-    return {"types": [_entry(kind) for kind in kinds]}
-
-
-def definitions(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The registrations to make one after another, each a version of a type. A usage error for fields that no type
-    has."""
-    if "types" not in document:
-        return _versions(document)
-    types = document["types"]
-    if not isinstance(types, list) or not all(isinstance(one, dict) for one in types):
-        raise typer.BadParameter("types: must be a list of types")
-    return [version for one in types for version in _versions(one)]
-
-
-def _entry(kind: DescribedType) -> dict[str, Any]:
-    own = _own(kind.type, kind.aliases)
-    return {"type": kind.type, "description": kind.description, "aliases": own, "schemas": kind.schemas}
-
-
-def _versions(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    if unknown := document.keys() - _FIELDS - _SHOWN_ONLY:
-        raise typer.BadParameter(f"{min(unknown)} is not known: a type has type, version, schema, description, aliases")
-    found = {name: value for name, value in document.items() if name in _FIELDS}
-    if isinstance(found.get("type"), str) and isinstance(found.get("aliases"), list):
-        found["aliases"] = _own(found["type"], found["aliases"])
-    schemas = found.pop("schemas", None)
-    if not isinstance(schemas, dict) or not schemas:
-        return [found]
-    return [{**found, "schema": schema, "version": version} for version, schema in schemas.items()]
-
-
-def _own(type: str, names: list[str]) -> list[str]:
-    """Without those that follow from the name."""
-    formed = aliases(Registered(TypeRecord(type=type, versions=[])))
-    return [alias for alias in names if alias not in formed]
+Type = Annotated[str, typer.Argument(help="A type or an alias, such as Order.Placed.")]
 
 
 class ListByDefault(TyperGroup):
@@ -72,8 +34,6 @@ class ListByDefault(TyperGroup):
 
 
 app = typer.Typer(cls=ListByDefault, help="List, show and register event types.")
-
-Type = Annotated[str, typer.Argument(help="A type or an alias, such as Order.Placed.")]
 
 
 @command(app, table=True)
@@ -151,6 +111,45 @@ def delete(session: Session, type: Type, yes: Yes = False) -> None:
             session.confirm(f"Remove the type {found.type} with its {versions}?", yes)
         crucible.events.delete_type(type)
     session.show({"deleted": type}, lambda _: Text.assemble("deleted ", (type, "bold")))
+
+
+def export_document(kinds: list[DescribedType]) -> dict[str, Any]:
+    """A document that `definitions` reads as the same types."""
+    return {"types": [_entry(kind) for kind in kinds]}
+
+
+def definitions(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The registrations to make one after another, each a version of a type. A usage error for fields that no type
+    has."""
+    if "types" not in document:
+        return _versions(document)
+    types = document["types"]
+    if not isinstance(types, list) or not all(isinstance(one, dict) for one in types):
+        raise typer.BadParameter("types: must be a list of types")
+    return [version for one in types for version in _versions(one)]
+
+
+def _entry(kind: DescribedType) -> dict[str, Any]:
+    own = _own(kind.type, kind.aliases)
+    return {"type": kind.type, "description": kind.description, "aliases": own, "schemas": kind.schemas}
+
+
+def _versions(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if unknown := document.keys() - _FIELDS - _SHOWN_ONLY:
+        raise typer.BadParameter(f"{min(unknown)} is not known: a type has type, version, schema, description, aliases")
+    found = {name: value for name, value in document.items() if name in _FIELDS}
+    if isinstance(found.get("type"), str) and isinstance(found.get("aliases"), list):
+        found["aliases"] = _own(found["type"], found["aliases"])
+    schemas = found.pop("schemas", None)
+    if not isinstance(schemas, dict) or not schemas:
+        return [found]
+    return [{**found, "schema": schema, "version": version} for version, schema in schemas.items()]
+
+
+def _own(type: str, names: list[str]) -> list[str]:
+    """Without those that follow from the name."""
+    formed = aliases(Registered(TypeRecord(type=type, versions=[])))
+    return [alias for alias in names if alias not in formed]
 
 
 def _registered(made: Sequence[EventType]) -> Text:

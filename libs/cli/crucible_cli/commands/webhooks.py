@@ -17,13 +17,6 @@ from crucible_client import Crucible
 from crucible_core.protocol.webhooks import WebhookView
 
 app = typer.Typer(no_args_is_help=True, help="List, create, change and try webhooks.")
-
-
-class Missed(StrEnum):
-    deliver = "deliver"
-    skip = "skip"
-
-
 Which = Annotated[str, typer.Argument(help="The webhook: its name, its id (whk_…), or the beginning of that.")]
 Types = Annotated[list[str] | None, typer.Option("--on", help="A type, alias or wildcard; repeat for more.")]
 Filter = Annotated[str | None, typer.Option("--filter", "-f", help="A filter on each of them: JSON or @FILE.")]
@@ -31,6 +24,11 @@ Secret = Annotated[str | None, typer.Option(help="The signing secret: text, @FIL
 Bearer = Annotated[str | None, typer.Option(help="Also send this bearer token: text, @FILE or -.")]
 Basic = Annotated[str | None, typer.Option(help="Also send USER:PASSWORD: text, @FILE or -.")]
 Timeout = Annotated[int | None, typer.Option(min=1, help="The time for one whole exchange, in ms.")]
+
+
+class Missed(StrEnum):
+    deliver = "deliver"
+    skip = "skip"
 
 
 @command(app, alias="add")

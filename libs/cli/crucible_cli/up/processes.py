@@ -23,6 +23,15 @@ from crucible_core.limits import LOG_FILE_BYTES, LOG_FILES
 _PR_SET_PDEATHSIG = 1
 _STALE_GRACE_S = 5.0
 _POLL_S = 0.02
+_CHUNK = 64 * 1024
+_MAX_LINE = 400
+_BURST = 20
+# A line of our services (`time level service message`), the end of a Python traceback, or one of nats-server's.
+_GRAVE = re.compile(
+    r"\S+ (?:warning|error|critical) "
+    r"|[A-Za-z_][\w.]*(?:Error|Exception)\b|\S+: No module "
+    r"|.*\[(?:WRN|ERR|FTL)\]|nats-server: "
+)
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -153,17 +162,6 @@ def _await_end(processes: Iterable[Identity], grace: float) -> None:
     deadline = time.monotonic() + grace
     while any(_lives(born) for born in processes) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
-
-
-_CHUNK = 64 * 1024
-_MAX_LINE = 400
-_BURST = 20
-# A line of our services (`time level service message`), the end of a Python traceback, or one of nats-server's.
-_GRAVE = re.compile(
-    r"\S+ (?:warning|error|critical) "
-    r"|[A-Za-z_][\w.]*(?:Error|Exception)\b|\S+: No module "
-    r"|.*\[(?:WRN|ERR|FTL)\]|nats-server: "
-)
 
 
 class Output:

@@ -17,6 +17,12 @@ from crucible_core.errors import ConflictError, InvalidError, UnavailableError
 
 KEY_PREFIX = "ck_"
 _KEY_FILE_BYTES = 4096
+_OURS = frozenset(
+    "admin.key conditions.json demo hooks index lock logs nats processes.json up.json watch".split()  # noqa: SIM905
+)
+"""The names in a data directory."""
+_CERTAIN = frozenset(("admin.key", "nats"))
+"""Names that tell it from others."""
 
 
 class UpState(msgspec.Struct, frozen=True):
@@ -27,14 +33,6 @@ class UpState(msgspec.Struct, frozen=True):
     pid: int
     data: str
     started_at: str
-
-
-_OURS = frozenset(
-    "admin.key conditions.json demo hooks index lock logs nats processes.json up.json watch".split()  # noqa: SIM905
-)
-"""The names in a data directory."""
-_CERTAIN = frozenset(("admin.key", "nats"))
-"""Names that tell it from others."""
 
 
 class DataDir(msgspec.Struct, frozen=True):

@@ -31,6 +31,14 @@ Append = Callable[[AppendRequest], Awaitable[AppendReply]]
 CHUNK_EVENTS = 500
 _ENVELOPE_BYTES = 512
 """About the bytes that an event's own fields may add to its payload on the way."""
+_SLICE = 16 * 1024
+"""Bytes that are split before others have a turn: a few milliseconds, whatever is in them."""
+_LEVELS = 100
+"""Deeper than any event may be. An element that is deeper yet ends the request."""
+_STRING = rb'"(?:[^"\\]++|\\.)*+"'
+_REST_OF_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+("?)', re.DOTALL)
+_OPENING, _CLOSING, _QUOTE, _COMMA = ord("["), b"]}", ord('"'), ord(",")
+_anything = msgspec.json.Decoder(msgspec.Raw)
 
 
 class Result(msgspec.Struct, omit_defaults=True):
@@ -211,13 +219,6 @@ def _from_root(error: CrucibleError) -> CrucibleError:
     return type(error)(error.detail.removeprefix(root), errors=errors, **error.extra)
 
 
-_SLICE = 16 * 1024
-"""Bytes that are split before others have a turn: a few milliseconds, whatever is in them."""
-_LEVELS = 100
-"""Deeper than any event may be. An element that is deeper yet ends the request."""
-_STRING = rb'"(?:[^"\\]++|\\.)*+"'
-
-
 def _nested(levels: int) -> bytes:
     """The pattern of an array or object up to so many levels deep; like all here, it never backtracks."""
     pattern = b""
@@ -228,10 +229,6 @@ def _nested(levels: int) -> bytes:
 
 _WHOLE = re.compile(rb'(?:[^"\[\]{},]++|' + _STRING + b"|" + _nested(_LEVELS) + rb")*+", re.DOTALL)
 """All that is complete up to the next comma, or to the bracket that closes what it stands in."""
-_REST_OF_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+("?)', re.DOTALL)
-_OPENING, _CLOSING, _QUOTE, _COMMA = ord("["), b"]}", ord('"'), ord(",")
-
-_anything = msgspec.json.Decoder(msgspec.Raw)
 
 
 async def elements(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -25,6 +25,8 @@ _BLANK_LINES = re.compile(rb"\n[ \t\r\n]*\n")
 _SHORT_ONLY = ("payload", "entity", "world_id", "room_id", "id", "correlation_id", "causation_id")
 _NOT_SAID = frozenset({"payload", "traceparent", "idempotency_key", "fingerprint", "react", "outside"})
 _Sequence = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+SizedEvent = tuple[int, NewEvent | CrucibleError]
+"""An event's size in bytes and the event, or why it is none."""
 
 
 def empty_object() -> Raw:
@@ -196,10 +198,6 @@ def _from_long(sent: SentEvent, data: SentData) -> NewEvent:
         retention=sent.retention,
         redacted=sent.redacted or None,
     )
-
-
-SizedEvent = tuple[int, NewEvent | CrucibleError]
-"""An event's size in bytes and the event, or why it is none."""
 
 
 def read_sized(raw: bytes) -> SizedEvent:

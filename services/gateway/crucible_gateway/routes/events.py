@@ -64,6 +64,12 @@ from crucible_gateway.routes.replies import forward, reply_bytes, reply_json
 from crucible_kit.http.asgi import Rendered
 
 TAG = "Events"
+_VARIES = {"Vary": "Accept"}
+NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
+_APPEND_HEADERS = {
+    "Idempotency-Key": "The same request again is answered with the first event; another one is 422",
+    **CHAIN,
+}
 
 
 class AppendedEvent(msgspec.Struct, omit_defaults=True):
@@ -74,17 +80,6 @@ class AppendedEvent(msgspec.Struct, omit_defaults=True):
     type: str
     correlation_id: str
     duplicate: bool = False
-
-
-_VARIES = {"Vary": "Accept"}
-NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
-
-
-_APPEND_HEADERS = {
-    "Idempotency-Key": "The same request again is answered with the first event; another one is 422",
-    **CHAIN,
-}
-_APPEND_REFUSALS = ("malformed", "conflict", "too_large", "unsupported", "invalid")
 
 
 @post(

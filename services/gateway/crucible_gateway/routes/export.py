@@ -16,6 +16,7 @@ from crucible_gateway.body.json import Http
 from crucible_gateway.context import ask, gateway_of
 from crucible_gateway.openapi import Operation
 from crucible_gateway.params import SelectionParams, read_params, selection_fields
+from crucible_gateway.routes.events import NDJSON, TAG
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,44 @@ NOTHING_YET = b" "
 """Sent for a page without a match, so that a long search does not look dead: white space before a line."""
 _TRIES = 6
 _FIRST_WAIT_S = 0.25
+
+
+@get(
+    "/api/v1/events/export",
+    operation=Operation(
+        summary="Export events",
+        description=(
+            "What a query finds of all that was committed before the request, in its order, an event a "
+            'line, with `"retention": "forever"` where it is kept for ever. `POST /api/v1/events` takes the lines '
+            "back: the same ids, times and places. A complete export ends with an empty line; one that fails on "
+            "the way breaks the connection. `after` the last sequence received goes on with it."
+        ),
+        tag=TAG,
+        params=SelectionParams,
+        reply={"type": "string", "description": "One event a line, and an empty line"},
+        reply_type=NDJSON[0],
+        example=examples.EXPORT,
+        errors=("malformed",),
+    ),
+)
+async def export_events(request: Http) -> Response[Any]:
+    selection = selection_fields(read_params(request, SelectionParams))
+    gateway = gateway_of(request)
+    head = await gateway.hub.head()
+    # What was committed before the request is in the export, and what comes meanwhile does not prolong it.
+    until = selection["min_sequence"] = head.after(selection["min_sequence"] or 0).encoded
+    query = QueryRequest(**selection, until=until, limit=PAGE, with_retention=True)
+
+    async def page(query: QueryRequest) -> QueryReply:
+        return await ask(request, "events", "query", query, QueryReply)
+
+    lines = export_lines(page, query, await page(query), request.app.state.stopping)
+    headers = {
+        "Content-Disposition": f'attachment; filename="crucible-events-{head.text}.ndjson"',
+        "Cache-Control": "no-store",
+        "X-Accel-Buffering": "no",
+    }
+    return Stream(lines, media_type=NDJSON[0], headers=headers)
 
 
 async def export_lines(
@@ -67,48 +106,6 @@ async def _ask_with_retries(ask: Ask, query: QueryRequest) -> QueryReply:
             log.warning("an export was cut off: %s", error)
             raise
     return await ask(query)
-
-
-TAG = "Events"
-NDJSON = "application/x-ndjson"
-
-
-@get(
-    "/api/v1/events/export",
-    operation=Operation(
-        summary="Export events",
-        description=(
-            "What a query finds of all that was committed before the request, in its order, an event a "
-            'line, with `"retention": "forever"` where it is kept for ever. `POST /api/v1/events` takes the lines '
-            "back: the same ids, times and places. A complete export ends with an empty line; one that fails on "
-            "the way breaks the connection. `after` the last sequence received goes on with it."
-        ),
-        tag=TAG,
-        params=SelectionParams,
-        reply={"type": "string", "description": "One event a line, and an empty line"},
-        reply_type=NDJSON,
-        example=examples.EXPORT,
-        errors=("malformed",),
-    ),
-)
-async def export_events(request: Http) -> Response[Any]:
-    selection = selection_fields(read_params(request, SelectionParams))
-    gateway = gateway_of(request)
-    head = await gateway.hub.head()
-    # What was committed before the request is in the export, and what comes meanwhile does not prolong it.
-    until = selection["min_sequence"] = head.after(selection["min_sequence"] or 0).encoded
-    query = QueryRequest(**selection, until=until, limit=PAGE, with_retention=True)
-
-    async def page(query: QueryRequest) -> QueryReply:
-        return await ask(request, "events", "query", query, QueryReply)
-
-    lines = export_lines(page, query, await page(query), request.app.state.stopping)
-    headers = {
-        "Content-Disposition": f'attachment; filename="crucible-events-{head.text}.ndjson"',
-        "Cache-Control": "no-store",
-        "X-Accel-Buffering": "no",
-    }
-    return Stream(lines, media_type=NDJSON, headers=headers)
 
 
 HANDLERS = (export_events,)

@@ -22,6 +22,12 @@ from crucible_kit.telemetry.metrics import CONTENT_TYPE
 
 TAG = "Operations"
 _OBJECT = {"type": "object"}
+_TITLE = "Crucible"
+_DESCRIPTION = (
+    "Memory and automation for agents and knowledge bases, on one durable event log. Errors are problem documents "
+    "(RFC 9457); answers carry X-Correlation-Id."
+)
+_INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 
 @get("/", operation=Operation(summary="Where everything is", tag=TAG, reply=_OBJECT, open=True))
@@ -108,14 +114,6 @@ async def list_losses(request: Http) -> Response[bytes]:
 )
 async def accept_losses(request: Http) -> Response[bytes]:
     return await forward(request, "events", "accept_losses", LossesRequest())
-
-
-_TITLE = "Crucible"
-_DESCRIPTION = (
-    "Memory and automation for agents and knowledge bases, on one durable event log. Errors are problem documents "
-    "(RFC 9457); answers carry X-Correlation-Id."
-)
-_INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 
 @get(

@@ -23,10 +23,10 @@ from crucible_gateway.live.subscription import Selection, Start, read_start
 from crucible_gateway.live.websocket import Client, Session
 from crucible_gateway.openapi import Operation
 from crucible_gateway.params import NoParams, StreamParams, filter_param, read_params, restore_plus
+from crucible_gateway.routes.events import TAG
 from crucible_kit.http.websocket import WRITABLE
 from crucible_kit.tasks import Turn
 
-TAG = "Events"
 PATH = "/api/v1/events/stream"
 
 

@@ -32,6 +32,23 @@ _MANY: tuple[tuple[str, Form], ...] = (
     (STRUCTURED, "batch"),
     (PREFIX, "batch"),
 )
+Append = Callable[[AppendRequest], Awaitable[AppendReply]]
+_PATH = re.compile(r"(events\.\d+\.)?(.*)", re.DOTALL)
+_ATTRIBUTES = {
+    "payload": "data",
+    "timestamp": "time",
+    "version": "crucibleversion",
+    "source.id": "source",
+    "actor": "authid",
+    "correlation_id": "correlationid",
+    "causation_id": "causationid",
+    "hop": "cruciblehop",
+    "world_id": "worldid",
+    "room_id": "roomid",
+    "entity": "subject",
+    "idempotency_key": "id",
+    "originalid": "id",
+}
 
 
 class CloudEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -88,26 +105,6 @@ def _negotiate(accept: str | None, offers: tuple[tuple[str, Form], ...]) -> Form
     if accept and PREFIX in accept.lower():
         raise NotAcceptableError("this can be had as " + ", ".join(name for name, _ in offers))
     return "native"
-
-
-Append = Callable[[AppendRequest], Awaitable[AppendReply]]
-
-_PATH = re.compile(r"(events\.\d+\.)?(.*)", re.DOTALL)
-_ATTRIBUTES = {
-    "payload": "data",
-    "timestamp": "time",
-    "version": "crucibleversion",
-    "source.id": "source",
-    "actor": "authid",
-    "correlation_id": "correlationid",
-    "causation_id": "causationid",
-    "hop": "cruciblehop",
-    "world_id": "worldid",
-    "room_id": "roomid",
-    "entity": "subject",
-    "idempotency_key": "id",
-    "originalid": "id",
-}
 
 
 def name_attributes(append: Append) -> Append:
