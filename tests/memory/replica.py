@@ -16,7 +16,7 @@ from crucible_kit.nats.bus import open_bus
 from crucible_kit.telemetry.metrics import Metrics
 from crucible_kit.telemetry.spans import Telemetry
 from crucible_memory import store
-from crucible_memory.notes.feed import Files
+from crucible_memory.notes.feed import FileFeed
 from crucible_memory.writer import Writer
 
 
@@ -34,7 +34,7 @@ async def main(url: str, prefix: str, directory: str) -> None:
             apply = partial(store.apply, lambda: None)
             following = asyncio.create_task(index.follow(bus, apply, [bus.names.events_of("Memory")]))
             bucket = await open_bucket(bus, "shards")
-            await Files(bus, bucket, Mortal(bus, index), Telemetry(), Metrics("memory")).run()
+            await FileFeed(bus, bucket, Mortal(bus, index), Telemetry(), Metrics("memory")).run()
             following.cancel()
 
 

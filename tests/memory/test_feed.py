@@ -96,7 +96,7 @@ async def test_many_notes_are_committed_together_and_in_order(
         async with running():
             await check_edited(memory)
     changes = [event.sequence for event in await memory.log() if event.data.payload["path"].startswith("n/")]
-    assert changes[NOTES // 2] - changes[0] == NOTES  # one wave: a change, and what is told of it, for each note
+    assert changes[NOTES // 2] - changes[0] == NOTES  # one batch: a change and its record, for each note
 
 
 async def test_a_killed_process_neither_loses_nor_repeats_a_note(start: Start, memory: Memories) -> None:

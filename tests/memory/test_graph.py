@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 
 from crucible_core.errors import ConflictError
 from crucible_core.protocol.memory import Cause, Link
-from crucible_memory.graph.edges import steps
+from crucible_memory.graph.edges import graph_changes
 from crucible_memory.state import Memory
 
 from .conftest import Memories, Running, until
@@ -40,7 +40,7 @@ B, C = Link("mem_b", "related", 0.5), Link("Some note", "wikilink")
     ],
 )
 def test_steps_lead_from_one_state_to_the_next(before: Memory | None, after: Memory | None, found: list[str]) -> None:
-    told = [f"{name} {payload.get('to', '')}".strip() for name, payload in steps(before, after)]
+    told = [f"{name} {payload.get('to', '')}".strip() for name, payload in graph_changes(before, after)]
     assert told == found
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from crucible_core.errors import InvalidError
 from crucible_core.limits import MEMORY_QUERY_TERMS
 from crucible_core.protocol.memory import Cause, Link
-from crucible_memory.search.search import Term, telling, terms_of
+from crucible_memory.search.search import Term, select_terms, terms_of
 from tests.places import make_world
 
 from .conftest import Memories
@@ -311,11 +311,11 @@ def test_long_text_is_asked_by_its_most_telling_words() -> None:
     text = "the and of in to " * 100 + " ".join(f"word{number}" for number in range(40)) + " synchronisation" * 3
     terms = terms_of(text)
     counts = [900 if len(term.query) < 6 else 30 for term in terms]
-    chosen = [term.query for term in telling(terms, counts, 1000)]
+    chosen = [term.query for term in select_terms(terms, counts, 1000)]
     assert len(chosen) == MEMORY_QUERY_TERMS
     assert chosen[0] == '"synchronisation"'
     assert '"the"' not in chosen
 
 
 def test_words_that_no_memory_has_are_not_asked_for() -> None:
-    assert telling(terms_of("one two"), [0, 3, 0], 5) == [Term('"two"', 1.0)]
+    assert select_terms(terms_of("one two"), [0, 3, 0], 5) == [Term('"two"', 1.0)]

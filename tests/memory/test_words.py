@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crucible_memory.search.words import fold, grams, indexed, name_key, tag_key, tag_keys
+from crucible_memory.search.words import fold, grams, index_words, name_key, tag_key, tag_keys
 from crucible_memory.state import clean_tag
 
 # Each line of texts that are one and the same to those who write them.
@@ -56,7 +56,7 @@ OTHER = [
 @pytest.mark.parametrize("texts", SAME, ids=lambda texts: ascii(texts[0]))
 def test_one_word_has_one_key(texts: list[str]) -> None:
     assert {fold(text) for text in texts} == {fold(texts[-1])}
-    assert len({indexed(text) for text in texts}) == 1
+    assert len({index_words(text) for text in texts}) == 1
 
 
 @pytest.mark.parametrize(("one", "other"), OTHER)
@@ -71,14 +71,14 @@ def test_folding_twice_changes_nothing(text: str) -> None:
 
 @given(st.text())
 def test_the_index_holds_words_and_spaces_alone(text: str) -> None:
-    assert all(word and not set(word) & set('"\0\n ') for word in indexed(text).split(" ") if indexed(text))
+    assert all(word and not set(word) & set('"\0\n ') for word in index_words(text).split(" ") if index_words(text))
     assert all('"' not in gram.text for gram in grams(text))
 
 
 @given(st.text(min_size=1), st.text(alphabet="猫東京กขค서울a1", min_size=1, max_size=5), st.text())
 def test_every_gram_of_a_part_is_in_the_whole(before: str, part: str, after: str) -> None:
     """A text is found by any run of characters in it, where no spaces are between words."""
-    whole = f" {indexed(f'{before} {part} {after}')} "
+    whole = f" {index_words(f'{before} {part} {after}')} "
     assert all(f" {gram.text} " in whole for gram in grams(part))
 
 
@@ -143,7 +143,7 @@ def test_a_name_is_one_whatever_its_case_spaces_and_accents() -> None:
 def test_hostile_text_is_read_in_bounded_time(text: str) -> None:
     """To put n combining marks in order takes Python n² steps: minutes for a text that an event may have."""
     started = time.perf_counter()
-    indexed(text)
+    index_words(text)
     list(grams(text))
     clean_tag(f"#{text}")
     assert time.perf_counter() - started < 10
@@ -151,5 +151,5 @@ def test_hostile_text_is_read_in_bounded_time(text: str) -> None:
 
 def test_a_long_text_is_indexed_whole() -> None:
     words = [f"word{number}é" for number in range(10_000)]
-    assert indexed(" ".join(words)).split() == [f"word{number}e" for number in range(10_000)]
-    assert indexed("漢字" * 20_000) == " ".join("漢字" * 20_000)
+    assert index_words(" ".join(words)).split() == [f"word{number}e" for number in range(10_000)]
+    assert index_words("漢字" * 20_000) == " ".join("漢字" * 20_000)

@@ -1,4 +1,4 @@
-"""Memory.Accessed: which memories are read, told of some reads only and never waited for."""
+"""Memory.Accessed: background writer of a sample of the reads, which no read waits for."""
 
 import asyncio
 import logging
@@ -28,38 +28,38 @@ _QUERY_CHARS = 1000
 _SOURCE = Source("system", "memory")
 
 
-class Uses:
-    """Of the reads of one memory one is told, and the next after `every_s` seconds; none at all where that is 0. Reads
-    that are noted and not told yet are lost with the process."""
+class Accesses:
+    """Records one read of each memory in `every_s` seconds; none at all where that is 0. Reads that wait for their
+    append are lost with the process."""
 
     def __init__(self, bus: Bus, every_s: float) -> None:
         self._bus = bus
         self._every_s = every_s
-        self._told: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._recorded_at: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._waiting: deque[NewEvent] = deque(maxlen=_MOST_WAITING)
-        self._some = asyncio.Event()
+        self._news = asyncio.Event()
 
-    def note(self, found: list[ScoredMemory] | list[MemoryView], query: str | None, traceparent: str) -> None:
-        """Notes what an answer holds: `query` is the text that was asked, None where a memory was asked by its id."""
+    def record(self, found: list[ScoredMemory] | list[MemoryView], query: str | None, traceparent: str) -> None:
+        """Records the memories of an answer: `query` is its text, None for a memory by its id."""
         if self._every_s <= 0:
             return
         now = time.monotonic()
         for memory in found[:MOST_HITS]:
             key = (memory.world_id, memory.id)
-            if now < self._told.get(key, float("-inf")) + self._every_s:
+            if now < self._recorded_at.get(key, float("-inf")) + self._every_s:
                 continue
-            self._told[key] = now
-            self._told.move_to_end(key)
-            if len(self._told) > _MOST_REMEMBERED:
-                self._told.popitem(last=False)
+            self._recorded_at[key] = now
+            self._recorded_at.move_to_end(key)
+            if len(self._recorded_at) > _MOST_REMEMBERED:
+                self._recorded_at.popitem(last=False)
             self._waiting.append(_event(memory, query, traceparent))
-            self._some.set()
+            self._news.set()
 
     async def run(self) -> None:
-        """Tells what is noted, until cancelled."""
+        """Appends the recorded reads, until cancelled."""
         while True:
-            await self._some.wait()
-            self._some.clear()
+            await self._news.wait()
+            self._news.clear()
             while self._waiting:
                 part = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
                 try:

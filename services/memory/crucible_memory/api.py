@@ -1,4 +1,4 @@
-"""What memory answers on the bus: requests in, answers out."""
+"""Requests in, answers out: the operations of memory on the bus."""
 
 import asyncio
 import contextlib
@@ -28,40 +28,42 @@ from crucible_kit.rpc import Context, Endpoint
 from crucible_kit.telemetry.metrics import Metrics
 from crucible_kit.telemetry.spans import parse_traceparent
 from crucible_memory import changes
-from crucible_memory.accesses import Uses
-from crucible_memory.changes import Change, existing
+from crucible_memory.accesses import Accesses
+from crucible_memory.changes import Change, require
 from crucible_memory.freshness import last_anywhere, settle
 from crucible_memory.notes.note import IN_PLACE, NO_MARKS, Marks, read_marks
 from crucible_memory.search.search import prepare, search
-from crucible_memory.search.visibility import sight_of
+from crucible_memory.search.visibility import visible_to
 from crucible_memory.state import Memory, new_id
-from crucible_memory.store import count, find_anywhere, ids_of, status, views
+from crucible_memory.store import count, find_anywhere, resolve_links, status, views
 from crucible_memory.writer import Outcome, Use, Writer, fingerprint
 
-_SEEN_S = 1.0
+_INDEXED_S = 1.0
 _GET_S = 2.0
 
 _SKIPPED_SHOWN = 20
 
-Given = TypeVar("Given")
+T = TypeVar("T")
 
 _Write = Callable[[WriteMemory, Principal], Awaitable[WrittenMemory]]
 _EVENTS = {"create": "Created", "update": "Updated", "delete": "Deleted", "link": "Linked", "tag": "Tagged"}
-"""What an operation writes."""
+"""By operation, the event that it appends."""
 
 
 class StatusRequest(msgspec.Struct):
-    """Asks for all there is."""
+    pass
 
 
 class Api:
-    def __init__(self, bus: Bus, index: Index, searcher: Reader, writer: Writer, uses: Uses, metrics: Metrics) -> None:
+    def __init__(
+        self, bus: Bus, index: Index, searcher: Reader, writer: Writer, accesses: Accesses, metrics: Metrics
+    ) -> None:
         self._bus = bus
         self._index = index
         self._searcher = searcher
         self._writer = writer
-        self._uses = uses
-        self._room = min(PAGE_BYTES, bus.max_payload * 3 // 4)
+        self._accesses = accesses
+        self._most_bytes = min(PAGE_BYTES, bus.max_payload * 3 // 4)
         self._writes = metrics.counter("memory_writes", "Changes asked for", ("operation", "outcome"))
         self._query_seconds = metrics.histogram("memory_query_seconds", "How long queries take")
 
@@ -78,18 +80,18 @@ class Api:
             "query": Endpoint(MemoryQuery, self._query),
             "status": Endpoint(StatusRequest, self._status),
         }
-        return reads | {name: Endpoint(WriteMemory, self._writing(name, write)) for name, write in writes.items()}
+        return reads | {name: Endpoint(WriteMemory, self._handler(name, write)) for name, write in writes.items()}
 
     # ---- reading
 
     async def _get(self, request: GetRequest, context: Context) -> MemoryView:
         await self._index.reach(await last_anywhere(self._bus, request.id), _GET_S)
-        sight = sight_of(context.scope)
-        memory = await find_anywhere(self._index.reader, request.id, sight)
-        [view] = await views(self._index.reader, [existing(memory, request.id)])
-        if not sight.holds(view):
-            existing(None, request.id)
-        self._uses.note([view], None, context.traceparent)
+        visible = visible_to(context.scope)
+        memory = await find_anywhere(self._index.reader, request.id, visible)
+        [view] = await views(self._index.reader, [require(memory, request.id)])
+        if not visible.shows(view):
+            require(None, request.id)
+        self._accesses.record([view], None, context.traceparent)
         return view
 
     async def _query(self, request: MemoryQuery, context: Context) -> MemoryList:
@@ -99,50 +101,50 @@ class Api:
                 await settle(self._bus, self._index, request.min_sequence)
             else:
                 await self._index.flush_gathered()
-            found = await search(self._searcher, wanted, self._room)
-        self._uses.note(found.memories, request.text, context.traceparent)
+            found = await search(self._searcher, wanted, self._most_bytes)
+        self._accesses.record(found.memories, request.text, context.traceparent)
         return found
 
     async def _status(self, request: StatusRequest, context: Context) -> MemoryStatus:
-        if not context.scope.everything:  # what cannot be read is of no world
-            seen = await count(self._index.reader, sight_of(context.scope))
-            return MemoryStatus(sequence=self._index.position.count, memories=seen, skipped=0, latest=[])
+        if not context.scope.everything:  # skipped events are of no world
+            total = await count(self._index.reader, visible_to(context.scope))
+            return MemoryStatus(sequence=self._index.position.count, memories=total, skipped=0, latest=[])
         memories, skipped, latest = await status(self._index.reader, _SKIPPED_SHOWN)
         return MemoryStatus(sequence=self._index.position.count, memories=memories, skipped=skipped, latest=latest)
 
     # ---- writing
 
-    def _writing(self, operation: str, write: _Write) -> Callable[[WriteMemory, Context], Awaitable[WrittenMemory]]:
+    def _handler(self, operation: str, write: _Write) -> Callable[[WriteMemory, Context], Awaitable[WrittenMemory]]:
         async def handler(request: WriteMemory, context: Context) -> WrittenMemory:
             cause = msgspec.structs.replace(request.cause, traceparent=_traceparent(request.cause, context))
             outcome = "error"
             try:
                 if request.anywhere and request.id is not None:
                     cause.world_id = await self._world_of(request.id, context.scope)
-                asked = msgspec.structs.replace(request, cause=cause)
-                _check_allowed(asked, operation, context.scope)
-                written = await write(asked, context.principal)
+                caused = msgspec.structs.replace(request, cause=cause)
+                _check_allowed(caused, operation, context.scope)
+                written = await write(caused, context.principal)
                 outcome = "changed" if written.changed else "unchanged"
             finally:
                 self._writes.labels(operation, outcome).inc()
-            # Whoever asked reads what it wrote; where this replica is slow, the answer does not wait for it.
+            # The client can read its own write; where this replica is slow, the answer does not wait for it.
             with contextlib.suppress(UnavailableError):
-                await self._index.reach(written.sequence, _SEEN_S)
+                await self._index.reach(written.sequence, _INDEXED_S)
             return written
 
         return handler
 
     async def _world_of(self, id: str, scope: Scope) -> str:
-        """The world of the memory that a reader of that id is shown; a memory never leaves it. Raises NotFoundError."""
-        sight = sight_of(scope)
-        memory = await find_anywhere(self._index.reader, id, sight)
+        """The world of the memory that a reader gets for that id; a memory never leaves it. Raises NotFoundError."""
+        visible = visible_to(scope)
+        memory = await find_anywhere(self._index.reader, id, visible)
         if memory is None:
             await self._index.reach(await last_anywhere(self._bus, id), _GET_S)
-            memory = await find_anywhere(self._index.reader, id, sight)
-        return existing(memory, id).world_id
+            memory = await find_anywhere(self._index.reader, id, visible)
+        return require(memory, id).world_id
 
     async def _create(self, request: WriteMemory, principal: Principal) -> WrittenMemory:
-        wanted = _given(request.create, "create")
+        wanted = _require(request.create, "create")
         id = new_id(request.id)
 
         marks = await _marks(wanted.content) if wanted.extract else NO_MARKS
@@ -150,16 +152,16 @@ class Api:
         async def decide(memory: Memory | None) -> Change | None:
             return changes.create(memory, id, wanted, marks)
 
-        # A key names the first request that had it, whose memory has the id that was made then.
+        # A key belongs to the first request that had it, and to the id of its memory.
         use = Use("create", request.id or "", fingerprint(request.cause, wanted))
         outcome = await self._writer.change(id, request.cause, decide, request.expected_sequence, use, principal)
-        written = _written(id, outcome)
+        written = _reply(id, outcome)
         if written.duplicate and outcome.appended is not None:
             written.id = await self._writer.entity_of(outcome.appended)
         return written
 
     async def _update(self, request: WriteMemory, principal: Principal) -> WrittenMemory:
-        wanted = _given(request.update, "update")
+        wanted = _require(request.update, "update")
 
         async def decide(memory: Memory) -> Change | None:
             # The tags and links of a note are those of its file.
@@ -176,7 +178,7 @@ class Api:
         return await self._change(request, principal, "delete", decide)
 
     async def _tag(self, request: WriteMemory, principal: Principal) -> WrittenMemory:
-        wanted = _given(request.tag, "tag")
+        wanted = _require(request.tag, "tag")
 
         async def decide(memory: Memory) -> Change | None:
             return changes.tag(memory, wanted)
@@ -184,11 +186,11 @@ class Api:
         return await self._change(request, principal, "tag", decide)
 
     async def _link(self, request: WriteMemory, principal: Principal) -> WrittenMemory:
-        wanted = _given(request.link, "link")
+        wanted = _require(request.link, "link")
 
         async def decide(memory: Memory) -> Change | None:
             names = [wanted.target.strip(), *(link.target for link in memory.links)]
-            ids = await ids_of(self._index.reader, memory.world_id, names)
+            ids = await resolve_links(self._index.reader, memory.world_id, names)
             return changes.link(memory, wanted, ids)
 
         return await self._change(request, principal, "link", decide)
@@ -201,30 +203,31 @@ class Api:
         decide: Callable[[Memory], Awaitable[Change | None]],
         fingerprint: str | None = None,
     ) -> WrittenMemory:
-        id = _given(request.id, "id")
+        id = _require(request.id, "id")
 
         async def decide_existing(memory: Memory | None) -> Change | None:
             if memory is not None and not principal.scope.has_place(memory.world_id, memory.room_id):
                 memory = None
-            return await decide(existing(memory, id))
+            return await decide(require(memory, id))
 
         use = Use(operation, id, fingerprint)
         expected = request.expected_sequence
-        return _written(id, await self._writer.change(id, request.cause, decide_existing, expected, use, principal))
+        return _reply(id, await self._writer.change(id, request.cause, decide_existing, expected, use, principal))
 
 
 def _check_allowed(request: WriteMemory, operation: str, scope: Scope) -> None:
-    """Raises NotFoundError for a memory of a place that may not be seen, ForbiddenError where it may not be written."""
+    """Raises NotFoundError for a memory of a world that the scope does not show, ForbiddenError where it may not
+    write."""
     world, type = request.cause.world_id, f"Memory.{_EVENTS[operation]}"
-    # A memory stays in the room where it was made.
+    # A memory stays in the room of its first event.
     room = request.cause.room_id if operation == "create" else None
     if request.id is not None and operation != "create" and not scope.has_place(world):
-        existing(None, request.id)
+        require(None, request.id)
     if not any(view.has_place(world, room) and view.has_type(type) for view in scope.views):
         raise forbidden("memory:write", f"nothing may be written there: {type} in the world {world}")
 
 
-def _written(id: str, outcome: Outcome) -> WrittenMemory:
+def _reply(id: str, outcome: Outcome) -> WrittenMemory:
     if outcome.appended is not None:
         sequence = outcome.appended.sequence or 0
         return WrittenMemory(id=id, sequence=sequence, duplicate=outcome.appended.duplicate)
@@ -237,13 +240,13 @@ async def _marks(text: str) -> Marks:
     return read_marks(text) if len(text) <= IN_PLACE else await asyncio.to_thread(read_marks, text)
 
 
-def _given(value: Given | None, name: str) -> Given:
+def _require(value: T | None, name: str) -> T:
     if value is None:
         raise InvalidError.field(name, "required, but missing")
     return value
 
 
 def _traceparent(cause: Cause, context: Context) -> str:
-    """The span that answers the request, or the caller's word where the request came without its trace."""
-    told, here = parse_traceparent(cause.traceparent), parse_traceparent(context.traceparent)
-    return str(told) if told and here and told.trace_id != here.trace_id else context.traceparent
+    """The span that answers the request, or the caller's own where the request came without its trace."""
+    stated, here = parse_traceparent(cause.traceparent), parse_traceparent(context.traceparent)
+    return str(stated) if stated and here and stated.trace_id != here.trace_id else context.traceparent

@@ -1,4 +1,4 @@
-"""The wiring of memory: what is opened, what runs, and when it is ready."""
+"""The wiring of memory: its resources, endpoints and tasks, and its readiness."""
 
 import asyncio
 import contextlib
@@ -21,12 +21,12 @@ from crucible_kit.settings import load
 from crucible_kit.telemetry.metrics import Metrics
 from crucible_kit.telemetry.spans import Telemetry
 from crucible_memory import store
-from crucible_memory.accesses import Uses
+from crucible_memory.accesses import Accesses
 from crucible_memory.api import Api
 from crucible_memory.freshness import last_change
-from crucible_memory.graph.edges import Graph
-from crucible_memory.notes.feed import Files
-from crucible_memory.redaction import Refolding
+from crucible_memory.graph.edges import GraphConsumer
+from crucible_memory.notes.feed import FileFeed
+from crucible_memory.redaction import MemoryRebuilder
 from crucible_memory.search.search import open_searcher
 from crucible_memory.settings import Settings
 from crucible_memory.writer import Writer
@@ -60,21 +60,21 @@ def create_app(settings: Settings | None = None) -> Starlette:
             async with asyncio.TaskGroup() as tasks:
                 apply = partial(store.apply, skipped.inc)
                 following = tasks.create_task(index.follow(bus, apply, [bus.names.events_of("Memory")]))
-                refolding = Refolding(bus, index, skipped.inc)
-                forgetting = [tasks.create_task(forget()) for forget in (worlds.follow, purging.run, refolding.run)]
-                uses = Uses(bus, settings.memory_accessed_every_s)
-                forgetting.append(tasks.create_task(uses.run()))
+                rebuilder = MemoryRebuilder(bus, index, skipped.inc)
+                running = [tasks.create_task(run()) for run in (worlds.follow, purging.run, rebuilder.run)]
+                accesses = Accesses(bus, settings.memory_accessed_every_s)
+                running.append(tasks.create_task(accesses.run()))
                 if settings.memory_graph_events:
-                    forgetting.append(tasks.create_task(Graph(bus, index, telemetry).run()))
+                    running.append(tasks.create_task(GraphConsumer(bus, index, telemetry).run()))
                 serving = tasks.create_task(
-                    _serve(bus, shards, index, refolding, searcher, uses, answering, telemetry, metrics)
+                    _serve(bus, shards, index, rebuilder, searcher, accesses, answering, telemetry, metrics)
                 )
                 async with announce_lifecycle(app, bus, SERVICE):
                     yield
-                # What has begun still reads the index: it goes on until that is done.
+                # Requests under way still read the index: it follows the log until they end.
                 serving.cancel()
                 await asyncio.wait([serving])
-                for task in (following, *forgetting):
+                for task in (following, *running):
                     task.cancel()
 
     return ops_app(SERVICE, lifespan, metrics)
@@ -84,17 +84,17 @@ async def _serve(
     bus: Bus,
     shards: Bucket,
     index: Index,
-    refolding: Refolding,
+    rebuilder: MemoryRebuilder,
     searcher: Reader,
-    uses: Uses,
+    accesses: Accesses,
     answering: asyncio.Event,
     telemetry: Telemetry,
     metrics: Metrics,
 ) -> None:
-    """Answers and works, once the index holds what was there at the start: until then other replicas do."""
+    """Answers and takes File events, once the index has all events of the start: until then other replicas do."""
     await index.reach(await last_change(bus), _REBUILD_S)
-    await refolding.rested.wait()
+    await rebuilder.ready.wait()
     writer = Writer(bus, index)
-    async with serve(bus, SERVICE, Api(bus, index, searcher, writer, uses, metrics).endpoints(), telemetry):
+    async with serve(bus, SERVICE, Api(bus, index, searcher, writer, accesses, metrics).endpoints(), telemetry):
         answering.set()
-        await Files(bus, shards, writer, telemetry, metrics).run()
+        await FileFeed(bus, shards, writer, telemetry, metrics).run()

@@ -1,4 +1,4 @@
-"""What a request makes of a memory: the event that says so, or none where nothing changes. Pure."""
+"""Changes of memories: the Memory event that follows from a request or a note, or None where nothing changes. Pure."""
 
 import hashlib
 from collections.abc import Mapping
@@ -17,20 +17,21 @@ from crucible_memory.notes.note import NO_MARKS, Marks, Note
 from crucible_memory.search.words import name_key, tag_key
 from crucible_memory.state import (
     Memory,
-    checked_content,
-    checked_link,
-    checked_links,
-    checked_tag,
-    checked_tags,
-    checked_words,
+    check_content,
+    check_link,
+    check_links,
+    check_tag,
+    check_tags,
+    check_words,
     link_key,
     unique_links,
     unique_tags,
 )
 
 
-class Place(NamedTuple):
-    """Where a note is: its path below a watched folder, which is empty where the event does not say it."""
+class Location(NamedTuple):
+    """The location of a note: its path below a watched folder `root`, which is empty where the event does not have
+    it."""
 
     root: str
     path: str
@@ -46,7 +47,7 @@ class Change(msgspec.Struct, frozen=True):
 _FIELDS = ("content", "title", "path", "root", "tags", "entities", "links", "metadata", "problems")
 
 
-def existing(memory: Memory | None, id: str) -> Memory:
+def require(memory: Memory | None, id: str) -> Memory:
     if memory is None:
         raise NotFoundError(f"there is no memory {id[:200]}")
     return memory
@@ -57,10 +58,10 @@ def create(memory: Memory | None, id: str, wanted: CreateMemory, marks: Marks = 
     if memory is not None:
         raise ConflictError(f"there is a memory {id} already", current_sequence=memory.sequence)
     state = {
-        "content": checked_content(wanted.content),
-        "tags": unique_tags([*checked_tags(wanted.tags), *marks.tags])[:MEMORY_TAGS],
-        "entities": checked_words(wanted.entities, "entities"),
-        "links": unique_links([*checked_links(wanted.links), *marks.links])[:MEMORY_LINKS],
+        "content": check_content(wanted.content),
+        "tags": unique_tags([*check_tags(wanted.tags), *marks.tags])[:MEMORY_TAGS],
+        "entities": check_words(wanted.entities, "entities"),
+        "links": unique_links([*check_links(wanted.links), *marks.links])[:MEMORY_LINKS],
         "metadata": wanted.metadata,
     }
     return Change("Created", _payload(id, state))
@@ -70,13 +71,13 @@ def update(memory: Memory, wanted: UpdateMemory, before: Marks = NO_MARKS, after
     """A merge patch (RFC 7396). Of a new text, the marks of the one `before` go and those of the one `after` come."""
     given: dict[str, Any] = {}
     if wanted.content is not UNSET:
-        given["content"] = checked_content(wanted.content)
+        given["content"] = check_content(wanted.content)
     if wanted.tags is not UNSET:
-        given["tags"] = checked_tags(wanted.tags or [])
+        given["tags"] = check_tags(wanted.tags or [])
     if wanted.entities is not UNSET:
-        given["entities"] = checked_words(wanted.entities or [], "entities")
+        given["entities"] = check_words(wanted.entities or [], "entities")
     if wanted.links is not UNSET:
-        given["links"] = checked_links(wanted.links or [])
+        given["links"] = check_links(wanted.links or [])
     if wanted.metadata is not UNSET:
         given["metadata"] = {} if wanted.metadata is None else merge_patch(memory.metadata, wanted.metadata)
     if before.tags or after.tags:
@@ -88,7 +89,7 @@ def update(memory: Memory, wanted: UpdateMemory, before: Marks = NO_MARKS, after
         lost = set(map(link_key, before.links)) - set(map(link_key, after.links))
         links = given.get("links", [link for link in memory.links if link_key(link) not in lost])
         given["links"] = unique_links([*links, *after.links])[:MEMORY_LINKS]
-    return _updated(memory, given)
+    return _update(memory, given)
 
 
 def delete(memory: Memory) -> Change:
@@ -96,7 +97,7 @@ def delete(memory: Memory) -> Change:
 
 
 def tag(memory: Memory, wanted: str) -> Change | None:
-    tag = checked_tag(wanted)
+    tag = check_tag(wanted)
     if tag_key(tag) in map(tag_key, memory.tags):
         return None
     if len(memory.tags) >= MEMORY_TAGS:
@@ -106,48 +107,51 @@ def tag(memory: Memory, wanted: str) -> Change | None:
 
 def link(memory: Memory, wanted: Link, ids: Mapping[str, str]) -> Change | None:
     """`ids` has the memory that each name leads to, of the wanted target and of those that are linked already."""
-    link = checked_link(wanted)
+    link = check_link(wanted)
     target = ids.get(link.target, link.target)
     if target == memory.id:
         raise InvalidError.field("link.target", "a memory cannot be linked to itself")
     for known in memory.links:
-        if (_place(known, ids), known.type) == (_place(link, ids), link.type):
+        if (_target(known, ids), known.type) == (_target(link, ids), link.type):
             if link.weight is None or link.weight == known.weight:
                 return None
-            # The link keeps the name that it has, so that the new weight is that of the same one.
-            return _linked(memory, Link(known.target, known.type, link.weight))
+            # The link keeps its name, so that the new weight belongs to the same link.
+            return _link_change(memory, Link(known.target, known.type, link.weight))
     if len(memory.links) >= MEMORY_LINKS:
         raise InvalidError.field("link", f"a memory may have {MEMORY_LINKS} links")
-    return _linked(memory, Link(target, link.type, link.weight))
+    return _link_change(memory, Link(target, link.type, link.weight))
 
 
-def note(memory: Memory | None, id: str, place: Place, note: Note, earlier: Memory | None = None) -> Change | None:
-    """The memory as a note wants it, with what others have put on it; of a note that was away, `earlier` has that."""
+def note(
+    memory: Memory | None, id: str, location: Location, note: Note, earlier: Memory | None = None
+) -> Change | None:
+    """The memory of a note, with the tags, links and metadata that others added; `earlier` has these of a restored
+    note."""
     before = memory or earlier
     added_tags, added_links = (before.added_tags, before.added_links) if before else ([], [])
     state = {
         "content": note.content,
         "title": note.title,
-        "path": place.path,
-        "root": place.root,
+        "path": location.path,
+        "root": location.root,
         "tags": unique_tags([*note.tags, *added_tags])[:MEMORY_TAGS],
         "entities": before.entities if before else [],
         "links": unique_links([*note.links, *added_links])[:MEMORY_LINKS],
         "metadata": (before.added_metadata if before else {}) | note.metadata,
         "problems": note.problems,
     }
-    return Change("Created", _payload(id, state)) if memory is None else _updated(memory, state)
+    return Change("Created", _payload(id, state)) if memory is None else _update(memory, state)
 
 
-def moved(memory: Memory, path: str) -> Change | None:
-    """A note's memory at another path, where the event that tells of it has no content."""
+def move(memory: Memory, path: str) -> Change | None:
+    """A note's memory at another path, from an event without content."""
     given = {"path": path}
     if memory.path is not None and memory.title == PurePosixPath(memory.path).stem:
         given["title"] = PurePosixPath(path).stem
-    return _updated(memory, given)
+    return _update(memory, given)
 
 
-def _updated(memory: Memory, given: Mapping[str, Any]) -> Change | None:
+def _update(memory: Memory, given: Mapping[str, Any]) -> Change | None:
     """The whole new state, so that a reader of this event alone knows the memory; `changes` names what is new, and the
     hashes are of the content."""
     changed = [name for name, value in given.items() if value != getattr(memory, name)]
@@ -177,11 +181,11 @@ def _link(link: Link) -> dict[str, Any]:
     return {"to": link.target, "type": link.type, **strength}
 
 
-def _linked(memory: Memory, link: Link) -> Change:
+def _link_change(memory: Memory, link: Link) -> Change:
     strength = {} if link.weight is None else {"strength": link.weight}
     return Change("Linked", {"from": memory.id, "to": link.target, "link_type": link.type, **strength})
 
 
-def _place(link: Link, ids: Mapping[str, str]) -> str:
-    """Where a link leads: a memory's id, or the key of a name that none has."""
+def _target(link: Link, ids: Mapping[str, str]) -> str:
+    """The target of a link: a memory's id, or the key of a name that no memory has."""
     return ids.get(link.target) or (link.target if is_id("mem", link.target) else name_key(link.target))

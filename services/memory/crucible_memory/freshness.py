@@ -1,4 +1,4 @@
-"""How far the index must be to answer: what the log itself says of a memory, and waiting until the index has it."""
+"""Freshness of the index: the last events of memories in the log itself, and the wait until the index has them."""
 
 from crucible_core.position import Position, stream_number
 from crucible_kit.eventlog import last_events, passed, wait_for_sequence
@@ -13,12 +13,12 @@ async def last_of(bus: Bus, id: str, world: str) -> int:
 
 
 async def last_anywhere(bus: Bus, id: str) -> Position:
-    """The place after the last event of each memory with that id, of whatever world."""
+    """The position after the last event of each memory with that id, in all worlds."""
     return passed(bus.names.start, await last_events(bus, bus.names.versions(None, "Memory", id)))
 
 
 async def last_change(bus: Bus) -> Position:
-    """The place after the last Memory event."""
+    """The position after the last Memory event."""
     return passed(bus.names.start, await last_events(bus, bus.names.events_of("Memory")))
 
 

@@ -1,4 +1,4 @@
-"""From Memory events to memories: what each event makes of a state. Pure."""
+"""Projection of Memory events: the fold of each event into the state of its memory. Pure."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from crucible_memory.state import SOURCE, Memory, clean_tag, clean_tags, link_ke
 
 
 class _Reference(msgspec.Struct, frozen=True):
-    """A link of a payload, also as it was stored before: `target` and `weight`."""
+    """A link of a payload; in earlier versions it had `target` and `weight`."""
 
     to: str | None = None
     target: str | None = None
@@ -43,8 +43,8 @@ class _State(msgspec.Struct, frozen=True):
 
 
 class Payload(_State, frozen=True, rename={"from_": "from"}):
-    """What this service reads of a Memory event's payload; None where the event does not say. `source`, `target`,
-    `type` and `weight` are how links were stored before."""
+    """The fields of a Memory event's payload that this service reads; None where the event does not have one. Links had
+    `source`, `target`, `type` and `weight` in earlier versions."""
 
     id: str | None = None
     from_: str | None = None
@@ -74,15 +74,15 @@ class Payload(_State, frozen=True, rename={"from_": "from"}):
 
     @property
     def new_state(self) -> _State:
-        """What an Updated says the memory now is: by itself, else in `changes`, where that holds new values."""
+        """The new state in an Updated: its own fields, else those in `changes`, where that has new values."""
         if not isinstance(self.changes, dict):
             return self
         try:
-            told = msgspec.convert(self.changes, _State)
-        except msgspec.ValidationError:  # it describes the changes in some other way
+            changes = msgspec.convert(self.changes, _State)
+        except msgspec.ValidationError:  # it describes the changes in another form
             return self
         fields = {name: getattr(self, name) for name in _State.__struct_fields__}
-        return _State(**{name: getattr(told, name) if value is None else value for name, value in fields.items()})
+        return _State(**{name: getattr(changes, name) if value is None else value for name, value in fields.items()})
 
 
 class _Data(msgspec.Struct, frozen=True):
@@ -103,7 +103,7 @@ class Recorded(msgspec.Struct, frozen=True):
 
     @property
     def is_of_note(self) -> bool:
-        """Whether this service made it of a note."""
+        """True where this service appended it for a note."""
         return self.metadata.source == SOURCE and self.data.payload.path is not None
 
     @property
@@ -129,14 +129,14 @@ def fold(memory: Memory | None, event: Recorded) -> Memory | None:
     if kind in ("Deleted", "Pruned"):
         return None
     if kind == "Created" or memory is None:
-        return _created(event)
-    changed = _changed(memory, event)
+        return _create(event)
+    changed = _apply(memory, event)
     when = memory.updated_at if changed is memory else event.metadata.timestamp
     return msgspec.structs.replace(changed, updated_at=when, sequence=event.sequence)
 
 
-def _created(event: Recorded) -> Memory | None:
-    """Also from a change that carries a whole state, of a memory whose earlier events have expired."""
+def _create(event: Recorded) -> Memory | None:
+    """The memory of a Created; or of a change with the whole state, when the earlier events have expired."""
     payload, metadata = event.data.payload, event.metadata
     content = payload.content
     if content is None and event.data.event == "Created":
@@ -163,21 +163,21 @@ def _created(event: Recorded) -> Memory | None:
     )
 
 
-def _changed(memory: Memory, event: Recorded) -> Memory:
+def _apply(memory: Memory, event: Recorded) -> Memory:
     kind, payload = event.data.event, event.data.payload
     match kind:
         case "Updated" | "Consolidated":
-            changed = _updated(memory, payload.new_state)
+            changed = _update(memory, payload.new_state)
             return changed if event.is_of_note or memory.root is None else _with_added(memory, changed)
         case "Tagged" | "Untagged":
             tag = clean_tag(payload.tag or "")
-            return memory if tag is None else _tagged(memory, tag, kind == "Tagged")
+            return memory if tag is None else _tag(memory, tag, kind == "Tagged")
         case "Linked" | "Unlinked" if link := payload.link:
-            return _linked(memory, link, kind == "Linked")
+            return _link(memory, link, kind == "Linked")
     return memory
 
 
-def _updated(memory: Memory, payload: _State) -> Memory:
+def _update(memory: Memory, payload: _State) -> Memory:
     tags = memory.tags if payload.tags is None else clean_tags(payload.tags)
     links = memory.links if payload.links is None else _links(payload.links)
     metadata = memory.metadata if payload.metadata is None else payload.metadata
@@ -202,7 +202,7 @@ def _updated(memory: Memory, payload: _State) -> Memory:
 
 
 def _with_added(before: Memory, after: Memory) -> Memory:
-    """What somebody else than the note has put on it."""
+    """`after` with the additions of others than the note."""
     tags = [tag for tag in after.tags if tag not in before.tags]
     links = [link for link in after.links if link not in before.links]
     metadata = {name: value for name, value in after.metadata.items() if before.metadata.get(name) != value}
@@ -214,7 +214,7 @@ def _with_added(before: Memory, after: Memory) -> Memory:
     )
 
 
-def _tagged(memory: Memory, tag: str, present: bool) -> Memory:
+def _tag(memory: Memory, tag: str, present: bool) -> Memory:
     key = tag_key(tag)
     if present == (key in map(tag_key, memory.tags)):
         return memory
@@ -224,21 +224,21 @@ def _tagged(memory: Memory, tag: str, present: bool) -> Memory:
     return msgspec.structs.replace(memory, tags=tags, added_tags=added)
 
 
-def _linked(memory: Memory, link: Link, present: bool) -> Memory:
+def _link(memory: Memory, link: Link, present: bool) -> Memory:
     """A link that is there already takes the new weight, in its place."""
-    change = _put if present else _taken
+    change = _put_link if present else _remove_link
     links, added = change(memory.links, link), change(memory.added_links, link)
     return msgspec.structs.replace(memory, links=links, added_links=added)
 
 
-def _put(links: list[Link], link: Link) -> list[Link]:
+def _put_link(links: list[Link], link: Link) -> list[Link]:
     keys = [link_key(other) for other in links]
     if (key := link_key(link)) not in keys:
         return [*links, link]
     return [link if other_key == key else other for other, other_key in zip(links, keys, strict=True)]
 
 
-def _taken(links: list[Link], link: Link) -> list[Link]:
+def _remove_link(links: list[Link], link: Link) -> list[Link]:
     key = link_key(link)
     return [other for other in links if link_key(other) != key]
 

@@ -1,4 +1,4 @@
-"""Redaction of Memory events: a memory of which one was redacted is made again from the events that are left."""
+"""Redaction of Memory events: a memory with a redacted event is rebuilt from the remaining events."""
 
 import asyncio
 import contextlib
@@ -25,48 +25,48 @@ _PAUSE_S = 0.25
 _REBUILD_S = 86_400.0
 
 
-class Refolding:
-    """The index notes which memories it is about, so that a crash in between leaves none of them as it was."""
+class MemoryRebuilder:
+    """Rebuilds the memories that the index has marked, so that after a crash none of them stays as it was."""
 
     def __init__(self, bus: Bus, index: Index, skipped: Callable[[], None]) -> None:
         self._bus = bus
         self._index = index
         self._skipped = skipped
-        self.rested = asyncio.Event()
-        """Set once the index holds what was there at the start, and no memory of it is left to be made again."""
+        self.ready = asyncio.Event()
+        """Set once the index has all events of the start, and no memory of them waits to be rebuilt."""
 
     async def run(self) -> None:
         """Runs until cancelled."""
         while True:
-            seen, rests = self._index.position, False
+            before, idle = self._index.position, False
             try:
-                if not self.rested.is_set():
+                if not self.ready.is_set():
                     await self._index.reach(await last_change(self._bus), _REBUILD_S)
-                rests = await self._once()
+                idle = await self._once()
             except CrucibleError as error:
                 log.warning("memories with redacted events stay as they are for now: %s", error)
-            await (self._index.wait_for_change(seen) if rests else asyncio.sleep(_PAUSE_S))
+            await (self._index.wait_for_change(before) if idle else asyncio.sleep(_PAUSE_S))
 
     async def _once(self) -> bool:
-        """Whether there was nothing to do."""
+        """True where no memory was marked."""
         due = list(await self._index.reader.execute_fetchall("SELECT id, world FROM refolds"))
         if not due:
-            self.rested.set()
+            self.ready.set()
             return True
         try:
-            made = [(id, world, await self._make_again(id, world)) for id, world in due]
-            await self._index.writer.run(store.clean)
+            rebuilt = [(id, world, await self._rebuild(id, world)) for id, world in due]
+            await self._index.writer.run(store.optimize_texts)
             if not await self._index.writer.empty_log():
                 return False
-            for done in made:
-                await self._index.writer.run(partial(_settled, done))
+            for done in rebuilt:
+                await self._index.writer.run(partial(_unmark, done))
             return False
         except sqlite3.OperationalError as error:
             raise unwritable(error) from error
 
-    async def _make_again(self, id: str, world: str) -> int:
-        """Returns the sequence of the last event that is in it; 0 where more came meanwhile, so that it is left as it
-        is until the next time."""
+    async def _rebuild(self, id: str, world: str) -> int:
+        """Returns the sequence of the memory's last event; 0 where more came meanwhile, and the memory stays as it is
+        until the next time."""
         events = await self._events(id, world)
         last = max((event.sequence for event in events), default=0)
         await self._index.reach(last)
@@ -80,7 +80,7 @@ class Refolding:
         return last if await self._index.writer.run(write) else 0
 
     async def _events(self, id: str, world: str) -> list[Recorded]:
-        """What the log has of a memory, in order, and in the place of what is redacted what is left of that."""
+        """The events of a memory in the log, in order, with the remains of redacted ones at their sequences."""
         names = self._bus.names
         filters = [names.versions(world, "Memory", id)]
         found: dict[int, Recorded] = {}
@@ -98,9 +98,9 @@ class Refolding:
     def _read(self, message: Message, into: dict[int, Recorded]) -> None:
         try:
             into[message.sequence] = read_recorded(message.data, message.sequence)
-        except (msgspec.DecodeError, UnicodeError):  # it was told when the index passed it over
+        except (msgspec.DecodeError, UnicodeError):  # the index logged it when it skipped it
             self._skipped()
 
 
-def _settled(done: tuple[str, str, int], writer: sqlite3.Connection) -> None:
-    store.settled(writer, *done)
+def _unmark(done: tuple[str, str, int], writer: sqlite3.Connection) -> None:
+    store.unmark_rebuilt(writer, *done)

@@ -1,4 +1,4 @@
-"""A memory as its events have made it, the checks of its parts, and the one spelling of each tag and name."""
+"""Memories: the state of one, the single spelling of its tags and names, the checks of its parts, and its ids."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -19,25 +19,25 @@ from crucible_core.limits import (
 )
 from crucible_core.protocol.memory import Link
 from crucible_kit.clock import fresh_id
-from crucible_memory.search.words import composed, tag_key
+from crucible_memory.search.words import compose, tag_key
 
 MEMORY = service_principal("memory")
-"""Who asks where this service acts for nobody else."""
+"""The principal of this service's own requests."""
 SOURCE = Source("system", "memory")
-"""Whose the events are that this service makes of notes."""
-_MOST_GIVEN = 4
-"""Times as long as its one spelling a name may come: with spaces around it, or decomposed."""
+"""The source of the events that this service appends for notes."""
+_MOST_LONGER = 4
+"""Times the length of its single spelling that a name may have: with spaces around it, or decomposed."""
 
-_UNSEEN = regex.compile(r"[[\p{Cc}--\s]\u00AD\u061C\u200B\u200E\u200F\u202A-\u202E\u2060-\u206F\uFEFF]", regex.V1)
-"""What nobody sees and no script needs within a word."""
+_INVISIBLE = regex.compile(r"[[\p{Cc}--\s]\u00AD\u061C\u200B\u200E\u200F\u202A-\u202E\u2060-\u206F\uFEFF]", regex.V1)
+"""Characters that are invisible, and that no script needs within a word."""
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
     """`sequence` is its last event, `key` the one that created it.
 
-    A note's memory has the watched folder in `root` (empty where that is not known; None where it is no note's), and
-    where it was before in `former_paths`, the latest first. `added_tags`, `added_links` and `added_metadata` were put
-    on by others than the note: they stay when it changes.
+    A note's memory has the watched folder in `root` (empty where that is unknown; None for a memory of no note), and
+    its earlier paths in `former_paths`, the latest first. Others than the note added `added_tags`, `added_links` and
+    `added_metadata`: they stay when the note changes.
     """
 
     id: str
@@ -63,18 +63,18 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def clean_name(text: str) -> str:
-    """The one spelling of a name: composed, without what nobody sees, and with one space between two words."""
-    return " ".join(composed(_UNSEEN.sub("", text)).split())
+    """The single spelling of a name: composed, without invisible characters, and with one space between two words."""
+    return " ".join(compose(_INVISIBLE.sub("", text)).split())
 
 
 def clean_tag(text: str) -> str | None:
-    """The one spelling of a tag, with its `#`; None where nothing is left of it. Its case stays."""
+    """The single spelling of a tag, with its `#`; None where nothing is left of it. Its case stays."""
     name = clean_name(text).lstrip("#＃").strip(" /")
     return f"#{name}" if tag_key(name) else None
 
 
 def clean_tags(tags: Iterable[str]) -> list[str]:
-    """Each in its one spelling; of several with one key, the first."""
+    """Each in its single spelling; of several with one key, the first."""
     return unique_tags(tag for tag in map(clean_tag, tags) if tag)
 
 
@@ -98,42 +98,42 @@ def unique_links(links: Iterable[Link]) -> list[Link]:
     return list(found.values())
 
 
-# ---- checks of what users send ---------------------------------------------------------------------------------------
+# ---- checks ----------------------------------------------------------------------------------------------------------
 
 
-def checked_tag(text: str, path: str = "tag") -> str:
-    """The tag's one spelling. Raises InvalidError at `path`."""
+def check_tag(text: str, path: str = "tag") -> str:
+    """The tag's single spelling. Raises InvalidError at `path`."""
     tag = clean_tag(text)
     if tag is None:
         raise InvalidError.field(path, "a tag is a # and a name")
-    if len(tag) > MEMORY_TAG_CHARS or len(text) > _MOST_GIVEN * MEMORY_TAG_CHARS:
+    if len(tag) > MEMORY_TAG_CHARS or len(text) > _MOST_LONGER * MEMORY_TAG_CHARS:
         raise InvalidError.field(path, f"a tag may have {MEMORY_TAG_CHARS} characters")
     return tag
 
 
-def checked_tags(tags: list[str], path: str = "tags") -> list[str]:
-    """Each in its one spelling, and once."""
-    _bound(tags, MEMORY_TAGS, path)
-    return unique_tags(checked_tag(tag, f"{path}.{place}") for place, tag in enumerate(tags))
+def check_tags(tags: list[str], path: str = "tags") -> list[str]:
+    """Each in its single spelling, and once."""
+    _check_count(tags, MEMORY_TAGS, path)
+    return unique_tags(check_tag(tag, f"{path}.{index}") for index, tag in enumerate(tags))
 
 
-def checked_words(words: list[str], path: str) -> list[str]:
-    _bound(words, MEMORY_ENTITIES, path)
-    return unique(_checked_word(word, f"{path}.{place}") for place, word in enumerate(words))
+def check_words(words: list[str], path: str) -> list[str]:
+    _check_count(words, MEMORY_ENTITIES, path)
+    return unique(_check_word(word, f"{path}.{index}") for index, word in enumerate(words))
 
 
-def checked_link(link: Link, path: str = "link") -> Link:
-    target, kind = _checked_word(link.target, f"{path}.target"), _checked_word(link.type, f"{path}.type")
+def check_link(link: Link, path: str = "link") -> Link:
+    target, kind = _check_word(link.target, f"{path}.target"), _check_word(link.type, f"{path}.type")
     return Link(target=target, type=kind, weight=link.weight)
 
 
-def checked_links(links: list[Link], path: str = "links") -> list[Link]:
+def check_links(links: list[Link], path: str = "links") -> list[Link]:
     """Of two that stand for one link, the first counts."""
-    _bound(links, MEMORY_LINKS, path)
-    return unique_links(checked_link(link, f"{path}.{place}") for place, link in enumerate(links))
+    _check_count(links, MEMORY_LINKS, path)
+    return unique_links(check_link(link, f"{path}.{index}") for index, link in enumerate(links))
 
 
-def checked_content(content: str, path: str = "content") -> str:
+def check_content(content: str, path: str = "content") -> str:
     if not content.strip():
         raise InvalidError.field(path, "a memory needs some content")
     return content
@@ -143,32 +143,34 @@ def unique(words: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(words))
 
 
-def _checked_word(text: str, path: str) -> str:
-    word = composed(text).strip()
-    if not 0 < len(word) <= MEMORY_WORD_CHARS or len(text) > _MOST_GIVEN * MEMORY_WORD_CHARS:
+def _check_word(text: str, path: str) -> str:
+    word = compose(text).strip()
+    if not 0 < len(word) <= MEMORY_WORD_CHARS or len(text) > _MOST_LONGER * MEMORY_WORD_CHARS:
         raise InvalidError.field(path, f"must have 1 to {MEMORY_WORD_CHARS} characters")
     return word
 
 
-def _bound(items: list[Any], most: int, path: str) -> None:
+def _check_count(items: list[Any], most: int, path: str) -> None:
     if len(items) > most:
         raise InvalidError.field(path, f"may hold {most}, this one holds {len(items)}")
 
 
+# ---- ids -------------------------------------------------------------------------------------------------------------
+
 EPOCH_MS = 1_735_689_600_000
-"""2025-01-01: the moment in the id of every note's memory. It never changes: a name gives the same id for ever."""
+"""2025-01-01: the time in the id of every note's memory. It never changes: a name has the same id for ever."""
 
 
 def note_id(world: str, path: str, root: str = "", *again: str) -> str:
-    """The id of the memory that is made from the first note at a path below a watched folder: two folders may each have
-    a note of the same path. `again` tells a later one from it, when that has been moved away."""
+    """The id of the memory of the first note at a path below a watched folder: two folders may each have a note of the
+    same path. `again` distinguishes a later note, when the first has moved away."""
     return derive_id("mem", EPOCH_MS, "note", world, root, path, *again)
 
 
-def new_id(given: str | None) -> str:
-    """The id that the caller wants, else a fresh one. Raises InvalidError for what is no memory's id."""
-    if given is None:
+def new_id(id: str | None) -> str:
+    """The caller's id, else a fresh one. Raises InvalidError for an id of no memory."""
+    if id is None:
         return fresh_id("mem")
-    if not is_id("mem", given):
+    if not is_id("mem", id):
         raise InvalidError.field("id", "a memory's id is mem_ and up to 64 letters, digits, _ or -")
-    return given
+    return id

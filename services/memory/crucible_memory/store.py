@@ -1,4 +1,4 @@
-"""What is remembered: an SQLite index of the Memory events, with each memory's state, tags, links, names and words."""
+"""Store: an SQLite index of the Memory events, with each memory's state, tags, links, names and words."""
 
 import logging
 import sqlite3
@@ -17,11 +17,11 @@ from crucible_kit.index.connections import Reader
 from crucible_kit.index.file import insert
 from crucible_kit.index.index import Index, unwritable
 from crucible_kit.nats.bus import Message
-from crucible_memory.changes import Place
+from crucible_memory.changes import Location
 from crucible_memory.graph import edges
 from crucible_memory.projection import Recorded, fold, read_recorded
 from crucible_memory.search import words
-from crucible_memory.search.visibility import Sight
+from crucible_memory.search.visibility import Visibility
 from crucible_memory.state import Memory, clean_name, note_id
 
 log = logging.getLogger(__name__)
@@ -49,10 +49,10 @@ CREATE TABLE IF NOT EXISTS refolds (
   id TEXT, world TEXT, seen INTEGER NOT NULL, PRIMARY KEY (id, world)
 ) WITHOUT ROWID;
 """
-"""`state` is the Memory without its content; `tags` and `names` hold keys, `spelled` is what a name's key was made of.
-`texts` has the full text as `words.indexed` makes it; its `words` are tags and entities. `skipped` has the events that
-cannot be read, `refolds` the memories of which an event was redacted, and the last of their events that the index has:
-see `refolding`."""
+"""`state` is the Memory without its content; `tags` and `names` hold keys, `spelled` is the text of a name's key.
+`texts` has the full text from `words.index_words`; its `words` are tags and entities. `skipped` has the events that
+cannot be read, `refolds` the memories with a redacted event, and the last of their events that the index has: see
+`redaction`."""
 
 _PATH, _FILE, _TITLE, _ALIAS, _FORMER = range(5)
 """The kinds of names, the strongest first."""
@@ -64,47 +64,46 @@ _decoder = msgspec.json.Decoder(Memory)
 _NOTES = "SELECT m.state, m.content FROM notes n JOIN memories m ON m.key = n.memory"
 Key = tuple[str, str]
 """A memory's id and its world."""
-At = tuple[str, Place]
-"""A world, and where a note is."""
+NoteKey = tuple[str, Location]
+"""A world, and the location of a note."""
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
 def apply(skipped: Callable[[], None], writer: sqlite3.Connection, messages: list[Message]) -> None:
-    """Folds a batch of events into the index. What is no Memory event is passed over, told to `skipped`, logged, and
-    kept in the table of that name; the index itself parks what it cannot write."""
+    """Folds a batch of events into the index. It skips messages that are no Memory events: calls `skipped`, logs them,
+    and stores them in the table of that name; the index itself parks events that it cannot write."""
     events = [event for event in (_read(message, skipped, writer) for message in messages) if event]
     before = _by_key(writer.execute(*_states({(event.memory_id, event.world_id) for event in events})))
     after: dict[Key, Memory | None] = {}
-    steps = []
+    changes = []
     for event in events:
         key = (event.memory_id, event.world_id)
         was = after[key] if key in after else before.get(key)
         after[key] = fold(was, event)
-        steps.append((event.sequence, edges.steps(was, after[key])))
-    edges.keep(writer, steps)
+        changes.append((event.sequence, edges.graph_changes(was, after[key])))
+    edges.store_changes(writer, changes)
     put(writer, before.values(), after.values())
-    _note_redacted(writer, messages, events)
+    _mark_redacted(writer, messages, events)
 
 
 def put(writer: sqlite3.Connection, before: Iterable[Memory], after: Iterable[Memory | None]) -> None:
-    """Memories in the place of others."""
+    """Replaces memories by others."""
     _remove(writer, before)
-    kept = [memory for memory in after if memory]
-    insert(writer, "INSERT INTO memories VALUES", [_row(memory) for memory in kept])
-    insert(writer, "INSERT INTO texts (rowid, title, content, words) VALUES", [_text(memory) for memory in kept])
-    tags = [(key, memory.key) for memory in kept for tag in memory.tags for key in words.tag_keys(tag)]
+    present = [memory for memory in after if memory]
+    insert(writer, "INSERT INTO memories VALUES", [_row(memory) for memory in present])
+    insert(writer, "INSERT INTO texts (rowid, title, content, words) VALUES", [_text(memory) for memory in present])
+    tags = [(key, memory.key) for memory in present for tag in memory.tags for key in words.tag_keys(tag)]
     insert(writer, "INSERT OR IGNORE INTO tags VALUES", tags)
-    names = [(m.world_id, words.name_key(name), kind, m.key, name) for m in kept for name, kind in names_of(m)]
+    names = [(m.world_id, words.name_key(name), kind, m.key, name) for m in present for name, kind in _names_of(m)]
     insert(writer, "INSERT OR IGNORE INTO names VALUES", names)
-    notes = [(m.world_id, m.root, m.path, m.key) for m in kept if m.root is not None and m.path is not None]
+    notes = [(m.world_id, m.root, m.path, m.key) for m in present if m.root is not None and m.path is not None]
     insert(writer, "INSERT INTO notes VALUES", notes)
 
 
 def replace(writer: sqlite3.Connection, id: str, world: str, memory: Memory | None, last: int) -> bool:
-    """Puts a memory as its events up to `last` make it in the place of the one that there is; False where the index has
-    taken a later one of them."""
+    """Replaces a memory by the fold of its events up to `last`; False where the index has a later one of them."""
     seen = writer.execute("SELECT seen FROM refolds WHERE id = ? AND world = ?", (id, world)).fetchone()
     if seen is None or seen[0] > last:
         return False
@@ -112,19 +111,19 @@ def replace(writer: sqlite3.Connection, id: str, world: str, memory: Memory | No
     return True
 
 
-def clean(writer: sqlite3.Connection) -> None:
-    """Takes the words of what was deleted out of the full text: it only marks them as gone."""
+def optimize_texts(writer: sqlite3.Connection) -> None:
+    """Removes the words of deleted memories from the full text, which only marked them as gone."""
     writer.execute("INSERT INTO texts (texts) VALUES ('optimize')")
 
 
-def settled(writer: sqlite3.Connection, id: str, world: str, last: int) -> None:
+def unmark_rebuilt(writer: sqlite3.Connection, id: str, world: str, last: int) -> None:
     writer.execute("DELETE FROM refolds WHERE id = ? AND world = ? AND seen <= ?", (id, world, last))
 
 
-def _note_redacted(writer: sqlite3.Connection, messages: list[Message], events: list[Recorded]) -> None:
-    told = {message.sequence for message in messages if place_of(message.headers) is not None}
+def _mark_redacted(writer: sqlite3.Connection, messages: list[Message], events: list[Recorded]) -> None:
+    redacted = {message.sequence for message in messages if place_of(message.headers) is not None}
     for event in events:
-        if event.sequence in told:
+        if event.sequence in redacted:
             row = (event.memory_id, event.world_id, event.sequence)
             writer.execute("INSERT OR IGNORE INTO refolds VALUES (?, ?, ?)", row)
     if writer.execute("SELECT 1 FROM refolds LIMIT 1").fetchone():
@@ -133,7 +132,7 @@ def _note_redacted(writer: sqlite3.Connection, messages: list[Message], events: 
 
 
 async def forget_world(index: Index, world: str, through: int) -> None:
-    """Forgets the memories of a world that were made up to a sequence."""
+    """Forgets the memories of a world that were created up to a sequence."""
     some = "SELECT state, content FROM memories WHERE world = ? AND key <= ? LIMIT ?"
 
     def forget(writer: sqlite3.Connection) -> int:
@@ -150,7 +149,7 @@ async def forget_world(index: Index, world: str, through: int) -> None:
 
 def _remove(writer: sqlite3.Connection, gone: Iterable[Memory]) -> None:
     for memory in gone:
-        # A full text without its own copy of the words has to be told which ones to forget.
+        # A full text without a copy of its words needs the words that it is to forget.
         writer.execute(
             "INSERT INTO texts (texts, rowid, title, content, words) VALUES ('delete', ?, ?, ?, ?)", _text(memory)
         )
@@ -177,20 +176,20 @@ def _row(memory: Memory) -> tuple[Any, ...]:
 
 def _text(memory: Memory) -> tuple[int, str, str, str]:
     also = " ".join([*memory.tags, *memory.entities])
-    return memory.key, words.indexed(memory.title or ""), words.indexed(memory.content), words.indexed(also)
+    return memory.key, words.index_words(memory.title or ""), words.index_words(memory.content), words.index_words(also)
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-async def count(reader: Reader, sight: Sight) -> int:
-    """How many memories are in sight, by their places."""
-    rows = await reader.execute_fetchall(f"SELECT count(*) FROM memories m WHERE {sight.sql or '1'}", sight.values)
+async def count(reader: Reader, visible: Visibility) -> int:
+    """The number of memories that are visible by their worlds and rooms."""
+    rows = await reader.execute_fetchall(f"SELECT count(*) FROM memories m WHERE {visible.sql or '1'}", visible.values)
     return int(next(iter(rows))[0])
 
 
 async def status(reader: Reader, most: int) -> tuple[int, int, list[SkippedEvent]]:
-    """How many memories there are, how many events were passed over, and the latest of those."""
+    """(number of memories, number of skipped events, the latest of these)."""
     [(memories, skipped)] = await reader.execute_fetchall(
         "SELECT (SELECT count(*) FROM memories), (SELECT count(*) FROM skipped)"
     )
@@ -206,32 +205,32 @@ async def find_all(reader: Reader, keys: Collection[Key]) -> dict[Key, Memory]:
     return _by_key(await reader.execute_fetchall(*_states(keys)))
 
 
-async def find_anywhere(reader: Reader, id: str, sight: Sight) -> Memory | None:
-    """The memory with an id, of those in sight; of several worlds' the default world's, else the oldest."""
-    seen = f" AND {sight.sql}" if sight.sql else ""
+async def find_anywhere(reader: Reader, id: str, visible: Visibility) -> Memory | None:
+    """The memory with an id, of the visible ones; of several worlds' the default world's, else the oldest."""
+    seen = f" AND {visible.sql}" if visible.sql else ""
     query = f"SELECT state, content FROM memories m WHERE id = ?{seen} ORDER BY world != ?, key LIMIT 1"
-    values = (id, *sight.values, DEFAULT_WORLD)
+    values = (id, *visible.values, DEFAULT_WORLD)
     return next((_memory(*row) for row in await reader.execute_fetchall(query, values)), None)
 
 
-async def memories(reader: Reader, keys: Sequence[int]) -> list[Memory]:
+async def read_memories(reader: Reader, keys: Sequence[int]) -> list[Memory]:
     """In the order of the keys; those that have gone meanwhile are left out."""
     query = f"SELECT state, content FROM memories WHERE key IN ({_marks(keys)})"
     found = {memory.key: memory for memory in [_memory(*row) for row in await reader.execute_fetchall(query, keys)]}
     return [found[key] for key in keys if key in found]
 
 
-async def notes_at(reader: Reader, places: Collection[At]) -> dict[At, list[Memory]]:
-    """The memories of the notes at some places, at most 5,000; of several at one, first the one that changed last."""
-    wanted = {(world, root, place.path) for world, place in places for root in (place.root, "")}
+async def notes_at(reader: Reader, notes: Collection[NoteKey]) -> dict[NoteKey, list[Memory]]:
+    """The memories of some notes, at most 5,000; of several at one location, first the one that changed last."""
+    wanted = {(world, root, location.path) for world, location in notes for root in (location.root, "")}
     where = f"(n.world, n.root, n.path) IN (VALUES {', '.join(['(?, ?, ?)'] * len(wanted)) or '(NULL, NULL, NULL)'})"
     rows = await reader.execute_fetchall(f"{_NOTES} WHERE {where}", [part for row in wanted for part in row])
     alike: dict[tuple[str, str | None], list[Memory]] = {}
     for memory in sorted((_memory(*row) for row in rows), key=lambda memory: -memory.sequence):
         alike.setdefault((memory.world_id, memory.path), []).append(memory)
     return {
-        (world, place): [memory for memory in alike.get((world, place.path), []) if _is_of(memory, place.root)]
-        for world, place in places
+        (world, location): [memory for memory in alike.get((world, location.path), []) if _is_of(memory, location.root)]
+        for world, location in notes
     }
 
 
@@ -244,11 +243,11 @@ async def notes_below(reader: Reader, world: str, root: str, folder: str) -> lis
 
 
 def _is_of(memory: Memory, root: str) -> bool:
-    """Whether a note's memory is of a watched folder: also one of before these were told, whose id is made of it."""
+    """True where a note's memory is of a watched folder; earlier versions have the folder only in the memory's id."""
     return memory.root == root or memory.id == note_id(memory.world_id, memory.path or "", root)
 
 
-async def ids_of(reader: Reader, world: str, targets: Iterable[str]) -> dict[str, str]:
+async def resolve_links(reader: Reader, world: str, targets: Iterable[str]) -> dict[str, str]:
     """The memories that links' targets lead to by path, file, title or alias, in this order; of several those that are
     spelled like the target, then the oldest."""
     wanted = {target: words.name_key(target) for target in targets if not is_id("mem", target)}
@@ -273,7 +272,7 @@ def _best(target: str, named: list[tuple[str, int, str]]) -> str:
 async def views(reader: Reader, found: Sequence[Memory]) -> list[MemoryView]:
     """Memories of one world as users see them, with links that lead to memories by id."""
     targets = {link.target for memory in found for link in memory.links}
-    ids = await ids_of(reader, found[0].world_id, targets) if targets else {}
+    ids = await resolve_links(reader, found[0].world_id, targets) if targets else {}
     return [_view(memory, ids) for memory in found]
 
 
@@ -308,13 +307,13 @@ def _marks(items: Sequence[Any]) -> str:
 # ---- names -----------------------------------------------------------------------------------------------------------
 
 
-def names_of(memory: Memory) -> list[tuple[str, int]]:
-    """What links may call a memory, and the kind of each name."""
+def _names_of(memory: Memory) -> list[tuple[str, int]]:
+    """The names of a memory in links, and the kind of each."""
     names = []
     if memory.path:
-        names += [(name, kind) for kind, parts in _tails(memory.path) for name in _named(parts)]
+        names += [(name, kind) for kind, parts in _tails(memory.path) for name in _path_names(parts)]
     for path in memory.former_paths:
-        names += [(name, _FORMER) for _, parts in _tails(path) for name in _named(parts)]
+        names += [(name, _FORMER) for _, parts in _tails(path) for name in _path_names(parts)]
     if memory.title:
         names.append((memory.title, _TITLE))
     aliases = memory.metadata.get("aliases")
@@ -322,7 +321,7 @@ def names_of(memory: Memory) -> list[tuple[str, int]]:
     return [(clean_name(name), kind) for name, kind in names]
 
 
-def _named(parts: tuple[str, ...]) -> Iterator[str]:
+def _path_names(parts: tuple[str, ...]) -> Iterator[str]:
     path = PurePosixPath(*parts)
     yield str(path)
     yield str(path.with_suffix("") if path.name else path)

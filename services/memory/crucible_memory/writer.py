@@ -1,4 +1,4 @@
-"""Changing memories: read, decide, append with the version that was read, and again where somebody was first."""
+"""Writer of memories: it reads, decides, and appends with the version that it read; again where another was first."""
 
 import asyncio
 import contextlib
@@ -23,10 +23,10 @@ from crucible_kit.events import append, append_one
 from crucible_kit.index.index import Index
 from crucible_kit.nats.bus import Bus
 from crucible_kit.rpc import call
-from crucible_memory.changes import Change, Place
+from crucible_memory.changes import Change, Location
 from crucible_memory.freshness import last_change, last_of
 from crucible_memory.state import MEMORY, Memory
-from crucible_memory.store import At, Key, find, find_all, notes_at, notes_below
+from crucible_memory.store import Key, NoteKey, find, find_all, notes_at, notes_below
 
 _APPEND_S = 30.0
 """An append waits for the Pre hooks that it meets."""
@@ -39,8 +39,8 @@ Decide = Callable[[Memory | None], Awaitable[Change | None]]
 
 
 class Use(msgspec.Struct, frozen=True):
-    """What a cause's key is used for: an operation on a memory (`about`), told from others of the same key. With a
-    `fingerprint` of what is asked, the key does not serve for anything else."""
+    """The use of a cause's key: an operation on a memory (`about`), which distinguishes it from others of the same key.
+    With a `fingerprint` of the request, the key serves for no other request."""
 
     operation: str = ""
     about: str = ""
@@ -48,7 +48,7 @@ class Use(msgspec.Struct, frozen=True):
 
 
 def fingerprint(cause: Cause, wanted: msgspec.Struct) -> str | None:
-    """Who does not know the key cannot find out by it what was asked."""
+    """A hash with the key: without it, nobody can guess the request from the fingerprint."""
     if cause.key is None:
         return None
     return hashlib.sha256(msgspec.json.encode([cause.key, wanted], order="sorted")).hexdigest()[:32]
@@ -58,15 +58,15 @@ _NO_USE = Use()
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """`before` is the memory that was decided on, `appended` the event's outcome; None where nothing changes."""
+    """`before` is the memory before the change, `appended` the event's outcome; None where nothing changes."""
 
     before: Memory | None
     appended: Appended | None
 
 
 class Writer:
-    """Appends Memory events. Concurrent changes of one memory lose nothing: each is decided on the state that the one
-    before it left."""
+    """Appends Memory events. Concurrent changes of one memory lose nothing: each is decided on the state after the one
+    before it."""
 
     def __init__(self, bus: Bus, index: Index) -> None:
         self._bus = bus
@@ -82,18 +82,18 @@ class Writer:
         use: Use = _NO_USE,
         principal: Principal = MEMORY,
     ) -> Outcome:
-        """`expected` is the memory's sequence that the caller has seen (0: no such memory).
+        """`expected` is the memory's sequence that the caller has read (0: no such memory); the event is appended on
+        behalf of `principal`.
 
-        Raises ConflictError where it is another, and what `decide` and the append raise: DeniedError, InvalidError, ….
-        `use` is what the cause's key is used for, and `principal` on whose behalf the event is appended.
+        Raises ConflictError where it is another, and the errors of `decide` and of the append: DeniedError, ….
         """
         async with self._turn((id, cause.world_id)):
             for left in range(_TRIES, 0, -1):
-                sequence, memory = await self.present(id, cause.world_id)
+                sequence, memory = await self._read(id, cause.world_id)
                 change = await decide(memory)
-                sequence = _checked(memory, sequence, expected, cause)
+                sequence = _check_expected(memory, sequence, expected, cause)
                 if change is None:
-                    return Outcome(memory, await self._first(cause, use))
+                    return Outcome(memory, await self._first_answer(cause, use))
                 try:
                     event = new_event(id, change, memory, cause, sequence, use)
                     return Outcome(memory, await self._send(event, cause, principal))
@@ -106,28 +106,28 @@ class Writer:
     def stream_of(self, world: str) -> str:
         return self._bus.names.stream_of(world)
 
-    async def present(self, id: str, world: str) -> tuple[int, Memory | None]:
+    async def _read(self, id: str, world: str) -> tuple[int, Memory | None]:
         """The sequence of the memory's last event (0 without any), and the memory, at least as new as that."""
         sequence = await last_of(self._bus, id, world)
         await self._index.reach(sequence)
         return sequence, await find(self._index.reader, id, world)
 
-    async def known(
-        self, places: Collection[At], ids: Collection[Key]
-    ) -> tuple[dict[At, list[Memory]], dict[Key, Memory]]:
-        """The memories of the notes at some places, and those with some ids, as all that is committed has made them."""
+    async def load(
+        self, notes: Collection[NoteKey], ids: Collection[Key]
+    ) -> tuple[dict[NoteKey, list[Memory]], dict[Key, Memory]]:
+        """The memories of some notes, and those with some ids, after all events that are committed by now."""
         await self._index.reach(await last_change(self._bus))
         reader = self._index.reader
-        return await notes_at(reader, places), await find_all(reader, ids)
+        return await notes_at(reader, notes), await find_all(reader, ids)
 
     async def last_of_each(self, ids: Collection[Key]) -> dict[Key, int]:
         """The sequence of the last event of each id (0 without any), which the index then has."""
-        wanted = list(ids)
-        found = await asyncio.gather(*(last_of(self._bus, id, world) for id, world in wanted))
+        keys = list(ids)
+        found = await asyncio.gather(*(last_of(self._bus, id, world) for id, world in keys))
         await self._index.reach(reduce(Position.after, found, self._bus.names.start))
-        return dict(zip(wanted, found, strict=True))
+        return dict(zip(keys, found, strict=True))
 
-    async def paths_below(self, world: str, folder: Place) -> list[str]:
+    async def paths_below(self, world: str, folder: Location) -> list[str]:
         """The paths of the notes in a folder and in its subfolders that have memories."""
         await self._index.reach(await last_change(self._bus))
         found = await notes_below(self._index.reader, world, *folder)
@@ -139,15 +139,15 @@ class Writer:
         await append(self._bus, MEMORY, events, atomic=True, timeout=_APPEND_S, traceparent=parent)
 
     async def is_appended(self, event: NewEvent) -> bool:
-        """Whether the log has an event, by its idempotency key."""
+        """True where the log has an event, by its idempotency key."""
         assert event.idempotency_key is not None
         asked = KeyedRequest(event.idempotency_key, event.world_id, event.source, event.actor)
         return (await call(self._bus, MEMORY, "events", "keyed", asked, Appended)).id is not None
 
     @contextlib.asynccontextmanager
     async def _turn(self, key: tuple[str, str]) -> AsyncIterator[None]:
-        """Lets writers of one memory go one after another in this process. Only a courtesy that saves conflicts, so it
-        does not wait for ever: a Pre hook may change the memory whose event it is looking at."""
+        """Writers of one memory take turns in this process. That only saves conflicts, so it does not wait for ever: a
+        Pre hook may change the memory whose event it decides on."""
         lock = self._turns.setdefault(key, asyncio.Lock())
         held = False
         with contextlib.suppress(TimeoutError):
@@ -164,8 +164,8 @@ class Writer:
         event = decode(await call(self._bus, MEMORY, "events", "get", GetRequest(appended.id or ""), bytes))
         return event.metadata.entity or ""
 
-    async def _first(self, cause: Cause, use: Use) -> Appended | None:
-        """What a request with the same key was answered: where nothing changes, nothing is appended that says so."""
+    async def _first_answer(self, cause: Cause, use: Use) -> Appended | None:
+        """The answer of an earlier request with the same key: one that changes nothing appends no event."""
         if cause.key is None or use.fingerprint is None:
             return None
         asked = KeyedRequest(
@@ -183,12 +183,12 @@ class Writer:
 
 
 def new_event(id: str, change: Change, memory: Memory | None, cause: Cause, expected: int, use: Use) -> NewEvent:
-    """A change as the event that asks to be committed. A memory stays in the room where it was made, and for ever."""
+    """The event of a change. A memory stays in the room of its first event, and for ever."""
     payload = msgspec.json.encode(change.payload)
     if len(payload) > EVENT_BYTES - _ENVELOPE_BYTES:
         raise TooLargeError(f"a memory may have {EVENT_BYTES - _ENVELOPE_BYTES} bytes with all its parts")
     return msgspec.structs.replace(
-        caused(f"Memory.{change.event}", payload, cause, use),
+        make_event(f"Memory.{change.event}", payload, cause, use),
         room_id=memory.room_id if memory else cause.room_id,
         entity=id,
         expected_sequence=expected,
@@ -196,8 +196,8 @@ def new_event(id: str, change: Change, memory: Memory | None, cause: Cause, expe
     )
 
 
-def caused(type: str, payload: bytes, cause: Cause, use: Use) -> NewEvent:
-    """An event that follows from a cause; `use` tells this one from others of the same."""
+def make_event(type: str, payload: bytes, cause: Cause, use: Use) -> NewEvent:
+    """An event that follows from a cause; `use` distinguishes it from others of the same cause."""
     return NewEvent(
         type=type,
         payload=msgspec.Raw(payload),
@@ -215,16 +215,16 @@ def caused(type: str, payload: bytes, cause: Cause, use: Use) -> NewEvent:
 
 
 def _event_key(use: Use, key: str) -> str:
-    """The key within one operation on one memory, so that the same one may serve for several. A key is short and has no
-    control characters, but the name of a file, which may be in it, has whatever its system allows."""
+    """The key within one operation on one memory, so that one cause's key may serve for several. A key is short and has
+    no control characters; a file's name, which may be in it, has all that its system allows."""
     text = f"memory.{use.operation}:{use.about}:{key}"
     fits = len(text) <= MEMORY_ID_CHARS and not _CONTROL.search(text)
     return text if fits else f"memory:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def _checked(memory: Memory | None, sequence: int, expected: int | None, cause: Cause) -> int:
-    """The sequence to expect of the entity. Where another is expected than there is, a request with a key may still be
-    the repetition of one that went well, which `events` knows."""
+def _check_expected(memory: Memory | None, sequence: int, expected: int | None, cause: Cause) -> int:
+    """The sequence to expect of the entity. With a wrong expectation, a request with a key may still be the repetition
+    of one that succeeded, which `events` decides."""
     present = memory.sequence if memory else 0
     if expected is None or expected == present:
         return sequence

@@ -1,4 +1,4 @@
-"""Graph events: what each Memory event does to the graph whose nodes are memories, told to the log."""
+"""Graph events: the changes of the graph of memories that follow from each Memory event, appended to the log."""
 
 import asyncio
 import logging
@@ -26,29 +26,29 @@ from crucible_memory.state import MEMORY, Memory
 log = logging.getLogger(__name__)
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS graph_steps (sequence INTEGER PRIMARY KEY, steps BLOB NOT NULL);"
-"""By the sequence of a Memory event, what it does to the graph: every replica's index comes to the same."""
+"""By the sequence of a Memory event, its changes of the graph: the same in every replica's index."""
 
 DURABLE = "memory-graph"
 KEPT = 1_000_000
-"""Sequences behind the index for which steps are kept: as far as telling them may lag."""
+"""Sequences behind the index for which changes are stored: the lag of their events at most."""
 _BATCH = 200
 _SOURCE = Source("system", "memory")
 
-Step = tuple[str, dict[str, Any]]
+GraphChange = tuple[str, dict[str, Any]]
 """The name of a Graph event, and its payload."""
 
 
-def steps(before: Memory | None, after: Memory | None) -> list[Step]:
-    """What makes the graph with `before` in it into the one with `after`. A link leads to an id, or to a name that
-    nothing has yet."""
+def graph_changes(before: Memory | None, after: Memory | None) -> list[GraphChange]:
+    """The changes of the graph when a memory changes from `before` to `after`. A link leads to an id, or to a name that
+    no memory has yet."""
     old, new = _edges(before), _edges(after)
-    found: list[Step] = []
+    found: list[GraphChange] = []
     if after is not None and before is None:
         # Without the title: a memory whose event is redacted must not live on here.
         found.append(("NodeAdded", {"id": after.id, "type": "memory"}))
-    found += [("EdgeRemoved", _ends(before, link)) for place, link in old.items() if before and place not in new]
-    for place, link in new.items():
-        if after is not None and place not in old:
+    found += [("EdgeRemoved", _ends(before, link)) for key, link in old.items() if before and key not in new]
+    for key, link in new.items():
+        if after is not None and key not in old:
             strength = {} if link.weight is None else {"strength": link.weight}
             found.append(("EdgeCreated", _ends(after, link) | strength))
     if before is not None and after is None:
@@ -56,9 +56,9 @@ def steps(before: Memory | None, after: Memory | None) -> list[Step]:
     return found
 
 
-def keep(writer: sqlite3.Connection, found: Iterable[tuple[int, list[Step]]]) -> None:
-    """Notes what some events do, and forgets what nobody asks for any more."""
-    rows = [(sequence, msgspec.json.encode(made)) for sequence, made in found if made]
+def store_changes(writer: sqlite3.Connection, found: Iterable[tuple[int, list[GraphChange]]]) -> None:
+    """Stores the changes of some events, and deletes those that are too old."""
+    rows = [(sequence, msgspec.json.encode(changes)) for sequence, changes in found if changes]
     if rows:
         writer.executemany("INSERT OR REPLACE INTO graph_steps VALUES (?, ?)", rows)
         last = rows[-1][0]
@@ -66,9 +66,9 @@ def keep(writer: sqlite3.Connection, found: Iterable[tuple[int, list[Step]]]) ->
         writer.execute("DELETE FROM graph_steps WHERE sequence >= ? AND sequence < ?", old)
 
 
-class Graph:
-    """The durable consumer of Memory events, in each stream of the log, that tells what follows from them, one batch
-    at a time."""
+class GraphConsumer:
+    """The durable consumer of Memory events, in each stream of the log, that appends the Graph events, one batch at a
+    time."""
 
     def __init__(self, bus: Bus, index: Index, telemetry: Telemetry) -> None:
         self._bus = bus
@@ -94,14 +94,14 @@ class Graph:
         )
 
     async def handle(self, messages: list[Message]) -> None:
-        """Returns once all that follows is in the log. May be repeated: the ids come from the event and the step."""
+        """Returns once the Graph events are in the log. May be repeated: their ids derive from event and change."""
         await self._index.reach(messages[-1].sequence)
         wanted = {message.sequence: message for message in messages if NO_REACTION not in message.headers}
         query = "SELECT sequence, steps FROM graph_steps WHERE sequence BETWEEN ? AND ? ORDER BY sequence"
         rows = await self._index.reader.execute_fetchall(query, (messages[0].sequence, messages[-1].sequence))
-        told = [event for sequence, raw in rows if sequence in wanted for event in _following(wanted[sequence], raw)]
-        for start in range(0, len(told), _BATCH):
-            await self._append(told[start : start + _BATCH])
+        events = [event for sequence, raw in rows if sequence in wanted for event in _following(wanted[sequence], raw)]
+        for start in range(0, len(events), _BATCH):
+            await self._append(events[start : start + _BATCH])
 
     async def _append(self, events: list[NewEvent]) -> None:
         for event, result in zip(events, await append(self._bus, MEMORY, events), strict=True):
@@ -112,13 +112,13 @@ class Graph:
 
 
 def _following(message: Message, raw: bytes) -> list[NewEvent]:
-    made = msgspec.json.decode(raw, type=list[Step])
-    return events_of(decode(message.data, message.sequence), message.time_ms, made)
+    changes = msgspec.json.decode(raw, type=list[GraphChange])
+    return events_of(decode(message.data, message.sequence), message.time_ms, changes)
 
 
-def events_of(cause: Event, at_ms: int, made: list[Step]) -> list[NewEvent]:
-    """The steps as events that follow from the Memory event, which was stored at `at_ms`; none at the end of a chain of
-    effects."""
+def events_of(cause: Event, at_ms: int, changes: list[GraphChange]) -> list[NewEvent]:
+    """The events of some changes, as effects of the Memory event, which was stored at `at_ms`; none at the end of a
+    chain of effects."""
     about = cause.metadata
     if about.hop >= HOPS:
         return []
@@ -126,7 +126,7 @@ def events_of(cause: Event, at_ms: int, made: list[Step]) -> list[NewEvent]:
         NewEvent(
             type=f"Graph.{name}",
             payload=msgspec.Raw(msgspec.json.encode(payload)),
-            id=derive_id("evt", at_ms, "graph", about.id, str(place)),
+            id=derive_id("evt", at_ms, "graph", about.id, str(index)),
             source=_SOURCE,
             actor=about.actor,
             correlation_id=about.correlation_id,
@@ -136,7 +136,7 @@ def events_of(cause: Event, at_ms: int, made: list[Step]) -> list[NewEvent]:
             room_id=about.room_id,
             traceparent=about.traceparent or None,
         )
-        for place, (name, payload) in enumerate(made)
+        for index, (name, payload) in enumerate(changes)
     ]
 
 

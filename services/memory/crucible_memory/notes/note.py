@@ -1,6 +1,6 @@
-"""A Markdown note as a memory sees it: title, text, tags, links, and what is wrong with its front matter. Pure.
+"""Parser of Markdown notes: title, text, tags, links, and the problems of the front matter. Pure.
 
-Tags and links are looked for in the text that a reader sees, as CommonMark has it: not in code, HTML or addresses.
+Tags and links count in the text that a reader sees, as CommonMark has it: not in code, HTML or addresses.
 """
 
 import functools
@@ -55,12 +55,12 @@ _DESTINATION = re.compile(r"\]\([^)\n]{0,2000}\)")
 _LINKED = re.compile(r"\[\[([^\[\]\n]{1,500})\]\]")
 _LONE_CR = re.compile(r"\r(?!\n)")
 _HIDDEN = "\ufffc"
-"""Stands in the text for what a reader does not take for words."""
+"""Stands in the text for parts that are no words to a reader."""
 
 
 class Note(msgspec.Struct, frozen=True):
-    """`content` is the text below the front matter, `metadata` what else the front matter says, `problems` what its
-    writer should mend, each with its line."""
+    """`content` is the text below the front matter, `metadata` the other keys of the front matter, `problems` the
+    faults that its writer should mend, each with its line."""
 
     title: str
     content: str
@@ -86,15 +86,15 @@ def is_note(path: str) -> bool:
 
 
 def parse(text: str, path: str) -> Note:
-    """Never fails: front matter that does not parse is a problem of the note, and as much of it is taken as can be."""
+    """Never fails: front matter that does not parse is a problem of the note, which has all keys that do parse."""
     head, body, problems = _split(text)
     named_tags, aliases, title = _take(head, _TAGS), unique(_lines(_take(head, _ALIASES))), head.pop("title", None)
     links = list(_front_links(head, NOTE_LINK))
-    said = read_marks(body)
-    tags = _kept([*_words(named_tags), *said.tags])
-    links = unique_links([*links, *said.links])
+    marks = read_marks(body)
+    tags = _clean([*_words(named_tags), *marks.tags])
+    links = unique_links([*links, *marks.links])
     return Note(
-        title=_title(title) or said.heading or PurePosixPath(path).stem,
+        title=_title(title) or marks.heading or PurePosixPath(path).stem,
         content=body,
         tags=tags[:MEMORY_TAGS],
         links=links[:MEMORY_LINKS],
@@ -104,7 +104,7 @@ def parse(text: str, path: str) -> Note:
 
 
 def read_marks(text: str) -> Marks:
-    """What a reader sees in a text, as far as notes are read."""
+    """The marks that a reader sees in a text, up to the limit of notes."""
     tags: list[str] = []
     links: list[Link] = []
     heading = ""
@@ -113,10 +113,10 @@ def read_marks(text: str) -> Marks:
         tags += _tags_in(words)
         links += [Link(target=target, type=NOTE_LINK) for target in targets]
         heading = heading or (_plain_text(token.content) if is_heading else "")
-    return Marks(_kept(tags), unique_links(links), heading)
+    return Marks(_clean(tags), unique_links(links), heading)
 
 
-def _kept(tags: list[str]) -> list[str]:
+def _clean(tags: list[str]) -> list[str]:
     return [tag for tag in clean_tags(tags) if len(tag) <= MEMORY_TAG_CHARS]
 
 
@@ -128,14 +128,14 @@ def _too_many(found: list[Any], most: int, name: str) -> list[str]:
 
 
 def _split(text: str) -> tuple[dict[str, Any], str, list[str]]:
-    """The front matter, the text after it, and what is wrong with it."""
+    """The front matter, the text after it, and its problems."""
     found, head, body, problem = read_front_matter(_LONE_CR.sub("\n", text), as_text=_AS_WRITTEN)
     problems = [f"front matter, {problem}"] if problem else []
     return (_key_by_key(head) if found is None else found), body, problems
 
 
 def _key_by_key(head: str) -> dict[str, Any]:
-    """The keys that parse by themselves; a value of one line that does not is taken as it is written."""
+    """The keys that parse by themselves; a value of one line that does not stays as it is written."""
     starts = [match.start() for match in _KEY.finditer(head)][:NOTE_KEYS]
     found: dict[str, Any] = {}
     for start, end in pairwise([*starts, len(head)]):
@@ -214,8 +214,8 @@ def _wikilink(state: StateInline, silent: bool) -> bool:
 
 @functools.cache
 def _reader() -> MarkdownIt:
-    """To make one takes longer than to read a note; what it knows of a text is in the text's own tokens."""
-    # Joined, an escaped \# would look like any other. The rest is not asked for, and slow.
+    """The parser, which takes longer to build than to read a note; the state of a text is in the text's own tokens."""
+    # Joined, an escaped \# would look like any other. The other rules are not needed, and slow.
     return _with_wikilinks().disable(["text_join", "reference", "link", "image", "emphasis"])
 
 
@@ -264,7 +264,7 @@ def _read(token: Token) -> tuple[str, list[str]]:
 
 
 def _parts(inner: str) -> tuple[str, str]:
-    """(target, what is shown) of `target#heading|shown`; in tables the bar is escaped."""
+    """(target, shown text) of `target#heading|shown`; in tables the bar is escaped."""
     target, _, shown = inner.replace("\\|", "|").partition("|")
     target = clean_name(target.partition("#")[0])
     return target, shown.strip() or target

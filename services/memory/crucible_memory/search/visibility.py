@@ -1,4 +1,5 @@
-"""The memories that a scope shows: what `store` and `search` ask, apart from both since it is a wall between worlds."""
+"""Visibility of memories: the test that keeps worlds apart, for `store` and `search` alike, and in a module of its
+own."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,21 +14,21 @@ from crucible_core.protocol.memory import MemoryView
 _ANY = "Memory.Created"
 
 
-class Sight(NamedTuple):
-    """`sql` is a condition on `memories m`, without any limit where it is empty; `holds` has the last word."""
+class Visibility(NamedTuple):
+    """`sql` is a condition on `memories m`, empty for no limit; `shows` decides."""
 
     sql: str
     values: list[str]
-    holds: Callable[[MemoryView], bool]
+    shows: Callable[[MemoryView], bool]
 
 
-def sight_of(scope: Scope) -> Sight:
-    """A grant's `where` is a filter over events. Here it is asked of the memory itself, and shows none where it asks
-    what a memory does not say, as who wrote it."""
+def visible_to(scope: Scope) -> Visibility:
+    """A grant's `where` is a filter over events. Here it filters the memories themselves, and shows none where it needs
+    a field that memories do not have, such as the actor."""
     if scope.everything:
-        return Sight("", [], lambda view: True)
-    views = [(view, _document(view)) for view in scope.views if view.has_type(_ANY)]
-    usable = [(view, holds) for view, holds in views if holds is not None]
+        return Visibility("", [], lambda view: True)
+    views = [(view, _compile_where(view)) for view in scope.views if view.has_type(_ANY)]
+    usable = [(view, test) for view, test in views if test is not None]
     parts, values = ["0"], list[str]()
     for view, _ in usable:
         tests = ["1"]
@@ -37,14 +38,14 @@ def sight_of(scope: Scope) -> Sight:
                 values += sorted(names)
         parts.append(f"({' AND '.join(tests)})")
 
-    def holds(memory: MemoryView) -> bool:
+    def shows(memory: MemoryView) -> bool:
         document = msgspec.to_builtins(memory)
         return any(view.has_place(memory.world_id, memory.room_id) and test(document) for view, test in usable)
 
-    return Sight(f"({' OR '.join(parts)})", values, holds)
+    return Visibility(f"({' OR '.join(parts)})", values, shows)
 
 
-def _document(view: View) -> DocumentPredicate | None:
+def _compile_where(view: View) -> DocumentPredicate | None:
     try:
         return compile_document_filter(view.where, MemoryView.__struct_fields__)
     except InvalidError:

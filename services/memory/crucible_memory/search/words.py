@@ -1,6 +1,6 @@
-"""The one normalisation of text, for what is stored and what is asked: search, tags, names and links. Pure.
+"""The one normalisation of text, in memories and in queries: search, tags, names and links. Pure.
 
-`fold` is Unicode's NFKC_Casefold, and on top of it what readers of a script take for the same letter: accents of Latin,
+`fold` is Unicode's NFKC_Casefold, and on top of it the variants of one letter to readers of a script: accents of Latin,
 Greek and Cyrillic, Hebrew and Arabic points, the forms of alef, nasals of Devanagari, colours of emoji.
 
 Scripts that put no spaces between words are indexed one character a word; a query asks for them by `grams`, runs of two
@@ -17,11 +17,11 @@ import regex
 from crucible_core.limits import MEMORY_QUERY_CHARS
 
 VERSION = f"2 {unidata_version} {regex.__version__}"
-"""What the index was made with: another one makes it anew."""
+"""The version of the index: another one rebuilds it."""
 MAX_WORD = 64
 """Characters; a longer word is several."""
 _PIECE = 16_384
-"""Characters that are looked at at once: meanwhile nothing else runs in this process."""
+"""Characters that are processed at once: meanwhile nothing else runs in this process."""
 
 _MOST_FOLDED = 2 * _PIECE
 """One character may fold into 18 (U+FDFA): a text of such would be as much work as one that no event may have."""
@@ -72,20 +72,20 @@ _LETTERS = str.maketrans(
 
 
 class Gram(NamedTuple):
-    """What a query asks for: a word, or a phrase of characters. `weight` guesses how telling it is."""
+    """A part of a query: a word, or a phrase of characters. `weight` estimates its rarity."""
 
     text: str
     weight: int
     is_word: bool
 
 
-def composed(text: str) -> str:
+def compose(text: str) -> str:
     """NFC, in linear time."""
     return text if text.isascii() else normalize("NFC", _MARKS.sub(r"\1", text))
 
 
 def fold(text: str) -> str:
-    """The text by which others are compared; the same for all that a reader takes for the same."""
+    """The folded text, for comparison; the same for all spellings that a reader takes for the same."""
     if text.isascii():
         return text.lower()
     plain = normalize("NFKD", normalize("NFKC", _MARKS.sub(r"\1", text)).casefold())
@@ -93,20 +93,20 @@ def fold(text: str) -> str:
     return _DIGITS.sub(_digit, _NASALS.sub("ं", plain))
 
 
-def indexed(text: str) -> str:
+def index_words(text: str) -> str:
     """The words of a text, with a space between each two."""
-    return " ".join(word for piece in _pieces(text) for word in _indexed(fold(piece)[:_MOST_FOLDED]))
+    return " ".join(word for piece in _pieces(text) for word in _words(fold(piece)[:_MOST_FOLDED]))
 
 
 def grams(text: str) -> Iterator[Gram]:
-    """What a query of this text asks for, in order; of a long text, of its beginning."""
+    """The parts of a query, in order; only those of the beginning of a long text."""
     folded = fold(text[:MEMORY_QUERY_CHARS])[:MEMORY_QUERY_CHARS]
     place = 0
     for match in _UNSPACED.finditer(folded):
-        yield from _spaced(folded[place : match.start()])
-        yield from _phrases(match[0], 2 if match["pair"] else 3)
+        yield from _word_grams(folded[place : match.start()])
+        yield from _phrase_grams(match[0], 2 if match["pair"] else 3)
         place = match.end()
-    yield from _spaced(folded[place:])
+    yield from _word_grams(folded[place:])
 
 
 def tag_key(tag: str) -> str:
@@ -127,7 +127,7 @@ def name_key(name: str) -> str:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """Parts that end between two words, where there is such a place."""
+    """Parts that end between two words, where the text has a space."""
     start = 0
     while start < len(text):
         end = start + _PIECE
@@ -137,7 +137,7 @@ def _pieces(text: str) -> Iterator[str]:
         start = end
 
 
-def _indexed(folded: str) -> Iterator[str]:
+def _words(folded: str) -> Iterator[str]:
     if folded.isascii():
         yield from _ASCII_WORDS.findall(folded)
         return
@@ -149,15 +149,15 @@ def _indexed(folded: str) -> Iterator[str]:
     yield from _WORDS.findall(folded, place)
 
 
-def _spaced(text: str) -> Iterator[Gram]:
+def _word_grams(text: str) -> Iterator[Gram]:
     for match in _SYMBOLS.finditer(text):
         if match["pair"]:
-            yield from _phrases(match[0], 2)
+            yield from _phrase_grams(match[0], 2)
         else:
             yield Gram(match[0], len(match[0]), True)
 
 
-def _phrases(run: str, length: int) -> Iterator[Gram]:
+def _phrase_grams(run: str, length: int) -> Iterator[Gram]:
     for start in range(max(len(run) - length, 0) + 1):
         part = run[start : start + length]
         yield Gram(" ".join(part), 3 * len(part) - 2 * len(_HIRAGANA.findall(part)), False)
