@@ -1,4 +1,4 @@
-"""The metrics of a service as OTLP has them: read from the Prometheus registry now and then, and exported."""
+"""Export of a service's metrics over OTLP: reads the Prometheus registry at intervals, and converts it."""
 
 import logging
 import os
@@ -39,7 +39,7 @@ Labels = tuple[tuple[str, str], ...]
 
 
 class Convention(NamedTuple):
-    """The name that OpenTelemetry's semantic conventions have for a metric, and for its labels."""
+    """The names of a metric and its labels in OpenTelemetry's semantic conventions."""
 
     name: str
     unit: str
@@ -90,13 +90,13 @@ class MetricsExport:
                 log.warning("metrics were not exported: %r", error)
 
     def _data(self) -> MetricsData:
-        found = converted(self._metrics.collect(), self._began, time.time_ns())
+        found = convert(self._metrics.collect(), self._began, time.time_ns())
         scope = ScopeMetrics(self._scope, found, "")
         return MetricsData([ResourceMetrics(self._resource, [scope], "")])
 
 
-def converted(families: Iterable[Family], began_ns: int, now_ns: int) -> list[Metric]:
-    """`began_ns` is when the counters began to count."""
+def convert(families: Iterable[Family], began_ns: int, now_ns: int) -> list[Metric]:
+    """Converts Prometheus families; `began_ns` is the start of the counters."""
     found = []
     for family in families:
         if family.name in _SKIPPED:
@@ -142,7 +142,7 @@ def _series(family: Family, convention: Convention) -> list[tuple[dict[str, Any]
 
 
 def _distribution(samples: list[Sample]) -> tuple[int, float, list[int], list[float]]:
-    """Count, sum, what each bucket holds for itself, and the buckets' bounds."""
+    """Count, sum, the count of each bucket by itself, and the bounds of the buckets."""
     upto = [(float(sample.labels["le"]), int(sample.value)) for sample in samples if sample.name.endswith("_bucket")]
     total = next(sample.value for sample in samples if sample.name.endswith("_sum"))
     counts = [count - before for (_, count), before in zip(upto, (0, *(count for _, count in upto)), strict=False)]

@@ -23,18 +23,18 @@ def setup_logging(service: str, level: str = "info") -> None:
 
 
 def is_ours(record: logging.LogRecord) -> bool:
-    """Whether a record is logged: of others, only what they warn of."""
+    """Returns True for records that are logged: all of our own, and warnings of others."""
     return record.name.startswith("crucible") or record.levelno >= logging.WARNING
 
 
 def extra_of(record: logging.LogRecord) -> list[tuple[str, object]]:
-    """What a record was given as `extra=`."""
+    """The `extra=` fields of a record."""
     return [(key, value) for key, value in vars(record).items() if key not in _STANDARD]
 
 
 class LineFormatter(logging.Formatter):
-    """What is given as `extra=` becomes `key=value`; an exception becomes `error=` and `at=`, innermost frame first; a
-    line that is logged within a trace has its `trace_id=` and `span_id=`."""
+    """Formats `extra=` fields as `key=value`, and an exception as `error=` and `at=`, innermost frame first. A line
+    within a trace has its `trace_id=` and `span_id=`."""
 
     def __init__(self, service: str) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class LineFormatter(logging.Formatter):
         moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         pairs = dict(extra_of(record))
         if record.exc_info and record.exc_info[1]:
-            pairs |= {"error": describe_error(record.exc_info[1]), "at": _places(record.exc_info[1])}
+            pairs |= {"error": describe_error(record.exc_info[1]), "at": _frames(record.exc_info[1])}
         if (context := parse_traceparent(current_traceparent())) is not None:
             pairs |= {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
         words = [moment, record.levelname.lower(), self._service, " ".join(record.getMessage().split())]
@@ -63,7 +63,7 @@ def leaves(error: BaseException) -> list[BaseException]:
     return [error]
 
 
-def _places(error: BaseException) -> str:
+def _frames(error: BaseException) -> str:
     frames = traceback.extract_tb(leaves(error)[0].__traceback__)[-_FRAMES:]
     return " < ".join(f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno} {frame.name}" for frame in reversed(frames))
 

@@ -23,12 +23,12 @@ M = TypeVar("M", bound=MetricWrapperBase)
 
 
 class Metrics:
-    """Makes metrics and renders them. Asked for the same name twice, it gives the same metric."""
+    """Makes metrics and renders them. The same name always gives the same metric."""
 
     def __init__(self, service: str) -> None:
         self.service = service
         self._registry = CollectorRegistry()
-        self._made: dict[str, MetricWrapperBase] = {}
+        self._metrics: dict[str, MetricWrapperBase] = {}
         # process_resident_memory_bytes, process_cpu_seconds_total and the like, read from /proc when rendered.
         ProcessCollector(registry=self._registry)
         self.gauge("service_info", "The service of this process", ("service",)).labels(service).set(1)
@@ -56,9 +56,9 @@ class Metrics:
         return generate_latest(self._registry)
 
     def _make(self, kind: type[M], name: str, create: Callable[[], M]) -> M:
-        made = self._made.get(name)
-        if made is None:
-            made = self._made[name] = create()
-        if not isinstance(made, kind):
-            raise ValueError(f"metric {name} is a {type(made).__name__} already")
-        return made
+        metric = self._metrics.get(name)
+        if metric is None:
+            metric = self._metrics[name] = create()
+        if not isinstance(metric, kind):
+            raise ValueError(f"metric {name} is a {type(metric).__name__} already")
+        return metric

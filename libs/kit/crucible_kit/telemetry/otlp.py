@@ -56,7 +56,7 @@ from crucible_kit.telemetry.variables import endpoint_mistake, mistakes
 log = logging.getLogger(__name__)
 
 FLUSH_S = 3.0
-"""How long closing waits for a collector that does not answer."""
+"""Time that closing waits for a collector that does not answer."""
 SCOPE = "crucible"
 _OTLP = {"otlp http/protobuf": "otlp_proto_http", "otlp grpc": "otlp_proto_grpc"}
 _SERVER_FAULT = 500
@@ -94,14 +94,14 @@ class ExportedSpan(Span):
         # A cancelled task (a BaseException) has not failed. Nor has what refuses a bad request.
         if isinstance(error, CrucibleError) and STATUS.get(error.code, _SERVER_FAULT) < _SERVER_FAULT:
             self._span.set_attribute("error.type", error.code)
-        elif isinstance(error, Exception) and not self._failed:  # of one that failed it is known why
+        elif isinstance(error, Exception) and not self._failed:  # a span that failed has its reason
             self._span.record_exception(error)
             self.fail(error.code if isinstance(error, CrucibleError) else _qualified(type(error)), str(error))
         self._span.end()
 
 
 class ExportingTelemetry(Telemetry):
-    """What is open of the SDK; `closers` flush and end it, and `give_up` ends an export that is under way."""
+    """The open parts of the SDK; `closers` flush and end them, `_give_up` ends an export under way."""
 
     def __init__(self, tracer: Tracer | None, closers: Sequence[Callable[[], Any]], exporters: Sequence[Any]) -> None:
         self._tracer = tracer
@@ -138,7 +138,7 @@ class ExportingTelemetry(Telemetry):
     ) -> contextlib.AbstractContextManager[Span | None]:
         if self._tracer is None:
             return contextlib.nullcontext()
-        links, unsampled = _linked(messages)
+        links, unsampled = _find_links(messages)
         # A message that comes alone has the span in its own trace; a batch of which nothing is sampled has none.
         parent = parent or (links[0] if links and count == 1 else unsampled if not links else None)
         about = message_attributes(operation, destination, group=group, count=count)
@@ -166,15 +166,15 @@ class ExportingTelemetry(Telemetry):
 
 
 def open_exporters(
-    service: str, wanted: Mapping[Signal, Sequence[str]], metrics: Metrics | None, environ: Mapping[str, str]
+    service: str, exporters: Mapping[Signal, Sequence[str]], metrics: Metrics | None, environ: Mapping[str, str]
 ) -> Telemetry:
-    """Providers of our own, never the global ones: two apps in one process do not meet. What cannot be opened, and each
-    variable that is not understood, is one warning."""
+    """Opens providers of our own, never the global ones, so that two apps in one process stay apart. An exporter that
+    cannot be opened, or a variable that is not understood, is one warning."""
     for mistake in mistakes(environ):
         log.warning("%s", mistake)
     opening = _Opening(service, metrics, environ)
     with _quiet(logging.CRITICAL):
-        for signal, names in wanted.items():
+        for signal, names in exporters.items():
             for name in names:
                 opening.open(signal, name)
     return opening.done()
@@ -182,7 +182,7 @@ def open_exporters(
 
 @contextlib.contextmanager
 def _quiet(level: int) -> Iterator[None]:
-    """Has the SDK say less: at the opening of what we said already, at the end that it ends."""
+    """Silences the SDK: it would repeat our own warnings, and report its end."""
     theirs = logging.getLogger("opentelemetry")
     before = theirs.level
     theirs.setLevel(level)
@@ -290,9 +290,8 @@ def _qualified(kind: type[BaseException]) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _linked(messages: Iterable[Traced]) -> tuple[list[str], str | None]:
-    """The traces of messages, each once, as far as they are sampled: others lead nowhere. Beside them one that is
-    not."""
+def _find_links(messages: Iterable[Traced]) -> tuple[list[str], str | None]:
+    """The sampled traces of messages, each once, and beside them one that is not sampled."""
     links: dict[str, None] = {}
     unsampled: str | None = None
     for message in messages:

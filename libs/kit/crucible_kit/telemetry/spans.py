@@ -29,13 +29,13 @@ SIGNALS: tuple[Signal, ...] = ("traces", "metrics", "logs")
 _NOTHING = ("", "none", "prometheus")
 """Prometheus gets its metrics in any case."""
 MAX_LINKS = 128
-"""Traces that the span of a batch is linked to: OpenTelemetry's own limit for a span."""
+"""Limit of the links of a batch's span, as in OpenTelemetry."""
 _USUAL = 64
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII | re.DOTALL)
 
 
 class TraceContext(NamedTuple):
-    """A place in a trace. `flags` is 1 where the trace is sampled."""
+    """The identity of a span in its trace. `flags` is 1 where the trace is sampled."""
 
     trace_id: int
     span_id: int
@@ -49,7 +49,7 @@ _current: ContextVar[str | None] = ContextVar("traceparent", default=None)
 
 
 def current_traceparent() -> str | None:
-    """Of the span that the present task is in, if it is in one."""
+    """The traceparent of the present task's span; None where it has none."""
     return _current.get()
 
 
@@ -105,8 +105,8 @@ class Telemetry:
         attributes: Mapping[str, Attribute | None] | None = None,
         links: Sequence[str | None] = (),
     ) -> Span:
-        """A span below `parent`, a traceparent from outside: one that is not valid is as good as none. `links` are the
-        traceparents of what else it is about: one batch serves many."""
+        """A span below `parent`, a traceparent from outside; an invalid one is ignored. `links` are the traceparents of
+        other work that it serves: one batch serves many."""
         return Span(str(parse_traceparent(parent) or fresh_context()))
 
     def batch(
@@ -125,7 +125,7 @@ class Telemetry:
 
     @property
     def recording(self) -> bool:
-        """Whether spans are exported: what only they need is not worked out otherwise."""
+        """True if spans are exported; otherwise their attributes need not be computed."""
         return False
 
     def close(self) -> None:
@@ -139,8 +139,8 @@ def open_telemetry(service: str, metrics: Metrics | None = None, environ: Mappin
     OpenTelemetry SDK always does. What they refuse is one warning, and is not exported: it keeps no service from
     starting.
     """
-    wanted = exporters(environ)
-    if not any(wanted.values()):
+    names = exporters(environ)
+    if not any(names.values()):
         return Telemetry()
     # Loaded by name and only here: the OpenTelemetry SDK and its exporter would cost every idle process memory.
     try:
@@ -148,7 +148,7 @@ def open_telemetry(service: str, metrics: Metrics | None = None, environ: Mappin
     except Exception as error:  # the SDK reads some variables when it is loaded
         log.warning("OTEL_* variables: OpenTelemetry cannot be loaded, and nothing is exported (%s)", error)
         return Telemetry()
-    opened: Telemetry = exporting.open_exporters(service, wanted, metrics, environ)
+    opened: Telemetry = exporting.open_exporters(service, names, metrics, environ)
     return opened
 
 
@@ -167,11 +167,11 @@ def _exporters(signal: Signal, environ: Mapping[str, str]) -> list[str]:
 
     upper = signal.upper()
     otlp = "OTEL_EXPORTER_OTLP"
-    wanted = variable(f"OTEL_{upper}_EXPORTER")
-    if not wanted and (variable(f"{otlp}_ENDPOINT") or variable(f"{otlp}_{upper}_ENDPOINT")):
-        wanted = "otlp"
+    names = variable(f"OTEL_{upper}_EXPORTER")
+    if not names and (variable(f"{otlp}_ENDPOINT") or variable(f"{otlp}_{upper}_ENDPOINT")):
+        names = "otlp"
     protocol = variable(f"{otlp}_{upper}_PROTOCOL") or variable(f"{otlp}_PROTOCOL") or "http/protobuf"
-    found = [name for name in map(str.strip, wanted.split(",")) if name not in _NOTHING]
+    found = [name for name in map(str.strip, names.split(",")) if name not in _NOTHING]
     return [f"otlp {protocol}" if name == "otlp" else name for name in dict.fromkeys(found)]
 
 

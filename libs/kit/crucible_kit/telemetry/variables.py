@@ -1,5 +1,5 @@
-"""The standard OTEL_* variables as somebody set them: what is wrong with one, in words that say what holds instead. The
-SDK says little of it, or repeats a header that may be a secret."""
+"""Checks of the standard OTEL_* variables: each mistake in words, with the value that holds instead. The SDK says
+little, or repeats a header that may be a secret."""
 
 import math
 import re
@@ -23,12 +23,12 @@ _PORT = 4318
 
 def mistakes(environ: Mapping[str, str]) -> list[str]:
     """A sentence for each variable that is not understood. None of them keeps anything from being exported."""
-    given = [(name, value.strip()) for name, value in sorted(environ.items()) if value.strip()]
-    return [wrong for name, value in given for wrong in _wrong(name, value)]
+    values = [(name, value.strip()) for name, value in sorted(environ.items()) if value.strip()]
+    return [wrong for name, value in values for wrong in _wrong(name, value)]
 
 
 def endpoint_mistake(signal: Signal, environ: Mapping[str, str]) -> str | None:
-    """Why nothing can be sent over HTTP to the endpoint of a signal."""
+    """The mistake in the endpoint of a signal over HTTP; None where it is valid."""
     for name in (f"{_OTLP}_{signal.upper()}_ENDPOINT", f"{_OTLP}_ENDPOINT"):
         if value := environ.get(name, "").strip():
             return None if _is_url(value) else f"{name}={value} is no URL; write it as http://HOST:{_PORT}"
