@@ -76,7 +76,7 @@ def endpoints(
 
     async def update(request: UpdateHook, context: Context) -> HookView:
         await registry.view.refresh()
-        before = registry.own(request.name, context.principal)
+        before = registry.find_owned(request.name, context.principal)
         definition = read_definition(merge_patch(before.definition or {}, request.changes), refuse_files)
         if definition.name != before.name:
             raise InvalidError.field("name", "cannot be changed", detail="name: a hook keeps its name")
@@ -112,7 +112,7 @@ def endpoints(
 
     async def delete(request: GetRequest, context: Context) -> HookView:
         await registry.view.refresh()
-        record = registry.own(request.id, context.principal)
+        record = registry.find_owned(request.id, context.principal)
         if record.origin != API and _is_watched(record.origin, settings.root):
             raise ConflictError(f"hook {record.name} comes from {record.origin}: delete the file, or disable the hook")
         deleted = await view_of(record)
@@ -121,7 +121,7 @@ def endpoints(
 
     async def enable(request: EnableHook, context: Context) -> HookView:
         await registry.view.refresh()
-        record = registry.own(request.name, context.principal)
+        record = registry.find_owned(request.name, context.principal)
         return await view_of(await registry.set_enabled(record.name, request.enabled))
 
     async def runs(request: RunsRequest, context: Context) -> RunList:
@@ -142,7 +142,7 @@ def endpoints(
 
     async def test(request: TestRequest, context: Context) -> Check:
         await registry.catch_up(())
-        registry.own(request.id, context.principal)
+        registry.find_owned(request.id, context.principal)
         return await tester.test(request)
 
     async def test_all(request: ListRequest, context: Context) -> Checks:

@@ -90,7 +90,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             await stack.enter_async_context(run_tasks(registry.follow, indexing_runs))
             await registry.view.reach(0, timeout=_START_S)
             # Only from here on: changes before the start were recorded when they were made.
-            registry.changed += [recorder.record_change, *([directory.registry_changed] if directory else [])]
+            registry.changed += [recorder.record_change, *([directory.note_change] if directory else [])]
             await upgrade(bus, shards, runs, registry)
             watching = [directory.follow] if directory else []
             await stack.enter_async_context(run_tasks(engine.run, history.run, *watching))

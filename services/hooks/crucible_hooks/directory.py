@@ -164,7 +164,7 @@ class Directory:
         self._catalogue = registry.types.catalogue
         self.synced = False
 
-    def registry_changed(self, name: str, before: HookRecord | None, after: HookRecord | None, revision: int) -> None:
+    def note_change(self, name: str, before: HookRecord | None, after: HookRecord | None, revision: int) -> None:
         """A name may be free now, or taken."""
         self._settled = None
 

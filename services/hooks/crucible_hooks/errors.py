@@ -17,7 +17,7 @@ class AbsentError(RunError):
     """An expression or a script reads a field or an element that is not there."""
 
 
-def brief(error: str) -> str:
+def shorten_error(error: str) -> str:
     """A failure on one line: the last line of a traceback, with the number of the script's line."""
     if not (lines := _LINE.findall(error)):
         return error

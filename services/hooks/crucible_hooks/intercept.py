@@ -15,7 +15,7 @@ from crucible_core.errors import CrucibleError, DeniedError, MalformedError, Una
 from crucible_core.protocol.hooks import InterceptReply, InterceptRequest
 from crucible_core.types.catalogue import CATALOGUE
 from crucible_core.types.payloads import CATEGORIES
-from crucible_hooks.errors import RunError, brief
+from crucible_hooks.errors import RunError, shorten_error
 from crucible_hooks.hook import Hook
 from crucible_hooks.records import (
     Recorder,
@@ -88,7 +88,7 @@ class Interceptor:
         result, answer = await self._answer(hook, event, run, recheck)
         await self._record(hook, event, run, result)
         if result.outcome == "failed" and hook.definition.options.failure_policy == "deny":
-            raise _denied(hook, f"the hook failed: {brief(result.error or '')}")
+            raise _denied(hook, f"the hook failed: {shorten_error(result.error or '')}")
         if answer.deny is not None:
             raise _denied(hook, answer.deny)
         return answer.payload

@@ -254,7 +254,7 @@ class Registry(HandlerRegistry[HookEntry]):
             raise NotFoundError(f"there is no hook {name[:100]!r}")
         return record
 
-    def own(self, name: str, principal: Principal) -> HookRecord:
+    def find_owned(self, name: str, principal: Principal) -> HookRecord:
         """The same, to change it. Raises ForbiddenError where it is somebody else's."""
         record = self.get(name, principal)
         principal.check_owns(record, f"hook {name}")
@@ -271,7 +271,7 @@ class Registry(HandlerRegistry[HookEntry]):
         key, before = token(record.name), self.records.get(record.name)
         revision = self._revisions.get(key)
         id = record.id if record.id or before else fresh_id("hok")
-        record = msgspec.structs.replace(record, id=id, switched=await self._switched(before, record))
+        record = msgspec.structs.replace(record, id=id, switched=await self._switch_positions(before, record))
         value = msgspec.json.encode(record)
         put = self._bucket.create(key, value) if revision is None else self._bucket.update(key, value, revision)
         stored = await put
@@ -282,7 +282,7 @@ class Registry(HandlerRegistry[HookEntry]):
         else:
             await self.stored(stored)
 
-    async def _switched(self, before: HookRecord | None, after: HookRecord) -> list[Encoded]:
+    async def _switch_positions(self, before: HookRecord | None, after: HookRecord) -> list[Encoded]:
         was, positions = before is not None and _gets_new_events(before), list(before.switched) if before else []
         if was == _gets_new_events(after):
             return positions

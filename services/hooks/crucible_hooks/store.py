@@ -15,7 +15,7 @@ from crucible_core.protocol.hooks import RunList, RunRecord
 from crucible_core.protocol.parts import Counters
 from crucible_core.redaction import place_of
 from crucible_core.subjects import NO_REACTION, REDACTED, RUN, Names
-from crucible_hooks.errors import brief
+from crucible_hooks.errors import shorten_error
 from crucible_hooks.hook import handler_key
 from crucible_hooks.records import read_answer
 from crucible_kit.index.index import Index
@@ -118,7 +118,7 @@ def _continue_streak(writer: sqlite3.Connection, hook: str, record: RunRecord) -
     times of the latest way of failing, since the last failure of another one."""
     error, at = record.error or "", record.started_at
     if record.attempt == 1 and (record.outcome in _FAILURES or error.startswith("condition: false: ")):
-        reason = brief(error)[-_SHOWN:]
+        reason = shorten_error(error)[-_SHOWN:]
         way = _VARYING.sub("#", reason)
         row = writer.execute("SELECT way, reason, times, since FROM streaks WHERE hook = ?", (hook,)).fetchone()
         before, latest, times, since = (*row[:2], json.loads(row[2]), row[3]) if row else (way, reason, [], "")

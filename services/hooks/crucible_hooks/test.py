@@ -18,7 +18,7 @@ from crucible_core.protocol.parts import Check, CheckStep, TestRequest, TypeFilt
 from crucible_core.types.catalogue import ANY_CUSTOM, Catalogue
 from crucible_core.types.shape import ITEM, Shape
 from crucible_hooks import store
-from crucible_hooks.errors import RunError, brief
+from crucible_hooks.errors import RunError, shorten_error
 from crucible_hooks.expressions.cel import plain
 from crucible_hooks.hook import Hook, handler_key
 from crucible_hooks.registry import Registry
@@ -206,7 +206,7 @@ def _condition_step(value: str) -> CheckStep:
 def _action_step(outcome: str, error: str | None, output: Any, effects: list[str], *, dry: bool = True) -> CheckStep:
     step = "action ran (dry run)" if dry else "action ran"
     if outcome not in ("ok", "skipped"):
-        return CheckStep(step=step, ok=False, detail=brief(error or outcome)[-_SHOWN:])
+        return CheckStep(step=step, ok=False, detail=shorten_error(error or outcome)[-_SHOWN:])
     would = f"effects: {', '.join(effects)}; " if effects else ""
     shown = output if isinstance(output, str) else msgspec.json.encode(plain(output)).decode()
     return CheckStep(step=step, ok=True, detail=f"{would}{shown}"[:_SHOWN])

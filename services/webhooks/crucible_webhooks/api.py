@@ -76,7 +76,7 @@ def endpoints(
         await append_webhook_event(bus, event_type, record, registry.home_of(record), context)
 
     def webhook_view(record: WebhookRecord, counters: Counters) -> WebhookView:
-        return view(record, counters, registry.why_inert(record), registry.warnings(record))
+        return view(record, counters, registry.inert_reason(record), registry.warnings(record))
 
     async def counted_view(record: WebhookRecord) -> WebhookView:
         return webhook_view(record, (await store.counters(index, record.id)).get(record.id, Counters()))
@@ -101,7 +101,7 @@ def endpoints(
 
     async def update(request: UpdateWebhook, context: Context) -> WebhookView:
         await registry.view.refresh()
-        record, timeout_ms = registry.own(request.id, context.principal), settings.webhooks_timeout_ms
+        record, timeout_ms = registry.find_owned(request.id, context.principal), settings.webhooks_timeout_ms
         wanted = await registry.types.resolve(
             lambda catalogue: patch_record(record, request.patch, timeout_ms, exchanger.guard, catalogue)
         )
@@ -117,7 +117,7 @@ def endpoints(
         await registry.view.refresh()
         now_us = now_ms() * 1000
         record = await registry.change(
-            registry.own(request.id, context.principal).id,
+            registry.find_owned(request.id, context.principal).id,
             lambda now: replace_secret(now, request.secret, request.grace_s, now_us),
         )
         await append_change("Webhook.Registered", record, context)
@@ -127,14 +127,14 @@ def endpoints(
 
     async def delete(request: GetRequest, context: Context) -> WebhookView:
         await registry.view.refresh()
-        record = await registry.delete(registry.own(request.id, context.principal).id)
+        record = await registry.delete(registry.find_owned(request.id, context.principal).id)
         await forget(bus, DLV, bus.names.deliveries, record.id)
         await append_change("Webhook.Unregistered", record, context)
         return view(record, Counters())
 
     async def enable(request: EnableWebhook, context: Context) -> WebhookView:
         await registry.view.refresh()
-        record = registry.own(request.id, context.principal)
+        record = registry.find_owned(request.id, context.principal)
         since = None
         if request.enabled and request.missed == "skip" and not (record.enabled and not record.paused):
             since = (await log_end(bus)).encoded
@@ -157,7 +157,7 @@ def endpoints(
 
     async def test(request: TestRequest, context: Context) -> Check:
         await registry.catch_up(())
-        return await test_webhook(registry, exchanger, registry.own(request.id, context.principal), request)
+        return await test_webhook(registry, exchanger, registry.find_owned(request.id, context.principal), request)
 
     async def test_all(request: ListRequest, context: Context) -> Checks:
         await registry.catch_up(())

@@ -63,7 +63,7 @@ class Registry(HandlerRegistry[WebhookEntry]):
         found = self._matcher.match(event)
         return [id for id in found if not _is_about(id, event) and self.may_receive(self.entries[id], event)]
 
-    def why_inert(self, record: WebhookEntry | WebhookRecord) -> str | None:
+    def inert_reason(self, record: WebhookEntry | WebhookRecord) -> str | None:
         return self.inert.get(record.id) or self.principals.powerless_reason(record)
 
     def wants(self, webhook_id: str, event: Event) -> bool:
@@ -97,7 +97,7 @@ class Registry(HandlerRegistry[WebhookEntry]):
         """By id. Raises NotFoundError."""
         record = self.record(webhook_id)
         if record is None:
-            raise self._missing(webhook_id, "id")
+            raise self._not_found(webhook_id, "id")
         return record
 
     def find(self, name: str, principal: Principal, path: str = "id") -> WebhookRecord:
@@ -105,16 +105,16 @@ class Registry(HandlerRegistry[WebhookEntry]):
         normalized = normalize_name(name)
         id = next((id for id in (name, self._named.get(name), self._named.get(normalized)) if id in self.entries), None)
         if id is None or not principal.may_see(self.entries[id]):
-            raise self._missing(name, path, principal)
+            raise self._not_found(name, path, principal)
         return self.entries[id].record
 
-    def own(self, name: str, principal: Principal, path: str = "id") -> WebhookRecord:
+    def find_owned(self, name: str, principal: Principal, path: str = "id") -> WebhookRecord:
         """The same, to change it. Raises ForbiddenError where it is somebody else's."""
         record = self.find(name, principal, path)
         principal.check_owns(record, f"webhook {record.name}")
         return record
 
-    def _missing(self, name: str, path: str, principal: Principal = WEBHOOKS) -> NotFoundError:
+    def _not_found(self, name: str, path: str, principal: Principal = WEBHOOKS) -> NotFoundError:
         if name in self._gone and principal.admin:
             return NotFoundError.field(path, "was deleted", detail=f"webhook {name} was deleted")
         # An id is not misspelt, and what is compared is bounded: this runs on the event loop.

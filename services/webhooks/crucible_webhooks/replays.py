@@ -31,7 +31,7 @@ class Replayer:
     async def resend(self, request: ResendEvent, context: Context) -> Resent:
         """Returns once the new delivery is stored. Raises NotFoundError, and InvalidError that says why not."""
         await self._registry.view.refresh()
-        record = self._registry.own(request.webhook, context.principal, "webhook")
+        record = self._registry.find_owned(request.webhook, context.principal, "webhook")
         self._check_active(record, "webhook", "an event is sent to it")
         wanted = GetRequest(id=request.event_id)
         raw = await call(self._bus, context.principal, "events", "get", wanted, bytes, traceparent=context.traceparent)
@@ -51,7 +51,7 @@ class Replayer:
     async def replayable(self, request: GetRequest, context: Context) -> Replayable:
         """By id or name. Raises NotFoundError with the nearest, or InvalidError that says why it takes no replay."""
         await self._registry.view.refresh()
-        record = self._registry.own(request.id, context.principal, _AT)
+        record = self._registry.find_owned(request.id, context.principal, _AT)
         self._check_active(record, _AT, "events are replayed into it")
         if record.options.replay == "skip":
             raise InvalidError.field(
@@ -83,7 +83,7 @@ class Replayer:
         return taken
 
     def _check_active(self, record: WebhookRecord, path: str, before: str) -> None:
-        found = state(record, self._registry.why_inert(record))
+        found = state(record, self._registry.inert_reason(record))
         if not record.enabled:
             raise InvalidError.field(path, f"webhook {record.name} is {found}: enable it before {before}")
         if found != "active":

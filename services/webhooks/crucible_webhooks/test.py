@@ -26,7 +26,7 @@ _CONNECT_S = 5.0
 async def test_webhook(registry: Registry, exchanger: Exchanger, record: WebhookRecord, request: TestRequest) -> Check:
     """Live when the event matches the webhook's types, can be signed, and the endpoint answers 2xx; a dry run only
     connects to it. A disabled or inert webhook is only reported. Raises InvalidError for an unknown type."""
-    inert, catalogue = registry.why_inert(record), registry.types.catalogue
+    inert, catalogue = registry.inert_reason(record), registry.types.catalogue
     if inert or not record.enabled:
         return Check(name=record.name, verdict="inert" if inert else "disabled", reason=inert or state(record))
     began = time.perf_counter()

@@ -27,7 +27,7 @@ from crucible_core.errors import (
     NotFoundError,
     UnavailableError,
 )
-from crucible_hooks.actions.scripts import SPELLINGS, VARIABLES, bound, modules, parsed, root
+from crucible_hooks.actions.scripts import SPELLINGS, VARIABLES, bound_names, imported_names, parse_script, root
 from crucible_hooks.errors import AbsentError, RunError
 from crucible_hooks.expressions.cel import plain
 from crucible_hooks.stopwatch import Stopwatch
@@ -71,7 +71,7 @@ class AdaptedScript(msgspec.Struct, frozen=True):
 def adapt(source: str) -> AdaptedScript:
     """The script as the sandbox runs it. One that cannot be parsed stays as it is: the sandbox reports the error."""
     try:
-        tree = parsed(source, "")
+        tree = parse_script(source, "")
     except InvalidError:
         return AdaptedScript(source)
     rewriter = _Rewriter(tree)
@@ -99,9 +99,9 @@ class _Rewriter(ast.NodeTransformer):
         self.changes = 0
         self.uses_prelude = False
         nodes = list(ast.walk(tree))
-        self._own = frozenset(bound(nodes))
+        self._own = frozenset(bound_names(nodes))
         self._variables = frozenset(VARIABLES) - self._own
-        self._modules = frozenset(modules(nodes))
+        self._modules = frozenset(imported_names(nodes))
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
         value = self.visit(node.value)

@@ -88,7 +88,7 @@ def check(source: str, at: str, known: Mapping[str, inspect.Signature], forbidde
 
     It can take as long as it likes: call it in a worker process.
     """
-    nodes = list(ast.walk(parsed(source, at)))
+    nodes = list(ast.walk(parse_script(source, at)))
     errors: list[FieldError] = []
     for line, message, suggestion in _Names(nodes, known, forbidden).mistakes():
         errors.append(FieldError(at, f"line {line}: {message}", suggestion))
@@ -101,7 +101,7 @@ def check(source: str, at: str, known: Mapping[str, inspect.Signature], forbidde
     return Reading(tuple(_Fields(nodes).paths()))
 
 
-def parsed(source: str, at: str) -> ast.Module:
+def parse_script(source: str, at: str) -> ast.Module:
     try:
         tree = ast.parse(source)
         if _depth(tree) > SCRIPT_DEPTH:
@@ -160,11 +160,11 @@ class _Names:
         self, nodes: Sequence[ast.AST], known: Mapping[str, inspect.Signature], forbidden: Mapping[str, str]
     ) -> None:
         self._nodes = nodes
-        self._bound = frozenset(bound(nodes))
+        self._bound = frozenset(bound_names(nodes))
         self._functions = known
         self._known = frozenset(known) | frozenset(VARIABLES)
         self._forbidden = forbidden
-        self._modules = frozenset(modules(nodes))
+        self._modules = frozenset(imported_names(nodes))
         self._classes = any(isinstance(node, ast.ClassDef) for node in nodes)
 
     def mistakes(self) -> Iterator[tuple[int, str, str | None]]:
@@ -247,7 +247,7 @@ def _methods() -> frozenset[str]:
     return frozenset(name for kind in kinds for name in dir(kind))
 
 
-def bound(nodes: Iterable[ast.AST]) -> Iterator[str]:
+def bound_names(nodes: Iterable[ast.AST]) -> Iterator[str]:
     """Every name that the script binds somewhere."""
     for node in nodes:
         match node:
@@ -265,7 +265,7 @@ def bound(nodes: Iterable[ast.AST]) -> Iterator[str]:
                 yield name
 
 
-def modules(nodes: Iterable[ast.AST]) -> Iterator[str]:
+def imported_names(nodes: Iterable[ast.AST]) -> Iterator[str]:
     """The names that it imports."""
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -290,7 +290,7 @@ class _Fields:
 
     def __init__(self, nodes: Sequence[ast.AST]) -> None:
         self._nodes = nodes
-        counted = collections.Counter(bound(nodes))
+        counted = collections.Counter(bound_names(nodes))
         self._once = {name for name, times in counted.items() if times == 1}
         self._paths: dict[str, _Path] = {name: (name,) for name in VARIABLES if name not in counted}
 

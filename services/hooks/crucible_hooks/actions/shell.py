@@ -188,9 +188,9 @@ async def run_shell(
 
     Cancelling kills the command and all of its process group.
     """
-    arguments = [_checked(text_of(value)) for value in values["arguments"]]
+    arguments = [_check_argument(text_of(value)) for value in values["arguments"]]
     env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    env |= {"TRACEPARENT": traceparent, **{name: _checked(value) for name, value in values["env"].items()}}
+    env |= {"TRACEPARENT": traceparent, **{name: _check_argument(value) for name, value in values["env"].items()}}
     if directory is not None and not await asyncio.to_thread(os.path.isdir, directory):
         raise RunError(f"the command cannot be started: there is no directory {directory}, in which it is to run (cwd)")
     try:
@@ -212,7 +212,7 @@ async def run_shell(
     output, complaint, whole = await _converse(process, event, _ANSWER_S if answers else _LINGER_S)
     if process.returncode:
         said = complaint.decode(errors="replace").strip()[-_SHOWN:]
-        raise RunError(f"the command ended with {_ending(process.returncode)}{': ' if said else ''}{said}")
+        raise RunError(f"the command ended with {_describe_exit(process.returncode)}{': ' if said else ''}{said}")
     if answers and not whole:
         # The part that is there may be an answer by itself: nothing at all would allow.
         raise RunError("the command left something running that may print more: give that another output (>/dev/null)")
@@ -229,7 +229,7 @@ async def _converse(process: asyncio.subprocess.Process, stdin: bytes, linger_s:
     readers = asyncio.gather(printing, _read(process.stderr, complaint))
     feeder = asyncio.create_task(_feed(process.stdin, stdin))
     try:
-        await _ended(process, readers)
+        await _wait_exit(process, readers)
         await asyncio.wait([printing], timeout=linger_s)
         whole = printing.done()
     finally:
@@ -238,7 +238,7 @@ async def _converse(process: asyncio.subprocess.Process, stdin: bytes, linger_s:
     return bytes(output), bytes(complaint), whole
 
 
-async def _ended(process: asyncio.subprocess.Process, readers: "asyncio.Future[Any]") -> None:
+async def _wait_exit(process: asyncio.subprocess.Process, readers: "asyncio.Future[Any]") -> None:
     """Returns when the command has exited. `Process.wait` would also wait for whatever the command has left running,
     as that holds its pipes open."""
     while process.returncode is None:
@@ -273,7 +273,7 @@ async def _read(pipe: asyncio.StreamReader, beginning: bytearray) -> None:
         beginning += chunk[: HOOK_OUTPUT_BYTES + 1 - len(beginning)]
 
 
-def _checked(value: str) -> str:
+def _check_argument(value: str) -> str:
     if "\0" in value:
         raise RunError("a value has a NUL character, which no command can be given")
     if len(value.encode(errors="surrogatepass")) > HOOK_ARGUMENT_BYTES:
@@ -281,7 +281,7 @@ def _checked(value: str) -> str:
     return value
 
 
-def _ending(code: int) -> str:
+def _describe_exit(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 

@@ -72,10 +72,10 @@ def evaluate(source: str, activation: Any) -> Any:
             return _decode_value(plain(value.plain_value()))
         message = str(value.plain_value())
     except (RuntimeError, ValueError, OverflowError) as error:
-        raise RunError(f"{_shown(source)}: {first_line(error)}") from None
+        raise RunError(f"{_excerpt(source)}: {first_line(error)}") from None
     if absent := _ABSENT.fullmatch(message):
-        raise AbsentError(f"{_shown(source)}: there is no {absent[1] or absent[2]}")
-    raise RunError(f"{_shown(source)}: {_CODE.sub('', message)[:_SHOWN]}")
+        raise AbsentError(f"{_excerpt(source)}: there is no {absent[1] or absent[2]}")
+    raise RunError(f"{_excerpt(source)}: {_CODE.sub('', message)[:_SHOWN]}")
 
 
 def activation(context: Mapping[str, Any]) -> Any:
@@ -192,7 +192,7 @@ def _decode_value(value: Any) -> Any:
     return [_decode_value(item) for item in value] if isinstance(value, list) else value
 
 
-def _shown(source: str) -> str:
+def _excerpt(source: str) -> str:
     return source.strip()[:_SHOWN]
 
 
