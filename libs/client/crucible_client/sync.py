@@ -1,4 +1,4 @@
-"""The synchronous client: sends the calls of `calls` and waits for their answers."""
+"""The synchronous client, written from aio.py."""
 
 import os
 import random
@@ -185,7 +185,11 @@ class Events(_Namespace):
                 return found
 
     def append_many(
-        self, events: Iterable[Json | bytes], *, batch_size: int = BATCH_EVENTS, react: bool = True
+        self,
+        events: Iterable[Json | bytes],
+        *,
+        batch_size: int = BATCH_EVENTS,
+        react: bool = True,
     ) -> Generator[BatchItem, None, None]:
         """Appends events as they come, a batch at a time, and gives each one's outcome, in order.
 
