@@ -279,11 +279,11 @@ KIT, CORE, EVENTS, CLI = (
     "libs/cli/crucible_cli/a.py",
 )
 PLANTED: list[tuple[Rule, str, str]] = [
-    (forbidden_arrows, CORE, "import crucible_kit.bus"),
+    (forbidden_arrows, CORE, "import crucible_kit.nats.bus"),
     (forbidden_arrows, KIT, "from crucible_events import app"),
     (forbidden_arrows, KIT, "from crucible_client import Crucible"),
     (forbidden_arrows, EVENTS, "from crucible_hooks.api import x"),
-    (forbidden_arrows, CLI, "from crucible_kit.bus import open_bus"),
+    (forbidden_arrows, CLI, "from crucible_kit.nats.bus import open_bus"),
     (forbidden_arrows, CLI, "def f():\n    import crucible_gateway"),
     (impure_core, CORE, "import os"),
     (impure_core, CORE, "from time import time"),
@@ -314,7 +314,7 @@ PLANTED: list[tuple[Rule, str, str]] = [
 ]
 ALLOWED_SOURCES: list[tuple[Rule, str, str]] = [
     (forbidden_arrows, CLI, "import crucible_client\nfrom crucible_core.errors import x\nfrom .a import y"),
-    (forbidden_arrows, EVENTS, "from crucible_kit.bus import x"),
+    (forbidden_arrows, EVENTS, "from crucible_kit.nats.bus import x"),
     (impure_core, CORE, "import re2, msgspec\nfrom collections.abc import Iterator\nfrom .ids import x"),
     (impure_core, KIT, "import os"),
     (stray_imports, BUS_HOME, "import nats.js.api"),

@@ -41,7 +41,7 @@ def cloud(payload: str, number: int) -> str:
 
 @pytest.fixture(autouse=True)
 def collecting_as_a_service() -> Iterator[None]:
-    """The garbage collector as `crucible_kit.server` sets it, but for this test alone."""
+    """The garbage collector as `crucible_kit.http.server` sets it, but for this test alone."""
     before = gc.get_threshold()
     gc.freeze()
     gc.set_threshold(20_000)

@@ -12,6 +12,7 @@ from crucible_core.limits import HOPS
 from crucible_core.protocol.hooks import HookView, RunList, RunRecord
 from crucible_core.protocol.losses import Loss, LossesRequest, LossList
 from crucible_core.protocol.parts import EnableHook, GetRequest
+from crucible_kit.buckets import open_bucket
 from crucible_kit.handlers.pointers import pointer, waiting
 from crucible_kit.nats.frames import Outgoing
 from crucible_kit.rpc import call
@@ -356,3 +357,25 @@ async def test_a_record_that_the_history_has_lost_is_noticed_at_the_next_start(s
         assert (loss.stream, loss.kind) == (names.attempts, "missing")
         assert (loss.first, loss.last, loss.count) == (record.sequence, record.sequence, 1)
         assert [run.outcome for run in await stopped.runs("steady")] == ["ok"]  # the index has it still
+
+
+async def test_a_change_of_types_is_for_what_comes_after_it_also_when_the_log_is_read_again(stopped: System) -> None:
+    async with stopped.running():
+        await stopped.register("noting", "1", on="Custom.wanted")
+        shards = await open_bucket(stopped.bus, "shards")
+        early = await shards.entries()
+        wanted = await stopped.append("Custom.wanted")
+        await stopped.append("Custom.other")
+        await stopped.register("noting", "1", on="Custom.*")
+        await stopped.run_of("noting", "ok")
+    for key in early:  # as if their owner had been killed before it told how far it was
+        await shards.put(key, early[key].value)
+    async with stopped.running():
+        last = await stopped.append("Custom.other")
+
+        async def noted() -> bool:
+            return last.id in {run.event_id for run in await stopped.runs("noting")}
+
+        await until(noted)
+        await asyncio.sleep(0.3)
+        assert [run.event_id for run in await stopped.runs("noting")] == [last.id, wanted.id]

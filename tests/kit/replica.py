@@ -51,9 +51,6 @@ class Small:
     def types(self) -> set[str]:
         return {"Custom.*"}
 
-    def changed_ms(self) -> int:
-        return 0
-
     def may_want(self, category: str, event: str) -> bool:
         return category == "Custom"
 

@@ -18,7 +18,7 @@ from crucible_core.errors import InvalidError, NotFoundError
 from crucible_core.protocol.losses import LossList
 from crucible_core.protocol.parts import Check, GetRequest
 from crucible_core.protocol.parts import TestRequest as Trial
-from crucible_core.protocol.webhooks import EnableWebhook, WebhookList, WebhookView
+from crucible_core.protocol.webhooks import EnableWebhook, UpdateWebhook, WebhookList, WebhookView
 from crucible_core.times import parse_time
 from crucible_kit.buckets import open_bucket
 from crucible_kit.handlers.pointers import pointer
@@ -396,3 +396,25 @@ async def test_an_attempt_that_the_history_has_lost_is_noticed_at_the_next_start
     assert kept is not None
     [loss] = msgspec.json.decode(kept.value, type=LossList).losses
     assert (loss.stream, loss.kind, loss.first, loss.count) == (names.attempts, "missing", record.sequence, 1)
+
+
+async def test_a_change_of_filters_is_for_what_comes_after_it_also_when_the_log_is_read_again(
+    bus: Bus, settings: Settings, told: list[str], receiver: Receiver
+) -> None:
+    service = Service(bus, settings)
+    async with service.running():
+        webhook = await service.create(receiver.url, event_filters=[{"event_type": "Custom.Wanted"}])
+        shards = await open_bucket(bus, "shards")
+        early = await shards.entries()
+        wanted = await service.append("Custom.Wanted")
+        await service.append("Custom.Other")
+        patch = {"event_filters": [{"event_type": "Custom.*"}]}
+        await service.ask("update", UpdateWebhook(id=webhook.id, patch=patch), WebhookView)
+        await until(lambda: receiver.requests)
+    for key in early:  # as if their owner had been killed before it told how far it was
+        await shards.put(key, early[key].value)
+    async with service.running():
+        last = await service.append("Custom.Other")
+        await until(lambda: len(receiver.requests) > 1)
+        await asyncio.sleep(0.3)
+    assert [headers["webhook-id"] for headers, _ in receiver.requests] == [wanted.metadata.id, last.metadata.id]

@@ -17,7 +17,7 @@ CrucibleError
     ├── StorageFullError     507  no room to store more: make some, or wait
     └── UnknownOutcomeError  503  no answer came: it may have been done; the same request again does it once
 
-The HTTP statuses are shown for orientation; the mapping itself lives in `crucible_kit.asgi`.
+The HTTP statuses are shown for orientation; the mapping itself lives in `crucible_kit.http.asgi`.
 """
 
 from typing import Any, ClassVar, Self

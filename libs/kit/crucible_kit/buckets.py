@@ -25,13 +25,12 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Change(msgspec.Struct, frozen=True):
-    """`value` is None where the key was deleted. The change with an empty key marks the end of the state at the start.
-    `time_ms` is the time of its storage (Unix)."""
+    """`value` is None where the key was deleted. The change with an empty key ends the state at the
+    start."""
 
     key: str
     value: bytes | None
     revision: int
-    time_ms: int = 0
 
 
 async def open_bucket(bus: Bus, name: str, replicas: int = 1) -> "Bucket":
@@ -116,7 +115,7 @@ class Bucket:
                 for message in messages:
                     revision = max(revision, message.sequence)
                     value = None if _is_deletion(message.headers) else message.data
-                    yield Change(message.subject[self._prefix :], value, message.sequence, message.time_ms)
+                    yield Change(message.subject[self._prefix :], value, message.sequence)
 
     async def last_revision(self) -> int:
         """The revision of the bucket's newest change, from the stream's leader."""
@@ -145,15 +144,12 @@ class View:
         self._turn = asyncio.Lock()
         self._refreshing: asyncio.Task[int] | None = None
         self.revision = 0
-        self.changed_ms = 0
-        """Storage time of the newest change in the copy."""
         self.ready = False
 
     async def follow(self) -> None:
         """Runs until cancelled."""
         async for change in self._bucket.watch():
             if change.key:
-                self.changed_ms = change.time_ms
                 self._changed(change)
             async with self._moved:
                 self.revision = max(self.revision, change.revision)

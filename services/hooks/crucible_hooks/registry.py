@@ -1,5 +1,6 @@
 """The registry of hooks: the records of the KV bucket, a compiled copy of them, and their changes."""
 
+import contextlib
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -14,13 +15,14 @@ from crucible_core.errors import CrucibleError, NotFoundError
 from crucible_core.filters.matcher import CompiledFilters
 from crucible_core.position import Encoded, Position
 from crucible_core.protocol.hooks import GuardedRequest, HookRecord
+from crucible_core.protocol.parts import FormerTypes
 from crucible_core.subjects import RUN, shard_of, token
 from crucible_hooks.hook import Hook, handler_key, load_hook
 from crucible_kit.buckets import Bucket, Change
 from crucible_kit.clock import fresh_id, timestamp
 from crucible_kit.eventlog import log_end
 from crucible_kit.handlers.pointers import forget
-from crucible_kit.handlers.registry import HandlerEntry, HandlerRegistry
+from crucible_kit.handlers.registry import HandlerEntry, HandlerRegistry, remember_types
 from crucible_kit.handlers.service import Plan
 from crucible_kit.nats.bus import Bus
 from crucible_kit.principals import Principals
@@ -134,17 +136,19 @@ class Registry(HandlerRegistry[HookEntry]):
     def match(self, event: Event) -> list[HookEntry]:
         """The Post hooks that this event triggers, with those that were enabled when it was committed."""
         found = [self.entries[name] for name in self._matcher.match(event)]
-        return [entry for entry in found if self._was_enabled(entry, event) and self.is_triggered(entry, event)]
+        return [entry for entry in found if self._was_for(entry, event) and self.is_triggered(entry, event)]
 
     def triggers(self, key: str, event: Event) -> bool:
         """True where the event triggers the Post hook of a key."""
         entry = self._by_key.get(key)
         if entry is None or entry.filters is None or entry.pre is not None or not entry.filters.matches(event):
             return False
-        return self._was_enabled(entry, event) and self.is_triggered(entry, event)
+        return self._was_for(entry, event) and self.is_triggered(entry, event)
 
-    def _was_enabled(self, entry: HookEntry, event: Event) -> bool:
-        """True where the hook was enabled when the event was committed."""
+    def _was_for(self, entry: HookEntry, event: Event) -> bool:
+        """True where the hook was enabled, and named the type, when the event was committed."""
+        if not self.was_wanted(entry, event):
+            return False
         if not entry.switched:
             return entry.enabled
         position = self._bus.names.position
@@ -271,7 +275,9 @@ class Registry(HandlerRegistry[HookEntry]):
         key, before = token(record.name), self.records.get(record.name)
         revision = self._revisions.get(key)
         id = record.id if record.id or before else fresh_id("hok")
-        record = msgspec.structs.replace(record, id=id, switched=await self._switch_positions(before, record))
+        end = await log_end(self._bus)
+        switched, former = self._switch_positions(before, record, end), self._former_types(before, record, end)
+        record = msgspec.structs.replace(record, id=id, switched=switched, former=former)
         value = msgspec.json.encode(record)
         put = self._bucket.create(key, value) if revision is None else self._bucket.update(key, value, revision)
         stored = await put
@@ -282,14 +288,19 @@ class Registry(HandlerRegistry[HookEntry]):
         else:
             await self.stored(stored)
 
-    async def _switch_positions(self, before: HookRecord | None, after: HookRecord) -> list[Encoded]:
+    def _switch_positions(self, before: HookRecord | None, after: HookRecord, end: Position) -> list[Encoded]:
         was, positions = before is not None and _gets_new_events(before), list(before.switched) if before else []
         if was == _gets_new_events(after):
             return positions
-        if was and not positions:
-            positions = [0]
-        positions.append((await log_end(self._bus)).encoded)
+        positions = [*(positions or [0] * was), end.encoded]
         return positions[max(0, len(positions) - MOST_SWITCHED) // 2 * 2 :]
+
+    def _former_types(self, before: HookRecord | None, after: HookRecord, end: Position) -> list[FormerTypes]:
+        known, former = self.entries.get(after.name), before.former if before else []
+        if known is not None and known.filters is not None and after.definition:
+            with contextlib.suppress(CrucibleError):  # it runs no more until it is changed again
+                return remember_types(former, known.filters.types, self._compile(after).filters.types, end)
+        return former
 
     async def set_enabled(self, name: str, enabled: bool) -> HookRecord:
         record = self.get(name)
@@ -376,6 +387,7 @@ class Registry(HandlerRegistry[HookEntry]):
             enabled=record.enabled,
             is_on=_gets_new_events(record),
             switched=tuple(record.switched),
+            former=tuple(record.former),
         )
         self._by_key[entry.key] = entry
         if not is_operators(record):

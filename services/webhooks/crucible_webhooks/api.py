@@ -37,7 +37,7 @@ from crucible_kit.nats.bus import Bus
 from crucible_kit.pages import answer_bytes, check_page, list_page
 from crucible_kit.rpc import Context, Endpoint
 from crucible_webhooks import store
-from crucible_webhooks.records import make_record, patch_record, replace_secret, url_origin, view
+from crucible_webhooks.records import make_record, patch_record, replace_secret, url_origin, view, with_former_types
 from crucible_webhooks.registry import WEBHOOKS, Registry, WebhookEntry
 from crucible_webhooks.replays import Replayer
 from crucible_webhooks.settings import Settings
@@ -106,10 +106,13 @@ def endpoints(
             lambda catalogue: patch_record(record, request.patch, timeout_ms, exchanger.guard, catalogue)
         )
         await registry.check_world(wanted.world_id, context.principal)
-        catalogue = registry.types.catalogue
-        changed = await registry.change(
-            record.id, lambda now: patch_record(now, request.patch, timeout_ms, exchanger.guard, catalogue)
-        )
+        catalogue, end = registry.types.catalogue, await log_end(bus)
+
+        def change(now: WebhookRecord) -> WebhookRecord:
+            after = patch_record(now, request.patch, timeout_ms, exchanger.guard, catalogue)
+            return with_former_types(after, now, catalogue, end)
+
+        changed = await registry.change(record.id, change)
         await append_change("Webhook.Registered", changed, context)
         return await counted_view(changed)
 

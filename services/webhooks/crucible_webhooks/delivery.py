@@ -74,9 +74,6 @@ class Deliveries:
     def types(self) -> Set[str] | None:
         return self._registry.wanted_types
 
-    def changed_ms(self) -> int:
-        return self._registry.view.changed_ms
-
     def may_want(self, category: str, event: str) -> bool:
         return self._registry.may_want(category, event)
 

@@ -61,7 +61,7 @@ class Registry(HandlerRegistry[WebhookEntry]):
     def match(self, event: Event) -> list[str]:
         """The webhooks that this event goes to, disabled ones too: their deliveries wait in the log."""
         found = self._matcher.match(event)
-        return [id for id in found if not _is_about(id, event) and self.may_receive(self.entries[id], event)]
+        return [id for id in found if self._is_for(self.entries[id], event)]
 
     def inert_reason(self, record: WebhookEntry | WebhookRecord) -> str | None:
         return self.inert.get(record.id) or self.principals.powerless_reason(record)
@@ -71,7 +71,10 @@ class Registry(HandlerRegistry[WebhookEntry]):
         entry = self.entries.get(webhook_id)
         if entry is None or entry.filters is None or not entry.filters.matches(event):
             return False
-        return not _is_about(webhook_id, event) and self.may_receive(entry, event)
+        return self._is_for(entry, event)
+
+    def _is_for(self, entry: WebhookEntry, event: Event) -> bool:
+        return self.was_wanted(entry, event) and not _is_about(entry.id, event) and self.may_receive(entry, event)
 
     def warnings(self, record: WebhookRecord) -> list[str]:
         return self._warnings(record, (entry.event_type for entry in record.event_filters))
@@ -229,6 +232,7 @@ class Registry(HandlerRegistry[WebhookEntry]):
             is_held=record.paused or not record.enabled,
             concurrency=record.options.concurrency,
             since=record.since,
+            former=tuple(record.former),
         )
         self._named[record.name] = key
         if not is_operators(record):

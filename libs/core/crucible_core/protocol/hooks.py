@@ -6,7 +6,7 @@ import msgspec
 
 from crucible_core.limits import HISTORY_PAGE
 from crucible_core.position import Encoded
-from crucible_core.protocol.parts import Counters, Message, Owned
+from crucible_core.protocol.parts import Counters, FormerTypes, Message, Owned
 
 
 class InterceptRequest(Message):
@@ -38,6 +38,7 @@ class HookRecord(Owned, kw_only=True):
     says why a newer one could not be taken; `origin` is the file's path, or `api`. `id` is given when the name is new:
     runs and counters belong to it, so that a later hook of the name has none of a deleted one's. `switched` are places
     in the log: events after the first are for it, those after the second are not, and so on; without any, all are.
+    `former`: see `FormerTypes`.
     """
 
     name: str
@@ -48,6 +49,7 @@ class HookRecord(Owned, kw_only=True):
     updated_at: str = ""
     id: str = ""
     switched: list[Encoded] = []
+    former: list[FormerTypes] = []
 
 
 class HookView(Message, omit_defaults=False):

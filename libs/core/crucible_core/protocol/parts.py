@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 
 from crucible_core.limits import PAGE
+from crucible_core.position import Encoded
 
 
 class Message(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -17,6 +18,13 @@ class Owned(Message):
 
     owner: str = ""
     world_id: str | None = None
+
+
+class FormerTypes(Message):
+    """The types, as `Catalogue.expand` gives them, that a handler's filters named for events up to a position."""
+
+    types: list[str]
+    until: Encoded
 
 
 class GetRequest(Message):

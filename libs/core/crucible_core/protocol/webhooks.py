@@ -7,7 +7,7 @@ import msgspec
 from crucible_core.limits import HISTORY_PAGE, SECRET_GRACE_DEFAULT_S, WEBHOOK_CONCURRENCY, WEBHOOK_RETRY_DELAYS_S
 from crucible_core.position import Encoded
 from crucible_core.protocol.events import TracedDelivery
-from crucible_core.protocol.parts import Counters, Message, Owned, TypeFilter
+from crucible_core.protocol.parts import Counters, FormerTypes, Message, Owned, TypeFilter
 from crucible_core.protocol.replays import ReplayPolicy
 
 
@@ -40,8 +40,8 @@ class OldSecret(Message):
 
 
 class WebhookRecord(Owned, kw_only=True):
-    """The `webhooks` bucket holds this under a webhook's id, secrets included. It is for events after the place `since`
-    in the log."""
+    """The `webhooks` bucket holds this under a webhook's id, secrets included. It is for events after the position
+    `since`. `former`: see `FormerTypes`."""
 
     id: str
     name: str
@@ -54,6 +54,7 @@ class WebhookRecord(Owned, kw_only=True):
     enabled: bool = True
     disabled_reason: str | None = None
     since: Encoded | None = None
+    former: list[FormerTypes] = []
     created_at: str = ""
     updated_at: str = ""
 

@@ -48,9 +48,6 @@ class Reader:
         self._telemetry = telemetry
         self._offer, self._moved, self._lost = offer, moved, lost
         self._filters: Sequence[str] | None = None
-        self._types: frozenset[str] | None = None
-        self._unread: list[tuple[frozenset[str], int]] = []
-        """The types that were read, and until when no others were wanted (Unix ms), as long as its place is before."""
         self._reading: asyncio.Task[None] | None = None
 
     def begin(self, at: Position) -> None:
@@ -58,33 +55,18 @@ class Reader:
         self.at = at
         self._begin()
 
+    def end(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+
     def note(self) -> None:
         """A handler has come, gone or changed: it may be that other types are wanted."""
         if self._reading is not None and self._wanted() != self._filters:
-            if self._types is not None:
-                self._unread.append((self._types, self._service.changed_ms()))
             self._begin()
-        else:
-            self._types = self._types_wanted()
-
-    def _types_wanted(self) -> frozenset[str] | None:
-        types = self._service.types()
-        return None if types is None else frozenset(types)
-
-    def was_unwanted(self, message: Message) -> bool:
-        """Whether an event is read only because somebody wants its type who did not when it was committed."""
-        if not self._unread:
-            return False
-        category, event = self._bus.names.type_of(message.subject)
-        names = {f"{category}.{event}", f"{category}.*"}
-        return "=" not in event and any(
-            message.time_ms < changed_ms and types.isdisjoint(names) for types, changed_ms in self._unread
-        )
 
     def _begin(self) -> None:
-        if self._reading is not None:
-            self._reading.cancel()
-        self._filters, self._types = self._wanted(), self._types_wanted()
+        self.end()
+        self._filters = self._wanted()
         self._reading = asyncio.create_task(self._read())
 
     def _wanted(self) -> Sequence[str] | None:
@@ -121,7 +103,6 @@ class Reader:
                 if messages:
                     await self._feed(messages)
                 else:
-                    self._unread.clear()
                     self._pass_to(self.at.most(end))
 
     def _pass_to(self, at: Position) -> None:

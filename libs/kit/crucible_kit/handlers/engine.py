@@ -76,6 +76,12 @@ class Engine:
         self._backlog = Backlog(bus, service.queue, work, metrics, self._in_lanes)
 
     async def run(self) -> None:
+        try:
+            await self._run()
+        finally:
+            self._reader.end()
+
+    async def _run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._shards.run())
             tasks.create_task(self._pointers.run())
@@ -214,8 +220,6 @@ class Engine:
         fed = progress.at(self._reader.at) if lane is None else lane.fed
         plan = self._service.plan(handler)
         if plan is None or fed.covers(message.sequence) or plan.since.covers(message.sequence):
-            return
-        if (lane is None or not lane.behind) and self._reader.was_unwanted(message):
             return
         job = self._job(handler, message, event)
         lane = lane or progress.open_for(job, self._reader.at)

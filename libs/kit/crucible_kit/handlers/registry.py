@@ -1,13 +1,14 @@
 """The registry of a service's handlers: a compiled copy of their bucket, and the types and rights that it needs."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Set
+from collections.abc import Awaitable, Callable, Iterable, Sequence, Set
 from typing import Generic, Self, TypeVar
 
 from crucible_core.access import Principal
 from crucible_core.envelope import Event
 from crucible_core.filters.matcher import CompiledFilters, Matcher
-from crucible_core.protocol.parts import Owned
+from crucible_core.position import Position
+from crucible_core.protocol.parts import FormerTypes, Owned
 from crucible_core.protocol.worlds import PlaceRequest
 from crucible_kit.buckets import Bucket, Change, View, open_bucket
 from crucible_kit.nats.bus import Bus
@@ -17,6 +18,8 @@ from crucible_kit.types import Types, open_types
 from crucible_kit.worlds import Worlds, open_worlds
 
 _START_S = 30.0
+_MOST_FORMER = 8
+"""Changes of a handler's filters that are kept: what waits from before was committed lately."""
 
 
 class HandlerEntry(Owned, kw_only=True):
@@ -26,7 +29,17 @@ class HandlerEntry(Owned, kw_only=True):
     id: str
     name: str
     value: bytes
+    former: Sequence[FormerTypes] = ()
     filters: CompiledFilters | None = None
+
+
+def remember_types(
+    former: Sequence[FormerTypes], old: Set[str] | None, new: Set[str] | None, until: Position
+) -> list[FormerTypes]:
+    """The former types of a handler whose filters change at a position. None stands for every type."""
+    if old is None or (new is not None and new <= old):
+        return list(former)
+    return [*former, FormerTypes(sorted(old), until.encoded)][-_MOST_FORMER:]
 
 
 E = TypeVar("E", bound=HandlerEntry)
@@ -70,6 +83,17 @@ class HandlerRegistry(Generic[E]):
     def may_receive(self, record: Owned, event: Event) -> bool:
         """True where the owner sees the event, and the event is of the handler's world."""
         return self.principals.may_receive(record, event)
+
+    def was_wanted(self, entry: E, event: Event) -> bool:
+        """True where the handler's filters named the event's type when it was committed: a change of filters is for
+        later events, also where a replica reads the log again from before it."""
+        if not entry.former:
+            return True
+        types, names = {f"{event.type}.{event.data.event}", f"{event.type}.*"}, self._bus.names
+        return not any(
+            types.isdisjoint(one.types) and names.position(one.until).covers(event.sequence or 0)
+            for one in entry.former
+        )
 
     def home_of(self, record: Owned) -> str:
         """The world into which changes of a handler are recorded."""

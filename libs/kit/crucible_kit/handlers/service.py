@@ -62,9 +62,6 @@ class Service(Protocol):
     def types(self) -> Set[str] | None:
         """The types that some handler may want, as `Catalogue.expand` gives them; None is every one."""
 
-    def changed_ms(self) -> int:
-        """When the change of its registry was stored that it knows of last (Unix)."""
-
     def may_want(self, category: str, event: str) -> bool:
         """Whether a handler may want an event of a type, whatever is in it."""
 
