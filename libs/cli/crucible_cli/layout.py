@@ -8,7 +8,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 UNCUT = 10_000
-"""Columns of the console that `--wide`, and whoever is no terminal, is given: nothing is cut."""
+"""The width of a console with --wide, or off a terminal: nothing is cut."""
 _GAP = 2
 SHORT_ID = 14
 """Characters of an id where the width does not suffice for all: its prefix and its time."""
@@ -52,7 +52,7 @@ class Listing:
             yield note.wrap(console, options.max_width)
 
 
-class Fitted:
+class FittedLine:
     """One line: `flexible` is cut where the width does not suffice, `tail` left out where too little would be left."""
 
     _LEAST = 24

@@ -66,7 +66,7 @@ def find_up(data: DataDir) -> UpState | None:
 
 
 class Session(msgspec.Struct, frozen=True):
-    """`out` is for what was asked, `err` for everything else; with `json`, `out` gets JSON only. `wide` asks for all
+    """`out` is for the answer, `err` for everything else; with `json`, `out` gets JSON only. `wide` asks for all
     there is to see."""
 
     gateway: Gateway

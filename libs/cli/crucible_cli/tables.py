@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from crucible_cli.display import clean, duration, headline, reason, summarise
-from crucible_cli.layout import SHORT_ID, Cell, Column, Fitted, Listing
+from crucible_cli.layout import SHORT_ID, Cell, Column, FittedLine, Listing
 from crucible_cli.tree import type_text
 from crucible_client import Count
 from crucible_core.envelope import Event
@@ -52,7 +52,7 @@ def event_line(event: Event, *, wide: bool = False) -> RenderableType:
     tail = Text(f"  {clean(event.metadata.actor, 40)}", "dim")
     if wide:
         tail.append(f"  {event.metadata.id}")
-    return Fitted(line, Text(summarise(event, LONG)), tail)
+    return FittedLine(line, Text(summarise(event, LONG)), tail)
 
 
 def event_panel(event: Event) -> RenderableType:

@@ -68,7 +68,7 @@ def upload_file(
     make_places: bool = False,
     check_types: bool = False,
 ) -> UploadResult:
-    """Sends the lines of a file (`-`: stdin). What is refused is told and passed over, or with `stop_on_error` ends it:
+    """Sends the lines of a file (`-`: stdin). Refusals are printed and passed over, or with `stop_on_error` ends it:
     no batch is sent after the one it was in. With `make_places` missing worlds and rooms are made. With `check_types`
     InvalidError is raised for types that are not registered: before anything is sent, or of what cannot be read twice,
     before the batch with the first such event; UnavailableError and LimitedError for a service that stays

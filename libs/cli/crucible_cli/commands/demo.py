@@ -306,11 +306,11 @@ def _has_delivery(nodes: list[TraceNode]) -> bool:
 def _wait_for_denial(crucible: Crucible, event_id: str) -> RunRecord:
     correlation = _correlation(crucible, event_id)
 
-    def found() -> RunRecord | None:
+    def denial() -> RunRecord | None:
         runs = crucible.hooks.runs(PRE_HOOK)
         return next((run for run in runs if run.correlation_id == correlation and run.outcome == "denied"), None)
 
-    return _wait_until(found, f"the denial by {PRE_HOOK}")
+    return _wait_until(denial, f"the denial by {PRE_HOOK}")
 
 
 def _events(nodes: list[TraceNode]) -> Iterator[Event]:

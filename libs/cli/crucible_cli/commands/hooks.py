@@ -36,7 +36,7 @@ def list_(session: Session, limit: Limit = 1000) -> None:
 def get(session: Session, name: Name) -> None:
     """One hook, whole."""
     with session.connect() as crucible:
-        session.show(find_hook(crucible, name), _hook)
+        session.show(find_hook(crucible, name), _hook_view)
 
 
 @command(app, alias="create")
@@ -61,7 +61,7 @@ def add(
     """
     definition, markdown = read_hook_file(file)
     with session.connect() as crucible:
-        session.show(crucible.hooks.add(definition, markdown=markdown), _added)
+        session.show(crucible.hooks.add(definition, markdown=markdown), _added_view)
 
 
 @command(app)
@@ -96,7 +96,7 @@ def disable(session: Session, name: Name) -> None:
 
 @command(app, alias="rm")
 def delete(session: Session, name: Name, yes: Yes = False) -> None:
-    """Remove a hook, and what waits to be run by it. With --yes the whole name is wanted."""
+    """Remove a hook, and what waits to be run by it. With --yes, give the whole name."""
     with session.connect() as crucible, session.removing(f"the hook {name}"):
         if not yes:
             hook = find_hook(crucible, name)
@@ -158,9 +158,9 @@ def try_(
         raise typer.Exit(1)
 
 
-def find_hook(crucible: Crucible, given: str) -> HookView:
+def find_hook(crucible: Crucible, text: str) -> HookView:
     """The hook of that name, or the only one whose name begins so. Raises NotFoundError, ConflictError."""
-    return find_by_name(given, "hook", crucible.hooks.get, lambda: [hook.name for hook in crucible.hooks.list()])
+    return find_by_name(text, "hook", crucible.hooks.get, lambda: [hook.name for hook in crucible.hooks.list()])
 
 
 def read_hook_file(file: Path) -> tuple[dict[str, Any] | None, str | None]:
@@ -203,12 +203,12 @@ def _state(hook: HookView) -> Text:
     return Text.assemble((hook.name, "bold"), "  ", state_text(hook.state), (said, "yellow"))
 
 
-def _added(hook: HookView) -> RenderableType:
+def _added_view(hook: HookView) -> RenderableType:
     name = hook.name
     return Group(
         _state(hook), Text(f"Try it: crucible hooks test {name} · what it did: crucible hooks runs {name}", "dim")
     )
 
 
-def _hook(hook: HookView) -> RenderableType:
+def _hook_view(hook: HookView) -> RenderableType:
     return Group(_state(hook), as_json(hook.definition or {}))

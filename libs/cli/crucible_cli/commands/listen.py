@@ -50,7 +50,7 @@ def listen(
     known = text_of(secret, "--secret").strip() if secret else None
     if known:
         key_of(known)
-    with _bound(host, port) as bound, contextlib.suppress(KeyboardInterrupt):
+    with _bind(host, port) as bound, contextlib.suppress(KeyboardInterrupt):
         url = f"http://{host}:{bound.getsockname()[1]}/"
         session.note(f"listening at {url} — Ctrl-C ends it")
         session.note("signatures are verified" if known else "no --secret: signatures are not verified")
@@ -104,7 +104,7 @@ def _lines(delivery: Delivery) -> list[Text]:
     return lines
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), reuse_port=False)
     except OSError as error:

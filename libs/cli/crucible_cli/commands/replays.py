@@ -51,7 +51,7 @@ def start(
 ) -> None:
     """Replay events of the past into one hook or webhook. Exit code 1 when --wait sees it fail."""
     if (to_hook is None) == (to_webhook is None):
-        raise typer.BadParameter("one of --to-hook and --to-webhook is wanted")
+        raise typer.BadParameter("give one of --to-hook and --to-webhook")
     found = json_object(filter, "--filter") or {}
     filters: list[Any] = [{"event_type": kind, "filter": found} for kind in type or ["*"]]
     now = time.time_ns() // 1000

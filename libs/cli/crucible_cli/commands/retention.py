@@ -44,5 +44,5 @@ def _rules(text: str) -> list[dict[str, Any]]:
     found: Any = json_of(text_of(text, "RULES"), object, "RULES")
     rules = found.get("rules") if isinstance(found, dict) else found
     if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
-        raise typer.BadParameter('RULES: a list of rules is wanted, or {"rules": […]}')
+        raise typer.BadParameter('RULES: give a list of rules, or {"rules": […]}')
     return rules

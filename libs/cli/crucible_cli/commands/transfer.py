@@ -15,7 +15,7 @@ from crucible_cli.upload import UploadResult, upload_atomically, upload_file, up
 from crucible_core.protocol.events import Appended
 
 
-class Exported(msgspec.Struct, frozen=True):
+class ExportResult(msgspec.Struct, frozen=True):
     file: str
     events: int
     bytes: int
@@ -71,7 +71,7 @@ def emit(
             expected_sequence=expected,
             retention="forever" if forever else None,
         )
-    session.show(appended, _appended)
+    session.show(appended, _append_view)
 
 
 def export(
@@ -100,7 +100,7 @@ def export(
     if file == "-":
         session.note(f"{bar.events:,} events")
     else:
-        session.show(Exported(file, bar.events, size, round(time.monotonic() - began, 3)), _exported)
+        session.show(ExportResult(file, bar.events, size, round(time.monotonic() - began, 3)), _export_view)
 
 
 def import_(
@@ -142,13 +142,13 @@ def _end(session: Session, result: UploadResult) -> None:
         raise typer.Exit(1)
 
 
-def _exported(exported: Exported) -> Text:
+def _export_view(exported: ExportResult) -> Text:
     size = f"  {exported.bytes / 1e6:,.1f} MB  → {exported.file}"
     text = Text.assemble((f"{exported.events:,} events", "bold"), size)
     return text.append(f"\nPut them back: crucible events import {exported.file}", "dim")
 
 
-def _appended(appended: Appended) -> Text:
+def _append_view(appended: Appended) -> Text:
     known = "  (known already)" if appended.duplicate else ""
     text = Text.assemble((f"#{appended.sequence}", "bold"), f"  {appended.type}  {appended.id}{known}")
     return text.append(f"\nSee what follows: crucible events trace {appended.correlation_id}", "dim")

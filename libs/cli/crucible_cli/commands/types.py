@@ -84,7 +84,7 @@ def add(
             raise typer.BadParameter(f"{' and '.join(missing)} missing: give a FILE.json, or --type and --schema")
     with session.connect() as crucible:
         made = [crucible.events.register_type(one.pop("type"), one.pop("schema"), **one) for one in wanted]
-    session.show(made[0] if len(made) == 1 else made, lambda _: _registered(made))
+    session.show(made[0] if len(made) == 1 else made, lambda _: _types_view(made))
 
 
 @command(app)
@@ -152,7 +152,7 @@ def _own(type: str, names: list[str]) -> list[str]:
     return [alias for alias in names if alias not in formed]
 
 
-def _registered(made: Sequence[EventType]) -> Text:
+def _types_view(made: Sequence[EventType]) -> Text:
     if not made:
         return Text("The file has no types: nothing to register.", "dim")
     return Text("\n").join(Text.assemble((kind.type, "bold"), f" {kind.version} is registered") for kind in made)

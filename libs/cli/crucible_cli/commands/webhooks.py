@@ -196,9 +196,9 @@ def try_(
         raise typer.Exit(1)
 
 
-def find_webhook(crucible: Crucible, given: str) -> WebhookView:
+def find_webhook(crucible: Crucible, text: str) -> WebhookView:
     """The webhook of that name or id, or the only one whose id begins so. Raises NotFoundError, ConflictError."""
-    return find_by_id(given, "whk", crucible.webhooks.get, lambda _: crucible.webhooks.list())
+    return find_by_id(text, "whk", crucible.webhooks.get, lambda _: crucible.webhooks.list())
 
 
 def _state(webhook: WebhookView) -> Text:
@@ -219,6 +219,6 @@ def _auth(secret: str | None, bearer: str | None, basic: str | None) -> dict[str
     if basic:
         user, colon, password = text_of(basic, "--basic").strip().partition(":")
         if not colon:
-            raise typer.BadParameter("--basic: USER:PASSWORD is wanted")
+            raise typer.BadParameter("--basic: give USER:PASSWORD")
         return {**auth, "type": "basic", "username": user, "password": password}
     return {**auth, "type": "hmac"} if auth else None

@@ -23,7 +23,7 @@ from crucible_cli.up.state import (
     UpState,
     admin_key,
     default_root,
-    locked,
+    lock,
     not_usable,
     open_data_dir,
     remove_up,
@@ -50,16 +50,16 @@ def main() -> None:
     options = msgspec.json.decode(sys.argv[1], type=Options)
     try:
         data = open_data_dir(Path(options.data))
-        with locked(data):
+        with lock(data):
             _up(data, options)
     except (CrucibleError, OSError) as error:
         Console(stderr=True, markup=False, highlight=False, soft_wrap=True).print(
-            f"error: {_words(error)}", style="red"
+            f"error: {_error_text(error)}", style="red"
         )
         raise SystemExit(1) from error
 
 
-def _words(error: CrucibleError | OSError) -> str:
+def _error_text(error: CrucibleError | OSError) -> str:
     if isinstance(error, CrucibleError):
         return error.detail
     where = f"{error.filename}: " if error.filename else ""
@@ -85,26 +85,26 @@ def _up(data: DataDir, options: Options) -> None:
 async def _run(data: DataDir, stack: Stack, screen: Screen, crucible: str) -> None:
     """Run `stack` until a signal. Raises UnavailableError when it does not get ready."""
     supervisor = Supervisor(stack.programs, data.processes_file, screen.notice, conditions=data.conditions_file)
-    asked = asyncio.Event()
+    stopping = asyncio.Event()
 
     def stop() -> None:
-        if asked.is_set():
+        if stopping.is_set():
             screen.say("killing all", "bold red")
             supervisor.kill()
             return
         screen.close()
         screen.say("stopping; press Ctrl-C again to kill")
-        asked.set()
+        stopping.set()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stop)
     supervisor.start()
     try:
-        if await _ready(supervisor, asked, data, screen):
+        if await _ready(supervisor, stopping, data, screen):
             state = _state(data, stack)
             write_up(data, state)
             screen.up(msgspec.to_builtins(state) | _places(data, stack), _welcome(data, stack, crucible))
-            await asked.wait()
+            await stopping.wait()
     finally:
         screen.close()
         remove_up(data)
@@ -112,17 +112,17 @@ async def _run(data: DataDir, stack: Stack, screen: Screen, crucible: str) -> No
     screen.say("stopped; the data is in " + str(data.root))
 
 
-async def _ready(supervisor: Supervisor, asked: asyncio.Event, data: DataDir, screen: Screen) -> bool:
+async def _ready(supervisor: Supervisor, stopping: asyncio.Event, data: DataDir, screen: Screen) -> bool:
     """True once all are ready, False when asked to stop before that."""
     ready = asyncio.create_task(supervisor.ready())
-    stop = asyncio.create_task(asked.wait())
+    stop = asyncio.create_task(stopping.wait())
     began = asyncio.get_running_loop().time()
     try:
-        while not ready.done() and not asked.is_set():
+        while not ready.done() and not stopping.is_set():
             await asyncio.wait((ready, stop), timeout=_PROGRESS_S, return_when=asyncio.FIRST_COMPLETED)
-            if not ready.done() and not asked.is_set():
+            if not ready.done() and not stopping.is_set():
                 _say_unready(supervisor.unready(), asyncio.get_running_loop().time() - began, data, screen)
-        if asked.is_set():
+        if stopping.is_set():
             return False
         await ready
         return True

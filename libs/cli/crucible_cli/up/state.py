@@ -171,7 +171,7 @@ def private_files() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(data: DataDir) -> Iterator[None]:
+def lock(data: DataDir) -> Iterator[None]:
     """Hold the data directory: ConflictError while another `crucible up` does. The lock ends with the process."""
     try:
         descriptor = os.open(data.lock_file, os.O_RDWR | os.O_CREAT, 0o600)

@@ -110,7 +110,7 @@ def _negotiate(accept: str | None, offers: tuple[tuple[str, Form], ...]) -> Form
 def name_attributes(append: Append) -> Append:
     """`append`, whose refusals name attributes."""
 
-    async def appended(request: AppendRequest) -> AppendReply:
+    async def append_renamed(request: AppendRequest) -> AppendReply:
         try:
             reply = await append(request)
         except CrucibleError as error:
@@ -123,7 +123,7 @@ def name_attributes(append: Append) -> Append:
                 result.error = _rename_fields(result.error)
         return reply
 
-    return appended
+    return append_renamed
 
 
 def _rename_fields(problem: Problem) -> Problem:
