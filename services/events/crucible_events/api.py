@@ -49,6 +49,7 @@ from crucible_kit.index.erasure import Purger
 from crucible_kit.index.index import Index
 from crucible_kit.nats.budget import Budget
 from crucible_kit.nats.bus import Bus
+from crucible_kit.pages import answer_bytes
 from crucible_kit.rpc import Context, Endpoint
 from crucible_kit.types import Types
 
@@ -60,7 +61,7 @@ _SOON_S = 0.25
 
 
 def max_reply_bytes(bus: Bus) -> int:
-    return min(PAGE_BYTES, bus.max_payload * 3 // 4)
+    return min(PAGE_BYTES, answer_bytes(bus))
 
 
 async def record_change(bus: Bus, setting: str, context: Context, id: str | None = None, **changes: object) -> None:

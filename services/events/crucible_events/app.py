@@ -115,7 +115,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
 async def _open_index(settings: Settings, bus: Bus, losses: Losses) -> AsyncIterator[Index]:
     async def from_snapshot(path: Path, identity: str) -> bool:
         restored = await restore(_snapshots(settings, bus), path, identity)
-        await losses.record(await lost_ends(path, bus))  # it may know more of the log than is left
+        await losses.record(await lost_ends(path, bus))  # the snapshot may have events that the log has lost
         return restored
 
     path = Path(settings.data_dir) / "events.sqlite"
@@ -132,7 +132,7 @@ async def _forget_world(index: Index, snapshots: Snapshots, world_id: str, throu
     if await store.has_world(index, world_id, through):  # each start asks anew
         await snapshots.remove()
         await store.forget_world(index, world_id, through)
-        await snapshots.remove()  # somebody may have made one meanwhile
+        await snapshots.remove()  # another replica may have stored one meanwhile
 
 
 async def _service(

@@ -145,7 +145,7 @@ class Audit:
             found += await self._verify(gaps, state) if gaps.all else []
         if found:
             await self._losses.record(found)
-        self._difference = await self._settled_difference()
+        self._difference = await self._stable_difference()
         return found
 
     async def _select(self, statement: str, values: Sequence[Any]) -> list[Any]:
@@ -161,7 +161,7 @@ class Audit:
             await asyncio.sleep(_SAMPLE_S)
         return True
 
-    async def _settled_difference(self) -> int | None:
+    async def _stable_difference(self) -> int | None:
         before: int | None = None
         for _ in range(_SAMPLES):
             now = await self._count_difference()

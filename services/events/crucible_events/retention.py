@@ -82,7 +82,7 @@ class Retention:
         self._recorded: Sequence[RetentionRule] = ()
         self._revision = 0
         self._lifetimes: dict[tuple[str, str], Lifetime] = {}
-        self.view = View(bucket, self._changed)
+        self.view = View(bucket, self._apply)
         types.changed.append(lambda _: self._compile())
 
     def endpoints(self) -> Mapping[str, Endpoint]:
@@ -162,7 +162,7 @@ class Retention:
 
     # ---- the copy
 
-    def _changed(self, change: Change) -> None:
+    def _apply(self, change: Change) -> None:
         if change.key != KEY:
             return
         self._revision = change.revision

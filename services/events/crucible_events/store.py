@@ -229,7 +229,7 @@ async def overdue(index: Index, now_ms: int, most: int) -> list[int]:
 
 
 async def _forget(index: Index, condition: str, values: Sequence[Any]) -> int:
-    # A little at a time: the writer is shared with what arrives.
+    # A little at a time: the projection shares the writer.
     some = f"SELECT sequence FROM events WHERE {condition} LIMIT {_EXPIRE_AT_ONCE}"
     statement = f"DELETE FROM events WHERE sequence IN ({some})"
     gone = 0

@@ -39,7 +39,7 @@ _TRIES = 20
 
 class Registry:
     """Each change is decided on a state of the whole bucket, and stored only while that is still its state: so no two
-    types come to share a name, whoever registers them at the same time."""
+    types share a name, even when they are registered at the same time."""
 
     def __init__(self, bus: Bus, types: Types, index: Index) -> None:
         self._bus = bus

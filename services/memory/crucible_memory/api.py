@@ -24,6 +24,7 @@ from crucible_core.protocol.parts import GetRequest
 from crucible_kit.index.connections import Reader
 from crucible_kit.index.index import Index
 from crucible_kit.nats.bus import Bus
+from crucible_kit.pages import answer_bytes
 from crucible_kit.rpc import Context, Endpoint
 from crucible_kit.telemetry.metrics import Metrics
 from crucible_kit.telemetry.spans import parse_traceparent
@@ -63,7 +64,7 @@ class Api:
         self._searcher = searcher
         self._writer = writer
         self._accesses = accesses
-        self._most_bytes = min(PAGE_BYTES, bus.max_payload * 3 // 4)
+        self._most_bytes = min(PAGE_BYTES, answer_bytes(bus))
         self._writes = metrics.counter("memory_writes", "Changes asked for", ("operation", "outcome"))
         self._query_seconds = metrics.histogram("memory_query_seconds", "How long queries take")
 

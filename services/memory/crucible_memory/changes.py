@@ -69,27 +69,27 @@ def create(memory: Memory | None, id: str, wanted: CreateMemory, marks: Marks = 
 
 def update(memory: Memory, wanted: UpdateMemory, before: Marks = NO_MARKS, after: Marks = NO_MARKS) -> Change | None:
     """A merge patch (RFC 7396). Of a new text, the marks of the one `before` go and those of the one `after` come."""
-    given: dict[str, Any] = {}
+    new: dict[str, Any] = {}
     if wanted.content is not UNSET:
-        given["content"] = check_content(wanted.content)
+        new["content"] = check_content(wanted.content)
     if wanted.tags is not UNSET:
-        given["tags"] = check_tags(wanted.tags or [])
+        new["tags"] = check_tags(wanted.tags or [])
     if wanted.entities is not UNSET:
-        given["entities"] = check_words(wanted.entities or [], "entities")
+        new["entities"] = check_words(wanted.entities or [], "entities")
     if wanted.links is not UNSET:
-        given["links"] = check_links(wanted.links or [])
+        new["links"] = check_links(wanted.links or [])
     if wanted.metadata is not UNSET:
-        given["metadata"] = {} if wanted.metadata is None else merge_patch(memory.metadata, wanted.metadata)
+        new["metadata"] = {} if wanted.metadata is None else merge_patch(memory.metadata, wanted.metadata)
     if before.tags or after.tags:
         staying = {tag_key(tag) for tag in after.tags}
         gone = {tag_key(tag) for tag in before.tags} - staying
-        tags = given.get("tags", [tag for tag in memory.tags if tag_key(tag) not in gone])
-        given["tags"] = unique_tags([*tags, *after.tags])[:MEMORY_TAGS]
+        tags = new.get("tags", [tag for tag in memory.tags if tag_key(tag) not in gone])
+        new["tags"] = unique_tags([*tags, *after.tags])[:MEMORY_TAGS]
     if before.links or after.links:
         lost = set(map(link_key, before.links)) - set(map(link_key, after.links))
-        links = given.get("links", [link for link in memory.links if link_key(link) not in lost])
-        given["links"] = unique_links([*links, *after.links])[:MEMORY_LINKS]
-    return _update(memory, given)
+        links = new.get("links", [link for link in memory.links if link_key(link) not in lost])
+        new["links"] = unique_links([*links, *after.links])[:MEMORY_LINKS]
+    return _update(memory, new)
 
 
 def delete(memory: Memory) -> Change:
@@ -145,19 +145,19 @@ def note(
 
 def move(memory: Memory, path: str) -> Change | None:
     """A note's memory at another path, from an event without content."""
-    given = {"path": path}
+    new = {"path": path}
     if memory.path is not None and memory.title == PurePosixPath(memory.path).stem:
-        given["title"] = PurePosixPath(path).stem
-    return _update(memory, given)
+        new["title"] = PurePosixPath(path).stem
+    return _update(memory, new)
 
 
-def _update(memory: Memory, given: Mapping[str, Any]) -> Change | None:
-    """The whole new state, so that a reader of this event alone knows the memory; `changes` names what is new, and the
-    hashes are of the content."""
-    changed = [name for name, value in given.items() if value != getattr(memory, name)]
+def _update(memory: Memory, new: Mapping[str, Any]) -> Change | None:
+    """The whole new state, so that a reader of this event alone knows the memory; `changes` names the new fields, and
+    the hashes are of the content."""
+    changed = [name for name, value in new.items() if value != getattr(memory, name)]
     if not changed:
         return None
-    state = {name: getattr(memory, name) for name in _FIELDS} | dict(given)
+    state = {name: getattr(memory, name) for name in _FIELDS} | dict(new)
     hashes = {"previous_hash": content_hash(memory.content), "new_hash": content_hash(state["content"])}
     solved: dict[str, Any] = {"problems": []} if memory.problems and not state["problems"] else {}
     return Change("Updated", _payload(memory.id, state) | solved | hashes | {"changes": changed})
@@ -170,10 +170,10 @@ def content_hash(content: str) -> str:
 
 def _payload(id: str, state: Mapping[str, Any]) -> dict[str, Any]:
     links = [_link(link) for link in state["links"]]
-    given = {name: value for name, value in state.items() if value is not None and name not in ("root", "problems")}
+    fields = {name: value for name, value in state.items() if value is not None and name not in ("root", "problems")}
     root = {"root": state["root"]} if state.get("root") else {}
     problems = {"problems": state["problems"]} if state.get("problems") else {}
-    return {"id": id} | given | root | problems | {"links": links}
+    return {"id": id} | fields | root | problems | {"links": links}
 
 
 def _link(link: Link) -> dict[str, Any]:

@@ -29,7 +29,7 @@ async def settle(bus: Bus, index: Index, sequence: int, timeout: float = 5.0) ->
     """
     if index.position.covers(sequence):
         return
-    # Before the last change is asked for: what comes in between only makes the wait longer than needed.
+    # Before `last_change`: events that come in between only make the wait longer.
     await wait_for_sequence(bus, sequence, timeout)
     changed = await last_change(bus)
     await index.reach(sequence if changed.covers(sequence) else changed.end_of(stream_number(sequence)), timeout)

@@ -225,7 +225,7 @@ def _tag(memory: Memory, tag: str, present: bool) -> Memory:
 
 
 def _link(memory: Memory, link: Link, present: bool) -> Memory:
-    """A link that is there already takes the new weight, in its place."""
+    """An existing link takes the new weight, and stays where it is in the list."""
     change = _put_link if present else _remove_link
     links, added = change(memory.links, link), change(memory.added_links, link)
     return msgspec.structs.replace(memory, links=links, added_links=added)

@@ -207,8 +207,8 @@ async def find_all(reader: Reader, keys: Collection[Key]) -> dict[Key, Memory]:
 
 async def find_anywhere(reader: Reader, id: str, visible: Visibility) -> Memory | None:
     """The memory with an id, of the visible ones; of several worlds' the default world's, else the oldest."""
-    seen = f" AND {visible.sql}" if visible.sql else ""
-    query = f"SELECT state, content FROM memories m WHERE id = ?{seen} ORDER BY world != ?, key LIMIT 1"
+    limit = f" AND {visible.sql}" if visible.sql else ""
+    query = f"SELECT state, content FROM memories m WHERE id = ?{limit} ORDER BY world != ?, key LIMIT 1"
     values = (id, *visible.values, DEFAULT_WORLD)
     return next((_memory(*row) for row in await reader.execute_fetchall(query, values)), None)
 

@@ -141,8 +141,8 @@ class Writer:
     async def is_appended(self, event: NewEvent) -> bool:
         """True where the log has an event, by its idempotency key."""
         assert event.idempotency_key is not None
-        asked = KeyedRequest(event.idempotency_key, event.world_id, event.source, event.actor)
-        return (await call(self._bus, MEMORY, "events", "keyed", asked, Appended)).id is not None
+        request = KeyedRequest(event.idempotency_key, event.world_id, event.source, event.actor)
+        return (await call(self._bus, MEMORY, "events", "keyed", request, Appended)).id is not None
 
     @contextlib.asynccontextmanager
     async def _turn(self, key: tuple[str, str]) -> AsyncIterator[None]:
@@ -168,14 +168,14 @@ class Writer:
         """The answer of an earlier request with the same key: one that changes nothing appends no event."""
         if cause.key is None or use.fingerprint is None:
             return None
-        asked = KeyedRequest(
+        request = KeyedRequest(
             key=_event_key(use, cause.key),
             world_id=cause.world_id,
             source=cause.source,
             actor=cause.actor,
             fingerprint=use.fingerprint,
         )
-        found = await call(self._bus, MEMORY, "events", "keyed", asked, Appended)
+        found = await call(self._bus, MEMORY, "events", "keyed", request, Appended)
         return found if found.id is not None else None
 
     async def _send(self, event: NewEvent, cause: Cause, principal: Principal = MEMORY) -> Appended:

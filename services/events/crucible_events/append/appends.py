@@ -201,7 +201,7 @@ class Appender:
         committed: Counter[str] = Counter()
         for entry, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, Stored) and not outcome.duplicate:
-                states[entry.index] = entry.appended(outcome.sequence)
+                states[entry.index] = entry.to_appended(outcome.sequence)
                 committed[entry.stamped.event.type] += 1
                 continue
             try:
@@ -262,7 +262,7 @@ class Appender:
         if stored[0].duplicate:
             return [self._duplicate(entries[0], await self._read_first(entries[0], stored[0].sequence))]
         self._count(Counter(entry.stamped.event.type for entry in entries))
-        return [entry.appended(one.sequence) for entry, one in zip(entries, stored, strict=True)]
+        return [entry.to_appended(one.sequence) for entry, one in zip(entries, stored, strict=True)]
 
     def _first_answers(self, entries: list[Entry], known: list[tuple[Entry, Known]]) -> list[Appended]:
         """The answers of the first time, where a whole request comes again. Raises ConflictError where only a part

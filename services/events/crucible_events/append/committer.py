@@ -45,9 +45,9 @@ Outcome = Stored | CrucibleError
 
 
 class Pending(msgspec.Struct, eq=False):
-    """Messages of one caller, stored `each` for itself, or together or not at all. `entities` names what is versioned
-    among them. Where what they come `after` could not be stored for now, they are not either. `caller` is who waits for
-    it: nothing is stored once it has given up."""
+    """Messages of one caller, stored `each` for itself, or together or not at all. `entities` are the names of their
+    versioned entities. They fail where the messages that they come `after` could not be stored for now, and once the
+    `caller` has given up."""
 
     messages: Sequence[Outgoing]
     outcome: "asyncio.Future[list[Any]]"
@@ -80,9 +80,9 @@ class _Queue:
 
 
 class Committer:
-    """One batch for each stream of the log is under way at a time: what comes meanwhile is the next one. So nothing
-    waits when it is quiet, order is kept, and under load batches grow by themselves. (More at a time were measured to
-    gain nothing.)"""
+    """One batch for each stream of the log is under way at a time; appends that come meanwhile are the next one. So
+    nothing waits without load, the order stays, and under load batches grow. (More at a time gained nothing in
+    measurements.)"""
 
     def __init__(self, bus: Bus, telemetry: Telemetry, metrics: Metrics, most_events: int, most_bytes: int) -> None:
         self._bus = bus
@@ -116,8 +116,8 @@ class Committer:
         after: "asyncio.Future[list[Any]] | None" = None,
     ) -> "asyncio.Future[list[Outcome]]":
         """The same for messages that stand each for itself, expect no sequence and have different ids, at most 1,000:
-        each has an outcome of its own. Nothing of them is stored where something that was submitted before them,
-        `after` which they come, could not be for now: its repetition would be too late."""
+        each has an outcome of its own. None is stored where a message of the submission `after` which they come
+        could not be for now: its repetition would come too late."""
         return self._pending(messages, entities, each=True, after=after)
 
     def _pending(
@@ -140,7 +140,7 @@ class Committer:
         return outcome
 
     async def run(self) -> None:
-        """Commits until cancelled; what still waits then is refused."""
+        """Commits until cancelled; appends that still wait then are refused."""
         try:
             # Not a task group, which cancels only once its own task runs again: a commit would be begun meanwhile.
             await asyncio.gather(*(self._commit_to(stream, queue) for stream, queue in self._queues.items()))
@@ -166,7 +166,7 @@ class Committer:
     # ---- batches
 
     def _take(self, waiting: deque[Pending]) -> list[Pending]:
-        """The next batch: all that waits, in order, as far as it fits together."""
+        """The next batch: the appends that wait, in order, as far as they fit together."""
         taken: list[Pending] = []
         ids: set[str | None] = set()
         entities: set[str] = set()

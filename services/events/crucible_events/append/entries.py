@@ -90,7 +90,7 @@ class Entry(msgspec.Struct, frozen=True):
         where = f"{event.dotted} in the world {event.metadata.world_id[:64]}, room {event.metadata.room_id[:64]}"
         return forbidden("events:write", f"nothing may be written there: {where}").as_value()
 
-    def appended(self, sequence: int) -> Appended:
+    def to_appended(self, sequence: int) -> Appended:
         event, about = self.stamped.event, self.stamped.event.metadata
         return Appended(id=about.id, sequence=sequence, type=event.dotted, correlation_id=about.correlation_id)
 
@@ -154,7 +154,7 @@ def entities_of(entries: Sequence[Entry]) -> set[str]:
 
 
 State = Entry | Appended | CrucibleError
-"""How far an event has come: it is on its way, or has its outcome."""
+"""The state of an event: an entry under way, or its outcome."""
 ALONE = Appended(alone=True)
 """The outcome of an event that others would have to wait for."""
 

@@ -122,10 +122,10 @@ class PreHooks:
         self._matcher: Matcher[str] = Matcher()
         self._enabled = metrics.gauge("events_pre_hooks", "Enabled Pre hooks that this process knows")
         self._decisions = metrics.counter("events_intercepts", "Events that Pre hooks decided on", ("verdict",))
-        self.view = View(bucket, self._changed)
-        types.changed.append(self._type_changed)
+        self.view = View(bucket, self._apply)
+        types.changed.append(self._recompile)
 
-    def _changed(self, change: Change) -> None:
+    def _apply(self, change: Change) -> None:
         hook = None
         self._values.pop(change.key, None)
         if change.value is not None:
@@ -139,12 +139,12 @@ class PreHooks:
             self._matcher.put(change.key, hook.filters)
         self._enabled.set(len(self._hooks))
 
-    def _type_changed(self, dotted: str) -> None:
+    def _recompile(self, dotted: str) -> None:
         """Compiles anew the filters that may mean something else now."""
         category = dotted.partition(".")[0]
         for key, hook in list(self._hooks.items()):
             if hook.partial or hook.filters.names_category(category):
-                self._changed(Change(key, self._values[key], self.view.revision))
+                self._apply(Change(key, self._values[key], self.view.revision))
 
     async def reach(self, revision: int) -> None:
         """Returns once this copy is at a revision of the bucket, and has every type that the hooks name and the grants

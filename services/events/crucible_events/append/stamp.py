@@ -35,7 +35,7 @@ SYSTEM = Source("system", "crucible")
 EVENTS = service_principal("events")
 """The principal of this service's own requests."""
 
-# The payload fields that name what an event is about, the first that is a text counts.
+# By category, the payload fields that may name the entity; the first one with a text counts.
 ENTITY_FIELDS = {
     "Memory": ("id", "from", "summary_id"),
     "Graph": ("id",),

@@ -167,7 +167,7 @@ def _field_errors(error: jsonschema_rs.ValidationError, schema: dict[str, Any]) 
     if kind == "required":
         return [FieldError(_path(*way, str(value)), "required, but missing")]
     if kind in ("additionalProperties", "unevaluatedProperties") and isinstance(value, list):
-        known = _declared(schema, error.schema_path)
+        known = _declared_fields(schema, error.schema_path)
         unknown = value[:ERRORS]
         return [FieldError(_path(*way, name), "unknown field", nearest(name, known)) for name in unknown]
     message = error.message.removeprefix(_VALUE).strip()
@@ -184,7 +184,7 @@ def _path(*segments: str) -> str:
     return dialect.dotted("payload", *segments)
 
 
-def _declared(schema: Any, way: list[str | int]) -> list[str]:
+def _declared_fields(schema: Any, way: list[str | int]) -> list[str]:
     """The fields that the schema declares beside a refused one."""
     for segment in way[:-1]:
         if isinstance(schema, list) and isinstance(segment, int) and segment < len(schema):

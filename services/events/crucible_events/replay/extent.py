@@ -104,7 +104,7 @@ async def resolve(bus: Bus, start: int | str, to: int | str) -> Range:
 
 
 async def count(bus: Bus, within: Range, subjects: Sequence[str]) -> int:
-    """How many messages of some subjects are in a range; a little less where the log grows meanwhile."""
+    """The number of messages of some subjects in a range; a little less where the log grows meanwhile."""
     total = 0
     for number, stream in enumerate(bus.names.log_streams):
         if read := bus.names.subjects_in(stream, subjects):

@@ -41,7 +41,7 @@ _MOST = {"hook": 200, "webhook": 200, "subscription": 1000}
 """Events in a batch, by the kind of target."""
 _MOST_BYTES = 512 * 1024
 _RATE_S = 0.25
-"""With a rate, a batch is what may go out in this time."""
+"""With a rate, a batch has the events of this time."""
 _FIRST_REST_S = 0.05
 _LONGEST_REST_S = 1.0
 _GONE_S = 5.0
@@ -329,9 +329,9 @@ class Jobs:
         job = Job(self._bus, self._replays, self._types, self._principals, record, self._me, self._sent)
         task = asyncio.create_task(job.run())
         self._jobs[record.id] = (job, task)
-        task.add_done_callback(lambda _: self._ended(record.id))
+        task.add_done_callback(lambda _: self._remove(record.id))
 
-    def _ended(self, replay: str) -> None:
+    def _remove(self, replay: str) -> None:
         self._jobs.pop(replay, None)
         self._news.set()
 

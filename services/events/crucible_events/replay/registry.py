@@ -126,7 +126,7 @@ class Replays:
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
         self._revisions: dict[str, int] = {}
-        self.view = View(bucket, self._take)
+        self.view = View(bucket, self._apply)
         self.records: dict[str, Record] = {}
         self.changed: Callable[[str], None] = lambda _: None
 
@@ -184,7 +184,7 @@ class Replays:
             if index >= REPLAYS_ENDED or record.changed_ms < now_ms - REPLAYS_ENDED_MS:
                 await self._bucket.delete(record.id, _TOMBSTONE_TTL)
 
-    def _take(self, change: Change) -> None:
+    def _apply(self, change: Change) -> None:
         if change.key.startswith(_KEYS):
             return
         if change.revision < self._revisions.get(change.key, 0):
@@ -221,7 +221,7 @@ async def find_target(bus: Bus, principal: Principal, wanted: ReplayTarget, trac
 
 
 async def send(bus: Bus, target: Target, replay: str, messages: Sequence[Message]) -> ReplayTaken:
-    """Raises what the target answers, and UnavailableError where it does not."""
+    """Raises the target's errors, and UnavailableError where it does not answer."""
     events = [
         ReplayedEvent(sequence=message.sequence, time_ms=message.time_ms, event=msgspec.Raw(message.data))
         for message in messages

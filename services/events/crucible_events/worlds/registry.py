@@ -61,7 +61,7 @@ class Places:
         self._generation = _Generation()
         self._earlier: list[_Generation] = []
         self.records: dict[str, WorldRecord] = {}
-        self.view = View(bucket, self._changed)
+        self.view = View(bucket, self._apply)
 
     async def ready(self) -> None:
         """Raises UnavailableError until this copy holds every world."""
@@ -117,7 +117,7 @@ class Places:
                 raise self._refusal(world_id, room_id, scope)
 
     def unreadable(self, world_id: str | None, room_id: str | None) -> InvalidError | None:
-        """The same by what this copy holds now."""
+        """The same error by the present copy, or None."""
         return None if self._readable(world_id, room_id) else self._refusal(world_id, room_id)
 
     def _readable(self, world_id: str | None, room_id: str | None, scope: Scope = EVERYTHING) -> bool:
@@ -150,7 +150,7 @@ class Places:
 
     # ---- the copy
 
-    def _changed(self, change: Change) -> None:
+    def _apply(self, change: Change) -> None:
         self._rooms_ever = None
         self._refusals.clear()
         record = self._read(change)

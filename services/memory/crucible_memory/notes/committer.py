@@ -89,7 +89,7 @@ class NoteCommitter:
         return effects
 
     def _by_stream(self, effects: Sequence[Effect]) -> list[list[Effect]]:
-        """One commit is to one stream of the log. The order is free: the effects of a batch are about different
+        """The effects by stream of the log, since a commit is to one. Their order is free: they are about different
         memories."""
         found: dict[str, list[Effect]] = {}
         for effect in effects:

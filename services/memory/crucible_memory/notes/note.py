@@ -174,7 +174,7 @@ def _lines(value: Any) -> Iterator[str]:
 
 
 def _front_links(value: Any, type: str) -> Iterator[Link]:
-    """The `[[…]]` in a value and in what it holds. Without quotes, YAML reads them as a list in a list."""
+    """The `[[…]]` in a value and its members. Without quotes, YAML reads them as a list in a list."""
     match value:
         case str():
             for match_ in _LINKED.finditer(value):

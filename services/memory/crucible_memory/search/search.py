@@ -255,9 +255,9 @@ def _sql(wanted: Search, terms: list[Term] | None) -> tuple[str, list[str | floa
         f" FROM texts WHERE texts MATCH ?{within}"
     )
     known = wanted.visible.values
-    asked: list[str | float] = []
+    term_values: list[str | float] = []
     for number, term in enumerate(terms):
-        asked += (number, term.boost, term.query, *known)
+        term_values += (number, term.boost, term.query, *known)
     return (
         f"WITH hits AS MATERIALIZED ({' UNION ALL '.join([hit] * len(terms))}), factors AS MATERIALIZED"
         f" (SELECT term, idf_ratio(count(*), ({total})) AS factor,"
@@ -266,4 +266,4 @@ def _sql(wanted: Search, terms: list[Term] | None) -> tuple[str, list[str | floa
         " sum(h.weight * h.boost * f.factor) AS total"
         " FROM hits h JOIN factors f ON f.term = h.term JOIN memories m ON m.key = h.key"
         f" WHERE {where} GROUP BY m.key ORDER BY score DESC, total DESC, m.key DESC"
-    ), [*asked, *known, *known, *values]
+    ), [*term_values, *known, *known, *values]

@@ -101,12 +101,12 @@ def index_words(text: str) -> str:
 def grams(text: str) -> Iterator[Gram]:
     """The parts of a query, in order; only those of the beginning of a long text."""
     folded = fold(text[:MEMORY_QUERY_CHARS])[:MEMORY_QUERY_CHARS]
-    place = 0
+    start = 0
     for match in _UNSPACED.finditer(folded):
-        yield from _word_grams(folded[place : match.start()])
+        yield from _word_grams(folded[start : match.start()])
         yield from _phrase_grams(match[0], 2 if match["pair"] else 3)
-        place = match.end()
-    yield from _word_grams(folded[place:])
+        start = match.end()
+    yield from _word_grams(folded[start:])
 
 
 def tag_key(tag: str) -> str:
@@ -141,12 +141,12 @@ def _words(folded: str) -> Iterator[str]:
     if folded.isascii():
         yield from _ASCII_WORDS.findall(folded)
         return
-    place = 0
+    start = 0
     for match in _UNSPACED.finditer(folded):
-        yield from _WORDS.findall(folded, place, match.start())
+        yield from _WORDS.findall(folded, start, match.start())
         yield from match[0]
-        place = match.end()
-    yield from _WORDS.findall(folded, place)
+        start = match.end()
+    yield from _WORDS.findall(folded, start)
 
 
 def _word_grams(text: str) -> Iterator[Gram]:
