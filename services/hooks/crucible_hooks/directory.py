@@ -63,12 +63,12 @@ def walk(root: str) -> Tree:
         if not isinstance(error, FileNotFoundError | NotADirectoryError):  # those are gone since their parent was read
             unread.append(error.filename)
 
-    found, seen = [], []
+    files, listed = [], []
     for folder, folders, names in os.walk(root, onerror=fail):
-        seen.append(folder)
+        listed.append(folder)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [os.path.join(folder, name) for name in names if not name.startswith(".")]
-    return Tree(sorted(found), unread, sorted(seen))
+        files += [os.path.join(folder, name) for name in names if not name.startswith(".")]
+    return Tree(sorted(files), unread, sorted(listed))
 
 
 def stamp(path: str) -> Stamp:
@@ -244,12 +244,14 @@ class Directory:
     def _scan(self, catalogue: Catalogue, check: Callable[[Hook], None]) -> list[HookFile]:
         root = os.path.realpath(self._root)
         paths = self._paths()
-        known, self._read = self._read, {}
+        before_scan, self._read = self._read, {}
         before, self._catalogue = self._catalogue, catalogue
         if before is not catalogue:  # a file may have been refused for a type that is there now
-            known = {origin: (stamps, one) for origin, (stamps, one) in known.items() if one and not one.error}
+            before_scan = {
+                origin: (stamps, one) for origin, (stamps, one) in before_scan.items() if one and not one.error
+            }
         for path in paths:
-            stamps, one = known.get(path, ((), None))
+            stamps, one = before_scan.get(path, ((), None))
             if not stamps or tuple(stamp(name) for name, *_ in stamps) != stamps:
                 stamps, one = read_file(path, root, catalogue, check)
                 if one is None:

@@ -40,14 +40,14 @@ def synthetic(
     filters: Sequence[TypeFilter], payload: dict[str, Any] | None, catalogue: Catalogue, world: str = DEFAULT_WORLD
 ) -> Event:
     """An event for the first of `filters`, with `payload`, or with one that fits where it is None."""
-    wanted = filters[0]
-    dotted = one_type(wanted.event_type, catalogue)
+    first = filters[0]
+    dotted = one_type(first.event_type, catalogue)
     fields: dict[str, Any] = {}
     if payload is None:
         payload = catalogue.example(dotted)
-        fit(wanted.filter, payload, fields, catalogue.fields(dotted))
-    known = {name: value for name, value in fields.items() if name in Metadata.__struct_fields__}
-    return synthetic_event("hooks", dotted, payload, world, known)
+        fit(first.filter, payload, fields, catalogue.fields(dotted))
+    of_metadata = {name: value for name, value in fields.items() if name in Metadata.__struct_fields__}
+    return synthetic_event("hooks", dotted, payload, world, of_metadata)
 
 
 def one_type(pattern: str, catalogue: Catalogue) -> str:
@@ -61,14 +61,14 @@ def one_type(pattern: str, catalogue: Catalogue) -> str:
 
 def fit(spec: Mapping[str, Any], payload: dict[str, Any], metadata: dict[str, Any], shape: Shape | None) -> None:
     """Writes values into `payload` and `metadata` that `spec` accepts; a field that it cannot fit stays as it is."""
-    for path, wanted in spec.items():
+    for path, condition in spec.items():
         if path == "$and":
-            for part in wanted:
+            for part in condition:
                 fit(part, payload, metadata, shape)
         elif path == "$or":
-            fit(wanted[0], payload, metadata, shape)
+            fit(condition[0], payload, metadata, shape)
         elif not path.startswith("$"):
-            operators = wanted if isinstance(wanted, dict) else {"equals": wanted}
+            operators = condition if isinstance(condition, dict) else {"equals": condition}
             _fit_path(path, operators, payload, metadata, shape)
 
 

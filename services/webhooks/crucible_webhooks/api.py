@@ -102,10 +102,10 @@ def endpoints(
     async def update(request: UpdateWebhook, context: Context) -> WebhookView:
         await registry.view.refresh()
         record, timeout_ms = registry.find_owned(request.id, context.principal), settings.webhooks_timeout_ms
-        wanted = await registry.types.resolve(
+        patched = await registry.types.resolve(
             lambda catalogue: patch_record(record, request.patch, timeout_ms, exchanger.guard, catalogue)
         )
-        await registry.check_world(wanted.world_id, context.principal)
+        await registry.check_world(patched.world_id, context.principal)
         catalogue, end = registry.types.catalogue, await log_end(bus)
 
         def change(now: WebhookRecord) -> WebhookRecord:
@@ -154,8 +154,8 @@ def endpoints(
     async def traced(request: TracedRequest, context: Context) -> TracedDeliveries:
         latest = await store.latest_attempts(index, request.correlation_id)
         if not context.principal.admin:
-            seen = {record.id for record in registry.visible_to(context.principal)}
-            latest = [one for one in latest if one.webhook_id in seen and _may_show(one, context)]
+            visible = {record.id for record in registry.visible_to(context.principal)}
+            latest = [one for one in latest if one.webhook_id in visible and _may_show(one, context)]
         return TracedDeliveries(deliveries=[_traced_delivery(attempt) for attempt in latest])
 
     async def test(request: TestRequest, context: Context) -> Check:

@@ -38,25 +38,13 @@ _ALL_CREDENTIALS = ("token", "username", "password")
 
 
 def make_record(
-    wanted: CreateWebhook, webhook_id: str, now: str, default_timeout_ms: int, guard: Guard, catalogue: Catalogue
+    request: CreateWebhook, webhook_id: str, now: str, default_timeout_ms: int, guard: Guard, catalogue: Catalogue
 ) -> WebhookRecord:
     """The record of a new webhook, with a new secret unless it brings one. Raises InvalidError with every mistake."""
-    auth = wanted.auth or Auth()
-    options = wanted.options or WebhookOptions(timeout_ms=default_timeout_ms)
-    _check(wanted, auth, options, guard, catalogue)
+    auth = request.auth or Auth()
+    fields = _check_fields(request, auth, default_timeout_ms, guard, catalogue)
     auth.secret = auth.secret or new_secret()
-    return WebhookRecord(
-        id=webhook_id,
-        name=normalize_name(wanted.name),
-        url=wanted.url,
-        event_filters=wanted.event_filters,
-        auth=auth,
-        options=options,
-        paused=wanted.paused,
-        world_id=wanted.world_id,
-        created_at=now,
-        updated_at=now,
-    )
+    return WebhookRecord(id=webhook_id, created_at=now, updated_at=now, **fields)
 
 
 def patch_record(
@@ -66,27 +54,16 @@ def patch_record(
     before = {name: getattr(record, name) for name in CreateWebhook.__struct_fields__}
     merged = merge_patch(msgspec.to_builtins(before), patch)
     try:
-        wanted = msgspec.convert(merged, CreateWebhook)
+        request = msgspec.convert(merged, CreateWebhook)
     except msgspec.ValidationError as error:
         raise InvalidError(f"the patch: {error}") from None
-    auth = wanted.auth or Auth()
-    options = wanted.options or WebhookOptions(timeout_ms=default_timeout_ms)
+    auth = request.auth or Auth()
     if not auth.secret:
         raise InvalidError.field("auth.secret", "every webhook is signed: a secret can be rotated, not removed")
     for name in _ALL_CREDENTIALS:  # of the type before
         if name not in _CREDENTIALS[auth.type]:
             setattr(auth, name, None)
-    _check(wanted, auth, options, guard, catalogue)
-    return msgspec.structs.replace(
-        record,
-        name=normalize_name(wanted.name),
-        url=wanted.url,
-        event_filters=wanted.event_filters,
-        auth=auth,
-        options=options,
-        paused=wanted.paused,
-        world_id=wanted.world_id,
-    )
+    return msgspec.structs.replace(record, **_check_fields(request, auth, default_timeout_ms, guard, catalogue))
 
 
 def with_former_types(
@@ -115,9 +92,9 @@ def replace_secret(record: WebhookRecord, secret: str | None, grace_s: float, no
     if secret is not None and (wrong := secret_error(secret)):
         raise InvalidError.field("secret", wrong)
     old = [OldSecret(record.auth.secret or "", format_time(now_us + round(grace_s * 1_000_000)))]
-    kept = [one for one in (*old, *record.old_secrets) if parse_time(one.until, "until") > now_us]
+    valid = [one for one in (*old, *record.old_secrets) if parse_time(one.until, "until") > now_us]
     auth = msgspec.structs.replace(record.auth, secret=secret or new_secret())
-    return msgspec.structs.replace(record, auth=auth, old_secrets=kept[:SECRETS_KEPT])
+    return msgspec.structs.replace(record, auth=auth, old_secrets=valid[:SECRETS_KEPT])
 
 
 def signing_keys(record: WebhookRecord, now_us: int) -> list[bytes]:
@@ -126,22 +103,35 @@ def signing_keys(record: WebhookRecord, now_us: int) -> list[bytes]:
     return [signing_key(secret) for secret in (record.auth.secret or "", *old)]
 
 
-def _check(wanted: CreateWebhook, auth: Auth, options: WebhookOptions, guard: Guard, catalogue: Catalogue) -> None:
-    errors = [*_url_errors(wanted.url, guard), *_auth_errors(auth), *_option_errors(options)]
-    if len(wanted.name) > WEBHOOK_NAME_CHARS or not any(one.isprintable() and one != " " for one in wanted.name):
+def _check_fields(
+    request: CreateWebhook, auth: Auth, default_timeout_ms: int, guard: Guard, catalogue: Catalogue
+) -> dict[str, Any]:
+    """The fields of a record that a user sets. Raises InvalidError with every mistake."""
+    options = request.options or WebhookOptions(timeout_ms=default_timeout_ms)
+    errors = [*_url_errors(request.url, guard), *_auth_errors(auth), *_option_errors(options)]
+    if len(request.name) > WEBHOOK_NAME_CHARS or not any(one.isprintable() and one != " " for one in request.name):
         errors.append(FieldError("name", f"must have 1 to {WEBHOOK_NAME_CHARS} characters, and some to be seen"))
-    elif _CONTROL.search(wanted.name) or not wanted.name.strip("."):
+    elif _CONTROL.search(request.name) or not request.name.strip("."):
         errors.append(FieldError("name", "must have no control characters, and not only dots"))
-    elif wanted.name.startswith("whk_"):
+    elif request.name.startswith("whk_"):
         errors.append(FieldError("name", "must not begin with whk_, as ids do"))
-    if not 1 <= len(wanted.event_filters) <= HANDLER_FILTERS:
+    if not 1 <= len(request.event_filters) <= HANDLER_FILTERS:
         errors.append(FieldError("event_filters", f"must have 1 to {HANDLER_FILTERS} filters", '[{"event_type": "*"}]'))
     try:
-        compile_filters(wanted.event_filters, catalogue=catalogue)
+        compile_filters(request.event_filters, catalogue=catalogue)
     except InvalidError as error:
         errors += error.errors
     if errors:
         raise InvalidError(f"{errors[0].path}: {errors[0].message}", errors=errors)
+    return {
+        "name": normalize_name(request.name),
+        "url": request.url,
+        "event_filters": request.event_filters,
+        "auth": auth,
+        "options": options,
+        "paused": request.paused,
+        "world_id": request.world_id,
+    }
 
 
 def compile_record_filters(record: WebhookRecord, catalogue: Catalogue) -> CompiledFilters:

@@ -33,8 +33,8 @@ class Replayer:
         await self._registry.view.refresh()
         record = self._registry.find_owned(request.webhook, context.principal, "webhook")
         self._check_active(record, "webhook", "an event is sent to it")
-        wanted = GetRequest(id=request.event_id)
-        raw = await call(self._bus, context.principal, "events", "get", wanted, bytes, traceparent=context.traceparent)
+        one = GetRequest(id=request.event_id)
+        raw = await call(self._bus, context.principal, "events", "get", one, bytes, traceparent=context.traceparent)
         event = decode(raw)
         if not self._registry.may_receive(record, event):
             raise InvalidError.field("webhook", f"the owner of webhook {record.name} may not see {event.metadata.id}")

@@ -298,15 +298,15 @@ class _Fields:
         for node in self._nodes:
             self._bind(node)
         called = {id(node.func) for node in self._nodes if isinstance(node, ast.Call)}
-        seen: set[_Path] = set()
+        yielded: set[_Path] = set()
         for node in self._nodes:
             if not isinstance(node, _READING) or id(node) in called or (path := self._path(node)) is None:
                 continue
             # A loop over an object goes over its keys: an item by itself says only that its whole is there.
             while path[-1] == _ANY_ITEM:
                 path = path[:-1]
-            if path not in seen:
-                seen.add(path)
+            if path not in yielded:
+                yielded.add(path)
                 yield path, node.lineno
 
     def _bind(self, node: ast.AST) -> None:

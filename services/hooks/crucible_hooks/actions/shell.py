@@ -118,13 +118,13 @@ def _reader(parts: tuple[str | Expression, ...]) -> str | None:
 def _statements(text: str) -> list[str]:
     """The commands of a script that stand apart: between `;`, `&`, `&&`, `||` and the ends of lines, where no quote and
     no parenthesis is open. A pipeline is one."""
-    found, inside, start, seen = [], [""], 0, 0
+    found, inside, start, parsed_to = [], [""], 0, 0
     for separator in _SEPARATOR.finditer(text):
-        _enter(text[seen : separator.start()], inside, comment=True)
-        seen = separator.end()
+        _enter(text[parsed_to : separator.start()], inside, comment=True)
+        parsed_to = separator.end()
         if inside == [""]:
             found.append(text[start : separator.start()])
-            start = seen
+            start = parsed_to
     return [*found, text[start:]]
 
 
