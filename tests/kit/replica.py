@@ -76,7 +76,7 @@ class Small:
     def job_id(self, handler: str, event: Event, stored_ms: int) -> str:
         return f"{handler}-{event.metadata.id}"
 
-    def place(self, record: bytes) -> tuple[str, int]:
+    def identify(self, record: bytes) -> tuple[str, int]:
         found = msgspec.json.decode(record, type=Record)
         return found.job, found.attempt
 

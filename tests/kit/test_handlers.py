@@ -16,7 +16,7 @@ from crucible_core.subjects import SHARDS, Names
 from crucible_kit.buckets import open_bucket
 from crucible_kit.clock import fresh_id, timestamp
 from crucible_kit.eventlog import event_at
-from crucible_kit.handlers.lanes import ROOM
+from crucible_kit.handlers.lanes import CAPACITY
 from crucible_kit.handlers.service import subjects_of
 from crucible_kit.nats.bus import Bus, open_bus
 from crucible_kit.nats.frames import Outgoing
@@ -145,7 +145,7 @@ async def test_what_came_while_nobody_was_there_is_done_and_not_again(attempts: 
 async def test_what_a_lane_has_no_room_for_stays_in_the_log(attempts: Attempts, bus: Bus) -> None:
     """… and is done in order once there is room, while more comes and others are not held up."""
     async with attempts.replica(0.004):
-        wanted = {("h1", n, 1) for n in await attempts.append("h1", 5 * ROOM)}
+        wanted = {("h1", n, 1) for n in await attempts.append("h1", 5 * CAPACITY)}
         other = {("h2", n, 1) for n in await attempts.append("h2", 5)}
         await until(lambda: attempts.made.keys() >= other)
         assert not attempts.made.keys() >= wanted

@@ -96,7 +96,7 @@ async def _last_before(bus: Bus, stream: str, since_ms: int) -> int:
     return end
 
 
-def passed(position: Position, messages: Sequence[Message]) -> Position:
+def position_after(position: Position, messages: Sequence[Message]) -> Position:
     """The position after a batch that was read from `position` on."""
     return position.past([message.sequence for message in messages])
 

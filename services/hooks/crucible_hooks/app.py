@@ -83,7 +83,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             await stack.enter_async_context(run_tasks(recorder.run))
             await stack.enter_async_context(run_tasks(redacted.follow))
             await redacted.wait_complete()
-            registry.stored = engine.tell_all
+            registry.stored = engine.reach_all
             registry.changed += [partial(note_handler, engine)]
             registry.reloaded += [lambda name: note_handler(engine, name, None, registry.records[name], 0)]
             indexing_runs = partial(index.follow, bus, store.apply, store.sources(bus.names), store.wants)

@@ -122,7 +122,7 @@ class Runs:
     def job_id(self, handler: str, event: Event, stored_ms: int) -> str:
         return run_id(handler, event)
 
-    def place(self, record: bytes) -> tuple[str, int]:
+    def identify(self, record: bytes) -> tuple[str, int]:
         found = msgspec.json.decode(record, type=RunRecord)
         return found.run_id, found.attempt
 

@@ -1,7 +1,7 @@
 """Freshness of the index: the last events of memories in the log itself, and the wait until the index has them."""
 
 from crucible_core.position import Position, stream_number
-from crucible_kit.eventlog import last_events, passed, wait_for_sequence
+from crucible_kit.eventlog import last_events, position_after, wait_for_sequence
 from crucible_kit.index.index import Index
 from crucible_kit.nats.bus import Bus
 
@@ -14,12 +14,12 @@ async def last_of(bus: Bus, id: str, world: str) -> int:
 
 async def last_anywhere(bus: Bus, id: str) -> Position:
     """The position after the last event of each memory with that id, in all worlds."""
-    return passed(bus.names.start, await last_events(bus, bus.names.versions(None, "Memory", id)))
+    return position_after(bus.names.start, await last_events(bus, bus.names.versions(None, "Memory", id)))
 
 
 async def last_change(bus: Bus) -> Position:
     """The position after the last Memory event."""
-    return passed(bus.names.start, await last_events(bus, bus.names.events_of("Memory")))
+    return position_after(bus.names.start, await last_events(bus, bus.names.events_of("Memory")))
 
 
 async def settle(bus: Bus, index: Index, sequence: int, timeout: float = 5.0) -> None:

@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 from crucible_core.subjects import DLV
 from crucible_kit.buckets import open_bucket
 from crucible_kit.handlers.engine import Engine
-from crucible_kit.handlers.peers import count_waiting, tell_all
+from crucible_kit.handlers.peers import count_waiting, reach_all
 from crucible_kit.handlers.upgrade import migrate
 from crucible_kit.history import History
 from crucible_kit.http.asgi import ops_app
@@ -70,7 +70,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
                 await migrate(bus, shards, deliveries, lambda found: bus.names.old_handler_of(found.subject))
                 await stack.enter_async_context(run_tasks(engine.run))
                 await engine.begun()
-            registry.stored = engine.tell_all if engine else partial(tell_all, bus, SERVICE)
+            registry.stored = engine.reach_all if engine else partial(reach_all, bus, SERVICE)
             if index is not None:
                 history_of = [bus.names.attempts_of(DLV)]
                 losses = Losses(await open_bucket(bus, LOSSES, settings.stream_replicas))

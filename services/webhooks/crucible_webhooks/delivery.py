@@ -107,7 +107,7 @@ class Deliveries:
     def job_id(self, handler: str, event: Event, stored_ms: int) -> str:
         return derive_id("dlv", stored_ms, handler, event.metadata.id)
 
-    def place(self, record: bytes) -> tuple[str, int]:
+    def identify(self, record: bytes) -> tuple[str, int]:
         found = msgspec.json.decode(record, type=AttemptRecord)
         return found.delivery_id, found.attempt
 

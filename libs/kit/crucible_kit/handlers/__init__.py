@@ -1,7 +1,7 @@
-"""The work engine: what handlers (hooks, webhooks) are due, by whom it is done, and that none of it is lost.
+"""The work engine: runs the due jobs of handlers (hooks, webhooks), and loses none.
 
-A replica owns some of 64 shards (`shards`), reads the log once for all of them (`reader`), and hands each event that a
-handler wants to that handler's lane (`lanes`). Nothing is written for it: how far a lane has come is a place in the
-log, which the shard's record tells from time to time (`progress`). Only what must wait for its time, or comes from
-elsewhere (retries, replays), is a message of the work queue, which points at its event (`pointers`).
+A replica owns some of 64 shards (`shards`), reads the log once for all of them (`dispatch`), and hands each event to
+the lanes of its handlers (`lanes`). Nothing is written for it: the progress of a lane is a position in the log, which
+the shard's record stores from time to time (`progress`). Only retries and replays are messages of the work queue, which
+point at their events (`pointers`).
 """

@@ -98,7 +98,7 @@ class Attempts:
         self._suspects = asyncio.Semaphore(_SUSPECTS_AT_ONCE)
         self._alone = asyncio.Lock()
 
-    async def learn(self, shards: Sequence[Shard], slack_ms: int) -> None:
+    async def load(self, shards: Sequence[Shard], slack_ms: int) -> None:
         """Reads the outcomes that killed owners have recorded and that are not in the records of their shards yet."""
         dead = [shard for shard in shards if shard.dead]
         times = await asyncio.gather(*(self._began_ms(shard.record) for shard in dead))
@@ -115,7 +115,7 @@ class Attempts:
                 number = shard_of(self._bus.names.handler_of(message.subject))
                 with contextlib.suppress(msgspec.DecodeError):
                     if number in began:
-                        job, attempt = self._service.place(message.data)
+                        job, attempt = self._service.identify(message.data)
                         self._recorded[number][job] = attempt, message.data
         await reading.aclose()
 
@@ -139,14 +139,14 @@ class Attempts:
     def is_recorded(self, job: Job) -> bool:
         return job.id in self._recorded.get(shard_of(job.handler), ())
 
-    async def make(self, job: Job) -> Outcome:
+    async def run(self, job: Job) -> Outcome:
         """Runs one attempt, or finishes one that is recorded already."""
         found = await self._earlier(job)
         if found is not None:
             return await self._persist(job, lambda: self._service.again(job, found)) or Outcome()
         return await (self._suspect(job) if job.suspect else self._attempt(job))
 
-    async def settle(self, job: Job, outcome: Outcome) -> None:
+    async def record_outcome(self, job: Job, outcome: Outcome) -> None:
         """Returns once the outcome is recorded, and the next attempt is in the work queue. Safe to do twice."""
         if outcome.retry_at_ms is not None:
             retry_at_ms = outcome.retry_at_ms
@@ -154,7 +154,7 @@ class Attempts:
         if outcome.record is not None:
             await self.record(job, outcome.record)
 
-    async def follow(self, job: Job, follows: Callable[[], Awaitable[None]]) -> None:
+    async def run_effects(self, job: Job, follows: Callable[[], Awaitable[None]]) -> None:
         """Runs the effects that follow from a job, until they succeed."""
         await self._persist(job, follows)
 
@@ -172,7 +172,7 @@ class Attempts:
             return record if attempt >= job.attempt else None
         subject = self._bus.names.attempt(self._service.kind, job.handler, job.id)
         last = await self._persist(job, lambda: self._bus.last(self._bus.names.attempts, subject))
-        if last is None or self._service.place(last.data)[1] < job.attempt:
+        if last is None or self._service.identify(last.data)[1] < job.attempt:
             return None
         return last.data
 

@@ -1,4 +1,4 @@
-"""The one reading of the log by a replica, for all its shards: of the types that handlers may want, from a place on."""
+"""The shared reader of a replica: reads the log once for all its shards, and offers events to their handlers."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ from crucible_core import subjects
 from crucible_core.envelope import Event, decode
 from crucible_core.errors import CrucibleError, NotFoundError
 from crucible_core.position import Position
-from crucible_kit.eventlog import LogState, log_end, log_state, passed, read_log
+from crucible_kit.eventlog import LogState, log_end, log_state, position_after, read_log
 from crucible_kit.handlers.service import Service, subjects_of
 from crucible_kit.nats.bus import Bus
 from crucible_kit.nats.inflight import park
@@ -23,15 +23,16 @@ log = logging.getLogger(__name__)
 
 _PAUSE_S = 0.5
 _AT_ONCE = 16
-"""Handlers that an event is handed to before what that has begun goes on: the first ones do not wait for the last one,
-and what they leave behind, such as connections, is there for the others."""
+"""Handlers that get an event before other tasks run: the first ones do not wait for the last one, and leave their
+connections to the others."""
 _IDLE_S = 30.0
-"""How often its place moves on while nothing is wanted."""
+"""Interval at which its position moves while no handler wants events."""
 
 
 class Reader:
-    """`offer` is called with each event for each handler that wants it, in the order of the log; `moved` when its place
-    has moved. `lost` is told when the log is another one, or has lost its end: it begins to read from another place."""
+    """Calls `offer` with each event for each handler that wants it, in the order of the log, and `moved` when its
+    position has moved. Calls `lost` when the log was replaced, or has lost its end: that restarts it from another
+    position."""
 
     def __init__(
         self,
@@ -51,7 +52,7 @@ class Reader:
         self._reading: asyncio.Task[None] | None = None
 
     def begin(self, at: Position) -> None:
-        """Reads from a place on, instead of what it reads now."""
+        """Restarts it from a position."""
         self.at = at
         self._begin()
 
@@ -110,7 +111,7 @@ class Reader:
         self._moved()
 
     async def _feed(self, messages: Sequence[Message]) -> None:
-        """Hands on what is wanted of a batch. Cut off at any point, it may be begun again."""
+        """Offers the events of a batch to their handlers. After a cancellation at any point, it may begin again."""
         wanted = []
         for message in filter(self.may_want, messages):
             try:
@@ -131,10 +132,10 @@ class Reader:
             self.at = self.at.after(message.sequence)
             if turn.over:
                 await turn.pass_on()
-        self._pass_to(passed(self.at, messages))
+        self._pass_to(position_after(self.at, messages))
 
     def may_want(self, message: Message) -> bool:
-        """Whether a handler may want it, by its subject alone; of a name that is encoded there, one may."""
+        """Returns True if a handler may want a message, by its subject alone; an encoded name always passes."""
         category, event = self._bus.names.type_of(message.subject)
         wanted = "=" in event or self._service.may_want(category, event)
         return wanted and subjects.NO_REACTION not in message.headers
@@ -143,4 +144,4 @@ class Reader:
         try:
             await park(self._bus, self._service.name, message, reason)
         except CrucibleError as error:
-            log.error("%s: event %d is not put aside: %s", self._service.name, message.sequence, error)
+            log.error("%s: event %d is not parked: %s", self._service.name, message.sequence, error)

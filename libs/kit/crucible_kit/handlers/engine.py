@@ -1,4 +1,5 @@
-"""The engine of a replica: from the log to lanes, from lanes to attempts, and what follows from each, made durable."""
+"""The engine of a replica: moves events from the log to lanes, jobs from lanes to attempts, and records their
+outcomes."""
 
 import asyncio
 import contextlib
@@ -20,8 +21,8 @@ from crucible_kit.clock import now_ms
 from crucible_kit.eventlog import LogState, log_end, log_state, read_log
 from crucible_kit.handlers.attempts import Attempts
 from crucible_kit.handlers.dispatch import Reader
-from crucible_kit.handlers.lanes import HELD_BYTES, ROOM, Job, Lane
-from crucible_kit.handlers.peers import answer, tell_all
+from crucible_kit.handlers.lanes import CAPACITY, HELD_BYTES, Job, Lane
+from crucible_kit.handlers.peers import reach_all, serve_peers
 from crucible_kit.handlers.pointers import Pointers
 from crucible_kit.handlers.progress import CLOCKS_DIFFER_MS, Progress
 from crucible_kit.handlers.service import Plan, Service, subjects_of
@@ -37,16 +38,16 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 GRACE_S = 10.0
-"""How long what is begun may take to finish when its shard goes to another replica."""
-MOST_COUNTED = 10_000
-_PART = ROOM // 4
-"""Events that a lane reads from the log at a time: what it has no room for was sent in vain."""
+"""Time for running jobs to finish when their shard goes to another replica."""
+MAX_EXAMINED = 10_000
+_PART = CAPACITY // 4
+"""Events that a lane reads from the log at a time: any beyond its capacity were sent in vain."""
 _READERS = 4
 """Lanes that read the log by themselves at a time."""
-_REFILL = ROOM // 4
+_REFILL = CAPACITY // 4
 """Events that still wait in a lane when it reads on."""
 _TURNS = 2
-"""Those of them that begin with one more before all else has its turn."""
+"""Lanes in line that begin one more job before all else has its turn."""
 _PAUSE_S = 0.5
 _AGAIN_S = 5.0
 
@@ -59,19 +60,25 @@ class Engine:
         self._telemetry = telemetry
         self._service = service
         self._shards = Ownership(
-            bus, bucket, service.name, taken=self._take, dropped=self._drop, told=self._told, first=self._first
+            bus,
+            bucket,
+            service.name,
+            taken=self._take,
+            dropped=self._drop,
+            record_of=self._record_of,
+            first=self._first,
         )
         self._owned: dict[int, Progress] = {}
         self._last: dict[int, ShardRecord] = {}
-        """How far shards had come that were given up."""
+        """The last records of shards that were given up."""
         self._reader = Reader(bus, service, telemetry, self._offer, self._pass, self._start_over)
         self._catching_up: set[asyncio.Task[None]] = set()
         self._readers = asyncio.Semaphore(_READERS)
         self._in_line: dict[Lane, None] = {}
-        """Lanes that would begin with more than they have under way, of which nothing has ended yet."""
+        """Lanes without an ended job that could begin more than they have under way."""
         self._held_bytes = 0
         self._attempts = Attempts(bus, service, self._shards)
-        self._pointers = Pointers(bus, service, self._shards, self._accept, self._has_room)
+        self._pointers = Pointers(bus, service, self._shards, self._accept, self._has_capacity)
         work = bus.names.all_work(service.kind)
         self._backlog = Backlog(bus, service.queue, work, metrics, self._in_lanes)
 
@@ -86,11 +93,11 @@ class Engine:
             tasks.create_task(self._shards.run())
             tasks.create_task(self._pointers.run())
             tasks.create_task(self._backlog.watch())
-            answering = answer(self._bus, self._service, self._shards.replica, self._in_log, self._telemetry)
+            answering = serve_peers(self._bus, self._service, self._shards.replica, self._in_log, self._telemetry)
             tasks.create_task(answering)
 
     async def begun(self, timeout: float = 30.0) -> None:
-        """Returns once every shard has somebody who serves it, this replica or another. Raises UnavailableError."""
+        """Waits until every shard has a replica that serves it, this one or another. Raises UnavailableError."""
         try:
             async with asyncio.timeout(timeout):
                 await self._shards.begun.wait()
@@ -98,7 +105,7 @@ class Engine:
             raise UnavailableError(f"nobody serves all shards of {self._service.name}", retry_after=1) from error
 
     def note(self, handler: str) -> None:
-        """A handler has come, gone or changed: what it waits for may be there now."""
+        """Notes that a handler has come, gone or changed: it may continue now."""
         self._reader.note()
         progress = self._owned.get(shard_of(handler))
         if progress is None:
@@ -110,18 +117,18 @@ class Engine:
         self._pointers.note(handler)
 
     def _hold(self, handler: str) -> None:
-        """Keeps the place in the log of a handler that is not served for now."""
+        """Keeps the position of a handler that is not served for now."""
         if (progress := self._owned.get(shard_of(handler))) is not None:
             progress.lane(handler, self._reader.at).behind = True
 
-    async def tell_all(self, revision: int) -> None:
-        """Returns once every replica works with a revision of the registry."""
+    async def reach_all(self, revision: int) -> None:
+        """Waits until every replica works with a revision of the registry."""
         if not self._shards.alone:
-            await tell_all(self._bus, self._service.name, revision)
+            await reach_all(self._bus, self._service.name, revision)
 
     async def _in_log(self, handler: str) -> int:
-        """How much waits in the log for a handler of this replica, or is under way; no more than `MOST_COUNTED` events
-        are looked at."""
+        """Counts the jobs of a handler that wait in the log, or are under way. It examines at most `MAX_EXAMINED`
+        events."""
         lane, plan = self._lane(handler), self._service.plan(handler)
         if lane is None or plan is None:
             return 0
@@ -133,7 +140,7 @@ class Engine:
             async for messages in batches:
                 found += sum(self._is_wanted(handler, message) is not None for message in messages)
                 examined += len(messages)
-                if not messages or examined >= MOST_COUNTED:
+                if not messages or examined >= MAX_EXAMINED:
                     break
         return found
 
@@ -144,20 +151,20 @@ class Engine:
     # ---- shards
 
     async def _first(self, shard: int) -> Position:
-        """Where a shard begins that nobody has served yet: before the first event that a handler of it waits for."""
+        """The position where a new shard begins: before the first event that one of its handlers waits for."""
         end = await log_end(self._bus)  # first: a handler that comes now begins there
         since = self._service.since(shard)
         return end if since is None else since
 
     async def _take(self, shards: list[Shard]) -> None:
-        found = await log_state(self._bus)
-        await self._attempts.learn(shards, CLOCKS_DIFFER_MS)
-        await self._pointers.learn(shards)
+        state = await log_state(self._bus)
+        await self._attempts.load(shards, CLOCKS_DIFFER_MS)
+        await self._pointers.take_over(shards)
         for progress in self._owned.values():
             progress.ahead = progress.at(self._reader.at)
         for shard in shards:
             self._last.pop(shard.number, None)
-            self._owned[shard.number] = Progress(shard, self._service, self._bus.names, found)
+            self._owned[shard.number] = Progress(shard, self._service, self._bus.names, state)
         self._read_on()
         for handler in self._service.unreadable():
             self._hold(handler)
@@ -180,7 +187,7 @@ class Engine:
             self._last[shard.number] = progress.record(shard.record, self._bus.names.start, self._bus.now_ms())
             self._attempts.forget(shard.number)
 
-    def _told(self, shard: Shard) -> ShardRecord:
+    def _record_of(self, shard: Shard) -> ShardRecord:
         return self._last.pop(shard.number, None) or self._record(shard)
 
     def _record(self, shard: Shard) -> ShardRecord:
@@ -196,7 +203,7 @@ class Engine:
     # ---- reading the log
 
     def _read_on(self) -> None:
-        """Begins to read where the shards and lanes say, in place of what is read now."""
+        """Restarts the shared reader from the least position of the shards and lanes."""
         near = [lane.fed for lane in self._all_lanes() if not lane.behind]
         ahead = [progress.ahead for progress in self._owned.values() if progress.ahead is not None]
         first, *others = (*ahead, *near)
@@ -249,7 +256,7 @@ class Engine:
         return None if progress is None else progress.lanes.get(handler)
 
     def _pump(self, lane: Lane, its_turn: bool = False) -> None:
-        """Begins what there is room for, and ends a lane that has nothing more to do."""
+        """Begins as many jobs as there are slots, and closes a lane that is idle."""
         if lane.closed:
             return
         plan = self._service.plan(lane.handler)
@@ -268,10 +275,10 @@ class Engine:
         self._owned[lane.shard].close_idle(lane, self._reader.at)
 
     def _begin_some(self, lane: Lane, plan: Plan, its_turn: bool) -> None:
-        """A lane of which nothing has ended yet begins with more than one job only when it is its turn: endpoints that
-        take all their places and never answer hold up none that does."""
-        while lane.has_place(plan.concurrency) and not lane.empty:
-            if lane.taken and not (lane.has_ended or its_turn):
+        """Begins jobs. A lane without an ended job begins more than one only in its turn, so that endpoints that use
+        all their slots and never answer do not delay the others."""
+        while lane.has_slot(plan.concurrency) and not lane.empty:
+            if lane.slots_used and not (lane.has_ended or its_turn):
                 self._line_up(lane)
                 return
             job, its_turn = lane.take(), False
@@ -296,7 +303,7 @@ class Engine:
                 self._pump(lane, its_turn=True)
 
     def _is_due(self, lane: Lane, plan: Plan, job: Job) -> bool:
-        """False for what comes too soon. The end of a chain causes nothing, so nothing else is too soon after it."""
+        """Returns False for a job that comes too soon. The last event of a chain causes nothing, and delays nothing."""
         free = job.pointer is not None or not plan.apart_ms or job.event.metadata.hop >= HOPS
         return free or lane.fires(job, plan.apart_ms)
 
@@ -324,7 +331,7 @@ class Engine:
         lane.running[job] = asyncio.create_task(self._do(lane, job))
 
     def _forget(self, lane: Lane) -> None:
-        """Its handler is gone; what is begun ends."""
+        """Closes the lane of a deleted handler; running jobs go on."""
         lane.closed = True
         for job in (*lane.waiting, *lane.pointers):
             self._let_go(job)
@@ -338,16 +345,16 @@ class Engine:
 
     async def _do(self, lane: Lane, job: Job) -> None:
         try:
-            outcome = await self._insist(job, lambda: self._attempts.make(job))
+            outcome = await self._insist(job, lambda: self._attempts.run(job))
             lane.ended.add(job)
             lane.has_ended = True
             self._pump(lane)
-            await self._insist(job, lambda: self._attempts.settle(job, outcome))
+            await self._insist(job, lambda: self._attempts.record_outcome(job, outcome))
             lane.ended.discard(job)
             if (follows := outcome.follows) is not None:
                 lane.following.add(job)
                 self._pump(lane)
-                await self._insist(job, lambda: self._attempts.follow(job, follows))
+                await self._insist(job, lambda: self._attempts.run_effects(job, follows))
             lane.settle(job)
             if job.over is not None and not job.over.done():
                 job.over.set_result(None)
@@ -359,7 +366,7 @@ class Engine:
             self._pump(lane)
 
     async def _insist(self, job: Job, step: Callable[[], Awaitable[T]]) -> T:
-        """What breaks off here is not the handler's failure, but a mistake of ours."""
+        """Repeats a step until it succeeds: an exception here is a mistake of ours, not the handler's failure."""
         while True:
             try:
                 return await step()
@@ -390,7 +397,7 @@ class Engine:
         self._pump(lane)
 
     async def _read_for(self, lane: Lane, plan: Plan) -> bool:
-        """Fills a lane from the log. True: it has all that the one reading of the log had brought when this began."""
+        """Fills a lane from the log. Returns True if it has all that the shared reader had brought at the start."""
         lane.begin_to_join(self._reader.at)
         until, looked_to = self._reader.at, lane.fed
         async with contextlib.aclosing(self._behind(lane, plan)) as batches:
@@ -411,7 +418,7 @@ class Engine:
         return False
 
     def _behind(self, lane: Lane, plan: Plan) -> AsyncGenerator[list[Message], None]:
-        """The events of the log that a lane has not been given."""
+        """The events of the log that a lane does not have yet."""
         return read_log(
             self._bus, after=lane.fed.most(plan.since), filters=subjects_of(plan.types, self._bus.names), batch=_PART
         )
@@ -421,22 +428,22 @@ class Engine:
             return None
         try:
             event = decode(message.data, message.sequence)
-        except msgspec.DecodeError:  # it was put aside when it came first
+        except msgspec.DecodeError:  # it was parked when it came first
             return None
         return event if self._service.wants(handler, event) else None
 
-    # ---- what the work queue brings
+    # ---- jobs from the work queue
 
     def _accept(self, job: Job) -> bool:
-        """Takes a job from the work queue; False where its lane has no room, or is held."""
+        """Takes a job from the work queue. Returns False where its lane is full, or is held."""
         progress = self._owned.get(shard_of(job.handler))
-        if progress is None or not self._has_room(job.handler):
+        if progress is None or not self._has_capacity(job.handler):
             return False
         lane = progress.lane(job.handler, self._reader.at)
         lane.pointers.append(job)
         self._pump(lane)
         return True
 
-    def _has_room(self, handler: str) -> bool:
+    def _has_capacity(self, handler: str) -> bool:
         plan, lane = self._service.plan(handler), self._lane(handler)
-        return plan is None or not (plan.held or (lane is not None and lane.crowded))
+        return plan is None or not (plan.held or (lane is not None and lane.pointers_full))

@@ -30,7 +30,7 @@ class Reached(Message):
     revision: int
 
 
-async def answer(
+async def serve_peers(
     bus: Bus, service: Service, replica: str, in_log: Callable[[str], Awaitable[int]], telemetry: Telemetry
 ) -> None:
     """Answers until cancelled."""
@@ -59,7 +59,7 @@ async def count_waiting(bus: Bus, shards: Bucket, service: str, kind: str, queue
     return count
 
 
-async def tell_all(bus: Bus, service: str, revision: int) -> None:
+async def reach_all(bus: Bus, service: str, revision: int) -> None:
     """Waits until every replica works with a revision of the registry. An owner that learned of a handler later than of
     an event would miss the event."""
     await call_all(bus, service_principal(service), _name(service), "reached", Reached(revision=revision))

@@ -65,18 +65,18 @@ class Pointers:
         service: Service,
         shards: Ownership,
         accept: Callable[[Job], bool],
-        has_room: Callable[[str], bool],
+        has_capacity: Callable[[str], bool],
     ) -> None:
         self._bus = bus
         self._service = service
         self._shards = shards
-        self._accept, self._has_room = accept, has_room
+        self._accept, self._has_capacity = accept, has_capacity
         self._aside: set[str] = set()
         """Handlers with work that was moved aside."""
         self._suspect_to = 0
         self._returning: set[asyncio.Task[None]] = set()
 
-    async def learn(self, shards: Sequence[Shard]) -> None:
+    async def take_over(self, shards: Sequence[Shard]) -> None:
         """Takes over the work that the previous owners of shards left in the queue."""
         names, kind = self._bus.names, self._service.kind
         for dead in {shard.dead for shard in shards if shard.dead}:
@@ -89,7 +89,7 @@ class Pointers:
         self._aside |= {handler for handler in map(names.handler_of, held) if shard_of(handler) in numbers}
 
     def note(self, handler: str) -> None:
-        if handler in self._aside and self._has_room(handler):
+        if handler in self._aside and self._has_capacity(handler):
             self._aside.discard(handler)
             task = asyncio.create_task(self._return(handler))
             self._returning.add(task)
@@ -177,7 +177,7 @@ class Pointers:
     async def _return(self, handler: str) -> None:
         """Moves a handler's work that was put aside back into the queue."""
         names, kind, queue = self._bus.names, self._service.kind, self._service.queue
-        while self._has_room(handler):
+        while self._has_capacity(handler):
             try:
                 found = await self._bus.next(queue, 1, names.held(kind, handler))
                 if found is None:

@@ -16,10 +16,9 @@ _FEW_SUBJECTS = 32
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """How a handler is to be served at the moment. `since`: it has no business with events up to there. `held`: what is
-    for it waits, and so does what comes meanwhile where it `keeps` that. `types`: the types that it may want, as
-    `Catalogue.expand` gives them; None is every one. `apart_ms` is the least time between the commits of two events
-    that it is given."""
+    """The present plan of a handler. It gets no events up to `since`. While it is `held` its jobs wait, and new ones
+    too where it `keeps` them. `types` are those that it may want, as `Catalogue.expand` returns them; None is every
+    one. `apart_ms` is the least time between the commits of two of its events."""
 
     concurrency: int
     since: Position = Position()
@@ -30,8 +29,8 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 def subjects_of(types: Set[str] | None, names: Names) -> Sequence[str]:
-    """Wildcards over the events of some types, which are as `Catalogue.expand` gives them; none, which means all, where
-    they are too many to be told apart by the server."""
+    """Wildcards over the events of some types, which are as `Catalogue.expand` returns them; none, which means all,
+    where there are too many for the server."""
     if types is None or len(types) > _FEW_SUBJECTS:
         return ()
     found = [name.split(".", 1) for name in sorted(types)]
@@ -41,8 +40,8 @@ def subjects_of(types: Set[str] | None, names: Names) -> Sequence[str]:
 
 
 class Outcome(msgspec.Struct):
-    """What became of an attempt: its `record` for the history, if it has one; when the next attempt is due (Unix ms);
-    and what else follows, which is safe to do twice and raises UnavailableError to be asked for again."""
+    """The outcome of an attempt: its `record` for the history, if it has one; the time of the next attempt (Unix ms);
+    and the effects that follow, which are safe to run twice and raise UnavailableError to be run again."""
 
     record: Outgoing | None = None
     retry_at_ms: int | None = None
@@ -52,54 +51,54 @@ class Outcome(msgspec.Struct):
 class Service(Protocol):
     name: str
     kind: str
-    """The first token of its work's subjects and of its records': `run` or `dlv`."""
+    """The first token of the subjects of its work and its records: `run` or `dlv`."""
     queue: str
     """Its work queue, a stream."""
 
     def since(self, shard: int) -> Position | None:
-        """The place after which the first of a shard's handlers wants events; None where it has no handler."""
+        """The position after which the first of a shard's handlers wants events; None where it has no handler."""
 
     def types(self) -> Set[str] | None:
         """The types that some handler may want, as `Catalogue.expand` gives them; None is every one."""
 
     def may_want(self, category: str, event: str) -> bool:
-        """Whether a handler may want an event of a type, whatever is in it."""
+        """Returns True if a handler may want an event of a type, whatever its payload."""
 
     def plan(self, handler: str) -> Plan | None:
-        """None: there is no such handler (any more)."""
+        """The plan of a handler; None where it does not exist (any more)."""
 
     def unreadable(self) -> Iterable[str]:
-        """Handlers that cannot be matched here, as their records cannot be read, say: they wait until they can."""
+        """Handlers that cannot be matched here, whose records cannot be read, for example: their events wait."""
 
     async def reach(self, revision: int) -> None:
-        """Returns once its copy of the registry holds a revision. Raises UnavailableError."""
+        """Waits until its copy of the registry holds a revision. Raises UnavailableError."""
 
     async def catch_up(self, events: Sequence[Event]) -> None:
-        """Returns once its copy of the registry is as new as these events."""
+        """Waits until its copy of the registry is as new as these events."""
 
     def match(self, event: Event) -> Iterable[str]:
-        """The handlers that an event is for."""
+        """The handlers that an event matches."""
 
     def wants(self, handler: str, event: Event) -> bool:
-        """Whether it is for this one."""
+        """Returns True if an event matches this handler."""
 
     def job_id(self, handler: str, event: Event, stored_ms: int) -> str:
-        """The same for the same handler and event."""
+        """The id of a job, always the same for the same handler and event."""
 
-    def place(self, record: bytes) -> tuple[str, int]:
-        """Which job, and which attempt at it, a record of the history is about. Raises `msgspec.DecodeError`."""
+    def identify(self, record: bytes) -> tuple[str, int]:
+        """The job and the attempt of a record of the history. Raises `msgspec.DecodeError`."""
 
     async def left_of(self, sequence: int) -> Message | None:
-        """The rest of an event that was redacted; None of one that was not."""
+        """The rest of a redacted event; None for any other event."""
 
     def held_back(self, first: Job, count: int) -> Outgoing:
-        """The record of some events one after another that came too soon for their handler."""
+        """The record of consecutive events that came too soon for their handler."""
 
     async def attempt(self, job: Job) -> Outcome:
-        """Raises UnavailableError where something is away: then it is asked for again."""
+        """Runs an attempt. Raises UnavailableError where something is away: then it is repeated."""
 
     async def again(self, job: Job, record: bytes) -> Outcome:
-        """What is left to do of an attempt that is recorded, and was perhaps interrupted then."""
+        """Finishes an attempt that is recorded, and may have been interrupted after that."""
 
     async def parked(self, job: Job, reason: str) -> Outcome:
-        """Of a job that can never be done."""
+        """The outcome of a parked job."""

@@ -62,7 +62,7 @@ class Ownership:
     """Keeps to the shards that are this replica's, until cancelled.
 
     `taken` is awaited with claimed shards, before they are worked on; `dropped` with shards to be given up: it returns
-    once no work on them is left. `told` returns a shard's present record.
+    once no work on them is left. `record_of` returns a shard's present record.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Ownership:
         service: str,
         taken: Callable[[list[Shard]], Awaitable[None]],
         dropped: Callable[[list[Shard]], Awaitable[None]],
-        told: Callable[[Shard], ShardRecord],
+        record_of: Callable[[Shard], ShardRecord],
         first: Callable[[int], Awaitable[Position]],
         count: int = SHARDS,
     ) -> None:
@@ -92,7 +92,7 @@ class Ownership:
         self._bucket = bucket
         self._service = service
         self._count = count
-        self._taken, self._dropped, self._told, self._first = taken, dropped, told, first
+        self._taken, self._dropped, self._record_of, self._first = taken, dropped, record_of, first
         self._heard: dict[str, float] = {}
         self._beaten = 0.0
         self._listening = math.inf
@@ -186,7 +186,7 @@ class Ownership:
                 self._heard[self.replica] = self._beaten
                 self._checked.set()
             except CrucibleError as error:
-                log.info("%s: the others are not told that this replica lives: %s", self._service, error)
+                log.info("%s: the others are not record_of that this replica lives: %s", self._service, error)
             await asyncio.sleep(BEAT_S)
 
     def _living(self) -> frozenset[str]:
@@ -276,7 +276,7 @@ class Ownership:
             await self._bus.publish(self._subject, f"gone {self.replica}".encode())
 
     async def _write(self, shard: Shard, released: bool = False) -> bool:
-        record = msgspec.structs.replace(self._told(shard), owner=self.replica, released=released)
+        record = msgspec.structs.replace(self._record_of(shard), owner=self.replica, released=released)
         return record == shard.record or await self._put(shard, record)
 
     async def _put(self, shard: Shard, record: ShardRecord) -> bool:

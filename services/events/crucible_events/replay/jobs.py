@@ -20,7 +20,7 @@ from crucible_events.replay import registry
 from crucible_events.replay.extent import Selection, select
 from crucible_events.replay.registry import CANCELLED, DONE, FAILED, RUNNING, Record, Replays
 from crucible_kit.clock import now_ms, timestamp
-from crucible_kit.eventlog import passed, read_log
+from crucible_kit.eventlog import position_after, read_log
 from crucible_kit.nats.bus import Bus, Message
 from crucible_kit.principals import Principals
 from crucible_kit.tasks import Turn, finish
@@ -125,7 +125,7 @@ class Job:
                 within = [message for message in messages if to.covers(message.sequence)]
                 if within:
                     await self._send(within, await _select(selection, within))
-                position = passed(position, messages)
+                position = position_after(position, messages)
                 if not messages or position.reaches(to):
                     return
 
@@ -141,12 +141,12 @@ class Job:
                 waiting = waiting[taken.taken :]
                 # All messages before the next one that waits are done.
                 done = at[waiting[0].sequence] if waiting else at[part[-1].sequence] + 1
-                self._advance(passed(before, messages[:done]), seen + done, taken)
+                self._advance(position_after(before, messages[:done]), seen + done, taken)
                 await self._checkpoint()
                 if waiting:
                     await self._rest(taken.taken > 0)
         self._check()
-        self._advance(passed(before, messages), seen + len(messages))
+        self._advance(position_after(before, messages), seen + len(messages))
         await self._checkpoint()
 
     async def _send_batch(self, messages: Sequence[Message]) -> ReplayTaken:

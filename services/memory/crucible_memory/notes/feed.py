@@ -15,7 +15,7 @@ from crucible_core.errors import CrucibleError, LimitedError, NotFoundError, Una
 from crucible_core.position import Position, counted
 from crucible_core.subjects import NO_REACTION
 from crucible_kit.buckets import Bucket
-from crucible_kit.eventlog import log_end, passed, read_log
+from crucible_kit.eventlog import log_end, position_after, read_log
 from crucible_kit.handlers.shards import Ownership, Shard, ShardRecord
 from crucible_kit.nats.bus import Bus, Message
 from crucible_kit.nats.inflight import park
@@ -56,7 +56,14 @@ class FileFeed:
         self._telemetry = telemetry
         self._committer = NoteCommitter(writer, metrics)
         self._shards = Ownership(
-            bus, bucket, "memory", taken=self._begin, dropped=self._stop, told=self._told, first=self._first, count=1
+            bus,
+            bucket,
+            "memory",
+            taken=self._begin,
+            dropped=self._stop,
+            record_of=self._told,
+            first=self._first,
+            count=1,
         )
         self._name = bus.names.durable("memory-files")
         self._position = self._checkpoint = self._end = bus.names.start
@@ -146,7 +153,7 @@ class FileFeed:
                 if self._suspects and not self._ended:
                     await self._record_ended({"0": 1})
                 taken = await self._take_together(waiting)
-            self._position = passed(self._position, waiting[:taken])
+            self._position = position_after(self._position, waiting[:taken])
             del waiting[:taken]
             self._suspects = max(0, self._suspects - taken)
             if not self._suspects:
