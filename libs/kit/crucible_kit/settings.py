@@ -69,8 +69,8 @@ class KitSettings(msgspec.Struct, frozen=True, kw_only=True):
     nats_store: Annotated[
         str,
         Meta(
-            description="A directory on the disk where NATS keeps its streams, where this machine has it: the room on"
-            " it is watched. `crucible up` sets it"
+            description="A directory on the disk where NATS keeps its streams, where this machine has it: its free"
+            " space is watched. `crucible up` sets it"
         ),
     ] = ""
     storage_reserve_mib: Annotated[

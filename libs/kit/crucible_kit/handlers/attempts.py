@@ -19,65 +19,6 @@ from crucible_kit.nats.bus import MAX_BATCH, Bus, DuplicateError
 from crucible_kit.nats.frames import Outgoing
 from crucible_kit.nats.reader import read
 
-FEW = 12
-"""Up to so many messages are stored one by one, pipelined: the server takes longer to open a batch."""
-_GATHER_S = 0.01
-"""Pause after a batch, in which the next one gathers: each costs the server some files, and a sync of the disk that
-appends wait for, too."""
-
-
-class Outcomes:
-    """Writer of outcome records: while one write is under way, the next batch gathers."""
-
-    def __init__(self, bus: Bus) -> None:
-        self._bus = bus
-        self._waiting: list[tuple[Outgoing, asyncio.Future[None]]] = []
-        self._writing: asyncio.Task[None] | None = None
-
-    async def store(self, message: Outgoing) -> None:
-        """Returns once the message, which has an id, is stored. After an UnavailableError it may be stored, and may be
-        stored again."""
-        stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((message, stored))
-        if self._writing is None:
-            self._writing = asyncio.create_task(self._write())
-        await stored
-
-    async def _write(self) -> None:
-        try:
-            while self._waiting:
-                taken, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
-                try:
-                    await self._store([message for message, _ in taken])
-                except CrucibleError as error:
-                    _resolve(taken, error)
-                else:
-                    _resolve(taken, None)
-                if len(taken) > FEW:
-                    await asyncio.sleep(_GATHER_S)
-        finally:
-            self._writing = None
-            _resolve(self._waiting, UnavailableError("this process is ending"))
-
-    async def _store(self, messages: Sequence[Outgoing]) -> None:
-        if len(messages) > FEW:
-            try:
-                await self._bus.commit(messages)
-                return
-            except DuplicateError:  # one of them is stored already: which, shows one by one
-                pass
-        await self._bus.store_all(messages)
-
-
-def _resolve(taken: Sequence[tuple[Outgoing, "asyncio.Future[None]"]], error: Exception | None) -> None:
-    for _, stored in taken:
-        if not stored.done():
-            if error is None:
-                stored.set_result(None)
-            else:
-                stored.set_exception(error)
-
-
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -85,6 +26,11 @@ T = TypeVar("T")
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 15.0
 _SUSPECTS_AT_ONCE = 16
+FEW = 12
+"""Up to so many messages are stored one by one, pipelined: the server takes longer to open a batch."""
+_GATHER_S = 0.01
+"""Pause after a batch, in which the next one gathers: each costs the server some files, and a sync of the disk that
+appends wait for, too."""
 
 
 class Attempts:
@@ -92,7 +38,7 @@ class Attempts:
         self._bus = bus
         self._service = service
         self._shards = shards
-        self._outcomes = Outcomes(bus)
+        self._outcomes = OutcomeWriter(bus)
         self._recorded: dict[int, dict[str, tuple[int, bytes]]] = {}
         """By shard whose owner was killed: the last record of each job that may begin again, and its attempt."""
         self._suspects = asyncio.Semaphore(_SUSPECTS_AT_ONCE)
@@ -246,3 +192,55 @@ class Attempts:
         await self._persist(job, lambda: self._bus.store(parked))
         self._bus.note_parked()
         return await self._service.parked(job, reason)
+
+
+class OutcomeWriter:
+    """Writer of outcome records: while one write is under way, the next batch gathers."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._waiting: list[tuple[Outgoing, asyncio.Future[None]]] = []
+        self._writing: asyncio.Task[None] | None = None
+
+    async def store(self, message: Outgoing) -> None:
+        """Returns once the message, which has an id, is stored. After an UnavailableError it may be stored, and may be
+        stored again."""
+        stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((message, stored))
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write())
+        await stored
+
+    async def _write(self) -> None:
+        try:
+            while self._waiting:
+                taken, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
+                try:
+                    await self._store([message for message, _ in taken])
+                except CrucibleError as error:
+                    _resolve(taken, error)
+                else:
+                    _resolve(taken, None)
+                if len(taken) > FEW:
+                    await asyncio.sleep(_GATHER_S)
+        finally:
+            self._writing = None
+            _resolve(self._waiting, UnavailableError("this process is ending"))
+
+    async def _store(self, messages: Sequence[Outgoing]) -> None:
+        if len(messages) > FEW:
+            try:
+                await self._bus.commit(messages)
+                return
+            except DuplicateError:  # one of them is stored already: which, shows one by one
+                pass
+        await self._bus.store_all(messages)
+
+
+def _resolve(taken: Sequence[tuple[Outgoing, "asyncio.Future[None]"]], error: Exception | None) -> None:
+    for _, stored in taken:
+        if not stored.done():
+            if error is None:
+                stored.set_result(None)
+            else:
+                stored.set_exception(error)

@@ -65,7 +65,7 @@ TITLES: Mapping[str, str] = MappingProxyType(
         "limited": "Too many requests",
         "internal": "Internal error",
         "unavailable": "Something needed is away",
-        "storage_full": "There is no room to store more",
+        "storage_full": "The storage is full",
         "outcome_unknown": "It may have been done, or not",
     }
 )

@@ -19,6 +19,12 @@ from crucible_kit.index.index import Index
 from crucible_kit.nats.bus import Bus
 from crucible_kit.nats.message import Message
 
+log = logging.getLogger(__name__)
+
+Forget = Callable[[str, int], Awaitable[object]]
+"""Removes a world's rows up to a sequence; it may be called again."""
+
+_PAUSE_S = 1.0
 _NOT_ITS_OWN = frozenset({REDACTS, MSG_ID})
 
 
@@ -27,15 +33,15 @@ def original_of(tombstone: Message) -> Message | None:
 
     Raises `msgspec.DecodeError` for a tombstone that cannot be read.
     """
-    place = place_of(tombstone.headers)
-    if place is None:
+    former = place_of(tombstone.headers)
+    if former is None:
         return None
     # A tombstone is kept as its event was: those headers are the same.
     headers = {name: value for name, value in tombstone.headers.items() if name not in _NOT_ITS_OWN}
-    if place.message_id:
-        headers[MSG_ID] = place.message_id
+    if former.message_id:
+        headers[MSG_ID] = former.message_id
     left = encode(left_of(tombstone.data))
-    return Message(tombstone.subject, left, headers, sequence=place.sequence, time_ms=place.stored_ms)
+    return Message(tombstone.subject, left, headers, sequence=former.sequence, time_ms=former.stored_ms)
 
 
 class RedactedEvents:
@@ -80,20 +86,12 @@ class RedactedEvents:
             raise UnavailableError("it is not known which events are redacted", retry_after=1) from error
 
     def _note(self, message: Message) -> None:
-        place = place_of(message.headers)
-        if place is None:
+        former = place_of(message.headers)
+        if former is None:
             return
-        self._known[place.sequence] = message.time_ms, message.sequence
+        self._known[former.sequence] = message.time_ms, message.sequence
         while self._known[oldest := next(iter(self._known))][0] < message.time_ms - self._within_ms:
             del self._known[oldest]
-
-
-log = logging.getLogger(__name__)
-
-Forget = Callable[[str, int], Awaitable[object]]
-"""Removes a world's rows up to a sequence; it may be called again."""
-
-_PAUSE_S = 1.0
 
 
 def record_purge(purging: "Purger", change: Change) -> None:

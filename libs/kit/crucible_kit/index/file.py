@@ -17,6 +17,17 @@ from crucible_kit.nats.bus import Bus
 from crucible_kit.nats.jetstream import StreamState
 from crucible_kit.nats.message import Message
 
+log = logging.getLogger(__name__)
+
+_META = "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
+_LOG_PAGES = 4096
+"""Limit of the write-ahead log, in pages of 4 KiB."""
+_COPIED_PAGES = 1024
+_CACHE_KIB = 16 * 1024
+_AT_ONCE = (1000, 100, 10, 1)
+"""Rows of one statement: few sizes, whose statements stay prepared. SQLite takes 32,766 values."""
+_FILES = ("", "-wal", "-shm", "-journal")
+
 _OF_CONTENT = (
     ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, AssertionError,
     msgspec.MsgspecError, sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError,
@@ -63,18 +74,6 @@ def mark_closed(connection: sqlite3.Connection) -> None:
 def is_content_error(error: Exception) -> bool:
     """Returns True if a message may be the cause of a failed write; else it is the file, or the disk."""
     return isinstance(error, _OF_CONTENT) or (isinstance(error, sqlite3.ProgrammingError) and "bind" in str(error))
-
-
-log = logging.getLogger(__name__)
-
-_META = "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
-_LOG_PAGES = 4096
-"""Limit of the write-ahead log, in pages of 4 KiB."""
-_COPIED_PAGES = 1024
-_CACHE_KIB = 16 * 1024
-_AT_ONCE = (1000, 100, 10, 1)
-"""Rows of one statement: few sizes, whose statements stay prepared. SQLite takes 32,766 values."""
-_FILES = ("", "-wal", "-shm", "-journal")
 
 
 def open_file(path: Path, schema: str, identity: str) -> sqlite3.Connection:

@@ -232,10 +232,6 @@ class JetStream(abc.ABC):
     async def last_sequence(self, stream: str) -> int:
         return (await self.stream_state(stream)).last_sequence
 
-    async def stream_identity(self, stream: str) -> str:
-        """The moment of the stream's creation: another stream of the same name has another."""
-        return (await self.stream_state(stream)).created
-
     async def stream_state(self, stream: str) -> StreamState:
         reply = await self._api("STREAM.INFO", stream)
         now_ms = _unix_ms(reply.ts) if reply.ts else 0

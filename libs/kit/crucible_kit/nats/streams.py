@@ -20,7 +20,7 @@ BUCKETS = {
     "worlds": "worlds and their rooms",
     "retention": "how long which events are kept",
     "replays": "what replays are about, and how far they are",
-    "marks": "a mark that tells whether there is room to store",
+    "marks": "a mark that is stored to probe for free storage",
     "shards": "who serves which handlers, and how far they have come in the log",
     "losses": "sequences that the log has lost",
 }
