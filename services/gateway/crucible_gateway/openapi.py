@@ -25,7 +25,7 @@ TAGS: Mapping[str, str] = {
     "Webhooks": "Deliveries of events to other systems.",
     "Memory": "Memories: keep, change, find.",
     "Worlds": "Worlds and their rooms: the places of events.",
-    "Retention": "How long events are kept.",
+    "Retention": "The rules that say how long events are kept.",
     "Operations": "No key is needed: health, metrics, and this description.",
 }
 _HEADERS: Mapping[str, Schema] = {

@@ -158,7 +158,7 @@ async def delete_memory(request: Http) -> None:
 @get(
     "/api/v1/memory/status",
     operation=Operation(
-        summary="How far the index of memories is",
+        summary="The progress of the index of memories",
         description="`skipped` counts the Memory events that cannot be read; `latest` has the last of them.",
         tag=TAG,
         reply=MemoryStatus,

@@ -30,7 +30,7 @@ _DESCRIPTION = (
 _INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 
-@get("/", operation=Operation(summary="Where everything is", tag=TAG, reply=_OBJECT, open=True))
+@get("/", operation=Operation(summary="Links to everything", tag=TAG, reply=_OBJECT, open=True))
 async def index(request: Http) -> Response[bytes]:
     links = {
         "docs": "/docs",
@@ -48,7 +48,7 @@ async def index(request: Http) -> Response[bytes]:
     return reply_json({"name": "crucible", "links": links})
 
 
-@get("/healthz", operation=Operation(summary="Whether the process answers", tag=TAG, reply=_OBJECT, open=True))
+@get("/healthz", operation=Operation(summary="Liveness of the process", tag=TAG, reply=_OBJECT, open=True))
 async def healthz(request: Http) -> Response[bytes]:
     return reply_json({"status": "ok", "service": "gateway"})
 
@@ -56,7 +56,7 @@ async def healthz(request: Http) -> Response[bytes]:
 @get(
     "/readyz",
     operation=Operation(
-        summary="Whether it can serve",
+        summary="Readiness to serve",
         description="503 also where something is wrong that does not pass by itself: no space to store more, say.",
         tag=TAG,
         params=ReadyParams,
@@ -84,7 +84,7 @@ async def metrics(request: Http) -> Response[bytes]:
 @get(
     "/api/v1/losses",
     operation=Operation(
-        summary="What the log has lost",
+        summary="Losses of the log",
         description=(
             "Acknowledged events that are not in the log any more, by their sequences: a disk that was damaged, or "
             "a store that was put back. `/readyz` says 503 as long as there are any that nobody has accepted."
@@ -102,7 +102,7 @@ async def list_losses(request: Http) -> Response[bytes]:
     "/api/v1/losses/accept",
     status_code=200,
     operation=Operation(
-        summary="Accept what the log has lost",
+        summary="Accept losses of the log",
         description=(
             "Takes it for given: `/readyz` is silent about it from then on, and queries show no more what only "
             "their index has. Export that first. Answers what was accepted."

@@ -18,7 +18,7 @@ TAG = "Retention"
 @get(
     "/api/v1/retention",
     operation=Operation(
-        summary="How long events are kept",
+        summary="The rules of retention",
         description="Its ETag goes into the If-Match of a change.",
         tag=TAG,
         reply=RetentionView,
@@ -33,7 +33,7 @@ async def get_retention(request: Http) -> Response[Any]:
 @put(
     "/api/v1/retention",
     operation=Operation(
-        summary="Change how long events are kept",
+        summary="Change the rules of retention",
         description=(
             "The rules take the place of all before them, and hold for events that are written from now on. The "
             "first that fits an event counts; an event's own `forever` goes before them."
