@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from crucible_core.envelope import Data, Event, Metadata, Source, decode, encode
-from crucible_core.redaction import Place, mark, tombstone
+from crucible_core.redaction import StoredEvent, mark, tombstone
 from crucible_kit.nats.bus import Bus
 from crucible_kit.nats.frames import Outgoing
 
@@ -27,7 +27,7 @@ async def tell(bus: Bus, sequence: int) -> int:
         payload |= msgspec.to_builtins(tombstone(decode(found.data, sequence), None))
     raw = encode(Event("System", Data("Redacted", payload), metadata))
     subject = bus.names.event("default", "main", "System", "Redacted", None)
-    told = await bus.store(Outgoing(subject, raw, mark(Place(sequence, 0, ""))))
+    told = await bus.store(Outgoing(subject, raw, mark(StoredEvent(sequence, 0, ""))))
     await bus.remove(bus.names.events, sequence, erase=True)
     return told.sequence
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from crucible_client import AsyncCrucible, BatchItem, Count, Crucible, Retries
-from crucible_client.batches import BATCH_BYTES, Packer, Shipment, packed
+from crucible_client.batches import BATCH_BYTES, Packer, PendingBatch, packed
 from crucible_client.calls.events import line_of
 from crucible_client.export import Export
 from crucible_client.results import Batch
@@ -77,8 +77,8 @@ async def test_append_many_from_an_async_iterator(async_crucible: AsyncCrucible)
 
 
 def test_without_reaction_is_said() -> None:
-    assert Shipment([b"{}"], react=False).call().params == (("react", "false"),)
-    assert Shipment([b"{}"], react=True).call().params == ()
+    assert PendingBatch([b"{}"], react=False).call().params == (("react", "false"),)
+    assert PendingBatch([b"{}"], react=True).call().params == ()
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_batches_are_bounded_in_bytes() -> None:
 
 def test_a_shipment_sends_again_only_what_was_away() -> None:
     away = {"type": "x/unavailable", "detail": "away", "retry_after": 0.0}
-    shipment = Shipment([b"a", b"b", b"c"], react=True)
+    shipment = PendingBatch([b"a", b"b", b"c"], react=True)
     answer = Batch(1, [BatchItem("evt_1", 1), BatchItem(error=away), BatchItem(error={"type": "x/invalid"})])
     policy = Retries(attempts=2, first_wait_s=0.0)
     assert shipment.take(answer, policy, 0.0) is not None

@@ -3,7 +3,7 @@ import pytest
 
 from crucible_core.envelope import Data, Event, Metadata, Redaction, Source, decode, encode
 from crucible_core.errors import InvalidError
-from crucible_core.redaction import Place, checked_empty, left_of, mark, place_of, tombstone, type_of
+from crucible_core.redaction import StoredEvent, checked_empty, left_of, mark, redacted_event, tombstone, type_of
 from crucible_core.subjects import REDACTS, RUN, Names
 from crucible_core.types.catalogue import CATALOGUE
 
@@ -47,14 +47,16 @@ def test_versions_stay_with_their_category(category: str, expected: str) -> None
     assert Names().events_of(*expected.split(".")) in Names().tombstones
 
 
-@pytest.mark.parametrize("place", [Place(1, 0, ""), Place(2**63 - 1, 1763719200123, "evt_a"), Place(3, 4, "key:ab 12")])
-def test_the_mark_can_be_read(place: Place) -> None:
-    assert place_of(mark(place)) == place
+@pytest.mark.parametrize(
+    "place", [StoredEvent(1, 0, ""), StoredEvent(2**63 - 1, 1763719200123, "evt_a"), StoredEvent(3, 4, "key:ab 12")]
+)
+def test_the_mark_can_be_read(place: StoredEvent) -> None:
+    assert redacted_event(mark(place)) == place
 
 
 @pytest.mark.parametrize("headers", [{}, {REDACTS: ""}, {REDACTS: "x"}, {REDACTS: "1 x y"}, {REDACTS: "-1 2 y"}])
 def test_what_is_no_mark(headers: dict[str, str]) -> None:
-    assert place_of(headers) is None
+    assert redacted_event(headers) is None
 
 
 def test_a_redacted_event_has_no_payload() -> None:

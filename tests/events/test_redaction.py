@@ -16,7 +16,7 @@ from crucible_core.ids import derive_id
 from crucible_core.protocol.events import NewEvent, RedactRequest
 from crucible_core.protocol.hooks import HookRecord
 from crucible_core.protocol.worlds import ChangeWorld
-from crucible_core.redaction import Place, mark, tombstone
+from crucible_core.redaction import StoredEvent, mark, tombstone
 from crucible_core.subjects import MSG_ID, NO_REACTION, REDACTS
 from crucible_events import store
 from crucible_events.app import create_app
@@ -231,7 +231,7 @@ async def only_tell(ask: Asker, sequence: int) -> None:
     about = {"id": "evt_tombstone", "timestamp": event.metadata.timestamp, "actor": "user:alice"}
     data = {"event": "Redacted", "payload": payload}
     raw = {"type": "System", "data": data, "metadata": msgspec.to_builtins(event.metadata) | about}
-    headers = mark(Place(sequence, message.time_ms, message.headers[MSG_ID]))
+    headers = mark(StoredEvent(sequence, message.time_ms, message.headers[MSG_ID]))
     subject = ask.bus.names.event("default", "main", "System", "Redacted", None)
     await ask.bus.store(Outgoing(subject, msgspec.json.encode(raw), headers))
 

@@ -13,16 +13,16 @@ import httpx
 import websockets.asyncio.client as asyncio_client
 from httpx_sse import EventSource, SSEError
 
-from crucible_client.batches import BATCH_EVENTS, Shipment
+from crucible_client.batches import BATCH_EVENTS, PendingBatch
 from crucible_client.batches import packed_async as packed
-from crucible_client.calls import events, hooks, memory, places, replays, webhooks
-from crucible_client.calls.events import Count, Tally, Wanted
+from crucible_client.calls import events, hooks, memory, replays, webhooks, worlds
+from crucible_client.calls.events import Count, CountSum, Wanted
 from crucible_client.errors import unreachable
 from crucible_client.export import Export
 from crucible_client.request import Call, Json, described, request_of
 from crucible_client.response import raise_for
 from crucible_client.results import BatchItem, Page
-from crucible_client.retries import Patience, Retries, wait_s
+from crucible_client.retries import Backoff, Retries, wait_s
 from crucible_client.settings import settings_from
 from crucible_client.subscription import OnNotice, Subscription
 from crucible_client.websocket import open_async_socket
@@ -183,10 +183,10 @@ class AsyncEvents(_Namespace):
     replay = _sends(replays.start_replay)
 
     async def count(self, *types: str, by: CountBy | None = None, **wanted: Unpack[Wanted]) -> Count:
-        """How many events are wanted (see `Wanted`), also by type, world, room, actor or day (UTC)."""
-        tally = Tally(types, by, wanted)
+        """The number of events that are wanted (see `Wanted`), also by type, world, room, actor or day (UTC)."""
+        total = CountSum(types, by, wanted)
         while True:
-            found = tally.take(await self._client.send(tally.call()))
+            found = total.take(await self._client.send(total.call()))
             if found is not None:
                 return found
 
@@ -205,21 +205,21 @@ class AsyncEvents(_Namespace):
         the reader of notes pass them over. A gateway that goes away is waited for, a minute at most: then, or where it
         is away from the start, UnavailableError is raised.
         """
-        patience = Patience(SDK_AWAY_S, from_start=True)
+        backoff = Backoff(SDK_AWAY_S, from_start=True)
         async for lines in packed(events, batch_size):
-            shipment = Shipment(lines, react)
+            batch = PendingBatch(lines, react)
             while True:
                 try:
-                    answer = await self._client.send(shipment.call())
+                    answer = await self._client.send(batch.call())
                 except CrucibleError as error:
-                    await asyncio.sleep(patience.wait_s(error, time.monotonic()))
+                    await asyncio.sleep(backoff.wait_s(error, time.monotonic()))
                     continue
-                patience.went_well()
-                wait = shipment.take(answer, self._client.retries, random.random())
+                backoff.succeeded()
+                wait = batch.take(answer, self._client.retries, random.random())
                 if wait is None:
                     break
                 await asyncio.sleep(wait)
-            for item in shipment.results:
+            for item in batch.results:
                 yield item
 
     async def export(self, *types: str, **wanted: Unpack[Wanted]) -> AsyncGenerator[bytes, None]:
@@ -359,29 +359,29 @@ class AsyncMemory(_Namespace):
 class AsyncWorlds(_Namespace):
     """The worlds that events belong to."""
 
-    create = add = _sends(places.create_world)
-    get = _sends(places.get_world)
-    list = _pages(places.list_worlds)
-    delete = _sends(places.delete_world)
+    create = add = _sends(worlds.create_world)
+    get = _sends(worlds.get_world)
+    list = _pages(worlds.list_worlds)
+    delete = _sends(worlds.delete_world)
 
 
 class AsyncRooms(_Namespace):
     """The rooms of each world."""
 
-    create = add = _sends(places.create_room)
-    list = _sends(places.list_rooms)
-    delete = _sends(places.delete_room)
+    create = add = _sends(worlds.create_room)
+    list = _sends(worlds.list_rooms)
+    delete = _sends(worlds.delete_room)
 
 
 class AsyncRetention(_Namespace):
-    """How long events are kept."""
+    """The rules of retention."""
 
-    get = _sends(places.get_retention)
-    set = put = _sends(places.put_retention)
+    get = _sends(worlds.get_retention)
+    set = put = _sends(worlds.put_retention)
 
 
 class AsyncLosses(_Namespace):
     """Events that the log has lost."""
 
-    list = _sends(places.list_losses)
-    accept = _sends(places.accept_losses)
+    list = _sends(worlds.list_losses)
+    accept = _sends(worlds.accept_losses)

@@ -60,7 +60,7 @@ async def packed_async(
         yield last
 
 
-class Shipment:
+class PendingBatch:
     """One batch: what became of each event, and which of them still have to be sent. All of them have ids."""
 
     def __init__(self, lines: Sequence[bytes], react: bool) -> None:
@@ -72,15 +72,15 @@ class Shipment:
 
     def call(self) -> Call[Batch]:
         """The request for those that are left."""
-        return append_lines([self._lines[place] for place in self._left], react=self._react)
+        return append_lines([self._lines[index] for index in self._left], react=self._react)
 
     def take(self, answer: Batch, policy: Retries, jitter: float) -> float | None:
         """Seconds until those go again for which something was away; None when it is over."""
         if len(answer.results) != len(self._left):
             raise CrucibleError(f"{len(self._left)} events were sent, and {len(answer.results)} answered")
-        for place, item in zip(self._left, answer.results, strict=True):
-            self.results[place] = item
-        away = {place: error for place in self._left if (error := self.results[place].exception) and _passes(error)}
+        for index, item in zip(self._left, answer.results, strict=True):
+            self.results[index] = item
+        away = {index: error for index in self._left if (error := self.results[index].exception) and _passes(error)}
         self._left = list(away)
         self._attempt += 1
         if not away:

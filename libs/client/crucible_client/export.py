@@ -1,4 +1,4 @@
-"""Where one export stands: its lines put together, and after which sequence it goes on when it breaks. No I/O."""
+"""The state of one export: its lines put together, and the sequence after which it goes on when it breaks. No I/O."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,7 +7,7 @@ import msgspec
 from crucible_client.calls.events import Wanted, export_events
 from crucible_client.request import Call
 from crucible_client.response import read_as
-from crucible_client.retries import Patience
+from crucible_client.retries import Backoff
 from crucible_core.errors import CrucibleError, UnavailableError
 from crucible_core.limits import SDK_AWAY_S
 
@@ -22,7 +22,7 @@ class Export:
     def __init__(self, types: Sequence[str], wanted: Wanted) -> None:
         self._types = tuple(types)
         self._wanted = wanted
-        self._patience = Patience(SDK_AWAY_S, from_start=True)
+        self._backoff = Backoff(SDK_AWAY_S, from_start=True)
         self._begun = b""
         self._last: int | None = None
         self.complete = False
@@ -41,7 +41,7 @@ class Export:
                 self.complete = True
                 return
             self._last = read_as(line, _Placed).sequence
-            self._patience.went_well()
+            self._backoff.succeeded()
             yield line
 
     def ended(self) -> None:
@@ -51,4 +51,4 @@ class Export:
 
     def failed(self, error: CrucibleError, at_s: float) -> float:
         """Seconds until the next request; `at_s` is a monotonic time. Raises `error` when it is time to give up."""
-        return self._patience.wait_s(error, at_s)
+        return self._backoff.wait_s(error, at_s)

@@ -1,4 +1,4 @@
-"""When a failed request is sent again, and after how long."""
+"""Policies for sending a failed request again, and for reconnecting: when, and after how long."""
 
 import msgspec
 
@@ -44,7 +44,7 @@ _FIRST_WAIT_S = 0.2
 _LONGEST_WAIT_S = 5.0
 
 
-class Patience:
+class Backoff:
     """Counts the time that the other side has been away; None as `patience_s` is no limit.
 
     A call that never went well fails at once; with `from_start` only where nothing listens at all.
@@ -57,7 +57,7 @@ class Patience:
         self._away_since: float | None = None
         self._failures = 0
 
-    def went_well(self) -> None:
+    def succeeded(self) -> None:
         self._went_well = True
         self._away_since = None
         self._failures = 0

@@ -1,4 +1,4 @@
-"""Where the gateway is and which key opens it: from arguments, else from CRUCIBLE_URL and CRUCIBLE_API_KEY."""
+"""The gateway's URL and the key: from arguments, else from CRUCIBLE_URL and CRUCIBLE_API_KEY."""
 
 from collections.abc import Mapping
 

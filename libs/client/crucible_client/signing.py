@@ -1,4 +1,4 @@
-"""Whether a webhook request is really ours: Standard Webhooks (standardwebhooks.com) and X-Crucible-Signature."""
+"""True if a webhook request is really ours: Standard Webhooks (standardwebhooks.com) and X-Crucible-Signature."""
 
 import base64
 import binascii

@@ -1,4 +1,5 @@
-"""Where one live stream stands: what was seen last, and when to connect again. No I/O; both clients drive it."""
+"""The state of one live stream: its position, and the wait before the next connection. No I/O; both clients drive
+it."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -8,7 +9,7 @@ import msgspec
 from crucible_client.calls.events import stream_events
 from crucible_client.request import Call, Json
 from crucible_client.response import error_from, read_as
-from crucible_client.retries import Patience
+from crucible_client.retries import Backoff
 from crucible_core.envelope import Event
 from crucible_core.errors import CrucibleError
 from crucible_core.position import stream_number
@@ -32,7 +33,7 @@ OnNotice = Callable[[Notice], object]
 
 
 class Subscription:
-    """Follows the place in the log through a stream's frames, so that a broken one resumes with no hole and no
+    """Follows the position in the log through a stream's frames, so that a broken one resumes with no hole and no
     repeat. It is a sequence, or where the log is several streams, a position that the frames tell."""
 
     def __init__(
@@ -48,7 +49,7 @@ class Subscription:
     ) -> None:
         self._types, self._filter, self._start = tuple(types), filter, start
         self._world_id, self._room_id = world_id, room_id
-        self._patience = Patience(patience_s)
+        self._backoff = Backoff(patience_s)
         self._on_notice = on_notice
         self._last: str | int | None = None
         self._seen: dict[int, int] = {}
@@ -62,18 +63,18 @@ class Subscription:
     def message(self) -> str:
         """The same as what to say on a WebSocket."""
         filters = [{"event_type": name, "filter": self._filter or {}} for name in self._types or ("*",)]
-        place = {"world_id": self._world_id, "room_id": self._room_id}
+        scope = {"world_id": self._world_id, "room_id": self._room_id}
         wish = {
             "action": "subscribe",
             "filters": filters,
             "from": self._start if self._last is None else self._last,
-            **{name: value for name, value in place.items() if value is not None},
+            **{name: value for name, value in scope.items() if value is not None},
         }
         return msgspec.json.encode(wish).decode()
 
     def opened(self) -> None:
         """The gateway has accepted the stream."""
-        self._patience.went_well()
+        self._backoff.succeeded()
 
     def take(self, name: str, data: str | bytes, id: str = "") -> Event | None:
         """The event in a frame, if it has one that was not seen yet. `id` is that of a server-sent frame."""
@@ -105,7 +106,7 @@ class Subscription:
 
         A stream that never opened fails at once, and so does one that is refused for another reason than being away.
         """
-        wait = self._patience.wait_s(error, at_s)
+        wait = self._backoff.wait_s(error, at_s)
         self._tell(Notice("away", detail=error.detail))
         return wait
 

@@ -12,15 +12,15 @@ import httpx
 import websockets.sync.client as sync_client
 from httpx_sse import EventSource, SSEError
 
-from crucible_client.batches import BATCH_EVENTS, Shipment, packed
-from crucible_client.calls import events, hooks, memory, places, replays, webhooks
-from crucible_client.calls.events import Count, Tally, Wanted
+from crucible_client.batches import BATCH_EVENTS, PendingBatch, packed
+from crucible_client.calls import events, hooks, memory, replays, webhooks, worlds
+from crucible_client.calls.events import Count, CountSum, Wanted
 from crucible_client.errors import unreachable
 from crucible_client.export import Export
 from crucible_client.request import Call, Json, described, request_of
 from crucible_client.response import raise_for
 from crucible_client.results import BatchItem, Page
-from crucible_client.retries import Patience, Retries, wait_s
+from crucible_client.retries import Backoff, Retries, wait_s
 from crucible_client.settings import settings_from
 from crucible_client.subscription import OnNotice, Subscription
 from crucible_client.websocket import open_socket
@@ -177,10 +177,10 @@ class Events(_Namespace):
     replay = _sends(replays.start_replay)
 
     def count(self, *types: str, by: CountBy | None = None, **wanted: Unpack[Wanted]) -> Count:
-        """How many events are wanted (see `Wanted`), also by type, world, room, actor or day (UTC)."""
-        tally = Tally(types, by, wanted)
+        """The number of events that are wanted (see `Wanted`), also by type, world, room, actor or day (UTC)."""
+        total = CountSum(types, by, wanted)
         while True:
-            found = tally.take(self._client.send(tally.call()))
+            found = total.take(self._client.send(total.call()))
             if found is not None:
                 return found
 
@@ -199,21 +199,21 @@ class Events(_Namespace):
         the reader of notes pass them over. A gateway that goes away is waited for, a minute at most: then, or where it
         is away from the start, UnavailableError is raised.
         """
-        patience = Patience(SDK_AWAY_S, from_start=True)
+        backoff = Backoff(SDK_AWAY_S, from_start=True)
         for lines in packed(events, batch_size):
-            shipment = Shipment(lines, react)
+            batch = PendingBatch(lines, react)
             while True:
                 try:
-                    answer = self._client.send(shipment.call())
+                    answer = self._client.send(batch.call())
                 except CrucibleError as error:
-                    time.sleep(patience.wait_s(error, time.monotonic()))
+                    time.sleep(backoff.wait_s(error, time.monotonic()))
                     continue
-                patience.went_well()
-                wait = shipment.take(answer, self._client.retries, random.random())
+                backoff.succeeded()
+                wait = batch.take(answer, self._client.retries, random.random())
                 if wait is None:
                     break
                 time.sleep(wait)
-            yield from shipment.results
+            yield from batch.results
 
     def export(self, *types: str, **wanted: Unpack[Wanted]) -> Generator[bytes, None, None]:
         """The events that are committed by now and wanted (see `Wanted`), in the log's order, each as a line of JSON
@@ -351,29 +351,29 @@ class Memory(_Namespace):
 class Worlds(_Namespace):
     """The worlds that events belong to."""
 
-    create = add = _sends(places.create_world)
-    get = _sends(places.get_world)
-    list = _pages(places.list_worlds)
-    delete = _sends(places.delete_world)
+    create = add = _sends(worlds.create_world)
+    get = _sends(worlds.get_world)
+    list = _pages(worlds.list_worlds)
+    delete = _sends(worlds.delete_world)
 
 
 class Rooms(_Namespace):
     """The rooms of each world."""
 
-    create = add = _sends(places.create_room)
-    list = _sends(places.list_rooms)
-    delete = _sends(places.delete_room)
+    create = add = _sends(worlds.create_room)
+    list = _sends(worlds.list_rooms)
+    delete = _sends(worlds.delete_room)
 
 
 class Retention(_Namespace):
-    """How long events are kept."""
+    """The rules of retention."""
 
-    get = _sends(places.get_retention)
-    set = put = _sends(places.put_retention)
+    get = _sends(worlds.get_retention)
+    set = put = _sends(worlds.put_retention)
 
 
 class Losses(_Namespace):
     """Events that the log has lost."""
 
-    list = _sends(places.list_losses)
-    accept = _sends(places.accept_losses)
+    list = _sends(worlds.list_losses)
+    accept = _sends(worlds.accept_losses)

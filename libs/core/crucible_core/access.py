@@ -52,7 +52,7 @@ class View(msgspec.Struct, frozen=True):
 
     @property
     def whole(self) -> bool:
-        """Whether it has all of its worlds."""
+        """True if it has all of its worlds."""
         return self.rooms is None and self.types is None and self.accepts is None
 
     def has_place(self, world: str | None, room: str | None) -> bool:
@@ -65,7 +65,7 @@ class View(msgspec.Struct, frozen=True):
         return self.types is None or dotted in self.types or f"{dotted.partition('.')[0]}.*" in self.types
 
     def may_show(self, world: str, room: str, dotted: str, entity: str | None) -> bool:
-        """Whether it shows an event, `where` apart."""
+        """True if it shows an event, `where` apart."""
         if not self.has_place(world, room) or not self.has_type(dotted):
             return False
         if self.worlds is None or dotted not in OF_ALL_WORLDS:
@@ -97,7 +97,8 @@ def _names(given: tuple[str, ...]) -> frozenset[str] | None:
 
 
 class Scope:
-    """What somebody may see or change: what any one of the grants has. Without a limit where they are None."""
+    """The events that somebody may see or change: those of any one of the grants. Without a limit where they are
+    None."""
 
     def __init__(self, grants: Iterable[Grant] | None) -> None:
         compiled = map(_compiled, [Grant()] if grants is None else grants)
@@ -122,7 +123,7 @@ class Scope:
         )
 
     def may_show(self, world: str | None, room: str | None, dotted: str) -> bool:
-        """Whether it has events of a place and type: for records of what was done with one. None is not known."""
+        """True if it has events of a place and type: for records of what was done with one. None is not known."""
         if self.everything:
             return True
         if world is None or room is None:
@@ -130,7 +131,7 @@ class Scope:
         return any(view.may_show(world, room, dotted, None) for view in self.views)
 
     def has_place(self, world: str | None, room: str | None = None) -> bool:
-        """Whether there is something to see there; None is any."""
+        """True if there is something to see there; None is any."""
         return any(view.has_place(world, room) for view in self.views)
 
     def has_whole(self, world: str) -> bool:
@@ -155,7 +156,7 @@ class Scope:
 EVERYTHING = Scope(None)
 NOTHING = Scope(())
 Sight = Callable[[], Scope]
-"""What somebody may see at the moment: it may be less than a moment ago."""
+"""The present access of a principal, which may be less than a moment ago."""
 
 
 class Principal(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):

@@ -6,7 +6,7 @@ import re
 from crucible_core.limits import EXTENSION_CHARS
 
 Value = bool | int | str
-"""What an attribute may hold; all other types of the specification travel as text."""
+"""Types of an attribute's value; all other types of the specification travel as text."""
 Extensions = dict[str, Value]
 
 PLAIN_JSON = "application/json"
@@ -31,17 +31,17 @@ def is_name(name: str) -> bool:
 
 
 def is_kept(name: str) -> bool:
-    """Whether an extension is one that Crucible adds, to keep how a foreign event came in."""
+    """True if an extension is one that Crucible adds, to keep how a foreign event came in."""
     return name.startswith("crucible") or name == "originalid"
 
 
 def is_text(value: str) -> bool:
-    """Whether a String attribute may hold it: no control characters, surrogates or noncharacters."""
+    """True if a String attribute may hold it: no control characters, surrogates or noncharacters."""
     return _FORBIDDEN.search(value) is None
 
 
 def mistake(name: str, value: Value) -> str | None:
-    """What is wrong with an extension, in words; None if nothing is."""
+    """The mistake of an extension, in words; None if there is none."""
     if not is_name(name):
         return "an attribute's name is lower-case letters and digits, at most 64"
     if name in FIELDS:

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 _MOST_VALUES = 20
 _SHOWN = 200
-"""How many characters of a sender's own text an error repeats."""
+"""Characters of a sender's own text that an error repeats."""
 
 _QUOTED = re.compile(rb'"[^"]*"?')
 _NO_MARK = bytes(set(range(256)) - set(b'[]{}"'))
@@ -31,7 +31,7 @@ _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 _LOCATED = re.compile(r"(?P<text>.*?)(?: - at (?:`key` in )?`(?P<path>\$[^`]*)`)?", re.DOTALL)
 _FIELD = re.compile(r"Object (?P<what>contains unknown|missing required) field `(?P<name>.*)`", re.DOTALL)
 _NAMED = re.compile(r"`(?P<name>\w+)`: (?P<text>.*)", re.DOTALL)
-"""What a `__post_init__` says of one field."""
+"""The message of a `__post_init__` about one field."""
 _VALUE = re.compile(r"Invalid (?:enum )?value '?(?P<value>.*?)'?", re.DOTALL)
 _NO_MATCH = "Expected `str` matching regex"
 _SEGMENT = re.compile(r"\.([^.\[]+)|\[([^\]]*)\]")
@@ -97,7 +97,7 @@ def check_depth(raw: bytes, what: str) -> None:
 
 
 def depth(raw: bytes) -> int:
-    """How deep JSON arrays and objects are nested; brackets inside strings do not count. Linear in `raw`."""
+    """The nesting of JSON arrays and objects; brackets inside strings do not count. Linear in `raw`."""
     return max(itertools.accumulate(steps(unescaped(raw))), default=0)
 
 
@@ -149,7 +149,7 @@ _UNREAD = object()
 _MOST_DIGITS = 4300
 _MOST_PATH = 400
 _LOCATED_BYTES = 64 * 1024
-"""Of a larger document, only the key that stands twice is told: to look for its place takes long."""
+"""Of a larger document, only the key that stands twice is named: to look for its path takes long."""
 _OUT_OF_RANGE = object()
 
 
@@ -179,7 +179,7 @@ def check_members(raw: bytes, what: str, root: str = "") -> None:
 
 
 def _has_more(raw: bytes, again: bytes) -> bool:
-    """Whether `raw` has more members than what it was read as."""
+    """True if `raw` has more members than what it was read as."""
     if b"\\u003" in raw and (b"\\u003a" in raw or b"\\u003A" in raw):
         return _members_in(raw) != _members_in(again)
     return raw.count(b":") != again.count(b":")
@@ -239,8 +239,8 @@ def _check_below(value: Any, path: list[str], what: str) -> None:
             keys.add(key)
             _check_below(inner, at, what)
     elif isinstance(value, list):
-        for place, item in enumerate(value):
-            _check_below(item, [*path, str(place)], what)
+        for index, item in enumerate(value):
+            _check_below(item, [*path, str(index)], what)
 
 
 def _stands_twice(path: list[str], what: str) -> MalformedError:
@@ -292,7 +292,8 @@ def _field_error(text: str, segments: list[str], kind: Any, root: str) -> FieldE
 
 
 def inspected(kind: Any) -> msgspec.inspect.Type:
-    """What msgspec knows of a type. Finding out takes a millisecond, which each bad event of a batch would cost."""
+    """The fields that msgspec reads of a type. Finding out takes a millisecond, which each bad event of a batch would
+    cost."""
     return _inspected(kind)
 
 

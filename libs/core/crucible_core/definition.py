@@ -155,7 +155,7 @@ def event_type(type: str, event: str | None = None) -> str:
 
 
 def trigger_filters(definition: Mapping[str, Any]) -> list[TypeFilter]:
-    """What a hook listens to, for `matcher.compile_filters`."""
+    """The filters of a hook, for `matcher.compile_filters`."""
     return [
         TypeFilter(event_type=event_type(wanted["type"], wanted.get("event")), filter=wanted.get("filter") or {})
         for wanted in definition["trigger"]["events"]
@@ -171,12 +171,12 @@ def priority(definition: Mapping[str, Any]) -> int:
 
 
 def failure_policy(definition: Mapping[str, Any]) -> FailurePolicy:
-    """What happens to an event whose Pre hook cannot be asked, fails or is late."""
+    """The decision about an event whose Pre hook cannot be asked, fails or is late."""
     return "allow" if (definition.get("options") or {}).get("failure_policy") == "allow" else "deny"
 
 
 def timeout_ms(definition: Mapping[str, Any]) -> int:
-    """How long one attempt may take; a Pre hook's is bounded, since a writer waits for it."""
+    """Milliseconds of one attempt; a Pre hook's are bounded, since a writer waits for it."""
     given = (definition.get("options") or {}).get("timeout_ms")
     if timing(definition) == "Pre":
         return min(given or HOOK_DEFAULT_PRE_TIMEOUT_MS, HOOK_PRE_TIMEOUT_MS)
@@ -184,6 +184,6 @@ def timeout_ms(definition: Mapping[str, Any]) -> int:
 
 
 def intercept_budget_s(definitions: Iterable[Mapping[str, Any]]) -> float:
-    """How long a caller waits, in seconds, for `hooks.intercept` with these Pre hooks: each may run twice, once to
-    change the event and once to judge what later hooks made of it."""
+    """Seconds that a caller waits for `hooks.intercept` with these Pre hooks: each may run twice, once to
+    change the event and once to decide about the event as later hooks left it."""
     return 2.0 + 2 * sum(timeout_ms(definition) for definition in definitions) / 1000

@@ -28,7 +28,7 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Metadata(msgspec.Struct, frozen=True, kw_only=True):
-    """What Crucible knows of an event. `timestamp` is RFC 3339 in UTC with microseconds; `traceparent` is W3C's;
+    """The context of an event. `timestamp` is RFC 3339 in UTC with microseconds; `traceparent` is W3C's;
     `extensions` are the attributes of a CloudEvent that no other field holds, and is absent where there are none."""
 
     id: str
@@ -54,7 +54,7 @@ class Data(msgspec.Struct, frozen=True):
 
 
 class Redaction(msgspec.Struct, frozen=True):
-    """That an event's payload was erased: when, by whom, why, and the id of the event that says so."""
+    """The erasure of an event's payload: when, by whom, why, and the id of the event that says so."""
 
     tombstone: str
     at: str
@@ -63,8 +63,8 @@ class Redaction(msgspec.Struct, frozen=True):
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=False):
-    """A committed event; `sequence` is its place in the EVENTS stream and is not stored inside it. `redacted` is absent
-    where nothing was erased."""
+    """A committed event; `sequence` is its position in the EVENTS stream and is not stored inside it. `redacted` is
+    absent where nothing was erased."""
 
     type: str
     data: Data
@@ -100,8 +100,9 @@ def decode(raw: bytes, sequence: int | None = None) -> Event:
 
 
 def read(decoder: Callable[[bytes], T], raw: bytes) -> T:
-    """What a decoder reads in `raw`. A large one is read without the garbage collector: of a million small values, all
-    of them in use, it would look through the same ones again and again, which takes as long as reading them."""
+    """The value that a decoder reads in `raw`. A large one is read without the garbage collector: of a million small
+    values, all of them in use, it would look through the same ones again and again, which takes as long as reading
+    them."""
     if len(raw) < _LARGE_BYTES or not gc.isenabled():
         return decoder(raw)
     gc.disable()
@@ -112,7 +113,7 @@ def read(decoder: Callable[[bytes], T], raw: bytes) -> T:
 
 
 def is_intricate(raw: bytes) -> bool:
-    """Whether JSON has so many values that each step of looking at them takes some 10 ms or more."""
+    """True if JSON has so many values that each step of looking at them takes some 10 ms or more."""
     return len(raw) >= _LARGE_BYTES and raw.count(b",") + raw.count(b"[") + raw.count(b"{") > _INTRICATE
 
 

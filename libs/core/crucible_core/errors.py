@@ -149,7 +149,7 @@ class UnknownOutcomeError(UnavailableError):
 
 
 def untried(error: CrucibleError) -> CrucibleError:
-    """What is to be said of something that was not tried because of `error`: nothing of it is open."""
+    """The error of a request that was not tried because of `error`: its outcome is known."""
     return UnavailableError(error.detail, **error.extra) if isinstance(error, UnknownOutcomeError) else error
 
 

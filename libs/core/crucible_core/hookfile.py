@@ -20,16 +20,16 @@ NO_HOOK = (
 )
 
 _PARTS = ("trigger", "action")
-"""What every hook has, and what nothing else that lies in a hooks directory is likely to have."""
+"""Keys that every hook has, and that nothing else in a hooks directory is likely to have."""
 
 _TEXTS = ("name", "description", "version")
-"""What is a text whatever it looks like: `version: 1.10` is not 1.1."""
+"""Fields that are texts whatever they look like: `version: 1.10` is not 1.1."""
 _KEY = re.compile(r"^[\"']?([A-Za-z_-]{3,20})[\"']?[ \t]*:", re.MULTILINE)
 _SCRIPT_FILE = re.compile(r"[^\n\r\0(){}=\"']{1,250}\.(?:py|rn)")
 
 
 def is_hook_file(name: str) -> bool:
-    """Whether a file may describe a hook, by the end of its name in any case."""
+    """True if a file may describe a hook, by the end of its name in any case."""
     return name.lower().endswith(SUFFIXES)
 
 
@@ -83,7 +83,7 @@ def _claimed(value: Any) -> dict[str, Any] | None:
 
 
 def _claims(keys: Iterable[str]) -> bool:
-    """Whether an object with these keys is meant to be a hook, slips of the pen included."""
+    """True if an object with these keys is meant to be a hook, slips of the pen included."""
     return any(nearest(key, _PARTS) for key in keys)
 
 
@@ -112,7 +112,7 @@ def _check_keys(text: str) -> None:
 
 
 def _place(text: str, key: str) -> str:
-    """The line of a key's second place, which YAML's reader knows and JSON's does not."""
+    """The line of a key's second occurrence, which YAML's reader knows and JSON's does not."""
     try:
         load(text)
     except InvalidError as error:

@@ -33,7 +33,7 @@ def derive_id(prefix: str, at_ms: int, *parts: str) -> str:
 
 
 def is_id(prefix: str, text: str) -> bool:
-    """Whether `text` can be an id with this prefix. Ids that users bring need not be UUIDs, only safe to print."""
+    """True if `text` can be an id with this prefix. Ids that users bring need not be UUIDs, only safe to print."""
     return text.startswith(f"{prefix}_") and _ID.fullmatch(text) is not None
 
 
@@ -62,7 +62,7 @@ def moment_of(id: str) -> int | None:
 
 
 def is_after(id: str, at_ms: int) -> bool:
-    """Whether a TypeID carries a later moment; False for any other text."""
+    """True if a TypeID carries a later moment; False for any other text."""
     uuid = id.partition("_")[2]
     return len(uuid) == 26 and uuid[:10].lower() > _moment(at_ms) and (moment_of(id) or 0) > at_ms
 

@@ -33,12 +33,12 @@ _CERTIFICATE = {
 
 
 def connection_reason(number: int | None) -> str:
-    """What the `errno` of a connection says."""
+    """The words for the `errno` of a connection."""
     if number is None:
         return "the connection failed"
     return _CONNECTION.get(number) or f"the connection failed ({errno.errorcode.get(number, number)})"
 
 
 def certificate_reason(code: int) -> str:
-    """What the `verify_code` of a certificate says that was not accepted."""
+    """The words for the `verify_code` of a certificate that was not accepted."""
     return f"TLS: the certificate {_CERTIFICATE.get(code, 'is not trusted')}"

@@ -18,12 +18,12 @@ Encoded = int | tuple[int, ...]
 
 
 def stream_number(sequence: int) -> int:
-    """Which stream holds a sequence."""
+    """The number of the stream that holds a sequence."""
     return sequence >> _BITS
 
 
 def base_of(number: int) -> int:
-    """Where the sequences of a stream begin: the first one comes after it."""
+    """The number before the first sequence of a stream."""
     return number << _BITS
 
 
@@ -43,8 +43,8 @@ def numbered(number: int, sequence: int) -> int:
 
 
 class Position(msgspec.Struct, frozen=True):
-    """A place in the log: of each stream, the last sequence before it. It is at the start of a stream that it does not
-    tell of. Two of them need not be one after the other, so they have no order."""
+    """A position in the log: of each stream, the last sequence before it. It is at the start of a stream that it does
+    not tell of. Two of them need not be one after the other, so they have no order."""
 
     ends: tuple[int, ...] = ()
 
@@ -53,7 +53,7 @@ class Position(msgspec.Struct, frozen=True):
         return Position(tuple(map(base_of, range(streams))))
 
     def covers(self, sequence: int) -> bool:
-        """Whether an event is before this place."""
+        """True if an event is before this position."""
         ends = self.ends
         return sequence <= (ends[0] if len(ends) == 1 else self.end_of(stream_number(sequence)))
 
@@ -61,7 +61,7 @@ class Position(msgspec.Struct, frozen=True):
         return self.ends[number] if number < len(self.ends) else base_of(number)
 
     def reaches(self, other: "Position") -> bool:
-        """Whether everything before the other one is before this one, too."""
+        """True if everything before the other one is before this one, too."""
         return self.ends == other.ends or all(self.end_of(number) >= end for number, end in enumerate(other.ends))
 
     def after(self, sequence: int) -> "Position":
@@ -95,15 +95,15 @@ class Position(msgspec.Struct, frozen=True):
         return found
 
     def is_near(self, other: "Position", most: int) -> bool:
-        """Whether there are fewer events than that from here to the other one."""
+        """True if there are fewer events than that from here to the other one."""
         return other.count - self.count < most
 
     def least(self, *others: "Position") -> "Position":
-        """What all of them have behind them."""
+        """The position that all of them have passed."""
         return self._joined(min, others)
 
     def most(self, *others: "Position") -> "Position":
-        """What one of them has behind it."""
+        """The position that one of them has passed."""
         return self._joined(max, others)
 
     def _joined(self, choose: Callable[[Iterable[int]], int], others: tuple["Position", ...]) -> "Position":
@@ -118,7 +118,7 @@ class Position(msgspec.Struct, frozen=True):
 
     @property
     def several(self) -> bool:
-        """Whether it is of several streams, so that no sequence says the same."""
+        """True if it is of several streams, so that no sequence says the same."""
         return len(self.ends) > 1
 
     @property
@@ -128,7 +128,7 @@ class Position(msgspec.Struct, frozen=True):
 
     @property
     def count(self) -> int:
-        """How many events the streams have had until here, those that are gone again included."""
+        """The number of events that the streams have had until here, those that are gone again included."""
         return sum(map(in_stream, self.ends))
 
     @property
@@ -142,7 +142,7 @@ class Position(msgspec.Struct, frozen=True):
 
 
 def counted(encoded: Encoded) -> int:
-    """How many events the log has had until there: of one stream, its sequence."""
+    """The number of events that the log has had until there: of one stream, its sequence."""
     return encoded if isinstance(encoded, int) else sum(encoded)
 
 

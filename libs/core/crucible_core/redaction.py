@@ -23,7 +23,7 @@ class Envelope(msgspec.Struct, frozen=True):
 
 
 class Tombstone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The payload of a tombstone. `id` is the entity that the event is about, `sequence` the event's place."""
+    """The payload of a tombstone. `id` is the entity that the event is about, `sequence` the event's position."""
 
     id: str | None = None
     event_id: str
@@ -33,8 +33,8 @@ class Tombstone(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     envelope: Envelope
 
 
-class Place(NamedTuple):
-    """Where the event was: its sequence, when it was stored (Unix ms), and its message id (may be empty)."""
+class StoredEvent(NamedTuple):
+    """The stored event that is erased: its sequence, time of storing (Unix ms), and message id (may be empty)."""
 
     sequence: int
     stored_ms: int
@@ -86,13 +86,13 @@ def left_of(stored: bytes) -> Event:
     )
 
 
-def mark(place: Place) -> dict[str, str]:
+def mark(stored: StoredEvent) -> dict[str, str]:
     """The header that makes an event a tombstone. Only `events` itself writes it: an event of such a type that somebody
     else appends, or imports, erases nothing."""
-    return {REDACTS: f"{place.sequence} {place.stored_ms} {place.message_id}"}
+    return {REDACTS: f"{stored.sequence} {stored.stored_ms} {stored.message_id}"}
 
 
-def place_of(headers: Mapping[str, str]) -> Place | None:
+def redacted_event(headers: Mapping[str, str]) -> StoredEvent | None:
     """Of which event a message is the tombstone; None for every other message."""
     value = headers.get(REDACTS) if headers else None
     if value is None:
@@ -101,7 +101,7 @@ def place_of(headers: Mapping[str, str]) -> Place | None:
     stored_ms, _, message_id = rest.partition(" ")
     if not (sequence.isdecimal() and stored_ms.isdecimal()):
         return None
-    return Place(int(sequence), int(stored_ms), message_id)
+    return StoredEvent(int(sequence), int(stored_ms), message_id)
 
 
 def checked_empty(payload: bytes) -> None:

@@ -33,7 +33,7 @@ JOB = "Crucible-Job"
 ERROR = "Crucible-Error"
 ATTEMPT = "Crucible-Attempt"
 OLD_JOBS = {DLV: "Crucible-Delivery", RUN: "Crucible-Run"}
-"""What `JOB` is, of the work that the version before the work engine has left, by kind."""
+"""The value of `JOB`, of the work that the version before the work engine has left, by kind."""
 EVENT_ID = "Crucible-Event-Id"
 EVENT_SEQUENCE = "Crucible-Event-Sequence"
 CAUSE = "Crucible-Cause"
@@ -45,7 +45,7 @@ REPLY_TO = "Crucible-Reply-To"
 DEADLINE = "Crucible-Deadline"
 """The milliseconds that the sender of a request waits, from `SENT` on."""
 SENT = "Crucible-Sent"
-"""When a request was sent: Unix milliseconds by the NATS server's clock."""
+"""The time at which a request was sent: Unix milliseconds by the NATS server's clock."""
 PRINCIPAL = "Crucible-Principal"
 """Who asks, as `access.Principal.header` has it."""
 WORKING = "Crucible-Working"
@@ -59,7 +59,7 @@ FINGERPRINT = "Crucible-Fingerprint"
 REGISTRATION = "Crucible-Registration"
 """The id of the hook that a run is of which the version before the work engine has left."""
 KEY = "Crucible-Key"
-"""What stands for an event's idempotency key, where its message id does not."""
+"""The stand-in for an event's idempotency key, where its message id does not."""
 REASON = "Crucible-Reason"
 ORIGIN = "Crucible-Origin"
 CORRELATION = "Crucible-Correlation"
@@ -181,7 +181,7 @@ class Names(msgspec.Struct, frozen=True):
         return Position.start(self.streams)
 
     def position(self, encoded: EncodedPosition) -> Position:
-        """The place in the log that a record tells."""
+        """The position in the log that a record has."""
         return decoded(encoded, self.streams)
 
     def subjects_in(self, stream: str, subjects: Sequence[str]) -> list[str]:
@@ -230,7 +230,7 @@ class Names(msgspec.Struct, frozen=True):
 
     # Snapshots of indexes: each an object in a store of its own (ADR-20)
     def snapshots(self, index: str) -> str:
-        """How the stores of an index's snapshots begin; a number follows."""
+        """The beginning of the names of an index's snapshot stores; a number follows."""
         return self._name(f"{index}-")
 
     # Durable consumers
@@ -286,7 +286,7 @@ class Names(msgspec.Struct, frozen=True):
         return self._subject(kind, "*", "*")
 
     def schedule(self, kind: str, handler: str, job: str) -> str:
-        """Where a job waits for its time."""
+        """The subject on which a job waits for its time."""
         return self._subject("sched", kind, _shard(handler), token(handler), token(job))
 
     def schedules_of(self, kind: str, handler: str) -> str:
@@ -296,7 +296,7 @@ class Names(msgspec.Struct, frozen=True):
         return self._subject("sched", kind, ">")
 
     def held(self, kind: str, handler: str) -> str:
-        """Where work is put aside that its handler has no room for; nobody consumes it there."""
+        """The subject for work that its handler has no capacity for; nobody consumes it there."""
         return self._subject("held", kind, _shard(handler), token(handler))
 
     def all_held(self, kind: str) -> str:
@@ -320,7 +320,7 @@ class Names(msgspec.Struct, frozen=True):
         return self._subject("att", kind, ">")
 
     def parked(self, durable: str) -> str:
-        """Where a message that cannot be decoded is put aside."""
+        """The subject for messages that cannot be decoded."""
         return self._subject("att", "parked", token(durable))
 
     @property
@@ -328,7 +328,7 @@ class Names(msgspec.Struct, frozen=True):
         return self._subject("att", "parked", "*")
 
     def trial(self, durable: str, work: str) -> str:
-        """Where it is noted that something is worked on alone, since a process has ended that had it in hand."""
+        """The subject of the note that something is worked on alone, since a process has ended that had it in hand."""
         return self._subject("att", "trial", token(durable), token(work))
 
     @property
@@ -340,7 +340,8 @@ class Names(msgspec.Struct, frozen=True):
         return self._subject("rpc", service, operation)
 
     def rpc_alive(self, service: str, operation: str) -> str:
-        """Where each replica listens that answers an operation, or drains, and nobody is ever answered."""
+        """The subject on which each replica listens that answers an operation, or drains, and nobody is ever
+        answered."""
         return self._subject("rpc", service, operation, "alive")
 
 
@@ -411,7 +412,7 @@ def object_chunks(store: str, nuid: str) -> str:
 
 
 def object_info(store: str, name: str) -> str:
-    """Where an object is described; `*` is every object."""
+    """The subject of an object's description; `*` is every object."""
     return f"$O.{store}.M.{name if name == '*' else base64.urlsafe_b64encode(name.encode()).decode()}"
 
 
@@ -420,9 +421,9 @@ KV_MARKER = "Nats-Marker-Reason"
 EXPECTED_STREAM_SEQUENCE = "Nats-Expected-Last-Sequence"
 STATUS = "Status"
 DESCRIPTION = "Description"
-"""How nats-py names the parts of an inline status."""
+"""Names that nats-py gives the parts of an inline status."""
 PENDING_MESSAGES = "Nats-Pending-Messages"
 LAST_CONSUMER = "Nats-Last-Consumer"
 ACK_PREFIX = "$JS.ACK."
-"""How a stream message's reply subject begins; its tokens carry the message's metadata."""
+"""The beginning of a stream message's reply subject; its tokens carry the message's metadata."""
 ACK, NAK, TERM, IN_PROGRESS = b"+ACK", b"-NAK", b"+TERM", b"+WPI"

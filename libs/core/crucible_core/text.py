@@ -22,8 +22,8 @@ def decode_text(data: bytes) -> str:
     try:
         text = data[len(mark) :].decode(encoding)
     except UnicodeDecodeError as error:
-        place = error.start + len(mark)
-        raise MalformedError(f"byte {place} is not {encoding.upper()}: save the file as UTF-8") from None
+        offset = error.start + len(mark)
+        raise MalformedError(f"byte {offset} is not {encoding.upper()}: save the file as UTF-8") from None
     if not mark and "\0" in text[:64]:
         raise MalformedError("it is binary, or UTF-16 without a byte order mark: save the file as UTF-8")
     return text

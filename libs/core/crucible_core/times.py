@@ -98,7 +98,7 @@ def _plain(text: str, fraction: str | None) -> str:
 
 
 def _suggestion(text: str) -> str | None:
-    """What the writer of another ISO 8601 form (a date alone, no offset) most likely meant."""
+    """The likely meaning of another ISO 8601 form (a date alone, no offset)."""
     try:
         moment = datetime.fromisoformat(text.strip()[:_SHOWN])
         return format_time(_microseconds(moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)))

@@ -68,15 +68,15 @@ def split_front_matter(text: str) -> FrontMatter:
     A byte order mark before it is dropped. Text without a closing fence within YAML_BYTES has no front matter.
     """
     text = text.removeprefix("\ufeff")
-    place = _line_end(text, 0)
-    if text[:place].rstrip() != FENCE:
+    offset = _line_end(text, 0)
+    if text[:offset].rstrip() != FENCE:
         return FrontMatter(None, text)
-    start = place
-    while place < len(text) and place - start <= YAML_BYTES:
-        end = _line_end(text, place)
-        if text[place:end].rstrip() in (FENCE, "..."):
-            return FrontMatter(text[start:place], text[end:])
-        place = end
+    start = offset
+    while offset < len(text) and offset - start <= YAML_BYTES:
+        end = _line_end(text, offset)
+        if text[offset:end].rstrip() in (FENCE, "..."):
+            return FrontMatter(text[start:offset], text[end:])
+        offset = end
     return FrontMatter(None, text)
 
 
@@ -142,8 +142,8 @@ def load(text: str, *, first_line: int = 1, as_text: tuple[str, ...] = ()) -> An
     return reader.document()
 
 
-def _line_end(text: str, place: int) -> int:
-    end = text.find("\n", place)
+def _line_end(text: str, offset: int) -> int:
+    end = text.find("\n", offset)
     return len(text) if end < 0 else end + 1
 
 
@@ -229,7 +229,8 @@ class _Reader:
             yield event
 
     def _alias(self, event: Any) -> Any:
-        """What the anchor names, counted as if it were written out: references make a few lines fill any memory."""
+        """The size of an anchor's target, counted as if it were written out: references make a few lines fill any
+        memory."""
         if event.anchor not in self._anchors:
             self._refuse(event, f"*{event.anchor} names nothing", f"{_QUOTE} if it begins with *")
         value, size = self._anchors[event.anchor]

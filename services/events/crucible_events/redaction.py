@@ -14,7 +14,7 @@ from crucible_core.errors import ConflictError, CrucibleError, InvalidError
 from crucible_core.ids import derive_id
 from crucible_core.limits import REASON_CHARS
 from crucible_core.protocol.events import IndexedRequest, NewEvent, RedactRequest
-from crucible_core.redaction import Place, mark, place_of, tombstone, type_of
+from crucible_core.redaction import StoredEvent, mark, redacted_event, tombstone, type_of
 from crucible_events import store
 from crucible_events.append.appends import Appender
 from crucible_events.append.lifetime import lifetime_in
@@ -74,12 +74,12 @@ class RedactionApi:
 
     async def _commit_tombstone(self, request: RedactRequest, message: Message, context: Context) -> int:
         """The sequence of the tombstone, which is committed now or was before."""
-        if place_of(message.headers) is not None:
+        if redacted_event(message.headers) is not None:
             text = f"{request.id} is the tombstone of a redaction: it has nothing that could be erased"
             raise InvalidError.field("id", text, detail=text)
         event = decode(message.data, message.sequence)
         new = _tombstone(event, request, message)
-        place = Place(message.sequence, message.time_ms, stored_key(message.headers) or "")
+        place = StoredEvent(message.sequence, message.time_ms, stored_key(message.headers) or "")
         lifetime = lifetime_in(message.headers)
         appended = await self._appender.append_own(new, mark(place), lifetime, context.traceparent)
         assert appended.sequence is not None
@@ -87,10 +87,10 @@ class RedactionApi:
             await self._check_first(appended.sequence, request.id, place)
         return appended.sequence
 
-    async def _check_first(self, sequence: int, event_id: str, place: Place) -> None:
+    async def _check_first(self, sequence: int, event_id: str, place: StoredEvent) -> None:
         """Any client may have appended an event with the tombstone's id."""
         first = await event_at(self._bus, sequence)
-        found = place_of(first.headers) if first is not None else None
+        found = redacted_event(first.headers) if first is not None else None
         if found is None or found.sequence != place.sequence:
             raise ConflictError(f"another event has the id of the tombstone of {event_id}", current_sequence=sequence)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from crucible_core.errors import FieldError, InvalidError
-from crucible_core.filters.paths import event_place
+from crucible_core.filters.paths import event_field
 from crucible_core.suggest import nearest
 from crucible_core.types.catalogue import Catalogue
 from crucible_hooks.actions.sandbox import Sandbox
@@ -85,7 +85,7 @@ def _check_metadata(path: tuple[str, ...]) -> None:
     if path[0] == "redacted" or path[:2] == ("metadata", "extensions") or path == ("metadata", "source"):
         return
     try:
-        event_place(None, ".".join(("event", *path)))
+        event_field(None, ".".join(("event", *path)))
     except InvalidError as refused:
         error = refused.errors[0]
         near = nearest(path[0], [*_OWN, "type", "sequence"]) if len(path) == 1 else None

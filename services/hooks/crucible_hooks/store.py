@@ -13,7 +13,7 @@ from crucible_core.limits import FAILING_AFTER, PAGE
 from crucible_core.position import numbered, stream_number
 from crucible_core.protocol.hooks import RunList, RunRecord
 from crucible_core.protocol.parts import Counters
-from crucible_core.redaction import place_of
+from crucible_core.redaction import redacted_event
 from crucible_core.subjects import NO_REACTION, REDACTED, RUN, Names
 from crucible_hooks.errors import shorten_error
 from crucible_hooks.hook import handler_key
@@ -80,7 +80,7 @@ def sources(names: Names) -> list[str]:
 
 def wants(message: Message) -> bool:
     """False for the event of a Post hook's run, which the index has from ATTEMPTS."""
-    is_run = stream_number(message.sequence) and place_of(message.headers) is None
+    is_run = stream_number(message.sequence) and redacted_event(message.headers) is None
     return not is_run or b'"timing":"Pre"' in message.data
 
 
@@ -89,7 +89,7 @@ def apply(writer: sqlite3.Connection, messages: list[Message]) -> None:
     Pre hooks into both. A message that cannot be decoded is passed over and logged."""
     for message in messages:
         number = stream_number(message.sequence)
-        if (erased := place_of(message.headers)) is not None:
+        if (erased := redacted_event(message.headers)) is not None:
             writer.execute("DELETE FROM runs WHERE sequence = ?", (numbered(number, erased.sequence),))
         elif NO_REACTION not in message.headers:  # the runs of an import are not this installation's
             try:

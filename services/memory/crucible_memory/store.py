@@ -11,7 +11,7 @@ import msgspec
 from crucible_core.envelope import DEFAULT_WORLD
 from crucible_core.ids import is_id
 from crucible_core.protocol.memory import Link, MemoryView, SkippedEvent
-from crucible_core.redaction import place_of
+from crucible_core.redaction import redacted_event
 from crucible_core.subjects import ACCESSED
 from crucible_kit.index.connections import Reader
 from crucible_kit.index.file import insert
@@ -121,7 +121,7 @@ def unmark_rebuilt(writer: sqlite3.Connection, id: str, world: str, last: int) -
 
 
 def _mark_redacted(writer: sqlite3.Connection, messages: list[Message], events: list[Recorded]) -> None:
-    redacted = {message.sequence for message in messages if place_of(message.headers) is not None}
+    redacted = {message.sequence for message in messages if redacted_event(message.headers) is not None}
     for event in events:
         if event.sequence in redacted:
             row = (event.memory_id, event.world_id, event.sequence)

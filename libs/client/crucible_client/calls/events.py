@@ -75,8 +75,8 @@ def append(
 
 
 class Wanted(TypedDict, total=False):
-    """Which events of the log, besides their types; each as `GET /api/v1/events` has it. Times are RFC 3339, `source`
-    is a kind or `kind:id`, `after` an exclusive sequence; `min_sequence` waits until that much is indexed."""
+    """A selection of events of the log, besides their types; each as `GET /api/v1/events` has it. Times are RFC 3339,
+    `source` is a kind or `kind:id`, `after` an exclusive sequence; `min_sequence` waits until that much is indexed."""
 
     actor: str | None
     source: str | None
@@ -118,7 +118,7 @@ def list_events(
     cursor: str | None = None,
     **wanted: Unpack[Wanted],
 ) -> Call[Page[Event]]:
-    """Events by type (names, aliases, wildcards), place, cause, time (RFC 3339) and filter; see `Wanted`.
+    """Events by type (names, aliases, wildcards), world, room, cause, time (RFC 3339) and filter; see `Wanted`.
 
     `after` is an exclusive sequence; `min_sequence` waits until that much is indexed; `page_size` is at most 1000.
     """
@@ -133,7 +133,7 @@ def export_events(types: Sequence[str], wanted: Wanted) -> Call[bytes]:
 
 
 def count_events(types: Sequence[str], by: CountBy | None, wanted: Wanted) -> Call[CountReply]:
-    """How many events are wanted, or how many of the first part of the log where it is long."""
+    """The number of events that are wanted, or of those in the first part of the log where it is long."""
     return get("/api/v1/events/count", reads(CountReply), params=_params(types, wanted) + params_of(by=by))
 
 
@@ -197,8 +197,8 @@ def stream_events(
     room_id: str | None = None,
 ) -> Call[bytes]:
     """The live stream as server-sent events; `last` is what to resume after."""
-    place = params_of(filter=json_text(filter), world_id=world_id, room_id=room_id)
-    params = (*types_of(types), *place, ("from", str(start if last is None else last)))
+    scope = params_of(filter=json_text(filter), world_id=world_id, room_id=room_id)
+    params = (*types_of(types), *scope, ("from", str(start if last is None else last)))
     headers = {"accept": "text/event-stream", "cache-control": "no-store"}
     if last is not None:
         headers["last-event-id"] = str(last)
@@ -255,7 +255,7 @@ class Count(msgspec.Struct, frozen=True):
     groups: dict[str, int]
 
 
-class Tally:
+class CountSum:
     """Asks for one part after another until all is counted."""
 
     def __init__(self, types: Sequence[str], by: CountBy | None, wanted: Wanted) -> None:

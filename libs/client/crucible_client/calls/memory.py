@@ -108,7 +108,7 @@ def list_memories(
 
 
 def memory_status() -> Call[MemoryStatus]:
-    """How far the index of memories is, and which events cannot be read."""
+    """The state of the index of memories, and the events that cannot be read."""
     return get("/api/v1/memory/status", reads(MemoryStatus))
 
 

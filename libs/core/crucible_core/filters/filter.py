@@ -19,7 +19,7 @@ from crucible_core.filters.operators import (
     operator_meant,
     scalar_key,
 )
-from crucible_core.filters.paths import Getter, Place, bind, document_place, event_place
+from crucible_core.filters.paths import FieldReader, Getter, bind, document_field, event_field
 from crucible_core.limits import ERRORS, FILTER_CONDITIONS, FILTER_DEPTH, FILTER_PATH_CHARS, FILTER_PATTERNS
 from crucible_core.suggest import nearest
 
@@ -45,14 +45,14 @@ def compile_filter(spec: Any, *, check: Callable[[str], None] | None = None, at:
     `check` is asked about each payload path, and raises InvalidError for one that cannot exist. Raises InvalidError
     with the mistakes found (the first 20), each with its path under `at`.
     """
-    return _Compilation(partial(event_place, check)).run(spec, at)
+    return _Compilation(partial(event_field, check)).run(spec, at)
 
 
 def compile_document_filter(
     spec: Any, fields: Collection[str] | None = None, *, at: str = "filter"
 ) -> DocumentPredicate:
     """The same language over a plain JSON object: paths start at its top, where only `fields` exist (None: any)."""
-    return _Compilation(partial(document_place, fields)).run(spec, at)
+    return _Compilation(partial(document_field, fields)).run(spec, at)
 
 
 def anchors(spec: Mapping[str, Any]) -> list[Anchor]:
@@ -62,8 +62,8 @@ def anchors(spec: Mapping[str, Any]) -> list[Anchor]:
         if key == "$and":
             found += [anchor for part in wanted for anchor in anchors(part)]
         elif key not in _COMBINERS:
-            place = event_place(None, key)
-            found += [Anchor(place.name, place.get, values) for values in _required(wanted)]
+            field = event_field(None, key)
+            found += [Anchor(field.name, field.get, values) for values in _required(wanted)]
     return found
 
 
@@ -88,8 +88,8 @@ def _never(_: Any) -> bool:
 class _Compilation:
     """One filter on its way to a predicate: what it has used of its limits, and the mistakes found so far."""
 
-    def __init__(self, place: Callable[[str], Place]) -> None:
-        self._place = place
+    def __init__(self, field: Callable[[str], FieldReader]) -> None:
+        self._compile_path = field
         self._errors: list[FieldError] = []
         self._conditions = 0
         self._patterns = 0
@@ -137,13 +137,13 @@ class _Compilation:
 
     def _field(self, path: str, wanted: Any, at: str) -> Callable[[Any], bool]:
         try:
-            place = self._place(path)
+            field = self._compile_path(path)
         except InvalidError as refused:
             first = refused.errors[0] if refused.errors else FieldError(at, refused.detail)
             self._wrong(at, first.message, first.suggestion)
-            place = Place(path, _never, partial(bind, _never))
+            field = FieldReader(path, _never, partial(bind, _never))
         tests = self._tests(wanted, at)
-        return place.bind(tests[0] if len(tests) == 1 else _all(tests))
+        return field.bind(tests[0] if len(tests) == 1 else _all(tests))
 
     def _tests(self, wanted: Any, at: str) -> list[Test]:
         if not isinstance(wanted, dict):

@@ -41,7 +41,7 @@ def _names(event: Event) -> tuple[str, ...]:
 
 
 class CompiledFilters(msgspec.Struct, frozen=True, dict=True):
-    """What one handler listens to: any of the alternatives. With none, nothing matches."""
+    """The filters of one handler: any of the alternatives. With none, nothing matches."""
 
     alternatives: tuple[Alternative, ...]
 
@@ -55,11 +55,11 @@ class CompiledFilters(msgspec.Struct, frozen=True, dict=True):
         return any(alternative.matches(event) for alternative in self.alternatives)
 
     def wants_type(self, event: Event) -> bool:
-        """Whether an event of that type may match, whatever its payload is."""
+        """True if an event of that type may match, whatever its payload is."""
         return any(alternative.wants_type(event) for alternative in self.alternatives)
 
     def names_category(self, category: str) -> bool:
-        """Whether a filter names this category or one of its types, by any alias; `*` names none."""
+        """True if a filter names this category or one of its types, by any alias; `*` names none."""
         prefix = f"{category}."
         return any(name.startswith(prefix) for alternative in self.alternatives for name in alternative.types or ())
 
@@ -71,8 +71,8 @@ def compile_filters(
     catalogue: Catalogue = CATALOGUE,
     any_path: bool = False,
 ) -> CompiledFilters:
-    """What `filters` mean with the types of `catalogue`. With `any_path` they may name fields that no payload can have,
-    as do filters that were accepted before their type was registered.
+    """The compiled `filters`, with the types of `catalogue`. With `any_path` they may name fields that no payload can
+    have, as do filters that were accepted before their type was registered.
 
     Raises InvalidError with the mistakes of the `filters`, each with its path (`event_filters.0.filter.tags`).
     """
@@ -98,7 +98,7 @@ def compile_filters(
 
 @lru_cache(maxsize=4096)
 def _unfiltered(types: frozenset[str] | None) -> CompiledFilters:
-    """What wants all events of some types: the same for all handlers that do."""
+    """A predicate for all events of some types: the same for all handlers that take them."""
     return CompiledFilters((Alternative(types, compile_filter({})),))
 
 
@@ -156,7 +156,7 @@ class Matcher(Generic[T]):
         return None if "*" in self._tables else self._tables.keys()
 
     def may_want(self, category: str, event: str) -> bool:
-        """Whether an event of a type may match, whatever is in it."""
+        """True if an event of a type may match, whatever is in it."""
         tables = self._tables
         return not tables.keys().isdisjoint((f"{category}.{event}", f"{category}.*", *_EVERYTHING))
 

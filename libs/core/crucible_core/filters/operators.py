@@ -1,4 +1,4 @@
-"""What each operator of the filter language demands of one value, by JSON's semantics: true is not 1, and 1 is 1.0."""
+"""Operators of the filter language, each a test of one value by JSON's semantics: true is not 1, and 1 is 1.0."""
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -36,7 +36,7 @@ def scalar_key(value: Any) -> Hashable:
 
 
 def same(left: Any, right: Any) -> bool:
-    """Whether two JSON values are equal."""
+    """True if two JSON values are equal."""
     if isinstance(left, bool) or isinstance(right, bool):
         return left is right
     if isinstance(left, list) and isinstance(right, list):
@@ -209,7 +209,7 @@ _ELSEWHERE: Mapping[str, str] = {
     }.items()
     for other in others.split()
 }
-"""What other query languages call them, in lower case and without `$`, `_` and `-`."""
+"""Names of the operators in other query languages, in lower case and without `$`, `_` and `-`."""
 
 
 def operator_meant(spelling: str) -> str | None:

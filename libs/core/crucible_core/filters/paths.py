@@ -1,4 +1,4 @@
-"""Where a filter looks: a dotted path, checked and made a getter of an event or of a document."""
+"""Dotted paths of filters, checked and compiled to readers of an event or of a document."""
 
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -19,7 +19,7 @@ Getter = Callable[[Any], Any]
 _SHOWN = 80
 
 
-class Place(NamedTuple):
+class FieldReader(NamedTuple):
     """A path made ready: `get` finds its value in a root, or `MISSING`; `bind` makes a test of it one of the root."""
 
     name: str
@@ -46,23 +46,23 @@ _EXTENSIONS = "event.metadata.extensions."
 _PAYLOAD = ("event.payload", "event.data.payload")
 
 
-def event_place(check: Callable[[str], None] | None, path: str) -> Place:
+def event_field(check: Callable[[str], None] | None, path: str) -> FieldReader:
     """`path` in an event. Raises InvalidError, and whatever `check` raises for a path of the payload."""
     if path in _EVENT_FIELDS:
         get = _EVENT_FIELDS[path]
-        return Place(path, get, partial(bind, get))
+        return FieldReader(path, get, partial(bind, get))
     if path.startswith(_EXTENSIONS):
         get = partial(_extension, path.removeprefix(_EXTENSIONS))
-        return Place(path, get, partial(bind, get))
+        return FieldReader(path, get, partial(bind, get))
     if path in _PAYLOAD:
-        return _payload_place("", ())
+        return _read_payload("", ())
     inner = next((path[len(root) + 1 :] for root in _PAYLOAD if path.startswith(root + ".")), path)
     if inner is path and path.startswith("event."):
         raise _refused("an event has no such field", nearest(path, [*_EVENT_FIELDS, *_PAYLOAD]))
     segments = _segments(inner)
     if check is not None:
         check(inner)
-    return _payload_place(inner, segments)
+    return _read_payload(inner, segments)
 
 
 def _extension(name: str, event: Event) -> Any:
@@ -70,23 +70,23 @@ def _extension(name: str, event: Event) -> Any:
     return MISSING if extensions is UNSET else extensions.get(name, MISSING)
 
 
-def _payload_place(inner: str, segments: tuple[str, ...]) -> Place:
+def _read_payload(inner: str, segments: tuple[str, ...]) -> FieldReader:
     name = f"event.payload.{inner}" if segments else "event.payload"
     if any(len(other_names(segment)) > 1 for segment in segments):
         get = _under_any_name(segments)
-        return Place(name, get, partial(bind, get))
+        return FieldReader(name, get, partial(bind, get))
     if len(segments) == 1:
-        return Place(name, partial(_payload_field, inner), partial(_bind_payload_field, inner))
+        return FieldReader(name, partial(_payload_field, inner), partial(_bind_payload_field, inner))
     descend = _descent(segments)
 
     def get_below(event: Event) -> Any:
         return descend(event.data.payload)
 
-    return Place(name, get_below, partial(bind, get_below))
+    return FieldReader(name, get_below, partial(bind, get_below))
 
 
 def _under_any_name(segments: tuple[str, ...]) -> Getter:
-    """What stands at a path, or where the event's type has another name for it. Only asked of types that have one, so
+    """The value at a path, or where the event's type has another name for it. Only asked of types that have one, so
     that `known` stays as small as the catalogue."""
     descend = _descent(segments)
     known: dict[str, tuple[Getter, ...]] = {}
@@ -107,13 +107,13 @@ def _under_any_name(segments: tuple[str, ...]) -> Getter:
     return get
 
 
-def document_place(fields: Collection[str] | None, path: str) -> Place:
+def document_field(fields: Collection[str] | None, path: str) -> FieldReader:
     """`path` in a JSON object whose members can only be `fields` (None: any). Raises InvalidError."""
     segments = _segments(path)
     if fields is not None and segments[0] not in fields:
         raise _refused(f'there is no field "{segments[0][:_SHOWN]}"', nearest(segments[0], fields))
     get = _descent(segments)
-    return Place(path, get, partial(_bind_field, path) if len(segments) == 1 else partial(bind, get))
+    return FieldReader(path, get, partial(_bind_field, path) if len(segments) == 1 else partial(bind, get))
 
 
 def _segments(path: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What `events` answers: append, redact, query, count, get, trace and the types; what its two roles ask each other; and
+"""Requests to `events`: append, redact, query, count, get, trace and the types; those between its two roles; and
 its records in KV."""
 
 from typing import Any, Literal, NamedTuple
@@ -50,7 +50,7 @@ class NewEvent(Message):
 
 class AppendRequest(Message):
     """`apart`: the events are of several requests, none of which waits for what another needs. An event that needs more
-    than a look at the catalogue, the index and the room is not appended: its outcome says `alone`."""
+    than a look at the catalogue, the index and the free storage is not appended: its outcome says `alone`."""
 
     events: list[NewEvent]
     atomic: bool = False
@@ -115,7 +115,7 @@ class Known(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """A place in a chain of effects, as an event has it."""
+    """A step in a chain of effects, as an event has it."""
 
     hop: int
     correlation_id: str
@@ -164,9 +164,9 @@ class FindRequest(Message):
 
 
 class EventsWanted(Message):
-    """Which events of the log. `type` holds names, aliases or wildcards; `source` is a kind or `kind:id`; times are
-    RFC 3339; `after` (exclusive) and `until` (inclusive) are sequences. `min_sequence` waits for the index. An export
-    gives the last two as a position, which is the same where the log is one stream."""
+    """A selection of events of the log. `type` holds names, aliases or wildcards; `source` is a kind or `kind:id`;
+    times are RFC 3339; `after` (exclusive) and `until` (inclusive) are sequences. `min_sequence` waits for the index.
+    An export gives the last two as a position, which is the same where the log is one stream."""
 
     type: list[str] = []
     actor: str | None = None
@@ -335,7 +335,7 @@ class TypeVersion(Message):
 
 
 class TypeRecord(Owned, kw_only=True):
-    """What the `event_types` bucket holds of a type: all its versions, the latest last."""
+    """The value of the `event_types` bucket for a type: all its versions, the latest last."""
 
     type: str
     versions: list[TypeVersion]

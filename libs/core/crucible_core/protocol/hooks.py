@@ -1,4 +1,4 @@
-"""What `hooks` answers: the verdict of Pre hooks, the registry and the runs; and its records in KV."""
+"""Requests to `hooks` about the decision of Pre hooks, the registry and the runs, and its records in KV."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ class GuardedRequest(Message):
 
 
 class HookRecord(Owned, kw_only=True):
-    """What the `hooks` bucket holds under a hook's name.
+    """The value of the `hooks` bucket under a hook's name.
 
     `definition` is the hook object of the contract (normalised, with its script inline), the last good one; `error`
     says why a newer one could not be taken; `origin` is the file's path, or `api`. `id` is given when the name is new:
@@ -68,9 +68,9 @@ class HookView(Message, omit_defaults=False):
     owner: str = ""
     world_id: str | None = None
     order: int | None = None
-    """The place in the printed order of the Pre hooks; None for Post hooks."""
+    """The rank in the printed order of the Pre hooks; None for Post hooks."""
     warnings: list[str] = []
-    """What keeps an active hook from firing, such as that nobody emits what it waits for."""
+    """The obstacle that keeps an active hook from firing, such as a type that nobody emits."""
 
 
 class HookList(Message, omit_defaults=False):

@@ -1,4 +1,4 @@
-"""What the log and the other streams have lost: as it is kept, told and accepted."""
+"""Losses of the log and the other streams, as they are recorded, listed and accepted."""
 
 import msgspec
 

@@ -1,4 +1,4 @@
-"""What `memory` answers: memories and queries over them."""
+"""Requests to `memory`, with their answers: memories and queries over them."""
 
 from typing import Any, Literal
 

@@ -1,4 +1,4 @@
-"""What the requests of several services have in common."""
+"""Parts that the requests of several services share."""
 
 from typing import Any
 
@@ -63,9 +63,9 @@ class EnableHook(Message):
 
 
 class Check(Message, omit_defaults=False):
-    """What `doctor` learns of one handler from a synthetic event: `verdict` is live, disabled, inert, failing, or,
-    where a webhook was only connected to, `accepts connections`; `steps` are the links of the chain in order, each
-    with whether it held."""
+    """The result of firing a synthetic event through one handler, for `doctor`: `verdict` is live, disabled, inert,
+    failing, or, where a webhook was only connected to, `accepts connections`; `steps` are the links of the chain in
+    order, each with whether it held."""
 
     name: str
     verdict: str
@@ -116,7 +116,7 @@ class Trouble(msgspec.Struct, frozen=True):
 
 
 class Readiness(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What /readyz answers: what is waited for, and what is wrong."""
+    """The answer of /readyz: the reasons to wait, and the faults."""
 
     ready: bool
     waiting_for: list[str] = []

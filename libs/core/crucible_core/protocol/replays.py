@@ -7,7 +7,7 @@ import msgspec
 from crucible_core.protocol.parts import Message, TypeFilter
 
 ReplayPolicy = Literal["run", "skip", "dry"]
-"""What a handler does with replayed events: as with any other, nothing, or everything but the effects."""
+"""The treatment of replayed events by a handler: as with any other, nothing, or everything but the effects."""
 
 
 class ReplayTarget(Message):
@@ -79,8 +79,9 @@ class SteerReplay(Message):
 
 
 class Replayable(Message):
-    """What `hooks.replayable` and `webhooks.replayable` answer (to a `GetRequest`) of a handler that takes replays, by
-    the name or id under which batches are to be handed to it. A handler that takes none is an error that says why."""
+    """The answer of `hooks.replayable` and `webhooks.replayable` (to a `GetRequest`) about a handler that takes
+    replays, by the name or id under which batches are to be handed to it. A handler that takes none is an error that
+    says why."""
 
     id: str
 
@@ -107,8 +108,8 @@ class ReplayBatch(Message):
 
 
 class ReplayTaken(Message, omit_defaults=False):
-    """How many events of the batch, from its first one, are dealt with: `sent` on, or `skipped`. Fewer than all: there
-    is no room for more at the moment. `waiting` says why where somebody has to act."""
+    """The number of events of the batch, from its first one, that are dealt with: `sent` on, or `skipped`. Fewer than
+    all: there is no capacity for more at the moment. `waiting` says why where somebody has to act."""
 
     taken: int
     sent: int

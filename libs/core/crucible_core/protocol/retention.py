@@ -1,4 +1,4 @@
-"""What `events` answers about retention: the rules that say how long which events are kept; and their record in KV."""
+"""Requests to `events` about the rules of retention, and their record in KV."""
 
 from typing import Annotated
 

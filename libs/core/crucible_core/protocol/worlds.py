@@ -1,4 +1,4 @@
-"""What `events` answers about places: worlds and their rooms; and the record of a world in KV."""
+"""Requests to `events` about worlds and their rooms, with their answers, and the record of a world in KV."""
 
 from typing import Annotated
 
@@ -29,7 +29,7 @@ class RoomRecord(Message):
 
 
 class WorldRecord(Owned, kw_only=True):
-    """What the `worlds` bucket holds under a world's id; of a deleted world too, since its events can still be read.
+    """The value of the `worlds` bucket under a world's id; of a deleted world too, since its events can still be read.
 
     `purge_through` says that none of its events up to that sequence is left, or is to be left: `purged` tells which.
     """

@@ -1,4 +1,4 @@
-"""Whether a later version of a payload's JSON Schema is compatible with the one before: everything that was valid stays
+"""Compatibility of a later version of a payload's JSON Schema with the one before: everything that was valid stays
 valid, and every field that was declared stays declared.
 
 One change that is made daily is let through although it is not strictly so: a new optional field in an object that is
@@ -14,13 +14,13 @@ import re2
 
 from crucible_core.errors import FieldError
 from crucible_core.limits import BREAKS
-from crucible_core.schemas.dialect import TYPES, Schema, bare, dotted, is_annotation, places, resolve
+from crucible_core.schemas.dialect import TYPES, Schema, bare, dotted, is_annotation, resolve, subschemas
 
 _OPAQUE = (
     *("not", "if", "then", "else", "oneOf", "contains", "minContains", "maxContains", "propertyNames"),
     *("patternProperties", "dependentSchemas", "contentEncoding", "contentMediaType", "contentSchema"),
 )
-"""What cannot be compared, and so must stay as it is."""
+"""Keywords that cannot be compared, and so must stay as they are."""
 _UNEVALUATED = ("unevaluatedProperties", "unevaluatedItems")
 _LEAST = ("minLength", "minItems", "minProperties")
 _MOST = ("maxLength", "maxItems", "maxProperties")
@@ -34,13 +34,14 @@ Words = Mapping[str, Any]
 
 
 def breaks(old: Schema, new: Schema) -> Errors:
-    """What of `new` breaks with `old`, both accepted by `check_schema`, with paths `schema.…`; empty: it is compatible.
+    """The parts of `new` that break with `old`, both accepted by `check_schema`, with paths `schema.…`; empty: it is
+    compatible.
 
     Sound but not complete: what it cannot compare it takes for a break.
     """
     if _same(old, new):
         return []
-    for place in (*places(old), *places(new)):
+    for place in (*subschemas(old), *subschemas(new)):
         for word in _UNEVALUATED:
             if isinstance(place.schema, Mapping) and word in place.schema:
                 return [_break(place.path, f"{word} looks at the whole schema: nothing of it but its texts may change")]
@@ -193,7 +194,7 @@ def _only(schema: Words, word: str) -> Words:
 
 
 def _followed(root: Schema, schema: Any) -> Any:
-    """What a schema stands for that is nothing but a reference."""
+    """The target of a schema that is nothing but a reference."""
     while isinstance(schema, Mapping) and "$ref" in schema and _deciding(schema).keys() == {"$ref"}:
         schema = resolve(root, schema["$ref"])
     return schema
@@ -207,15 +208,15 @@ def _deciding(schema: Any) -> Any:
 
 
 def _declares(schema: Any) -> bool:
-    """Whether fields are declared anywhere in it: then even the schema that accepts all loses something."""
+    """True if fields are declared anywhere in it: then even the schema that accepts all loses something."""
     return any(
         isinstance(place.schema, Mapping) and (place.schema.get("properties") or "$ref" in place.schema)
-        for place in places(schema)
+        for place in subschemas(schema)
     )
 
 
 def _under(path: str, word: str, position: str, new: Words) -> str:
-    """Where the other side of an alternative stands: in the same word, or in the schema itself."""
+    """The other side of an alternative: in the same keyword, or in the schema itself."""
     return path if new.keys() == {word} else dotted(path, word, position)
 
 
@@ -339,7 +340,7 @@ def _dependents(old: Words, new: Words, path: str) -> Iterator[FieldError]:
 
 
 def _governing(old: Words, name: str) -> list[Any]:
-    """What was said of a field that was not declared, save that it may be anything."""
+    """The schema of fields that were not declared, unless they may be anything."""
     found = [schema for pattern, schema in old.get("patternProperties", {}).items() if _matches(pattern, name)]
     others = old.get("additionalProperties", True)
     return found or ([] if others is True or others == {} else [others])

@@ -1,4 +1,4 @@
-"""How long it takes to check one value of a payload by a JSON Schema, in steps: alternatives that
+"""The cost of checking one value of a payload by a JSON Schema, in steps: alternatives that
 refer to the same place multiply, and with recursion they do so at every level of the payload."""
 
 from collections import Counter
@@ -52,7 +52,7 @@ class _Counted:
         return self._grown(own, below)
 
     def _grown(self, own: dict[int, int], below: dict[int, list[Counter[int]]]) -> list[int]:
-        """What the root comes to at each level, by way of what every other subschema comes to one level higher."""
+        """The cost of the root at each level, from the cost of every other subschema one level higher."""
         at, root = own, id(self._root)
         found = [own[root]]
         while len(found) <= EVENT_DEPTH:

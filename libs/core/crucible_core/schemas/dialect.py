@@ -1,4 +1,4 @@
-"""What a JSON Schema (2020-12) that a user brings may be: its words, its limits, and what its references mean."""
+"""The dialect of JSON Schema (2020-12) that users may register: its words, its limits, and what its references mean."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -50,7 +50,7 @@ ANNOTATIONS = frozenset(
         *("readOnly", "writeOnly", "discriminator", "xml", "externalDocs", "$defs", "definitions"),
     )
 )
-"""What decides nothing about a value, extensions (`x-…`) aside."""
+"""Keywords that decide nothing about a value, extensions (`x-…`) aside."""
 _WORDS = frozenset((*_ONE, *_LISTS, *_MAPS, *_PLAIN, *ANNOTATIONS))
 _CLASS = re.compile(r"\\[dDwWsS]")
 _MAX_NEAR = 100
@@ -58,7 +58,7 @@ _MAX_NEAR = 100
 _SHOWN = 100
 
 
-class Place(NamedTuple):
+class Subschema(NamedTuple):
     """A subschema and the way to it from the root."""
 
     way: tuple[str, ...]
@@ -78,7 +78,7 @@ def is_annotation(word: str) -> bool:
     return word in ANNOTATIONS or word.startswith("x-")
 
 
-def children(schema: Any, words: Iterable[str] = (*_ONE, *_LISTS, *_MAPS)) -> Iterator[Place]:
+def children(schema: Any, words: Iterable[str] = (*_ONE, *_LISTS, *_MAPS)) -> Iterator[Subschema]:
     """The subschemas directly under a schema, as far as it is well-formed."""
     if not isinstance(schema, Mapping):
         return
@@ -87,24 +87,24 @@ def children(schema: Any, words: Iterable[str] = (*_ONE, *_LISTS, *_MAPS)) -> It
         if under is None:
             continue
         if word in _ONE:
-            yield Place((word,), under)
+            yield Subschema((word,), under)
         elif word in _LISTS and isinstance(under, list):
-            yield from (Place((word, str(position)), inner) for position, inner in enumerate(under))
+            yield from (Subschema((word, str(position)), inner) for position, inner in enumerate(under))
         elif word in _MAPS and isinstance(under, Mapping):
-            yield from (Place((word, name), inner) for name, inner in under.items())
+            yield from (Subschema((word, name), inner) for name, inner in under.items())
 
 
-def places(root: Schema) -> Iterator[Place]:
+def subschemas(root: Schema) -> Iterator[Subschema]:
     """Every subschema, the root first."""
-    waiting = [Place((), root)]
+    waiting = [Subschema((), root)]
     while waiting:
-        place = waiting.pop()
-        yield place
-        waiting += [Place((*place.way, *child.way), child.schema) for child in children(place.schema)]
+        sub = waiting.pop()
+        yield sub
+        waiting += [Subschema((*sub.way, *child.way), child.schema) for child in children(sub.schema)]
 
 
 def resolve(root: Schema, reference: str) -> Any:
-    """What a reference inside `root` (`#` or `#/…`, RFC 6901) stands for. Raises KeyError."""
+    """The target of a reference inside `root` (`#` or `#/…`, RFC 6901). Raises KeyError."""
     found: Any = root
     for segment in way_of(reference):
         if isinstance(found, list):
@@ -160,7 +160,7 @@ def check_schema(schema: Any) -> None:
         check_depth(raw, "schema")
     except MalformedError as error:
         raise _invalid([FieldError("schema", error.detail.removeprefix("schema "))]) from None
-    found = list(islice(places(schema), SCHEMA_SUBSCHEMAS + 1))
+    found = list(islice(subschemas(schema), SCHEMA_SUBSCHEMAS + 1))
     if len(found) > SCHEMA_SUBSCHEMAS:
         raise _invalid([FieldError("schema", f"may have {SCHEMA_SUBSCHEMAS} subschemas")])
     mistakes = chain(_root_errors(schema), _pattern_errors(found), *map(_errors, found))
@@ -178,8 +178,8 @@ def _root_errors(schema: Mapping[str, Any]) -> Iterator[FieldError]:
         yield FieldError("schema.$schema", "only JSON Schema 2020-12 is read here", DIALECT)
 
 
-def _pattern_errors(found: list[Place]) -> Iterator[FieldError]:
-    patterns = [pattern for place in found for pattern in _patterns(place.schema)]
+def _pattern_errors(found: list[Subschema]) -> Iterator[FieldError]:
+    patterns = [pattern for sub in found for pattern in _patterns(sub.schema)]
     if len(patterns) > SCHEMA_PATTERNS:
         yield FieldError("schema", f"has {len(patterns)} patterns, and may have {SCHEMA_PATTERNS}")
     texts = [pattern for pattern in patterns if isinstance(pattern, str)]
@@ -202,16 +202,16 @@ def _patterns(schema: Any) -> list[Any]:
     return [*own, *(named if isinstance(named, Mapping) else ())]
 
 
-def _errors(place: Place) -> Iterator[FieldError]:
-    schema = place.schema
+def _errors(sub: Subschema) -> Iterator[FieldError]:
+    schema = sub.schema
     if isinstance(schema, bool):
         return
     if not isinstance(schema, Mapping):
-        yield FieldError(place.path, "must be a schema: an object, true or false")
+        yield FieldError(sub.path, "must be a schema: an object, true or false")
         return
     for word, value in schema.items():
-        at = dotted(place.path, word)
-        if word == "$id" and place.way:
+        at = dotted(sub.path, word)
+        if word == "$id" and sub.way:
             yield FieldError(at, "belongs at the top of the schema")
         elif word not in _WORDS and not word.startswith("x-"):
             message = "is no word of JSON Schema that is read here; one of your own begins with x-"
@@ -220,41 +220,41 @@ def _errors(place: Place) -> Iterator[FieldError]:
             yield FieldError(at, f"may have {SCHEMA_VALUES} entries")
     for pattern in _patterns(schema):
         if isinstance(pattern, str) and len(pattern) > SCHEMA_PATTERN_CHARS:
-            yield FieldError(place.path, f"a pattern may have {SCHEMA_PATTERN_CHARS} characters")
+            yield FieldError(sub.path, f"a pattern may have {SCHEMA_PATTERN_CHARS} characters")
         elif isinstance(pattern, str) and _classes(pattern) > SCHEMA_PATTERN_CLASSES:
             message = (
                 f"a pattern may have {SCHEMA_PATTERN_CLASSES} classes such as \\d: write \\d{{8}} for eight digits"
             )
-            yield FieldError(place.path, message)
+            yield FieldError(sub.path, message)
     types = schema.get("type", [])
     for name in types if isinstance(types, list) else [types]:
         if name not in TYPES:
             message = f"must be one or several of {', '.join(TYPES)}"
-            yield FieldError(dotted(place.path, "type"), message, nearest(str(name), TYPES))
+            yield FieldError(dotted(sub.path, "type"), message, nearest(str(name), TYPES))
 
 
-def _reference_errors(root: Schema, found: list[Place]) -> Iterator[FieldError]:
-    known = {place.way for place in found}
+def _reference_errors(root: Schema, found: list[Subschema]) -> Iterator[FieldError]:
+    known = {sub.way for sub in found}
     definitions = (way for way in known if way and way[0] in ("$defs", "definitions"))
     spelt = ["#/" + "/".join(way) for way in islice(definitions, _MAX_NEAR)]
-    for place in found:
-        reference = place.schema.get("$ref") if isinstance(place.schema, Mapping) else None
+    for sub in found:
+        reference = sub.schema.get("$ref") if isinstance(sub.schema, Mapping) else None
         if reference is None:
             continue
-        at = dotted(place.path, "$ref")
+        at = dotted(sub.path, "$ref")
         if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
             yield FieldError(at, "must be # or begin with #/: nothing is fetched, so the schema holds all of itself")
         elif way_of(reference) not in known:
             yield FieldError(at, f"{reference[:_SHOWN]} is no subschema of this schema", nearest(reference, spelt))
 
 
-def _loops(root: Schema, found: list[Place]) -> list[FieldError]:
-    """Where one value would be asked about without end, or too often."""
-    paths = {id(place.schema): place.path for place in reversed(found)}
+def _loops(root: Schema, found: list[Subschema]) -> list[FieldError]:
+    """Errors for subschemas that would be asked about one value without end, or too often."""
+    paths = {id(sub.schema): sub.path for sub in reversed(found)}
     reached: dict[int, set[int]] = {}
-    for place in found:
+    for sub in found:
         # Depth first: the schemas on the way, each with those beside it that are still to come, and what it reaches.
-        way = [(place.schema, _beside(root, place.schema), set[int]())] if id(place.schema) not in reached else []
+        way = [(sub.schema, _beside(root, sub.schema), set[int]())] if id(sub.schema) not in reached else []
         on_way = {id(schema) for schema, _, _ in way}
         while way:
             schema, waiting, seen = way[-1]

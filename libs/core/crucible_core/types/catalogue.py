@@ -123,11 +123,11 @@ class Catalogue:
         return self._names.get(name) or self._resolve(name, path, near)
 
     def has(self, dotted: str) -> bool:
-        """Whether it knows what a canonical name says: one that was registered later it does not."""
+        """True if it knows what a canonical name says: one that was registered later it does not."""
         return dotted in self._kinds or dotted.startswith("Custom.")
 
     def is_own(self, name: str) -> bool:
-        """Whether a type, alias or wildcard, known or not, begins with a category that is built in."""
+        """True if a type, alias or wildcard, known or not, begins with a category that is built in."""
         return _HEAD.split(name, maxsplit=1)[0].casefold() in OWN
 
     def expand(self, pattern: str, path: str = "type") -> frozenset[str] | None:
@@ -180,7 +180,7 @@ class Catalogue:
         return self.read(dotted, payload)[1]
 
     def read(self, dotted: str, payload: bytes) -> tuple[Any, bytes]:
-        """What `validate` and `canonical` give."""
+        """The result of `validate` and `canonical`."""
         check_depth(payload, "payload")
         read = self._readers.get(dotted)
         if read is None:

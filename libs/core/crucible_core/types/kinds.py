@@ -41,7 +41,7 @@ class Kind(msgspec.Struct, frozen=True):
         return example_of(self.payload)
 
     def reader(self) -> Callable[[bytes], Any]:
-        """What checks a payload, by raising msgspec's errors."""
+        """Checks a payload by raising msgspec's errors."""
         if not self.open:
             return msgspec.json.Decoder(self.payload).decode
 

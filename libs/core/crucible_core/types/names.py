@@ -1,4 +1,4 @@
-"""How event types and sets of them are spelt: aliases that follow from a name, wildcards, custom names."""
+"""Spellings of event types and of sets of them: aliases that follow from a name, wildcards, custom names."""
 
 import re
 from collections.abc import Iterable, Mapping

@@ -31,7 +31,7 @@ Precedence = tuple[int, int, int, bool, tuple[tuple[bool, int, str], ...]]
 
 
 def precedence(version: str, path: str = "version") -> Precedence:
-    """What versions are ordered by. Raises InvalidError for what is no version."""
+    """The order of a version. Raises InvalidError for a text that is none."""
     found = _VERSION.fullmatch(version) if len(version) <= ID_CHARS else None
     if found is None:
         message = "must be a version such as 1.2.0, or 1.2.0-beta.1"

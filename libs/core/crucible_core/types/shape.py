@@ -1,4 +1,4 @@
-"""What a payload type looks like from outside: the paths that a filter may name, its JSON Schema and an example."""
+"""The outside of a payload type: the paths that a filter may name, its JSON Schema and an example."""
 
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -12,7 +12,7 @@ from crucible_core.suggest import nearest
 from crucible_core.types.payloads import Synonyms
 
 Shape = Mapping[str, "Shape | None"]
-"""What stands under each field: nothing under a scalar, `ITEM` for the elements of a list, None for anything at all."""
+"""The shape below each field: nothing under a scalar, `ITEM` for the elements of a list, None for anything at all."""
 
 ITEM = "[]"
 
@@ -53,7 +53,7 @@ def synonyms_of(kind: type[msgspec.Struct]) -> Synonyms:
 
 
 def union(shapes: Iterable[Shape | None]) -> Shape | None:
-    """What stands in any of them; of a field that is not the same everywhere nothing is known below it."""
+    """The union of shapes; of a field that is not the same everywhere nothing is known below it."""
     merged: dict[str, Shape | None] = {}
     for shape in shapes:
         if shape is None:

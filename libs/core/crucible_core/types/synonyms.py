@@ -104,7 +104,7 @@ def _same(one: Raw, other: Raw) -> bool:
 
 
 def other_paths(dotted: str, segments: Path) -> list[Path]:
-    """Where else the value at a path of a type's payload may stand; the canonical place comes first."""
+    """The paths at which the value of a path of a type's payload may stand; the canonical one comes first."""
     kind = _KINDS.get(dotted)
     return [] if kind is None else [path for path in product(*_steps(kind, segments)) if path != segments]
 

@@ -10,7 +10,7 @@ import msgspec
 from crucible_core.envelope import encode
 from crucible_core.errors import UnavailableError
 from crucible_core.protocol.worlds import WorldRecord
-from crucible_core.redaction import left_of, place_of
+from crucible_core.redaction import left_of, redacted_event
 from crucible_core.subjects import MSG_ID, REDACTS
 from crucible_kit.buckets import Change
 from crucible_kit.clock import now_ms
@@ -33,7 +33,7 @@ def original_of(tombstone: Message) -> Message | None:
 
     Raises `msgspec.DecodeError` for a tombstone that cannot be read.
     """
-    former = place_of(tombstone.headers)
+    former = redacted_event(tombstone.headers)
     if former is None:
         return None
     # A tombstone is kept as its event was: those headers are the same.
@@ -86,7 +86,7 @@ class RedactedEvents:
             raise UnavailableError("it is not known which events are redacted", retry_after=1) from error
 
     def _note(self, message: Message) -> None:
-        former = place_of(message.headers)
+        former = redacted_event(message.headers)
         if former is None:
             return
         self._known[former.sequence] = message.time_ms, message.sequence

@@ -114,7 +114,7 @@ class Validator:
         self._schema = schema
         self._compiled = compile_schema(schema)
         self._steps = steps(schema)
-        inner_schemas = (one.schema for one in dialect.places(schema) if isinstance(one.schema, dict))
+        inner_schemas = (one.schema for one in dialect.subschemas(schema) if isinstance(one.schema, dict))
         self._has_alternatives = any("anyOf" in inner or "oneOf" in inner for inner in inner_schemas)
 
     def check(self, payload: Any, dotted: str, raw: bytes) -> None:

@@ -12,7 +12,7 @@ from crucible_core.errors import CrucibleError, NotFoundError, UnavailableError
 from crucible_core.filters.matcher import Matcher
 from crucible_core.limits import LIVE_BYTES
 from crucible_core.position import Position
-from crucible_core.redaction import place_of
+from crucible_core.redaction import redacted_event
 from crucible_gateway.live.past import Pages
 from crucible_gateway.live.subscription import Reader, Record
 from crucible_kit.eventlog import log_end, read_log
@@ -161,7 +161,7 @@ class Hub:
     def _offer(self, message: Message) -> None:
         record = Record(message.sequence, message.data)
         self._last = self._last.after(message.sequence)
-        if (redacted := place_of(message.headers)) is not None:
+        if (redacted := redacted_event(message.headers)) is not None:
             self._drop(redacted.sequence)
         try:
             event = record.event()

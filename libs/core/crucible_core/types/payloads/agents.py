@@ -138,11 +138,11 @@ class AgentModelCallEnded(_Turn, kw_only=True):
 
 
 class AgentLlmInput(_Told, kw_only=True):
-    """What a model is given."""
+    """A request to a model."""
 
 
 class AgentLlmOutput(_Turn, kw_only=True):
-    """What a model answered."""
+    """A model's answer."""
 
     content: Any = None
     result: Any = None

@@ -39,7 +39,7 @@ Text = Annotated[str, Meta(max_length=65_536)]
 """A sentence or a short message: reasons, errors, descriptions."""
 
 Problems = Annotated[list[Text], Meta(max_length=100)]
-"""What the writer of a note should mend."""
+"""Mistakes that the writer of a note should mend."""
 
 Url = Annotated[str, Meta(min_length=1, max_length=4096, examples=["https://example.com/hook"])]
 Time = Annotated[str, Meta(max_length=64)]
@@ -100,7 +100,7 @@ class Redacted(Closed, kw_only=True):
 
 
 class Runtime(Open, kw_only=True):
-    """What every event of a runtime may tell of where it happened."""
+    """The agent, session and turn in which an event of a runtime happened."""
 
     id: Word | None = None
     name: Word | None = None

@@ -40,7 +40,7 @@ _OF_LINKS: Synonyms = {"source": ("from",), "target": ("to",)}
 
 
 class _Entry(Closed, kw_only=True):
-    """What a knowledge base says of an entry in every event about it; `at` and `actor` are the sender's own words."""
+    """The entry of a knowledge base, in every event about it; `at` and `actor` are the sender's own words."""
 
     id: MemoryId
     kb: Word | None = None
@@ -248,7 +248,7 @@ class GraphEdgeRemoved(_Edge):
 
 
 class _Finding(Closed, kw_only=True):
-    """What a computation over the graph found, and how."""
+    """The result of a computation over the graph, and its method."""
 
     id: Word | None = None
     algorithm: Word | None = None

@@ -24,7 +24,7 @@ TaskId = Annotated[str, Meta(min_length=1, max_length=200, examples=["task_42"])
 
 
 class _Work(Open, kw_only=True):
-    """What every event about a knowledge base may tell of where it happened; `type` is the entry's."""
+    """The knowledge base and the entry that an event is about; `type` is the entry's."""
 
     synonyms: ClassVar[Synonyms] = {"entry_id": ("id",), "kb_name": ("kb",), "entry_type": ("type",)}
 
@@ -60,11 +60,11 @@ class _QaResult(_Qa, kw_only=True):
 
 
 class QaValidationPassed(_QaResult):
-    """What was checked is sound."""
+    """A check found nothing wrong."""
 
 
 class QaValidationFailed(_QaResult, kw_only=True):
-    """What was checked is not sound."""
+    """A check found something wrong."""
 
     severity: Word | None = None
     issues: list[Any] | None = None

@@ -50,7 +50,7 @@ def delete_room(world: str, id: str) -> Call[None]:
 
 
 def get_retention() -> Call[RetentionView]:
-    """The rules of retention; `revision` guards a change."""
+    """The rules of retention; `revision` protects a change from another one."""
     return get("/api/v1/retention", reads(RetentionView))
 
 
