@@ -11,10 +11,10 @@ CrucibleError
 ├── TooLargeError         413  over a size limit: send less
 ├── UnsupportedError      415  a content type that is not read here: send another
 ├── InvalidError          422  well-formed but refused: mend the named fields
-├── DeniedError           422  a pre-hook said no: the reason tells why
+├── DeniedError           422  a Pre hook denied it: the reason says why
 ├── LimitedError          429  too much at once: wait `retry_after` seconds
 └── UnavailableError      503  something needed is away: wait `retry_after` seconds
-    ├── StorageFullError     507  no room to store more: make some, or wait
+    ├── StorageFullError     507  no free storage: free some, or wait
     └── UnknownOutcomeError  503  no answer came: it may have been done; the same request again does it once
 
 The HTTP statuses are shown for orientation; the mapping itself lives in `crucible_kit.http.asgi`.
@@ -119,7 +119,7 @@ class InvalidError(CrucibleError):
 
 
 class DeniedError(CrucibleError):
-    """A pre-hook's veto; `extra` has `hook` and `reason`."""
+    """A Pre hook's denial; `extra` has `hook` and `reason`."""
 
     code = "denied"
 
@@ -137,7 +137,7 @@ class UnavailableError(CrucibleError):
 
 
 class StorageFullError(UnavailableError):
-    """Nothing that needs room is taken until there is some."""
+    """Nothing that needs storage is taken until there is some."""
 
     code = "storage_full"
 
