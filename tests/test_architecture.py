@@ -4,6 +4,7 @@ Each rule is a function of `{path: source}`, so that planted violations prove th
 """
 
 import ast
+import collections
 import functools
 import graphlib
 import re
@@ -73,6 +74,11 @@ BUS_NAME = re.compile(
     r"|KV_"
 )
 MAX_LINES = 400
+SMALL = 60
+PARTICIPLE = re.compile(r"[a-z]{2}(ing|ed)$")
+NOUNS = {"signing", "feed"}
+QUESTION_WORDS = ("What ", "How ", "Where ", "When ", "Whether ", "Which ")
+REASON = re.compile(r"\b(since|because|so that)\b")
 
 
 # ---- The rules -------------------------------------------------------------------------------------------------------
@@ -185,6 +191,36 @@ def modules_without_a_sentence(files: Files) -> list[str]:
     return [path for path, docstring in said.items() if not docstring]
 
 
+def participles(files: Files) -> list[str]:
+    """A module's name is a noun of the field."""
+    names = {path: module(path).rpartition(".")[2] for path in files}
+    return [path for path, name in names.items() if PARTICIPLE.search(name) and name not in NOUNS]
+
+
+def openings(files: Files) -> list[str]:
+    """A module's docstring begins with its subject."""
+    said = {path: ast.get_docstring(parse(source)) or "" for path, source in files.items()}
+    return [path for path, docstring in said.items() if docstring.startswith(QUESTION_WORDS)]
+
+
+def small_modules(files: Files) -> list[str]:
+    """A module of fewer than 60 lines with one importer is a part of that, or its first sentence says why not."""
+    paths = {module(path): path for path in files}
+    importers: dict[str, set[str]] = collections.defaultdict(set)
+    for path, source in files.items():
+        for name in imported_modules(path, source):
+            if name in paths and paths[name] != path:
+                importers[paths[name]].add(path)
+    return [
+        f"{path}: only {min(importers[path])} imports it"
+        for path, source in files.items()
+        if len(importers[path]) == 1
+        and len(source.splitlines()) < SMALL
+        and not path.endswith("__init__.py")
+        and not REASON.search((ast.get_docstring(parse(source)) or "").partition("\n\n")[0])
+    ]
+
+
 # ---- What the rules look at ------------------------------------------------------------------------------------------
 
 
@@ -270,6 +306,9 @@ RULES: list[Rule] = [
     long_modules,
     import_cycles,
     modules_without_a_sentence,
+    participles,
+    openings,
+    small_modules,
 ]
 
 KIT, CORE, EVENTS, CLI = (
@@ -311,6 +350,9 @@ PLANTED: list[tuple[Rule, str, str]] = [
     (long_modules, CLI, "x = 1\n" * 401),
     (import_cycles, KIT, "from . import a2\nfrom .a import x\nfrom .b import y"),
     (modules_without_a_sentence, CLI, "x = 1"),
+    (participles, "libs/cli/crucible_cli/sending.py", "x = 1"),
+    (openings, CLI, "'''What is sent.'''"),
+    (small_modules, KIT, "x = 1"),
 ]
 ALLOWED_SOURCES: list[tuple[Rule, str, str]] = [
     (forbidden_arrows, CLI, "import crucible_client\nfrom crucible_core.errors import x\nfrom .a import y"),
@@ -330,6 +372,9 @@ ALLOWED_SOURCES: list[tuple[Rule, str, str]] = [
     (long_modules, CLI, "x = 1\n" * 400 + "\n# comment" * 50),
     (import_cycles, KIT, "from .b import y"),
     (modules_without_a_sentence, CLI, "'''One sentence.'''"),
+    (participles, "libs/cli/crucible_cli/signing.py", "x = 1"),
+    (openings, CLI, "'''Requests and their answers.'''"),
+    (small_modules, KIT, "'''Apart, since it is loaded late.'''"),
     (modules_without_a_sentence, "libs/cli/crucible_cli/__init__.py", "from .a import x"),
 ]
 
@@ -353,6 +398,8 @@ def test_planted_violation_is_caught(rule: Rule, path: str, source: str) -> None
             "libs/kit/crucible_kit/b.py": "from crucible_kit.c import z",
             "libs/kit/crucible_kit/c.py": "from . import a",
         }
+    if rule is small_modules:
+        files |= {"libs/kit/crucible_kit/b.py": "from crucible_kit.a import x"}
     assert rule(files)
 
 
@@ -367,3 +414,16 @@ def test_every_rule_has_a_planted_violation() -> None:
 
 def test_every_package_has_its_arrows(project: Files) -> None:
     assert {package(path) for path in project} == set(ALLOWED)
+
+
+PAGE = (ROOT / "docs" / "architecture.md").read_text()
+CHANGES = re.findall(r"^\| .* \| `(\S+\.py)` \| `(\w+)` \|$", PAGE, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("path", "name"), CHANGES)
+def test_what_the_page_names_is_in_the_file_that_it_names(path: str, name: str) -> None:
+    assert re.search(rf"\b{name}\b", (ROOT / path).read_text())
+
+
+def test_the_page_answers_twenty_questions() -> None:
+    assert len(CHANGES) >= 20

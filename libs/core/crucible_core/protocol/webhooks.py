@@ -1,4 +1,4 @@
-"""What `webhooks` answers: the registry and the attempts; and its records in KV and in ATTEMPTS."""
+"""Requests to `webhooks` about its registry and attempts, their replies, and its records in KV and in ATTEMPTS."""
 
 from typing import Any, Literal
 

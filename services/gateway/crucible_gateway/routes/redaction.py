@@ -1,4 +1,4 @@
-"""The request to erase one event's payload."""
+"""The request to erase one event's payload: apart from the others about events, since it changes what is stored."""
 
 from typing import Annotated
 
