@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 from crucible_core.subjects import DLV
 from crucible_kit.buckets import open_bucket
 from crucible_kit.handlers.engine import Engine
-from crucible_kit.handlers.peers import count_waiting, reach_all
+from crucible_kit.handlers.requests import count_waiting, reach_all
 from crucible_kit.handlers.upgrade import migrate
 from crucible_kit.history import History
 from crucible_kit.http.asgi import ops_app

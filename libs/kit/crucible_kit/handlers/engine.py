@@ -22,9 +22,9 @@ from crucible_kit.eventlog import LogState, log_end, log_state, read_log
 from crucible_kit.handlers.attempts import Attempts
 from crucible_kit.handlers.dispatch import Reader
 from crucible_kit.handlers.lanes import CAPACITY, HELD_BYTES, Job, Lane
-from crucible_kit.handlers.peers import reach_all, serve_peers
 from crucible_kit.handlers.pointers import Pointers
 from crucible_kit.handlers.progress import CLOCKS_DIFFER_MS, Progress
+from crucible_kit.handlers.requests import reach_all, serve_peers
 from crucible_kit.handlers.service import Plan, Service, subjects_of
 from crucible_kit.handlers.shards import Ownership, Shard, ShardRecord
 from crucible_kit.nats.bus import Bus
