@@ -5,6 +5,7 @@ import base64
 import hashlib
 import hmac
 import time
+from collections import Counter
 from email.utils import formatdate
 from typing import Any
 
@@ -418,3 +419,29 @@ async def test_a_change_of_filters_is_for_what_comes_after_it_also_when_the_log_
         await until(lambda: len(receiver.requests) > 1)
         await asyncio.sleep(0.3)
     assert [headers["webhook-id"] for headers, _ in receiver.requests] == [wanted.metadata.id, last.metadata.id]
+
+
+async def test_an_endpoint_that_answers_gets_all_its_slots_and_one_that_does_not_gets_few(
+    service: Service, receiver: Receiver
+) -> None:
+    under_way, most, answered, over = Counter[str](), Counter[str](), Counter[str](), asyncio.Event()
+
+    async def answer(request: Request, body: bytes) -> Response:
+        path = request.url.path
+        under_way[path] += 1
+        most[path] = max(most[path], under_way[path])
+        await (over.wait() if path == "/stuck" else asyncio.sleep(0.05))
+        under_way[path] -= 1
+        answered[path] += 1
+        return Response()
+
+    receiver.answer = answer
+    origin = receiver.url.removesuffix("/hook")
+    for path in ("/stuck", "/good"):
+        await service.create(origin + path, options={"concurrency": 8, "timeout_ms": 30_000})
+    for n in range(60):
+        await service.append(n=n)
+    await until(lambda: answered["/good"] == 60)
+    assert most["/good"] == 8
+    assert most["/stuck"] <= 2
+    over.set()

@@ -5,7 +5,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from itertools import islice
 from typing import TypeVar
 
 import msgspec
@@ -46,8 +45,6 @@ _READERS = 4
 """Lanes that read the log by themselves at a time."""
 _REFILL = CAPACITY // 4
 """Events that still wait in a lane when it reads on."""
-_TURNS = 2
-"""Lanes in line that begin one more job before all else has its turn."""
 _PAUSE_S = 0.5
 _AGAIN_S = 5.0
 
@@ -74,8 +71,6 @@ class Engine:
         self._reader = Reader(bus, service, telemetry, self._offer, self._pass, self._start_over)
         self._catching_up: set[asyncio.Task[None]] = set()
         self._readers = asyncio.Semaphore(_READERS)
-        self._in_line: dict[Lane, None] = {}
-        """Lanes without an ended job that could begin more than they have under way."""
         self._held_bytes = 0
         self._attempts = Attempts(bus, service, self._shards)
         self._pointers = Pointers(bus, service, self._shards, self._accept, self._has_capacity)
@@ -255,7 +250,7 @@ class Engine:
         progress = self._owned.get(shard_of(handler))
         return None if progress is None else progress.lanes.get(handler)
 
-    def _pump(self, lane: Lane, its_turn: bool = False) -> None:
+    def _pump(self, lane: Lane) -> None:
         """Begins as many jobs as there are slots, and closes a lane that is idle."""
         if lane.closed:
             return
@@ -266,7 +261,7 @@ class Engine:
         for skipped in lane.skip(plan.since):
             self._let_go(skipped)
         if not plan.held:
-            self._begin_some(lane, plan, its_turn)
+            self._begin_some(lane, plan)
             if not lane.pointers:
                 self._pointers.note(lane.handler)
             few = len(lane.waiting) <= _REFILL and self._held_bytes <= HELD_BYTES
@@ -274,33 +269,13 @@ class Engine:
                 self._catch_up(lane, plan)
         self._owned[lane.shard].close_idle(lane, self._reader.at)
 
-    def _begin_some(self, lane: Lane, plan: Plan, its_turn: bool) -> None:
-        """Begins jobs. A lane without an ended job begins more than one only in its turn, so that endpoints that use
-        all their slots and never answer do not delay the others."""
+    def _begin_some(self, lane: Lane, plan: Plan) -> None:
         while lane.has_slot(plan.concurrency) and not lane.empty:
-            if lane.slots_used and not (lane.has_ended or its_turn):
-                self._line_up(lane)
-                return
-            job, its_turn = lane.take(), False
+            job = lane.take()
             if self._is_due(lane, plan, job):
                 self._begin(lane, job)
             else:
                 self._hold_back(lane, job)
-
-    def _line_up(self, lane: Lane) -> None:
-        if not self._in_line:
-            asyncio.get_running_loop().call_soon(self._take_turns)
-        self._in_line[lane] = None
-
-    def _take_turns(self) -> None:
-        lanes = list(islice(self._in_line, _TURNS))
-        for lane in lanes:
-            del self._in_line[lane]
-        if self._in_line:
-            asyncio.get_running_loop().call_soon(self._take_turns)
-        for lane in lanes:
-            if self._lane(lane.handler) is lane:
-                self._pump(lane, its_turn=True)
 
     def _is_due(self, lane: Lane, plan: Plan, job: Job) -> bool:
         """Returns False for a job that comes too soon. The last event of a chain causes nothing, and delays nothing."""
@@ -346,8 +321,7 @@ class Engine:
     async def _do(self, lane: Lane, job: Job) -> None:
         try:
             outcome = await self._insist(job, lambda: self._attempts.run(job))
-            lane.ended.add(job)
-            lane.has_ended = True
+            lane.end_attempt(job, again=outcome.retry_at_ms is not None)
             self._pump(lane)
             await self._insist(job, lambda: self._attempts.record_outcome(job, outcome))
             lane.ended.discard(job)

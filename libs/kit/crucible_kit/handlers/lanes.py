@@ -13,6 +13,7 @@ from crucible_kit.nats.message import Message
 
 CAPACITY = 1000
 """Events that wait in a lane; the others wait in the log."""
+_FIRST_WINDOW = 2
 UNSETTLED = 16
 """Attempts for each slot of a handler whose outcomes may be on their way to the disk."""
 HELD_BYTES = 32 * 1024 * 1024
@@ -57,8 +58,9 @@ class Lane:
         self.catching_up = False
         self.worked = False
         """True if a job has ended since the shard's record was written."""
-        self.has_ended = False
-        """True if any of its attempts has ended, however."""
+        self.window = _FIRST_WINDOW
+        """Slots that it may use for now: one more after an attempt that used the last one, half of them after one that
+        is to be made again. So handlers that never answer take few slots, and delay none that does."""
         self.closed = False
         """True if none of its jobs begins here any more."""
         self.suspects = 0
@@ -92,8 +94,16 @@ class Lane:
     def has_slot(self, concurrency: int) -> bool:
         """Returns True if one more job may begin. A killed process repeats the jobs whose outcome is not durable, so
         their number is limited, too."""
-        free = self.slots_used < concurrency and len(self.ended) < UNSETTLED * concurrency
+        free = self.slots_used < min(concurrency, self.window) and len(self.ended) < UNSETTLED * concurrency
         return free and len(self.following) + len(self.held_back) < CAPACITY
+
+    def end_attempt(self, job: Job, again: bool) -> None:
+        """Frees the slot of a job; `again` says that another attempt is to follow."""
+        if again:
+            self.window = max(1, self.window // 2)
+        elif self.slots_used >= self.window:
+            self.window += 1
+        self.ended.add(job)
 
     @property
     def fired_ms(self) -> int:
