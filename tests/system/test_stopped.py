@@ -129,7 +129,7 @@ def test_what_was_answered_503_is_not_done_when_a_stopped_service_goes_on(
         after = state_of(http)
         if free is not None:
             assert free.status_code in (200, 201)  # again with the same key
-        own = {"Free", "After", "Guarded", "Executed", "Triggered", "Started"}  # a start is recorded in the background
+        own = {"Free", "After", "Guarded", "Executed", "Triggered", "Started", "ConfigChanged"}  # a start's come late
         late = [event for event in after.pop("events") if event not in before["events"]]
         assert {event["data"]["event"] for event in late} <= own
         assert sum(event["data"]["event"] == "Guarded" for event in late) <= 1

@@ -21,7 +21,8 @@ from crucible_kit.nats.bus import open_bus
 from .conftest import Stack, until
 from .receiver import Endpoint, endpoint
 
-HIDDEN = "zeta"
+HIDDEN = "zulu"
+"""No id has it by chance: u and l are not in their alphabet."""
 """The other world, and in the name of everything that belongs to it."""
 SECRET = "q9marker"
 """In the text of everything that belongs to it; nobody asks for it."""

@@ -58,10 +58,10 @@ class Pull:
         """Asks for so many messages, or for fewer where the next one is large."""
         if self._share is not None:
             return  # a large one is on its way
-        if self._large:
-            self._share = await self._bus.flow.inflow.take(self._large)
+        if size := self._large:
+            self._share = await self._bus.flow.inflow.take(size)  # meanwhile, what was on its way may have come
             self.outstanding += 1
-            await self._bus.ask(self._subject, _request(1, self._large, _LARGE_EXPIRES_S), self.reply)
+            await self._bus.ask(self._subject, _request(1, size, _LARGE_EXPIRES_S), self.reply)
         else:
             self.outstanding += count
             request = _request(count, self._bus.flow.pull_bytes, EXPIRES_S, HEARTBEAT_S)
@@ -94,7 +94,7 @@ class Pull:
                 self.outstanding -= 1
             self._came = True
             large = 2 * len(message.data) > LEAST_PULL_BYTES and message.pending > 0
-            if large or self._large:
+            if large or self._large or self._share is not None:
                 self._settle(large and 2 * len(message.data) > self._bus.flow.pull_bytes)
             self._take(message)
         else:
