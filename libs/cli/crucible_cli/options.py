@@ -180,7 +180,7 @@ def _read_selection(
         str | None, _option("--source", help="user, agent, system or external, or with an id: agent:alice.")
     ] = None,
     entity: Annotated[
-        str | None, _option("--entity", help="What it is about, such as a memory's id or a path.")
+        str | None, _option("--entity", help="The entity that it is about, such as a memory's id or a path.")
     ] = None,
     correlation: Annotated[str | None, _option("--correlation", help="The correlation id.")] = None,
     causation: Annotated[str | None, _option("--causation", help="The id of the event that caused it.")] = None,

@@ -76,7 +76,7 @@ class KitSettings(msgspec.Struct, frozen=True, kw_only=True):
     storage_reserve_mib: Annotated[
         float | None,
         Meta(
-            description="What is kept free on that disk: below it, what would store more is answered 507. If empty,"
+            description="Space that is kept free on that disk: below it, what stores more is answered 507. If empty,"
             " 256, and on a small disk a tenth of it; negative, the disk is not looked at",
             extra={"unit": "MiB"},
         ),

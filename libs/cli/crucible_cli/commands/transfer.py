@@ -32,7 +32,7 @@ def emit(
     file: Annotated[str | None, typer.Option("--file", help="A file of events, one a line; - is stdin.")] = None,
     atomic: Annotated[bool, typer.Option("--atomic", help="All events of the file or none (at most 1,000).")] = False,
     stop: Annotated[bool, typer.Option("--stop-on-error", help="End after the first refusal of the file.")] = False,
-    entity: Annotated[str | None, typer.Option(help="What it is about.")] = None,
+    entity: Annotated[str | None, typer.Option(help="The entity that it is about.")] = None,
     world: Annotated[str | None, typer.Option(help="The world.")] = None,
     room: Annotated[str | None, typer.Option(help="The room.")] = None,
     id: Annotated[str | None, typer.Option(help="The event's id; the same id again appends nothing.")] = None,

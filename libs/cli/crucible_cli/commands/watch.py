@@ -105,7 +105,7 @@ def watch(
         watcher = Watcher(crucible, folder, report, session.note)
         watcher.begin()
         if latest is not None:
-            session.note(f"What follows from a note: crucible events trace {latest}")
+            session.note(f"See what follows from a note: crucible events trace {latest}")
         if not once:
             session.note(f"watching {clean(str(root), 400)} — Ctrl-C ends it")
             watcher.follow(threading.Event())

@@ -132,7 +132,7 @@ def enable(
     session: Session,
     webhook: Which,
     missed: Annotated[
-        Missed | None, typer.Option(help="What becomes of the deliveries that have waited; at a terminal it is asked.")
+        Missed | None, typer.Option(help="The deliveries that have waited: deliver or skip; at a terminal it is asked.")
     ] = None,
 ) -> None:
     """Deliver again; what has waited meanwhile is delivered, or skipped."""

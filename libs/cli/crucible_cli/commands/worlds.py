@@ -24,7 +24,7 @@ def list_(session: Session) -> None:
 
 
 @command(app, alias="create")
-def add(session: Session, id: Id, description: Annotated[str, typer.Option(help="What it is for.")] = "") -> None:
+def add(session: Session, id: Id, description: Annotated[str, typer.Option(help="Its purpose.")] = "") -> None:
     """Make a world; one that is there already stays as it is."""
     with session.connect() as crucible:
         world = crucible.worlds.create(id, description=description)

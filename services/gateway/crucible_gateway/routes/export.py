@@ -36,7 +36,7 @@ _FIRST_WAIT_S = 0.25
     operation=Operation(
         summary="Export events",
         description=(
-            "What a query finds of all that was committed before the request, in its order, an event a "
+            "The events that a query finds among all that were committed before the request, in its order, an event a "
             'line, with `"retention": "forever"` where it is kept for ever. `POST /api/v1/events` takes the lines '
             "back: the same ids, times and places. A complete export ends with an empty line; one that fails on "
             "the way breaks the connection. `after` the last sequence received goes on with it."

@@ -92,7 +92,7 @@ async def get_replay(request: Http) -> Response[bytes]:
     "/api/v1/replays/{id:str}/pause",
     operation=Operation(
         summary="Pause a replay",
-        description="What its target's queue holds already still goes out.",
+        description="Events that its target's queue holds already still go out.",
         tag=TAG,
         reply=Replay,
         example=examples.REPLAY,
@@ -121,7 +121,7 @@ async def resume_replay(request: Http) -> Response[bytes]:
     "/api/v1/replays/{id:str}/cancel",
     operation=Operation(
         summary="End a replay",
-        description="What its target's queue holds already still goes out.",
+        description="Events that its target's queue holds already still go out.",
         tag=TAG,
         reply=Replay,
         example=examples.REPLAY,

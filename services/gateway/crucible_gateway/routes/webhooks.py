@@ -170,7 +170,7 @@ async def update_webhook(request: Http) -> Response[bytes]:
     "/api/v1/webhooks/{id:str}",
     operation=Operation(
         summary="Remove a webhook",
-        description="What waits for it is not delivered any more. Its attempts stay.",
+        description="Waiting events are not delivered any more. Its attempts stay.",
         tag=TAG,
         status=204,
         errors=("not_found",),
