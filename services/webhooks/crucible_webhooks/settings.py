@@ -10,7 +10,7 @@ from crucible_kit.settings import KitSettings
 class Settings(KitSettings, frozen=True, kw_only=True):
     webhooks_role: Annotated[
         Literal["all", "dispatch", "deliver"],
-        Meta(description="dispatch matches events and answers the API, deliver sends; all does both"),
+        Meta(description="dispatch answers the API and keeps the index, deliver matches and sends; all does both"),
     ] = "all"
     webhooks_timeout_ms: Annotated[
         int,
