@@ -13,10 +13,10 @@ import pytest
 from crucible_core import subjects
 from crucible_core.access import OPERATOR
 from crucible_core.errors import UnavailableError
+from crucible_core.limits import IN_HAND_BYTES, INFLOW_BYTES
 from crucible_core.subjects import Names
 from crucible_kit import rpc
-from crucible_kit.nats import inflight
-from crucible_kit.nats.budget import INFLOW_BYTES, Budget
+from crucible_kit.nats.budget import Budget
 from crucible_kit.nats.bus import Bus, Message, open_bus
 from crucible_kit.nats.consumer import work, work_batches
 from crucible_kit.nats.frames import Outgoing
@@ -101,7 +101,7 @@ async def test_workers_of_many_queues_are_never_too_much(server: Server, bus: Bu
         worker.cancel()
     await asyncio.wait(workers)
     assert server.cut_off() == 0
-    assert most <= inflight.HELD_BYTES + MANY * 2 * MIB
+    assert most <= IN_HAND_BYTES + MANY * 2 * MIB
     assert bus.flow.held_bytes == 0
     assert bus.flow.inflow.free == INFLOW_BYTES
 

@@ -133,6 +133,9 @@ behind gets a `gap` and reads the log instead."""
 CATCH_UP_BYTES = 16 * 1024 * 1024
 """Bytes of the past that a gateway holds for its subscriptions; the more of them read it, the fewer each at a time."""
 
+CATCH_UP_PAGES = 8
+"""Pages of the past that a gateway reads at once for its subscriptions; others wait for their turn."""
+
 # ---- Filters ----
 
 FILTERS = 1_000
@@ -524,6 +527,19 @@ def storage_reserve(total: int) -> int:
 
 HISTORY_S = 30 * 86_400.0
 """Seconds for which runs and the attempts of deliveries are kept: a month."""
+
+# ---- Between the services ----
+
+IN_HAND_BYTES = 32 * 1024 * 1024
+"""Bytes of the events in all lanes of a process, as many of the messages that its consumers work on, and as many of the
+large requests. Each lane and each consumer may hold one message in any case; other requests wait at their senders."""
+
+INFLOW_BYTES = 16 * 1024 * 1024
+"""Bytes of large messages on their way to a connection, and as much again of small ones: a server cuts off a client
+with 64 MiB to read."""
+
+OUTFLOW_BYTES = 8 * 1024 * 1024
+"""Bytes of large requests on their way from one process to each service; other processes send, too."""
 
 # ---- The CLI and the SDK ----
 

@@ -11,7 +11,7 @@ import msgspec
 
 from crucible_core.envelope import Event, decode
 from crucible_core.errors import CrucibleError, UnavailableError
-from crucible_core.limits import HOPS
+from crucible_core.limits import HOPS, IN_HAND_BYTES
 from crucible_core.position import Position
 from crucible_core.subjects import shard_of
 from crucible_kit.backlog import Backlog
@@ -20,7 +20,7 @@ from crucible_kit.clock import now_ms
 from crucible_kit.eventlog import LogState, log_end, log_state, read_log
 from crucible_kit.handlers.attempts import Attempts
 from crucible_kit.handlers.dispatch import Reader
-from crucible_kit.handlers.lanes import CAPACITY, HELD_BYTES, Job, Lane
+from crucible_kit.handlers.lanes import CAPACITY, Job, Lane
 from crucible_kit.handlers.pointers import Pointers
 from crucible_kit.handlers.progress import CLOCKS_DIFFER_MS, Progress
 from crucible_kit.handlers.requests import reach_all, serve_peers
@@ -227,7 +227,7 @@ class Engine:
         lane = lane or progress.open_for(job, self._reader.at)
         if lane.behind:
             lane.keep(job)
-        elif plan.held or lane.full or (self._held_bytes > HELD_BYTES and lane.waiting):
+        elif plan.held or lane.full or (self._held_bytes > IN_HAND_BYTES and lane.waiting):
             lane.behind = True
         else:
             self._put(lane, job)
@@ -264,7 +264,7 @@ class Engine:
             self._begin_some(lane, plan)
             if not lane.pointers:
                 self._pointers.note(lane.handler)
-            few = len(lane.waiting) <= _REFILL and self._held_bytes <= HELD_BYTES
+            few = len(lane.waiting) <= _REFILL and self._held_bytes <= IN_HAND_BYTES
             if lane.behind and not lane.catching_up and (few or not lane.waiting):
                 self._catch_up(lane, plan)
         self._owned[lane.shard].close_idle(lane, self._reader.at)
@@ -384,7 +384,7 @@ class Engine:
                         if looked_to.reaches(until):
                             return True
                         continue
-                    if lane.full or lane.closed or (self._held_bytes > HELD_BYTES and lane.waiting):
+                    if lane.full or lane.closed or (self._held_bytes > IN_HAND_BYTES and lane.waiting):
                         return False
                     if (event := self._is_wanted(lane.handler, message)) is not None:
                         self._put(lane, self._job(lane.handler, message, event))

@@ -16,8 +16,6 @@ CAPACITY = 1000
 _FIRST_WINDOW = 2
 UNSETTLED = 16
 """Attempts for each slot of a handler whose outcomes may be on their way to the disk."""
-HELD_BYTES = 32 * 1024 * 1024
-"""Bytes of the events in all lanes of a process. Each lane may hold one event in any case."""
 
 
 class Job(msgspec.Struct, eq=False):

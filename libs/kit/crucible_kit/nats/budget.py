@@ -6,15 +6,10 @@ from collections import deque
 from types import TracebackType
 from typing import Self
 
-INFLOW_BYTES = 16 * 1024 * 1024
-"""Bytes of large messages on their way to a connection, and as much again of small ones: a server cuts off a client
-with 64 MiB to read."""
+from crucible_core.limits import IN_HAND_BYTES, INFLOW_BYTES, OUTFLOW_BYTES
+
 LEAST_PULL_BYTES = 64 * 1024
 _MAX_PULL_BYTES = 2 * 1024 * 1024
-_OUTFLOW_BYTES = 8 * 1024 * 1024
-"""Bytes of large requests on their way from here to each service; other processes send, too."""
-_REQUESTS_BYTES = 32 * 1024 * 1024
-"""Bytes of the large requests in work, beyond which more wait at their senders."""
 
 
 class Share:
@@ -82,7 +77,7 @@ class Flow:
     def __init__(self) -> None:
         self.inflow = Budget(INFLOW_BYTES)
         """For answers and pulls that may be large."""
-        self.requests = Budget(_REQUESTS_BYTES)
+        self.requests = Budget(IN_HAND_BYTES)
         """For the large requests in work here."""
         self.pulls = 0
         """Number of open pulls."""
@@ -92,7 +87,7 @@ class Flow:
 
     def outflow(self, service: str) -> Budget:
         """The budget for large requests on their way to a service."""
-        return self._outflow.setdefault(service, Budget(_OUTFLOW_BYTES))
+        return self._outflow.setdefault(service, Budget(OUTFLOW_BYTES))
 
     @property
     def pull_bytes(self) -> int:

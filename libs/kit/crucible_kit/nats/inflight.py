@@ -9,15 +9,13 @@ import msgspec
 
 from crucible_core import subjects
 from crucible_core.errors import CrucibleError, LimitedError, TooLargeError, UnavailableError
-from crucible_core.limits import CRASHES, PARK_AFTER
+from crucible_core.limits import CRASHES, IN_HAND_BYTES, PARK_AFTER
 from crucible_kit.nats.bus import Bus
 from crucible_kit.nats.frames import Outgoing
 from crucible_kit.nats.message import Handler, Message
 
 log = logging.getLogger(__name__)
 
-HELD_BYTES = 32 * 1024 * 1024
-"""Bytes of the messages in flight, over all consumers of a process. Each consumer may hold one message in any case."""
 _NAK_S = 1.0
 _LONGEST_NAK_S = 30.0
 _REMEMBERED = 10_000
@@ -47,7 +45,7 @@ class InFlight:
     @property
     def full(self) -> bool:
         """True while the process holds so many bytes that a consumer with work takes no more."""
-        return len(self._replies) > 0 and self._bus.flow.held_bytes > HELD_BYTES
+        return len(self._replies) > 0 and self._bus.flow.held_bytes > IN_HAND_BYTES
 
     def take(self, message: Message) -> bool:
         """Adds a message. Returns False where it is in flight already: it came again, as a heartbeat was lost."""

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from crucible_core.errors import CrucibleError
-from crucible_core.limits import CATCH_UP_BYTES
+from crucible_core.limits import CATCH_UP_BYTES, CATCH_UP_PAGES
 from crucible_core.position import Position
 from crucible_gateway.live.subscription import Record, Selection
 from crucible_kit.eventlog import log_end, position_at, read_log
@@ -17,8 +17,6 @@ from crucible_kit.nats.bus import Bus, Message
 
 log = logging.getLogger(__name__)
 
-_AT_ONCE = 8
-"""Pages that are being read from the stream; others wait for their turn."""
 _LEAST_PAGE_BYTES = 64 * 1024
 _MOST_PAGE_BYTES = 1024 * 1024
 _PAGE_MESSAGES = 2000
@@ -38,7 +36,7 @@ class Pages:
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
-        self._turns = asyncio.Semaphore(_AT_ONCE)
+        self._turns = asyncio.Semaphore(CATCH_UP_PAGES)
         self._held = 0
 
     async def read(self, selection: Selection, after: Position, since_ms: int | None) -> Page:
