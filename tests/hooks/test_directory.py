@@ -14,7 +14,7 @@ import pytest
 from crucible_core.access import OPERATOR
 from crucible_core.errors import ConflictError
 from crucible_core.protocol.hooks import HookRecord, HookView, RegisterHook
-from crucible_core.protocol.parts import EnableHook, GetRequest
+from crucible_core.protocol.parts import EnableHook, FormerTypes, GetRequest
 from crucible_core.protocol.worlds import ChangeWorld
 from crucible_hooks.directory import HookFile, plan, read_file, stamp
 from crucible_hooks.texts import read_texts
@@ -384,6 +384,9 @@ def test_plan_is_empty_when_nothing_changed() -> None:
     assert deletes == []
     records = {record.name: record for record in writes}
     assert plan(found, records, "/h", "t2") == ([], [])
+    former = [FormerTypes(types=["Custom.a"], until=3)]
+    kept = {name: msgspec.structs.replace(record, switched=[1], former=former) for name, record in records.items()}
+    assert plan(found, kept, "/h", "t2") == ([], [])
     elsewhere = {"other": HookRecord(name="other", origin="/elsewhere/other.md")}
     assert plan([], records | elsewhere, "/h", "t3") == ([], ["note"])
 

@@ -1,5 +1,6 @@
 """Hooks on event types that users register while they run."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -137,3 +138,15 @@ async def test_hook_on_what_nobody_emits_is_active_and_says_so(system: System) -
         ["nobody emits Flow.Completed yet: reserved, unless a client sends it"],
     )
     assert (await system.register("hears", "1", on="Custom.x")).warnings == []
+
+
+async def test_a_hook_that_is_changed_while_its_type_is_away_gets_nothing_from_before(system: System) -> None:
+    await register(system)
+    await system.register("h", "log('fired')", on="Order.Placed")
+    await delete(system)
+    await system.append("Custom.note")
+    await system.register("h", "log('fired')", on="Custom.note")
+    last = await system.append("Custom.note")
+    await system.run_of("h", "ok")
+    await asyncio.sleep(0.3)
+    assert [run.event_id for run in await system.runs("h")] == [last.id]

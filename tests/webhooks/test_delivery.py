@@ -445,3 +445,17 @@ async def test_an_endpoint_that_answers_gets_all_its_slots_and_one_that_does_not
     assert most["/good"] == 8
     assert most["/stuck"] <= 2
     over.set()
+
+
+async def test_what_waits_outlives_a_change_of_filters_and_back(service: Service, receiver: Receiver) -> None:
+    webhook = await service.create(receiver.url, event_filters=[{"event_type": "Custom.A"}], paused=True)
+    early = await service.append("Custom.A")
+    await service.append("Custom.B")
+    for patch in ({"event_filters": [{"event_type": "Custom.B"}]}, {"event_filters": [{"event_type": "Custom.*"}]}):
+        await service.ask("update", UpdateWebhook(id=webhook.id, patch=patch), WebhookView)
+    patch = {"event_filters": [{"event_type": "Custom.A"}], "paused": False}
+    await service.ask("update", UpdateWebhook(id=webhook.id, patch=patch), WebhookView)
+    late = await service.append("Custom.A")
+    await until(lambda: len(receiver.requests) > 1)
+    await asyncio.sleep(0.3)
+    assert [headers["webhook-id"] for headers, _ in receiver.requests] == [early.metadata.id, late.metadata.id]

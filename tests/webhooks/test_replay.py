@@ -13,7 +13,7 @@ from crucible_core import subjects
 from crucible_core.errors import InvalidError, NotFoundError
 from crucible_core.protocol.parts import GetRequest
 from crucible_core.protocol.replays import Replayable, ReplayBatch, ReplayedEvent, ReplayTaken
-from crucible_core.protocol.webhooks import EnableWebhook, WebhookView
+from crucible_core.protocol.webhooks import EnableWebhook, UpdateWebhook, WebhookView
 from crucible_kit.eventlog import event_at
 from crucible_kit.handlers.pointers import pointer
 
@@ -55,6 +55,16 @@ async def test_a_replayed_delivery_is_new_and_marked(service: Service, receiver:
     key = base64.b64decode(secret)
     assert again["x-crucible-signature"] == f"sha256={hmac.new(key, body, hashlib.sha256).hexdigest()}"
     assert [attempt.replay for attempt in await service.attempts(webhook)] == ["rpl_1", None]
+
+
+async def test_a_replay_brings_events_from_before_a_change_of_filters(service: Service, receiver: Receiver) -> None:
+    webhook = await service.create(receiver.url, event_filters=[{"event_type": "Custom.Ping"}])
+    await service.append("Custom.Other")
+    patch = {"event_filters": [{"event_type": "Custom.Other"}]}
+    await service.ask("update", UpdateWebhook(id=webhook.id, patch=patch), WebhookView)
+    taken = await batch(service, webhook.id, [1])
+    assert (taken.sent, taken.skipped) == (1, 0)
+    await until(lambda: _attempts(service, webhook, 1))
 
 
 async def test_a_retry_stays_a_replay(service: Service, receiver: Receiver) -> None:

@@ -366,7 +366,8 @@ def _holds(one: HookFile, records: Mapping[str, HookRecord]) -> bool:
 def _differs(record: HookRecord, other: HookRecord | None) -> bool:
     if other is None:
         return True
-    return msgspec.structs.replace(record, updated_at=other.updated_at, switched=other.switched) != other
+    own = {"updated_at": other.updated_at, "switched": other.switched, "former": other.former}
+    return msgspec.structs.replace(record, **own) != other
 
 
 def _inside(origin: str, root: str) -> bool:

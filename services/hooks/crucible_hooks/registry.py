@@ -1,6 +1,5 @@
 """The registry of hooks: the records of the KV bucket, a compiled copy of them, and their changes."""
 
-import contextlib
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +21,7 @@ from crucible_kit.buckets import Bucket, Change
 from crucible_kit.clock import fresh_id, timestamp
 from crucible_kit.eventlog import log_end
 from crucible_kit.handlers.pointers import forget
-from crucible_kit.handlers.registry import HandlerEntry, HandlerRegistry, remember_types
+from crucible_kit.handlers.registry import HandlerEntry, HandlerRegistry, named_types, remember_types
 from crucible_kit.handlers.service import Plan
 from crucible_kit.nats.bus import Bus
 from crucible_kit.principals import Principals
@@ -296,11 +295,10 @@ class Registry(HandlerRegistry[HookEntry]):
         return positions[max(0, len(positions) - MOST_SWITCHED) // 2 * 2 :]
 
     def _former_types(self, before: HookRecord | None, after: HookRecord, end: Position) -> list[FormerTypes]:
-        known, former = self.entries.get(after.name), before.former if before else []
-        if known is not None and known.filters is not None and after.definition:
-            with contextlib.suppress(CrucibleError):  # it runs no more until it is changed again
-                return remember_types(former, known.filters.types, self._compile(after).filters.types, end)
-        return former
+        if before is None or not before.definition or not after.definition:
+            return before.former if before else []
+        old, new = (named_types(trigger_filters(one.definition or {}), self.types.catalogue) for one in (before, after))
+        return remember_types(before.former, old, new, end)
 
     async def set_enabled(self, name: str, enabled: bool) -> HookRecord:
         record = self.get(name)

@@ -28,7 +28,7 @@ from crucible_core.protocol.parts import Counters
 from crucible_core.protocol.webhooks import Auth, CreateWebhook, OldSecret, WebhookOptions, WebhookRecord, WebhookView
 from crucible_core.times import format_time, parse_time
 from crucible_core.types.catalogue import Catalogue
-from crucible_kit.handlers.registry import remember_types
+from crucible_kit.handlers.registry import named_types, remember_types
 from crucible_kit.http.egress import Guard, parse_target
 from crucible_webhooks.signing import new_secret, secret_error, signing_key
 
@@ -70,14 +70,8 @@ def with_former_types(
     record: WebhookRecord, before: WebhookRecord, catalogue: Catalogue, end: Position
 ) -> WebhookRecord:
     """The record after a change at a position, with the types that its filters named before."""
-    if before.event_filters == record.event_filters:
-        return record
-    try:
-        old = compile_record_filters(before, catalogue).types
-    except InvalidError:  # a type is not there: the webhook is inert until now
-        return record
-    former = remember_types(before.former, old, compile_record_filters(record, catalogue).types, end)
-    return msgspec.structs.replace(record, former=former)
+    old, new = (named_types(one.event_filters, catalogue) for one in (before, record))
+    return msgspec.structs.replace(record, former=remember_types(before.former, old, new, end))
 
 
 def normalize_name(name: str) -> str:

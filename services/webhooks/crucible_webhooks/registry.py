@@ -60,8 +60,8 @@ class Registry(HandlerRegistry[WebhookEntry]):
 
     def match(self, event: Event) -> list[str]:
         """The webhooks that this event goes to, disabled ones too: their deliveries wait in the log."""
-        found = self._matcher.match(event)
-        return [id for id in found if self._is_for(self.entries[id], event)]
+        found = [self.entries[id] for id in self._matcher.match(event)]
+        return [entry.id for entry in found if self.was_wanted(entry, event) and self._may_go_to(entry, event)]
 
     def inert_reason(self, record: WebhookEntry | WebhookRecord) -> str | None:
         return self.inert.get(record.id) or self.principals.powerless_reason(record)
@@ -69,12 +69,17 @@ class Registry(HandlerRegistry[WebhookEntry]):
     def wants(self, webhook_id: str, event: Event) -> bool:
         """True where the event goes to this webhook."""
         entry = self.entries.get(webhook_id)
+        return entry is not None and self.was_wanted(entry, event) and self.matches(webhook_id, event)
+
+    def matches(self, webhook_id: str, event: Event) -> bool:
+        """True where the event goes to this webhook as its filters are now: a replay asks for no more."""
+        entry = self.entries.get(webhook_id)
         if entry is None or entry.filters is None or not entry.filters.matches(event):
             return False
-        return self._is_for(entry, event)
+        return self._may_go_to(entry, event)
 
-    def _is_for(self, entry: WebhookEntry, event: Event) -> bool:
-        return self.was_wanted(entry, event) and not _is_about(entry.id, event) and self.may_receive(entry, event)
+    def _may_go_to(self, entry: WebhookEntry, event: Event) -> bool:
+        return not _is_about(entry.id, event) and self.may_receive(entry, event)
 
     def warnings(self, record: WebhookRecord) -> list[str]:
         return self._warnings(record, (entry.event_type for entry in record.event_filters))

@@ -73,7 +73,7 @@ class Replayer:
         queue = Queue(names.deliveries, DLV, record.id, label, "deliveries", enabled=record.enabled)
 
         def delivery(event: Event, replayed: ReplayedEvent) -> Outgoing | None:
-            if record.options.replay == "skip" or not self._registry.wants(record.id, event):
+            if record.options.replay == "skip" or not self._registry.matches(record.id, event):
                 return None
             id = derive_id("dlv", replayed.time_ms, record.id, event.metadata.id, request.replay)
             return pointer(names, DLV, record.id, id, replayed.sequence, **{REPLAY: request.replay})

@@ -1,15 +1,18 @@
 """The registry of a service's handlers: a compiled copy of their bucket, and the types and rights that it needs."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence, Set
 from typing import Generic, Self, TypeVar
 
 from crucible_core.access import Principal
 from crucible_core.envelope import Event
+from crucible_core.errors import InvalidError
 from crucible_core.filters.matcher import CompiledFilters, Matcher
 from crucible_core.position import Position
-from crucible_core.protocol.parts import FormerTypes, Owned
+from crucible_core.protocol.parts import FormerTypes, Owned, TypeFilter
 from crucible_core.protocol.worlds import PlaceRequest
+from crucible_core.types.catalogue import Catalogue
 from crucible_kit.buckets import Bucket, Change, View, open_bucket
 from crucible_kit.nats.bus import Bus
 from crucible_kit.principals import Principals, open_principals
@@ -18,8 +21,10 @@ from crucible_kit.types import Types, open_types
 from crucible_kit.worlds import Worlds, open_worlds
 
 _START_S = 30.0
-_MOST_FORMER = 8
-"""Changes of a handler's filters that are kept: what waits from before was committed lately."""
+_MOST_FORMER = 32
+"""Changes of a handler's filters that are kept: events from before the first of them count as if it were the first."""
+EVERY = ("*",)
+"""The types of a filter that names every type."""
 
 
 class HandlerEntry(Owned, kw_only=True):
@@ -33,13 +38,25 @@ class HandlerEntry(Owned, kw_only=True):
     filters: CompiledFilters | None = None
 
 
+def named_types(filters: Iterable[TypeFilter], catalogue: Catalogue) -> frozenset[str] | None:
+    """The types that filters name, without those that are not there; None stands for every type."""
+    found: set[str] = set()
+    for one in filters:
+        with contextlib.suppress(InvalidError):
+            types = catalogue.expand(one.event_type)
+            if types is None:
+                return None
+            found |= types
+    return frozenset(found)
+
+
 def remember_types(
     former: Sequence[FormerTypes], old: Set[str] | None, new: Set[str] | None, until: Position
 ) -> list[FormerTypes]:
     """The former types of a handler whose filters change at a position. None stands for every type."""
-    if old is None or (new is not None and new <= old):
+    if old == new:
         return list(former)
-    return [*former, FormerTypes(sorted(old), until.encoded)][-_MOST_FORMER:]
+    return [*former, FormerTypes(sorted(EVERY if old is None else old), until.encoded)][-_MOST_FORMER:]
 
 
 E = TypeVar("E", bound=HandlerEntry)
@@ -87,13 +104,9 @@ class HandlerRegistry(Generic[E]):
     def was_wanted(self, entry: E, event: Event) -> bool:
         """True where the handler's filters named the event's type when it was committed: a change of filters is for
         later events, also where a replica reads the log again from before it."""
-        if not entry.former:
-            return True
-        types, names = {f"{event.type}.{event.data.event}", f"{event.type}.*"}, self._bus.names
-        return not any(
-            types.isdisjoint(one.types) and names.position(one.until).covers(event.sequence or 0)
-            for one in entry.former
-        )
+        position, sequence = self._bus.names.position, event.sequence or 0
+        then = next((one.types for one in entry.former if position(one.until).covers(sequence)), EVERY)
+        return not {f"{event.type}.{event.data.event}", f"{event.type}.*", *EVERY}.isdisjoint(then)
 
     def home_of(self, record: Owned) -> str:
         """The world into which changes of a handler are recorded."""
